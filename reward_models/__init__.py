@@ -1,0 +1,33 @@
+"""Reward models learned from human preferences: pairs, the Bradley–Terry fit, and the model that scores a text.
+
+Names load on first use, so ``import reward_models`` is light; torch and transformers come with `RewardModel`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from reward_models.model import RewardModel as RewardModel
+    from reward_models.pairs import PreferencePair as PreferencePair
+    from reward_models.pairs import read_pairs as read_pairs
+    from reward_models.pairs import write_pairs as write_pairs
+    from reward_models.training import TrainingOptions as TrainingOptions
+    from reward_models.training import fit as fit
+
+_HOMES = {
+    "PreferencePair": "reward_models.pairs",
+    "RewardModel": "reward_models.model",
+    "TrainingOptions": "reward_models.training",
+    "fit": "reward_models.training",
+    "read_pairs": "reward_models.pairs",
+    "write_pairs": "reward_models.pairs",
+}
+__all__ = ["PreferencePair", "RewardModel", "TrainingOptions", "fit", "read_pairs", "write_pairs"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

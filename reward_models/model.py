@@ -1,0 +1,283 @@
+"""`RewardModel`: a transformers backbone with a scalar head that reads the last real token.
+
+How a text is presented: ``bos + prompt + completion``, then ``eos`` if and only if the text is finished. A completion
+that the token budget cut short has no ``eos``; the head then reads its last token, a case that training covers by
+cutting texts at random. What is not here: how the model is fitted (`training.py`) and where pairs come from.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+PAD = -1  # the same constant as textenvs.rows.PAD: what fills rows of token ids
+FORMAT = "textenvs reward model"
+VERSION = 1
+DESCRIPTION = "reward_model.json"
+WEIGHTS = "model.safetensors"
+
+
+class RewardModel(nn.Module):
+    """Scores texts; higher is better. A scorer in the sense of `textenvs`: ``model(prompts, completions) -> [N]``.
+
+    ``score = (raw - mean) / std``, where ``raw`` is the head's output at the last real token and ``mean`` and ``std``
+    are fixed on reference samples (`calibrate`), so that a score of 1 means one standard deviation better than these.
+    Before calibration score and raw are the same.
+
+    Args:
+        backbone: any transformers model whose output has ``last_hidden_state``.
+        tokenizer: its tokenizer; needs an eos token.
+        max_length: longest sequence in tokens; longer ones lose their oldest tokens. Default: the backbone's limit.
+
+    Raises:
+        ValueError: if the tokenizer has no eos token, or has more entries than the backbone embeds.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: nn.Module, tokenizer: Any, *, max_length: int | None = None) -> None:
+        super().__init__()
+        config: Any = backbone.config
+        if tokenizer.eos_token_id is None:
+            raise ValueError("the tokenizer has no eos token; a reward model marks a finished text with it")
+        if len(tokenizer) > config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {len(tokenizer)} entries but the backbone embeds {config.vocab_size}: "
+                "they do not belong together"
+            )
+        limit = getattr(config, "max_position_embeddings", None) or 2048
+        self.backbone: Any = backbone
+        self.tokenizer = tokenizer
+        self.max_length = limit if max_length is None else min(max_length, limit)
+        self.head = nn.Linear(config.hidden_size, 1, bias=False)
+        nn.init.normal_(self.head.weight, std=(config.hidden_size + 1) ** -0.5)
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("std", torch.ones(()))
+        self._backbone_takes = frozenset(inspect.signature(backbone.forward).parameters)
+
+    @classmethod
+    def from_backbone(cls, name: str | Path, *, max_length: int | None = None) -> RewardModel:
+        """A new, unfitted reward model on the pretrained model in a directory, or of a name, that transformers knows.
+
+        The new head draws from torch's global generator.
+
+        Raises:
+            ValueError: if model or tokenizer cannot be loaded from there; the message says which.
+        """
+        tokenizer = _load_tokenizer(name)
+        try:
+            backbone = AutoModel.from_pretrained(name, dtype=torch.float32)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{name}: no model that transformers can load ({_first_line(error)})") from error
+        return cls(backbone, tokenizer, max_length=max_length)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.head.weight.device
+
+    # ------------------------------------------------------------------------------------------------ scores
+    def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The backbone's last hidden states ``[N, T, D]``; padding may be on either side."""
+        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask.long()}
+        if "position_ids" in self._backbone_takes:
+            inputs["position_ids"] = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        if "use_cache" in self._backbone_takes:
+            inputs["use_cache"] = False
+        return self.backbone(**inputs).last_hidden_state
+
+    def raw(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Uncalibrated rewards ``[N]`` of rows ``[N, T]``, read at the last position where ``attention_mask``."""
+        steps = torch.arange(input_ids.shape[1], device=input_ids.device)
+        last = (attention_mask.long() * steps).argmax(dim=1)
+        hidden = self.hidden(input_ids, attention_mask)
+        return self.head(hidden[torch.arange(len(last), device=last.device), last]).squeeze(-1).float()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Calibrated scores ``[N]`` of token rows ``[N, T]`` (ids) and their mask ``[N, T]`` (True or 1 = real)."""
+        return (self.raw(input_ids, attention_mask) - self.mean) / self.std
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """``model(prompts, completions)`` on text is `score`; on tensors it is `forward`."""
+        first = args[0] if args else kwargs.get("prompts", kwargs.get("input_ids"))
+        if isinstance(first, Tensor):
+            return super().__call__(*args, **kwargs)
+        return self.score(*args, **kwargs)
+
+    def score(
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        *,
+        finished: Sequence[bool] | bool = True,
+        batch_size: int = 128,
+    ) -> np.ndarray:
+        """Calibrated scores ``[N]`` float32 of texts ``prompt + completion``.
+
+        Args:
+            prompts: N texts; may be empty strings.
+            completions: N texts that are put right behind them.
+            finished: whether each text ended by itself; those get an ``eos``.
+            batch_size: rows a forward pass.
+
+        Raises:
+            ValueError: if the numbers of prompts, completions and flags differ.
+        """
+        if len(prompts) != len(completions):
+            raise ValueError(f"got {len(prompts)} prompts but {len(completions)} completions")
+        flags = [finished] * len(prompts) if isinstance(finished, bool) else list(finished)
+        if len(flags) != len(prompts):
+            raise ValueError(f"got {len(prompts)} texts but {len(flags)} finished flags")
+        texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+        return self.score_rows(self.encode(texts, finished=flags), batch_size=batch_size)
+
+    def score_tokens(self, prompts: Any, completions: Any, *, batch_size: int = 128) -> np.ndarray:
+        """Calibrated scores ``[N]`` float32 of rows in this model's own token ids; nothing is decoded.
+
+        Args:
+            prompts: ``[N, P]`` ids, ``PAD = -1`` wherever there is none.
+            completions: ``[N, T]`` ids with ``PAD``, the closing ``eos`` included if there was one.
+            batch_size: rows a forward pass.
+
+        Raises:
+            ValueError: if the arrays are not two matrices with the same number of rows, or hold ids that the
+                backbone does not embed.
+        """
+        parts = [np.asarray(part) for part in (prompts, completions)]
+        if any(part.ndim != 2 for part in parts) or len(parts[0]) != len(parts[1]):
+            raise ValueError(f"expected prompts [N, P] and completions [N, T], got {[part.shape for part in parts]}")
+        joint = np.concatenate(parts, axis=1)
+        if joint.size and (joint.max() >= self.backbone.config.vocab_size or joint.min() < PAD):
+            raise ValueError(
+                f"token ids must lie in [0, {self.backbone.config.vocab_size}) or be {PAD}, "
+                f"got {joint.min()} to {joint.max()}: do policy and reward model share a tokenizer?"
+            )
+        bos = self.tokenizer.bos_token_id
+        rows = [row[row != PAD].tolist() for row in joint]
+        rows = [row if row[:1] == [bos] or bos is None else [bos, *row] for row in rows]
+        return self.score_rows(rows, batch_size=batch_size)
+
+    @torch.no_grad()
+    def score_rows(self, rows: Sequence[Sequence[int]], *, batch_size: int = 128) -> np.ndarray:
+        """Calibrated scores ``[N]`` float32 of whole token rows, in batches of like length, with dropout off."""
+        was_training = self.training
+        self.eval()
+        scores = np.empty(len(rows), dtype=np.float32)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        for start in range(0, len(order), batch_size):
+            index = order[start : start + batch_size]
+            tokens, mask = self.pad([rows[i] for i in index])
+            scores[index] = self(tokens, mask).cpu().numpy()
+        self.train(was_training)
+        return scores
+
+    # ---------------------------------------------------------------------------------------------- rows
+    def encode(self, texts: Sequence[str], *, finished: Sequence[bool] | bool = True) -> list[list[int]]:
+        """Token rows ``bos + text (+ eos if finished)``; bos is left out where the tokenizer has none."""
+        if not texts:
+            return []
+        flags = [finished] * len(texts) if isinstance(finished, bool) else finished
+        bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
+        bodies = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        eos = self.tokenizer.eos_token_id
+        return [[*bos, *body, eos] if flag else [*bos, *body] for body, flag in zip(bodies, flags, strict=True)]
+
+    def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """``tokens [N, T]`` right-padded with an arbitrary id, and ``mask [N, T]`` True on real tokens.
+
+        Rows longer than ``max_length`` keep their newest tokens.
+
+        Raises:
+            ValueError: if a row is empty: there is no last token to read.
+        """
+        kept = [row[-self.max_length :] for row in rows]
+        if any(not row for row in kept):
+            raise ValueError("an empty row has no last token to score (the tokenizer has no bos token to open it)")
+        width = max(map(len, kept))
+        tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in kept])
+        lengths = torch.tensor([len(row) for row in kept])
+        return tokens.to(self.device), (torch.arange(width) < lengths[:, None]).to(self.device)
+
+    # --------------------------------------------------------------------------------------- calibration
+    @torch.no_grad()
+    def calibrate(self, rows: Sequence[Sequence[int]]) -> None:
+        """Set ``mean`` and ``std`` so that the scores of these token rows have mean 0 and standard deviation 1.
+
+        Raises:
+            ValueError: if there are fewer than two rows, or all have the same score.
+        """
+        if len(rows) < 2:
+            raise ValueError(f"calibration needs at least two rows, got {len(rows)}")
+        self.mean.zero_()
+        self.std.fill_(1.0)
+        raw = self.score_rows(rows).astype(np.float64)
+        if not np.isfinite(raw).all() or raw.std() < 1e-8:
+            raise ValueError(f"cannot calibrate: the rewards of the reference rows have std {raw.std()}")
+        self.mean.fill_(raw.mean())
+        self.std.fill_(raw.std())
+
+    # ------------------------------------------------------------------------------------- save and load
+    def save(self, path: str | Path) -> None:
+        """Write ``model.safetensors`` (backbone, head, calibration), configuration and tokenizer into a folder."""
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.backbone.config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.state_dict().items()}
+        aside = folder / (WEIGHTS + ".part")
+        try:
+            aside.write_bytes(serialise(weights, metadata={"format": "pt"}))
+            aside.replace(folder / WEIGHTS)
+        finally:
+            aside.unlink(missing_ok=True)
+        description = {"format": FORMAT, "version": VERSION, "max_length": self.max_length}
+        (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: str | torch.device = "cpu") -> RewardModel:
+        """The model that `save` wrote, in evaluation mode (dropout off).
+
+        Raises:
+            ValueError: if the folder holds no reward model of this version, or a damaged one.
+        """
+        folder = Path(path)
+        if not (folder / DESCRIPTION).exists():
+            raise ValueError(f"{folder} holds no reward model: {DESCRIPTION} is missing")
+        try:
+            description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            weights = load_file(folder / WEIGHTS)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ValueError(f"{folder} holds a damaged reward model ({_first_line(error)})") from error
+        if description.get("format") != FORMAT or description.get("version") != VERSION:
+            raise ValueError(f"{folder} holds {description}, expected {FORMAT} of version {VERSION}")
+        backbone = AutoModel.from_config(config, dtype=torch.float32)
+        model = cls(backbone, _load_tokenizer(folder), max_length=description["max_length"])
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(f"{folder}: weights and configuration do not fit ({_first_line(error)})") from error
+        return model.to(device).eval()
+
+
+def _load_tokenizer(name: str | Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{name}: no tokenizer that transformers can load ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
