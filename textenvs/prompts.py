@@ -12,28 +12,16 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from textenvs.rows import pad_rows
+from textenvs.text import Tokenizer
 
 Prompt: TypeAlias = "str | Sequence[int]"
 PromptSource: TypeAlias = "str | os.PathLike[str] | Iterable[Prompt]"
-
-
-class Tokenizer(Protocol):
-    """The part of a `transformers` tokenizer that environments use."""
-
-    def __call__(self, text: str) -> Any:
-        """A mapping whose "input_ids" are the token ids of `text`."""
-
-    def decode(self, token_ids: Any, **kwargs: Any) -> Any:
-        """The text of `token_ids`."""
-
-    def __len__(self) -> int:
-        """Entries of the vocabulary, added tokens included."""
 
 
 @dataclass(frozen=True)

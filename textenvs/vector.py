@@ -17,8 +17,9 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from textenvs.checks import check_completions, check_logprobs
-from textenvs.prompts import Prompts, PromptSampler, PromptSource, Tokenizer, load_prompts
+from textenvs.prompts import Prompts, PromptSampler, PromptSource, load_prompts
 from textenvs.rows import EOS, LENGTH, PAD, TokenRows, split
+from textenvs.text import Tokenizer
 
 _EVERYTHING_STATE = ("tokens", "lengths", "prompt_lengths", "ended", "started", "sampler", "generator", "prompts")
 
@@ -125,6 +126,11 @@ class TokenVectorEnv(VectorEnv[NDArray[np.int64], NDArray[np.int64], NDArray[Any
         return self._lengths
 
     @property
+    def prompt_lengths(self) -> NDArray[np.int64]:
+        """``[num_envs]`` tokens of each row that are its prompt."""
+        return self._prompt_lengths
+
+    @property
     def running(self) -> NDArray[np.bool_]:
         """``[num_envs]`` True where the next `step` takes its action (False: a reset is due first)."""
         return self._started & ~self._ended
@@ -187,6 +193,16 @@ class TokenVectorEnv(VectorEnv[NDArray[np.int64], NDArray[np.int64], NDArray[Any
             infos |= self._final(indices, ended, reasons)
             self._begin(indices)
         return self._tokens.copy(), np.zeros(self.num_envs, dtype=np.float32), terminated, truncated, infos
+
+    def split_rows(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Copies of the rows `indices`: prompts ``[K, P]`` and completions so far ``[K, T]``, right-padded."""
+        return split(
+            self._tokens[indices],
+            self._prompt_lengths[indices],
+            self._lengths[indices],
+            self.max_prompt_tokens,
+            self.max_new_tokens,
+        )
 
     def check_actions(self, actions: Any) -> NDArray[np.int64]:
         """Actions as int64 ``[num_envs]``; raises what `step` raises, and changes nothing."""
@@ -337,14 +353,7 @@ class TokenVectorEnv(VectorEnv[NDArray[np.int64], NDArray[np.int64], NDArray[Any
         self._started[indices] = True
 
     def _finished(self, indices: NDArray[np.int64]) -> Finished:
-        prompts, completions = split(
-            self._tokens[indices],
-            self._prompt_lengths[indices],
-            self._lengths[indices],
-            self.max_prompt_tokens,
-            self.max_new_tokens,
-        )
-        return Finished(indices, prompts, completions)
+        return Finished(indices, *self.split_rows(indices))
 
     def _final(self, indices: NDArray[np.int64], ended: NDArray[np.bool_], reasons: NDArray[np.str_]) -> dict[str, Any]:
         """Gymnasium's entries for episodes that ended and are reset in the same step."""

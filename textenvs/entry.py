@@ -1,0 +1,124 @@
+"""What the registered ids build: the token environment, the preference reward around it, the KL shaping around that."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from gymnasium.vector import AutoresetMode
+
+from textenvs import assets
+from textenvs.preference import PreferenceReward
+from textenvs.prompts import PromptSource
+from textenvs.scalar import TokenEnv
+from textenvs.shaping import Acting, KLShaping
+from textenvs.text import load_tokenizer
+from textenvs.vector import TokenVectorEnv
+from textenvs.wrapper import TokenVectorWrapper
+
+
+def text_generation_vec(
+    num_envs: int = 1,
+    *,
+    prompts: PromptSource,
+    tokenizer: Any = None,
+    scorer: Any = None,
+    reference: Any = None,
+    beta: float = 0.15,
+    acting: Acting | None = None,
+    eos_token_id: int | None = None,
+    vocab_size: int | None = None,
+    max_new_tokens: int = 24,
+    max_prompt_tokens: int | None = None,
+    shuffle: bool = True,
+    autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+    budget: str = "terminate",
+) -> TokenVectorEnv | TokenVectorWrapper:
+    """``gym.make_vec("textenvs/TextGeneration-v0", ...)``: text generation with parts of the caller's own.
+
+    Args:
+        num_envs: sub-environments.
+        prompts: list of strings or of token ids, path of a text or JSONL file; see `textenvs.prompts.load_prompts`.
+        tokenizer: a `transformers` tokenizer, or its directory or name. None: the reference's, if that is a directory
+            or name; else bare token ids.
+        scorer: see `PreferenceReward`; None pays nothing.
+        reference: see `KLShaping`; None shapes nothing.
+        beta: price of the KL, reward units per nat. Default: Ziegler et al. 2019 (arXiv:1909.08593).
+        acting: see `KLShaping`.
+        eos_token_id: the token that ends an episode. None: the tokenizer's, if there is one.
+        vocab_size: number of token ids; the tokenizer's length when None.
+        max_new_tokens: budget of an episode, tokens. Default: Ziegler et al. 2019.
+        max_prompt_tokens: longest prompt allowed, tokens; any when None.
+        shuffle: whether the prompts' order is shuffled each epoch.
+        autoreset_mode: see `TokenVectorEnv`.
+        budget: "terminate" or "truncate"; see `TokenVectorEnv`.
+
+    Raises:
+        ValueError: parts that are wrong or do not belong together; see there.
+    """
+    if tokenizer is None and isinstance(reference, str | os.PathLike):
+        tokenizer = load_tokenizer(reference)
+    elif tokenizer is None:
+        tokenizer = getattr(reference, "tokenizer", None)
+    elif isinstance(tokenizer, str | os.PathLike):
+        tokenizer = load_tokenizer(tokenizer)
+    if eos_token_id is None:
+        eos_token_id = getattr(tokenizer, "eos_token_id", None)
+    envs: TokenVectorEnv | TokenVectorWrapper = TokenVectorEnv(
+        num_envs,
+        prompts=prompts,
+        tokenizer=tokenizer,
+        eos_token_id=eos_token_id,
+        vocab_size=vocab_size,
+        max_new_tokens=max_new_tokens,
+        max_prompt_tokens=max_prompt_tokens,
+        shuffle=shuffle,
+        autoreset_mode=autoreset_mode,
+        budget=budget,
+    )
+    if scorer is not None:
+        envs = PreferenceReward(envs, scorer)
+    if reference is not None:
+        envs = KLShaping(envs, reference, beta, acting=acting)
+    return envs
+
+
+def movie_review_vec(
+    num_envs: int = 1,
+    *,
+    prompts: PromptSource | None = None,
+    tokenizer: Any = None,
+    scorer: Any = None,
+    reference: Any = None,
+    **options: Any,
+) -> TokenVectorEnv | TokenVectorWrapper:
+    """``gym.make_vec("textenvs/MovieReview-v0", ...)``: sentences of movie reviews, praised or panned.
+
+    Whatever is None is the part that ships with the package: openings, tokenizer, reward model, language model. The
+    other `options` are those of `text_generation_vec`. Works offline.
+
+    Raises:
+        ValueError: parts that are wrong or do not belong together.
+    """
+    if reference is None:
+        reference = assets.language_model_dir()
+    if tokenizer is None and not isinstance(reference, str | os.PathLike):
+        tokenizer = getattr(reference, "tokenizer", None) or assets.load_tokenizer()
+    return text_generation_vec(
+        num_envs,
+        prompts=assets.OPENINGS if prompts is None else prompts,
+        tokenizer=tokenizer,
+        scorer=assets.load_scorer() if scorer is None else scorer,
+        reference=reference,
+        **options,
+    )
+
+
+def text_generation(**options: Any) -> TokenEnv:
+    """``gym.make("textenvs/TextGeneration-v0", ...)``: `text_generation_vec` as one scalar environment."""
+    return TokenEnv(text_generation_vec(1, autoreset_mode=AutoresetMode.DISABLED, **options))
+
+
+def movie_review(**options: Any) -> TokenEnv:
+    """``gym.make("textenvs/MovieReview-v0", ...)``: `movie_review_vec` as one scalar environment."""
+    return TokenEnv(movie_review_vec(1, autoreset_mode=AutoresetMode.DISABLED, **options))
