@@ -12,6 +12,8 @@ All are pointwise: ``[B, T]`` in, ``[B, T]`` out. Masking and averaging are the 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -38,8 +40,7 @@ def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     gap = ref_logprobs - logprobs
     inner = gap.clamp(max=MAX_LOG_RATIO)
     beyond = gap - inner
-    slope = torch.exp(torch.tensor(MAX_LOG_RATIO, dtype=gap.dtype, device=gap.device)) - 1.0
-    return torch.expm1(inner) - inner + slope * beyond
+    return torch.expm1(inner) - inner + math.expm1(MAX_LOG_RATIO) * beyond
 
 
 def full_kl(all_logprobs: Tensor, all_ref_logprobs: Tensor) -> Tensor:

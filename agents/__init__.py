@@ -1,0 +1,28 @@
+"""PPO for control tasks and language models: ``PPO(env, PPOConfig(...))``, ``learn``, ``predict``, ``save``, ``load``.
+
+Importing the package is light; the names below are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "PPO": "agents.ppo",
+    "PPOConfig": "agents.config",
+    "MLPPolicy": "agents.mlp",
+    "Rollout": "agents.rollout",
+    "Batch": "agents.rollout",
+    "StepCollector": "agents.step_collector",
+    "Linear": "agents.schedules",
+    "evaluate": "agents.evaluation",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'agents' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

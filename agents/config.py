@@ -1,0 +1,115 @@
+"""What a run of PPO is made of: one frozen dataclass, plain values only, so that it can be saved beside the weights."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from agents.schedules import Linear, Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateConfig:
+    """How a batch is learnt from; see ``agents.update``."""
+
+    epochs: int = 10
+    """passes over each batch"""
+    minibatch_size: int = 64
+    """rows per optimiser step: single steps, or whole rows for a policy that keeps them"""
+    microbatch_size: int | None = None
+    """rows per backward pass; gradients add up to the minibatch's. None: the whole minibatch"""
+    value_coef: float = 0.5
+    """weight of the value loss, which carries a half (SB3's ``vf_coef`` 0.5 is 1.0 here)"""
+    entropy_coef: float = 0.0
+    """weight of the entropy bonus, reward units per nat"""
+    value_clip: float | None = None
+    """how far V may move from the V at acting time before its error is clipped, reward units. None: no clipping"""
+    max_grad_norm: float = 0.5
+    """the gradient is scaled down to this Euclidean norm"""
+    target_kl: float | None = None
+    """stop learning from a batch once the approximate KL exceeds 1.5 times this, nats. None: never"""
+    normalise_advantages: str = "batch"
+    """"batch": once over all steps that count; "minibatch": in each minibatch; "none" """
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "minibatch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
+        if self.microbatch_size is not None and self.microbatch_size < 1:
+            raise ValueError(f"microbatch_size must be at least 1 or None, received {self.microbatch_size}")
+        if self.normalise_advantages not in ("batch", "minibatch", "none"):
+            raise ValueError(
+                f"normalise_advantages is 'batch', 'minibatch' or 'none', not {self.normalise_advantages!r}"
+            )
+        for name in ("value_coef", "entropy_coef", "max_grad_norm"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, received {getattr(self, name)}")
+        for name in ("value_clip", "target_kl"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive or None, received {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig(UpdateConfig):
+    """PPO's settings. The defaults are those of Schulman et al. 2017 for continuous control, over 8 environments."""
+
+    num_envs: int = 8
+    """environments side by side, where the environment is given by id"""
+    num_steps: int = 256
+    """steps of each environment per rollout"""
+    learning_rate: float | Linear = 3e-4
+    """Adam's step size, a constant or ``Linear(start, end)``"""
+    clip: float | Linear = 0.2
+    """half-width of the interval the probability ratio is kept in"""
+    gamma: float = 0.99
+    """discount per step, [0, 1]"""
+    lam: float = 0.95
+    """GAE's lambda, [0, 1]"""
+    normalise_observations: bool = False
+    """running mean 0 and standard deviation 1 for every observation column"""
+    normalise_rewards: bool = False
+    """divide rewards by the running standard deviation of the discounted return"""
+    hidden: tuple[int, ...] = (64, 64)
+    """widths of the hidden layers of actor and critic"""
+    activation: str = "tanh"
+    """"tanh" or "relu" """
+    log_std: float = 0.0
+    """initial log standard deviation of continuous actions"""
+    adam_eps: float = 1e-5
+    """Adam's epsilon (baselines' value; torch's default is 1e-8)"""
+    seed: int = 0
+    """of weights, actions, minibatches and the environments' first reset"""
+    device: str = "cpu"
+    """where the networks live"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_envs", "num_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
+        for name in ("gamma", "lam"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must lie in [0, 1], received {getattr(self, name)}")
+        for name in ("learning_rate", "clip"):
+            schedule: Schedule = getattr(self, name)
+            if not isinstance(schedule, Linear) and schedule < 0:
+                raise ValueError(f"{name} must not be negative, received {schedule}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> PPOConfig:
+        """The configuration ``to_dict`` came from.
+
+        Raises:
+            TypeError: if a name is unknown.
+        """
+        values = dict(values)
+        for name in ("learning_rate", "clip"):
+            if isinstance(values.get(name), dict):
+                values[name] = Linear(**values[name])
+        if "hidden" in values:
+            values["hidden"] = tuple(values["hidden"])
+        return cls(**values)

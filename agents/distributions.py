@@ -1,0 +1,92 @@
+"""Action distributions as pure functions on tensors; no objects are made in the inner loop.
+
+Categorical actions are sampled by adding Gumbel noise to the logits and taking the largest (Gumbel 1954; Maddison et
+al. 2014, arXiv:1411.0030), Gaussian ones by scaling normal noise: the noise of a whole rollout can be drawn at once.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
+
+
+def mask_logits(logits: Tensor, allowed: Tensor) -> Tensor:
+    """Logits with ``-inf`` where an action is not allowed: its probability is then exactly 0.
+
+    Args:
+        logits: ``[..., A]``.
+        allowed: ``[..., A]`` bool, True where the action may be taken.
+
+    Raises:
+        ValueError: if a row allows no action at all.
+    """
+    if not bool(allowed.any(-1).all()):
+        raise ValueError(f"an action mask of shape {tuple(allowed.shape)} allows no action in at least one row")
+    return logits.masked_fill(~allowed, -torch.inf)
+
+
+def categorical_logprobs(logits: Tensor) -> Tensor:
+    """Normalised log-probabilities in float32 or wider, ``[..., A]`` nats; ``-inf`` stays ``-inf``."""
+    return torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
+
+
+def categorical_logprob(all_logprobs: Tensor, actions: Tensor) -> Tensor:
+    """Log-probability of the actions taken.
+
+    Args:
+        all_logprobs: ``[..., A]`` nats, normalised.
+        actions: ``[...]`` int64 in ``[0, A)``.
+    """
+    return all_logprobs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+
+
+def categorical_entropy(all_logprobs: Tensor) -> Tensor:
+    """``-sum_a p log p`` in nats, ``[...]``; impossible actions contribute nothing, to value or gradient.
+
+    Args:
+        all_logprobs: ``[..., A]`` nats, normalised.
+    """
+    finite = all_logprobs.clamp(min=torch.finfo(all_logprobs.dtype).min)
+    return -(all_logprobs.exp() * finite).sum(-1)
+
+
+def gumbel_noise(shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
+    """Standard Gumbel noise of ``shape``, float32, on the generator's device."""
+    device = generator.device if generator is not None else torch.device("cpu")
+    return torch.empty(shape, device=device).exponential_(generator=generator).log_().neg_()
+
+
+def sample_categorical(logits: Tensor, noise: Tensor) -> Tensor:
+    """Actions ``[...]`` int64, distributed as ``softmax(logits)`` where ``noise`` is Gumbel noise of the same shape."""
+    return (logits + noise).argmax(-1)
+
+
+def gaussian_logprob(actions: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """Log-density of independent normals, summed over the last dimension, ``[...]`` nats.
+
+    Args:
+        actions: ``[..., D]``, unclipped.
+        mean: ``[..., D]``.
+        log_std: ``[D]`` or ``[..., D]``, log of the standard deviation.
+    """
+    standardised = (actions - mean) * torch.exp(-log_std)
+    return (-0.5 * standardised.square() - log_std - HALF_LOG_2PI).sum(-1)
+
+
+def gaussian_entropy(mean: Tensor, log_std: Tensor) -> Tensor:
+    """Differential entropy summed over the last dimension, ``[...]`` nats; may be negative.
+
+    Args:
+        mean: ``[..., D]``; gives the shape only.
+        log_std: ``[D]`` or ``[..., D]``.
+    """
+    return (log_std + HALF_LOG_2PI + 0.5).expand_as(mean).sum(-1)
+
+
+def sample_gaussian(mean: Tensor, log_std: Tensor, noise: Tensor) -> Tensor:
+    """``mean + std * noise`` for standard normal ``noise``, ``[..., D]``."""
+    return torch.addcmul(mean, log_std.exp(), noise)

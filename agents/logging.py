@@ -1,0 +1,71 @@
+"""Where figures go: Stable-Baselines3's logger (CSV, TensorBoard, terminal), and what each figure means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+METRICS: dict[str, str] = {
+    "rollout/return_mean": "mean undiscounted return of the last 100 finished episodes, reward units, never normalised",
+    "rollout/length_mean": "mean length of the last 100 finished episodes, steps",
+    "rollout/episodes": "episodes finished since training began",
+    "train/loss": "L_policy + value_coef L_value + entropy_coef L_entropy, mean over the update's minibatches",
+    "train/policy_loss": "-mean min(r A, clip(r, 1 - eps, 1 + eps) A), r = exp(log pi - log pi_old)",
+    "train/value_loss": "mean (V - R)^2 / 2 (or its clipped form), squared reward units",
+    "train/entropy": "mean entropy of the policy, nats per step",
+    "train/approx_kl": "mean exp(x) - 1 - x with x = log pi - log pi_old over the whole update: KL(pi_old||pi), nats",
+    "train/clip_fraction": "share of steps with |r - 1| > eps over the whole update, [0, 1]",
+    "train/grad_norm": "mean Euclidean norm of the gradient before it is clipped",
+    "train/explained_variance": "1 - Var(R - V_old) / Var(R): 1 is a perfect critic, 0 one that knows the mean only",
+    "train/early_stop": "1 where target_kl ended this update early, else 0",
+    "train/learning_rate": "Adam's step size in this update",
+    "train/clip": "eps in this update",
+    "train/updates": "updates since training began",
+    "time/steps": "transitions (or rows, for text) since training began",
+    "time/steps_per_second": "transitions (or rows) of this iteration / its seconds",
+    "time/seconds_per_update": "seconds of this iteration, rollout and update",
+    "time/collect_share": "share of this iteration's seconds spent collecting, [0, 1]",
+    "eval/return_mean": "mean return of greedy episodes, reward units",
+    "eval/return_std": "standard deviation of those returns",
+}
+"""Every figure the core logs, with its formula and unit."""
+
+
+class MetricSink(Protocol):
+    """Anything that takes named figures."""
+
+    def write(self, metrics: dict[str, float], step: int) -> None:
+        """Keep ``metrics`` as of ``step``."""
+        ...
+
+
+class NullSink:
+    """Keeps nothing."""
+
+    def write(self, metrics: dict[str, float], step: int) -> None:
+        """Do nothing."""
+
+
+class FileSink:
+    """Stable-Baselines3's logger over a folder.
+
+    Args:
+        folder: made if it is missing.
+        formats: of "csv", "tensorboard", "stdout", "json", "log".
+    """
+
+    def __init__(self, folder: str | Path, formats: Sequence[str] = ("csv", "tensorboard")) -> None:
+        from stable_baselines3.common.logger import configure
+
+        self._logger: Any = configure(str(folder), list(formats))
+
+    def write(self, metrics: dict[str, float], step: int) -> None:
+        """Write one line."""
+        for name, value in metrics.items():
+            self._logger.record(name, value)
+        self._logger.dump(step)
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        self._logger.close()

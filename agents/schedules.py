@@ -1,0 +1,36 @@
+"""Numbers that change while training goes on: progress in ``[0, 1]`` to a value that is never negative."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A straight line from ``start`` at progress 0 to ``end`` at progress 1, and flat from there on."""
+
+    start: float
+    """value at progress 0, >= 0"""
+    end: float = 0.0
+    """value at progress 1, >= 0"""
+
+    def __post_init__(self) -> None:
+        if self.start < 0 or self.end < 0:
+            raise ValueError(f"a schedule never goes below 0, received {self}")
+
+
+Schedule = float | Linear
+"""A constant is a schedule too."""
+
+
+def value_at(schedule: Schedule, progress: float) -> float:
+    """The schedule's value at ``progress``, which is clamped to ``[0, 1]``: training may overshoot its last rollout.
+
+    Args:
+        schedule: a constant or ``Linear``.
+        progress: share of the training that is done.
+    """
+    if not isinstance(schedule, Linear):
+        return max(float(schedule), 0.0)
+    share = min(max(progress, 0.0), 1.0)
+    return max(schedule.start + share * (schedule.end - schedule.start), 0.0)

@@ -1,0 +1,119 @@
+"""Gymnasium spaces on one side, flat float32 observations ``[B, D]`` and stored actions on the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+ACTION_MASK = "action_mask"
+"""Key of a Dict observation that says which actions are allowed; it becomes the last columns."""
+
+
+class ObservationEncoder:
+    """Flattens observations of a space: Box, Discrete and MultiDiscrete (one-hot), MultiBinary, Dict and Tuple.
+
+    A Dict's key ``"action_mask"`` (any non-zero = allowed) is put last, where the policy finds it.
+
+    Args:
+        space: the space of one observation.
+
+    Raises:
+        ValueError: for a space that has no fixed flat size.
+    """
+
+    def __init__(self, space: spaces.Space) -> None:
+        self.space = space
+        self.mask_size = 0
+        self._plain = isinstance(space, spaces.Box)
+        if isinstance(space, spaces.Dict) and ACTION_MASK in space.spaces:
+            self.mask_size = _width(space.spaces[ACTION_MASK])
+        self.size = _width(space)
+
+    def __call__(self, observations: Any) -> NDArray[np.float32]:
+        """Batched observations, as a vector environment gives them, to ``[B, size]`` float32."""
+        if self._plain:
+            array = np.asarray(observations, np.float32)
+            return array if array.ndim == 2 else array.reshape(len(array), -1)
+        return np.concatenate(_columns(self.space, observations), axis=1)
+
+    def is_single(self, observation: Any) -> bool:
+        """Whether ``observation`` is one observation rather than a batch of them."""
+        return _depth(self.space, observation) == 0
+
+    def single(self, observation: Any) -> NDArray[np.float32]:
+        """One observation to ``[1, size]`` float32."""
+        return self(_batch_of_one(self.space, observation))
+
+
+class ActionDecoder:
+    """Turns stored actions into what the environment takes: clipped to a Box, counted from a Discrete's ``start``.
+
+    Args:
+        space: the space of one action.
+    """
+
+    def __init__(self, space: spaces.Space) -> None:
+        self.space = space
+        start = getattr(space, "start", 0)
+        self.start = None if not np.any(start) else np.asarray(start)
+
+    def __call__(self, actions: NDArray[Any]) -> NDArray[Any]:
+        """Stored actions ``[B]`` or ``[B, K]`` to ``[B, *space.shape]``, in the space's dtype."""
+        if isinstance(self.space, spaces.Discrete):
+            return actions if self.start is None else actions + self.start
+        shaped = actions.reshape(len(actions), *(self.space.shape or ()))
+        if isinstance(self.space, spaces.Box):
+            shaped = np.clip(shaped, self.space.low, self.space.high)
+        elif self.start is not None:
+            shaped = shaped + self.start
+        return shaped.astype(self.space.dtype, copy=False)
+
+
+def _parts(space: spaces.Space) -> list[tuple[Any, spaces.Space]]:
+    if isinstance(space, spaces.Dict):
+        keys = [key for key in space.spaces if key != ACTION_MASK]
+        keys += [ACTION_MASK] if ACTION_MASK in space.spaces else []
+        return [(key, space.spaces[key]) for key in keys]
+    assert isinstance(space, spaces.Tuple)
+    return list(enumerate(space.spaces))
+
+
+def _width(space: spaces.Space) -> int:
+    if isinstance(space, (spaces.Box, spaces.MultiBinary)):
+        return int(np.prod(space.shape, dtype=np.int64))
+    if isinstance(space, spaces.Discrete):
+        return int(space.n)
+    if isinstance(space, spaces.MultiDiscrete):
+        return int(space.nvec.sum())
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        return sum(_width(part) for _, part in _parts(space))
+    raise ValueError(f"observations of {space} do not flatten; use Box, Discrete, MultiDiscrete, MultiBinary or Dict")
+
+
+def _columns(space: spaces.Space, batch: Any) -> list[NDArray[np.float32]]:
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        return [column for key, part in _parts(space) for column in _columns(part, batch[key])]
+    array = np.asarray(batch)
+    if isinstance(space, spaces.Discrete):
+        return [np.eye(int(space.n), dtype=np.float32)[array - space.start]]
+    array = array.reshape(len(array), -1)
+    if isinstance(space, spaces.MultiDiscrete):
+        array = array - space.start.reshape(-1)
+        return [np.eye(int(n), dtype=np.float32)[array[:, i]] for i, n in enumerate(space.nvec.reshape(-1))]
+    return [array.astype(np.float32)]
+
+
+def _depth(space: spaces.Space, observation: Any) -> int:
+    while isinstance(space, (spaces.Dict, spaces.Tuple)):
+        key, space = _parts(space)[0]
+        observation = observation[key]
+    return np.ndim(observation) - len(space.shape or ())
+
+
+def _batch_of_one(space: spaces.Space, observation: Any) -> Any:
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        return {key: _batch_of_one(part, observation[key]) for key, part in _parts(space)}
+    return np.asarray(observation)[None]

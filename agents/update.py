@@ -1,0 +1,214 @@
+"""The one optimiser loop: epochs, minibatches, microbatches, clipping, early stop. Nothing here collects or logs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agents import losses
+from agents.config import UpdateConfig
+from agents.kl import k3
+from agents.masked import keep, masked_mean, masked_var, whiten
+from agents.policy import Evaluation
+from agents.rollout import Batch
+
+Objective = Callable[[Evaluation, Batch, "Tensor | None"], "tuple[Tensor, dict[str, Tensor]]"]
+"""``(evaluation, minibatch, mask) -> (loss, parts to log)``: means over the steps that count; mask None counts all."""
+
+
+def ppo_objective(config: UpdateConfig, *, clip: float) -> Objective:
+    """PPO's loss: ``L_policy + value_coef L_value + entropy_coef L_entropy`` (arXiv:1707.06347, eq. 9, negated)."""
+
+    def objective(evaluation: Evaluation, batch: Batch, mask: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        policy = losses.clipped_policy_loss(evaluation.logprobs, batch.old_logprobs, batch.advantages, mask, clip=clip)
+        if config.value_clip is None:
+            value = losses.value_loss(evaluation.values, batch.returns, mask)
+        else:
+            value = losses.clipped_value_loss(
+                evaluation.values, batch.old_values, batch.returns, mask, clip=config.value_clip
+            )
+        total = torch.add(policy, value, alpha=config.value_coef)
+        parts = {"policy_loss": policy, "value_loss": value}
+        if config.entropy_coef:
+            entropy = losses.entropy_loss(evaluation.entropy, mask)
+            total = torch.add(total, entropy, alpha=config.entropy_coef)
+        return total, parts
+
+    return objective
+
+
+def update(
+    policy: Any,
+    optimiser: torch.optim.Optimizer,
+    batch: Batch,
+    config: UpdateConfig,
+    *,
+    clip: float,
+    generator: torch.Generator,
+    objective: Objective | None = None,
+) -> dict[str, float]:
+    """Learn from ``batch``: every step that counts is used exactly once per epoch.
+
+    Minibatches differ in size by one row at most, so none is a small noisy remainder. A minibatch's losses are means
+    over its own steps that count, also where it is cut into microbatches of ragged rows: each microbatch is weighted by
+    its share of those steps.
+
+    Args:
+        policy: with ``evaluate`` and ``keeps_rows``.
+        optimiser: over the policy's parameters, with the learning rate set.
+        batch: ``[B, T]``.
+        config: see ``UpdateConfig``.
+        clip: eps of this update, >= 0.
+        generator: shuffles; a CPU generator.
+        objective: another loss than ``ppo_objective``.
+
+    Returns:
+        ``train/...`` figures (``agents.logging.METRICS`` explains them).
+
+    Raises:
+        ValueError: if the batch has no step that counts.
+        FloatingPointError: if the loss is not finite any more.
+    """
+    objective = objective or ppo_objective(config, clip=clip)
+    if config.normalise_advantages == "batch":
+        batch = _with_advantages(batch, whiten(batch.advantages, batch.mask))
+    returns, old_values, mask = batch.returns, batch.old_values, batch.mask
+    if not policy.keeps_rows:
+        batch = batch.single_steps()
+    record = _Record(dense=bool(batch.mask.all()))
+    stopped = False
+    for _ in range(config.epochs):
+        for minibatch in _minibatches(batch, config.minibatch_size, generator):
+            if config.normalise_advantages == "minibatch":
+                minibatch = _with_advantages(minibatch, whiten(minibatch.advantages, record.mask_of(minibatch)))
+            kl = _gradient(policy, optimiser, minibatch, config, objective, record)
+            if kl is not None and kl > 1.5 * (config.target_kl or math.inf):
+                stopped = True
+                break
+            record.grad_norms.append(torch.nn.utils.clip_grad_norm_(_parameters(optimiser), config.max_grad_norm))
+            optimiser.step()
+        if stopped:
+            break
+    metrics = record.metrics(clip)
+    metrics["train/explained_variance"] = float(explained_variance(old_values, returns, mask))
+    metrics["train/early_stop"] = float(stopped)
+    if not math.isfinite(metrics["train/loss"]):
+        raise FloatingPointError(f"the loss is not finite: {metrics}")
+    return metrics
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor | None) -> Tensor:
+    """``1 - Var(returns - values) / Var(returns)``: 1 is a perfect critic, 0 one that knows the mean only.
+
+    Args:
+        values: ``[B, T]`` reward units.
+        returns: ``[B, T]`` reward units.
+        mask: ``[B, T]`` True on steps that count; None counts all.
+
+    Returns:
+        0-dimensional; 0 where the returns do not vary.
+    """
+    spread = masked_var(returns, mask, unbiased=False)
+    left = masked_var(keep(returns - values, mask), mask, unbiased=False)
+    return torch.where(spread > 0, 1.0 - left / spread.clamp(min=torch.finfo(spread.dtype).tiny), 0.0)
+
+
+def _gradient(
+    policy: Any,
+    optimiser: torch.optim.Optimizer,
+    minibatch: Batch,
+    config: UpdateConfig,
+    objective: Objective,
+    record: _Record,
+) -> float | None:
+    """Fill the gradients from ``minibatch``; the approximate KL where an early stop depends on it."""
+    optimiser.zero_grad(set_to_none=getattr(policy, "gradients_may_be_none", True))
+    size = config.microbatch_size or minibatch.num_rows
+    whole = size >= minibatch.num_rows
+    count = 1.0 if whole else float(minibatch.mask.sum())
+    log_ratios = []
+    for start in range(0, minibatch.num_rows, size):
+        part = minibatch if whole else minibatch.rows(slice(start, start + size))
+        share = 1.0 if whole else float(part.mask.sum()) / count
+        if share == 0.0:
+            continue
+        mask = record.mask_of(part)
+        evaluation = policy.evaluate(part.observations, part.actions, mask)
+        loss, parts = objective(evaluation, part, mask)
+        (loss if whole else loss * share).backward()
+        log_ratios.append(record.add(evaluation, part, mask, loss, parts, share))
+    if config.target_kl is None:
+        return None
+    ratios = torch.cat(log_ratios)
+    return float(k3(ratios, torch.zeros_like(ratios)).mean())
+
+
+class _Record:
+    """Gathers figures as tensors; numbers are taken from them once, at the end."""
+
+    def __init__(self, *, dense: bool) -> None:
+        self.dense = dense
+        self.parts: dict[str, list[Tensor]] = {}
+        self.log_ratios: list[Tensor] = []
+        self.entropies: list[Tensor] = []
+        self.grad_norms: list[Tensor] = []
+        self.minibatches = 0.0
+
+    def mask_of(self, batch: Batch) -> Tensor | None:
+        return None if self.dense else batch.mask
+
+    def add(
+        self,
+        evaluation: Evaluation,
+        batch: Batch,
+        mask: Tensor | None,
+        loss: Tensor,
+        parts: dict[str, Tensor],
+        share: float,
+    ) -> Tensor:
+        self.minibatches += share
+        for name, value in (("loss", loss), *parts.items()):
+            self.parts.setdefault(name, []).append(value.detach() * share)
+        log_ratio = (evaluation.logprobs.detach() - batch.old_logprobs).flatten()
+        entropy = evaluation.entropy.detach().flatten()
+        if mask is not None:
+            log_ratio, entropy = log_ratio[mask.flatten()], entropy[mask.flatten()]
+        self.log_ratios.append(log_ratio)
+        self.entropies.append(entropy)
+        return log_ratio
+
+    def metrics(self, clip: float) -> dict[str, float]:
+        log_ratio = torch.cat(self.log_ratios)
+        figures = {f"train/{name}": torch.stack(values).sum() / self.minibatches for name, values in self.parts.items()}
+        figures["train/entropy"] = torch.cat(self.entropies).mean()
+        figures["train/approx_kl"] = masked_mean(k3(log_ratio, torch.zeros_like(log_ratio)), None)
+        figures["train/clip_fraction"] = ((log_ratio.exp() - 1.0).abs() > clip).float().mean()
+        if self.grad_norms:
+            figures["train/grad_norm"] = torch.stack(self.grad_norms).mean()
+        numbers = torch.stack([value.float() for value in figures.values()]).tolist()
+        return dict(zip(figures, numbers, strict=True))
+
+
+def _minibatches(batch: Batch, size: int, generator: torch.Generator) -> Iterator[Batch]:
+    """The batch in random order (one gather), in contiguous slices of nearly equal length."""
+    rows = batch.num_rows
+    pieces = math.ceil(rows / size)
+    if pieces == 1:
+        yield batch
+        return
+    order = torch.randperm(rows, generator=generator)
+    shuffled = batch.rows(order.to(batch.mask.device))
+    for i in range(pieces):
+        yield shuffled.rows(slice(i * rows // pieces, (i + 1) * rows // pieces))
+
+
+def _with_advantages(batch: Batch, advantages: Tensor) -> Batch:
+    return Batch(**{**vars(batch), "advantages": advantages})
+
+
+def _parameters(optimiser: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimiser.param_groups for parameter in group["params"]]
