@@ -48,11 +48,11 @@ class TokenSampling:
     @property
     def filters(self) -> bool:
         """Whether some tokens may get probability 0."""
-        return (
-            self.min_new_tokens > 0 or self.allowed_tokens is not None or self.top_k is not None or self.top_p < 1.0
-        )
+        return self.min_new_tokens > 0 or self.allowed_tokens is not None or self.top_k is not None or self.top_p < 1.0
 
-    def shape(self, logits: Tensor, steps: Tensor | int, eos_token_id: int | None, taken: Tensor | None = None) -> Tensor:
+    def shape(
+        self, logits: Tensor, steps: Tensor | int, eos_token_id: int | None, taken: Tensor | None = None
+    ) -> Tensor:
         """Logits of the distribution that acts: float32, ``-inf`` where the probability is 0.
 
         Args:

@@ -1,0 +1,208 @@
+"""Collects whole episodes of text: draw prompts, let the policy write, let the environment score all rows at once.
+
+The environment is a `textenvs.TokenVectorEnv` or a wrapper of it; any object with its `draw_prompts` and `play` serves.
+Stepping through the same environment gives the same tokens and rewards; this road is faster. Also here: Ziegler's
+adaptive controller of the KL price.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.causal_lm import CausalLMPolicy, pack_rows
+from agents.generation import Generation, generate
+from agents.rollout import Rollout
+from textenvs.rows import TokenRows, last_action_index
+
+
+class AdaptiveKL:
+    """Moves the KL price so that the mean KL per sequence goes to a target.
+
+        e = clip(KL / target - 1, -0.2, 0.2),    beta <- beta (1 + e n / horizon),    n episodes since the last update
+
+    Source: Ziegler et al. 2019, section 2.2 (arXiv:1909.08593), whose horizon is 1 / K_beta = 10 updates.
+
+    Args:
+        target: nats per sequence, > 0.
+        horizon: episodes, > 0: at an error of 0.2, beta changes by a factor e within five horizons.
+    """
+
+    def __init__(self, *, target: float, horizon: float) -> None:
+        if not target > 0 or not horizon > 0:
+            raise ValueError(f"target and horizon must be > 0, got target {target}, horizon {horizon}")
+        self.target, self.horizon = float(target), float(horizon)
+
+    def updated(self, beta: float, kl: float, episodes: int) -> float:
+        """The next beta, after ``episodes`` sequences whose mean KL was ``kl`` nats."""
+        error = min(max(kl / self.target - 1.0, -0.2), 0.2)
+        return beta * (1.0 + error * episodes / self.horizon)
+
+
+class TextCollector:
+    """One rollout a call: one episode in each sub-environment of ``envs``.
+
+    Args:
+        envs: with ``draw_prompts``, ``play``, ``state_dict``, ``load_state_dict`` and, unwrapped, ``max_new_tokens``,
+            ``eos_token_id``, ``vocab_size`` and ``budget``.
+        seed: of the prompts' order and of the tokens drawn.
+        missing_eos_penalty: reward units taken from the last action of a row that ran out of budget; >= 0.
+        kl_controller: moves ``envs.beta``; None leaves it.
+
+    Raises:
+        ValueError: for a negative penalty, or a controller over an environment without ``beta``.
+    """
+
+    counts = "rows"
+
+    def __init__(
+        self,
+        envs: Any,
+        *,
+        seed: int = 0,
+        missing_eos_penalty: float = 0.0,
+        kl_controller: AdaptiveKL | None = None,
+    ) -> None:
+        if not missing_eos_penalty >= 0:
+            raise ValueError(f"missing_eos_penalty must be >= 0 reward units, got {missing_eos_penalty}")
+        self.envs = envs
+        self.base = envs.unwrapped
+        self.missing_eos_penalty = float(missing_eos_penalty)
+        self.kl_controller = kl_controller
+        self._priced = _wrapper_with_beta(envs)
+        if kl_controller is not None and self._priced is None:
+            raise ValueError("kl_controller needs an environment with KLShaping: none of its wrappers has a beta")
+        self.generator = torch.Generator().manual_seed(seed)
+        self._seed: int | None = seed
+        self.last: TokenRows | None = None
+        """The rows of the newest rollout, for samples to look at."""
+
+    def collect(self, policy: CausalLMPolicy) -> tuple[Rollout, dict[str, float]]:
+        """Play one episode in each sub-environment.
+
+        Returns:
+            The rollout, ``[B, T]`` with prompts ``[B, P]`` as observations, and figures of it: see ``figures``;
+            ``generate_s`` and ``score_s`` are seconds.
+
+        Raises:
+            ValueError: if the policy's end-of-text token or vocabulary is not the environment's.
+        """
+        self._check(policy)
+        began = time.perf_counter()
+        drawn = self.envs.draw_prompts() if self._seed is None else self.envs.draw_prompts(seed=self._seed)
+        self._seed = None
+        prompts = torch.from_numpy(drawn).to(policy.device)
+        written = generate(policy, prompts, max_new_tokens=self.base.max_new_tokens, generator=self.generator)
+        wrote = time.perf_counter()
+        rows = self.envs.play(drawn, written.completions.cpu().numpy(), written.logprobs.cpu().numpy())
+        self.last = rows
+        rollout = self._rollout(policy, prompts, written, rows)
+        metrics = figures(rows)
+        metrics |= {"generate_s": wrote - began, "score_s": time.perf_counter() - wrote}
+        metrics |= self._reprice(metrics, len(drawn))
+        return rollout, metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next ``collect`` depends on: generator, whether the seed is spent, and the environment's state."""
+        return {"generator": self.generator.get_state(), "seed": self._seed, "envs": self.envs.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on exactly where ``state_dict`` was taken."""
+        self.generator.set_state(torch.as_tensor(state["generator"], dtype=torch.uint8).cpu())
+        self._seed = state["seed"]
+        self.envs.load_state_dict(state["envs"])
+
+    def _rollout(self, policy: CausalLMPolicy, prompts: Tensor, written: Generation, rows: TokenRows) -> Rollout:
+        def tensor(array: Any) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array)).to(prompts.device)
+
+        mask = tensor(rows.mask)
+        last = last_action_index(rows.mask)
+        rewards = rows.rewards.copy()
+        rewards[np.arange(len(last)), last] -= self.missing_eos_penalty * (rows.stop_reason == "length")
+        ended = torch.zeros_like(mask)
+        ended[torch.arange(len(last)), torch.from_numpy(last)] = True
+        next_values = torch.cat([written.values[:, 1:], torch.zeros_like(written.values[:, :1])], dim=1)
+        next_values = next_values.masked_fill(ended, 0.0)
+        if rows.truncated.any():
+            final = policy.values(pack_rows(prompts, written.completions))
+            next_values = torch.where(ended & tensor(rows.truncated)[:, None], final[:, None], next_values)
+        return Rollout(
+            observations=prompts,
+            actions=written.completions,
+            logprobs=written.logprobs,
+            values=written.values,
+            next_values=next_values,
+            rewards=tensor(rewards),
+            terminated=ended & tensor(rows.terminated)[:, None],
+            ended=ended,
+            mask=mask,
+        )
+
+    def _reprice(self, metrics: dict[str, float], episodes: int) -> dict[str, float]:
+        if self._priced is None:
+            return {}
+        beta = float(self._priced.beta)
+        if self.kl_controller is not None:
+            self._priced.beta = self.kl_controller.updated(beta, metrics["kl_per_sequence"], episodes)
+        return {"beta": beta}
+
+    def _check(self, policy: CausalLMPolicy) -> None:
+        if policy.eos_token_id != self.base.eos_token_id:
+            raise ValueError(
+                f"the policy ends texts with token {policy.eos_token_id}, the environment with {self.base.eos_token_id}"
+            )
+        if policy.vocab_size < self.base.vocab_size:
+            raise ValueError(
+                f"the policy knows {policy.vocab_size} tokens, the environment's vocabulary has {self.base.vocab_size}"
+            )
+
+
+def figures(rows: TokenRows) -> dict[str, float]:
+    """What to log of finished rows; masked, so padding never counts.
+
+    ``score`` mean reward-model score (reward units); ``return`` mean sum of rewards; ``kl_per_sequence`` and
+    ``kl_per_token`` nats, the k1 estimate that the shaping charged; ``surprisal`` nats per token, the mean of
+    ``-log pi`` of what was sampled, which estimates the entropy; ``length`` tokens; ``share_eos`` of rows that ended by
+    themselves; ``distinct_2`` share of different ones among the bigrams of token ids within a row, averaged over rows.
+    """
+    mask = rows.mask
+    count = mask.sum()
+    found = {
+        "return": float(rows.rewards.sum() / len(mask)),
+        "length": float(count / len(mask)),
+        "share_eos": float((rows.stop_reason == "eos").mean()),
+        "distinct_2": distinct_bigrams(rows.completions, mask),
+    }
+    if rows.scores is not None:
+        found |= {"score": float(rows.scores.mean()), "score_std": float(rows.scores.std())}
+    if rows.kl is not None:
+        found |= {"kl_per_sequence": float(rows.kl.sum() / len(mask)), "kl_per_token": float(rows.kl.sum() / count)}
+    if rows.logprobs is not None:
+        found["surprisal"] = float(-rows.logprobs[mask].mean())
+    return found
+
+
+def distinct_bigrams(completions: np.ndarray, mask: np.ndarray) -> float:
+    """Different bigrams divided by bigrams, within each row, averaged over rows that have a bigram; 1 if none has.
+
+    Args:
+        completions: ``[N, T]`` token ids.
+        mask: ``[N, T]`` True on tokens that count.
+    """
+    lengths = mask.sum(1)
+    rows = [row[:length] for row, length in zip(completions, lengths, strict=True) if length >= 2]
+    shares = [len(set(zip(row[:-1].tolist(), row[1:].tolist(), strict=True))) / (len(row) - 1) for row in rows]
+    return float(np.mean(shares)) if shares else 1.0
+
+
+def _wrapper_with_beta(envs: Any) -> Any:
+    while envs is not None:
+        if hasattr(type(envs), "beta"):
+            return envs
+        envs = getattr(envs, "env", None)
+    return None
