@@ -12,6 +12,7 @@ import hashlib
 import io
 import os
 import re
+import string
 import subprocess
 import sys
 import tarfile
@@ -25,6 +26,8 @@ SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
 _INNER = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 _TEXTS = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 _RATINGS = "hutto_ICWSM_2014/movieReviewSnippets_anonDataRatings.txt"
+_WORDS = "vaderSentiment-3.3.2/vaderSentiment/vader_lexicon.txt"
+_WORD = re.compile(r"[a-z][a-z' -]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +48,21 @@ class RatedSnippet:
         return sum(self.ratings) / len(self.ratings)
 
 
+class _Kept(dict[int, str]):
+    """A translation table that keeps a-z and 0-9 and makes everything else a space."""
+
+    def __missing__(self, code: int) -> str:
+        character = chr(code)
+        self[code] = character if character in string.ascii_lowercase + string.digits else " "
+        return self[code]
+
+
+_KEPT = _Kept()
+
+
 def normalise_text(text: str) -> str:
     """The form under which two texts count as the same: lower case, letters and digits only, single spaces."""
-    return " ".join(re.findall(r"[a-z0-9]+", text.lower()))
+    return " ".join(text.lower().translate(_KEPT).split())
 
 
 def cache_dir() -> Path:
@@ -101,6 +116,20 @@ def load_rated_snippets(archive: Path | None = None) -> list[RatedSnippet]:
         if row:
             snippets.append(RatedSnippet(text=by_id[row[0]].strip(), ratings=tuple(ast.literal_eval(row[3]))))
     return snippets
+
+
+def load_rated_words(archive: Path | None = None) -> list[RatedSnippet]:
+    """The words and short phrases of the same study's lexicon, each rated by ten people on the same scale.
+
+    Emoticons and other entries that are not lower-case words are left out.
+    """
+    archive = fetch_ratings_archive() if archive is None else archive
+    with tarfile.open(archive) as outer:
+        lines = _member(outer, _WORDS).decode("utf-8").splitlines()
+    rows = [line.split("\t") for line in lines if line.strip()]
+    return [
+        RatedSnippet(text=row[0], ratings=tuple(ast.literal_eval(row[3]))) for row in rows if _WORD.fullmatch(row[0])
+    ]
 
 
 def _member(archive: tarfile.TarFile, name: str) -> bytes:

@@ -1,0 +1,315 @@
+"""The training loop of reward models: Bradley–Terry on batches of comparisons, early stopping on held-out loss.
+
+It does not know where comparisons come from; human ratings and pairs of a user's own go through the same loop.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from reward_models.comparisons import BatchSource, ComparisonBatch
+from reward_models.losses import bradley_terry_loss
+from reward_models.model import RewardModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """How to fit."""
+
+    epochs: float = 4.0
+    """Passes over the comparisons' texts, at most."""
+    learning_rate: float = 5e-4
+    """Peak learning rate of AdamW at the last block; linear warm-up, then linear to zero."""
+    layer_decay: float = 0.8
+    """The learning rate of each block is that of the block above it times this, in (0, 1]."""
+    head_lr_multiplier: float = 4.0
+    """Learning rate of the head in units of `learning_rate`."""
+    weight_decay: float = 0.05
+    """AdamW weight decay on matrices."""
+    warmup_share: float = 0.1
+    """Share of the steps in which the learning rate rises."""
+    dropout: float = 0.1
+    """Dropout rate that is set in the backbone while it is trained, in [0, 1)."""
+    token_noise: float = 0.1
+    """Share of the tokens that is replaced by random ones while training, in [0, 1)."""
+    truncation_share: float = 0.2
+    """Share of the texts that is cut at a random place (and loses its eos) while training, in [0, 1]."""
+    centring_coef: float = 0.01
+    """Weight of the pull of a pair's rewards to zero."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    average_decay: float = 0.98
+    """Decay a step of the running average of the weights, which is what is kept; 0 keeps the last weights."""
+    chunk_size: int = 16
+    """Texts of like length encoded together; smaller wastes less on padding."""
+    eval_every: int = 60
+    """Optimiser steps between evaluations of the held-out loss."""
+    patience: int = 4
+    """Evaluations without a better held-out loss after which training stops."""
+    seed: int = 0
+    """Seed of order, grouping, dropout and noise."""
+
+    def __post_init__(self) -> None:
+        if self.epochs <= 0 or self.learning_rate <= 0:
+            raise ValueError(f"epochs and learning_rate must be > 0, got {self.epochs}, {self.learning_rate}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay must lie in (0, 1], got {self.layer_decay}")
+        for name in ("dropout", "token_noise", "truncation_share", "average_decay", "warmup_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+
+
+@dataclass(kw_only=True)
+class FitResult:
+    """What `fit` did.
+
+    Attributes:
+        steps: optimiser steps made.
+        num_pairs: pairs of texts compared, counted each time.
+        best_loss: held-out loss (nats) of the weights that were kept.
+        history: ``(step, held-out loss)`` of each evaluation.
+        interrupted: whether Ctrl-C ended it.
+    """
+
+    steps: int = 0
+    num_pairs: int = 0
+    best_loss: float = math.inf
+    history: list[tuple[int, float]] = field(default_factory=list)
+    interrupted: bool = False
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is no longer a number."""
+
+
+def fit(
+    model: RewardModel,
+    train: BatchSource,
+    heldout: Sequence[ComparisonBatch],
+    options: TrainingOptions,
+    *,
+    on_step: Callable[[int, int, float, float], None] | None = None,
+) -> FitResult:
+    """Fit the model in place; it ends with the averaged weights whose held-out loss was least, in evaluation mode.
+
+    Ctrl-C ends training early and keeps the best weights so far.
+
+    Args:
+        model: what to fit; its calibration is reset, as its rewards change.
+        train: source of training batches.
+        heldout: batches on which early stopping looks.
+        options: how.
+        on_step: told ``(step, num_steps, training loss, best held-out loss)`` after every step.
+
+    Raises:
+        TrainingDiverged: if a loss is NaN or infinite; the model then has the best weights so far.
+    """
+    torch.manual_seed(options.seed)
+    rng = np.random.default_rng(options.seed)
+    model.mean.zero_()
+    model.std.fill_(1.0)
+    num_steps = max(1, round(options.epochs * len(train)))
+    optimizer = torch.optim.AdamW(parameter_groups(model, options), betas=(0.9, 0.98), fused=True)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    rows = _RowCache(model)
+    average = WeightAverage(model, options.average_decay)
+    result, best = FitResult(), average.copy()
+    usual_dropout = set_dropout(model, options.dropout)
+    stale = 0
+    try:
+        for batch in _endless(train, rng):
+            factor = learning_rate_factor(result.steps / num_steps, options.warmup_share)
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * factor
+            loss = training_step(model, optimizer, batch, rows, options, rng)
+            average.update(model)
+            result.steps += 1
+            result.num_pairs += batch.num_pairs
+            if result.steps % options.eval_every == 0 or result.steps == num_steps:
+                with average.swapped_in(model):
+                    current = heldout_loss(model, heldout, rows)
+                result.history.append((result.steps, current))
+                stale = 0 if current < result.best_loss else stale + 1
+                if current < result.best_loss:
+                    result.best_loss, best = current, average.copy()
+            if on_step is not None:
+                on_step(result.steps, num_steps, loss, result.best_loss)
+            if result.steps >= num_steps or stale >= options.patience:
+                break
+    except KeyboardInterrupt:
+        result.interrupted = True
+    finally:
+        if result.interrupted and not result.history:
+            best = average.copy()
+        model.load_state_dict(best)
+        restore_dropout(usual_dropout)
+        model.eval()
+    return result
+
+
+def training_step(
+    model: RewardModel,
+    optimizer: torch.optim.Optimizer,
+    batch: ComparisonBatch,
+    rows: _RowCache,
+    options: TrainingOptions,
+    rng: np.random.Generator,
+) -> float:
+    """One optimiser step on one batch; returns its loss in nats.
+
+    Raises:
+        TrainingDiverged: if the loss or its gradient is NaN or infinite; the weights are then left as they were.
+    """
+    model.train()
+    noisy = [disturb(row, model, options, rng) for row in rows(batch.texts)]
+    loss = batch_loss(model, noisy, batch, options.chunk_size, options.centring_coef)
+    optimizer.zero_grad()
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.max_grad_norm)
+    if not (torch.isfinite(loss) and torch.isfinite(norm)):
+        raise TrainingDiverged(f"the loss is {loss.item()}, its gradient norm {norm.item()}: lower the learning rate")
+    optimizer.step()
+    return loss.item()
+
+
+def batch_loss(
+    model: RewardModel, rows: Sequence[list[int]], batch: ComparisonBatch, chunk_size: int, centring_coef: float = 0.0
+) -> Tensor:
+    """The Bradley–Terry loss (nats) of one batch, each of its texts encoded once, in chunks of like length."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    chunks = [order[start : start + chunk_size] for start in range(0, len(order), chunk_size)]
+    rewards = torch.cat([model.raw(*model.pad([rows[i] for i in chunk])) for chunk in chunks])
+    rewards = rewards[torch.argsort(torch.tensor(order, device=rewards.device))]
+    chosen, rejected, weights, margins = (
+        torch.as_tensor(x, device=rewards.device) for x in (batch.chosen, batch.rejected, batch.weights, batch.margins)
+    )
+    return bradley_terry_loss(
+        rewards[chosen], rewards[rejected], margin=margins, weights=weights, centring_coef=centring_coef
+    )
+
+
+@torch.no_grad()
+def heldout_loss(model: RewardModel, batches: Iterable[ComparisonBatch], rows: _RowCache | None = None) -> float:
+    """Mean loss (nats) over batches, without dropout, noise or centring."""
+    rows = _RowCache(model) if rows is None else rows
+    model.eval()
+    return float(np.mean([batch_loss(model, rows(batch.texts), batch, 64).item() for batch in batches]))
+
+
+def disturb(row: list[int], model: RewardModel, options: TrainingOptions, rng: np.random.Generator) -> list[int]:
+    """A copy of a row, sometimes cut short at a random place, with some tokens replaced by random ones."""
+    if len(row) > 4 and rng.random() < options.truncation_share:
+        row = row[: rng.integers(len(row) // 3 + 1, len(row))]
+    if options.token_noise and len(row) > 3:
+        tokens = np.array(row)
+        hit = rng.random(len(row)) < options.token_noise * rng.random() * 2
+        hit[0] = False
+        hit[-1] = False
+        tokens[hit] = rng.integers(len(model.tokenizer), size=int(hit.sum()))
+        row = tokens.tolist()
+    return row
+
+
+def learning_rate_factor(progress: float, warmup_share: float) -> float:
+    """Share of the peak learning rate at ``progress`` in [0, 1]: up linearly, then down linearly to 0; never below."""
+    rising = progress / warmup_share if warmup_share else 1.0
+    return max(0.0, min(rising + 1e-3, (1 - progress) / (1 - warmup_share) if warmup_share < 1 else 1.0))
+
+
+def parameter_groups(model: RewardModel, options: TrainingOptions) -> list[dict[str, object]]:
+    """AdamW groups: learning rates fall block by block from the head to the embeddings; only matrices decay."""
+    blocks = next((m for m in model.backbone.modules() if isinstance(m, nn.ModuleList)), nn.ModuleList())
+    depth = {id(p): i for i, block in enumerate(blocks) for p in block.parameters()}
+    above = {id(p) for p in model.head.parameters()}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        if id(parameter) in above:
+            rate = options.learning_rate * options.head_lr_multiplier
+        elif id(parameter) in depth:
+            rate = options.learning_rate * options.layer_decay ** (len(blocks) - 1 - depth[id(parameter)])
+        elif parameter.ndim == 1:  # the norm behind the last block
+            rate = options.learning_rate
+        else:
+            rate = options.learning_rate * options.layer_decay ** len(blocks)
+        decay = options.weight_decay if parameter.ndim > 1 else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
+    return [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
+
+
+class WeightAverage:
+    """Exponential running average of a model's weights, with the start's bias removed by a shorter memory early on."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.count = 0
+        self._mean = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take in the model's present weights."""
+        self.count += 1
+        decay = min(self.decay, (self.count - 1) / (self.count + 9)) if self.decay else 0.0
+        state = model.state_dict()
+        own = [self._mean[name] for name in state if state[name].is_floating_point()]
+        theirs = [tensor.detach() for tensor in state.values() if tensor.is_floating_point()]
+        torch._foreach_lerp_(own, theirs, 1 - decay)
+
+    def copy(self) -> dict[str, Tensor]:
+        """A state dict of the average that later updates do not touch."""
+        return {name: tensor.clone() for name, tensor in self._mean.items()}
+
+    def swapped_in(self, model: nn.Module) -> _Swapped:
+        """A context in which the model has the averaged weights."""
+        return _Swapped(model, self._mean)
+
+
+class _Swapped:
+    def __init__(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
+        self.model, self.weights = model, weights
+        self.own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+    def __enter__(self) -> None:
+        self.model.load_state_dict(self.weights)
+
+    def __exit__(self, *exception: object) -> None:
+        self.model.load_state_dict(self.own)
+
+
+class _RowCache:
+    """Token rows of texts; each text is tokenised once."""
+
+    def __init__(self, model: RewardModel) -> None:
+        self.model = model
+        self.known: dict[str, list[int]] = {}
+
+    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        new = [text for text in texts if text not in self.known]
+        self.known.update(zip(new, self.model.encode(new), strict=True))
+        return [self.known[text] for text in texts]
+
+
+def set_dropout(model: nn.Module, rate: float) -> list[tuple[nn.Dropout, float]]:
+    """Set every dropout layer's rate; returns the layers with the rates they had."""
+    layers = [(m, m.p) for m in model.modules() if isinstance(m, nn.Dropout)]
+    for layer, _ in layers:
+        layer.p = rate
+    return layers
+
+
+def restore_dropout(layers: list[tuple[nn.Dropout, float]]) -> None:
+    """Undo `set_dropout`."""
+    for layer, rate in layers:
+        layer.p = rate
+
+
+def _endless(source: BatchSource, rng: np.random.Generator) -> Iterable[ComparisonBatch]:
+    while True:
+        yield from source.epoch(rng)
