@@ -24,3 +24,9 @@ register(
     entry_point="textenvs.entry:text_generation",
     vector_entry_point="textenvs.entry:text_generation_vec",
 )
+for _name in ("Spelling", "Sentiment", "Random"):
+    register(
+        f"textenvs/Exact{_name}-v0",
+        entry_point=f"textenvs.exact_envs:exact_{_name.lower()}",
+        vector_entry_point=f"textenvs.exact_envs:exact_{_name.lower()}_vec",
+    )
