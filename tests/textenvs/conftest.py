@@ -1,0 +1,89 @@
+"""Tiny parts, built on the spot: a word tokenizer of 40 entries, random GPT-2 and Llama models."""
+
+import os
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from textenvs import TokenVectorEnv
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+WORDS = [f"w{index}" for index in range(38)]
+PROMPTS = ["w1 w2 w3", "w4", "w5 w6", "w7 w8 w9 w10", "w11 w12"]
+
+
+def word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
+    """Id 0 is bos, eos and pad; id 1 is what is unknown; then the words."""
+    vocabulary = {"<end>": 0, "<unk>": 1} | {word: index + 2 for index, word in enumerate(words)}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.post_processor = processors.TemplateProcessing(single="<end> $A", special_tokens=[("<end>", 0)])
+    special = {"bos_token": "<end>", "eos_token": "<end>", "pad_token": "<end>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return word_tokenizer(WORDS)
+
+
+@pytest.fixture(scope="session")
+def other_tokenizer():
+    return word_tokenizer(WORDS[::-1])
+
+
+def build_gpt2(seed: int = 0, positions: int = 32) -> GPT2LMHeadModel:
+    # a wide initialisation and live dropout, so that a wrong position or a model left in training mode is seen
+    torch.manual_seed(seed)
+    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    config = GPT2Config(
+        vocab_size=40, n_positions=positions, n_embd=32, n_layer=2, n_head=4, initializer_range=0.5, **ends
+    )
+    return GPT2LMHeadModel(config)
+
+
+def build_llama(seed: int = 0) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=40,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=32,
+        initializer_range=0.3,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    return LlamaForCausalLM(config)
+
+
+@pytest.fixture(scope="session", params=["gpt2", "llama"])
+def model(request):
+    return build_gpt2() if request.param == "gpt2" else build_llama()
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2():
+    return build_gpt2
+
+
+@pytest.fixture
+def make_envs(tokenizer):
+    """A token environment over five short prompts, six new tokens; keyword arguments change it."""
+
+    def make(num_envs: int = 3, **options) -> TokenVectorEnv:
+        parts = {"prompts": PROMPTS, "tokenizer": tokenizer, "eos_token_id": 0, "max_new_tokens": 6}
+        return TokenVectorEnv(num_envs, **parts | options)
+
+    return make

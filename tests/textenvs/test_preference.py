@@ -1,0 +1,151 @@
+import numpy as np
+import pytest
+import torch
+
+from textenvs import PreferenceReward, TokenVectorEnv
+from textenvs.rows import PAD
+
+
+def number_of_words(prompts, completions):
+    return [len(text.split()) for text in completions]
+
+
+class TokenScorer:
+    """Counts the real tokens of a completion; refuses to read text."""
+
+    def __init__(self, tokenizer=None):
+        if tokenizer is not None:
+            self.tokenizer = tokenizer
+
+    def score_tokens(self, prompts, completions):
+        return torch.tensor((completions != PAD).sum(1), dtype=torch.float64)
+
+
+class BothScorer(TokenScorer):
+    """Reads either; the sign tells which it was given."""
+
+    def __call__(self, prompts, completions):
+        return -np.array([len(text.split()) for text in completions])
+
+
+@pytest.mark.parametrize("mode", ["SameStep", "NextStep", "Disabled"])
+def test_the_score_is_paid_once_on_the_action_that_ended_the_episode(make_envs, mode):
+    envs = PreferenceReward(make_envs(2, max_new_tokens=3, autoreset_mode=mode), TokenScorer())
+    envs.reset(seed=0)
+    *_, infos = out = envs.step(np.array([5, 5]))
+    assert out[1].tolist() == [0, 0]
+    assert "score" not in infos
+    _, rewards, _, _, infos = envs.step(np.array([0, 5]))
+    assert rewards.tolist() == [2, 0]
+    assert (infos["score"].tolist(), infos["_score"].tolist()) == ([2, 0], [True, False])
+    if mode == "SameStep":
+        assert infos["final_info"]["score"].tolist() == [2, 0]
+        assert infos["final_info"]["_score"].tolist() == [True, False]
+    if mode == "Disabled":
+        envs.reset(options={"reset_mask": np.array([True, False])})
+    _, rewards, _, _, infos = envs.step(np.array([5, 5]))
+    assert rewards.tolist() == [0, 3]
+    assert infos["_score"].tolist() == [False, True]
+
+
+def test_played_rows_have_the_score_on_their_last_action_and_nowhere_else(make_envs):
+    envs = PreferenceReward(make_envs(2, max_new_tokens=3), TokenScorer())
+    rows = envs.play(envs.draw_prompts(), np.array([[5, 0, PAD], [5, 5, 5]]))
+    np.testing.assert_array_equal(rows.rewards, [[0, 2, 0], [0, 0, 3]])
+    np.testing.assert_array_equal(rows.scores, [2, 3])
+
+
+def test_text_scorers_get_text_without_special_tokens_and_with_its_spaces(make_envs):
+    seen = []
+
+    def scorer(prompts, completions):
+        seen.extend(zip(prompts, completions, strict=True))
+        return np.zeros(len(prompts))
+
+    envs = PreferenceReward(make_envs(2, shuffle=False, max_new_tokens=2), scorer)
+    envs.play(envs.draw_prompts(), np.array([[5, 0], [6, 7]]))
+    assert seen == [("w1 w2 w3", " w3"), ("w4", " w4 w5")]
+    seen.clear()
+    envs.play(envs.draw_prompts(), np.array([[0, PAD], [0, PAD]]))
+    assert [completion for _, completion in seen] == ["", ""]
+
+
+def test_token_ids_are_handed_over_only_to_scorers_of_the_same_tokenizer(make_envs, tokenizer, other_tokenizer):
+    def score(scorer):
+        envs = PreferenceReward(make_envs(1, max_new_tokens=2), scorer)
+        return envs.play(envs.draw_prompts(), np.array([[5, 6]])).scores.item()
+
+    import copy
+
+    padded = copy.deepcopy(tokenizer)
+    padded(["w1", "w1 w2"], padding=True)  # leaves padding switched on in the backend
+    assert score(BothScorer(tokenizer)) == 2
+    assert score(BothScorer(padded)) == 2
+    assert score(BothScorer()) == 2
+    assert score(BothScorer(other_tokenizer)) == -2
+    with pytest.raises(ValueError, match=r"TokenScorer.*its tokenizer is not the environment's"):
+        score(TokenScorer(other_tokenizer))
+
+
+def test_an_environment_of_bare_ids_needs_a_scorer_of_ids(tokenizer):
+    envs = TokenVectorEnv(1, prompts=[[1]], eos_token_id=0, vocab_size=40, max_new_tokens=2)
+    assert PreferenceReward(envs, TokenScorer()).play(envs.draw_prompts(), np.array([[5, 6]])).scores.tolist() == [2]
+    with pytest.raises(ValueError, match=r"number_of_words.*no tokenizer"):
+        PreferenceReward(envs, number_of_words)
+    with pytest.raises(ValueError, match="no tokenizer"):
+        PreferenceReward(envs, BothScorer(tokenizer))
+
+
+def test_several_scorers_pay_their_mean(make_envs):
+    envs = PreferenceReward(make_envs(1, max_new_tokens=2), [number_of_words, TokenScorer(), lambda p, c: [6.0]])
+    rows = envs.play(envs.draw_prompts(), np.array([[5, 0]]))
+    np.testing.assert_allclose(rows.scores, [(1 + 2 + 6) / 3], rtol=1e-6)
+    np.testing.assert_allclose(envs.score_each(rows.prompts, rows.completions), [[1], [2], [6]])
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ([1.0, np.nan], "finite numbers, received nan at row 1"),
+        ([np.inf, 1.0], "finite numbers, received inf at row 0"),
+        ([1.0], r"shape \(2,\), received shape \(1,\)"),
+        (torch.zeros(2, 1), r"shape \(2,\), received shape \(2, 1\)"),
+        (3.0, r"received shape \(\)"),
+        (None, r"received nan|received None|received shape \(\)"),
+        (["good", "bad"], "received .*good"),
+    ],
+)
+def test_a_bad_score_names_the_scorer_and_what_was_received(make_envs, returned, said):
+    def lazy_critic(prompts, completions):
+        return returned
+
+    for scorer, name in (
+        (lazy_critic, "scorer lazy_critic"),
+        ([number_of_words, lazy_critic], r"scorer\[1\] .*lazy_c"),
+    ):
+        envs = PreferenceReward(make_envs(2, max_new_tokens=1), scorer)
+        with pytest.raises(ValueError, match=f"{name}.*{said}"):
+            envs.play(envs.draw_prompts(), np.array([[5], [5]]))
+        envs.reset()
+        with pytest.raises(ValueError, match=f"{name}.*{said}"):
+            envs.step(np.array([5, 5]))
+
+
+def test_what_cannot_score_is_refused_at_once(make_envs):
+    with pytest.raises(ValueError, match="empty list"):
+        PreferenceReward(make_envs(), [])
+    with pytest.raises(ValueError, match="scorer int: it cannot be called"):
+        PreferenceReward(make_envs(), 7)
+    with pytest.raises(ValueError, match="PreferenceReward is there already"):
+        PreferenceReward(PreferenceReward(make_envs(), number_of_words), number_of_words)
+
+
+def test_foreign_wrappers_go_outside(make_envs):
+    from gymnasium.wrappers.vector import RecordEpisodeStatistics
+
+    with pytest.raises(ValueError, match="put other wrappers outside"):
+        PreferenceReward(RecordEpisodeStatistics(make_envs()), number_of_words)
+    envs = RecordEpisodeStatistics(PreferenceReward(make_envs(1, max_new_tokens=2), TokenScorer()))
+    envs.reset(seed=0)
+    envs.step(np.array([5]))
+    assert envs.step(np.array([5]))[4]["episode"]["r"].tolist() == [2]
