@@ -18,7 +18,7 @@ data: install
 	$(BIN)/python -m reward_models.movie_ratings
 
 demo: data
-	$(BIN)/python -m scripts.demo
+	$(BIN)/python -m scripts.demo --overwrite
 
 test: data lint
 	$(BIN)/python -m pytest

@@ -15,6 +15,7 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import tyro
@@ -140,7 +141,8 @@ def pad_rows(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
 
 def next_token_loss(model: GPT2LMHeadModel, tokens: Tensor, mask: Tensor) -> Tensor:
     """Sum of negative log-likelihoods (nats) of ``tokens[:, 1:]`` where ``mask``."""
-    logits = model(input_ids=tokens, attention_mask=mask.long()).logits[:, :-1].float()
+    # Rows are padded on the right only, so causal attention needs no mask.
+    logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
     targets = tokens[:, 1:].masked_fill(~mask[:, 1:], -100)
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
 
@@ -156,49 +158,60 @@ def perplexity(model: GPT2LMHeadModel, rows: list[list[int]], device: str) -> fl
     return math.exp(total / count)
 
 
-def main(config: TrainLanguageModelConfig) -> dict[str, object]:
-    """Run it; returns what ``summary.json`` holds."""
+def main(config: TrainLanguageModelConfig) -> dict[str, Any]:
+    """Run it; returns what ``summary.json`` holds.
+
+    Raises:
+        RunDirError: if the run directory cannot be used.
+        ValueError: if the data is not the data this was measured with.
+    """
     with RunDir(config.run_dir, overwrite=config.overwrite) as run:
         run.write_json(CONFIG, dataclasses.asdict(config))
         torch.manual_seed(config.seed)
-        rng = random.Random(config.seed)
         splits = movie_review_splits()
-        tokenizer = train_tokenizer([s for review in splits.train for s in review], config.vocab_size, config.max_length)
+        sentences = [sentence for review in splits.train for sentence in review]
+        tokenizer = train_tokenizer(sentences, config.vocab_size, config.max_length)
         tokenizer.save_pretrained(run.path)
-        start = tokenizer.bos_token_id
         reviews = encode_reviews(tokenizer, splits.train)
-        validation = [
-            [start, *sentence][: config.max_length] for [sentence] in encode_reviews(tokenizer, [[s] for s in splits.validation])
-        ]
-        model = GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=len(tokenizer),
-                n_positions=config.max_length,
-                n_embd=config.width,
-                n_layer=config.num_layers,
-                n_head=config.num_heads,
-                resid_pdrop=0.0,
-                embd_pdrop=0.0,
-                attn_pdrop=0.0,
-                bos_token_id=start,
-                eos_token_id=start,
-                pad_token_id=start,
-            )
-        ).to(config.device)
+        heldout = encode_reviews(tokenizer, [splits.validation])[0]
+        validation = [[tokenizer.bos_token_id, *sentence][: config.max_length] for sentence in heldout]
+        model = new_model(config, tokenizer).to(config.device)
+        data = batches(reviews, tokenizer.bos_token_id, config.batch_tokens, random.Random(config.seed))
         began = time.perf_counter()
-        best = fit(model, batches(reviews, start, config.batch_tokens, rng), validation, config, run)
-        summary: dict[str, object] = {
+        final = fit(model, data, validation, config, run)
+        summary: dict[str, Any] = {
             "seed": config.seed,
             "parameters": sum(p.numel() for p in model.parameters()),
-            "train_sentences": sum(map(len, splits.train)),
+            "train_sentences": len(sentences),
             "train_tokens": config.train_tokens,
             "validation_sentences": len(validation),
-            "validation_perplexity": best,
+            "validation_perplexity": final,
             "data_sha256": SHA256,
             "wall_s": time.perf_counter() - began,
         }
         run.write_json(SUMMARY, summary)
         return summary
+
+
+def new_model(config: TrainLanguageModelConfig, tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
+    """A GPT-2 with random weights and without dropout."""
+    end_of_text = tokenizer.bos_token_id
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(tokenizer),
+            n_positions=config.max_length,
+            n_embd=config.width,
+            n_layer=config.num_layers,
+            n_head=config.num_heads,
+            activation_function="gelu_pytorch_tanh",  # GPT-2's gelu in one fused kernel
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=end_of_text,
+            eos_token_id=end_of_text,
+            pad_token_id=end_of_text,
+        )
+    )
 
 
 def fit(
@@ -208,7 +221,7 @@ def fit(
     config: TrainLanguageModelConfig,
     run: RunDir,
 ) -> float:
-    """Train; the weights of the best validation lie in the run directory. Returns their perplexity."""
+    """Train, leaving the weights in the run directory; returns the perplexity on all validation sentences."""
     matrices = [p for p in model.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if p.ndim != 2]
     optimizer = torch.optim.AdamW(
@@ -219,7 +232,7 @@ def fit(
     )
     num_steps = max(1, config.train_tokens // config.batch_tokens)
     warmup = max(1, num_steps // 50)
-    best = math.inf
+    current = math.inf
     for step in range(num_steps):
         progress = step / num_steps
         factor = min(1.0, (step + 1) / warmup) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
@@ -232,12 +245,14 @@ def fit(
         optimizer.step()
         optimizer.zero_grad()
         if (step + 1) % config.eval_every == 0 or step + 1 == num_steps:
-            current = perplexity(model, validation, config.device)
-            print(f"step {step + 1}/{num_steps}  train loss {loss.item():.3f}  validation perplexity {current:.2f}", flush=True)
-            if current < best:
-                best = current
-                model.save_pretrained(run.path)
-    return best
+            last = step + 1 == num_steps
+            current = perplexity(model, validation if last else validation[:512], config.device)
+            print(
+                f"step {step + 1}/{num_steps}  train loss {loss.item():.3f}  validation perplexity {current:.2f}",
+                flush=True,
+            )
+            model.save_pretrained(run.path)
+    return current
 
 
 if __name__ == "__main__":
