@@ -50,7 +50,7 @@ def categorical_entropy(all_logprobs: Tensor) -> Tensor:
     Args:
         all_logprobs: ``[..., A]`` nats, normalised.
     """
-    finite = all_logprobs.clamp(min=torch.finfo(all_logprobs.dtype).min)
+    finite = torch.where(all_logprobs > -torch.inf, all_logprobs, 0.0)
     return -(all_logprobs.exp() * finite).sum(-1)
 
 

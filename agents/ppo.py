@@ -20,6 +20,7 @@ from agents import checkpoint
 from agents.advantages import generalized_advantages
 from agents.config import PPOConfig
 from agents.environments import EnvLike, make_vector
+from agents.fast_mlp import FastMLP, is_fast
 from agents.logging import MetricSink, NullSink
 from agents.mlp import MLPPolicy
 from agents.normalise import ObservationNormaliser, RewardScaler
@@ -68,12 +69,15 @@ class PPO:
         self.spaces = spaces
         self.generator = torch.Generator().manual_seed(config.seed)
         self.predict_generator = torch.Generator().manual_seed(config.seed + 1)
-        self.policy: Any = (self._default_policy() if policy is None else policy).to(config.device)
+        self.policy: Any = self._default_policy() if policy is None else policy
+        self.policy.to(config.device)
         self.collector = collector or (None if self.env is None else self._step_collector())
-        self.parameters = [p for p in self.policy.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.Adam(
-            self.parameters, lr=value_at(config.learning_rate, 0.0), eps=config.adam_eps, fused=True
-        )
+        plain_loss = config.value_clip is None and config.microbatch_size is None
+        self.learner: Any = FastMLP(self.policy) if plain_loss and is_fast(self.policy) else self.policy
+        fast = isinstance(self.learner, FastMLP)
+        trained = [self.learner.flat] if fast else [p for p in self.policy.parameters() if p.requires_grad]
+        rate = value_at(config.learning_rate, 0.0)
+        self.optimiser = torch.optim.Adam(trained, lr=rate, eps=config.adam_eps, fused=True)
         self.logger: MetricSink = logger or NullSink()
         self.metrics: dict[str, float] = {}
         self.steps = 0
@@ -147,12 +151,12 @@ class PPO:
         assert self.collector is not None
         rate, clip = value_at(self.config.learning_rate, self.progress), value_at(self.config.clip, self.progress)
         began = time.perf_counter()
-        rollout, metrics = self.collector.collect(self.policy)
+        rollout, metrics = self.collector.collect(self.learner)
         collected = time.perf_counter()
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         batch = self.judge(rollout)
-        figures = update(self.policy, self.optimiser, batch, self.config, clip=clip, generator=self.generator)
+        figures = update(self.learner, self.optimiser, batch, self.config, clip=clip, generator=self.generator)
         steps = rollout.num_rows if self.collector.counts == "rows" else rollout.num_steps
         self.steps += steps
         self.updates += 1

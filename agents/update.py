@@ -12,7 +12,7 @@ from torch import Tensor
 from agents import losses
 from agents.config import UpdateConfig
 from agents.kl import k3
-from agents.masked import keep, masked_mean, masked_var, whiten
+from agents.masked import keep, masked_var, whiten
 from agents.policy import Evaluation
 from agents.rollout import Batch
 
@@ -73,6 +73,9 @@ def update(
         ValueError: if the batch has no step that counts.
         FloatingPointError: if the loss is not finite any more.
     """
+    quick = objective is None and hasattr(policy, "ppo_gradient")
+    if hasattr(policy, "ppo_gradient") and (objective or config.microbatch_size or config.value_clip):
+        raise ValueError("a FastMLP knows PPO's plain loss on whole minibatches only; pass the policy itself")
     objective = objective or ppo_objective(config, clip=clip)
     if config.normalise_advantages == "batch":
         batch = _with_advantages(batch, whiten(batch.advantages, batch.mask))
@@ -80,16 +83,20 @@ def update(
     if not policy.keeps_rows:
         batch = batch.single_steps()
     record = _Record(dense=bool(batch.mask.all()))
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     stopped = False
     for _ in range(config.epochs):
         for minibatch in _minibatches(batch, config.minibatch_size, generator):
             if config.normalise_advantages == "minibatch":
                 minibatch = _with_advantages(minibatch, whiten(minibatch.advantages, record.mask_of(minibatch)))
-            kl = _gradient(policy, optimiser, minibatch, config, objective, record)
-            if kl is not None and kl > 1.5 * (config.target_kl or math.inf):
+            if quick:
+                log_ratio = record.add(minibatch, None, *policy.ppo_gradient(minibatch, config, clip))
+            else:
+                log_ratio = _gradient(policy, optimiser, minibatch, config, objective, record)
+            if config.target_kl is not None and float(_mean_k3(log_ratio)) > 1.5 * config.target_kl:
                 stopped = True
                 break
-            record.grad_norms.append(torch.nn.utils.clip_grad_norm_(_parameters(optimiser), config.max_grad_norm))
+            record.grad_norms.append(clip_gradient(parameters, config.max_grad_norm))
             optimiser.step()
         if stopped:
             break
@@ -124,9 +131,9 @@ def _gradient(
     config: UpdateConfig,
     objective: Objective,
     record: _Record,
-) -> float | None:
-    """Fill the gradients from ``minibatch``; the approximate KL where an early stop depends on it."""
-    optimiser.zero_grad(set_to_none=getattr(policy, "gradients_may_be_none", True))
+) -> Tensor:
+    """Fill the gradients from ``minibatch``; its log-ratios, flat, of the steps that count."""
+    optimiser.zero_grad()
     size = config.microbatch_size or minibatch.num_rows
     whole = size >= minibatch.num_rows
     count = 1.0 if whole else float(minibatch.mask.sum())
@@ -140,11 +147,8 @@ def _gradient(
         evaluation = policy.evaluate(part.observations, part.actions, mask)
         loss, parts = objective(evaluation, part, mask)
         (loss if whole else loss * share).backward()
-        log_ratios.append(record.add(evaluation, part, mask, loss, parts, share))
-    if config.target_kl is None:
-        return None
-    ratios = torch.cat(log_ratios)
-    return float(k3(ratios, torch.zeros_like(ratios)).mean())
+        log_ratios.append(record.add(part, mask, evaluation, loss, parts, share))
+    return log_ratios[0] if whole else torch.cat(log_ratios)
 
 
 class _Record:
@@ -163,17 +167,17 @@ class _Record:
 
     def add(
         self,
-        evaluation: Evaluation,
         batch: Batch,
         mask: Tensor | None,
+        evaluation: Evaluation,
         loss: Tensor,
         parts: dict[str, Tensor],
-        share: float,
+        share: float = 1.0,
     ) -> Tensor:
         self.minibatches += share
         for name, value in (("loss", loss), *parts.items()):
-            self.parts.setdefault(name, []).append(value.detach() * share)
-        log_ratio = (evaluation.logprobs.detach() - batch.old_logprobs).flatten()
+            self.parts.setdefault(name, []).append(value.detach() if share == 1.0 else value.detach() * share)
+        log_ratio = evaluation.logprobs.detach().flatten() - batch.old_logprobs.flatten()
         entropy = evaluation.entropy.detach().flatten()
         if mask is not None:
             log_ratio, entropy = log_ratio[mask.flatten()], entropy[mask.flatten()]
@@ -185,7 +189,7 @@ class _Record:
         log_ratio = torch.cat(self.log_ratios)
         figures = {f"train/{name}": torch.stack(values).sum() / self.minibatches for name, values in self.parts.items()}
         figures["train/entropy"] = torch.cat(self.entropies).mean()
-        figures["train/approx_kl"] = masked_mean(k3(log_ratio, torch.zeros_like(log_ratio)), None)
+        figures["train/approx_kl"] = _mean_k3(log_ratio)
         figures["train/clip_fraction"] = ((log_ratio.exp() - 1.0).abs() > clip).float().mean()
         if self.grad_norms:
             figures["train/grad_norm"] = torch.stack(self.grad_norms).mean()
@@ -206,9 +210,21 @@ def _minibatches(batch: Batch, size: int, generator: torch.Generator) -> Iterato
         yield shuffled.rows(slice(i * rows // pieces, (i + 1) * rows // pieces))
 
 
+def clip_gradient(parameters: list[Tensor], max_norm: float) -> Tensor:
+    """Scale gradients down to Euclidean norm ``max_norm`` if they exceed it; the norm they had, 0-dimensional."""
+    if len(parameters) > 1:
+        return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    gradient = parameters[0].grad
+    assert gradient is not None
+    norm = torch.linalg.vector_norm(gradient)
+    gradient.mul_((max_norm / (norm + 1e-6)).clamp_(max=1.0))  # 1e-6 as in torch.nn.utils
+    return norm
+
+
+def _mean_k3(log_ratio: Tensor) -> Tensor:
+    """The estimate of KL(pi_old || pi) from actions of pi_old, nats."""
+    return k3(torch.zeros_like(log_ratio), log_ratio).mean()
+
+
 def _with_advantages(batch: Batch, advantages: Tensor) -> Batch:
     return Batch(**{**vars(batch), "advantages": advantages})
-
-
-def _parameters(optimiser: torch.optim.Optimizer) -> list[Tensor]:
-    return [parameter for group in optimiser.param_groups for parameter in group["params"]]
