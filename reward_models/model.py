@@ -26,6 +26,7 @@ FORMAT = "textenvs reward model"
 VERSION = 1
 DESCRIPTION = "reward_model.json"
 WEIGHTS = "model.safetensors"
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "tekken.json")
 
 
 class RewardModel(nn.Module):
@@ -273,6 +274,9 @@ class RewardModel(nn.Module):
 
 
 def _load_tokenizer(name: str | Path) -> Any:
+    # Given a directory without a tokenizer, transformers 5 makes up an empty one for some model families.
+    if Path(name).is_dir() and not any((Path(name) / file).exists() for file in TOKENIZER_FILES):
+        raise ValueError(f"{name}: no tokenizer there; save the model's tokenizer into the same directory")
     try:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError, TypeError) as error:

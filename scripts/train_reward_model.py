@@ -3,7 +3,7 @@
     python -m scripts.train_reward_model --run-dir runs/reward_model
     python -m scripts.train_reward_model --run-dir runs/mine --model DIR --pairs my.jsonl --heldout-pairs heldout.jsonl
 
-Without ``--pairs`` it learns from the Hutto & Gilbert ratings of movie-review snippets, rater against rater, starting from
+Without ``--pairs`` it learns from the Hutto & Gilbert ratings of movie snippets, rater against rater, starting from
 the project's small language model. A fifth of the snippets is held out for the figures; a tenth of the others, the
 validation part, is what early stopping and calibration look at. Ctrl-C keeps the best weights so far.
 """
@@ -38,7 +38,7 @@ from reward_models.comparisons import (
 from reward_models.model import RewardModel
 from reward_models.movie_ratings import RatedSnippet, load_rated_snippets, load_rated_words, normalise_text
 from reward_models.pairs import PreferencePair, read_pairs
-from reward_models.training import FitResult, TrainingDiverged, TrainingOptions, fit
+from reward_models.training import FitResult, TrainingOptions, fit
 from scripts.run_dir import CONFIG, SUMMARY, RunDir, RunDirError
 
 LANGUAGE_MODEL = Path(__file__).parent.parent / "textenvs" / "assets" / "language_model"

@@ -1,0 +1,50 @@
+import functools
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
+
+from reward_models.model import RewardModel
+
+WORDS = [
+    "<end>",
+    "<unknown>",
+    *["a", "b", "c", "d", "good", "bad", "dull", "fine", "film", "plot", "actor", "the", "is", "was"],
+]
+
+
+@functools.cache
+def tiny_tokenizer():
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unknown>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<end>", eos_token="<end>", pad_token="<end>", unk_token="<unknown>"
+    )
+
+
+def tiny_backbone(family, dropout=0.3):
+    common = {"vocab_size": len(WORDS), "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    if family == "gpt2":
+        rates = {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}
+        return GPT2Model(GPT2Config(n_positions=32, n_embd=16, n_layer=2, n_head=2, **rates, **common))
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return LlamaModel(LlamaConfig(max_position_embeddings=32, attention_dropout=dropout, **sizes, **common))
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def model(request):
+    torch.manual_seed(0)
+    return RewardModel(tiny_backbone(request.param), tiny_tokenizer())
+
+
+@pytest.fixture
+def gpt2():
+    torch.manual_seed(0)
+    return RewardModel(tiny_backbone("gpt2"), tiny_tokenizer())
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)

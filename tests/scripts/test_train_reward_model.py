@@ -1,0 +1,115 @@
+import json
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+import scripts.train_reward_model as script
+from reward_models import PreferencePair, RewardModel, write_pairs
+from reward_models.movie_ratings import RatedSnippet
+from scripts.run_dir import RunDir
+
+RATINGS = {"good": (3, 2, 4), "fine": (1, 2, 1), "plain": (0, 1, -1), "dull": (-1, -2, 0), "bad": (-3, -2, -4)}
+NOUNS = [f"noun{i}" for i in range(60)]
+SNIPPETS = [RatedSnippet(text=f"{noun} is {word}", ratings=r) for noun in NOUNS for word, r in RATINGS.items()]
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lm")
+    words = ["<end>", "<unknown>", *RATINGS, *NOUNS, "is"]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unknown>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {"bos_token": "<end>", "eos_token": "<end>", "unk_token": "<unknown>"}
+    PreTrainedTokenizerFast(tokenizer_object=core, **special).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(words), bos_token_id=0, eos_token_id=0, **sizes)).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def few_ratings(monkeypatch):
+    monkeypatch.setattr(script, "load_rated_snippets", lambda: SNIPPETS)
+    monkeypatch.setattr(script, "load_rated_words", lambda: SNIPPETS[:5] * 4)
+    monkeypatch.setattr(script, "VALIDATION_BATCH", 12)
+
+
+@pytest.fixture
+def pairs_file(tmp_path):
+    write_pairs(
+        tmp_path / "pairs.jsonl",
+        [PreferencePair(prompt=f"{noun} is", chosen=" good", rejected=" bad") for noun in NOUNS],
+    )
+    return str(tmp_path / "pairs.jsonl")
+
+
+def arguments(run, language_model, *more):
+    fast = ["--training.learning-rate", "5e-3", "--training.epochs", "6", "--training.eval-every", "10"]
+    return ["--run-dir", str(run), "--model", language_model, "--group-size", "16", *fast, *more]
+
+
+def test_ratings_end_in_a_summary_and_a_model_that_loads(few_ratings, language_model, tmp_path):
+    run = tmp_path / "run"
+    assert script.command_line(arguments(run, language_model)) == 0
+    summary = json.loads((run / "summary.json").read_text())
+    needed = "pair_accuracy pair_accuracy_gap1 human_pair_accuracy num_train_pairs num_heldout_pairs wall_s"
+    assert set(needed.split()) <= summary.keys()
+    assert summary["pair_accuracy_gap1"] > 0.9
+    good, bad = RewardModel.load(run / "model")(["noun1 is", "noun1 is"], [" good", " bad"])
+    assert good > bad
+    assert (run / "progress.csv").exists()
+    assert list(run.glob("events.out.tfevents*"))
+    assert json.loads((run / "config.json").read_text())["seed"] == 0
+
+
+def test_pairs_of_a_users_own_go_through_the_same_loop(language_model, pairs_file, tmp_path):
+    heldout = tmp_path / "heldout.jsonl"
+    write_pairs(heldout, [PreferencePair(prompt="plain is", chosen=" good", rejected=" bad")])
+    more = ["--pairs", pairs_file, "--heldout-pairs", str(heldout), "--model-dir", str(tmp_path / "mine")]
+    assert script.command_line(arguments(tmp_path / "run", language_model, *more)) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["pair_accuracy"] == 1
+    assert summary["num_heldout_pairs"] == 1
+    assert RewardModel.load(tmp_path / "mine").std > 0
+
+
+def test_ctrl_c_keeps_the_best_so_far(few_ratings, language_model, tmp_path, monkeypatch):
+    fit = script.fit
+
+    def interrupted(*args, on_step, **options):
+        def stop(step, *rest):
+            if step == 15:
+                raise KeyboardInterrupt
+
+        return fit(*args, on_step=stop, **options)
+
+    monkeypatch.setattr(script, "fit", interrupted)
+    assert script.command_line(arguments(tmp_path / "run", language_model)) == 130
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["interrupted"]
+    assert summary["steps"] == 15
+    RewardModel.load(tmp_path / "run" / "model")
+
+
+def test_bad_input_ends_with_exit_code_2_and_a_message(language_model, pairs_file, tmp_path, capsys):
+    def refused(*args):
+        assert script.command_line(list(args)) == 2
+        return capsys.readouterr().err
+
+    pairs = ["--pairs", pairs_file]
+    bare = tmp_path / "bare"
+    GPT2LMHeadModel.from_pretrained(language_model).save_pretrained(bare)
+    assert "no tokenizer" in refused("--run-dir", str(tmp_path / "a"), "--model", str(bare), *pairs)
+    assert "no tokenizer" in refused("--run-dir", str(tmp_path / "b"), "--model", str(tmp_path / "a"), *pairs)
+    (tmp_path / "wrong.jsonl").write_text('{"prompt": 1}\n')
+    message = refused("--run-dir", str(tmp_path / "c"), "--pairs", str(tmp_path / "wrong.jsonl"))
+    assert "wrong.jsonl, line 1" in message
+    with RunDir(tmp_path / "used") as run:
+        (run.path / "in_use.pid").write_text("1")
+        assert "in use by process 1" in refused("--run-dir", str(run.path), *pairs)
+    diverging = ["--training.learning-rate", "1e30", "--training.max-grad-norm", "1e30"]
+    message = refused("--run-dir", str(tmp_path / "d"), "--model", language_model, *pairs, *diverging)
+    assert "lower the learning rate" in message
+    assert not (tmp_path / "d" / "summary.json").exists()
