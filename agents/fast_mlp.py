@@ -7,7 +7,7 @@ their inputs agree. ``MLPPolicy`` with ``agents.losses`` stays the definition; t
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from agents.policy import Evaluation
 from agents.rollout import Batch
 
 
-def is_fast(policy: Any) -> bool:
+def is_fast(policy: Any) -> TypeGuard[MLPPolicy]:
     """Whether ``FastMLP`` knows this policy: an ``MLPPolicy`` itself, float32 on the CPU, Discrete or Box actions."""
     return (
         type(policy) is MLPPolicy
@@ -53,7 +53,7 @@ class FastMLP:
         critic = [layer for layer in policy.critic if isinstance(layer, nn.Linear)]
         self.width, self.num_outputs = actor[0].out_features, self.head.num_outputs
         # Neighbours in the flat vector can be computed at once: the first layers' weights, each pair of biases.
-        order: list[Tensor] = []
+        order: list[Any] = []
         for one, other in zip(actor, critic, strict=True):
             order += [one.weight, other.weight, one.bias, other.bias]
         if not self.categorical:
@@ -212,7 +212,7 @@ class FastMLP:
         return torch.ops.aten.tanh_backward(gradient, activated)
 
 
-def _layers(flat: Tensor, order: list[Tensor]) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
+def _layers(flat: Tensor, order: list[Any]) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
     """Views of ``flat`` per layer: the (actor, critic) weights, and the two biases as one vector."""
     weights, biases, position = [], [], 0
     for i in range(0, len(order) - len(order) % 4, 4):

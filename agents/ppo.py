@@ -69,13 +69,13 @@ class PPO:
         self.spaces = spaces
         self.generator = torch.Generator().manual_seed(config.seed)
         self.predict_generator = torch.Generator().manual_seed(config.seed + 1)
-        self.policy: Any = self._default_policy() if policy is None else policy
+        self.policy: Any = policy if policy is not None else self._default_policy()
         self.policy.to(config.device)
         self.collector = collector or (None if self.env is None else self._step_collector())
         plain_loss = config.value_clip is None and config.microbatch_size is None
         self.learner: Any = FastMLP(self.policy) if plain_loss and is_fast(self.policy) else self.policy
         fast = isinstance(self.learner, FastMLP)
-        trained = [self.learner.flat] if fast else [p for p in self.policy.parameters() if p.requires_grad]
+        trained: Any = [self.learner.flat] if fast else [p for p in self.policy.parameters() if p.requires_grad]
         rate = value_at(config.learning_rate, 0.0)
         self.optimiser = torch.optim.Adam(trained, lr=rate, eps=config.adam_eps, fused=True)
         self.logger: MetricSink = logger or NullSink()

@@ -1,0 +1,226 @@
+"""Train PPO on a control task: any Gymnasium id, your own included.
+
+    python -m scripts.train_control --env CartPole-v1 --seed 0 --run-dir runs/cartpole
+
+The run directory gets ``config.json``, ``progress.csv`` and TensorBoard events, ``last.safetensors`` (from which
+``--resume`` goes on, bit for bit), ``best.safetensors`` (the best greedy evaluation's agent) and ``summary.json``.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+
+from agents import PPO, checkpoint
+from agents.best import BestKeeper
+from agents.control_presets import preset_for
+from agents.environments import make_vector
+from agents.evaluation import evaluate
+from agents.logging import FileSink
+from scripts.run_dir import RunDir, RunDirError
+
+LAST, BEST = "last.safetensors", "best.safetensors"
+EVALUATION_SEED, FINAL_SEED = 1_000_003, 2_000_003
+"""Episodes that choose the best weights, and those that judge them, differ."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Train PPO on a control task."""
+
+    run_dir: Path
+    """folder for everything the run leaves behind"""
+    env: str = "CartPole-v1"
+    """Gymnasium id; "module:Env-v0" imports the module first"""
+    seed: int = 0
+    """of weights, actions, minibatches and environments"""
+    device: str = "cpu"
+    """where the networks live"""
+    total_steps: int | None = None
+    """transitions to train for; default: the preset's"""
+    stop_at_return: float | None = None
+    """end as soon as a greedy evaluation over --eval-episodes reaches this mean return"""
+    evaluate_every: int | None = None
+    """transitions between two evaluations; default: the preset's"""
+    eval_episodes: int = 100
+    """episodes per evaluation, and in the final one"""
+    save_every: int = 20
+    """updates between two checkpoints to resume from"""
+    threads: int = 1
+    """CPU threads; networks this small are fastest on one"""
+    resume: bool = False
+    """go on with the unfinished run in --run-dir"""
+    overwrite: bool = False
+    """throw away the run in --run-dir"""
+    quiet: bool = False
+    """no progress bar"""
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Train, evaluate, and write the run directory.
+
+    Returns:
+        What ``summary.json`` holds.
+
+    Raises:
+        RunDirError: if the run directory cannot be used.
+        gymnasium.error.Error: if the id is unknown.
+        CheckpointError: if the checkpoint to resume from cannot be used.
+        KeyboardInterrupt: after Ctrl-C, once what was trained is saved.
+    """
+    torch.set_num_threads(config.threads)
+    preset = preset_for(config.env)
+    settings = replace(preset.config, seed=config.seed, device=config.device)
+    total_steps = config.total_steps or preset.total_steps
+    agent = PPO(config.env, settings)
+    evaluation = make_vector(config.env, min(config.eval_episodes, 100))
+    with RunDir(config.run_dir, resume=config.resume, overwrite=config.overwrite) as run:
+        if not config.resume:
+            run.write_json("config.json", {**_plain(config), "total_steps": total_steps, "ppo": settings.to_dict()})
+        sink = FileSink(run.path)
+        agent.logger = sink
+        keeper = BestKeeper(
+            evaluation,
+            every=config.evaluate_every or preset.evaluate_every,
+            episodes=config.eval_episodes,
+            seed=EVALUATION_SEED,
+            stop_at_return=config.stop_at_return,
+            on_best=lambda best: best.save(run.path / BEST),
+        )
+        watch = _Watch(keeper, run.path / LAST, config.save_every)
+        if config.resume and watch.path.exists():
+            watch.restore(agent)
+        try:
+            with _Progress(total_steps, config.quiet) as progress:
+                watch.train(agent, total_steps, progress)
+        finally:
+            sink.close()
+        if not keeper.reached and agent.steps != keeper.best_steps:
+            keeper.evaluate(agent)
+        keeper.give_back(agent)
+        returns, _ = evaluate(agent, evaluation, config.eval_episodes, seed=FINAL_SEED)
+        summary = {
+            "env": config.env,
+            "algorithm": "ppo",
+            "seed": config.seed,
+            "steps": agent.steps,
+            "wall_s": round(watch.wall_s, 3),
+            "train_s": round(watch.wall_s - keeper.seconds, 3),
+            "eval_return_mean": float(returns.mean()),
+            "eval_return_std": float(returns.std()),
+            "eval_episodes": len(returns),
+            "best_return_mean": keeper.best_mean,
+            "best_steps": keeper.best_steps,
+        }
+        if config.stop_at_return is not None:
+            summary["reached"] = keeper.reached
+        run.write_json("summary.json", summary)
+        return summary
+
+
+class _Watch:
+    """Saves now and then, remembers the seconds, and stops between two updates on Ctrl-C."""
+
+    def __init__(self, keeper: BestKeeper, path: Path, save_every: int) -> None:
+        self.keeper, self.path, self.save_every = keeper, path, save_every
+        self.wall_s = 0.0
+        self.interrupted = False
+
+    def train(self, agent: PPO, total_steps: int, progress: Callable[[PPO], None]) -> None:
+        before = signal.signal(signal.SIGINT, self._interrupt)
+        began, earlier = time.perf_counter(), self.wall_s
+
+        def callback(agent: PPO) -> bool:
+            goes_on = self.keeper(agent)
+            self.wall_s = earlier + time.perf_counter() - began
+            progress(agent)
+            if agent.updates % self.save_every == 0:
+                self.save(agent)
+            return goes_on and not self.interrupted
+
+        try:
+            agent.learn(None if agent.span[1] else total_steps, callback)
+        finally:
+            signal.signal(signal.SIGINT, before)
+        self.save(agent)
+        if self.interrupted:
+            raise KeyboardInterrupt
+
+    def _interrupt(self, *_: object) -> None:
+        if self.interrupted:  # the second Ctrl-C does not wait for the update to end
+            raise KeyboardInterrupt
+        self.interrupted = True
+
+    def save(self, agent: PPO) -> None:
+        state = {"agent": agent.state_dict(), "keeper": self.keeper.state_dict(), "wall_s": self.wall_s}
+        checkpoint.save(self.path, state)
+
+    def restore(self, agent: PPO) -> None:
+        state = checkpoint.load(self.path)
+        if state["agent"]["env_id"] != agent.env_id:
+            raise checkpoint.CheckpointError(f"{self.path} was trained on {state['agent']['env_id']}")
+        agent.load_state_dict(state["agent"])
+        self.keeper.load_state_dict(state["keeper"])
+        self.wall_s = state["wall_s"]
+
+
+class _Progress:
+    """A progress bar with the last figures and the time left."""
+
+    def __init__(self, total_steps: int, quiet: bool) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+        self._bar = Progress(*columns, TimeRemainingColumn(), disable=quiet, transient=True)
+        self._task = self._bar.add_task("training", total=total_steps)
+
+    def __enter__(self) -> Callable[[PPO], None]:
+        self._bar.start()
+        return self._show
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def _show(self, agent: PPO) -> None:
+        mean = agent.metrics.get("rollout/return_mean", float("nan"))
+        text = f"{agent.steps} steps, return {mean:.1f}"
+        self._bar.update(self._task, completed=agent.steps, description=text)
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
+
+
+def run(config: Config) -> int:
+    """``main`` with errors turned into messages; the exit code."""
+    try:
+        summary = main(config)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted: {config.run_dir / LAST} holds what was trained; go on with --resume", file=sys.stderr)
+        return 130
+    except (gym.error.Error, ModuleNotFoundError) as error:
+        print(f"cannot make the environment {config.env!r}: {error}", file=sys.stderr)
+        return 2
+    except (RunDirError, checkpoint.CheckpointError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    mean, std = summary["eval_return_mean"], summary["eval_return_std"]
+    print(
+        f"{config.env} seed {config.seed}: {mean:.1f} ± {std:.1f} over {summary['eval_episodes']} greedy episodes "
+        f"after {summary['steps']} steps in {summary['wall_s']:.1f} s ({summary['train_s']:.1f} s without evaluations)"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    import tyro
+
+    sys.exit(run(tyro.cli(Config)))
