@@ -35,7 +35,8 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Any:
     from transformers import AutoTokenizer
 
     name = os.fspath(path)
-    if Path(name).is_dir() and not any(Path(name).glob("token*")) and not any(Path(name).glob("vocab*")):
+    kinds = ("token*", "vocab*", "*.model", "*.tiktoken")
+    if Path(name).is_dir() and not any(any(Path(name).glob(kind)) for kind in kinds):
         raise ValueError(f"{name}: a model directory without tokenizer; save the tokenizer beside the model")
     try:
         return AutoTokenizer.from_pretrained(name, local_files_only=Path(name).is_dir())
