@@ -1,0 +1,165 @@
+"""Losses, masked statistics and KL estimators: values and gradients by hand and by enumeration."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from agents import kl, losses
+from agents.masked import masked_mean, masked_var, whiten
+
+
+def row(*values, grad: bool = False):
+    return torch.tensor([values], requires_grad=grad)
+
+
+@pytest.mark.parametrize(
+    "advantage, ratio, moves",
+    [(1.0, 1.5, False), (1.0, 0.5, True), (-1.0, 1.5, True), (-1.0, 0.5, False), (1.0, 1.1, True), (-1.0, 0.9, True)],
+)
+def test_the_clip_stops_the_gradient_exactly_where_it_should(advantage, ratio, moves):
+    logprobs = row(math.log(ratio), grad=True)
+    loss = losses.clipped_policy_loss(logprobs, row(0.0), row(advantage), None, clip=0.2)
+    loss.backward()
+    bounded = min(ratio * advantage, min(max(ratio, 0.8), 1.2) * advantage)
+    assert loss.item() == pytest.approx(-bounded)
+    assert logprobs.grad.item() == pytest.approx(-advantage * ratio if moves else 0.0)
+
+
+def test_at_ratio_1_the_gradient_is_the_plain_policy_gradient():
+    logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    actions, advantages = torch.tensor([[0], [2], [1], [1], [0]]), torch.tensor([[1.0], [-2.0], [0.5], [0.0], [3.0]])
+    logprobs = logits.log_softmax(-1).gather(1, actions)
+    losses.clipped_policy_loss(logprobs, logprobs.detach(), advantages, None, clip=0.2).backward()
+    with torch.no_grad():
+        onehot = torch.nn.functional.one_hot(actions[:, 0], 3)
+        expected = -(advantages * (onehot - logits.softmax(-1))) / 5  # d log softmax by hand
+    torch.testing.assert_close(logits.grad, expected)
+
+
+def test_the_clip_may_be_higher_above():
+    loss = losses.clipped_policy_loss(row(math.log(1.4)), row(0.0), row(1.0), None, clip=0.2, clip_high=0.3)
+    assert loss.item() == pytest.approx(-1.3)
+
+
+def test_value_loss_has_its_half():
+    assert losses.value_loss(row(3.0, 0.0), row(1.0, 0.0), None).item() == pytest.approx(0.5 * (4 + 0) / 2)
+
+
+@pytest.mark.parametrize(
+    "value, old, target, expected, slope",
+    [
+        (2.0, 0.0, 3.0, 0.5 * (0.5 - 3) ** 2, 0.0),  # clipped is farther off: its error counts, and V gets no gradient
+        (2.0, 0.0, -1.0, 0.5 * 3.0**2, 3.0),  # the plain error is larger: it counts
+        (0.2, 0.0, 1.0, 0.5 * 0.8**2, -0.8),  # inside: both agree
+    ],
+)
+def test_value_clipping_takes_the_larger_error(value, old, target, expected, slope):
+    values = row(value, grad=True)
+    loss = losses.clipped_value_loss(values, row(old), row(target), None, clip=0.5)
+    loss.backward()
+    assert loss.item() == pytest.approx(expected)
+    assert values.grad.item() == pytest.approx(slope)
+
+
+def test_entropy_loss_is_the_negated_mean():
+    mask = row(True, False, True)
+    assert losses.entropy_loss(row(1.0, 9.0, 2.0), mask).item() == pytest.approx(-1.5)
+
+
+@pytest.mark.parametrize("poison", [1e6, float("inf"), float("-inf"), float("nan")])
+def test_masked_entries_change_no_loss_and_no_gradient(poison):
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    generator = torch.Generator().manual_seed(1)
+    data = {name: torch.randn(2, 3, generator=generator) for name in "lovRa"}
+
+    def total(fill: float | None):
+        parts = {k: (v if fill is None else v.masked_fill(~mask, fill)).requires_grad_() for k, v in data.items()}
+        logprobs, old, values, returns, advantages = (parts[k] for k in "lovRa")
+        loss = (
+            losses.clipped_policy_loss(logprobs, old.detach(), advantages.detach(), mask, clip=0.2)
+            + losses.value_loss(values, returns.detach(), mask)
+            + losses.clipped_value_loss(values, old.detach(), returns.detach(), mask, clip=0.1)
+            + losses.entropy_loss(logprobs, mask)
+        )
+        return loss, torch.autograd.grad(loss, [logprobs, values])
+
+    clean, clean_gradients = total(None)
+    dirty, dirty_gradients = total(poison)
+    torch.testing.assert_close(dirty, clean, rtol=0, atol=0)
+    for one, other in zip(dirty_gradients, clean_gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+        assert (one[~mask] == 0).all()
+
+
+def test_padding_changes_nothing():
+    logprobs, old, advantages = row(-1.0, -2.0), row(-1.5, -1.0), row(1.0, -3.0)
+    pad = lambda x: torch.nn.functional.pad(x, (0, 3), value=float("nan"))  # noqa: E731
+    mask = row(True, True, False, False, False)
+    torch.testing.assert_close(
+        losses.clipped_policy_loss(pad(logprobs), pad(old), pad(advantages), mask, clip=0.2),
+        losses.clipped_policy_loss(logprobs, old, advantages, None, clip=0.2),
+    )
+
+
+def test_an_empty_mask_is_refused():
+    with pytest.raises(ValueError, match="selects no step"):
+        losses.value_loss(row(1.0), row(1.0), row(False))
+    with pytest.raises(ValueError, match="mask has shape"):
+        masked_mean(row(1.0, 2.0), row(True))
+
+
+def test_masked_statistics_are_those_of_what_counts():
+    values, mask = row(1.0, float("nan"), 4.0, 7.0), row(True, False, True, True)
+    assert masked_mean(values, mask).item() == pytest.approx(4.0)
+    assert masked_var(values, mask).item() == pytest.approx(9.0)
+    white = whiten(values, mask)
+    torch.testing.assert_close(white, row(-1.0, 0.0, 0.0, 1.0))
+
+
+@pytest.mark.parametrize("values", [row(5.0), row(3.0, 3.0, 3.0)])
+def test_one_value_or_constant_ones_whiten_to_0(values):
+    torch.testing.assert_close(whiten(values, None), torch.zeros_like(values))
+    torch.testing.assert_close(whiten(values, torch.ones_like(values, dtype=torch.bool)), torch.zeros_like(values))
+
+
+def test_kl_estimators_equal_enumeration_in_value():
+    """Averaged over all actions with their probabilities, k1 and k3 are the KL; k2 is half the second moment."""
+    generator = torch.Generator().manual_seed(2)
+    p, q = (torch.randn(7, generator=generator, dtype=torch.float64).log_softmax(0) for _ in range(2))
+    exact = (p.exp() * (p - q)).sum()
+    torch.testing.assert_close(kl.full_kl(p, q), exact)
+    torch.testing.assert_close((p.exp() * kl.k1(p, q)).sum(), exact)
+    torch.testing.assert_close((p.exp() * kl.k3(p, q)).sum(), exact)
+    torch.testing.assert_close((p.exp() * kl.k2(p, q)).sum(), (p.exp() * (p - q) ** 2).sum() / 2)
+
+
+def test_the_expected_gradient_of_k2_is_that_of_the_kl_and_the_gradient_of_k1_is_0():
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(5, generator=generator, dtype=torch.float64, requires_grad=True)
+    q = torch.randn(5, generator=generator, dtype=torch.float64).log_softmax(0)
+    (exact,) = torch.autograd.grad(kl.full_kl(logits.log_softmax(0), q), logits)
+    probabilities = logits.softmax(0).detach()  # the sampling, through which no gradient flows
+    (of_k2,) = torch.autograd.grad((probabilities * kl.k2(logits.log_softmax(0), q)).sum(), logits)
+    (of_k1,) = torch.autograd.grad((probabilities * kl.k1(logits.log_softmax(0), q)).sum(), logits)
+    torch.testing.assert_close(of_k2, exact)
+    torch.testing.assert_close(of_k1, torch.zeros_like(exact))
+
+
+def test_k3_is_never_negative_and_never_overflows():
+    ratio = torch.linspace(-100, 100, 2001, requires_grad=True)
+    values = kl.k3(ratio, torch.zeros_like(ratio))
+    values.sum().backward()
+    assert torch.isfinite(values).all()
+    assert (values >= 0).all()
+    assert torch.isfinite(ratio.grad).all()
+    small = torch.tensor([1e-4])
+    torch.testing.assert_close(kl.k3(small, torch.zeros(1)), torch.tensor([5e-9]), rtol=1e-3, atol=0)
+
+
+def test_an_impossible_action_contributes_nothing_to_the_full_kl():
+    p = torch.tensor([0.5, 0.5, 0.0]).log()
+    q = torch.tensor([0.25, 0.5, 0.25]).log()
+    torch.testing.assert_close(kl.full_kl(p, q), torch.tensor(0.5 * math.log(2.0)))
