@@ -71,7 +71,7 @@ class CausalLMPolicy(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **options: Any) -> CausalLMPolicy:
-        """The policy that starts as the model at ``path`` (a directory or a name); ``options`` as in the constructor."""
+        """The policy that starts as the model at ``path`` (directory or name); ``options`` as in the constructor."""
         from transformers import AutoModelForCausalLM
 
         return cls(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32), **options)
@@ -227,7 +227,7 @@ def trunk_forward(trunk: Any, tokens: Tensor) -> Tensor:
 
 
 def pack_rows(prompts: Tensor, completions: Tensor) -> Tensor:
-    """``[B, W]`` prompt and completion without a hole between them, right-padded with PAD; W is the longest row's length."""
+    """``[B, W]`` prompt and completion without a hole between them, right-padded with PAD, as wide as the longest."""
     joint = torch.cat([prompts, completions], dim=1)
     real = joint != PAD
     order = (~real).to(torch.uint8).argsort(dim=1, stable=True)
@@ -278,7 +278,7 @@ def _end_of_text(model: Any) -> int:
 
 
 def _fuse_activations(model: nn.Module) -> None:
-    """GPT-2's GELU in one kernel instead of eight: the same function, 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
+    """GPT-2's GELU, 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), in one kernel instead of eight."""
     from transformers.activations import NewGELUActivation
 
     for module in list(model.modules()):

@@ -161,7 +161,8 @@ class _PlainLayer(DynamicLayer):
             self.keys = key_states.new_empty(batch, heads, self.capacity, key_states.shape[-1])
             self.values = value_states.new_empty(batch, heads, self.capacity, value_states.shape[-1])
             self.is_initialized = True
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         self.keys[:, :, begin:end] = key_states
         self.values[:, :, begin:end] = value_states
         self.length = end
@@ -173,7 +174,8 @@ class _PlainLayer(DynamicLayer):
 
     def move(self, movers: Tensor, holes: Tensor, count: int) -> None:
         """Put row ``movers[i]`` in place ``holes[i]`` and keep the first ``count`` rows."""
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         if len(holes):
             self.keys[holes, :, : self.length] = self.keys[movers, :, : self.length]
             self.values[holes, :, : self.length] = self.values[movers, :, : self.length]
@@ -193,7 +195,7 @@ class PlainCache(Cache):
 
 
 def new_cache(config: Any, *, capacity: int) -> Cache:
-    """An empty cache for ``config``'s model: ours where every layer attends to everything, transformers' own elsewhere."""
+    """An empty cache for ``config``'s model: ours if all layers attend to everything, else transformers' own."""
     kinds = getattr(config, "layer_types", None)
     sliding = getattr(config, "sliding_window", None) is not None
     if (kinds is None and not sliding) or (kinds is not None and set(kinds) == {"full_attention"}):

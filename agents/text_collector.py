@@ -19,6 +19,22 @@ from agents.generation import Generation, generate
 from agents.rollout import Rollout
 from textenvs.rows import TokenRows, last_action_index
 
+METRICS: dict[str, str] = {
+    "rollout/score": "mean score of the finished texts before any price, reward units",
+    "rollout/score_std": "its standard deviation over the texts",
+    "rollout/return_mean": "mean over texts of the sum of rewards, prices included, reward units",
+    "rollout/kl_per_sequence": "mean over texts of sum_t (log pi - log pi_ref), nats: the k1 estimate that is charged",
+    "rollout/kl_per_token": "the same sum divided by the number of tokens, nats",
+    "rollout/beta": "price of a nat in this rollout, reward units",
+    "rollout/surprisal": "mean of -log pi of the sampled tokens, nats per token: an estimate of the entropy",
+    "rollout/length_mean": "mean tokens per text, the end-of-text token included",
+    "rollout/share_eos": "share of texts that ended by themselves, [0, 1]; the others ran out of budget",
+    "rollout/distinct_2": "different bigrams / bigrams in a text, averaged over texts, [0, 1]; low means repetition",
+    "time/generate_s": "seconds of this rollout spent writing",
+    "time/score_s": "seconds of this rollout spent in the environment: scores and reference",
+}
+"""Every figure a rollout of text adds to those of ``agents.logging``, with its formula and unit."""
+
 
 class AdaptiveKL:
     """Moves the KL price so that the mean KL per sequence goes to a target.
@@ -85,8 +101,7 @@ class TextCollector:
         """Play one episode in each sub-environment.
 
         Returns:
-            The rollout, ``[B, T]`` with prompts ``[B, P]`` as observations, and figures of it: see ``figures``;
-            ``generate_s`` and ``score_s`` are seconds.
+            The rollout, ``[B, T]`` with prompts ``[B, P]`` as observations, and figures of it, as ``METRICS`` explains.
 
         Raises:
             ValueError: if the policy's end-of-text token or vocabulary is not the environment's.
@@ -101,13 +116,13 @@ class TextCollector:
         rows = self.envs.play(drawn, written.completions.cpu().numpy(), written.logprobs.cpu().numpy())
         self.last = rows
         rollout = self._rollout(policy, prompts, written, rows)
-        metrics = figures(rows)
-        metrics |= {"generate_s": wrote - began, "score_s": time.perf_counter() - wrote}
+        metrics = {f"rollout/{name}": value for name, value in figures(rows).items()}
+        metrics |= {"time/generate_s": wrote - began, "time/score_s": time.perf_counter() - wrote}
         metrics |= self._reprice(metrics, len(drawn))
         return rollout, metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next ``collect`` depends on: generator, whether the seed is spent, and the environment's state."""
+        """All that the next ``collect`` depends on: the generator, an unspent seed, the environment's state."""
         return {"generator": self.generator.get_state(), "seed": self._seed, "envs": self.envs.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -148,8 +163,8 @@ class TextCollector:
             return {}
         beta = float(self._priced.beta)
         if self.kl_controller is not None:
-            self._priced.beta = self.kl_controller.updated(beta, metrics["kl_per_sequence"], episodes)
-        return {"beta": beta}
+            self._priced.beta = self.kl_controller.updated(beta, metrics["rollout/kl_per_sequence"], episodes)
+        return {"rollout/beta": beta}
 
     def _check(self, policy: CausalLMPolicy) -> None:
         if policy.eos_token_id != self.base.eos_token_id:
@@ -163,18 +178,12 @@ class TextCollector:
 
 
 def figures(rows: TokenRows) -> dict[str, float]:
-    """What to log of finished rows; masked, so padding never counts.
-
-    ``score`` mean reward-model score (reward units); ``return`` mean sum of rewards; ``kl_per_sequence`` and
-    ``kl_per_token`` nats, the k1 estimate that the shaping charged; ``surprisal`` nats per token, the mean of
-    ``-log pi`` of what was sampled, which estimates the entropy; ``length`` tokens; ``share_eos`` of rows that ended by
-    themselves; ``distinct_2`` share of different ones among the bigrams of token ids within a row, averaged over rows.
-    """
+    """What to log of finished rows, without prefix; masked, so padding never counts. ``METRICS`` explains each."""
     mask = rows.mask
     count = mask.sum()
     found = {
-        "return": float(rows.rewards.sum() / len(mask)),
-        "length": float(count / len(mask)),
+        "return_mean": float(rows.rewards.sum() / len(mask)),
+        "length_mean": float(count / len(mask)),
         "share_eos": float((rows.stop_reason == "eos").mean()),
         "distinct_2": distinct_bigrams(rows.completions, mask),
     }

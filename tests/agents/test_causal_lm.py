@@ -1,4 +1,4 @@
-"""The language model as a policy: packing, time shift, distribution, precision (traps T1, T3, T8-T11, T15, T17, P13)."""
+"""The language model as a policy: packing, time shift, distribution, precision (T1, T3, T8-T11, T15, T17, P13)."""
 
 import math
 
@@ -11,12 +11,13 @@ from agents.causal_lm import CausalLMPolicy, pack_rows
 from agents.token_distribution import TokenSampling, sample_tokens, token_logprobs
 
 V, EOS = 31, 0
+SPECIAL = dict(bos_token_id=EOS, eos_token_id=EOS, pad_token_id=EOS)
 
 
 def gpt2(**options):
     torch.manual_seed(0)
     base = dict(vocab_size=V, n_positions=48, n_embd=24, n_layer=2, n_head=4, initializer_range=0.3)
-    return GPT2LMHeadModel(GPT2Config(**(base | dict(bos_token_id=EOS, eos_token_id=EOS, pad_token_id=EOS) | options)))
+    return GPT2LMHeadModel(GPT2Config(**(base | SPECIAL | options)))
 
 
 def llama(**options):
@@ -25,9 +26,7 @@ def llama(**options):
         vocab_size=V, hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=48, initializer_range=0.3,
     )  # fmt: skip
-    return LlamaForCausalLM(
-        LlamaConfig(**(base | dict(bos_token_id=EOS, eos_token_id=EOS, pad_token_id=EOS) | options))
-    )
+    return LlamaForCausalLM(LlamaConfig(**(base | SPECIAL | options)))
 
 
 @pytest.fixture(params=[gpt2, llama], ids=["gpt2", "llama"])

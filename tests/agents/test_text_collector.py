@@ -1,4 +1,4 @@
-"""Whole episodes of text as rollouts: where reward lands, what is bootstrapped, seeds and resume (T4-T7, T17, S1, S2)."""
+"""Whole episodes of text as rollouts: where reward lands, bootstrapping, seeds and resume (T4-T7, T17, S1, S2)."""
 
 import copy
 
@@ -61,8 +61,8 @@ def test_rewards_sum_to_score_minus_beta_kl_and_the_score_is_on_the_last_action(
         np.testing.assert_allclose(paid[: n - 1], 0, atol=1e-5)
         assert paid[n - 1] == pytest.approx(rows.scores[i], abs=1e-5)
         assert rollout.ended[i].tolist() == rollout.terminated[i].tolist() == [t == n - 1 for t in range(T)]
-    assert metrics["kl_per_sequence"] == pytest.approx(rows.kl.sum() / 12)
-    assert metrics["kl_per_token"] == pytest.approx(rows.kl.sum() / int(lengths.sum()))
+    assert metrics["rollout/kl_per_sequence"] == pytest.approx(rows.kl.sum() / 12)
+    assert metrics["rollout/kl_per_token"] == pytest.approx(rows.kl.sum() / int(lengths.sum()))
 
 
 def test_monte_carlo_advantage_is_score_minus_remaining_kl_minus_value():
@@ -132,7 +132,7 @@ def test_kl_of_the_start_against_itself_is_zero():
             return frozen.evaluate(torch.from_numpy(prompts), torch.from_numpy(completions)).logprobs
 
     _, metrics = TextCollector(envs_of(reference=reference), seed=0).collect(policy)
-    assert abs(metrics["kl_per_sequence"]) < 1e-5
+    assert abs(metrics["rollout/kl_per_sequence"]) < 1e-5
 
 
 def test_stepping_and_collecting_are_the_same_thing():
@@ -178,7 +178,7 @@ def test_the_controller_raises_the_price_when_the_policy_strays_and_lowers_it_wh
     envs = envs_of()
     collector = TextCollector(envs, seed=0, kl_controller=AdaptiveKL(target=0.1, horizon=60.0))
     _, metrics = collector.collect(policy_of())
-    assert metrics["beta"] == pytest.approx(0.3)
+    assert metrics["rollout/beta"] == pytest.approx(0.3)
     assert envs.beta == pytest.approx(0.3 * (1 + 0.2 * 12 / 60))
     assert collector.state_dict()["envs"]["beta"] == pytest.approx(envs.beta)
 
@@ -192,7 +192,7 @@ def test_figures_do_not_see_padding():
     object.__setattr__(rows, "logprobs", poisoned)
     assert figures(rows) == kept
     assert kept["surprisal"] == pytest.approx(-poisoned[rows.mask].mean())
-    assert kept["length"] == pytest.approx(rows.mask.sum() / 12)
+    assert kept["length_mean"] == pytest.approx(rows.mask.sum() / 12)
 
 
 def test_distinct_bigrams_by_hand():

@@ -1,0 +1,100 @@
+"""The settings of `scripts.train_text`, each with its unit; the defaults are the project's preset for movie reviews."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from agents import PPOConfig
+from agents.schedules import Linear
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTextConfig:
+    """Tune a language model by reinforcement learning on a preference reward."""
+
+    run_dir: str
+    """Folder for the model, checkpoints, TensorBoard events, progress.csv, samples.json and summary.json."""
+    overwrite: bool = False
+    """Throw away a finished run in that folder."""
+    resume: bool = False
+    """Go on with the unfinished run in that folder; all other settings must be its own."""
+    algorithm: Literal["ppo"] = "ppo"
+    """How to learn."""
+    model: str | None = None
+    """Causal LM to start from: directory or name that transformers loads, with its tokenizer. None: the project's."""
+    reward_model: str | None = None
+    """Directory of a reward model (see scripts.train_reward_model), or `module:function` of
+    (prompts, completions) -> scores. None: the project's."""
+    prompts: str | None = None
+    """Text file (a prompt a line) or JSONL (a field `prompt`); a tenth is held out. None: openings of movie reviews."""
+    eval_prompts: str | None = None
+    """File of prompts for the comparison before/after; needs `prompts`. None: those held out."""
+    num_eval_prompts: int = 400
+    """Prompts that are written on before and after training."""
+    judge: bool = True
+    """Whether the independent judge compares before and after (needs the demo extra)."""
+    seed: int = 0
+    """Seed of prompts' order, tokens drawn and minibatches."""
+    device: str = "cpu"
+    """Torch device."""
+    threads: int | None = None
+    """CPU threads of torch. None: its own choice."""
+    episodes: int = 8192
+    """Texts to write and learn from."""
+    batch_size: int = 256
+    """Texts an update."""
+    minibatch_size: int = 64
+    """Texts an optimiser step."""
+    epochs: int = 4
+    """Passes over each batch."""
+    learning_rate: float = 2e-4
+    """Adam's step size at the start; falls linearly to 0."""
+    clip: float = 0.2
+    """Half-width of the interval that the probability ratio is kept in."""
+    beta: float = 0.1
+    """Price of the KL, reward units per nat (where it starts, if kl_target moves it)."""
+    kl_target: float | None = None
+    """Nats per sequence that an adaptive price aims at. None: the price is fixed."""
+    kl_horizon: int = 2560
+    """Episodes over which the adaptive price reacts."""
+    gamma: float = 1.0
+    """Discount per token."""
+    lam: float = 0.95
+    """GAE's lambda."""
+    value_coef: float = 0.1
+    """Weight of the value loss."""
+    critic: Literal["shared", "separate"] = "shared"
+    """Value head on the policy's trunk, or on a copy of it."""
+    critic_warmup: int = 0
+    """Updates in which only the value learns."""
+    missing_eos_penalty: float = 0.0
+    """Reward units taken from texts that ran out of budget."""
+    max_new_tokens: int = 24
+    """Budget of a completion, tokens."""
+    temperature: float = 1.0
+    """Of sampling, in training and evaluation alike."""
+    checkpoint_every: int = 10
+    """Updates between checkpoints."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_eval_prompts", "episodes", "batch_size", "checkpoint_every", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
+        if self.eval_prompts is not None and self.prompts is None:
+            raise ValueError("eval_prompts needs prompts: both are files of your own, or neither")
+
+    def ppo(self) -> PPOConfig:
+        """The part that the agent reads."""
+        return PPOConfig(
+            learning_rate=Linear(self.learning_rate, 0.0),
+            clip=self.clip,
+            epochs=self.epochs,
+            minibatch_size=self.minibatch_size,
+            value_coef=self.value_coef,
+            gamma=self.gamma,
+            lam=self.lam,
+            max_grad_norm=1.0,
+            seed=self.seed,
+            device=self.device,
+        )

@@ -1,0 +1,185 @@
+"""The parts of a text run, made from its configuration: models, environment, collector, reward, judge, prompts."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from agents.causal_lm import CausalLMPolicy
+from agents.text_collector import AdaptiveKL, TextCollector
+from agents.token_distribution import TokenSampling
+from reward_models import RewardModel
+from scripts.movie_reviews import movie_review_splits, openings
+from scripts.sampling import Samples, write_samples
+from scripts.text_config import TrainTextConfig
+from textenvs import assets
+from textenvs.preference import PreferenceReward
+from textenvs.prompts import load_prompts
+from textenvs.reference import CausalLMReference, load_causal_lm
+from textenvs.shaping import KLShaping
+from textenvs.text import decode_rows, load_tokenizer
+from textenvs.vector import TokenVectorEnv
+
+OPENING_WORDS = (2, 6)
+NUM_OPENINGS = 4000
+EVAL_SEED = 12345
+
+
+class PolicyReference(CausalLMReference):
+    """The starting policy as the reference: whole rows in one pass a row, logits only where they are needed."""
+
+    def __init__(self, policy: CausalLMPolicy, tokenizer: Any) -> None:
+        super().__init__(policy.model, tokenizer=tokenizer)
+        self._policy = policy
+
+    @torch.no_grad()
+    def __call__(self, prompts: NDArray[np.int64], completions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Log-probs ``[N, T]``, nats, 0 at padding; see `CausalLMReference`."""
+        device = self._policy.device
+        judged = self._policy.evaluate(torch.as_tensor(prompts).to(device), torch.as_tensor(completions).to(device))
+        return judged.logprobs.cpu().numpy()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TextParts:
+    """Everything a run needs but the agent.
+
+    Attributes:
+        tokenizer: of model and environment.
+        policy: what learns.
+        start: the same model, frozen; the KL is measured against it.
+        reference: its log-probs.
+        reward: the environment's preference reward.
+        collector: of rollouts.
+        judge: independent of the reward model, or None.
+        eval_prompts: texts that training never sees.
+    """
+
+    tokenizer: Any
+    policy: CausalLMPolicy
+    start: CausalLMPolicy
+    reference: PolicyReference
+    reward: PreferenceReward
+    collector: TextCollector
+    judge: Any
+    eval_prompts: list[Any]
+
+    def write(self, policy: CausalLMPolicy) -> Samples:
+        """What ``policy`` writes on the evaluation prompts, always with the same seed."""
+        budget = self.collector.base.max_new_tokens
+        return write_samples(policy, self.tokenizer, self.eval_prompts, max_new_tokens=budget, seed=EVAL_SEED)
+
+    def score(self, samples: Samples) -> np.ndarray:
+        """``[N]`` scores by the reward that is trained on."""
+        return self.reward.score(samples.prompts, samples.completions)
+
+    def newest_samples(self, count: int) -> list[str]:
+        """A few texts of the newest rollout, the prompt set apart by a bar."""
+        rows = self.collector.last
+        if rows is None:
+            return []
+        texts = decode_rows(self.tokenizer, rows.prompts[:count], rows.completions[:count])
+        return [f"{opening} |{ending}" for opening, ending in zip(*texts, strict=True)]
+
+
+def build_parts(config: TrainTextConfig) -> TextParts:
+    """Load and wire everything; whatever is wrong with an input is found here.
+
+    Raises:
+        ValueError, OSError: with a message that names the input.
+    """
+    path = str(assets.language_model_dir()) if config.model is None else config.model
+    tokenizer = load_tokenizer(path)
+    train_prompts, eval_prompts = _prompts(config, tokenizer)
+    sampling = TokenSampling(temperature=config.temperature)
+    models = [load_causal_lm(path).to(config.device) for _ in range(2)]
+    policy = CausalLMPolicy(models[0], critic=config.critic, sampling=sampling)
+    start = CausalLMPolicy(models[1], sampling=sampling).requires_grad_(False)
+    plain = start if config.temperature == 1.0 else CausalLMPolicy(models[1]).requires_grad_(False)
+    reference = PolicyReference(plain, tokenizer)
+    base = TokenVectorEnv(
+        config.batch_size,
+        prompts=train_prompts,
+        tokenizer=tokenizer,
+        eos_token_id=policy.eos_token_id,
+        vocab_size=policy.vocab_size,
+        max_new_tokens=config.max_new_tokens,
+    )
+    reward = PreferenceReward(base, _scorer(config))
+    controller = None if config.kl_target is None else AdaptiveKL(target=config.kl_target, horizon=config.kl_horizon)
+    collector = TextCollector(
+        KLShaping(reward, reference, config.beta),
+        seed=config.seed,
+        missing_eos_penalty=config.missing_eos_penalty,
+        kl_controller=controller,
+    )
+    return TextParts(
+        tokenizer=tokenizer,
+        policy=policy,
+        start=start,
+        reference=reference,
+        reward=reward,
+        collector=collector,
+        judge=_judge() if config.judge else None,
+        eval_prompts=eval_prompts,
+    )
+
+
+def save_model(policy: CausalLMPolicy, tokenizer: Any, path: Path) -> None:
+    """Leave model and tokenizer at ``path`` for ``AutoModelForCausalLM.from_pretrained``; whole or not at all."""
+    aside = path.with_name(path.name + ".part")
+    shutil.rmtree(aside, ignore_errors=True)
+    policy.model.save_pretrained(aside)
+    tokenizer.save_pretrained(aside)
+    shutil.rmtree(path, ignore_errors=True)
+    os.replace(aside, path)
+
+
+def _prompts(config: TrainTextConfig, tokenizer: Any) -> tuple[Any, list[Any]]:
+    """Training prompts and evaluation prompts."""
+    if config.prompts is None:
+        splits = movie_review_splits()
+        words, count = OPENING_WORDS, config.num_eval_prompts
+        return (
+            openings(splits.prompt_train, num_words=words, count=NUM_OPENINGS, seed=0),
+            openings(splits.prompt_test, num_words=words, count=count, seed=0),
+        )
+    train = _lines(config.prompts, tokenizer)
+    if config.eval_prompts is not None:
+        return train, _lines(config.eval_prompts, tokenizer)[: config.num_eval_prompts]
+    if len(train) < 2:
+        raise ValueError(f"{config.prompts}: one prompt cannot be split; add prompts or pass --eval-prompts")
+    num_held_out = min(config.num_eval_prompts, max(1, len(train) // 10))
+    return train[num_held_out:], train[:num_held_out]
+
+
+def _lines(path: str, tokenizer: Any) -> list[list[int]]:
+    """The prompts of a file as token ids, in its order."""
+    prompts = load_prompts(path, tokenizer, vocab_size=len(tokenizer))
+    return [row[:length].tolist() for row, length in zip(prompts.tokens, prompts.lengths, strict=True)]
+
+
+def _scorer(config: TrainTextConfig) -> Any:
+    if config.reward_model is None:
+        return assets.load_scorer()
+    module, colon, name = config.reward_model.partition(":")
+    if not colon or Path(config.reward_model).exists():
+        return RewardModel.load(config.reward_model, device=config.device)
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as fault:
+        raise ValueError(f"--reward-model {config.reward_model}: {fault}") from fault
+
+
+def _judge() -> Any:
+    from scripts.judge import Judge
+
+    return Judge.fit_or_load()

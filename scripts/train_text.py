@@ -1,0 +1,164 @@
+"""Tune a language model by token-level PPO against a reward model, with KL shaping towards the model it started from.
+
+    python -m scripts.train_text --run-dir runs/text
+    python -m scripts.train_text --run-dir runs/mine --model DIR --reward-model DIR --prompts openings.txt
+
+Prompts are openings of held-out movie-review sentences, or lines of a file of your own. Before and after training the
+model writes on prompts that training never sees; `summary.json` compares the two, `samples.json` shows them side by
+side, and `model/` is a checkpoint that `AutoModelForCausalLM.from_pretrained` loads. Ctrl-C ends training after the
+update in progress, keeps what was learnt, and leaves a run that `--resume` goes on with bit for bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import tyro
+
+from agents import PPO
+from agents.checkpoint import CheckpointError
+from agents.logging import FileSink
+from scripts.run_dir import CONFIG, SUMMARY, RunDir, RunDirError
+from scripts.text_config import TrainTextConfig
+from scripts.text_metrics import compare
+from scripts.text_parts import TextParts, build_parts, save_model
+from scripts.text_progress import TextProgress, stop_on_interrupt
+
+CHECKPOINT = "checkpoint.safetensors"
+STATE = "state.json"
+SAMPLES = "samples.json"
+MODEL = "model"
+
+
+def main(config: TrainTextConfig) -> dict[str, Any]:
+    """Run it; returns what ``summary.json`` holds, or after Ctrl-C ``{"interrupted": True, ...}`` so far.
+
+    Raises:
+        RunDirError, ValueError, OSError, CheckpointError: each with a message that says what to do.
+    """
+    with RunDir(config.run_dir, overwrite=config.overwrite, resume=config.resume) as run:
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        _check_resumable(config, run)
+        parts = build_parts(config)
+        run.write_json(CONFIG, _identity(config))
+        agent = PPO(None, config.ppo(), policy=parts.policy, collector=parts.collector)
+        trained = _Clock()
+        if config.resume:
+            agent.restore(run.path / CHECKPOINT)
+            trained = _Clock(**json.loads((run.path / STATE).read_text()))
+        before = parts.write(parts.start)
+        finished = _train(agent, config, parts, run, trained)
+        save_model(parts.policy, parts.tokenizer, run.path / MODEL)
+        figures, samples = compare(
+            before, parts.write(parts.policy), score=parts.score, reference=parts.reference, judge=parts.judge
+        )
+        run.write_json(SAMPLES, {"samples": samples})
+        summary = {
+            "algorithm": config.algorithm,
+            "seed": config.seed,
+            "episodes": agent.steps,
+            "wall_s": trained.seconds,
+            "response_tokens_per_s": trained.tokens / max(trained.seconds, 1e-9),
+            **figures,
+        }
+        if not finished:
+            return summary | {"interrupted": True}
+        run.write_json(SUMMARY, summary)
+        return summary
+
+
+@dataclass
+class _Clock:
+    """Seconds of training and response tokens so far, the resumed part included."""
+
+    seconds: float = 0.0
+    tokens: float = 0.0
+
+
+def _train(agent: PPO, config: TrainTextConfig, parts: TextParts, run: RunDir, clock: _Clock) -> bool:
+    """Learn to the end, or to Ctrl-C; whether it was the end. A checkpoint lies there either way."""
+    if config.resume and (run.path / "progress.csv").exists():
+        (run.path / "progress.csv").rename(run.path / f"progress.until_{agent.steps}.csv")
+    agent.logger = sink = FileSink(run.path)
+
+    def checkpoint() -> None:
+        agent.save(run.path / CHECKPOINT)
+        run.write_json(STATE, dataclasses.asdict(clock))
+
+    with TextProgress(config.episodes, run.path) as progress, stop_on_interrupt() as interrupted:
+        began = time.perf_counter()
+
+        def after_update(agent: PPO) -> bool:
+            nonlocal began
+            now = time.perf_counter()
+            clock.seconds, began = clock.seconds + now - began, now
+            clock.tokens += agent.metrics["rollout/length_mean"] * config.batch_size
+            progress.show(agent.steps, agent.metrics)
+            if agent.updates % 10 == 1:
+                progress.log_samples(parts.newest_samples(4), agent.steps)
+            if agent.updates >= config.critic_warmup:
+                parts.policy.model.requires_grad_(True)
+            if agent.updates % config.checkpoint_every == 0:
+                checkpoint()
+            return not interrupted.is_set()
+
+        parts.policy.model.requires_grad_(agent.updates >= config.critic_warmup)
+        if agent.steps < config.episodes:
+            agent.learn(None if config.resume else config.episodes, callback=after_update)
+        checkpoint()
+    sink.close()
+    return agent.steps >= config.episodes
+
+
+def _identity(config: TrainTextConfig) -> dict[str, Any]:
+    """The settings that a resumed run must share."""
+    return {
+        name: value
+        for name, value in dataclasses.asdict(config).items()
+        if name not in ("overwrite", "resume", "run_dir", "threads")
+    }
+
+
+def _check_resumable(config: TrainTextConfig, run: RunDir) -> None:
+    if not config.resume:
+        return
+    if (run.path / SUMMARY).exists():
+        raise ValueError(f"{run.path} holds a finished run: there is nothing to resume")
+    if not (run.path / CHECKPOINT).exists():
+        raise ValueError(f"{run.path} holds no checkpoint yet: start anew with --overwrite")
+    theirs = json.loads((run.path / CONFIG).read_text())
+    ours = json.loads(json.dumps(_identity(config)))
+    other = [f"{name}={theirs.get(name)!r} (now {ours[name]!r})" for name in ours if theirs.get(name) != ours[name]]
+    if other:
+        raise ValueError(f"the run in {run.path} has other settings: {', '.join(other)}")
+
+
+def command_line(arguments: Sequence[str] | None = None) -> int:
+    """Run with command-line arguments; returns the exit code: 0, 2 on bad input, 130 after Ctrl-C."""
+    try:
+        config = tyro.cli(TrainTextConfig, description=__doc__, args=arguments)
+        summary = main(config)
+    except (RunDirError, CheckpointError, ValueError, OSError, ModuleNotFoundError, FloatingPointError) as error:
+        print(f"train_text: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("train_text: stopped; the last checkpoint, if there is one, is whole", file=sys.stderr)
+        return 130
+    for name, value in summary.items():
+        print(f"{name:24} {value:.4f}" if isinstance(value, float) else f"{name:24} {value}")
+    if summary.get("interrupted"):
+        print(f"stopped by Ctrl-C; go on with --resume --run-dir {config.run_dir}", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command_line())

@@ -1,0 +1,204 @@
+"""The script from a user's chair: what a run leaves behind, bad input, Ctrl-C, resume. A tiny model, no network."""
+
+import csv
+import json
+import os
+import signal
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from scripts.sampling import Samples
+from scripts.text_metrics import compare, distinct_bigrams_of_all, kl_per_sequence, perplexity_under, win_rate
+from scripts.train_text import command_line
+
+WORDS = ["<end>", "good", "bad", "the", "film", "is", "a", "very", "plot", "and"]
+KEYS = {
+    "algorithm", "seed", "episodes", "wall_s", "score_before", "score_after", "judge_before", "judge_after",
+    "judge_win_rate", "kl_per_sequence", "perplexity_before", "perplexity_after", "distinct2_before",
+    "distinct2_after", "mean_length_before", "mean_length_after", "response_tokens_per_s",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="a"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    core.post_processor = processors.TemplateProcessing(single="<end> $A", special_tokens=[("<end>", 0)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<end>", eos_token="<end>", pad_token="<end>", unk_token="a"
+    )
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(WORDS), n_positions=24, n_embd=16, n_layer=1, n_head=2,
+        bos_token_id=0, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("model")
+    GPT2LMHeadModel(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def inputs(tmp_path, model_dir, monkeypatch):
+    """Command-line arguments of a small run, without the run directory; the reward counts "good"."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(["the film", "a very", "the plot is", "film", "is the film", "and a"] * 4))
+    (tmp_path / "own_reward.py").write_text(
+        "import os, signal\n"
+        "calls = 0\n"
+        "def good(prompts, completions):\n"
+        "    return [float(text.split().count('good')) for text in completions]\n"
+        "def nan(prompts, completions):\n"
+        "    return [float('nan')] * len(prompts)\n"
+        "def interrupt_at_second_update(prompts, completions):\n"
+        "    global calls\n"
+        "    calls += 1\n"
+        "    if calls == 2:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return good(prompts, completions)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import importlib
+    import sys
+
+    sys.modules.pop("own_reward", None)
+    importlib.invalidate_caches()
+    yield {
+        "--model": str(model_dir), "--reward-model": "own_reward:good", "--prompts": str(prompts),
+        "--episodes": "32", "--batch-size": "8", "--minibatch-size": "4", "--epochs": "2", "--learning-rate": "0.01",
+        "--max-new-tokens": "6", "--num-eval-prompts": "8", "--checkpoint-every": "1",
+    }  # fmt: skip
+    sys.modules.pop("own_reward", None)
+
+
+def run(inputs, run_dir, *flags, **changed):
+    arguments = dict(inputs) | {f"--{name.replace('_', '-')}": str(value) for name, value in changed.items()}
+    flat = [part for pair in arguments.items() for part in pair]
+    return command_line([*flat, "--run-dir", str(run_dir), "--no-judge", *flags])
+
+
+def weights(run_dir):
+    return AutoModelForCausalLM.from_pretrained(run_dir / "model").state_dict()
+
+
+def test_a_run_leaves_everything_it_promises(inputs, tmp_path):
+    assert run(inputs, tmp_path / "run") == 0
+    folder = tmp_path / "run"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert set(summary) >= KEYS
+    assert summary["episodes"] == 32
+    assert summary["response_tokens_per_s"] > 0
+    assert summary["kl_per_sequence"] != 0
+    assert AutoTokenizer.from_pretrained(folder / "model").eos_token == "<end>"
+    start = AutoModelForCausalLM.from_pretrained(inputs["--model"]).state_dict()
+    tuned = weights(folder)
+    assert any(not torch.equal(start[name], tuned[name]) for name in start)
+    samples = json.loads((folder / "samples.json").read_text())["samples"]
+    assert {"prompt", "before", "after", "score_before", "score_after"} <= set(samples[0])
+    with open(folder / "progress.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4
+    assert {"rollout/score", "rollout/kl_per_sequence", "train/clip_fraction"} <= set(rows[0])
+    assert list(folder.glob("events.out.tfevents.*"))
+    assert not list(folder.glob("*.part"))
+    assert not (folder / "in_use.pid").exists()
+
+
+def test_ctrl_c_keeps_what_was_trained_and_resume_ends_where_an_undisturbed_run_ends(inputs, tmp_path):
+    usual = signal.getsignal(signal.SIGINT)
+    assert run(inputs, tmp_path / "whole", reward_model="own_reward:good") == 0
+    stopped = tmp_path / "stopped"
+    assert run(inputs, stopped, reward_model="own_reward:interrupt_at_second_update") == 130
+    assert not (stopped / "summary.json").exists()
+    assert (stopped / "samples.json").exists()
+    assert not list(stopped.glob("*.part"))
+    assert not torch.equal(
+        weights(stopped)["transformer.wte.weight"], weights(tmp_path / "whole")["transformer.wte.weight"]
+    )
+    assert run(inputs, stopped, "--resume", reward_model="own_reward:interrupt_at_second_update") == 0
+    for name, tensor in weights(tmp_path / "whole").items():
+        assert torch.equal(tensor, weights(stopped)[name]), name
+    assert len(list(stopped.glob("progress*.csv"))) == 2
+    assert signal.getsignal(signal.SIGINT) is usual
+
+
+def test_resume_refuses_other_settings_and_finished_or_missing_runs(inputs, tmp_path, capsys):
+    stopped = tmp_path / "stopped"
+    assert run(inputs, tmp_path / "none", "--resume") == 2
+    assert run(inputs, stopped, reward_model="own_reward:interrupt_at_second_update") == 130
+    capsys.readouterr()
+    assert run(inputs, stopped, "--resume", reward_model="own_reward:interrupt_at_second_update", beta=0.7) == 2
+    assert "beta=0.1 (now 0.7)" in capsys.readouterr().err
+    damaged = bytearray((stopped / "checkpoint.safetensors").read_bytes())
+    damaged[-1] ^= 255
+    (stopped / "checkpoint.safetensors").write_bytes(damaged)
+    assert run(inputs, stopped, "--resume", reward_model="own_reward:interrupt_at_second_update") == 2
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_bad_input_is_named_and_leaves_exit_code_two(inputs, tmp_path, capsys):
+    def complains(message, name="bad", **changed):
+        assert run(inputs, tmp_path / name, **changed) == 2
+        assert message in capsys.readouterr().err
+
+    empty, long, lines = tmp_path / "empty.txt", tmp_path / "long.txt", tmp_path / "lines.jsonl"
+    empty.write_text("\n\n")
+    long.write_text("the film\n" + "very " * 30 + "\n" + "the film\n" * 4)
+    lines.write_text('{"prompt": "the film"}\n{"text": "is"}\n')
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for file in ("config.json", "model.safetensors"):
+        os.link(os.path.join(inputs["--model"], file), bare / file)
+    complains("no prompts", "a", prompts=empty)
+    complains("positions", "b", prompts=long)
+    complains("lines.jsonl:2", "c", prompts=lines)
+    complains("no prompt file", "d", prompts=tmp_path / "nowhere.txt")
+    complains("without tokenizer", "e", model=bare)
+    complains("no-such-model", "f", model=tmp_path / "no-such-model")
+    complains("nan", "g", reward_model="own_reward:nan")
+    complains("no_such", "h", reward_model="own_reward:no_such")
+    complains("holds no reward model", "i", reward_model=tmp_path)
+    with pytest.raises(SystemExit) as refusal:
+        run(inputs, tmp_path / "j", episodes=0)
+    assert refusal.value.code == 2
+    assert "episodes must be at least 1" in capsys.readouterr().err
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thing").write_text("x")
+    complains("choose another --run-dir", "full")
+
+
+def test_critic_warm_up_leaves_the_model_as_it_was(inputs, tmp_path):
+    assert run(inputs, tmp_path / "run", critic_warmup=4) == 0
+    start, after = AutoModelForCausalLM.from_pretrained(inputs["--model"]).state_dict(), weights(tmp_path / "run")
+    assert all(torch.equal(start[name], after[name]) for name in start)
+
+
+def samples_of(completions, openings=("x", "y")):
+    import numpy as np
+
+    completions = np.array(completions)
+    return Samples(
+        prompts=np.ones((len(completions), 1), dtype=np.int64), completions=completions,
+        logprobs=np.where(completions >= 0, -1.0, 0.0), openings=list(openings), endings=["."] * len(completions),
+    )  # fmt: skip
+
+
+def test_figures_by_hand():
+    import numpy as np
+
+    samples = samples_of([[1, 2, 1, 2], [1, 2, -1, -1]])
+    assert distinct_bigrams_of_all(samples) == pytest.approx(2 / 4)  # 12, 21, 12 and 12: two of four differ
+    ref = np.where(samples.mask, -2.0, np.nan)
+    assert perplexity_under(ref, samples.mask) == pytest.approx(np.exp(2.0))
+    assert kl_per_sequence(samples, np.where(samples.mask, -2.0, 9.0)) == pytest.approx((4 + 2) / 2)
+    assert win_rate(np.array([1.0, 2.0, 3.0]), np.array([0.0, 2.0, 4.0])) == pytest.approx(0.5)
+
+
+def test_texts_of_different_prompts_are_not_compared():
+    with pytest.raises(ValueError, match="different prompts"):
+        compare(
+            samples_of([[1], [2]]), samples_of([[1], [2]], ("x", "z")), score=len, reference=lambda p, c: c, judge=None
+        )
