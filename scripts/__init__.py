@@ -1,0 +1,1 @@
+"""Entry points, each run with `python -m scripts.NAME`; not part of the wheel."""

@@ -83,7 +83,7 @@ def validate_ppo(config: DemoConfig, folder: Path, console: Console) -> dict[str
     """Stage 1: CartPole, before a language model is touched."""
     console.rule("1  PPO on CartPole-v1")
     summary = train_control.main(
-        train_control.TrainControlConfig(env="CartPole-v1", seed=config.seed, run_dir=str(folder), device=config.device)
+        train_control.Config(env="CartPole-v1", seed=config.seed, run_dir=folder, device=config.device)
     )
     mean = summary["eval_return_mean"]
     console.print(
