@@ -34,6 +34,9 @@ from textenvs.wrapper import TokenVectorWrapper
 
 EOS_TOKEN = 0
 
+Reference = exact.Array | Callable[[NDArray[np.int64], NDArray[np.int64]], Any]
+"""A table ``[M, S, V]`` of log-probs, or a callable that `exact.tabulate` makes into one."""
+
 
 class ExactTask:
     """Prompts, reference, scores and the KL's price, with all that follows from them by enumeration.
@@ -44,7 +47,7 @@ class ExactTask:
         words: V of them, for people to read; the first one ends a text.
         prompts: ``[M, P]`` token ids without padding; each drawn as often as the others.
         max_new_tokens: T, tokens.
-        reference: the table ``[M, S, V]`` of log-probs, or what `exact.tabulate` takes, e.g. a `CausalLMReference`.
+        reference: a table, or a callable that is tabulated, e.g. a `textenvs.reference.CausalLMReference`.
         score: ``(prompt [P], completion [T'] without padding) -> reward units``; asked once for each.
         beta: price of the KL, reward units per nat, > 0.
 
@@ -58,7 +61,7 @@ class ExactTask:
         words: tuple[str, ...],
         prompts: NDArray[np.int64],
         max_new_tokens: int,
-        reference: exact.Array | Callable[[NDArray[np.int64], NDArray[np.int64]], Any],
+        reference: Reference,
         score: Callable[[NDArray[np.int64], NDArray[np.int64]], float],
         beta: float,
     ) -> None:
@@ -139,11 +142,12 @@ class ExactVectorEnv(TokenVectorEnv):
         self.task = task
 
 
-def spelling(beta: float = 0.2) -> ExactTask:
+def spelling(beta: float = 0.2, reference: Reference | None = None) -> ExactTask:
     """Spell the prompt's word: the share of its letters in their places (the end is one), plus 1 / length if all are.
 
     Args:
-        beta: reward units per nat.
+        beta: price of the KL, reward units per nat.
+        reference: another reference than the task's own.
     """
     words = (".", "a", "b", "c", "d")
     prompts = np.array([[1], [2], [3], [4]])
@@ -158,7 +162,7 @@ def spelling(beta: float = 0.2) -> ExactTask:
         words=words,
         prompts=prompts,
         max_new_tokens=4,
-        reference=_random_logprobs((4, _num_states(5, 4), 5), seed=1, scale=0.7),
+        reference=_random_logprobs((4, _num_states(5, 4), 5), seed=1, scale=0.7) if reference is None else reference,
         score=score,
         beta=beta,
     )
@@ -178,15 +182,17 @@ SENTIMENT_BIGRAMS = np.array(
 """Per cent: how often the reference writes each word after each other."""
 
 
-def sentiment(beta: float = 0.5) -> ExactTask:
+def sentiment(beta: float = 0.5, reference: Reference | None = None) -> ExactTask:
     """Praise in four words: +1 for "good", -1 for "bad"; "very" before it counts half more, "not" turns it round.
 
     Args:
-        beta: reward units per nat.
+        beta: price of the KL, reward units per nat.
+        reference: another reference than the task's own.
     """
     prompts = np.array([[5], [4], [3]])
     tree = exact.TokenTree.build(len(SENTIMENT_WORDS), EOS_TOKEN, 4)
     lengths = (tree.prefixes != PAD).sum(axis=1)
+    bigrams = np.log(SENTIMENT_BIGRAMS / SENTIMENT_BIGRAMS.sum(axis=1, keepdims=True))
     last = np.where(lengths == 0, prompts, tree.prefixes[np.arange(len(lengths)), lengths - 1])
 
     def score(prompt: NDArray[np.int64], completion: NDArray[np.int64]) -> float:
@@ -202,18 +208,19 @@ def sentiment(beta: float = 0.5) -> ExactTask:
         words=SENTIMENT_WORDS,
         prompts=prompts,
         max_new_tokens=4,
-        reference=np.log(SENTIMENT_BIGRAMS / SENTIMENT_BIGRAMS.sum(axis=1, keepdims=True))[last],
+        reference=bigrams[last] if reference is None else reference,
         score=score,
         beta=beta,
     )
 
 
-def random(beta: float = 0.5, seed: int = 0) -> ExactTask:
+def random(beta: float = 0.5, seed: int = 0, reference: Reference | None = None) -> ExactTask:
     """Scores of standard deviation 1 and a reference of random logits, drawn for every completion and prefix.
 
     Args:
-        beta: reward units per nat.
+        beta: price of the KL, reward units per nat.
         seed: of the draw; another seed is another problem.
+        reference: another reference than the random one.
     """
     tree = exact.TokenTree.build(4, EOS_TOKEN, 4)
     table = {
@@ -231,7 +238,9 @@ def random(beta: float = 0.5, seed: int = 0) -> ExactTask:
         words=(".", "x", "y", "z"),
         prompts=np.array([[1], [2]]),
         max_new_tokens=4,
-        reference=_random_logprobs((2, len(tree.prefixes), 4), seed=seed, scale=1.0),
+        reference=_random_logprobs((2, len(tree.prefixes), 4), seed=seed, scale=1.0)
+        if reference is None
+        else reference,
         score=score,
         beta=beta,
     )
@@ -254,7 +263,7 @@ def exact_vec(
         acting: see `KLShaping`: log-probs of an agent that hands over none.
         autoreset_mode: see `TokenVectorEnv`.
         shuffle: whether the prompts' order is shuffled each epoch.
-        **parameters: of the task, e.g. ``beta``.
+        **parameters: of the task: ``beta``, ``reference``.
     """
     built = task(**parameters)
     envs = ExactVectorEnv(num_envs, built, autoreset_mode=autoreset_mode, shuffle=shuffle)
