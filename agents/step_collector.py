@@ -219,7 +219,8 @@ class _Actor:
 
     def logprobs_and_values(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         if not self.quick:
-            return torch.stack(self._logprobs, 1), self.policy.values(observations)
+            # A copy: what a policy gives may be a view of its parameters, which are about to change.
+            return torch.stack(self._logprobs, 1), self.policy.values(observations).clone()
         evaluation = self.policy.evaluate(observations, actions, None)
         return evaluation.logprobs, evaluation.values
 
