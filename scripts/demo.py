@@ -10,19 +10,18 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 
 from agents.causal_lm import CausalLMPolicy
 from scripts import train_control, train_reward_model, train_text
+from scripts.front_door import enter
 from scripts.plots import CONTROL_CURVES, TEXT_CURVES, plot_run
-from scripts.run_dir import CONFIG, SUMMARY, RunDir, RunDirError
+from scripts.run_dir import CONFIG, SUMMARY, RunDir
 from scripts.sampling import write_samples
 from textenvs import assets
 from textenvs.text import load_tokenizer
@@ -168,21 +167,5 @@ def report(text: dict[str, Any], samples: Path, console: Console) -> None:
     console.print(side_by_side)
 
 
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code: 0, 1 if PPO failed CartPole, 2 bad input, 130 Ctrl-C."""
-    try:
-        main(tyro.cli(DemoConfig, description=__doc__, args=arguments))
-    except NotValidated as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 1
-    except (RunDirError, ValueError, OSError, RuntimeError) as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("demo: stopped; finished stages are kept in the run directory", file=sys.stderr)
-        return 130
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(command_line())
+    sys.exit(enter(DemoConfig, main, description=__doc__, refusals={NotValidated: 1}, show=False))

@@ -12,22 +12,27 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
+from rich.progress import track
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from agents.logging import FileSink
+from scripts.front_door import enter
 from scripts.movie_reviews import SHA256, movie_review_splits
-from scripts.run_dir import CONFIG, SUMMARY, RunDir
+from scripts.run_dir import CONFIG, SUMMARY, RunDir, write_folder_aside
 
 END_OF_TEXT = "<|endoftext|>"
 ROW_LENGTHS = (32, 64, 96)
+QUICK = 512  # validation sentences that are looked at while training; all of them are at the end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,24 +176,32 @@ def main(config: TrainLanguageModelConfig) -> dict[str, Any]:
         splits = movie_review_splits()
         sentences = [sentence for review in splits.train for sentence in review]
         tokenizer = train_tokenizer(sentences, config.vocab_size, config.max_length)
-        tokenizer.save_pretrained(run.path)
         reviews = encode_reviews(tokenizer, splits.train)
         heldout = encode_reviews(tokenizer, [splits.validation])[0]
         validation = [[tokenizer.bos_token_id, *sentence][: config.max_length] for sentence in heldout]
         model = new_model(config, tokenizer).to(config.device)
         data = batches(reviews, tokenizer.bos_token_id, config.batch_tokens, random.Random(config.seed))
         began = time.perf_counter()
-        final = fit(model, data, validation, config, run)
+        steps, interrupted = fit(model, data, validation[:QUICK], config)
+        wall_s = time.perf_counter() - began
+
+        def save(folder: Path) -> None:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+
+        write_folder_aside(run.path / "model", save)
         summary: dict[str, Any] = {
             "seed": config.seed,
             "parameters": sum(p.numel() for p in model.parameters()),
             "train_sentences": len(sentences),
-            "train_tokens": config.train_tokens,
+            "train_tokens": steps * config.batch_tokens,
             "validation_sentences": len(validation),
-            "validation_perplexity": final,
+            "validation_perplexity": perplexity(model, validation, config.device),
             "data_sha256": SHA256,
-            "wall_s": time.perf_counter() - began,
+            "wall_s": wall_s,
         }
+        if interrupted:
+            return summary | {"interrupted": True}
         run.write_json(SUMMARY, summary)
         return summary
 
@@ -219,9 +232,8 @@ def fit(
     data: Iterator[tuple[Tensor, Tensor]],
     validation: list[list[int]],
     config: TrainLanguageModelConfig,
-    run: RunDir,
-) -> float:
-    """Train, leaving the weights in the run directory; returns the perplexity on all validation sentences."""
+) -> tuple[int, bool]:
+    """Train in place, with a progress bar. Returns the optimiser steps taken, and whether Ctrl-C ended it."""
     matrices = [p for p in model.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if p.ndim != 2]
     optimizer = torch.optim.AdamW(
@@ -231,29 +243,33 @@ def fit(
         fused=True,
     )
     num_steps = max(1, config.train_tokens // config.batch_tokens)
+    sink = FileSink(config.run_dir)
+    step = 0
+    try:
+        for step in track(range(num_steps), "language model"):
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * learning_rate_factor(step, num_steps)
+            tokens, mask = (x.to(config.device) for x in next(data))
+            loss = next_token_loss(model, tokens, mask) / mask[:, 1:].sum()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            if (step + 1) % config.eval_every == 0:
+                current = perplexity(model, validation, config.device)
+                sink.write({"train/loss": loss.item(), "validation/perplexity": current}, step + 1)
+    except KeyboardInterrupt:
+        return step, True
+    finally:
+        sink.close()
+    return num_steps, False
+
+
+def learning_rate_factor(step: int, num_steps: int) -> float:
+    """Share of the peak learning rate at ``step``: linear warm-up over 2% of the steps, cosine to a twentieth."""
     warmup = max(1, num_steps // 50)
-    current = math.inf
-    for step in range(num_steps):
-        progress = step / num_steps
-        factor = min(1.0, (step + 1) / warmup) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * progress)))
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * factor
-        tokens, mask = (x.to(config.device) for x in next(data))
-        loss = next_token_loss(model, tokens, mask) / mask[:, 1:].sum()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        if (step + 1) % config.eval_every == 0 or step + 1 == num_steps:
-            last = step + 1 == num_steps
-            current = perplexity(model, validation if last else validation[:512], config.device)
-            print(
-                f"step {step + 1}/{num_steps}  train loss {loss.item():.3f}  validation perplexity {current:.2f}",
-                flush=True,
-            )
-            model.save_pretrained(run.path)
-    return current
+    return min(1.0, (step + 1) / warmup) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / num_steps)))
 
 
 if __name__ == "__main__":
-    main(tyro.cli(TrainLanguageModelConfig, description=__doc__))
+    sys.exit(enter(TrainLanguageModelConfig, main, description=__doc__))
