@@ -94,6 +94,12 @@ def judge_reviews() -> list[LabelledReview]:
     return _imdb_parts()[0]
 
 
+def judge_sentences() -> set[str]:
+    """Normalised sentences of the judge's reviews."""
+    return {normalise_text(sentence) for review in judge_reviews() for sentence in sentences_of(review.text)}
+
+
+@cache
 def _imdb_parts() -> tuple[list[LabelledReview], list[LabelledReview]]:
     reviews = read_reviews("imdb")
     random.Random(SPLIT_SEED).shuffle(reviews)
@@ -104,7 +110,7 @@ def _imdb_parts() -> tuple[list[LabelledReview], list[LabelledReview]]:
 def movie_review_splits() -> MovieReviewSplits:
     """The project's fixed division of the package's texts; see the module docstring."""
     judge, rest = _imdb_parts()
-    taken = {normalise_text(sentence) for review in judge for sentence in sentences_of(review.text)}
+    taken = judge_sentences()
     taken |= {normalise_text(snippet.text) for snippet in load_rated_snippets()}
     taken |= {normalise_text(review.text) for review in read_reviews("rotten_tomatoes")}
 

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from rich.progress import Progress, TextColumn, TimeRemainingColumn
 
 from reward_models.accuracy import gap_accuracy, human_pair_accuracy, rater_accuracy
@@ -39,7 +38,9 @@ from reward_models.model import RewardModel
 from reward_models.movie_ratings import RatedSnippet, load_rated_snippets, load_rated_words, normalise_text
 from reward_models.pairs import PreferencePair, read_pairs
 from reward_models.training import FitResult, TrainingOptions, fit
-from scripts.run_dir import CONFIG, SUMMARY, RunDir, RunDirError
+from scripts.front_door import enter
+from scripts.movie_reviews import judge_sentences
+from scripts.run_dir import CONFIG, SUMMARY, RunDir
 
 LANGUAGE_MODEL = Path(__file__).parent.parent / "textenvs" / "assets" / "language_model"
 VALIDATION_SEED = 1
@@ -119,13 +120,23 @@ def main(config: TrainRewardModelConfig) -> dict[str, Any]:
         return summary
 
 
+def rated_splits() -> tuple[list[RatedSnippet], list[RatedSnippet]]:
+    """Training and held-out snippets, without the nine that are also a sentence in one of the judge's reviews."""
+    judged = judge_sentences()
+    train, heldout = split_snippets(load_rated_snippets())
+    return (
+        [snippet for snippet in train if normalise_text(snippet.text) not in judged],
+        [snippet for snippet in heldout if normalise_text(snippet.text) not in judged],
+    )
+
+
 def rating_data(config: TrainRewardModelConfig) -> tuple[Data, list[RatedSnippet]]:
     """Training and validation parts of the movie ratings, and the held-out snippets."""
-    train, heldout = split_snippets(load_rated_snippets())
+    train, heldout = rated_splits()
     train, validation = split_snippets(train, heldout_share=0.1, seed=VALIDATION_SEED)
     sources: list[BatchSource] = [RatedGroups(snippets=train, group_size=config.group_size)]
     if config.words:
-        taken = {normalise_text(snippet.text) for snippet in (*validation, *heldout)}
+        taken = {normalise_text(snippet.text) for snippet in (*validation, *heldout)} | judge_sentences()
         words = [word for word in load_rated_words() if normalise_text(word.text) not in taken]
         sources.append(RatedGroups(snippets=words, group_size=config.group_size))
     num_groups = len(validation) // VALIDATION_BATCH
@@ -188,10 +199,15 @@ def rating_figures(model: RewardModel, heldout: Sequence[RatedSnippet]) -> dict[
         "pair_accuracy_gap1_cut": gap_accuracy(model.score_rows([row[: CUT + 1] for row in rows]), heldout),
         "human_pair_accuracy": human_pair_accuracy(heldout),
         "num_heldout_pairs": len(heldout) * (len(heldout) - 1) // 2,
-        "correlation_with_mean_rating": float(np.corrcoef(scores, means)[0, 1]),
-        "correlation_with_length": float(np.corrcoef(scores, lengths)[0, 1]),
-        "human_correlation_with_length": float(np.corrcoef(means, lengths)[0, 1]),
+        "correlation_with_mean_rating": correlation(scores, means),
+        "correlation_with_length": correlation(scores, lengths),
+        "human_correlation_with_length": correlation(means, lengths),
     }
+
+
+def correlation(x: np.ndarray, y: np.ndarray) -> float | None:
+    """Pearson's correlation in [-1, 1]; None if either is constant."""
+    return float(np.corrcoef(x, y)[0, 1]) if x.std() and y.std() else None
 
 
 def pair_figures(model: RewardModel, heldout: Sequence[PreferencePair]) -> dict[str, Any]:
@@ -209,18 +225,7 @@ def pair_figures(model: RewardModel, heldout: Sequence[PreferencePair]) -> dict[
 
 def command_line(arguments: Sequence[str] | None = None) -> int:
     """Run with command-line arguments; returns the exit code: 0, 2 on bad input, 130 after Ctrl-C."""
-    config = tyro.cli(TrainRewardModelConfig, description=__doc__, args=arguments)
-    try:
-        summary = main(config)
-    except (RunDirError, ValueError, OSError, RuntimeError) as error:
-        print(f"train_reward_model: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("train_reward_model: stopped before training began; nothing was written", file=sys.stderr)
-        return 130
-    for name, value in summary.items():
-        print(f"{name:30} {value:.4f}" if isinstance(value, float) else f"{name:30} {value}")
-    return 130 if summary["interrupted"] else 0
+    return enter(TrainRewardModelConfig, main, description=__doc__, arguments=arguments)
 
 
 if __name__ == "__main__":

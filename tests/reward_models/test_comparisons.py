@@ -17,7 +17,7 @@ THREE = [
 
 
 def sign(x):
-    return (x > 0) - (x < 0)
+    return int(x > 0) - int(x < 0)
 
 
 def test_group_weights_are_the_shares_of_all_rater_pairs_counted_one_by_one():

@@ -35,7 +35,7 @@ def test_a_line_that_is_not_a_pair_is_named(tmp_path, line, reason):
 
 
 def test_a_missing_and_an_empty_file_are_named(tmp_path):
-    with pytest.raises(ValueError, match="none.jsonl"):
+    with pytest.raises(ValueError, match=r"none\.jsonl"):
         read_pairs(tmp_path / "none.jsonl")
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="no preference pair"):

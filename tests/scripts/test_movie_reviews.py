@@ -1,8 +1,10 @@
+import re
+
 import pytest
 
-from reward_models.comparisons import split_snippets
-from reward_models.movie_ratings import load_rated_snippets, load_rated_words, normalise_text
-from scripts.movie_reviews import judge_reviews, movie_review_splits, openings, sentences_of
+from reward_models.movie_ratings import load_rated_words, normalise_text
+from scripts.movie_reviews import judge_reviews, judge_sentences, movie_review_splits, openings
+from scripts.train_reward_model import rated_splits
 
 
 @pytest.fixture(scope="module")
@@ -13,13 +15,13 @@ def splits():
 @pytest.fixture(scope="module")
 def texts(splits):
     """Normalised texts by purpose; the language model's and the judge's are sentences."""
-    reward_train, reward_heldout = split_snippets(load_rated_snippets())
+    reward_train, reward_heldout = rated_splits()
     return {
         "language model": {normalise_text(s) for review in splits.train for s in review},
         "validation": {normalise_text(s) for s in splits.validation},
         "prompts to train": {normalise_text(s) for s in splits.prompt_train},
         "prompts to test": {normalise_text(s) for s in splits.prompt_test},
-        "judge": {normalise_text(s) for review in splits.judge for s in sentences_of(review.text)},
+        "judge": judge_sentences(),
         "reward model": {normalise_text(snippet.text) for snippet in reward_train},
         "reward model, held out": {normalise_text(snippet.text) for snippet in reward_heldout},
     }
@@ -33,10 +35,7 @@ def test_no_text_serves_two_purposes(texts):
         for other in purposes[:i]
         if texts[one] & texts[other]
     }
-    # A judge's review and a rated snippet may be the same three or four words; the judge reads whole reviews.
-    assert {key: n for key, n in shared.items() if "judge" not in key} == {}
-    assert {key: n for key, n in shared.items() if "reward" not in " ".join(key)} == {}
-    assert sum(shared.values()) <= 10, shared
+    assert shared == {}
 
 
 def test_whole_reviews_of_the_judge_are_no_rated_snippets(splits, texts):
@@ -51,9 +50,9 @@ def test_the_judges_part_alone_is_the_same(splits):
 
 
 def test_the_parts_have_the_sizes_that_the_documented_figures_were_measured_with(splits, texts):
-    assert len(texts["reward model"]) + len(texts["reward model, held out"]) == 10_603
+    assert len(texts["reward model"]) + len(texts["reward model, held out"]) == 10_594
     assert {review.label for review in splits.judge} == {0, 1}
-    assert len(splits.train) == 10_800
+    assert len(splits.train) == 10_489
     assert min(len(splits.validation), len(splits.prompt_test)) > 2_000
 
 
@@ -78,6 +77,5 @@ def test_openings_are_distinct_short_and_the_same_for_the_same_seed(splits):
     "text", ["It's  FINE, really!", "Ünïcode – dashes — “quotes”", "", "10/10 \n would\twatch", "İ"]
 )
 def test_normalised_text_is_its_runs_of_ascii_letters_and_digits(text):
-    import re
 
     assert normalise_text(text) == " ".join(re.findall(r"[a-z0-9]+", text.lower()))

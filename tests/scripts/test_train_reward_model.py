@@ -12,6 +12,7 @@ from scripts.run_dir import RunDir
 
 RATINGS = {"good": (3, 2, 4), "fine": (1, 2, 1), "plain": (0, 1, -1), "dull": (-1, -2, 0), "bad": (-3, -2, -4)}
 NOUNS = [f"noun{i}" for i in range(60)]
+WORDS = [RatedSnippet(text=word, ratings=r) for word, r in RATINGS.items()]
 SNIPPETS = [RatedSnippet(text=f"{noun} is {word}", ratings=r) for noun in NOUNS for word, r in RATINGS.items()]
 
 
@@ -32,7 +33,8 @@ def language_model(tmp_path_factory):
 @pytest.fixture
 def few_ratings(monkeypatch):
     monkeypatch.setattr(script, "load_rated_snippets", lambda: SNIPPETS)
-    monkeypatch.setattr(script, "load_rated_words", lambda: SNIPPETS[:5] * 4)
+    monkeypatch.setattr(script, "load_rated_words", lambda: WORDS * 4)
+    monkeypatch.setattr(script, "judge_sentences", lambda: {"noun1 is plain"})
     monkeypatch.setattr(script, "VALIDATION_BATCH", 12)
 
 
