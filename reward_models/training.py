@@ -22,11 +22,11 @@ from reward_models.model import RewardModel
 class TrainingOptions:
     """How to fit."""
 
-    epochs: float = 4.0
+    epochs: float = 1.4
     """Passes over the comparisons' texts, at most."""
-    learning_rate: float = 5e-4
+    learning_rate: float = 1.5e-3
     """Peak learning rate of AdamW at the last block; linear warm-up, then linear to zero."""
-    layer_decay: float = 0.8
+    layer_decay: float = 0.9
     """The learning rate of each block is that of the block above it times this, in (0, 1]."""
     head_lr_multiplier: float = 4.0
     """Learning rate of the head in units of `learning_rate`."""
@@ -34,19 +34,19 @@ class TrainingOptions:
     """AdamW weight decay on matrices."""
     warmup_share: float = 0.1
     """Share of the steps in which the learning rate rises."""
-    dropout: float = 0.1
+    dropout: float = 0.0
     """Dropout rate that is set in the backbone while it is trained, in [0, 1)."""
-    token_noise: float = 0.1
+    token_noise: float = 0.05
     """Share of the tokens that is replaced by random ones while training, in [0, 1)."""
-    truncation_share: float = 0.2
+    truncation_share: float = 0.15
     """Share of the texts that is cut at a random place (and loses its eos) while training, in [0, 1]."""
     centring_coef: float = 0.01
     """Weight of the pull of a pair's rewards to zero."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
-    average_decay: float = 0.98
+    average_decay: float = 0.96
     """Decay a step of the running average of the weights, which is what is kept; 0 keeps the last weights."""
-    chunk_size: int = 16
+    chunk_size: int = 32
     """Texts of like length encoded together; smaller wastes less on padding."""
     eval_every: int = 60
     """Optimiser steps between evaluations of the held-out loss."""
