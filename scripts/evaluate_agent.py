@@ -1,52 +1,86 @@
-"""Evaluate a saved agent: whole episodes in fresh environments.
+"""Evaluate what a run left behind: a control agent in fresh episodes, or a tuned language model on held-out prompts.
 
-python -m scripts.evaluate_agent --agent runs/cartpole/best.safetensors --episodes 100
+    python -m scripts.evaluate_agent --agent runs/cartpole --episodes 100
+    python -m scripts.evaluate_agent --agent runs/text --episodes 400
+
+A control agent plays whole episodes. A language model writes on as many prompts that its training never saw, and is
+compared with the model it started from, as in `scripts.train_text`. With --run-dir the figures are kept there, too.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import torch
 
-from agents import PPO, checkpoint
+from agents import PPO
 from agents.environments import make_vector
 from agents.evaluation import evaluate
+from scripts.front_door import enter
+from scripts.run_dir import CONFIG, SUMMARY, RunDir
+from scripts.train_control import BEST
+from scripts.train_text import MODEL
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
-    """Evaluate a saved control agent."""
+class EvaluateAgentConfig:
+    """Evaluate a saved agent."""
 
     agent: Path
-    """what ``PPO.save`` wrote (best.safetensors in a run directory), or the run directory itself"""
+    """run directory of train_control or train_text, or a file that `PPO.save` wrote"""
+    run_dir: Path | None = None
+    """folder for config.json and summary.json; default: the figures are only printed"""
+    overwrite: bool = False
+    """throw away a finished evaluation in that folder"""
     env: str | None = None
-    """Gymnasium id; default: the one the agent was trained on"""
+    """Gymnasium id for a control agent; default: the one it was trained on"""
     episodes: int = 100
-    """episodes to play"""
+    """episodes to play, or prompts to write on"""
     seed: int = 0
-    """of the environments' first reset"""
+    """of the environments' first reset (a language model writes with the fixed seed of its own run)"""
     stochastic: bool = False
-    """sample actions instead of taking the likeliest"""
+    """a control agent samples its actions instead of taking the likeliest"""
     device: str = "cpu"
     """where the networks live"""
 
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise ValueError(f"episodes must be at least 1, received {self.episodes}")
 
-def main(config: Config) -> dict[str, Any]:
-    """Play, and return the figures.
+
+def main(config: EvaluateAgentConfig) -> dict[str, Any]:
+    """Evaluate, and return the figures.
 
     Raises:
         CheckpointError: if the agent cannot be loaded.
-        ValueError: if neither the agent nor ``--env`` names an environment.
+        ValueError: if there is no agent, or neither it nor ``--env`` names an environment.
+        RunDirError: if the run directory cannot be used.
     """
+    if config.run_dir is None:
+        return _evaluate(config)
+    with RunDir(config.run_dir, overwrite=config.overwrite) as run:
+        run.write_json(CONFIG, asdict(config))
+        figures = _evaluate(config)
+        run.write_json(SUMMARY, figures)
+        return figures
+
+
+def _evaluate(config: EvaluateAgentConfig) -> dict[str, Any]:
+    if (config.agent / MODEL).is_dir():
+        return evaluate_text(config)
+    if config.agent.is_dir() and not (config.agent / BEST).exists():
+        raise ValueError(f"{config.agent} holds neither {BEST} (train_control) nor {MODEL}/ (train_text)")
+    return evaluate_control(config)
+
+
+def evaluate_control(config: EvaluateAgentConfig) -> dict[str, Any]:
+    """Figures of whole episodes, greedy unless ``stochastic``."""
     torch.set_num_threads(1)
-    path = config.agent / "best.safetensors" if config.agent.is_dir() else config.agent
-    agent = PPO.load(path, device=config.device)
+    agent = PPO.load(config.agent / BEST if config.agent.is_dir() else config.agent, device=config.device)
     env_id = config.env or agent.env_id
     if env_id is None:
         raise ValueError("the agent was not trained on an id: pass --env")
@@ -61,17 +95,22 @@ def main(config: Config) -> dict[str, Any]:
     }
 
 
-def run(config: Config) -> int:
-    """``main`` with errors turned into messages; the exit code."""
-    try:
-        print(json.dumps(main(config), indent=2))
-    except (checkpoint.CheckpointError, gym.error.Error, ModuleNotFoundError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def evaluate_text(config: EvaluateAgentConfig) -> dict[str, Any]:
+    """Figures of the tuned model beside those of the model it started from, on the run's own held-out prompts."""
+    from agents.causal_lm import CausalLMPolicy
+    from scripts.text_config import TrainTextConfig
+    from scripts.text_metrics import compare
+    from scripts.text_parts import build_parts
+
+    settings = json.loads((config.agent / CONFIG).read_text())
+    settings |= {"run_dir": str(config.agent), "num_eval_prompts": config.episodes, "device": config.device}
+    parts = build_parts(TrainTextConfig(**settings))
+    tuned = CausalLMPolicy.from_pretrained(config.agent / MODEL, sampling=parts.policy.sampling).to(config.device)
+    figures, samples = compare(
+        parts.write(parts.start), parts.write(tuned), score=parts.score, reference=parts.reference, judge=parts.judge
+    )
+    return {"model": str(config.agent / MODEL), "eval_prompts": len(samples), **figures}
 
 
 if __name__ == "__main__":
-    import tyro
-
-    sys.exit(run(tyro.cli(Config)))
+    sys.exit(enter(EvaluateAgentConfig, main, description=__doc__))

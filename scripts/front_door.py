@@ -14,7 +14,7 @@ from scripts.run_dir import RunDirError
 Config = TypeVar("Config")
 
 BAD_INPUT, INTERRUPTED = 2, 130
-EXPECTED = (RunDirError, GymnasiumError, ValueError, OSError, ImportError, RuntimeError)
+EXPECTED = (RunDirError, GymnasiumError, ValueError, OSError, ImportError, RuntimeError, FloatingPointError)
 """What a user's input, disk or missing package may cause; anything else is a fault of ours and shows its traceback."""
 
 
@@ -40,8 +40,8 @@ def enter(
     Returns:
         0; 2 if something received cannot be used; 130 after Ctrl-C; or what ``refusals`` says.
     """
-    config = tyro.cli(config_type, description=description, args=arguments)
     try:
+        config = tyro.cli(config_type, description=description, args=arguments)
         summary = main(config)
     except KeyboardInterrupt as stop:
         print(f"stopped: {stop or 'nothing half-written is left; what was finished is kept'}", file=sys.stderr)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from agents.text_collector import AdaptiveKL, TextCollector
 from agents.token_distribution import TokenSampling
 from reward_models import RewardModel
 from scripts.movie_reviews import movie_review_splits, openings
+from scripts.run_dir import write_folder_aside
 from scripts.sampling import Samples, write_samples
 from scripts.text_config import TrainTextConfig
 from textenvs import assets
@@ -135,12 +134,12 @@ def build_parts(config: TrainTextConfig) -> TextParts:
 
 def save_model(policy: CausalLMPolicy, tokenizer: Any, path: Path) -> None:
     """Leave model and tokenizer at ``path`` for ``AutoModelForCausalLM.from_pretrained``; whole or not at all."""
-    aside = path.with_name(path.name + ".part")
-    shutil.rmtree(aside, ignore_errors=True)
-    policy.model.save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
-    shutil.rmtree(path, ignore_errors=True)
-    os.replace(aside, path)
+
+    def write(folder: Path) -> None:
+        policy.model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    write_folder_aside(path, write)
 
 
 def _prompts(config: TrainTextConfig, tokenizer: Any) -> tuple[Any, list[Any]]:

@@ -20,12 +20,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import tyro
 
 from agents import PPO
-from agents.checkpoint import CheckpointError
 from agents.logging import FileSink
-from scripts.run_dir import CONFIG, SUMMARY, RunDir, RunDirError
+from scripts.front_door import enter
+from scripts.run_dir import CONFIG, SUMMARY, RunDir
 from scripts.text_config import TrainTextConfig
 from scripts.text_metrics import compare
 from scripts.text_parts import TextParts, build_parts, save_model
@@ -143,21 +142,7 @@ def _check_resumable(config: TrainTextConfig, run: RunDir) -> None:
 
 def command_line(arguments: Sequence[str] | None = None) -> int:
     """Run with command-line arguments; returns the exit code: 0, 2 on bad input, 130 after Ctrl-C."""
-    try:
-        config = tyro.cli(TrainTextConfig, description=__doc__, args=arguments)
-        summary = main(config)
-    except (RunDirError, CheckpointError, ValueError, OSError, ModuleNotFoundError, FloatingPointError) as error:
-        print(f"train_text: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("train_text: stopped; the last checkpoint, if there is one, is whole", file=sys.stderr)
-        return 130
-    for name, value in summary.items():
-        print(f"{name:24} {value:.4f}" if isinstance(value, float) else f"{name:24} {value}")
-    if summary.get("interrupted"):
-        print(f"stopped by Ctrl-C; go on with --resume --run-dir {config.run_dir}", file=sys.stderr)
-        return 130
-    return 0
+    return enter(TrainTextConfig, main, description=__doc__, arguments=arguments)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,40 @@
+"""The page that explains every logged metric, made from the code's own tables.
+
+python -m scripts.metrics_page > docs/metrics.md
+"""
+
+from __future__ import annotations
+
+from agents.logging import METRICS
+from agents.text_collector import METRICS as TEXT_METRICS
+
+OTHER_METRICS = {
+    "train/loss (reward model)": "Bradley–Terry loss of the step's comparisons, nats per comparison",
+    "validation/best_loss": "lowest Bradley–Terry loss so far on the validation part, nats per comparison",
+    "train/loss (language model)": "negative log-likelihood of the step's tokens, nats per token",
+    "validation/perplexity": "exp of the mean negative log-likelihood per token of held-out sentences",
+}
+"""Of the scripts that do not run PPO."""
+
+
+def page() -> str:
+    """The page, in Markdown."""
+    lines = [
+        "# What is logged",
+        "",
+        "Each name stands in TensorBoard and in `progress.csv`, with its formula and unit.",
+        "",
+    ]
+    for title, table in (
+        ("PPO, everywhere", METRICS),
+        ("Text", TEXT_METRICS),
+        ("Reward model and language model", OTHER_METRICS),
+    ):
+        lines += [f"## {title}", "", "| name | what it is |", "|---|---|"]
+        lines += [f"| `{name}` | {meaning.replace('|', chr(92) + '|')} |" for name, meaning in table.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(page(), end="")
