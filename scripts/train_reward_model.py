@@ -11,6 +11,7 @@ validation part, is what early stopping and calibration look at. Ctrl-C keeps th
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -173,8 +174,10 @@ def fit_with_progress(model: RewardModel, data: Data, config: TrainRewardModelCo
             losses = f"loss {loss:.3f}  best validation loss {best:.3f}"
             progress.update(task, completed=step, total=num_steps, losses=losses)
             if step % 10 == 0 or step == num_steps:
+                logger.record("train/step", step)
                 logger.record("train/loss", loss)
-                logger.record("validation/best_loss", best)
+                if best < math.inf:
+                    logger.record("validation/best_loss", best)
                 logger.dump(step)
 
         try:
