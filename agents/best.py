@@ -42,7 +42,7 @@ class BestKeeper:
             raise ValueError(f"every and episodes must be at least 1, received {every} and {episodes}")
         self.envs, self.every, self.episodes, self.seed = envs, every, episodes, seed
         self.stop_at_return, self.on_best = stop_at_return, on_best
-        self.best_mean, self.best_steps = -math.inf, 0
+        self.best_mean, self.best_steps, self.last_steps = -math.inf, 0, -1
         self.best_policy: dict[str, Any] | None = None
         self.best_normaliser: dict[str, Any] | None = None
         self.reached = False
@@ -62,6 +62,7 @@ class BestKeeper:
         """Evaluate now; False once ``stop_at_return`` is reached."""
         began = time.perf_counter()
         returns, _ = evaluate(agent, self.envs, self.episodes, seed=self.seed)
+        self.last_steps = agent.steps
         mean, std = float(returns.mean()), float(returns.std())
         agent.logger.write({"eval/return_mean": mean, "eval/return_std": std}, agent.steps)
         if mean >= self.best_mean:
@@ -89,6 +90,7 @@ class BestKeeper:
         return {
             "best_mean": self.best_mean,
             "best_steps": self.best_steps,
+            "last_steps": self.last_steps,
             "best_policy": self.best_policy,
             "best_normaliser": self.best_normaliser,
             "seconds": self.seconds,
@@ -99,4 +101,5 @@ class BestKeeper:
         """Go on where ``state_dict`` was taken."""
         self.best_mean, self.best_steps = state["best_mean"], state["best_steps"]
         self.best_policy, self.best_normaliser = state["best_policy"], state["best_normaliser"]
+        self.last_steps = state["last_steps"]
         self.seconds, self._due = state["seconds"], state["due"]

@@ -142,7 +142,8 @@ class PPO:
             self.metrics["time/seconds_per_update"] = time.perf_counter() - began
             if self.updates % log_interval == 0:
                 self.logger.write(self.metrics, self.steps)
-            if callback is not None and callback(self) is False:
+            goes_on = None if callback is None else callback(self)
+            if goes_on is not None and not goes_on:  # numpy's False is not the object False
                 break
         return self
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import gymnasium as gym
 import torch
+from gymnasium.vector import VectorEnv
 
 from agents import PPO, checkpoint
 from agents.best import BestKeeper
@@ -87,43 +88,51 @@ def main(config: Config) -> dict[str, Any]:
             run.write_json("config.json", {**_plain(config), "total_steps": total_steps, "ppo": settings.to_dict()})
         sink = FileSink(run.path)
         agent.logger = sink
-        keeper = BestKeeper(
-            evaluation,
-            every=config.evaluate_every or preset.evaluate_every,
-            episodes=config.eval_episodes,
-            seed=EVALUATION_SEED,
-            stop_at_return=config.stop_at_return,
-            on_best=lambda best: best.save(run.path / BEST),
-        )
-        watch = _Watch(keeper, run.path / LAST, config.save_every)
-        if config.resume and watch.path.exists():
-            watch.restore(agent)
         try:
-            with _Progress(total_steps, config.quiet) as progress:
-                watch.train(agent, total_steps, progress)
+            summary = _train(config, agent, evaluation, run)
         finally:
             sink.close()
-        if not keeper.reached and agent.steps != keeper.best_steps:
-            keeper.evaluate(agent)
-        keeper.give_back(agent)
-        returns, _ = evaluate(agent, evaluation, config.eval_episodes, seed=FINAL_SEED)
-        summary = {
-            "env": config.env,
-            "algorithm": "ppo",
-            "seed": config.seed,
-            "steps": agent.steps,
-            "wall_s": round(watch.wall_s, 3),
-            "train_s": round(watch.wall_s - keeper.seconds, 3),
-            "eval_return_mean": float(returns.mean()),
-            "eval_return_std": float(returns.std()),
-            "eval_episodes": len(returns),
-            "best_return_mean": keeper.best_mean,
-            "best_steps": keeper.best_steps,
-        }
-        if config.stop_at_return is not None:
-            summary["reached"] = keeper.reached
         run.write_json("summary.json", summary)
         return summary
+
+
+def _train(config: Config, agent: PPO, evaluation: VectorEnv, run: RunDir) -> dict[str, Any]:
+    """Train to the end, keep the best weights, judge them by episodes of their own; the summary."""
+    preset = preset_for(config.env)
+    total_steps = config.total_steps or preset.total_steps
+    keeper = BestKeeper(
+        evaluation,
+        every=config.evaluate_every or preset.evaluate_every,
+        episodes=config.eval_episodes,
+        seed=EVALUATION_SEED,
+        stop_at_return=config.stop_at_return,
+        on_best=lambda best: best.save(run.path / BEST),
+    )
+    watch = _Watch(keeper, run.path / LAST, config.save_every)
+    if config.resume and watch.path.exists():
+        watch.restore(agent)
+    with _Progress(total_steps, config.quiet) as progress:
+        watch.train(agent, total_steps, progress)
+    if not keeper.reached and agent.steps != keeper.last_steps:
+        keeper.evaluate(agent)
+    keeper.give_back(agent)
+    returns, _ = evaluate(agent, evaluation, config.eval_episodes, seed=FINAL_SEED)
+    summary = {
+        "env": config.env,
+        "algorithm": "ppo",
+        "seed": config.seed,
+        "steps": agent.steps,
+        "wall_s": round(watch.wall_s, 3),
+        "train_s": round(watch.wall_s - watch.evaluation_s, 3),
+        "eval_return_mean": float(returns.mean()),
+        "eval_return_std": float(returns.std()),
+        "eval_episodes": len(returns),
+        "best_return_mean": keeper.best_mean,
+        "best_steps": keeper.best_steps,
+    }
+    if config.stop_at_return is not None:
+        summary["reached"] = keeper.reached
+    return summary
 
 
 class _Watch:
@@ -132,6 +141,7 @@ class _Watch:
     def __init__(self, keeper: BestKeeper, path: Path, save_every: int) -> None:
         self.keeper, self.path, self.save_every = keeper, path, save_every
         self.wall_s = 0.0
+        self.evaluation_s = 0.0
         self.interrupted = False
 
     def train(self, agent: PPO, total_steps: int, progress: Callable[[PPO], None]) -> None:
@@ -141,6 +151,7 @@ class _Watch:
         def callback(agent: PPO) -> bool:
             goes_on = self.keeper(agent)
             self.wall_s = earlier + time.perf_counter() - began
+            self.evaluation_s = self.keeper.seconds
             progress(agent)
             if agent.updates % self.save_every == 0:
                 self.save(agent)
@@ -169,7 +180,7 @@ class _Watch:
             raise checkpoint.CheckpointError(f"{self.path} was trained on {state['agent']['env_id']}")
         agent.load_state_dict(state["agent"])
         self.keeper.load_state_dict(state["keeper"])
-        self.wall_s = state["wall_s"]
+        self.wall_s, self.evaluation_s = state["wall_s"], self.keeper.seconds
 
 
 class _Progress:

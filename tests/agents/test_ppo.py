@@ -145,6 +145,11 @@ def test_training_ends_once_the_return_is_reached():
     assert agent.steps == 32
 
 
+@pytest.mark.parametrize("false", [False, np.bool_(False)])
+def test_any_false_from_the_callback_ends_the_training(false):
+    assert PPO("CartPole-v1", TINY).learn(3200, lambda _: false).steps == 32
+
+
 def test_steps_count_transitions_not_phantoms():
     envs = gym.make_vec("CartPole-v1", num_envs=2, vectorization_mode="vector_entry_point")
     agent = PPO(envs, PPOConfig(num_envs=2, num_steps=200, epochs=1))

@@ -30,7 +30,7 @@ def test_a_run_leaves_everything_behind_and_its_agent_can_be_evaluated(tmp_path,
     assert any(name.startswith("events") for name in names)
     assert run(config(folder)) == 2
     assert "--overwrite" in capsys.readouterr().err
-    result = evaluate_agent.main(evaluate_agent.Config(agent=folder, episodes=3))
+    result = evaluate_agent.main(evaluate_agent.EvaluateAgentConfig(agent=folder, episodes=3))
     assert result["eval_episodes"] == 3
 
 
@@ -76,6 +76,12 @@ def test_stop_at_return_ends_early(tmp_path):
     summary = main(config(tmp_path / "run", stop_at_return=1.0, evaluate_every=512))
     assert summary["reached"]
     assert summary["steps"] < 2048
+
+
+def test_the_last_weights_are_evaluated_also_where_no_evaluation_was_due(tmp_path):
+    summary = main(config(tmp_path / "run", evaluate_every=1500))
+    assert (tmp_path / "run" / "progress.csv").read_text().count("\n") >= 3
+    assert summary["steps"] == 2048
 
 
 def test_a_damaged_checkpoint_is_a_message(tmp_path, capsys):
