@@ -1,9 +1,10 @@
 import json
+import math
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import scripts.train_reward_model as script
 from reward_models import PreferencePair, RewardModel, write_pairs
@@ -111,7 +112,10 @@ def test_bad_input_ends_with_exit_code_2_and_a_message(language_model, pairs_fil
     with RunDir(tmp_path / "used") as run:
         (run.path / "in_use.pid").write_text("1")
         assert "in use by process 1" in refused("--run-dir", str(run.path), *pairs)
-    diverging = ["--training.learning-rate", "1e30", "--training.max-grad-norm", "1e30"]
-    message = refused("--run-dir", str(tmp_path / "d"), "--model", language_model, *pairs, *diverging)
+    broken = GPT2LMHeadModel.from_pretrained(language_model)
+    broken.transformer.ln_f.weight.data.fill_(math.nan)
+    broken.save_pretrained(bare)
+    AutoTokenizer.from_pretrained(language_model).save_pretrained(bare)
+    message = refused("--run-dir", str(tmp_path / "d"), "--model", str(bare), *pairs)
     assert "lower the learning rate" in message
     assert not (tmp_path / "d" / "summary.json").exists()
