@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -81,9 +82,11 @@ def main(config: DemoConfig) -> dict[str, Any]:
 def validate_ppo(config: DemoConfig, folder: Path, console: Console) -> dict[str, Any]:
     """Stage 1: CartPole, before a language model is touched."""
     console.rule("1  PPO on CartPole-v1")
+    threads = torch.get_num_threads()
     summary = train_control.main(
         train_control.Config(env="CartPole-v1", seed=config.seed, run_dir=folder, device=config.device)
     )
+    torch.set_num_threads(threads)  # control runs on one; the language models want them all
     mean = summary["eval_return_mean"]
     console.print(
         f"greedy return over {summary['eval_episodes']} episodes: {mean:.1f} ± {summary['eval_return_std']:.1f} "
