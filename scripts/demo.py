@@ -116,10 +116,12 @@ def show_language_model(config: DemoConfig, console: Console) -> None:
 def fit_reward_model(config: DemoConfig, folder: Path, console: Console) -> dict[str, Any]:
     """Stage 3: Bradley–Terry on comparisons of human ratings."""
     console.rule("3  A reward model from human ratings")
-    options = {} if config.model is None else {"model": config.model}
     summary = train_reward_model.main(
         train_reward_model.TrainRewardModelConfig(
-            run_dir=str(folder), seed=config.seed, device=config.device, **options
+            run_dir=str(folder),
+            model=config.model or str(assets.language_model_dir()),
+            seed=config.seed,
+            device=config.device,
         )
     )
     if summary["interrupted"]:

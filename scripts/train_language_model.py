@@ -179,7 +179,8 @@ def main(config: TrainLanguageModelConfig) -> dict[str, Any]:
         reviews = encode_reviews(tokenizer, splits.train)
         heldout = encode_reviews(tokenizer, [splits.validation])[0]
         validation = [[tokenizer.bos_token_id, *sentence][: config.max_length] for sentence in heldout]
-        model = new_model(config, tokenizer).to(config.device)
+        model = new_model(config, tokenizer)
+        model.to(torch.device(config.device))  # type: ignore[arg-type]
         data = batches(reviews, tokenizer.bos_token_id, config.batch_tokens, random.Random(config.seed))
         began = time.perf_counter()
         steps, interrupted = fit(model, data, validation[:QUICK], config)
