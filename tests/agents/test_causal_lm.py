@@ -164,7 +164,8 @@ def test_logits_in_pieces_are_the_same_with_their_gradient(model, monkeypatch):
 
     whole = run()
     monkeypatch.setattr(causal_lm, "LOGITS_AT_ONCE", 5 * V)
-    torch.testing.assert_close(whole, run())
+    # Gradients of about 3 are float32 sums taken in another order: a few units in the last place each.
+    torch.testing.assert_close(whole, run(), rtol=1e-5, atol=5e-5)
 
 
 def test_dropout_stays_off_whatever_is_called():
