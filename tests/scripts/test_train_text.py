@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from scripts import evaluate_agent
 from scripts.sampling import Samples
 from scripts.text_metrics import compare, distinct_bigrams_of_all, kl_per_sequence, perplexity_under, win_rate
 from scripts.train_text import command_line
@@ -105,6 +106,17 @@ def test_a_run_leaves_everything_it_promises(inputs, tmp_path):
     assert list(folder.glob("events.out.tfevents.*"))
     assert not list(folder.glob("*.part"))
     assert not (folder / "in_use.pid").exists()
+
+
+def test_evaluating_what_a_run_left_behind_repeats_its_figures(inputs, tmp_path):
+    assert run(inputs, tmp_path / "run") == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    again = evaluate_agent.main(
+        evaluate_agent.EvaluateAgentConfig(agent=tmp_path / "run", episodes=8, run_dir=tmp_path / "evaluation")
+    )
+    for name in ("score_before", "score_after", "kl_per_sequence", "distinct2_after"):
+        assert again[name] == pytest.approx(summary[name])
+    assert json.loads((tmp_path / "evaluation" / "summary.json").read_text()) == again
 
 
 def test_ctrl_c_keeps_what_was_trained_and_resume_ends_where_an_undisturbed_run_ends(inputs, tmp_path):
