@@ -52,7 +52,7 @@ class TrainTextConfig:
     """Adam's step size at the start; falls linearly to 0."""
     clip: float = 0.2
     """Half-width of the interval that the probability ratio is kept in."""
-    beta: float = 0.13
+    beta: float = 0.145
     """Price of the KL, reward units per nat (where it starts, if kl_target moves it)."""
     kl_target: float | None = None
     """Nats per sequence that an adaptive price aims at. None: the price is fixed."""
