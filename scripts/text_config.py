@@ -40,7 +40,7 @@ class TrainTextConfig:
     """Torch device."""
     threads: int | None = None
     """CPU threads of torch. None: its own choice."""
-    episodes: int = 5120
+    episodes: int = 8192
     """Texts to write and learn from."""
     batch_size: int = 256
     """Texts an update."""
@@ -48,11 +48,11 @@ class TrainTextConfig:
     """Texts an optimiser step."""
     epochs: int = 2
     """Passes over each batch."""
-    learning_rate: float = 5e-4
+    learning_rate: float = 4e-4
     """Adam's step size at the start; falls linearly to 0."""
     clip: float = 0.2
     """Half-width of the interval that the probability ratio is kept in."""
-    beta: float = 0.145
+    beta: float = 0.155
     """Price of the KL, reward units per nat (where it starts, if kl_target moves it)."""
     kl_target: float | None = None
     """Nats per sequence that an adaptive price aims at. None: the price is fixed."""

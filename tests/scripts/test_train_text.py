@@ -143,7 +143,7 @@ def test_resume_refuses_other_settings_and_finished_or_missing_runs(inputs, tmp_
     assert run(inputs, stopped, reward_model="own_reward:interrupt_at_second_update") == 130
     capsys.readouterr()
     assert run(inputs, stopped, "--resume", reward_model="own_reward:interrupt_at_second_update", beta=0.7) == 2
-    assert "beta=0.145 (now 0.7)" in capsys.readouterr().err
+    assert "beta=0.155 (now 0.7)" in capsys.readouterr().err
     damaged = bytearray((stopped / "checkpoint.safetensors").read_bytes())
     damaged[-1] ^= 255
     (stopped / "checkpoint.safetensors").write_bytes(damaged)
