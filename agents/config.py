@@ -1,9 +1,9 @@
-"""What a run of PPO is made of: one frozen dataclass, plain values only, so that it can be saved beside the weights."""
+"""What a run is made of: frozen dataclasses of plain values, so that they can be saved beside the weights."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from agents.schedules import Linear, Schedule
 
@@ -49,9 +49,12 @@ class UpdateConfig:
                 raise ValueError(f"{name} must be positive or None, received {getattr(self, name)}")
 
 
+C = TypeVar("C", bound="AgentConfig")
+
+
 @dataclass(frozen=True, kw_only=True)
-class PPOConfig(UpdateConfig):
-    """PPO's settings. The defaults are those of Schulman et al. 2017 for continuous control, over 8 environments."""
+class AgentConfig:
+    """How experience is gathered and judged, and what the networks are: common to all algorithms."""
 
     num_envs: int = 8
     """environments side by side, where the environment is given by id"""
@@ -59,8 +62,6 @@ class PPOConfig(UpdateConfig):
     """steps of each environment per rollout"""
     learning_rate: float | Linear = 3e-4
     """Adam's step size, a constant or ``Linear(start, end)``"""
-    clip: float | Linear = 0.2
-    """half-width of the interval the probability ratio is kept in"""
     gamma: float = 0.99
     """discount per step, [0, 1]"""
     lam: float = 0.95
@@ -83,24 +84,20 @@ class PPOConfig(UpdateConfig):
     """where the networks live"""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         for name in ("num_envs", "num_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
         for name in ("gamma", "lam"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must lie in [0, 1], received {getattr(self, name)}")
-        for name in ("learning_rate", "clip"):
-            schedule: Schedule = getattr(self, name)
-            if not isinstance(schedule, Linear) and schedule < 0:
-                raise ValueError(f"{name} must not be negative, received {schedule}")
+        _check_schedule("learning_rate", self.learning_rate)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> PPOConfig:
+    def from_dict(cls: type[C], values: dict[str, Any]) -> C:
         """The configuration ``to_dict`` came from.
 
         Raises:
@@ -113,3 +110,21 @@ class PPOConfig(UpdateConfig):
         if "hidden" in values:
             values["hidden"] = tuple(values["hidden"])
         return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig(UpdateConfig, AgentConfig):
+    """PPO's settings. The defaults are those of Schulman et al. 2017 for continuous control, over 8 environments."""
+
+    clip: float | Linear = 0.2
+    """half-width of the interval the probability ratio is kept in"""
+
+    def __post_init__(self) -> None:
+        UpdateConfig.__post_init__(self)
+        AgentConfig.__post_init__(self)
+        _check_schedule("clip", self.clip)
+
+
+def _check_schedule(name: str, schedule: Schedule) -> None:
+    if not isinstance(schedule, Linear) and schedule < 0:
+        raise ValueError(f"{name} must not be negative, received {schedule}")
