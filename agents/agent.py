@@ -94,7 +94,13 @@ class Agent:
         config = self.config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            return MLPPolicy(*self.spaces, hidden=config.hidden, activation=config.activation, log_std=config.log_std)
+            return MLPPolicy(
+                *self.spaces,
+                hidden=config.hidden,
+                activation=config.activation,
+                log_std=config.log_std,
+                sde_sample_freq=config.sde_sample_freq,
+            )
 
     def _step_collector(self) -> StepCollector:
         assert self.env is not None

@@ -76,6 +76,9 @@ class AgentConfig:
     """"tanh" or "relu" """
     log_std: float = 0.0
     """initial log standard deviation of continuous actions"""
+    sde_sample_freq: int | None = None
+    """steps between two draws of state-dependent exploration (gSDE, continuous actions), -1 for once a rollout. None:
+    independent noise each step"""
     adam_eps: float = 1e-5
     """Adam's epsilon (baselines' value; torch's default is 1e-8)"""
     seed: int = 0

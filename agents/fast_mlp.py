@@ -25,7 +25,7 @@ def is_fast(policy: Any) -> TypeGuard[MLPPolicy]:
     return (
         type(policy) is MLPPolicy
         and len(policy.actor) >= 3
-        and (isinstance(policy.head, GaussianHead) or policy.head.alone)
+        and (isinstance(policy.head, GaussianHead) or (isinstance(policy.head, CategoricalHead) and policy.head.alone))
         and all(p.dtype == torch.float32 and p.device.type == "cpu" and p.requires_grad for p in policy.parameters())
     )
 

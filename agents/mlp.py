@@ -11,9 +11,10 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from agents.distributions import mask_logits
-from agents.heads import head_for
+from agents.heads import CategoricalHead, GaussianHead, head_for
 from agents.policy import Evaluation
 from agents.spaces import ObservationEncoder
+from agents.state_dependent import StateDependentHead
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
@@ -51,6 +52,8 @@ class MLPPolicy(nn.Module):
         hidden: widths of the hidden layers.
         activation: "tanh" or "relu".
         log_std: initial log standard deviation of Box actions.
+        sde_sample_freq: steps between two draws of state-dependent exploration noise (``agents.state_dependent``), -1
+            for once a rollout; None: independent noise each step. Box actions only.
 
     Raises:
         ValueError: for spaces that do not flatten, an unknown activation, or a mask that does not fit the actions.
@@ -66,12 +69,19 @@ class MLPPolicy(nn.Module):
         hidden: Sequence[int] = (64, 64),
         activation: str = "tanh",
         log_std: float = 0.0,
+        sde_sample_freq: int | None = None,
     ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, received {activation!r}")
         encoder = ObservationEncoder(observation_space)
-        self.head = head_for(action_space, log_std=log_std)
+        self.head: CategoricalHead | GaussianHead | StateDependentHead
+        if sde_sample_freq is None:
+            self.head = head_for(action_space, log_std=log_std)
+        elif isinstance(action_space, spaces.Box) and hidden:
+            self.head = StateDependentHead(action_space, hidden[-1], log_std=log_std, sample_freq=sde_sample_freq)
+        else:
+            raise ValueError(f"sde_sample_freq needs Box actions and a hidden layer, received {action_space}, {hidden}")
         self.mask_size = encoder.mask_size
         if self.mask_size not in (0, self.head.num_outputs) or (
             self.mask_size and isinstance(action_space, spaces.Box)
@@ -82,7 +92,10 @@ class MLPPolicy(nn.Module):
         self.critic = multilayer([self.input_size, *hidden, 1], gain=1.0, activation=activation)
 
     def outputs(self, observations: Tensor) -> Tensor:
-        """The actor's outputs ``[..., num_outputs]``, with forbidden actions at ``-inf``."""
+        """What the head takes: the actor's outputs ``[..., num_outputs]``, with forbidden actions at ``-inf``."""
+        if isinstance(self.head, StateDependentHead):
+            hidden = self.actor[:-1](observations)
+            return torch.cat([self.actor[-1](hidden), hidden], -1)
         if self.mask_size == 0:
             return self.actor(observations)
         features, allowed = observations.split([self.input_size, self.mask_size], -1)
