@@ -7,7 +7,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from agents import distributions
+from agents import distributions, kl
 
 
 class CategoricalHead(nn.Module):
@@ -53,6 +53,14 @@ class CategoricalHead(nn.Module):
         entropy = torch.stack([distributions.categorical_entropy(part) for part in parts], -1)
         return logprob.sum(-1), entropy.sum(-1)
 
+    def distribution(self, outputs: Tensor) -> tuple[Tensor, ...]:
+        """All that fixes the distribution of the actions: each choice's log-probabilities ``[..., A_i]``, nats."""
+        return tuple(distributions.categorical_logprobs(part) for part in outputs.split(self.sizes, -1))
+
+    def kl(self, old: tuple[Tensor, ...], new: tuple[Tensor, ...]) -> Tensor:
+        """The exact KL(old || new) of two results of ``distribution``: ``[...]`` nats, summed over the choices."""
+        return torch.stack([kl.full_kl(one, other) for one, other in zip(old, new, strict=True)]).sum(0)
+
 
 class GaussianHead(nn.Module):
     """Independent normals around the network's outputs, with one learnt log standard deviation per dimension.
@@ -89,6 +97,14 @@ class GaussianHead(nn.Module):
             distributions.gaussian_logprob(actions, outputs, self.log_std),
             distributions.gaussian_entropy(outputs, self.log_std),
         )
+
+    def distribution(self, outputs: Tensor) -> tuple[Tensor, ...]:
+        """All that fixes the distribution of the actions: means ``[..., D]`` and log standard deviations ``[D]``."""
+        return outputs, self.log_std
+
+    def kl(self, old: tuple[Tensor, ...], new: tuple[Tensor, ...]) -> Tensor:
+        """The exact KL(old || new) of two results of ``distribution``: ``[...]`` nats."""
+        return kl.gaussian_kl(*old, *new)
 
 
 def head_for(space: spaces.Space, *, log_std: float = 0.0) -> CategoricalHead | GaussianHead:

@@ -1,4 +1,4 @@
-"""Estimators of KL(pi || pi_ref) from samples of pi, in nats per step, and the full sum over actions.
+"""Estimators of KL(pi || pi_ref) from samples of pi, in nats per step, and the exact KL of whole distributions.
 
 Source: Schulman 2020, "Approximating KL divergence" (joschu.net/blog/kl-approx.html). With ``x = log pi - log pi_ref``
 at the sampled action:
@@ -7,7 +7,7 @@ at the sampled action:
     k2 = x^2 / 2              biased, non-negative; its gradient is that of the full KL
     k3 = exp(-x) - 1 + x      unbiased, non-negative
 
-All are pointwise: ``[B, T]`` in, ``[B, T]`` out. Masking and averaging are the caller's (``agents.masked``).
+These are pointwise: ``[B, T]`` in, ``[B, T]`` out. Masking and averaging are the caller's (``agents.masked``).
 """
 
 from __future__ import annotations
@@ -57,3 +57,22 @@ def full_kl(all_logprobs: Tensor, all_ref_logprobs: Tensor) -> Tensor:
     safe = torch.where(possible, all_logprobs, 0.0)
     gap = safe - torch.where(possible, all_ref_logprobs, 0.0)
     return torch.where(possible, safe.exp() * gap, 0.0).sum(-1)
+
+
+def gaussian_kl(mean: Tensor, log_std: Tensor, ref_mean: Tensor, ref_log_std: Tensor) -> Tensor:
+    """The exact KL(pi || pi_ref) of independent normals, summed over the last dimension.
+
+        KL = sum_d log(std_ref / std) + (std^2 + (mean - mean_ref)^2) / (2 std_ref^2) - 1/2
+
+    Args:
+        mean: ``[..., D]``.
+        log_std: ``[D]`` or ``[..., D]``, log of the standard deviation.
+        ref_mean: ``[..., D]``.
+        ref_log_std: ``[D]`` or ``[..., D]``.
+
+    Returns:
+        ``[...]`` nats.
+    """
+    wider = ref_log_std - log_std
+    distance = (mean - ref_mean) * torch.exp(-ref_log_std)
+    return (wider + 0.5 * (torch.exp(-2.0 * wider) + distance.square() - 1.0)).sum(-1)

@@ -16,7 +16,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from agents import distributions
+from agents import distributions, kl
 
 SMALLEST_VARIANCE = 1e-6
 """Added to the variance, which would be 0 where all of phi is."""
@@ -70,17 +70,21 @@ class StateDependentHead(nn.Module):
 
     def evaluate(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Log-density and entropy (nats) of unclipped ``actions`` ``[..., D]``: ``[...]`` each."""
-        means, log_std = self.normal(outputs)
+        means, log_std = self.distribution(outputs)
         return (
             distributions.gaussian_logprob(actions, means, log_std),
             distributions.gaussian_entropy(means, log_std),
         )
 
-    def normal(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and log standard deviations, ``[..., D]`` each."""
+    def distribution(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """All that fixes the distribution of the actions: means and log standard deviations, ``[..., D]`` each."""
         means, features = self._split(outputs)
         variance = features.square() @ (2.0 * self.log_std).exp() + SMALLEST_VARIANCE
         return means, 0.5 * variance.log()
+
+    def kl(self, old: tuple[Tensor, ...], new: tuple[Tensor, ...]) -> Tensor:
+        """The exact KL(old || new) of two results of ``distribution``: ``[...]`` nats."""
+        return kl.gaussian_kl(*old, *new)
 
     def _split(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         means, features = outputs.split([self.num_outputs, self.num_features], -1)

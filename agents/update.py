@@ -86,7 +86,7 @@ def update(
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     stopped = False
     for _ in range(config.epochs):
-        for minibatch in _minibatches(batch, config.minibatch_size, generator):
+        for minibatch in minibatches(batch, config.minibatch_size, generator):
             if config.normalise_advantages == "minibatch":
                 minibatch = _with_advantages(minibatch, whiten(minibatch.advantages, record.mask_of(minibatch)))
             if quick:
@@ -197,7 +197,7 @@ class _Record:
         return dict(zip(figures, numbers, strict=True))
 
 
-def _minibatches(batch: Batch, size: int, generator: torch.Generator) -> Iterator[Batch]:
+def minibatches(batch: Batch, size: int, generator: torch.Generator) -> Iterator[Batch]:
     """The batch in random order (one gather), in contiguous slices of nearly equal length."""
     rows = batch.num_rows
     pieces = math.ceil(rows / size)

@@ -163,3 +163,11 @@ def test_an_impossible_action_contributes_nothing_to_the_full_kl():
     p = torch.tensor([0.5, 0.5, 0.0]).log()
     q = torch.tensor([0.25, 0.5, 0.25]).log()
     torch.testing.assert_close(kl.full_kl(p, q), torch.tensor(0.5 * math.log(2.0)))
+
+
+def test_the_kl_of_normals_is_that_of_torch():
+    generator = torch.Generator().manual_seed(3)
+    mean, log_std, ref_mean, ref_log_std = (torch.randn(4, 2, generator=generator).double() for _ in range(4))
+    normal = torch.distributions.Normal
+    expected = torch.distributions.kl_divergence(normal(mean, log_std.exp()), normal(ref_mean, ref_log_std.exp()))
+    torch.testing.assert_close(kl.gaussian_kl(mean, log_std, ref_mean, ref_log_std), expected.sum(-1))

@@ -38,7 +38,7 @@ def test_what_is_sampled_has_the_variance_that_is_logged():
     head, outputs = head_and_outputs(1)
     noise = head.noise((100_000,), torch.Generator().manual_seed(1))
     actions = head.sample(outputs.expand(100_000, -1), noise)
-    means, log_std = head.normal(outputs)
+    means, log_std = head.distribution(outputs)
     torch.testing.assert_close(actions.mean(0), means[0], atol=0.02, rtol=0)  # 6 standard errors of 1e5 draws
     torch.testing.assert_close(actions.std(0), log_std[0].exp(), atol=0, rtol=0.02)
 
