@@ -6,8 +6,13 @@ Masked entries may hold anything, NaN and infinity included: they are replaced b
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+Average = Callable[[Tensor, "Tensor | None"], Tensor]
+"""``(values [B, T], mask [B, T] or None) -> 0-dimensional``: `masked_mean`, `sequence_mean` or `constant_mean`."""
 
 
 def keep(values: Tensor, mask: Tensor | None, fill: float = 0.0) -> Tensor:
@@ -52,6 +57,45 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return values.mean()
     return keep(values, mask).sum() / count(values, mask)
+
+
+def sequence_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over rows of each row's own mean: short rows weigh as much as long ones.
+
+    Source: the ``1 / |o_i|`` of GRPO (Shao et al. 2024, eq. 3, arXiv:2402.03300). A token of a short row therefore
+    weighs more, which Liu et al. 2025 (arXiv:2503.20783) call the length bias.
+
+    Args:
+        values: ``[B, T]``.
+        mask: ``[B, T]`` bool, True on steps that count; None counts all. Rows without such a step do not count.
+
+    Raises:
+        ValueError: if ``mask`` selects no step, or its shape differs.
+    """
+    if mask is None:
+        return values.mean()
+    count(values, mask)
+    lengths = mask.sum(1).to(values.dtype)
+    return (keep(values, mask).sum(1) / lengths.clamp(min=1.0)).sum() / (lengths > 0).sum()
+
+
+def constant_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Sum over the steps that count, divided by ``B T``: every step weighs the same, whatever the other rows' lengths.
+
+    T, the width, is the budget of a text. Source: Dr. GRPO (Liu et al. 2025, arXiv:2503.20783), whose gradient of the
+    mean over rows of the sum over steps is unbiased; the constant only sets its scale.
+
+    Args:
+        values: ``[B, T]``.
+        mask: ``[B, T]`` bool, True on steps that count; None counts all. Rows without such a step do not count.
+
+    Raises:
+        ValueError: if ``mask`` selects no step, or its shape differs.
+    """
+    if mask is None:
+        return values.mean()
+    count(values, mask)
+    return keep(values, mask).sum() / (mask.any(1).sum() * values.shape[1])
 
 
 def masked_var(values: Tensor, mask: Tensor | None, *, unbiased: bool = True) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from agents import kl, losses
-from agents.masked import masked_mean, masked_var, whiten
+from agents.masked import constant_mean, masked_mean, masked_var, sequence_mean, whiten
 
 
 def row(*values, grad: bool = False):
@@ -171,3 +171,41 @@ def test_the_kl_of_normals_is_that_of_torch():
     normal = torch.distributions.Normal
     expected = torch.distributions.kl_divergence(normal(mean, log_std.exp()), normal(ref_mean, ref_log_std.exp()))
     torch.testing.assert_close(kl.gaussian_kl(mean, log_std, ref_mean, ref_log_std), expected.sum(-1))
+
+
+def test_the_second_clip_bounds_what_a_bad_action_may_cost():
+    def loss_and_slope(ratio, advantage):
+        logprobs = row(math.log(ratio), grad=True)
+        loss = losses.clipped_policy_loss(logprobs, row(0.0), row(advantage), None, clip=0.2, dual_clip=3.0)
+        loss.backward()
+        return loss.item(), logprobs.grad.item()
+
+    assert loss_and_slope(5.0, -2.0) == pytest.approx((3.0 * 2.0, 0.0))  # without it 5 * 2, and a gradient of 10
+    assert loss_and_slope(2.0, -2.0) == pytest.approx((2.0 * 2.0, 4.0))
+    assert loss_and_slope(0.5, -2.0) == pytest.approx((0.8 * 2.0, 0.0))
+    assert loss_and_slope(5.0, 2.0) == pytest.approx((-1.2 * 2.0, 0.0))
+
+
+def test_the_plain_policy_gradient_by_hand():
+    logprobs = torch.tensor([[-1.0, -2.0, 9.0]], requires_grad=True)
+    mask = torch.tensor([[True, True, False]])
+    loss = losses.policy_gradient_loss(logprobs, torch.tensor([[3.0, -1.0, math.nan]]), mask)
+    loss.backward()
+    assert loss.item() == pytest.approx(-(-1.0 * 3.0 + -2.0 * -1.0) / 2)
+    assert logprobs.grad.tolist() == [[-1.5, 0.5, 0.0]]
+
+
+def test_three_ways_to_average_by_hand():
+    values = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, math.nan, math.inf, 0.0]])
+    mask = torch.tensor([[True] * 4, [True, False, False, False]])
+    assert masked_mean(values, mask).item() == pytest.approx((1 + 2 + 3 + 4 + 5) / 5)
+    assert sequence_mean(values, mask).item() == pytest.approx((2.5 + 5) / 2)
+    assert constant_mean(values, mask).item() == pytest.approx((1 + 2 + 3 + 4 + 5) / (2 * 4))
+    nothing = torch.cat([mask, torch.zeros(1, 4, dtype=torch.bool)])
+    more = torch.cat([values, torch.ones(1, 4)])
+    assert sequence_mean(more, nothing) == sequence_mean(values, mask)
+    assert constant_mean(more, nothing) == constant_mean(values, mask)
+    for average in (masked_mean, sequence_mean, constant_mean):
+        assert average(values[:1], mask[:1]) == average(values[:1], None) == 2.5
+        with pytest.raises(ValueError, match="selects no step"):
+            average(values, torch.zeros_like(mask))
