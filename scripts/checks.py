@@ -1,0 +1,120 @@
+"""What a check says, and the table that many of them make. Not here: what is checked (``verify_*``, ``probes``)."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+WIDTHS = (60, 22, 40, 7)
+"""Characters of the printed columns."""
+HEADINGS = ("claim", "expected", "measured", "verdict")
+
+
+class Check(NamedTuple):
+    """One claim, held against what was found."""
+
+    claim: str
+    """A sentence that is true if the check passes."""
+    expected: str
+    """What the claim says the figure is."""
+    measured: str
+    """The figure that was found, or why there is none."""
+    passed: bool | None
+    """None: the claim does not apply here."""
+
+    @property
+    def verdict(self) -> str:
+        """ "pass", "FAIL" or "n/a"."""
+        return {True: "pass", False: "FAIL", None: "n/a"}[self.passed]
+
+
+Checking = tuple[str, Callable[[], "Check | Sequence[Check]"]]
+"""A claim to blame if the function raises, and the function."""
+
+
+def figure(value: float) -> str:
+    """A number for people: four digits, and a power of ten where it is tiny."""
+    return f"{float(value):.4g}"
+
+
+def at_most(claim: str, measured: float, bound: float, note: str = "") -> Check:
+    """``measured <= bound``; NaN fails."""
+    return Check(claim, f"<= {figure(bound)}", figure(measured) + note, bool(measured <= bound))
+
+
+def at_least(claim: str, measured: float, bound: float, note: str = "") -> Check:
+    """``measured >= bound``; NaN fails."""
+    return Check(claim, f">= {figure(bound)}", figure(measured) + note, bool(measured >= bound))
+
+
+def near(claim: str, measured: Any, expected: Any, within: float) -> Check:
+    """Numbers, or lists of them, that agree to ``within``; NaN fails."""
+    found, wanted = (np.atleast_1d(np.asarray(x, np.float64)) for x in (measured, expected))
+    close = found.shape == wanted.shape and bool((np.abs(found - wanted) <= within).all())
+    return Check(claim, f"{_listed(wanted)} ± {figure(within)}", _listed(found), close)
+
+
+def not_applicable(claim: str, why: str) -> Check:
+    """A claim that makes no sense here."""
+    return Check(claim, "-", why, None)
+
+
+def joint(claim: str, parts: Sequence[Check]) -> Check:
+    """One line for several checks; it fails if one fails, and shows all their figures."""
+    verdicts = [part.passed for part in parts if part.passed is not None]
+    passed = all(verdicts) if verdicts else None
+    expected, measured = ("; ".join(dict.fromkeys(column)) for column in zip(*(p[1:3] for p in parts), strict=True))
+    return Check(claim, expected, measured, passed)
+
+
+def run(checkings: Iterable[Checking], show: Callable[[Check], None] = lambda check: None) -> list[Check]:
+    """Make every check; one that raises has failed, and says with what message.
+
+    Args:
+        checkings: claims and functions.
+        show: called with each check as soon as it is made.
+    """
+    made: list[Check] = []
+    for claim, function in checkings:
+        try:
+            found = function()
+            results = [found] if isinstance(found, Check) else list(found)
+        except Exception as error:  # whatever a foreign environment or model throws is its failure, not ours
+            message = " ".join(str(error).split()) or "no message"
+            results = [Check(claim, "no error", f"{type(error).__name__}: {message[:300]}", False)]
+        for check in results:
+            show(check)
+        made += results
+    return made
+
+
+def printed(cells: Sequence[str]) -> str:
+    """One row for a terminal, its cells wrapped."""
+    wrapped = [textwrap.wrap(cell, width) or [""] for cell, width in zip(cells, WIDTHS, strict=True)]
+    lines = []
+    for i in range(max(len(cell) for cell in wrapped)):
+        parts = [cell[i] if i < len(cell) else "" for cell in wrapped]
+        lines.append("  ".join(f"{part:<{width}}" for part, width in zip(parts, WIDTHS, strict=True)).rstrip())
+    return "\n".join(lines)
+
+
+def markdown(title: str, checks: Sequence[Check]) -> str:
+    """The table as a page."""
+    lines = [f"# {title}", "", "| " + " | ".join(HEADINGS) + " |", "|---|---|---|---|"]
+    for check in checks:
+        cells = [*check[:3], check.verdict]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join([*lines, "", tally(checks), ""])
+
+
+def tally(checks: Sequence[Check]) -> str:
+    """How many passed, failed, did not apply."""
+    passed, failed, rest = (sum(check.passed is verdict for check in checks) for verdict in (True, False, None))
+    return f"{passed} passed, {failed} failed" + (f", {rest} not applicable" if rest else "")
+
+
+def _listed(values: np.ndarray) -> str:
+    return " ".join(figure(value) for value in values.flatten())
