@@ -19,7 +19,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents import env_state
+from agents import env_replay, env_state
 from agents.environments import autoreset_mode
 from agents.episodes import EpisodeStatistics
 from agents.normalise import ObservationNormaliser, RewardScaler
@@ -55,6 +55,7 @@ class StepCollector:
     ) -> None:
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, received {num_steps}")
+        env_replay.record(envs)
         self.envs = envs
         self.num_steps = num_steps
         self.generator = generator
