@@ -11,6 +11,9 @@ from typing import Any
 _HOMES = {
     "PPO": "agents.ppo",
     "PPOConfig": "agents.config",
+    "TRPO": "agents.trpo",
+    "TRPOConfig": "agents.trpo",
+    "load_agent": "agents.loading",
     "MLPPolicy": "agents.mlp",
     "Rollout": "agents.rollout",
     "Batch": "agents.rollout",

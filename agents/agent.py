@@ -244,14 +244,18 @@ class Agent:
             "progress": {"steps": self.steps, "updates": self.updates, "span": list(self.span)},
         }
 
+    @classmethod
+    def _refuse_other(cls, state: dict[str, Any]) -> None:
+        if state["algorithm"] != cls.algorithm:
+            raise checkpoint.CheckpointError(f"the checkpoint is of {state['algorithm']!r}, not {cls.algorithm!r}")
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Become the agent that ``state`` was taken from.
 
         Raises:
             CheckpointError: if it was of another algorithm or configuration; the message names the fields.
         """
-        if state["algorithm"] != self.algorithm:
-            raise checkpoint.CheckpointError(f"the checkpoint is of {state['algorithm']!r}, not {self.algorithm!r}")
+        self._refuse_other(state)
         ours = self.config.to_dict()
         other = {name: value for name, value in state["config"].items() if _plain(value) != _plain(ours.get(name))}
         if other:
@@ -304,9 +308,22 @@ class Agent:
             logger: as in ``PPO``.
 
         Raises:
-            CheckpointError: if the file is missing, damaged, or of another version.
+            CheckpointError: if the file is missing, damaged, or of another version or algorithm.
         """
-        state = checkpoint.load(path)
+        return cls.from_state(checkpoint.load(path), env, policy=policy, device=device, logger=logger)
+
+    @classmethod
+    def from_state(
+        cls: type[Self],
+        state: dict[str, Any],
+        env: EnvLike | None = None,
+        *,
+        policy: nn.Module | None = None,
+        device: str | None = None,
+        logger: MetricSink | None = None,
+    ) -> Self:
+        """The agent that ``state_dict`` gave ``state`` of; arguments and errors as in ``load``."""
+        cls._refuse_other(state)
         if device is not None:
             state["config"]["device"] = device
         config = cls.config_type.from_dict(state["config"])

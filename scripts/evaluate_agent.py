@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from agents import PPO
+from agents import load_agent
 from agents.environments import make_vector
 from agents.evaluation import evaluate
 from scripts.front_door import enter
@@ -31,7 +31,7 @@ class EvaluateAgentConfig:
     """Evaluate a saved agent."""
 
     agent: Path
-    """run directory of train_control or train_text, or a file that `PPO.save` wrote"""
+    """run directory of train_control or train_text, or a file that an agent's `save` wrote"""
     run_dir: Path | None = None
     """folder for config.json and summary.json; default: the figures are only printed"""
     overwrite: bool = False
@@ -80,7 +80,7 @@ def _evaluate(config: EvaluateAgentConfig) -> dict[str, Any]:
 def evaluate_control(config: EvaluateAgentConfig) -> dict[str, Any]:
     """Figures of whole episodes, greedy unless ``stochastic``."""
     torch.set_num_threads(1)
-    agent = PPO.load(config.agent / BEST if config.agent.is_dir() else config.agent, device=config.device)
+    agent = load_agent(config.agent / BEST if config.agent.is_dir() else config.agent, device=config.device)
     env_id = config.env or agent.env_id
     if env_id is None:
         raise ValueError("the agent was not trained on an id: pass --env")
