@@ -253,6 +253,7 @@ def exact_vec(
     acting: Acting | None = None,
     autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
     shuffle: bool = True,
+    group_size: int = 1,
     **parameters: Any,
 ) -> TokenVectorWrapper:
     """``gym.make_vec("textenvs/Exact...-v0", num_envs=N)``.
@@ -263,10 +264,11 @@ def exact_vec(
         acting: see `KLShaping`: log-probs of an agent that hands over none.
         autoreset_mode: see `TokenVectorEnv`.
         shuffle: whether the prompts' order is shuffled each epoch.
+        group_size: see `TokenVectorEnv`.
         **parameters: of the task: ``beta``, ``reference``.
     """
     built = task(**parameters)
-    envs = ExactVectorEnv(num_envs, built, autoreset_mode=autoreset_mode, shuffle=shuffle)
+    envs = ExactVectorEnv(num_envs, built, autoreset_mode=autoreset_mode, shuffle=shuffle, group_size=group_size)
     return KLShaping(PreferenceReward(envs, built), built, built.beta, acting=acting)
 
 

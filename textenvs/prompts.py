@@ -124,12 +124,16 @@ def _tokenise(prompt: Any, tokenizer: Tokenizer | None, place: str) -> list[int]
 
 
 class PromptSampler:
-    """Draws prompt indices without replacement: every prompt once an epoch, in an order shuffled anew each epoch."""
+    """Draws prompt indices without replacement: every prompt once an epoch, in an order shuffled anew each epoch.
 
-    def __init__(self, num_prompts: int, *, shuffle: bool) -> None:
+    With `repeats` each comes that many times in a row, so that the texts of one prompt can be compared.
+    """
+
+    def __init__(self, num_prompts: int, *, shuffle: bool, repeats: int = 1) -> None:
         """With `shuffle` False each epoch goes from 0 to ``num_prompts - 1``."""
         self._num_prompts = num_prompts
         self._shuffle = shuffle
+        self._repeats = repeats
         self.restart()
 
     def restart(self) -> None:
@@ -143,7 +147,8 @@ class PromptSampler:
         for place in range(count):
             if self._position == len(self._order):
                 everything = np.arange(self._num_prompts)
-                self._order = generator.permutation(everything) if self._shuffle else everything
+                order = generator.permutation(everything) if self._shuffle else everything
+                self._order = order.repeat(self._repeats)
                 self._position = 0
             drawn[place] = self._order[self._position]
             self._position += 1
@@ -157,9 +162,12 @@ class PromptSampler:
         """Go on where `state` was taken.
 
         Raises:
-            ValueError: the state is of another number of prompts.
+            ValueError: the state is of another number of prompts, or of other repeats.
         """
         order = np.array(state["order"], dtype=np.int64)
-        if len(order) not in (0, self._num_prompts):
-            raise ValueError(f"the state is of {len(order)} prompts, this environment has {self._num_prompts}")
+        if len(order) not in (0, self._num_prompts * self._repeats):
+            raise ValueError(
+                f"the state is of {len(order)} prompts, this environment has {self._num_prompts}, "
+                f"each {self._repeats} times in a row"
+            )
         self._order, self._position = order, int(state["position"])

@@ -33,7 +33,7 @@ class KLShaping(TokenVectorWrapper):
     The log-ratio's sum over an episode has the mean KL(pi || pi_ref) per sequence: the k1 estimate, one sample a token.
     Source: Ziegler et al. 2019, eq. 2 (arXiv:1909.08593).
 
-    | Reward | - beta * kl on every action                                                                   |
+    | Reward | - beta * kl on every action; unchanged with charge=False                                      |
     | Info   | kl[i], nats a token, the log-ratio before beta; mask _kl[i] False where the step was a reset  |
 
     ``log pi`` of the agent that acts comes from `hand_logprobs` before each step (or `play`'s argument), else from
@@ -49,6 +49,8 @@ class KLShaping(TokenVectorWrapper):
             reported and not charged.
         acting: ``(observations [N, L], actions [N]) -> [N]`` log-probs of the agent, nats, for agents that hand over
             none.
+        charge: whether the reward pays the price. False: KL and beta are only told, for an agent that has the KL in
+            its loss.
 
     Raises:
         ValueError: a beta below 0 or not finite; a reference whose tokenizer or vocabulary is not the environment's, or
@@ -56,10 +58,17 @@ class KLShaping(TokenVectorWrapper):
     """
 
     def __init__(
-        self, envs: VectorEnv[Any, Any, Any], reference: Any, beta: float, *, acting: Acting | None = None
+        self,
+        envs: VectorEnv[Any, Any, Any],
+        reference: Any,
+        beta: float,
+        *,
+        acting: Acting | None = None,
+        charge: bool = True,
     ) -> None:
         super().__init__(envs)
         self.beta = beta
+        self.charge = charge
         self._acting = acting
         if isinstance(reference, str | os.PathLike) or hasattr(reference, "get_input_embeddings"):
             from textenvs.reference import CausalLMReference
@@ -91,7 +100,7 @@ class KLShaping(TokenVectorWrapper):
         kl[running] = self._acting_logprobs(actions)[running] - self._reference_logprobs(actions, running)[running]
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
         self._tell(infos, "kl", kl, running)
-        return observations, rewards - np.float32(self._beta) * kl, terminated, truncated, infos
+        return observations, self._priced(rewards, kl), terminated, truncated, infos
 
     def play(
         self, prompts: NDArray[np.int64], completions: NDArray[np.int64], logprobs: NDArray[Any] | None = None
@@ -104,7 +113,7 @@ class KLShaping(TokenVectorWrapper):
         ref_logprobs = self._masked(scored, mask, "reference")
         check_logprobs(ref_logprobs, "reference")
         kl = acting - ref_logprobs
-        rewards = rows.rewards - np.float32(self._beta) * kl
+        rewards = self._priced(rows.rewards, kl)
         return replace(rows, rewards=rewards, logprobs=acting, ref_logprobs=ref_logprobs, kl=kl)
 
     def state_dict(self) -> dict[str, Any]:
@@ -117,6 +126,9 @@ class KLShaping(TokenVectorWrapper):
             raise ValueError("the state lacks ['beta']: it is of an environment without KLShaping")
         super().load_state_dict(state)
         self.beta = state["beta"]
+
+    def _priced(self, rewards: NDArray[Any], kl: NDArray[np.float32]) -> NDArray[Any]:
+        return rewards - np.float32(self._beta) * kl if self.charge else rewards
 
     def _acting_logprobs(self, actions: NDArray[np.int64]) -> NDArray[np.float32]:
         """``[num_envs]`` the agent's log-probs of the actions it is about to take."""

@@ -58,6 +58,8 @@ class TokenVectorEnv(VectorEnv[NDArray[np.int64], NDArray[np.int64], NDArray[Any
         max_new_tokens: T, tokens.
         max_prompt_tokens: P, tokens; a longer prompt is refused. The longest prompt's length when None.
         shuffle: whether prompts are drawn in an order shuffled each epoch by the environment's own generator.
+        group_size: how often each prompt is drawn in a row: a reset of all sub-environments gives blocks of that many
+            with the same prompt. `num_envs` is a multiple of it.
         autoreset_mode: an `AutoresetMode` or its value ("SameStep", "NextStep", "Disabled").
         budget: "terminate", or "truncate" to make the budget a time limit.
     """
@@ -73,6 +75,7 @@ class TokenVectorEnv(VectorEnv[NDArray[np.int64], NDArray[np.int64], NDArray[Any
         max_new_tokens: int,
         max_prompt_tokens: int | None = None,
         shuffle: bool = True,
+        group_size: int = 1,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
         budget: str = "terminate",
     ) -> None:
@@ -85,6 +88,8 @@ class TokenVectorEnv(VectorEnv[NDArray[np.int64], NDArray[np.int64], NDArray[Any
                 raise ValueError(f"{name}: expected 1 or more, received {value!r}")
         if eos_token_id is not None and not 0 <= eos_token_id < vocab_size:
             raise ValueError(f"eos_token_id: {eos_token_id!r} is outside the vocabulary [0, {vocab_size})")
+        if group_size < 1 or num_envs % group_size:
+            raise ValueError(f"group_size: {num_envs} sub-environments cannot stand in groups of {group_size!r}")
         if budget not in ("terminate", "truncate"):
             raise ValueError(f'budget: expected "terminate" or "truncate", received {budget!r}')
         self.num_envs = num_envs
@@ -95,6 +100,7 @@ class TokenVectorEnv(VectorEnv[NDArray[np.int64], NDArray[np.int64], NDArray[Any
         self.prompts: Prompts = load_prompts(prompts, tokenizer, vocab_size=vocab_size, max_tokens=max_prompt_tokens)
         self.max_prompt_tokens = max_prompt_tokens or self.prompts.tokens.shape[1]
         self.budget = budget
+        self.group_size = group_size
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {"render_modes": [], "autoreset_mode": self.autoreset_mode}
 
@@ -104,7 +110,7 @@ class TokenVectorEnv(VectorEnv[NDArray[np.int64], NDArray[np.int64], NDArray[Any
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
 
-        self._sampler = PromptSampler(len(self.prompts), shuffle=shuffle)
+        self._sampler = PromptSampler(len(self.prompts), shuffle=shuffle, repeats=group_size)
         self._tokens = np.full((num_envs, width), PAD, dtype=np.int64)
         self._lengths = np.zeros(num_envs, dtype=np.int64)
         self._prompt_lengths = np.zeros(num_envs, dtype=np.int64)

@@ -84,3 +84,12 @@ def test_a_sampler_goes_on_from_its_saved_state_through_json():
     np.testing.assert_array_equal(other.draw(30, other_generator), expected)
     with pytest.raises(ValueError, match="of 7 prompts, this environment has 8"):
         PromptSampler(8, shuffle=True).load_state_dict(saved)
+
+
+def test_repeated_prompts_come_in_a_row_and_each_once_an_epoch():
+    sampler, generator = PromptSampler(3, shuffle=True, repeats=2), np.random.default_rng(0)
+    drawn = sampler.draw(12, generator).reshape(6, 2)
+    assert (drawn[:, 0] == drawn[:, 1]).all()
+    assert sorted(drawn[:3, 0]) == sorted(drawn[3:, 0]) == [0, 1, 2]
+    with pytest.raises(ValueError, match="each 1 times in a row"):
+        PromptSampler(3, shuffle=True).load_state_dict(sampler.state_dict())

@@ -60,6 +60,23 @@ def test_the_order_of_the_two_wrappers_does_not_matter(make_envs):
     np.testing.assert_allclose(inside.play(prompts, completions).rewards, outside.play(prompts, completions).rewards)
 
 
+def test_a_price_that_is_only_told_leaves_the_reward_alone_on_both_roads(make_envs):
+    def shaped(**options):
+        return KLShaping(PreferenceReward(make_envs(2, max_new_tokens=3), five_if_long), by_column, 0.5, **options)
+
+    completions, logprobs = np.array([[5, 0, PAD], [5, 6, 7]]), np.full((2, 3), -1.0)
+    charged, told = shaped(), shaped(charge=False)
+    prompts = charged.draw_prompts()
+    with_price, without = charged.play(prompts, completions, logprobs), told.play(prompts, completions, logprobs)
+    np.testing.assert_array_equal(without.kl, with_price.kl)
+    np.testing.assert_array_equal(without.rewards.sum(1), without.scores)
+    told.reset(seed=0)
+    told.unwrapped.hand_logprobs(np.full(2, -1.0))
+    _, rewards, _, _, infos = told.step(np.array([5, 5]))
+    assert infos["kl"].any()
+    assert not np.asarray(rewards).any()
+
+
 def test_kl_is_charged_once(make_envs):
     with pytest.raises(ValueError, match="KLShaping is there already"):
         KLShaping(PreferenceReward(KLShaping(make_envs(), by_column, 0.1), five_if_long), by_column, 0.1)

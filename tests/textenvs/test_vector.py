@@ -126,6 +126,7 @@ def test_bad_actions_are_refused_and_change_nothing(make_envs, actions, said):
         ({"max_prompt_tokens": 2}, r"prompts\[0\]: a prompt of 4 tokens is longer than the 2"),
         ({"prompts": [[1]], "tokenizer": None}, "vocab_size: needed"),
         ({"autoreset_mode": "Sometimes"}, "Sometimes"),
+        ({"num_envs": 4, "group_size": 3}, "group_size: 4 sub-environments cannot stand in groups of 3"),
     ],
 )
 def test_the_constructor_refuses_what_is_wrong(make_envs, options, said):
@@ -208,6 +209,16 @@ def test_drawing_prompts_moves_on_as_a_reset_does_and_disturbs_no_episode(make_e
     np.testing.assert_array_equal(other.draw_prompts(seed=3), before[:, : one.max_prompt_tokens])
     np.testing.assert_array_equal(one.draw_prompts(), other.draw_prompts())
     np.testing.assert_array_equal(one.tokens, before)
+    np.testing.assert_array_equal(one.reset()[0][:, : one.max_prompt_tokens], other.draw_prompts())
+
+
+def test_groups_begin_with_the_same_prompt_on_both_roads(make_envs):
+    one, other = make_envs(6, group_size=3), make_envs(6, group_size=3)
+    before, _ = one.reset(seed=3)
+    assert (before[:3] == before[0]).all()
+    assert (before[3:] == before[3]).all()
+    assert (before[0] != before[3]).any()
+    np.testing.assert_array_equal(other.draw_prompts(seed=3), before[:, : one.max_prompt_tokens])
     np.testing.assert_array_equal(one.reset()[0][:, : one.max_prompt_tokens], other.draw_prompts())
 
 
