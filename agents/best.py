@@ -64,7 +64,8 @@ class BestKeeper:
         returns, _ = evaluate(agent, self.envs, self.episodes, seed=self.seed)
         self.last_steps = agent.steps
         mean, std = float(returns.mean()), float(returns.std())
-        agent.logger.write({"eval/return_mean": mean, "eval/return_std": std}, agent.steps)
+        figures = {"eval/return_mean": mean, "eval/return_std": std, "time/steps": float(agent.steps)}
+        agent.logger.write(figures, agent.steps)
         if mean >= self.best_mean:
             self.best_mean, self.best_steps = mean, agent.steps
             self.best_policy = {name: value.clone() for name, value in agent.policy.state_dict().items()}
@@ -94,6 +95,7 @@ class BestKeeper:
             "best_policy": self.best_policy,
             "best_normaliser": self.best_normaliser,
             "seconds": self.seconds,
+            "reached": self.reached,
             "due": self._due,
         }
 
@@ -103,3 +105,4 @@ class BestKeeper:
         self.best_policy, self.best_normaliser = state["best_policy"], state["best_normaliser"]
         self.last_steps = state["last_steps"]
         self.seconds, self._due = state["seconds"], state["due"]
+        self.reached = state["reached"]

@@ -38,20 +38,6 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 
-RL_ZOO_CART_POLE = PPOConfig(
-    num_envs=8,
-    num_steps=32,
-    minibatch_size=256,
-    epochs=20,
-    gamma=0.98,
-    lam=0.8,
-    learning_rate=Linear(1e-3),
-    clip=Linear(0.2),
-    value_coef=1.0,
-)
-"""rl-zoo's CartPole settings (its ``vf_coef`` 0.5 has no half in the loss, hence 1.0), to compare equal work."""
-
-
 def preset_for(env_id: str) -> Preset:
     """The preset of ``env_id`` (a ``module:`` prefix is ignored), or ``DEFAULT``."""
     return PRESETS.get(env_id.rpartition(":")[2], DEFAULT)

@@ -1,0 +1,195 @@
+"""Ours and Stable-Baselines3 (with rl-zoo's settings) on the same control tasks, steps and episodes, in one run.
+
+    python -m scripts.benchmark_control --run-dir runs/benchmark_control
+    python -m scripts.benchmark_control --tasks Acrobot-v1 --seeds 3 --run-dir runs/quick
+
+Every training is a process of its own with one thread and leaves a run directory under `runs/`; `--resume` keeps those
+that are finished. Scores are means of 100 greedy episodes of the best kept weights, on both sides judged by other
+episodes than those that chose them; over seeds the interquartile mean, with a stratified-bootstrap 95% interval. Times
+are measured one process at a time, without evaluations. Left behind: `summary.json` (one key a row), `table.md`,
+`curves.png`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scripts.benchmark_table import Row, plot_curves, read_curve, timing_row, to_markdown
+from scripts.front_door import enter
+from scripts.interquartile import interquartile_mean, stratified_interval
+from scripts.run_dir import SUMMARY, RunDir, write_aside
+
+TASKS = {
+    "CartPole-v1": 100_000,
+    "Acrobot-v1": 200_000,
+    "MountainCar-v0": 500_000,
+    "MountainCarContinuous-v0": 100_000,
+    "Pendulum-v1": 150_000,
+    "LunarLander-v3": 1_000_000,
+}
+"""Transitions that both sides train for."""
+SIDES = ("ours", "sb3")
+EVALUATIONS = 20
+"""Greedy evaluations along a training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Compare ours with Stable-Baselines3 on control tasks."""
+
+    run_dir: Path
+    """folder for the table, the plots and every single run"""
+    tasks: tuple[str, ...] = tuple(TASKS)
+    """ids to train on"""
+    seeds: int = 10
+    """trainings a task and side, seeds 0, 1, ..."""
+    peer_seeds: int | None = None
+    """fewer trainings on the peer's side, which is several times slower; None: as many"""
+    jobs: int = 2
+    """trainings side by side, one thread each; times are measured one at a time all the same"""
+    timings: bool = True
+    """also measure the time to solve CartPole and the speed at equal work"""
+    timing_seeds: int = 5
+    """seeds of the time to solve"""
+    resume: bool = False
+    """keep the finished runs in --run-dir"""
+    overwrite: bool = False
+    """throw away the benchmark in --run-dir"""
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.tasks) - set(TASKS))
+        if unknown:
+            raise ValueError(f"tasks must be of {sorted(TASKS)}, received {unknown}")
+        for name in ("seeds", "jobs", "timing_seeds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Run what is missing, and write table and plots.
+
+    Raises:
+        RuntimeError: if a training fails; the message holds the end of its output.
+    """
+    with RunDir(config.run_dir, overwrite=config.overwrite, resume=config.resume) as run:
+        run.write_json("config.json", asdict(config))
+        runs = run.path / "runs"
+        rows: list[Row] = []
+        if config.timings:
+            rows += [seconds_to_solve(runs, config.timing_seeds), equal_work(runs)]
+        jobs = [(task, side, seed) for task in config.tasks for side in SIDES for seed in _seeds(config, side)]
+        with ThreadPoolExecutor(config.jobs) as pool:
+            list(pool.map(lambda job: train(runs, *job), jobs))
+        for task in config.tasks:
+            rows += task_rows(runs, task, config)
+        summary = {row.name: row.figures() for row in rows}
+        run.write_json(SUMMARY, summary)
+        write_aside(run.path / "table.md", to_markdown(rows))
+        curves = {
+            task: {
+                side: [read_curve(runs / f"{task}-{side}-{seed}") for seed in _seeds(config, side)] for side in SIDES
+            }
+            for task in config.tasks
+        }
+        plot_curves(curves, run.path / "curves.png")
+        print(to_markdown(rows))
+    return summary
+
+
+def _seeds(config: Config, side: str) -> range:
+    return range(config.seeds if side == "ours" or config.peer_seeds is None else config.peer_seeds)
+
+
+def train(runs: Path, task: str, side: str, seed: int) -> dict[str, Any]:
+    """One training of ``TASKS[task]`` steps by ``side``; its summary."""
+    steps = TASKS[task]
+    flags = ["--env", task, "--seed", seed, "--total-steps", steps, "--evaluate-every", steps // EVALUATIONS]
+    module = ["scripts.train_control", "--quiet"] if side == "ours" else ["scripts.train_zoo"]
+    return run_once(runs / f"{task}-{side}-{seed}", [*module, *flags])
+
+
+def seconds_to_solve(runs: Path, seeds: int) -> Row:
+    """Seconds of training until a greedy mean of 475 over 100 episodes: each with its own settings, alternating."""
+    found: dict[str, list[float]] = {side: [] for side in SIDES}
+    for seed in range(seeds):
+        for side in SIDES:
+            module = ["scripts.train_control", "--quiet"] if side == "ours" else ["scripts.train_zoo"]
+            flags = ["--env", "CartPole-v1", "--seed", seed, "--stop-at-return", 475, "--evaluate-every", 1024]
+            steps = [] if side == "ours" else ["--total-steps", TASKS["CartPole-v1"]]
+            summary = run_once(runs / f"solve-{side}-{seed}", [*module, *flags, *steps])
+            found[side].append(summary["train_s"] if summary["reached"] else float("inf"))
+    return timing_row("CartPole-v1: seconds to 475", found, statistic="median", unit="s")
+
+
+def equal_work(runs: Path, repeats: int = 3) -> Row:
+    """Steps a second at rl-zoo's CartPole settings, 100,000 steps on either side, alternating."""
+    found: dict[str, list[float]] = {side: [] for side in SIDES}
+    for repeat in range(repeats):
+        for side in SIDES:
+            flags = ["--env", "CartPole-v1", "--library", side, "--seed", repeat, "--total-steps", 100_000]
+            summary = run_once(runs / f"equal_work-{side}-{repeat}", ["scripts.train_zoo", *flags])
+            found[side].append(summary["steps_per_s"])
+    return timing_row("CartPole-v1: equal work, steps/s", found, statistic="median", unit="steps/s")
+
+
+def task_rows(runs: Path, task: str, config: Config) -> list[Row]:
+    """Return and training time of one task."""
+    summaries = {
+        side: [json.loads((runs / f"{task}-{side}-{seed}" / SUMMARY).read_text()) for seed in _seeds(config, side)]
+        for side in SIDES
+    }
+    scores = {side: np.array([s["eval_return_mean"] for s in found]) for side, found in summaries.items()}
+    means = {side: interquartile_mean(values) for side, values in scores.items()}
+    returns = Row(
+        name=f"{task}: return at {TASKS[task]:,} steps",
+        ours=means["ours"],
+        peer=means["sb3"],
+        unit="IQM",
+        intervals={side: stratified_interval([values]) for side, values in scores.items()},
+        extremes={side: (float(values.min()), float(values.max())) for side, values in scores.items()},
+        counts={side: len(values) for side, values in scores.items()},
+    )
+    times = {side: [s["train_s"] for s in found] for side, found in summaries.items()}
+    return [returns, timing_row(f"{task}: training seconds", times, statistic="median", unit="s")]
+
+
+def run_once(folder: Path, module_and_flags: Sequence[object]) -> dict[str, Any]:
+    """Run a script into ``folder`` unless it is finished there; its summary.
+
+    Raises:
+        RuntimeError: if it fails.
+    """
+    if not (folder / SUMMARY).exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        module, *flags = [str(part) for part in module_and_flags]
+        print(f"{folder.name} ...", flush=True)
+        done = subprocess.run(
+            [sys.executable, "-m", module, *flags, "--run-dir", str(folder)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode != 0 or not (folder / SUMMARY).exists():
+            raise RuntimeError(f"{module} failed in {folder} ({done.returncode}): {done.stderr[-2000:]}")
+    return json.loads((folder / SUMMARY).read_text())
+
+
+def command_line(arguments: Sequence[str] | None = None) -> int:
+    """Run with command-line arguments; returns the exit code."""
+    show: Callable[[Config], dict[str, Any]] = main
+    return enter(Config, show, description=__doc__, arguments=arguments, show=False)
+
+
+if __name__ == "__main__":
+    sys.exit(command_line())
