@@ -9,7 +9,8 @@ import pytest
 import torch
 from gymnasium import spaces
 from torch import nn
-from torch.func import functional_call, hessian
+from torch.autograd.functional import hessian
+from torch.func import functional_call
 
 from agents.mlp import MLPPolicy
 from agents.trust_region import conjugate_gradient, flatten, hessian_product, line_search, natural_step
@@ -68,7 +69,7 @@ def test_the_product_is_that_of_the_explicit_hessian_of_the_kl(kind):
         there = {name: part.view_as(value) for name, part, value in zip(names, parts, values, strict=True)}
         return policy.head.kl(old, functional_call(Distribution(policy), there, (observations,))).mean()
 
-    explicit = hessian(kl_at)(flatten(values))
+    explicit = hessian(kl_at, flatten(values))
     product = hessian_product(mean_kl, list(actor.values()))
     for vector in torch.eye(len(explicit), dtype=torch.float64):
         torch.testing.assert_close(product(vector), explicit @ vector, rtol=1e-9, atol=1e-12)
