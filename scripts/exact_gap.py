@@ -20,14 +20,14 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 import torch
-import tyro
 
 import textenvs  # noqa: F401 (registers the ids)
 from agents.config import PPOConfig
 from agents.ppo import PPO
 from agents.schedules import Linear
 from agents.tabular import TabularPolicy
-from scripts.run_dir import RunDir, RunDirError
+from scripts.front_door import enter
+from scripts.run_dir import RunDir
 from textenvs import exact
 from textenvs.exact_envs import EOS_TOKEN, ExactTask
 
@@ -174,7 +174,27 @@ TRAINERS: dict[str, Callable[..., GapResult]] = {"tabular": train_tabular, "gpt2
 
 
 def main(config: ExactGapConfig) -> dict[str, Any]:
-    """Train on every environment; returns the summary, one flat object."""
+    """Train on every environment, and leave the summary in the run directory if there is one.
+
+    Returns:
+        The summary, one flat object.
+
+    Raises:
+        RunDirError: if the run directory cannot be used.
+        gymnasium.error.Error: if an id is unknown.
+    """
+    torch.set_num_threads(1)  # the arrays are small: a second thread costs more than it brings
+    if config.run_dir is None:
+        return measure(config)
+    with RunDir(config.run_dir, overwrite=config.overwrite) as run:
+        run.write_json("config.json", asdict(config))
+        summary = measure(config)
+        run.write_json("summary.json", summary)
+        return summary
+
+
+def measure(config: ExactGapConfig) -> dict[str, Any]:
+    """Train on every environment and print a line for each; the summary, one flat object."""
     options = {} if config.updates is None else {"updates": config.updates}
     summary: dict[str, Any] = {"policy": config.policy, "algorithm": config.algorithm, "seed": config.seed}
     print(f"{'environment':28}{'start':>9}{'attained':>10}{'optimum':>9}{'KL':>7}{'of best':>9}{'gap %':>8}{'s':>7}")
@@ -193,20 +213,8 @@ def main(config: ExactGapConfig) -> dict[str, Any]:
 
 
 def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code: 0, 2 on bad input."""
-    config = tyro.cli(ExactGapConfig, description=__doc__, args=arguments)
-    torch.set_num_threads(1)  # the arrays are small: a second thread costs more than it brings
-    try:
-        if config.run_dir is None:
-            main(config)
-            return 0
-        with RunDir(config.run_dir, overwrite=config.overwrite) as run:
-            run.write_json("config.json", asdict(config))
-            run.write_json("summary.json", main(config))
-    except (RunDirError, ValueError, OSError, gym.error.Error) as error:
-        print(f"exact_gap: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """Run with command-line arguments; returns the exit code: 0, 2 on bad input, 130 after Ctrl-C."""
+    return enter(ExactGapConfig, main, description=__doc__, arguments=arguments, show=False)
 
 
 if __name__ == "__main__":

@@ -22,10 +22,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import tyro
 from torch import Tensor
 
 from agents import kl
+from scripts.front_door import enter
 from textenvs import exact
 from textenvs.exact_envs import ExactTask, random, sentiment, spelling
 
@@ -149,14 +149,8 @@ def main(config: KLBiasConfig) -> dict[str, Any]:
 
 
 def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code: 0, 2 on bad input."""
-    config = tyro.cli(KLBiasConfig, description=__doc__, args=arguments)
-    try:
-        main(config)
-    except ValueError as error:
-        print(f"kl_bias: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """Run with command-line arguments; returns the exit code: 0, 2 on bad input, 130 after Ctrl-C."""
+    return enter(KLBiasConfig, main, description=__doc__, arguments=arguments, show=False)
 
 
 if __name__ == "__main__":
