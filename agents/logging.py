@@ -52,21 +52,36 @@ class NullSink:
 
 
 class FileSink:
-    """Stable-Baselines3's logger over a folder.
+    """Stable-Baselines3's logger over a folder; every line has its step, evaluations included.
 
     Args:
         folder: made if it is missing.
         formats: of "csv", "tensorboard", "stdout", "json", "log".
+        resume_at: go on with the files of a run that was stopped, as of this step; None begins anew.
     """
 
-    def __init__(self, folder: str | Path, formats: Sequence[str] = ("csv", "tensorboard")) -> None:
-        from stable_baselines3.common.logger import configure
+    def __init__(
+        self, folder: str | Path, formats: Sequence[str] = ("csv", "tensorboard"), *, resume_at: int | None = None
+    ) -> None:
+        from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat, make_output_format
 
-        self._logger: Any = configure(str(folder), list(formats))
+        from agents.progress_csv import ProgressCSV
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        outputs: list[Any] = [make_output_format(name, str(folder)) for name in formats if name != "csv"]
+        if "csv" in formats:
+            outputs.append(ProgressCSV(folder / "progress.csv", resume_at=resume_at))
+        for output in outputs:
+            if resume_at is not None and isinstance(output, TensorBoardOutputFormat):
+                # Tells TensorBoard to forget what the stopped run wrote after its checkpoint.
+                output.writer.close()
+                output.writer = type(output.writer)(log_dir=str(folder), purge_step=resume_at + 1)
+        self._logger: Any = Logger(str(folder), outputs)
 
     def write(self, metrics: dict[str, float], step: int) -> None:
         """Write one line."""
-        for name, value in metrics.items():
+        for name, value in {"time/steps": float(step), **metrics}.items():
             self._logger.record(name, value)
         self._logger.dump(step)
 

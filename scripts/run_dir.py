@@ -36,6 +36,7 @@ class RunDir:
         if self.path.exists() and not self.path.is_dir():
             raise RunDirError(f"{self.path} is a file; --run-dir takes a folder")
         self._refuse_if_in_use()
+        self._sweep()
         used = self.path.exists() and any(self.path.iterdir())
         if resume and not (self.path / CONFIG).exists():
             raise RunDirError(f"{self.path} holds no run to resume")
@@ -57,6 +58,14 @@ class RunDir:
         if owner.isdigit() and int(owner) != os.getpid() and _is_alive(int(owner)):
             raise RunDirError(f"{self.path} is in use by process {owner}: choose another --run-dir")
         lock.unlink(missing_ok=True)
+
+    def _sweep(self) -> None:
+        """Throw away what a kill in mid-write left behind: parts that were never renamed into place."""
+        for part in self.path.glob("*.part"):
+            if part.is_dir():
+                shutil.rmtree(part)
+            else:
+                part.unlink()
 
     def __enter__(self) -> RunDir:
         return self

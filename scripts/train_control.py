@@ -8,6 +8,7 @@ The run directory gets ``config.json``, ``progress.csv`` and TensorBoard events,
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import time
@@ -26,8 +27,10 @@ from agents.control_presets import preset_for
 from agents.environments import make_vector
 from agents.evaluation import evaluate
 from agents.logging import FileSink
-from scripts.run_dir import RunDir, RunDirError
+from scripts.run_dir import CONFIG, SUMMARY, RunDir, RunDirError
 
+NEUTRAL = ("run_dir", "resume", "overwrite", "quiet", "threads", "save_every")
+"""Settings that a resumed run may change: its weights do not depend on them."""
 LAST, BEST = "last.safetensors", "best.safetensors"
 EVALUATION_SEED, FINAL_SEED = 1_000_003, 2_000_003
 """Episodes that choose the best weights, and those that judge them, differ."""
@@ -84,15 +87,13 @@ def main(config: Config) -> dict[str, Any]:
     agent = PPO(config.env, settings)
     evaluation = make_vector(config.env, min(config.eval_episodes, 100))
     with RunDir(config.run_dir, resume=config.resume, overwrite=config.overwrite) as run:
-        if not config.resume:
-            run.write_json("config.json", {**_plain(config), "total_steps": total_steps, "ppo": settings.to_dict()})
-        sink = FileSink(run.path)
-        agent.logger = sink
-        try:
-            summary = _train(config, agent, evaluation, run)
-        finally:
-            sink.close()
-        run.write_json("summary.json", summary)
+        described = {**_plain(config), "total_steps": total_steps, "ppo": settings.to_dict()}
+        if config.resume:
+            _check_same_settings(described, run)
+        else:
+            run.write_json(CONFIG, described)
+        summary = _train(config, agent, evaluation, run)
+        run.write_json(SUMMARY, summary)
         return summary
 
 
@@ -111,10 +112,15 @@ def _train(config: Config, agent: PPO, evaluation: VectorEnv, run: RunDir) -> di
     watch = _Watch(keeper, run.path / LAST, config.save_every)
     if config.resume and watch.path.exists():
         watch.restore(agent)
-    with _Progress(total_steps, config.quiet) as progress:
-        watch.train(agent, total_steps, progress)
-    if not keeper.reached and agent.steps != keeper.last_steps:
-        keeper.evaluate(agent)
+    agent.logger = sink = FileSink(run.path, resume_at=agent.steps if config.resume else None)
+    try:
+        if not keeper.reached:
+            with _Progress(total_steps, config.quiet) as progress:
+                watch.train(agent, total_steps, progress)
+            if not keeper.reached and agent.steps != keeper.last_steps:
+                keeper.evaluate(agent)
+    finally:
+        sink.close()
     keeper.give_back(agent)
     returns, _ = evaluate(agent, evaluation, config.eval_episodes, seed=FINAL_SEED)
     summary = {
@@ -204,6 +210,15 @@ class _Progress:
         mean = agent.metrics.get("rollout/return_mean", float("nan"))
         text = f"{agent.steps} steps, return {mean:.1f}"
         self._bar.update(self._task, completed=agent.steps, description=text)
+
+
+def _check_same_settings(described: dict[str, Any], run: RunDir) -> None:
+    """Refuse to go on with a run that was started with other settings; the message names them."""
+    theirs, ours = json.loads((run.path / CONFIG).read_text()), json.loads(json.dumps(described))
+    names = [name for name in ours if name not in NEUTRAL and theirs.get(name) != ours[name]]
+    if names:
+        other = ", ".join(f"{name}={theirs.get(name)!r} (now {ours[name]!r})" for name in names)
+        raise RunDirError(f"the run in {run.path} has other settings: {other}")
 
 
 def _plain(config: Config) -> dict[str, Any]:

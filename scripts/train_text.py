@@ -84,9 +84,7 @@ class _Clock:
 
 def _train(agent: PPO, config: TrainTextConfig, parts: TextParts, run: RunDir, clock: _Clock) -> bool:
     """Learn to the end, or to Ctrl-C; whether it was the end. A checkpoint lies there either way."""
-    if config.resume and (run.path / "progress.csv").exists():
-        (run.path / "progress.csv").rename(run.path / f"progress.until_{agent.steps}.csv")
-    agent.logger = sink = FileSink(run.path)
+    agent.logger = sink = FileSink(run.path, resume_at=agent.steps if config.resume else None)
 
     def checkpoint() -> None:
         agent.save(run.path / CHECKPOINT)

@@ -71,3 +71,14 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
         write_folder_aside(tmp_path / "model", fails)
     assert (tmp_path / "model" / "weights").read_text() == "old"
     assert os.listdir(tmp_path) == ["model"]
+
+
+def test_what_a_kill_in_mid_write_left_behind_is_thrown_away_and_in_nobodys_way(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "in_use.pid").write_text("99999999")  # of a process that is gone
+    (folder / "config.json.part").write_text("{")
+    (folder / "last.safetensors.99999999.part").write_bytes(b"half")
+    (folder / "model.part").mkdir()
+    with RunDir(folder) as run:  # nothing was finished there, so nothing need be overwritten or resumed
+        assert [path.name for path in run.path.iterdir()] == ["in_use.pid"]

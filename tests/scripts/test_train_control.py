@@ -89,3 +89,38 @@ def test_a_damaged_checkpoint_is_a_message(tmp_path, capsys):
     (tmp_path / "run" / LAST).write_bytes(b"half of it")
     assert run(config(tmp_path / "run", resume=True)) == 2
     assert "damaged" in capsys.readouterr().err
+
+
+def test_progress_csv_holds_the_whole_run_and_other_settings_are_refused(tmp_path, monkeypatch, capsys):
+    from scripts.plots import read_columns
+
+    folder = tmp_path / "run"
+    write = train_control._Watch.save
+
+    def save(self, agent):
+        if agent.updates == 2:
+            raise RuntimeError("killed after update 2, of which progress.csv has a line and no checkpoint speaks")
+        write(self, agent)
+
+    monkeypatch.setattr(train_control._Watch, "save", save)
+    with pytest.raises(RuntimeError):
+        main(config(folder, save_every=1, evaluate_every=512, total_steps=4096))
+    monkeypatch.undo()
+    assert max(read_columns(folder / "progress.csv")["time/steps"]) == 2048
+    assert run(config(folder, resume=True, evaluate_every=1024, total_steps=4096)) == 2
+    assert "evaluate_every=512 (now 1024)" in capsys.readouterr().err
+    main(config(folder, resume=True, evaluate_every=512, total_steps=4096))
+    whole = tmp_path / "whole"
+    main(config(whole, evaluate_every=512, total_steps=4096))
+    ours, expected = (read_columns(path / "progress.csv") for path in (folder, whole))
+    for name in ("time/steps", "train/updates", "eval/return_mean"):
+        assert str(ours[name]) == str(expected[name]), name
+
+
+def test_a_run_killed_after_it_reached_its_return_does_not_train_on(tmp_path):
+    settings = {"stop_at_return": 1.0, "evaluate_every": 512}
+    first = main(config(tmp_path / "run", **settings))
+    (tmp_path / "run" / "summary.json").unlink()  # killed just before it was written
+    again = main(config(tmp_path / "run", resume=True, **settings))
+    assert again["steps"] == first["steps"] < 2048
+    assert again["reached"]
