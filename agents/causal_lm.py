@@ -1,7 +1,9 @@
 """A causal language model of transformers as a policy: one forward pass judges all tokens of a row.
 
 State: prompt and completion so far. Action: the next token id. The value head sits on the policy's own trunk
-(``critic="shared"``) or on a copy of it (``critic="separate"``). Generation with a cache is in ``agents.generation``.
+(``critic="shared"``), on a copy of it (``critic="separate"``), on the same trunk under an adapter of the value's own
+(``critic="adapter"``, see ``agents.adapters``), or is not there (``"none"``). Generation with a cache is in
+``agents.generation``.
 
 Rows are packed before they meet the model: prompt and completion without a hole between them, padding to the right. In
 a causal model nothing real sees what is to its right, so padding needs no attention mask and cannot matter.
@@ -10,6 +12,8 @@ a causal model nothing real sees what is to its right, so padding needs no atten
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from agents.adapters import POLICY, VALUE, AdaptedTrunk
+from agents.kl import full_kl
 from agents.policy import Evaluation
 from agents.token_distribution import TokenSampling, sample_tokens, token_logprobs
+from agents.trunk import hidden_states, pack_rows, recompute_layers, trunk_forward
 from textenvs.rows import PAD
 
 LOGITS_AT_ONCE = 2**26
@@ -31,12 +38,19 @@ class CausalLMPolicy(nn.Module):
     Args:
         model: any ``transformers`` causal LM whose logits are its output embedding of its trunk's last hidden state.
         eos_token_id: the token that ends a completion; "model" takes the model's own, None: only the budget ends one.
-        critic: "shared", the value head reads the policy's trunk; "separate", it reads a copy that is trained apart.
+        critic: "shared", the value head reads the policy's trunk; "separate", it reads a copy that is trained apart;
+            "adapter", it reads the same trunk with the value's adapter on; "none", there is no value head, for
+            algorithms that do without.
         sampling: how logits become the distribution that acts.
+        adapters: around ``model``; its own weights are then frozen. None: there are none, and all weights are trained.
+        role: whose adapter is on while this policy acts; None: the trunk alone.
+        autocast: the matrix products' type, bfloat16 for instance; log-softmax and values stay in float32. None: the
+            weights' own.
+        recompute: keep each layer's input only and compute the rest again in the backward pass.
 
     Raises:
-        ValueError: for an unknown ``critic``, a model without end-of-text token, or one that treats its logits further
-            (soft caps, scaling), which would go unseen here.
+        ValueError: for an unknown ``critic``, one that has no adapter, a model without end-of-text token, or one that
+            treats its logits further (soft caps, scaling), which would go unseen here.
     """
 
     keeps_rows = True
@@ -48,11 +62,18 @@ class CausalLMPolicy(nn.Module):
         eos_token_id: int | str | None = "model",
         critic: str = "shared",
         sampling: TokenSampling | None = None,
+        adapters: AdaptedTrunk | None = None,
+        role: str | None = POLICY,
+        autocast: torch.dtype | None = None,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
-        if critic not in ("shared", "separate"):
-            raise ValueError(f'critic must be "shared" or "separate", got {critic!r}')
+        if critic not in ("shared", "separate", "adapter", "none"):
+            raise ValueError(f'critic must be "shared", "separate", "adapter" or "none", got {critic!r}')
+        if critic == "adapter" and (adapters is None or VALUE not in adapters.trained):
+            raise ValueError('critic "adapter" needs adapters with one for the value: AdaptedTrunk(model)')
         self.model = model
+        self.adapters, self.role, self.autocast = adapters, role, autocast
         self.critic = critic
         self.sampling = TokenSampling() if sampling is None else sampling
         self.eos_token_id: int | None = _end_of_text(model) if isinstance(eos_token_id, str) else eos_token_id
@@ -61,11 +82,15 @@ class CausalLMPolicy(nn.Module):
         if self.eos_token_id is not None and not 0 <= self.eos_token_id < self.vocab_size:
             raise ValueError(f"eos_token_id {self.eos_token_id} is not in the vocabulary [0, {self.vocab_size})")
         _fuse_activations(model)
+        if recompute:
+            recompute_layers(model.base_model, nullcontext if adapters is None else adapters.current)
         self.critic_trunk = copy.deepcopy(model.base_model) if critic == "separate" else None
-        self.value_head = nn.Linear(int(head.weight.shape[1]), 1)
-        nn.init.zeros_(self.value_head.weight)
-        nn.init.zeros_(self.value_head.bias)
-        self.value_head.to(device=head.weight.device)
+        self.has_critic = critic != "none"
+        if self.has_critic:
+            self.value_head = nn.Linear(int(head.weight.shape[1]), 1)
+            nn.init.zeros_(self.value_head.weight)
+            nn.init.zeros_(self.value_head.bias)
+            self.value_head.to(device=head.weight.device)
         self.eval()
         self._check_head()
 
@@ -88,30 +113,45 @@ class CausalLMPolicy(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.value_head.weight.device
+        return self.model.get_output_embeddings().weight.device
 
-    def evaluate(self, observations: Tensor, actions: Tensor, mask: Tensor | None = None) -> Evaluation:
+    def evaluate(
+        self, observations: Tensor, actions: Tensor, mask: Tensor | None = None, reference: Any = None
+    ) -> Evaluation:
         """Log-probabilities, entropies and values of all tokens of a row in one forward pass, with gradient.
 
         Args:
             observations: ``[B, P]`` prompts, right-padded with PAD.
             actions: ``[B, T]`` completions, right-padded with PAD.
             mask: ``[B, T]`` True on tokens that count; None: where ``actions`` is not PAD.
+            reference: another such policy, to have the exact KL to its distribution in every state, too.
 
         Returns:
-            ``[B, T]`` each, 0 where ``mask`` is False.
+            ``[B, T]`` each, 0 where ``mask`` is False; values are 0 without a critic.
         """
         mask = actions != PAD if mask is None else mask
+        ref_hidden = None
+        if reference is not None:
+            with torch.no_grad(), reference.acting():
+                ref_hidden, _ = reference._hidden_at_decisions(observations, actions.masked_fill(~mask, PAD), mask)
+        with self.acting():
+            return self._evaluate(observations, actions, mask, reference, ref_hidden)
+
+    def _evaluate(
+        self, observations: Tensor, actions: Tensor, mask: Tensor, reference: Any, ref_hidden: Tensor | None
+    ) -> Evaluation:
         steps = mask.long().cumsum(1)[mask] - 1
         tokens = actions[mask]
-        hidden, critic_hidden = self._hidden_at_decisions(observations, actions.masked_fill(~mask, PAD), mask)
+        completions = actions.masked_fill(~mask, PAD)
+        hidden, critic_hidden = self._hidden_at_decisions(observations, completions, mask)
         logprobs, entropy = self._judge_tokens(hidden, tokens, steps)
-        values = self.value_head(critic_hidden.to(self.value_head.weight.dtype))[:, 0].float()
+        values = self.value_of(critic_hidden) if self.has_critic else torch.zeros_like(logprobs)
 
         def spread(flat: Tensor) -> Tensor:
             return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)
 
-        return Evaluation(spread(logprobs), spread(entropy), spread(values))
+        kl = None if ref_hidden is None else spread(self._exact_kl(hidden, tokens, steps, reference, ref_hidden))
+        return Evaluation(spread(logprobs), spread(entropy), spread(values), kl)
 
     @torch.no_grad()
     def act(
@@ -130,29 +170,74 @@ class CausalLMPolicy(nn.Module):
         """
         if self.sampling.min_new_tokens > 0:
             raise ValueError("min_new_tokens needs to know where the completion began: generate whole rows instead")
-        hidden = self._last_hidden(self.model.base_model, observations)
-        logits = self.sampling.shape(self.head_logits(hidden), 0, self.eos_token_id)
+        with self.acting():
+            hidden = self._last_hidden(self.model.base_model, observations)
+            logits = self.sampling.shape(self.head_logits(hidden), 0, self.eos_token_id)
         noise = None if deterministic else uniform(observations.shape[0], generator, logits.device)
         return sample_tokens(logits, noise)
 
     @torch.no_grad()
     def values(self, observations: Tensor) -> Tensor:
         """V of each state: ``[B, L]`` right-padded with PAD to ``[B]``, reward units."""
-        trunk = self.model.base_model if self.critic_trunk is None else self.critic_trunk
-        return self.value_of(self._last_hidden(trunk, observations))
+        with self.acting(), self._criticising() as trunk:
+            return self.value_of(self._last_hidden(trunk, observations))
+
+    @contextmanager
+    def acting(self) -> Iterator[None]:
+        """The policy's adapter and number type are on inside; everything that runs the model does it in here."""
+        with ExitStack() as on:
+            if self.adapters is not None:
+                on.enter_context(self.adapters.role(self.role))
+            if self.autocast is not None:
+                on.enter_context(torch.autocast(self.device.type, dtype=self.autocast))
+            yield
+
+    @contextmanager
+    def _criticising(self) -> Iterator[Any]:
+        """The trunk that the value head reads, with the value's adapter on inside if it has one."""
+        value = self.adapters.role(VALUE) if self.adapters is not None and self.critic == "adapter" else nullcontext()
+        with value:
+            yield self.model.base_model if self.critic_trunk is None else self.critic_trunk
 
     def value_of(self, hidden: Tensor) -> Tensor:
         """The value head on ``[N, D]`` hidden states of the critic's trunk: ``[N]``."""
-        return self.value_head(hidden.to(self.value_head.weight.dtype))[:, 0].float()
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.value_head(hidden.to(self.value_head.weight.dtype))[:, 0].float()
 
     def head_logits(self, hidden: Tensor) -> Tensor:
         """The model's next-token logits of ``[N, D]`` hidden states: ``[N, V]``, unshaped."""
         return self.model.get_output_embeddings()(hidden)
 
     def critic_parameters(self) -> list[nn.Parameter]:
-        """What only the value depends on: the head, and the critic's own trunk if it has one."""
+        """What only the value depends on: the head, and the critic's own trunk or adapter if it has one."""
+        if not self.has_critic:
+            return []
+        if self.adapters is not None and self.critic == "adapter":
+            return [*self.adapters.parameters(VALUE), *self.value_head.parameters()]
         trunk = [] if self.critic_trunk is None else list(self.critic_trunk.parameters())
         return [*trunk, *self.value_head.parameters()]
+
+    def actor_parameters(self) -> list[nn.Parameter]:
+        """What the distribution over tokens depends on and training may change: the model, or the policy's adapter."""
+        return list(self.model.parameters()) if self.adapters is None else self.adapters.parameters(POLICY)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """As in ``nn.Module``; over a frozen trunk only what is trained: adapters and head."""
+        state: dict[str, Any] = super().state_dict(*args, **kwargs)
+        if self.adapters is None:
+            return state
+        return {name: value for name, value in state.items() if self._learns(name)}
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """As in ``nn.Module``; a frozen trunk stays as it is."""
+        if self.adapters is not None and strict:
+            wrong = sorted(set(state_dict) ^ set(self.state_dict()))
+            if wrong:
+                raise RuntimeError(f"the state's adapters and head are not this policy's: {', '.join(wrong[:4])} ...")
+        return super().load_state_dict(state_dict, strict=strict and self.adapters is None, assign=assign)
+
+    def _learns(self, name: str) -> bool:
+        return name.startswith("value_head.") or self.adapters is None or self.adapters.learns(name)
 
     def _hidden_at_decisions(self, prompts: Tensor, completions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states of the states that were acted in, ``[N, D]`` in row order: the policy's and the critic's."""
@@ -164,35 +249,19 @@ class CausalLMPolicy(nn.Module):
         if bool((where < 0).any()):
             raise ValueError("a prompt is empty: there is no state before the first token; begin prompts with a token")
         lengths = (rows != PAD).sum(1) - 1
-        flat_policy = self._hidden(self.model.base_model, rows[:, :-1], lengths)
-        policy = flat_policy(row, where)
-        if self.critic_trunk is None:
+        policy = hidden_states(self.model.base_model, rows[:, :-1], lengths)(row, where)
+        if self.critic in ("shared", "none"):
             return policy, policy
-        return policy, self._hidden(self.critic_trunk, rows[:, :-1], lengths)(row, where)
-
-    def _hidden(self, trunk: Any, rows: Tensor, lengths: Tensor):  # type: ignore[no-untyped-def]
-        """Run ``trunk`` over ``rows``, rows of like length together, each part cut to its longest row.
-
-        Returns a function ``(row [N], position [N]) -> [N, D]``.
-        """
-        order, parts = _length_parts(lengths)
-        starts = torch.empty_like(lengths)
-        flat, offset = [], 0
-        for begin, end, width in parts:
-            index = order[begin:end]
-            hidden = trunk_forward(trunk, rows[index, :width].clamp(min=0))
-            starts[index] = offset + width * torch.arange(end - begin, device=lengths.device)
-            flat.append(hidden.flatten(0, 1))
-            offset += width * (end - begin)
-        joined = flat[0] if len(flat) == 1 else torch.cat(flat)
-        return lambda row, position: joined.index_select(0, starts[row] + position)
+        with self._criticising() as trunk:
+            return policy, hidden_states(trunk, rows[:, :-1], lengths)(row, where)
 
     def _judge_tokens(self, hidden: Tensor, tokens: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
         """``(logprobs [N], entropy [N])``; in pieces that are computed again backward if the logits would be large."""
 
         def judge(hidden: Tensor, tokens: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
             logits = self.sampling.shape(self.head_logits(hidden), steps, self.eos_token_id, taken=tokens)
-            return token_logprobs(logits, tokens)
+            with torch.autocast(logits.device.type, enabled=False):
+                return token_logprobs(logits, tokens)
 
         piece = max(1, LOGITS_AT_ONCE // self.vocab_size)
         if hidden.shape[0] <= piece:
@@ -200,6 +269,26 @@ class CausalLMPolicy(nn.Module):
         parts = zip(hidden.split(piece), tokens.split(piece), steps.split(piece), strict=True)
         judged = [checkpoint(judge, *part, use_reentrant=False) for part in parts]
         return torch.cat([part[0] for part in judged]), torch.cat([part[1] for part in judged])
+
+    def _exact_kl(
+        self, hidden: Tensor, tokens: Tensor, steps: Tensor, reference: CausalLMPolicy, ref_hidden: Tensor
+    ) -> Tensor:
+        """KL ``[N]``, nats, to ``reference`` in each state, with gradient; in pieces, as ``_judge_tokens``."""
+
+        def kl(hidden: Tensor, tokens: Tensor, steps: Tensor, ref_hidden: Tensor) -> Tensor:
+            logits = self.sampling.shape(self.head_logits(hidden), steps, self.eos_token_id, taken=tokens)
+            with torch.no_grad():
+                ref_logits = reference.sampling.shape(
+                    reference.head_logits(ref_hidden), steps, reference.eos_token_id, taken=tokens
+                )
+            return full_kl(torch.log_softmax(logits, -1), torch.log_softmax(ref_logits, -1))
+
+        piece = max(1, LOGITS_AT_ONCE // (4 * self.vocab_size))  # about four such arrays live at once
+        if hidden.shape[0] <= piece:
+            return kl(hidden, tokens, steps, ref_hidden)
+        arrays = (hidden, tokens, steps, ref_hidden)
+        parts = zip(*(array.split(piece) for array in arrays), strict=True)
+        return torch.cat([checkpoint(kl, *part, use_reentrant=False) for part in parts])
 
     def _last_hidden(self, trunk: Any, observations: Tensor) -> Tensor:
         """Hidden state at the last real token of ``[B, L]`` right-padded rows: ``[B, D]``."""
@@ -212,8 +301,9 @@ class CausalLMPolicy(nn.Module):
     @torch.no_grad()
     def _check_head(self) -> None:
         tokens = torch.arange(min(4, self.vocab_size), device=self.device)[None]
-        ours = self.head_logits(trunk_forward(self.model.base_model, tokens)[0])
-        theirs = self.model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits[0]
+        with self.acting():
+            ours = self.head_logits(trunk_forward(self.model.base_model, tokens)[0])
+            theirs = self.model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits[0]
         if not torch.allclose(ours.float(), theirs.float(), rtol=1e-3, atol=1e-3):
             raise ValueError(
                 f"{type(self.model).__name__} does more with its logits than its output embedding (a soft cap or a "
@@ -221,51 +311,9 @@ class CausalLMPolicy(nn.Module):
             )
 
 
-def trunk_forward(trunk: Any, tokens: Tensor) -> Tensor:
-    """Last hidden states ``[B, W, D]`` of packed rows ``[B, W]``; what lies right of a row's end does not matter."""
-    return trunk(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).last_hidden_state
-
-
-def pack_rows(prompts: Tensor, completions: Tensor) -> Tensor:
-    """``[B, W]`` prompt and completion without a hole between them, right-padded with PAD, as wide as the longest."""
-    joint = torch.cat([prompts, completions], dim=1)
-    real = joint != PAD
-    order = (~real).to(torch.uint8).argsort(dim=1, stable=True)
-    return joint.gather(1, order)[:, : int(real.sum(1).max())]
-
-
 def uniform(count: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
     """``[count]`` numbers in [0, 1), drawn where the generator lives, so a CPU seed means the same on every device."""
     return torch.rand(count, generator=generator, device=None if generator is None else generator.device).to(device)
-
-
-PART_OVERHEAD = 512
-"""What one more forward pass costs, in positions of a small model (measured on a CPU: 4 layers of width 192)."""
-
-
-def _length_parts(lengths: Tensor) -> tuple[Tensor, list[tuple[int, int, int]]]:
-    """Cut rows into parts of like length so that padding plus passes cost least (dynamic programme over lengths).
-
-    Returns:
-        ``order [B]``, the rows by length, and ``(begin, end, width)`` of each part in that order.
-    """
-    order = lengths.argsort(stable=True)
-    ranked = lengths[order].tolist()
-    borders = [i for i in range(1, len(ranked)) if ranked[i] != ranked[i - 1]] + [len(ranked)]
-    cost, came_from = [0.0], [0]
-    for j, end in enumerate(borders):
-        begins = [0, *borders[:j]]
-        options = [cost[i] + (end - begin) * ranked[end - 1] + PART_OVERHEAD for i, begin in enumerate(begins)]
-        best = min(range(len(options)), key=options.__getitem__)
-        cost.append(options[best])
-        came_from.append(best)
-    parts, j = [], len(borders)
-    while j > 0:
-        i = came_from[j]
-        end = borders[j - 1]
-        parts.append((borders[i - 1] if i > 0 else 0, end, max(1, ranked[end - 1])))
-        j = i
-    return order, parts[::-1]
 
 
 def _end_of_text(model: Any) -> int:

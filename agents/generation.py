@@ -1,7 +1,8 @@
 """Batched decoding with a key-value cache: whole completions, their log-probabilities and values as they are sampled.
 
 Little happens per token: one forward pass, one draw. The cache is allocated once; rows that ended leave the batch, the
-last rows moving into their places. Equal to a full forward pass of the finished rows (a test says so).
+last rows moving into their places. Prompts that repeat (groups) are read once, and what the cache holds of them is
+copied. Equal to a full forward pass of the finished rows (a test says so).
 """
 
 from __future__ import annotations
@@ -49,11 +50,23 @@ def generate(
         max_new_tokens: budget T, tokens.
         generator: of the draws: one uniform number a row and step, whether or not the row still runs.
         deterministic: always take the likeliest token.
-        with_values: whether values are wanted; zeros if not.
+        with_values: whether values are wanted; zeros if not, and from a policy without critic.
 
     Raises:
         ValueError: if a prompt is empty, or prompt and budget exceed the model's positions.
     """
+    with policy.acting():
+        return _generate(policy, prompts, max_new_tokens, generator, deterministic, with_values)
+
+
+def _generate(
+    policy: CausalLMPolicy,
+    prompts: Tensor,
+    max_new_tokens: int,
+    generator: torch.Generator | None,
+    deterministic: bool,
+    with_values: bool,
+) -> Generation:
     lengths = (prompts != PAD).sum(1)
     _check(policy, prompts, lengths, max_new_tokens)
     width = int(lengths.max())
@@ -64,7 +77,8 @@ def generate(
     decoder = _Decoder(policy, prompts, lengths, width, max_new_tokens)
     rows = torch.arange(batch, device=device)
     running = torch.ones(batch, dtype=torch.bool, device=device)
-    shared = with_values and policy.critic_trunk is None
+    with_values = with_values and policy.has_critic
+    shared = with_values and policy.critic == "shared"
     for step in range(max_new_tokens):
         noise = None if deterministic else uniform(batch, generator, device)[rows]
         logits = policy.sampling.shape(policy.head_logits(decoder.hidden), step, policy.eos_token_id)
@@ -109,10 +123,25 @@ class _Decoder:
         )
         # Ragged prompts stand flush right, so that all rows append to the same column of the cache.
         positions = (columns[:width] - pad).clamp(min=0)
-        self.hidden = self._forward(prompts.gather(1, positions).clamp(min=0), positions)
+        self.hidden = self._prefill(prompts, positions)
 
-    def _forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        mask = self.visible[:, : self.column]
+    def _prefill(self, prompts: Tensor, positions: Tensor) -> Tensor:
+        """Read the prompts ``[B, P]``, each different one once; hidden states ``[B, D]`` of their last tokens."""
+        tokens = prompts.gather(1, positions).clamp(min=0)
+        different, source = prompts.unique(dim=0, return_inverse=True)
+        if len(different) == len(prompts):
+            return self._forward(tokens, positions, self.visible)
+        first = torch.empty(len(different), dtype=torch.int64, device=prompts.device)
+        first[source] = torch.arange(len(prompts), device=prompts.device)  # any row with that prompt will do
+        hidden = self._forward(tokens[first], positions[first], self.visible[first])
+        if isinstance(self.cache, PlainCache):
+            self.cache.spread(source)
+        else:
+            self.cache.batch_select_indices(source)
+        return hidden[source]
+
+    def _forward(self, tokens: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
+        mask = visible[:, : self.column]
         if self.mask_is_ours:
             mask = mask[:, None, None]
             if tokens.shape[1] > 1:
@@ -127,7 +156,7 @@ class _Decoder:
     def advance(self, tokens: Tensor) -> None:
         """Append one token ``[N]`` to every row."""
         self.column += 1
-        self.hidden = self._forward(tokens[:, None], self.next_position)
+        self.hidden = self._forward(tokens[:, None], self.next_position, self.visible)
         self.next_position = self.next_position + 1
 
     def compact(self, running: Tensor) -> Tensor:
@@ -172,6 +201,16 @@ class _PlainLayer(DynamicLayer):
         """Tokens in the cache."""
         return self.length
 
+    def spread(self, source: Tensor) -> None:
+        """Row i becomes a copy of row ``source[i]``: ``[B]`` rows from fewer."""
+        assert self.keys is not None
+        assert self.values is not None
+        for name in ("keys", "values"):
+            few = getattr(self, name)
+            many = few.new_empty(len(source), *few.shape[1:])
+            many[:, :, : self.length] = few[source, :, : self.length]
+            setattr(self, name, many)
+
     def move(self, movers: Tensor, holes: Tensor, count: int) -> None:
         """Put row ``movers[i]`` in place ``holes[i]`` and keep the first ``count`` rows."""
         assert self.keys is not None
@@ -187,6 +226,11 @@ class PlainCache(Cache):
 
     def __init__(self, num_layers: int, capacity: int) -> None:
         super().__init__(layers=[_PlainLayer(capacity) for _ in range(num_layers)])
+
+    def spread(self, source: Tensor) -> None:
+        """As in the layers, for all of them."""
+        for layer in self.layers:
+            layer.spread(source)  # type: ignore[union-attr]
 
     def move(self, movers: Tensor, holes: Tensor, count: int) -> None:
         """As in the layers, for all of them."""

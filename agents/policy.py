@@ -19,6 +19,8 @@ class Evaluation(NamedTuple):
     """``[B, T]`` nats."""
     values: Tensor
     """``[B, T]`` reward units."""
+    kl: Tensor | None = None
+    """``[B, T]`` nats, the exact KL to a reference in each state, where it was asked for."""
 
 
 @runtime_checkable

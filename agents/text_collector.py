@@ -8,15 +8,18 @@ adaptive controller of the KL price.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from agents.causal_lm import CausalLMPolicy, pack_rows
+from agents.causal_lm import CausalLMPolicy
 from agents.generation import Generation, generate
 from agents.rollout import Rollout
+from agents.score_scaling import ScoreScaler
+from agents.trunk import pack_rows
 from textenvs.rows import TokenRows, last_action_index
 
 METRICS: dict[str, str] = {
@@ -64,10 +67,12 @@ class TextCollector:
 
     Args:
         envs: with ``draw_prompts``, ``play``, ``state_dict``, ``load_state_dict`` and, unwrapped, ``max_new_tokens``,
-            ``eos_token_id``, ``vocab_size`` and ``budget``.
+            ``eos_token_id``, ``vocab_size``, ``budget`` and ``group_size``.
         seed: of the prompts' order and of the tokens drawn.
         missing_eos_penalty: reward units taken from the last action of a row that ran out of budget; >= 0.
         kl_controller: moves ``envs.beta``; None leaves it.
+        score_scaler: what the score is turned into before it is paid; figures keep the raw one. None: nothing.
+        write: what lets the policy write: ``agents.generation.generate``, or another function of its arguments.
 
     Raises:
         ValueError: for a negative penalty, or a controller over an environment without ``beta``.
@@ -82,6 +87,8 @@ class TextCollector:
         seed: int = 0,
         missing_eos_penalty: float = 0.0,
         kl_controller: AdaptiveKL | None = None,
+        score_scaler: ScoreScaler | None = None,
+        write: Callable[..., Generation] = generate,
     ) -> None:
         if not missing_eos_penalty >= 0:
             raise ValueError(f"missing_eos_penalty must be >= 0 reward units, got {missing_eos_penalty}")
@@ -89,13 +96,27 @@ class TextCollector:
         self.base = envs.unwrapped
         self.missing_eos_penalty = float(missing_eos_penalty)
         self.kl_controller = kl_controller
+        self.score_scaler = score_scaler
+        self.write = write
         self._priced = _wrapper_with_beta(envs)
         if kl_controller is not None and self._priced is None:
             raise ValueError("kl_controller needs an environment with KLShaping: none of its wrappers has a beta")
+        self.beta = 0.0 if self._priced is None else float(self._priced.beta)
+        """Price of a nat in the newest rollout, reward units."""
         self.generator = torch.Generator().manual_seed(seed)
         self._seed: int | None = seed
         self.last: TokenRows | None = None
         """The rows of the newest rollout, for samples to look at."""
+
+    @property
+    def group_size(self) -> int:
+        """Texts in a row that share their prompt."""
+        return int(self.base.group_size)
+
+    @property
+    def charges_kl(self) -> bool | None:
+        """Whether rewards pay the KL's price; None: it is not measured."""
+        return None if self._priced is None else bool(self._priced.charge)
 
     def collect(self, policy: CausalLMPolicy) -> tuple[Rollout, dict[str, float]]:
         """Play one episode in each sub-environment.
@@ -104,14 +125,18 @@ class TextCollector:
             The rollout, ``[B, T]`` with prompts ``[B, P]`` as observations, and figures of it, as ``METRICS`` explains.
 
         Raises:
-            ValueError: if the policy's end-of-text token or vocabulary is not the environment's.
+            ValueError: if the policy's end-of-text token or vocabulary is not the environment's, or if a group does
+                not share its prompt (the environment was stepped before).
         """
         self._check(policy)
         began = time.perf_counter()
         drawn = self.envs.draw_prompts() if self._seed is None else self.envs.draw_prompts(seed=self._seed)
         self._seed = None
+        groups = drawn.reshape(-1, self.group_size, drawn.shape[1])
+        if (groups != groups[:, :1]).any():
+            raise ValueError(f"the prompts drawn do not stand in groups of {self.group_size}: reset(seed=...) first")
         prompts = torch.from_numpy(drawn).to(policy.device)
-        written = generate(policy, prompts, max_new_tokens=self.base.max_new_tokens, generator=self.generator)
+        written = self.write(policy, prompts, max_new_tokens=self.base.max_new_tokens, generator=self.generator)
         wrote = time.perf_counter()
         rows = self.envs.play(drawn, written.completions.cpu().numpy(), written.logprobs.cpu().numpy())
         self.last = rows
@@ -123,13 +148,20 @@ class TextCollector:
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next ``collect`` depends on: the generator, an unspent seed, the environment's state."""
-        return {"generator": self.generator.get_state(), "seed": self._seed, "envs": self.envs.state_dict()}
+        return {
+            "generator": self.generator.get_state(),
+            "seed": self._seed,
+            "envs": self.envs.state_dict(),
+            "score_scaler": None if self.score_scaler is None else self.score_scaler.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on exactly where ``state_dict`` was taken."""
         self.generator.set_state(torch.as_tensor(state["generator"], dtype=torch.uint8).cpu())
         self._seed = state["seed"]
         self.envs.load_state_dict(state["envs"])
+        if self.score_scaler is not None:
+            self.score_scaler.load_state_dict(state["score_scaler"])
 
     def _rollout(self, policy: CausalLMPolicy, prompts: Tensor, written: Generation, rows: TokenRows) -> Rollout:
         def tensor(array: Any) -> Tensor:
@@ -138,12 +170,14 @@ class TextCollector:
         mask = tensor(rows.mask)
         last = last_action_index(rows.mask)
         rewards = rows.rewards.copy()
+        if self.score_scaler is not None and rows.scores is not None:
+            rewards[np.arange(len(last)), last] += self.score_scaler(rows.scores) - rows.scores
         rewards[np.arange(len(last)), last] -= self.missing_eos_penalty * (rows.stop_reason == "length")
         ended = torch.zeros_like(mask)
         ended[torch.arange(len(last)), torch.from_numpy(last)] = True
         next_values = torch.cat([written.values[:, 1:], torch.zeros_like(written.values[:, :1])], dim=1)
         next_values = next_values.masked_fill(ended, 0.0)
-        if rows.truncated.any():
+        if rows.truncated.any() and policy.has_critic:
             final = policy.values(pack_rows(prompts, written.completions))
             next_values = torch.where(ended & tensor(rows.truncated)[:, None], final[:, None], next_values)
         return Rollout(
@@ -156,12 +190,13 @@ class TextCollector:
             terminated=ended & tensor(rows.terminated)[:, None],
             ended=ended,
             mask=mask,
+            ref_logprobs=None if rows.ref_logprobs is None else tensor(rows.ref_logprobs),
         )
 
     def _reprice(self, metrics: dict[str, float], episodes: int) -> dict[str, float]:
         if self._priced is None:
             return {}
-        beta = float(self._priced.beta)
+        beta = self.beta = float(self._priced.beta)
         if self.kl_controller is not None:
             self._priced.beta = self.kl_controller.updated(beta, metrics["rollout/kl_per_sequence"], episodes)
         return {"rollout/beta": beta}

@@ -66,6 +66,27 @@ def test_when_rows_leave_the_batch_changes_nothing(share, monkeypatch):
     torch.testing.assert_close(got.logprobs, expected.logprobs, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "eager", "sliding"])
+def test_prompts_that_repeat_are_read_once_and_nothing_else_changes(kind, monkeypatch):
+    policy = build(kind)
+    # [3] and [3, 3] are different prompts that look alike once padding is filled in
+    alike = torch.tensor([[3, -1], [3, 3], [7, 5]])
+    prompts = torch.nn.functional.pad(alike, (0, 5), value=-1)
+    prompts = torch.cat([RAGGED[:3], prompts]).repeat_interleave(4, 0)
+    seen, forward = [], generation._Decoder._forward
+    monkeypatch.setattr(
+        generation._Decoder, "_forward", lambda self, *args: (seen.append(args[0].shape), forward(self, *args))[1]
+    )
+    shared = generate(policy, prompts, max_new_tokens=12, generator=torch.Generator().manual_seed(0))
+    assert seen[0] == (6, 5)
+    distinct = lambda rows, *args, **kwargs: (rows, torch.arange(len(rows)))  # noqa: E731
+    monkeypatch.setattr(torch.Tensor, "unique", distinct)
+    alone = generate(policy, prompts, max_new_tokens=12, generator=torch.Generator().manual_seed(0))
+    assert shared.completions.tolist() == alone.completions.tolist()
+    torch.testing.assert_close(shared.logprobs, alone.logprobs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(shared.values, alone.values, atol=1e-4, rtol=1e-4)
+
+
 def test_a_row_writes_the_same_whatever_stands_beside_it():
     policy = build("llama")
     both = generate(policy, RAGGED, max_new_tokens=12, deterministic=True)
