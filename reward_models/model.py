@@ -21,6 +21,8 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+from reward_models.adapter import ADAPTER, AdapterBackbone
+
 PAD = -1  # the same constant as textenvs.rows.PAD: what fills rows of token ids
 FORMAT = "textenvs reward model"
 VERSION = 1
@@ -69,17 +71,24 @@ class RewardModel(nn.Module):
         self._backbone_takes = frozenset(inspect.signature(backbone.forward).parameters)
 
     @classmethod
-    def from_backbone(cls, name: str | Path, *, max_length: int | None = None) -> RewardModel:
+    def from_backbone(
+        cls, name: str | Path, *, max_length: int | None = None, lora_rank: int | None = None, lora_alpha: float = 32.0
+    ) -> RewardModel:
         """A new, unfitted reward model on the pretrained model in a directory, or of a name, that transformers knows.
 
-        The new head draws from torch's global generator.
+        With ``lora_rank`` the model itself is frozen: an adapter of that rank, its change scaled by ``lora_alpha /
+        lora_rank``, and the head are trained and kept. Head and adapter draw from torch's global generator.
 
         Raises:
             ValueError: if model or tokenizer cannot be loaded from there; the message says which.
         """
         tokenizer = _load_tokenizer(name)
         try:
-            backbone = AutoModel.from_pretrained(name, dtype=torch.float32)
+            backbone = (
+                AutoModel.from_pretrained(name, dtype=torch.float32)
+                if lora_rank is None
+                else AdapterBackbone.new(name, rank=lora_rank, alpha=lora_alpha)
+            )
         except (OSError, ValueError) as error:
             raise ValueError(f"{name}: no model that transformers can load ({_first_line(error)})") from error
         return cls(backbone, tokenizer, max_length=max_length)
@@ -104,7 +113,8 @@ class RewardModel(nn.Module):
         steps = torch.arange(input_ids.shape[1], device=input_ids.device)
         last = (attention_mask.long() * steps).argmax(dim=1)
         hidden = self.hidden(input_ids, attention_mask)
-        return self.head(hidden[torch.arange(len(last), device=last.device), last]).squeeze(-1).float()
+        read = hidden[torch.arange(len(last), device=last.device), last].to(self.head.weight.dtype)
+        return self.head(read).squeeze(-1).float()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Calibrated scores ``[N]`` of token rows ``[N, T]`` (ids) and their mask ``[N, T]`` (True or 1 = real)."""
@@ -231,24 +241,42 @@ class RewardModel(nn.Module):
 
     # ------------------------------------------------------------------------------------- save and load
     def save(self, path: str | Path) -> None:
-        """Write ``model.safetensors`` (backbone, head, calibration), configuration and tokenizer into a folder."""
+        """Write ``model.safetensors`` (backbone, head, calibration), configuration and tokenizer into a folder.
+
+        Where the backbone is an adapter, ``adapter/`` holds it, and of the model below only the name is kept.
+        """
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         self.backbone.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.state_dict().items()}
+        description = {"format": FORMAT, "version": VERSION, "max_length": self.max_length}
+        adapter = self.backbone if isinstance(self.backbone, AdapterBackbone) else None
+        if adapter is not None:
+            adapter.save(folder / ADAPTER)
+            description["base"] = adapter.base_name
+        state = self.state_dict() if adapter is None else self._without_backbone()
+        weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
         aside = folder / (WEIGHTS + ".part")
         try:
             aside.write_bytes(serialise(weights, metadata={"format": "pt"}))
             aside.replace(folder / WEIGHTS)
         finally:
             aside.unlink(missing_ok=True)
-        description = {"format": FORMAT, "version": VERSION, "max_length": self.max_length}
         (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
+    def _without_backbone(self) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("backbone.")}
+
     @classmethod
-    def load(cls, path: str | Path, *, device: str | torch.device = "cpu") -> RewardModel:
+    def load(
+        cls, path: str | Path, *, device: str | torch.device = "cpu", backbone: nn.Module | None = None
+    ) -> RewardModel:
         """The model that `save` wrote, in evaluation mode (dropout off).
+
+        Args:
+            path: the folder.
+            device: where to.
+            backbone: for an adapter: the trunk with that adapter on, which lives elsewhere already. None: loaded anew.
 
         Raises:
             ValueError: if the folder holds no reward model of this version, or a damaged one.
@@ -264,10 +292,15 @@ class RewardModel(nn.Module):
             raise ValueError(f"{folder} holds a damaged reward model ({_first_line(error)})") from error
         if description.get("format") != FORMAT or description.get("version") != VERSION:
             raise ValueError(f"{folder} holds {description}, expected {FORMAT} of version {VERSION}")
-        backbone = AutoModel.from_config(config, dtype=torch.float32)
+        base = description.get("base")
+        if base is None:
+            backbone = AutoModel.from_config(config, dtype=torch.float32)
+        elif backbone is None:
+            backbone = AdapterBackbone.load(base, folder / ADAPTER)
         model = cls(backbone, _load_tokenizer(folder), max_length=description["max_length"])
         try:
-            model.load_state_dict(weights)
+            whole = base is None or weights.keys() != model._without_backbone().keys()
+            model.load_state_dict(weights, strict=whole)
         except RuntimeError as error:
             raise ValueError(f"{folder}: weights and configuration do not fit ({_first_line(error)})") from error
         return model.to(device).eval()

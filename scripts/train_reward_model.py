@@ -73,6 +73,9 @@ class TrainRewardModelConfig:
     """Seed of the head's initialisation, order, dropout and noise; it replaces `training.seed`."""
     device: str = "cpu"
     """Torch device."""
+    lora_rank: int | None = None
+    """Train a LoRA adapter of this rank and the head only; `train_text --memory adapters` shares its trunk then. None:
+    all weights."""
     training: TrainingOptions = field(default_factory=TrainingOptions)
     """How to fit."""
 
@@ -101,7 +104,7 @@ def main(config: TrainRewardModelConfig) -> dict[str, Any]:
         else:
             data, snippets = rating_data(config)
         torch.manual_seed(config.seed)
-        model = RewardModel.from_backbone(config.model).to(config.device)
+        model = RewardModel.from_backbone(config.model, lora_rank=config.lora_rank).to(config.device)
         began = time.perf_counter()
         result = fit_with_progress(model, data, config)
         wall_s = time.perf_counter() - began

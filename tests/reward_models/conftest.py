@@ -33,6 +33,11 @@ def tiny_backbone(family, dropout=0.3):
     return LlamaModel(LlamaConfig(max_position_embeddings=32, attention_dropout=dropout, **sizes, **common))
 
 
+@pytest.fixture
+def tokenizer():
+    return tiny_tokenizer()
+
+
 @pytest.fixture(params=["gpt2", "llama"])
 def model(request):
     torch.manual_seed(0)
