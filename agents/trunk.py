@@ -71,7 +71,7 @@ def recompute_layers(
 
     for layer in layers:
         layer.gradient_checkpointing = True
-        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, context_fn=context)
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, context_fn=context)  # type: ignore[assignment]
     return layers
 
 

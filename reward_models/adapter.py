@@ -21,8 +21,8 @@ class AdapterBackbone(nn.Module):
     """The trunk of a causal LM under a LoRA adapter; everything else of it is frozen.
 
     Args:
-        peft_model: peft's model around a causal LM. (Around the whole, not its trunk alone: so the adapter also fits the
-            model that a policy's adapters live in.)
+        peft_model: peft's model around a causal LM. (Around the whole, not its trunk alone: so the adapter also fits
+            the model that a policy's adapters live in.)
     """
 
     def __init__(self, peft_model: Any) -> None:
