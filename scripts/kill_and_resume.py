@@ -1,0 +1,189 @@
+"""Kill training at random moments, resume it, and compare how it ends with a run that was left in peace: bit for bit.
+
+    python -m scripts.kill_and_resume --env CartPole-v1 --kills 20
+
+Each run is a process of its own, killed with SIGKILL, which no program can catch. Every fourth kill waits for a file
+that is being written at that moment. What is compared: weights, optimiser, schedules, normalisers, environment state,
+episode statistics, generators, the best weights kept, the lines of ``progress.csv`` and the figures of
+``summary.json``; of all of these only the seconds may differ.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from agents import checkpoint
+from scripts.front_door import enter
+from scripts.plots import read_columns
+from scripts.run_dir import CONFIG, SUMMARY, RunDir
+from scripts.train_control import BEST, LAST
+
+SECONDS = ("wall_s", "train_s", "seconds")
+"""What two equal runs may differ in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Kill training at random moments, resume it, and compare."""
+
+    run_dir: Path = Path("runs/kill_and_resume")
+    """folder for the runs, and for a summary"""
+    env: str = "CartPole-v1"
+    """Gymnasium id"""
+    kills: int = 20
+    """runs, each killed once at a random moment"""
+    total_steps: int = 16384
+    """transitions of each run"""
+    save_every: int = 2
+    """updates between two checkpoints"""
+    seed: int = 0
+    """of the training, and of the moments"""
+    arguments: tuple[str, ...] = ("--evaluate-every", "4096", "--eval-episodes", "5")
+    """more flags of scripts.train_control"""
+    overwrite: bool = False
+    """throw away what lies in --run-dir"""
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Returns ``kills``, ``equal`` (runs that ended equal), ``in_mid_write`` and the first differences, if any.
+
+    Raises:
+        RunDirError: if the run directory cannot be used.
+        RuntimeError: if a run fails, or ends elsewhere; the message names what differs.
+    """
+    rng = random.Random(config.seed)
+    with RunDir(config.run_dir, overwrite=config.overwrite) as run:
+        run.write_json(CONFIG, {name: str(value) for name, value in vars(config).items()})
+        undisturbed = run.path / "undisturbed"
+        process = train(config, undisturbed)
+        began = _wait_for_begin(process, undisturbed)
+        process.wait()
+        seconds = time.monotonic() - began
+        print(f"undisturbed: {seconds:.1f} s once it had begun", flush=True)
+        mid_write, differing = 0, []
+        for number in range(1, config.kills + 1):
+            folder = run.path / f"kill_{number:02d}"
+            after, parts = kill(config, folder, rng.uniform(-0.1, 0.95) * seconds, in_mid_write=number % 4 == 0)
+            resumable = (folder / CONFIG).exists()  # before it is written there is nothing to resume
+            updates = _updates(folder)
+            if train(config, folder, *(["--resume"] if resumable else [])).wait() != 0:
+                raise RuntimeError(f"{folder} could not be resumed; its standard error says why")
+            found = differences(undisturbed, folder)
+            verdict = "equal" if not found else f"DIFFERS in {', '.join(found)}"
+            where = f" while writing {', '.join(parts)}" if parts else ""
+            print(f"kill {number:2d} after {after:5.2f} s{where}, resumed from update {updates}: {verdict}", flush=True)
+            mid_write += bool(parts)
+            differing += [f"{folder.name}: {name}" for name in found]
+            if not found:
+                shutil.rmtree(folder)
+        equal = config.kills - len({line.split(":")[0] for line in differing})
+        print(f"{equal} of {config.kills} ended bit for bit where the undisturbed run ended")
+        summary = {"env": config.env, "kills": config.kills, "equal": equal, "in_mid_write": mid_write}
+        run.write_json(SUMMARY, summary)
+        if differing:
+            raise RuntimeError("; ".join(differing))
+        return summary
+
+
+def train(config: Config, folder: Path, *more: str) -> subprocess.Popen[bytes]:
+    """Start ``scripts.train_control`` in a process of its own."""
+    flags = ["--env", config.env, "--total-steps", str(config.total_steps), "--save-every", str(config.save_every)]
+    flags += ["--seed", str(config.seed), "--run-dir", str(folder), "--quiet", *config.arguments, *more]
+    return subprocess.Popen([sys.executable, "-m", "scripts.train_control", *flags], stdout=subprocess.DEVNULL)
+
+
+def kill(config: Config, folder: Path, moment: float, *, in_mid_write: bool) -> tuple[float, list[str]]:
+    """Start a run and kill it.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        moment: seconds after the run directory was claimed and described; a negative one does not wait for that.
+        in_mid_write: go on from that moment until a half-written checkpoint is seen (or the run has ended).
+
+    Returns:
+        Seconds after which it was killed, and the names of the half-written files it left.
+    """
+    process, began = train(config, folder), time.monotonic()
+    try:
+        if moment >= 0:
+            began = _wait_for_begin(process, folder)
+        while process.poll() is None:
+            late = time.monotonic() - began >= abs(moment)
+            if late and (not in_mid_write or any(folder.glob("*.safetensors.*.part"))):
+                break
+            time.sleep(0.0 if late else 0.001)
+    finally:
+        process.kill()
+        process.wait()
+    return time.monotonic() - began, sorted(path.name for path in folder.glob("*.part"))
+
+
+def _wait_for_begin(process: subprocess.Popen[bytes], folder: Path) -> float:
+    """Wait until a run has begun (or its process has ended); the time."""
+    while process.poll() is None and not (folder / CONFIG).exists():
+        time.sleep(0.001)
+    return time.monotonic()
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """What two finished run directories differ in, but for seconds: places in their files."""
+    found = []
+    for name in (LAST, BEST):
+        found += [f"{name}{place}" for place in _differing(checkpoint.load(one / name), checkpoint.load(other / name))]
+    ours, theirs = (json.loads((folder / SUMMARY).read_text()) for folder in (one, other))
+    found += [f"{SUMMARY}{place}" for place in _differing(ours, theirs)]
+    csv, other_csv = (_without_time(read_columns(folder / "progress.csv")) for folder in (one, other))
+    return found + [f"progress.csv{place}" for place in _differing(csv, other_csv)]
+
+
+def _differing(one: Any, other: Any, place: str = "") -> list[str]:
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        pairs = [(one[name], other[name], f"{place}/{name}") for name in one if name not in SECONDS]
+    elif isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) and len(one) == len(other):
+        pairs = [(a, b, f"{place}/{i}") for i, (a, b) in enumerate(zip(one, other, strict=True))]
+    else:
+        return [] if _equal(one, other) else [place]
+    return [found for pair in pairs for found in _differing(*pair)]
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, torch.Tensor):
+        one, other = one.numpy(), other.numpy()
+    if isinstance(one, np.ndarray):
+        return one.shape == other.shape and one.dtype == other.dtype and one.tobytes() == other.tobytes()
+    return bool(one == other) or (one != one and other != other)  # NaN, an empty field of a table, equals itself
+
+
+def _without_time(columns: dict[str, list[float]]) -> dict[str, list[float]]:
+    return {name: values for name, values in columns.items() if name == "time/steps" or not name.startswith("time/")}
+
+
+def _updates(folder: Path) -> int:
+    """Updates in the checkpoint that a run can be resumed from; 0 if there is none yet."""
+    if not (folder / LAST).exists():
+        return 0
+    return int(checkpoint.load(folder / LAST)["agent"]["progress"]["updates"])
+
+
+def command_line(arguments: Sequence[str] | None = None) -> int:
+    """Run with command-line arguments; 0 if all runs ended equal, else 2."""
+    return enter(Config, main, description=__doc__, arguments=arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(command_line())
