@@ -116,7 +116,7 @@ def masked_var(values: Tensor, mask: Tensor | None, *, unbiased: bool = True) ->
 def whiten(values: Tensor, mask: Tensor | None, *, shift_mean: bool = True, epsilon: float = 1e-8) -> Tensor:
     """Values scaled to standard deviation 1 (and mean 0) over the steps that count; 0 on the others.
 
-    Constant values, or a single one, become 0 rather than NaN.
+    Constant values, or a single one, become 0 rather than NaN, and rather than their own rounding errors blown up.
 
     Args:
         values: ``[B, T]``.
@@ -131,6 +131,8 @@ def whiten(values: Tensor, mask: Tensor | None, *, shift_mean: bool = True, epsi
         ValueError: if ``mask`` selects no step, or its shape differs.
     """
     mean = masked_mean(values, mask)
-    deviation = masked_var(values, mask).sqrt() + epsilon
+    deviation = masked_var(values, mask).sqrt()
+    rounding = 8.0 * torch.finfo(values.dtype).eps * mean.abs()
+    deviation = torch.where(deviation > rounding, deviation + epsilon, torch.inf)
     centred = (values - mean) / deviation
     return keep(centred if shift_mean else centred + mean, mask)

@@ -125,6 +125,17 @@ def test_one_value_or_constant_ones_whiten_to_0(values):
     torch.testing.assert_close(whiten(values, torch.ones_like(values, dtype=torch.bool)), torch.zeros_like(values))
 
 
+@pytest.mark.parametrize("value", [0.1, 0.3, -7.7, 1e-6, 3e4])
+def test_the_rounding_of_equal_values_is_not_taken_for_a_difference(value):
+    values = torch.full((64, 9), value)  # 0.1 has no exact mean in float32
+    mask = torch.rand(64, 9, generator=torch.Generator().manual_seed(0)) < 0.7
+    assert whiten(values, None).eq(0).all()
+    assert whiten(values, mask).eq(0).all()
+    assert whiten(values + 1e-3 * abs(value) * torch.randn(64, 9), mask)[mask].std().item() == pytest.approx(
+        1, rel=0.01
+    )
+
+
 def test_kl_estimators_equal_enumeration_in_value():
     """Averaged over all actions with their probabilities, k1 and k3 are the KL; k2 is half the second moment."""
     generator = torch.Generator().manual_seed(2)
