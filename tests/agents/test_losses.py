@@ -125,7 +125,7 @@ def test_one_value_or_constant_ones_whiten_to_0(values):
     torch.testing.assert_close(whiten(values, torch.ones_like(values, dtype=torch.bool)), torch.zeros_like(values))
 
 
-@pytest.mark.parametrize("value", [0.1, 0.3, -7.7, 1e-6, 3e4])
+@pytest.mark.parametrize("value", [0.1, 0.3, -7.7, 0.01, 3e4])
 def test_the_rounding_of_equal_values_is_not_taken_for_a_difference(value):
     values = torch.full((64, 9), value)  # 0.1 has no exact mean in float32
     mask = torch.rand(64, 9, generator=torch.Generator().manual_seed(0)) < 0.7
