@@ -64,8 +64,28 @@ class TrainTextConfig:
     """GAE's lambda."""
     value_coef: float = 0.1
     """Weight of the value loss."""
-    critic: Literal["shared", "separate"] = "shared"
-    """Value head on the policy's trunk, or on a copy of it."""
+    memory: Literal["full", "shared", "adapters"] = "shared"
+    """How the models live. full: the critic and the reference are copies of the model. shared: the value head reads
+    the policy's trunk, the reference is a copy. adapters: one frozen trunk; policy and value are LoRA adapters (so is a
+    reward model that is one over the same trunk), and the reference is the trunk with adapters off."""
+    lora_rank: int = 16
+    """Rank of new adapters (memory adapters)."""
+    lora_alpha: float = 32.0
+    """An adapter's change is scaled by lora_alpha / lora_rank (memory adapters)."""
+    value_adapter: bool = True
+    """Whether the value has an adapter of its own, which costs a second pass in the update; else its head reads the
+    policy's hidden states, and its loss moves the policy's adapter, too (memory adapters)."""
+    adapter: str | None = None
+    """Folder of a LoRA adapter to start from; frozen, it is also the reference (memory adapters). None: a new one."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of matrix products in rollout and update (autocast); log-softmax, values, losses, adapters and optimiser are
+    float32. With memory adapters the frozen trunk is loaded as this type, too."""
+    microbatch_size: int | None = None
+    """Texts a backward pass; their gradients add up to the minibatch's. None: the whole minibatch."""
+    gradient_checkpointing: bool = False
+    """Keep only each layer's input for the backward pass and compute the rest again: less memory, a third more time."""
+    plan: bool = False
+    """Print the bytes that each role will take under each `memory`, and stop; nothing is allocated or written."""
     critic_warmup: int = 0
     """Updates in which only the value learns."""
     missing_eos_penalty: float = 0.0
@@ -81,8 +101,19 @@ class TrainTextConfig:
         for name in ("num_eval_prompts", "episodes", "batch_size", "checkpoint_every", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
+        if self.adapter is not None and self.memory != "adapters":
+            raise ValueError(f"adapter needs memory adapters, received memory {self.memory}")
+        if self.lora_rank < 1 or not self.lora_alpha > 0:
+            raise ValueError(f"lora_rank must be >= 1, lora_alpha > 0, received {self.lora_rank}, {self.lora_alpha}")
         if self.eval_prompts is not None and self.prompts is None:
             raise ValueError("eval_prompts needs prompts: both are files of your own, or neither")
+
+    @property
+    def critic(self) -> str:
+        """Where the value head reads, as `CausalLMPolicy` calls it."""
+        if self.memory == "adapters":
+            return "adapter" if self.value_adapter else "shared"
+        return "separate" if self.memory == "full" else "shared"
 
     def ppo(self) -> PPOConfig:
         """The part that the agent reads."""
@@ -91,6 +122,7 @@ class TrainTextConfig:
             clip=self.clip,
             epochs=self.epochs,
             minibatch_size=self.minibatch_size,
+            microbatch_size=self.microbatch_size,
             value_coef=self.value_coef,
             gamma=self.gamma,
             lam=self.lam,

@@ -13,16 +13,15 @@ from numpy.typing import NDArray
 
 from agents.causal_lm import CausalLMPolicy
 from agents.text_collector import AdaptiveKL, TextCollector
-from agents.token_distribution import TokenSampling
-from reward_models import RewardModel
 from scripts.movie_reviews import movie_review_splits, openings
 from scripts.run_dir import write_folder_aside
 from scripts.sampling import Samples, write_samples
 from scripts.text_config import TrainTextConfig
+from scripts.text_models import TextModels, build_models, load_reward_model
 from textenvs import assets
 from textenvs.preference import PreferenceReward
 from textenvs.prompts import load_prompts
-from textenvs.reference import CausalLMReference, load_causal_lm
+from textenvs.reference import CausalLMReference
 from textenvs.shaping import KLShaping
 from textenvs.text import decode_rows, load_tokenizer
 from textenvs.vector import TokenVectorEnv
@@ -38,6 +37,11 @@ class PolicyReference(CausalLMReference):
     def __init__(self, policy: CausalLMPolicy, tokenizer: Any) -> None:
         super().__init__(policy.model, tokenizer=tokenizer)
         self._policy = policy
+
+    def step(self, *args: Any, **kwargs: Any) -> NDArray[np.float32]:
+        """Log-probs of one more token; see `CausalLMReference`."""
+        with self._policy.acting():
+            return super().step(*args, **kwargs)
 
     @torch.no_grad()
     def __call__(self, prompts: NDArray[np.int64], completions: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -98,12 +102,9 @@ def build_parts(config: TrainTextConfig) -> TextParts:
     path = str(assets.language_model_dir()) if config.model is None else config.model
     tokenizer = load_tokenizer(path)
     train_prompts, eval_prompts = _prompts(config, tokenizer)
-    sampling = TokenSampling(temperature=config.temperature)
-    models = [load_causal_lm(path).to(config.device) for _ in range(2)]
-    policy = CausalLMPolicy(models[0], critic=config.critic, sampling=sampling)
-    start = CausalLMPolicy(models[1], sampling=sampling).requires_grad_(False)
-    plain = start if config.temperature == 1.0 else CausalLMPolicy(models[1]).requires_grad_(False)
-    reference = PolicyReference(plain, tokenizer)
+    models = build_models(config, path)
+    policy = models.policy
+    reference = PolicyReference(models.plain, tokenizer)
     base = TokenVectorEnv(
         config.batch_size,
         prompts=train_prompts,
@@ -112,7 +113,7 @@ def build_parts(config: TrainTextConfig) -> TextParts:
         vocab_size=policy.vocab_size,
         max_new_tokens=config.max_new_tokens,
     )
-    reward = PreferenceReward(base, _scorer(config))
+    reward = PreferenceReward(base, _scorer(config, models))
     controller = None if config.kl_target is None else AdaptiveKL(target=config.kl_target, horizon=config.kl_horizon)
     collector = TextCollector(
         KLShaping(reward, reference, config.beta),
@@ -123,7 +124,7 @@ def build_parts(config: TrainTextConfig) -> TextParts:
     return TextParts(
         tokenizer=tokenizer,
         policy=policy,
-        start=start,
+        start=models.start,
         reference=reference,
         reward=reward,
         collector=collector,
@@ -136,7 +137,8 @@ def save_model(policy: CausalLMPolicy, tokenizer: Any, path: Path) -> None:
     """Leave model and tokenizer at ``path`` for ``AutoModelForCausalLM.from_pretrained``; whole or not at all."""
 
     def write(folder: Path) -> None:
-        policy.model.save_pretrained(folder)
+        model = policy.model if policy.adapters is None else policy.adapters.merged()
+        model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
     write_folder_aside(path, write)
@@ -166,12 +168,18 @@ def _lines(path: str, tokenizer: Any) -> list[list[int]]:
     return [row[:length].tolist() for row, length in zip(prompts.tokens, prompts.lengths, strict=True)]
 
 
-def _scorer(config: TrainTextConfig) -> Any:
+def save_adapter(policy: CausalLMPolicy, path: Path) -> None:
+    """Leave the policy's adapter at ``path`` for ``PeftModel.from_pretrained``, if it has one; whole or not at all."""
+    if policy.adapters is not None:
+        write_folder_aside(path, policy.adapters.save)
+
+
+def _scorer(config: TrainTextConfig, models: TextModels) -> Any:
     if config.reward_model is None:
         return assets.load_scorer()
     module, colon, name = config.reward_model.partition(":")
     if not colon or Path(config.reward_model).exists():
-        return RewardModel.load(config.reward_model, device=config.device)
+        return load_reward_model(config.reward_model, models, device=config.device)
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as fault:

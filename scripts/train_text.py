@@ -5,7 +5,8 @@
 
 Prompts are openings of held-out movie-review sentences, or lines of a file of your own. Before and after training the
 model writes on prompts that training never sees; `summary.json` compares the two, `samples.json` shows them side by
-side, and `model/` is a checkpoint that `AutoModelForCausalLM.from_pretrained` loads. Ctrl-C ends training after the
+side, and `model/` is a checkpoint that `AutoModelForCausalLM.from_pretrained` loads (with `--memory adapters` the
+merged one; `adapter/` holds the change alone, for peft). Ctrl-C ends training after the
 update in progress, keeps what was learnt, and leaves a run that `--resume` goes on with bit for bit.
 """
 
@@ -27,13 +28,14 @@ from scripts.front_door import enter
 from scripts.run_dir import CONFIG, SUMMARY, RunDir
 from scripts.text_config import TrainTextConfig
 from scripts.text_metrics import compare
-from scripts.text_parts import TextParts, build_parts, save_model
+from scripts.text_parts import TextParts, build_parts, save_adapter, save_model
 from scripts.text_progress import TextProgress, stop_on_interrupt
 
 CHECKPOINT = "checkpoint.safetensors"
 STATE = "state.json"
 SAMPLES = "samples.json"
 MODEL = "model"
+ADAPTER = "adapter"
 
 
 def main(config: TrainTextConfig) -> dict[str, Any]:
@@ -56,6 +58,7 @@ def main(config: TrainTextConfig) -> dict[str, Any]:
         before = parts.write(parts.start)
         finished = _train(agent, config, parts, run, trained)
         save_model(parts.policy, parts.tokenizer, run.path / MODEL)
+        save_adapter(parts.policy, run.path / ADAPTER)
         figures, samples = compare(
             before, parts.write(parts.policy), score=parts.score, reference=parts.reference, judge=parts.judge
         )
@@ -102,17 +105,23 @@ def _train(agent: PPO, config: TrainTextConfig, parts: TextParts, run: RunDir, c
             if agent.updates % 10 == 1:
                 progress.log_samples(parts.newest_samples(4), agent.steps)
             if agent.updates >= config.critic_warmup:
-                parts.policy.model.requires_grad_(True)
+                set_trainable(parts.policy.actor_parameters(), True)
             if agent.updates % config.checkpoint_every == 0:
                 checkpoint()
             return not interrupted.is_set()
 
-        parts.policy.model.requires_grad_(agent.updates >= config.critic_warmup)
+        set_trainable(parts.policy.actor_parameters(), agent.updates >= config.critic_warmup)
         if agent.steps < config.episodes:
             agent.learn(None if config.resume else config.episodes, callback=after_update)
         checkpoint()
     sink.close()
     return agent.steps >= config.episodes
+
+
+def set_trainable(parameters: list[torch.nn.Parameter], trainable: bool) -> None:
+    """Whether gradients reach ``parameters``: those of the policy rest while the critic warms up."""
+    for parameter in parameters:
+        parameter.requires_grad_(trainable)
 
 
 def _identity(config: TrainTextConfig) -> dict[str, Any]:

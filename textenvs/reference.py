@@ -231,14 +231,14 @@ class _RowCache(Cache):
         return 0
 
 
-def load_causal_lm(path: str | os.PathLike[str]) -> Any:
-    """A causal LM in float32 and evaluation mode, from a directory or by name; safetensors only.
+def load_causal_lm(path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> Any:
+    """A causal LM in evaluation mode, from a directory or by name, its weights as ``dtype``; safetensors only.
 
     Raises:
         ValueError: none can be loaded from there.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(os.fspath(path), use_safetensors=True, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(os.fspath(path), use_safetensors=True, dtype=dtype)
     except (OSError, ValueError, KeyError) as fault:
         raise ValueError(f"{os.fspath(path)}: no causal language model could be loaded from there: {fault}") from fault
     return model.eval()

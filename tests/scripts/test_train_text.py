@@ -190,6 +190,64 @@ def test_critic_warm_up_leaves_the_model_as_it_was(inputs, tmp_path):
     assert all(torch.equal(start[name], after[name]) for name in start)
 
 
+@pytest.mark.parametrize("value_adapter", ["--value-adapter", "--no-value-adapter"])
+def test_adapters_leave_a_small_checkpoint_a_merged_model_and_an_adapter_and_resume(inputs, tmp_path, value_adapter):
+    from peft import PeftModel
+
+    flags = ("--memory", "adapters", "--lora-rank", "2", value_adapter)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert run(inputs, whole, *flags) == 0
+    start, tuned = AutoModelForCausalLM.from_pretrained(inputs["--model"]), weights(whole)
+    assert any(not torch.equal(start.state_dict()[name], tuned[name]) for name in tuned)
+    assert torch.equal(start.state_dict()["transformer.wte.weight"], tuned["transformer.wte.weight"])
+    tokens = torch.tensor([[3, 4, 5]])
+    merged = AutoModelForCausalLM.from_pretrained(whole / "model")(input_ids=tokens).logits
+    adapted = PeftModel.from_pretrained(start, whole / "adapter").eval()(input_ids=tokens).logits
+    torch.testing.assert_close(merged, adapted, atol=1e-5, rtol=1e-5)
+    assert run(inputs, stopped, *flags, reward_model="own_reward:interrupt_at_second_update") == 130
+    assert run(inputs, stopped, *flags, "--resume", reward_model="own_reward:interrupt_at_second_update") == 0
+    assert all(torch.equal(tensor, weights(stopped)[name]) for name, tensor in tuned.items())
+
+
+def test_a_run_starts_from_an_adapter_which_is_its_reference(inputs, tmp_path):
+    assert run(inputs, tmp_path / "first", "--memory", "adapters") == 0
+    first = json.loads((tmp_path / "first" / "summary.json").read_text())
+    options = {"adapter": tmp_path / "first" / "adapter", "critic_warmup": 4}
+    assert run(inputs, tmp_path / "second", "--memory", "adapters", **options) == 0
+    second = json.loads((tmp_path / "second" / "summary.json").read_text())
+    assert second["score_before"] == pytest.approx(first["score_after"])
+    assert second["kl_per_sequence"] == pytest.approx(0.0, abs=1e-5)  # only the value learnt
+    assert run(inputs, tmp_path / "third", "--memory", "adapters", adapter=tmp_path) == 2
+
+
+@pytest.mark.parametrize("memory", ["full", "shared", "adapters"])
+def test_bfloat16_recomputation_and_microbatches_go_together(inputs, tmp_path, memory):
+    flags = ("--memory", memory, "--dtype", "bfloat16", "--gradient-checkpointing", "--microbatch-size", "2")
+    assert run(inputs, tmp_path / "run", *flags, episodes=16) == 0
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model").dtype == torch.float32
+
+
+def test_a_reward_model_that_is_an_adapter_over_the_same_trunk_lives_on_it(inputs, tmp_path):
+    from reward_models import RewardModel
+    from scripts.text_config import TrainTextConfig
+    from scripts.text_parts import build_parts
+
+    model = RewardModel.from_backbone(inputs["--model"], lora_rank=2)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
+    model.save(tmp_path / "reward")
+    given = {name[2:].replace("-", "_"): value for name, value in inputs.items() if name in ("--model", "--prompts")}
+    options = given | {"reward_model": str(tmp_path / "reward"), "run_dir": "none", "judge": False, "max_new_tokens": 6}
+    shared, apart = (
+        build_parts(TrainTextConfig(**options, memory=memory, num_eval_prompts=2)) for memory in ("adapters", "shared")
+    )
+    samples = shared.write(shared.start)
+    assert (shared.score(samples) == apart.score(samples)).all()
+    assert "reward" in shared.policy.adapters.peft.peft_config
+    assert shared.policy.adapters.active == "policy"
+
+
 def samples_of(completions, openings=("x", "y")):
     import numpy as np
 

@@ -1,0 +1,86 @@
+"""The models of a text run and how they live in memory: the policy, the one it started as, and what they share."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agents.adapters import POLICY, REWARD, AdaptedTrunk, LoraOptions, RoleTrunk
+from agents.causal_lm import CausalLMPolicy
+from agents.token_distribution import TokenSampling
+from reward_models import RewardModel
+from reward_models.adapter import ADAPTER
+from reward_models.model import DESCRIPTION
+from scripts.text_config import TrainTextConfig
+from textenvs.reference import load_causal_lm
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TextModels:
+    """Who learns and who stays.
+
+    Attributes:
+        policy: what learns.
+        start: what it started as, frozen, with the same sampling rules.
+        plain: the same at temperature 1; the KL is measured against it.
+        adapters: the trunk that all share, or None.
+    """
+
+    policy: CausalLMPolicy
+    start: CausalLMPolicy
+    plain: CausalLMPolicy
+    adapters: AdaptedTrunk | None
+
+
+def build_models(config: TrainTextConfig, path: str) -> TextModels:
+    """The models at ``path``, laid out as ``config.memory`` says.
+
+    Raises:
+        ValueError: if no model or adapter can be loaded.
+    """
+    sampling = TokenSampling(temperature=config.temperature)
+    autocast = None if config.dtype == "float32" else DTYPES[config.dtype]
+    trunk: AdaptedTrunk | None = None
+    frozen: dict[str, Any] = {"autocast": autocast}
+    if config.memory == "adapters":
+        # A frozen weight is only ever read, and autocast would round it at each reading.
+        model = load_causal_lm(path, dtype=DTYPES[config.dtype]).to(config.device)
+        options = LoraOptions(rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed)
+        trunk = AdaptedTrunk(model, options, value=config.critic == "adapter", start=config.adapter)
+        start_model = model
+        frozen |= {"adapters": trunk, "role": trunk.reference}
+    else:
+        model, start_model = (load_causal_lm(path).to(config.device) for _ in range(2))
+        start_model.requires_grad_(False)
+    policy = CausalLMPolicy(
+        model,
+        critic=config.critic,
+        sampling=sampling,
+        adapters=trunk,
+        role=POLICY,
+        autocast=autocast,
+        recompute=config.gradient_checkpointing,
+    )
+    start = CausalLMPolicy(start_model, sampling=sampling, **frozen)
+    plain = start if config.temperature == 1.0 else CausalLMPolicy(start_model, **frozen)
+    return TextModels(policy=policy, start=start, plain=plain, adapters=trunk)
+
+
+def load_reward_model(folder: str, models: TextModels, *, device: str) -> RewardModel:
+    """The reward model in ``folder``; an adapter over the trunk that the policy shares joins it there."""
+    description = Path(folder) / DESCRIPTION
+    base = json.loads(description.read_text(encoding="utf-8")).get("base") if description.exists() else None
+    if base is None or models.adapters is None or not _same_model(base, models.adapters.model.name_or_path):
+        return RewardModel.load(folder, device=device)
+    models.adapters.load(Path(folder) / ADAPTER, REWARD)
+    return RewardModel.load(folder, device=device, backbone=RoleTrunk(models.adapters, REWARD))
+
+
+def _same_model(one: str, other: str) -> bool:
+    return one == other or (Path(one).is_dir() and Path(other).is_dir() and Path(one).samefile(other))
