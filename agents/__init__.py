@@ -12,7 +12,7 @@ _HOMES = {
     "PPO": "agents.ppo",
     "PPOConfig": "agents.config",
     "TRPO": "agents.trpo",
-    "TRPOConfig": "agents.trpo",
+    "TRPOConfig": "agents.config",
     "load_agent": "agents.loading",
     "MLPPolicy": "agents.mlp",
     "Rollout": "agents.rollout",

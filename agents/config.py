@@ -128,6 +128,44 @@ class PPOConfig(UpdateConfig, AgentConfig):
         _check_schedule("clip", self.clip)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TRPOConfig(AgentConfig):
+    """TRPO's settings. Where nothing else is said the defaults are those of Stable-Baselines3's TRPO."""
+
+    learning_rate: float | Linear = 1e-3
+    """Adam's step size for the critic, a constant or ``Linear(start, end)``; the policy's step needs none"""
+    target_kl: float = 0.01
+    """how far one update may move the policy: mean KL(old || new) over the states, nats"""
+    cg_steps: int = 15
+    """products with the Fisher matrix per update, for its inverse"""
+    cg_damping: float = 0.1
+    """added to the Fisher matrix's diagonal"""
+    line_search_steps: int = 10
+    """lengths of the step to try, at most"""
+    line_search_shrink: float = 0.8
+    """each length as a share of the one before, (0, 1)"""
+    critic_epochs: int = 10
+    """the critic's passes over each batch"""
+    critic_minibatch_size: int = 128
+    """steps per optimiser step of the critic"""
+    normalise_advantages: str = "batch"
+    """"batch": once over all steps that count; "none" """
+
+    def __post_init__(self) -> None:
+        AgentConfig.__post_init__(self)
+        for name in ("cg_steps", "line_search_steps", "critic_epochs", "critic_minibatch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
+        if not self.target_kl > 0.0:
+            raise ValueError(f"target_kl must be positive, received {self.target_kl}")
+        if not self.cg_damping >= 0.0:
+            raise ValueError(f"cg_damping must not be negative, received {self.cg_damping}")
+        if not 0.0 < self.line_search_shrink < 1.0:
+            raise ValueError(f"line_search_shrink must lie between 0 and 1, received {self.line_search_shrink}")
+        if self.normalise_advantages not in ("batch", "none"):
+            raise ValueError(f"normalise_advantages is 'batch' or 'none', not {self.normalise_advantages!r}")
+
+
 def _check_schedule(name: str, schedule: Schedule) -> None:
     if not isinstance(schedule, Linear) and schedule < 0:
         raise ValueError(f"{name} must not be negative, received {schedule}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agents.config import PPOConfig
+from agents.config import AgentConfig, PPOConfig, TRPOConfig
 from agents.schedules import Linear
 
 
@@ -12,8 +12,8 @@ from agents.schedules import Linear
 class Preset:
     """How to train on one task."""
 
-    config: PPOConfig
-    """the settings of PPO"""
+    config: AgentConfig
+    """the algorithm's settings: of the type that says which algorithm it is"""
     total_steps: int
     """transitions to train for"""
     evaluate_every: int
@@ -38,6 +38,28 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 
-def preset_for(env_id: str) -> Preset:
-    """The preset of ``env_id`` (a ``module:`` prefix is ignored), or ``DEFAULT``."""
-    return PRESETS.get(env_id.rpartition(":")[2], DEFAULT)
+TRPO_DEFAULT = Preset(config=TRPOConfig(), total_steps=500_000, evaluate_every=25_000)
+
+TRPO_PRESETS: dict[str, Preset] = {
+    "CartPole-v1": Preset(
+        config=TRPOConfig(num_envs=8, num_steps=128),
+        total_steps=100_000,
+        evaluate_every=5_120,
+    ),
+    "Acrobot-v1": Preset(
+        config=TRPOConfig(num_envs=8, num_steps=128, normalise_observations=True),
+        total_steps=100_000,
+        evaluate_every=5_120,
+    ),
+    "Pendulum-v1": Preset(
+        config=TRPOConfig(num_envs=4, num_steps=512, gamma=0.9, critic_epochs=15),
+        total_steps=100_000,
+        evaluate_every=5_120,
+    ),
+}
+
+
+def preset_for(env_id: str, algorithm: str = "ppo") -> Preset:
+    """The preset of ``env_id`` (a ``module:`` prefix is ignored) for "ppo" or "trpo", or the algorithm's default."""
+    presets, default = (TRPO_PRESETS, TRPO_DEFAULT) if algorithm == "trpo" else (PRESETS, DEFAULT)
+    return presets.get(env_id.rpartition(":")[2], default)

@@ -44,7 +44,7 @@ def enter(
         config = tyro.cli(config_type, description=description, args=arguments)
         summary = main(config)
     except KeyboardInterrupt as stop:
-        print(f"stopped: {stop or 'nothing half-written is left; what was finished is kept'}", file=sys.stderr)
+        print(f"stopped: {str(stop) or 'nothing half-written is left; what was finished is kept'}", file=sys.stderr)
         return INTERRUPTED
     except EXPECTED as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,6 +1,7 @@
-"""Train PPO on a control task: any Gymnasium id, your own included.
+"""Train PPO or TRPO on a control task: any Gymnasium id, your own included.
 
     python -m scripts.train_control --env CartPole-v1 --seed 0 --run-dir runs/cartpole
+    python -m scripts.train_control --env my_module:MyEnv-v0 --algorithm trpo --run-dir runs/mine
 
 The run directory gets ``config.json``, ``progress.csv`` and TensorBoard events, ``last.safetensors`` (from which
 ``--resume`` goes on, bit for bit), ``best.safetensors`` (the best greedy evaluation's agent) and ``summary.json``.
@@ -12,21 +13,24 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import torch
 from gymnasium.vector import VectorEnv
 
-from agents import PPO, checkpoint
+from agents import checkpoint
+from agents.agent import Agent
 from agents.best import BestKeeper
 from agents.control_presets import preset_for
 from agents.environments import make_vector
 from agents.evaluation import evaluate
+from agents.loading import ALGORITHMS
 from agents.logging import FileSink
+from scripts.front_door import enter
 from scripts.run_dir import CONFIG, SUMMARY, RunDir, RunDirError
 
 NEUTRAL = ("run_dir", "resume", "overwrite", "quiet", "threads", "save_every")
@@ -38,12 +42,14 @@ EVALUATION_SEED, FINAL_SEED = 1_000_003, 2_000_003
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Train PPO on a control task."""
+    """Train an agent on a control task."""
 
     run_dir: Path
     """folder for everything the run leaves behind"""
     env: str = "CartPole-v1"
     """Gymnasium id; "module:Env-v0" imports the module first"""
+    algorithm: Literal["ppo", "trpo"] = "ppo"
+    """what trains"""
     seed: int = 0
     """of weights, actions, minibatches and environments"""
     device: str = "cpu"
@@ -67,6 +73,12 @@ class Config:
     quiet: bool = False
     """no progress bar"""
 
+    def __post_init__(self) -> None:
+        for name in ("total_steps", "evaluate_every", "eval_episodes", "save_every", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, received {value}")
+
 
 def main(config: Config) -> dict[str, Any]:
     """Train, evaluate, and write the run directory.
@@ -75,19 +87,22 @@ def main(config: Config) -> dict[str, Any]:
         What ``summary.json`` holds.
 
     Raises:
-        RunDirError: if the run directory cannot be used.
-        gymnasium.error.Error: if the id is unknown.
+        RunDirError: if the run directory cannot be used, or holds a run of another algorithm or with other settings.
+        ValueError: if the id is unknown, or its spaces are not supported.
         CheckpointError: if the checkpoint to resume from cannot be used.
         KeyboardInterrupt: after Ctrl-C, once what was trained is saved.
     """
     torch.set_num_threads(config.threads)
-    preset = preset_for(config.env)
+    preset = preset_for(config.env, config.algorithm)
     settings = replace(preset.config, seed=config.seed, device=config.device)
     total_steps = config.total_steps or preset.total_steps
-    agent = PPO(config.env, settings)
-    evaluation = make_vector(config.env, min(config.eval_episodes, 100))
+    try:
+        evaluation = make_vector(config.env, min(config.eval_episodes, 100))
+    except (gym.error.Error, ModuleNotFoundError) as error:
+        raise ValueError(f"cannot make the environment {config.env!r}: {error}") from error
+    agent = ALGORITHMS[config.algorithm](config.env, settings)
     with RunDir(config.run_dir, resume=config.resume, overwrite=config.overwrite) as run:
-        described = {**_plain(config), "total_steps": total_steps, "ppo": settings.to_dict()}
+        described = {**_plain(config), "total_steps": total_steps, "settings": settings.to_dict()}
         if config.resume:
             _check_same_settings(described, run)
         else:
@@ -97,9 +112,9 @@ def main(config: Config) -> dict[str, Any]:
         return summary
 
 
-def _train(config: Config, agent: PPO, evaluation: VectorEnv, run: RunDir) -> dict[str, Any]:
+def _train(config: Config, agent: Agent, evaluation: VectorEnv, run: RunDir) -> dict[str, Any]:
     """Train to the end, keep the best weights, judge them by episodes of their own; the summary."""
-    preset = preset_for(config.env)
+    preset = preset_for(config.env, config.algorithm)
     total_steps = config.total_steps or preset.total_steps
     keeper = BestKeeper(
         evaluation,
@@ -125,7 +140,7 @@ def _train(config: Config, agent: PPO, evaluation: VectorEnv, run: RunDir) -> di
     returns, _ = evaluate(agent, evaluation, config.eval_episodes, seed=FINAL_SEED)
     summary = {
         "env": config.env,
-        "algorithm": "ppo",
+        "algorithm": config.algorithm,
         "seed": config.seed,
         "steps": agent.steps,
         "wall_s": round(watch.wall_s, 3),
@@ -150,11 +165,11 @@ class _Watch:
         self.evaluation_s = 0.0
         self.interrupted = False
 
-    def train(self, agent: PPO, total_steps: int, progress: Callable[[PPO], None]) -> None:
+    def train(self, agent: Agent, total_steps: int, progress: Callable[[Agent], None]) -> None:
         before = signal.signal(signal.SIGINT, self._interrupt)
         began, earlier = time.perf_counter(), self.wall_s
 
-        def callback(agent: PPO) -> bool:
+        def callback(agent: Agent) -> bool:
             goes_on = self.keeper(agent)
             self.wall_s = earlier + time.perf_counter() - began
             self.evaluation_s = self.keeper.seconds
@@ -169,18 +184,18 @@ class _Watch:
             signal.signal(signal.SIGINT, before)
         self.save(agent)
         if self.interrupted:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(f"{self.path} holds what was trained; go on with --resume")
 
     def _interrupt(self, *_: object) -> None:
         if self.interrupted:  # the second Ctrl-C does not wait for the update to end
             raise KeyboardInterrupt
         self.interrupted = True
 
-    def save(self, agent: PPO) -> None:
+    def save(self, agent: Agent) -> None:
         state = {"agent": agent.state_dict(), "keeper": self.keeper.state_dict(), "wall_s": self.wall_s}
         checkpoint.save(self.path, state)
 
-    def restore(self, agent: PPO) -> None:
+    def restore(self, agent: Agent) -> None:
         state = checkpoint.load(self.path)
         if state["agent"]["env_id"] != agent.env_id:
             raise checkpoint.CheckpointError(f"{self.path} was trained on {state['agent']['env_id']}")
@@ -199,22 +214,24 @@ class _Progress:
         self._bar = Progress(*columns, TimeRemainingColumn(), disable=quiet, transient=True)
         self._task = self._bar.add_task("training", total=total_steps)
 
-    def __enter__(self) -> Callable[[PPO], None]:
+    def __enter__(self) -> Callable[[Agent], None]:
         self._bar.start()
         return self._show
 
     def __exit__(self, *exception: object) -> None:
         self._bar.stop()
 
-    def _show(self, agent: PPO) -> None:
+    def _show(self, agent: Agent) -> None:
         mean = agent.metrics.get("rollout/return_mean", float("nan"))
         text = f"{agent.steps} steps, return {mean:.1f}"
         self._bar.update(self._task, completed=agent.steps, description=text)
 
 
 def _check_same_settings(described: dict[str, Any], run: RunDir) -> None:
-    """Refuse to go on with a run that was started with other settings; the message names them."""
+    """Refuse to go on with a run of another algorithm, or of other settings; the message names them."""
     theirs, ours = json.loads((run.path / CONFIG).read_text()), json.loads(json.dumps(described))
+    if theirs.get("algorithm") != ours["algorithm"]:
+        raise RunDirError(f"the run in {run.path} is of --algorithm {theirs.get('algorithm')}, not {ours['algorithm']}")
     names = [name for name in ours if name not in NEUTRAL and theirs.get(name) != ours[name]]
     if names:
         other = ", ".join(f"{name}={theirs.get(name)!r} (now {ours[name]!r})" for name in names)
@@ -225,28 +242,21 @@ def _plain(config: Config) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
 
 
-def run(config: Config) -> int:
-    """``main`` with errors turned into messages; the exit code."""
-    try:
-        summary = main(config)
-    except KeyboardInterrupt:
-        print(f"\ninterrupted: {config.run_dir / LAST} holds what was trained; go on with --resume", file=sys.stderr)
-        return 130
-    except (gym.error.Error, ModuleNotFoundError) as error:
-        print(f"cannot make the environment {config.env!r}: {error}", file=sys.stderr)
-        return 2
-    except (RunDirError, checkpoint.CheckpointError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def _reported(config: Config) -> dict[str, Any]:
+    """``main``, and its figures in a sentence."""
+    summary = main(config)
     mean, std = summary["eval_return_mean"], summary["eval_return_std"]
     print(
         f"{config.env} seed {config.seed}: {mean:.1f} ± {std:.1f} over {summary['eval_episodes']} greedy episodes "
         f"after {summary['steps']} steps in {summary['wall_s']:.1f} s ({summary['train_s']:.1f} s without evaluations)"
     )
-    return 0
+    return summary
+
+
+def command_line(arguments: Sequence[str] | None = None) -> int:
+    """Run with command-line arguments; returns the exit code: 0, 2 on bad input, 130 after Ctrl-C."""
+    return enter(Config, _reported, description=__doc__, arguments=arguments, show=False)
 
 
 if __name__ == "__main__":
-    import tyro
-
-    sys.exit(run(tyro.cli(Config)))
+    sys.exit(command_line())

@@ -46,7 +46,9 @@ def test_ctrl_c_ends_with_130_whether_raised_or_reported(capsys):
 
     assert enter(Config, raised, description=None, arguments=[]) == 130
     assert enter(Config, lambda config: {"interrupted": True}, description=None, arguments=[]) == 130
-    assert capsys.readouterr().err.count("stopped") == 2
+    said = capsys.readouterr().err
+    assert said.count("stopped") == 2
+    assert "nothing half-written" in said
 
 
 def test_a_refusal_of_its_own_has_an_exit_code_of_its_own():

@@ -6,16 +6,29 @@ import json
 import os
 import signal
 import threading
+from dataclasses import asdict
 
 import pytest
 
-from agents import checkpoint
+from agents import checkpoint, load_agent
 from scripts import evaluate_agent, train_control
-from scripts.train_control import BEST, LAST, Config, main, run
+from scripts.train_control import BEST, LAST, Config, command_line, main
 
 
 def config(path, **changes) -> Config:
     return Config(**{"run_dir": path, "total_steps": 2048, "eval_episodes": 4, "quiet": True, **changes})
+
+
+def run(settings: Config) -> int:
+    """From the command line."""
+    flags = []
+    for name, value in asdict(settings).items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            flags += [f"--{flag}", str(value)]
+    return command_line(flags)
 
 
 def test_a_run_leaves_everything_behind_and_its_agent_can_be_evaluated(tmp_path, capsys):
@@ -58,12 +71,75 @@ def test_an_interrupted_run_resumes_to_where_an_undisturbed_one_ends(tmp_path, m
 
 
 def test_ctrl_c_exits_130_and_says_what_was_kept(tmp_path, monkeypatch, capsys):
-    def interrupted(_):
-        raise KeyboardInterrupt
+    write = train_control._Watch.save
 
-    monkeypatch.setattr(train_control, "main", interrupted)
-    assert run(config(tmp_path)) == 130
-    assert LAST in capsys.readouterr().err
+    def interrupt(self, agent):
+        write(self, agent)
+        if signal.getsignal(signal.SIGINT) == self._interrupt:  # not while the last checkpoint is written
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(train_control._Watch, "save", interrupt)
+    assert run(config(tmp_path, save_every=1)) == 130
+    assert f"{LAST} holds what was trained; go on with --resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "trpo"])
+def test_each_algorithm_trains_says_its_name_and_refuses_to_go_on_with_the_other(algorithm, tmp_path, capsys):
+    other = {"ppo": "trpo", "trpo": "ppo"}[algorithm]
+    folder = tmp_path / "run"
+    assert run(config(folder, algorithm=algorithm)) == 0
+    assert json.loads((folder / "summary.json").read_text())["algorithm"] == algorithm
+    assert load_agent(folder / BEST).algorithm == algorithm
+    result = evaluate_agent.main(evaluate_agent.EvaluateAgentConfig(agent=folder, episodes=3))
+    assert result["env"] == "CartPole-v1"
+    (folder / "summary.json").unlink()
+    assert run(config(folder, algorithm=other, resume=True)) == 2
+    assert f"is of --algorithm {algorithm}, not {other}" in capsys.readouterr().err
+
+
+def test_an_environment_of_ones_own_is_taken_by_module_and_id(tmp_path, monkeypatch, capsys):
+    (tmp_path / "corridors.py").write_text(CORRIDOR)
+    monkeypatch.syspath_prepend(tmp_path)
+    for algorithm in ("ppo", "trpo"):
+        folder = tmp_path / algorithm
+        assert run(config(folder, env="corridors:Corridor-v0", algorithm=algorithm)) == 0
+        assert "corridors:Corridor-v0 seed 0: " in capsys.readouterr().out
+        assert json.loads((folder / "summary.json").read_text())["eval_episodes"] == 4
+
+
+CORRIDOR = """
+import gymnasium as gym
+import numpy as np
+
+
+class Corridor(gym.Env):
+    observation_space = gym.spaces.Box(-1.0, 1.0, (1,))
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.clock = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.clock += 1
+        return np.zeros(1, np.float32), float(action), self.clock == 3, False, {}
+
+
+gym.register("Corridor-v0", Corridor)
+"""
+
+
+@pytest.mark.parametrize(
+    "bad", [{"total_steps": 0}, {"eval_episodes": 0}, {"evaluate_every": 0}, {"algorithm": "sarsa"}]
+)
+def test_flags_out_of_range_are_refused_by_name(bad, tmp_path, capsys):
+    (name, value), *_ = bad.items()
+    with pytest.raises(SystemExit) as leaving:
+        command_line(["--run-dir", str(tmp_path / "run"), f"--{name.replace('_', '-')}", str(value)])
+    assert leaving.value.code == 2
+    assert name.replace("_", "-") in capsys.readouterr().err.replace("_", "-")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("env", ["CartPol-v1", "no_such_module:Env-v0"])
