@@ -5,7 +5,8 @@ Control: B environments by T steps. Text: B episodes by T tokens. Neither class 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -32,6 +33,8 @@ class Rollout:
     """``[B, T]`` bool, the chain is cut here: terminated, truncated or end of row."""
     mask: Tensor
     """``[B, T]`` bool, True on steps that were really taken."""
+    ref_logprobs: Tensor | None = None
+    """``[B, T]`` nats, of the reference that a KL is measured against; None: there is none."""
 
     def __post_init__(self) -> None:
         shape = tuple(self.mask.shape)
@@ -64,6 +67,7 @@ class Rollout:
             advantages=advantages,
             returns=advantages + self.values if returns is None else returns,
             mask=self.mask,
+            ref_logprobs=self.ref_logprobs,
         )
 
 
@@ -85,6 +89,8 @@ class Batch:
     """``[B, T]`` reward units, what the critic learns."""
     mask: Tensor
     """``[B, T]`` bool, True on steps that count."""
+    ref_logprobs: Tensor | None = None
+    """``[B, T]`` nats, as in ``Rollout``."""
 
     @property
     def num_rows(self) -> int:
@@ -93,7 +99,10 @@ class Batch:
 
     def rows(self, index: Tensor | slice) -> Batch:
         """The rows at ``index``, whole: ``[len(index), T]``."""
-        return Batch(*(getattr(self, field.name)[index] for field in fields(self)))
+        return self._each(lambda values: values[index])
+
+    def _each(self, cut: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(**{name: None if values is None else cut(values) for name, values in vars(self).items()})
 
     def single_steps(self) -> Batch:
         """Every step that counts as a row of its own, ``[N, 1]``, in row order; masked steps are gone.
@@ -108,5 +117,5 @@ class Batch:
         if not bool(self.mask.any()):
             raise ValueError(f"the mask of shape {tuple(self.mask.shape)} selects no step")
         if bool(self.mask.all()):
-            return Batch(*(getattr(self, field.name).flatten(0, 1).unsqueeze(1) for field in fields(self)))
-        return Batch(*(getattr(self, field.name)[self.mask].unsqueeze(1) for field in fields(self)))
+            return self._each(lambda values: values.flatten(0, 1).unsqueeze(1))
+        return self._each(lambda values: values[self.mask].unsqueeze(1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,12 +12,15 @@ from torch import Tensor
 from agents import losses
 from agents.config import UpdateConfig
 from agents.kl import k3
-from agents.masked import keep, masked_var, whiten
+from agents.masked import Average, keep, masked_mean, masked_var, whiten
 from agents.policy import Evaluation
 from agents.rollout import Batch
 
 Objective = Callable[[Evaluation, Batch, "Tensor | None"], "tuple[Tensor, dict[str, Tensor]]"]
 """``(evaluation, minibatch, mask) -> (loss, parts to log)``: means over the steps that count; mask None counts all."""
+
+Share = Literal["steps", "rows"]
+"""What a minibatch's means are over: its steps that count, or its rows (see ``agents.masked``)."""
 
 
 def ppo_objective(config: UpdateConfig, *, clip: float) -> Objective:
@@ -25,12 +28,7 @@ def ppo_objective(config: UpdateConfig, *, clip: float) -> Objective:
 
     def objective(evaluation: Evaluation, batch: Batch, mask: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         policy = losses.clipped_policy_loss(evaluation.logprobs, batch.old_logprobs, batch.advantages, mask, clip=clip)
-        if config.value_clip is None:
-            value = losses.value_loss(evaluation.values, batch.returns, mask)
-        else:
-            value = losses.clipped_value_loss(
-                evaluation.values, batch.old_values, batch.returns, mask, clip=config.value_clip
-            )
+        value = critic_loss(config, evaluation, batch, mask)
         total = torch.add(policy, value, alpha=config.value_coef)
         parts = {"policy_loss": policy, "value_loss": value}
         if config.entropy_coef:
@@ -39,6 +37,17 @@ def ppo_objective(config: UpdateConfig, *, clip: float) -> Objective:
         return total, parts
 
     return objective
+
+
+def critic_loss(
+    config: UpdateConfig, evaluation: Evaluation, batch: Batch, mask: Tensor | None, average: Average = masked_mean
+) -> Tensor:
+    """The value loss that ``config`` asks for, plain or clipped; see ``agents.losses``."""
+    if config.value_clip is None:
+        return losses.value_loss(evaluation.values, batch.returns, mask, average=average)
+    return losses.clipped_value_loss(
+        evaluation.values, batch.old_values, batch.returns, mask, clip=config.value_clip, average=average
+    )
 
 
 def update(
@@ -50,12 +59,14 @@ def update(
     clip: float,
     generator: torch.Generator,
     objective: Objective | None = None,
+    clip_high: float | None = None,
+    share_by: Share = "steps",
 ) -> dict[str, float]:
     """Learn from ``batch``: every step that counts is used exactly once per epoch.
 
     Minibatches differ in size by one row at most, so none is a small noisy remainder. A minibatch's losses are means
     over its own steps that count, also where it is cut into microbatches of ragged rows: each microbatch is weighted by
-    its share of those steps.
+    its share of those steps, or of the rows, where the means are over rows.
 
     Args:
         policy: with ``evaluate`` and ``keeps_rows``.
@@ -65,9 +76,11 @@ def update(
         clip: eps of this update, >= 0.
         generator: shuffles; a CPU generator.
         objective: another loss than ``ppo_objective``.
+        clip_high: upper eps, where it differs from the lower one; for the clip fraction (the loss has its own).
+        share_by: what the objective's means are over.
 
     Returns:
-        ``train/...`` figures (``agents.logging.METRICS`` explains them).
+        ``train/...`` figures (``agents.logging.METRICS`` explains them); those of the critic where it is trained.
 
     Raises:
         ValueError: if the batch has no step that counts.
@@ -92,7 +105,7 @@ def update(
             if quick:
                 log_ratio = record.add(minibatch, None, *policy.ppo_gradient(minibatch, config, clip))
             else:
-                log_ratio = _gradient(policy, optimiser, minibatch, config, objective, record)
+                log_ratio = _gradient(policy, optimiser, minibatch, config, objective, record, share_by)
             if config.target_kl is not None and float(_mean_k3(log_ratio)) > 1.5 * config.target_kl:
                 stopped = True
                 break
@@ -100,8 +113,9 @@ def update(
             optimiser.step()
         if stopped:
             break
-    metrics = record.metrics(clip)
-    metrics["train/explained_variance"] = float(explained_variance(old_values, returns, mask))
+    metrics = record.metrics(clip, clip if clip_high is None else clip_high)
+    if "value_loss" in record.parts:
+        metrics["train/explained_variance"] = float(explained_variance(old_values, returns, mask))
     metrics["train/early_stop"] = float(stopped)
     if not math.isfinite(metrics["train/loss"]):
         raise FloatingPointError(f"the loss is not finite: {metrics}")
@@ -131,16 +145,17 @@ def _gradient(
     config: UpdateConfig,
     objective: Objective,
     record: _Record,
+    share_by: Share,
 ) -> Tensor:
     """Fill the gradients from ``minibatch``; its log-ratios, flat, of the steps that count."""
     optimiser.zero_grad()
     size = config.microbatch_size or minibatch.num_rows
     whole = size >= minibatch.num_rows
-    count = 1.0 if whole else float(minibatch.mask.sum())
+    count = 1.0 if whole else _weight(minibatch, share_by)
     log_ratios = []
     for start in range(0, minibatch.num_rows, size):
         part = minibatch if whole else minibatch.rows(slice(start, start + size))
-        share = 1.0 if whole else float(part.mask.sum()) / count
+        share = 1.0 if whole else _weight(part, share_by) / count
         if share == 0.0:
             continue
         mask = record.mask_of(part)
@@ -149,6 +164,11 @@ def _gradient(
         (loss if whole else loss * share).backward()
         log_ratios.append(record.add(part, mask, evaluation, loss, parts, share))
     return log_ratios[0] if whole else torch.cat(log_ratios)
+
+
+def _weight(batch: Batch, share_by: Share) -> float:
+    """The number of steps, or of rows, that count."""
+    return float((batch.mask if share_by == "steps" else batch.mask.any(1)).sum())
 
 
 class _Record:
@@ -185,12 +205,13 @@ class _Record:
         self.entropies.append(entropy)
         return log_ratio
 
-    def metrics(self, clip: float) -> dict[str, float]:
+    def metrics(self, clip: float, clip_high: float) -> dict[str, float]:
         log_ratio = torch.cat(self.log_ratios)
         figures = {f"train/{name}": torch.stack(values).sum() / self.minibatches for name, values in self.parts.items()}
         figures["train/entropy"] = torch.cat(self.entropies).mean()
         figures["train/approx_kl"] = _mean_k3(log_ratio)
-        figures["train/clip_fraction"] = ((log_ratio.exp() - 1.0).abs() > clip).float().mean()
+        change = log_ratio.exp() - 1.0
+        figures["train/clip_fraction"] = ((change < -clip) | (change > clip_high)).float().mean()
         if self.grad_norms:
             figures["train/grad_norm"] = torch.stack(self.grad_norms).mean()
         numbers = torch.stack([value.float() for value in figures.values()]).tolist()
