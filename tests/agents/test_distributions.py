@@ -79,7 +79,7 @@ def test_every_action_space_sums_to_one_logprob_a_row_and_reaches_the_environmen
     assert actions.shape == (7, *shape)
     assert logprobs.shape == (7,)
     evaluation = policy.evaluate(torch.randn(7, 2, 3), actions[:, None].expand(7, 2, *shape), None)
-    assert all(x.shape == (7, 2) for x in evaluation)
+    assert all(x.shape == (7, 2) for x in (evaluation.logprobs, evaluation.entropy, evaluation.values))
     assert all(space.contains(action) for action in ActionDecoder(space)(actions.numpy()))
 
 
