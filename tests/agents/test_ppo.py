@@ -15,6 +15,7 @@ from agents.control_presets import preset_for
 from agents.environments import make_vector
 from agents.evaluation import evaluate
 from agents.ppo import PPO
+from agents.schedules import Linear
 
 TINY = PPOConfig(num_envs=2, num_steps=16, epochs=1, hidden=(8,))
 
@@ -180,6 +181,40 @@ def test_unknown_environments_and_spaces_are_refused():
         PPO(3, TINY)
     with pytest.raises(ValueError, match="do not flatten"):
         PPO(AnySpaces(spaces.Text(3), spaces.Discrete(2)), TINY)
+
+
+def test_the_learning_rate_follows_its_schedule_and_ends_above_0_where_the_last_rollout_is_cut():
+    config = PPOConfig(num_envs=2, num_steps=16, epochs=1, learning_rate=Linear(1e-3), clip=Linear(0.2))
+    agent, rates = PPO("CartPole-v1", config), []
+
+    def callback(agent: PPO) -> bool:
+        assert agent.optimiser.param_groups[0]["lr"] == agent.metrics["train/learning_rate"]
+        rates.append((agent.metrics["train/learning_rate"], agent.metrics["train/clip"]))
+        return True
+
+    agent.learn(72, callback)  # 2 1/4 rollouts
+    expected = [1.0 - 32 * i / 72 for i in range(3)]
+    assert rates == [(pytest.approx(1e-3 * share), pytest.approx(0.2 * share)) for share in expected]
+
+
+def test_predict_sees_observations_as_training_does_and_teaches_the_normaliser_nothing():
+    config = PPOConfig(num_envs=2, num_steps=64, epochs=1, normalise_observations=True)
+    agent = PPO("Pendulum-v1", config).learn(128)
+    before = agent.collector.normaliser.state_dict()
+    observations = agent.env.reset(seed=5)[0]
+    actions, _ = agent.predict(observations, deterministic=True)
+    seen = (observations - before["mean"]) / np.sqrt(before["squares"] / before["count"])
+    with torch.no_grad():
+        expected = agent.policy.actor(torch.tensor(seen, dtype=torch.float32)).clamp(-2, 2)
+    np.testing.assert_allclose(actions, expected.numpy(), atol=1e-5)
+    after = agent.collector.normaliser.state_dict()
+    assert before["count"] == after["count"]
+    np.testing.assert_array_equal(before["mean"], after["mean"])
+
+
+def test_adams_epsilon_is_that_of_baselines_in_config_and_optimiser():
+    agent = PPO("CartPole-v1", TINY)
+    assert agent.optimiser.param_groups[0]["eps"] == agent.config.adam_eps == 1e-5
 
 
 @pytest.mark.slow
