@@ -1,11 +1,12 @@
 # make demo   set everything up and run the whole road once: CartPole, reward model, PPO on a language model
+# make verify set up, then run the proof and print it: claim, expected, measured, verdict (a few minutes)
 # make test   set everything up, then lint, format check, type check and the default tests
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install data demo test test-slow lint format clean
+.PHONY: install data demo verify test test-slow lint format clean
 
 install: $(VENV)/installed
 
@@ -19,6 +20,9 @@ data: install
 
 demo: data
 	$(BIN)/python -m scripts.demo --overwrite
+
+verify: install
+	$(BIN)/python -m scripts.verify --run-dir runs/verify --overwrite
 
 test: data lint
 	$(BIN)/python -m pytest

@@ -83,7 +83,7 @@ def _peer(env_id: str, seed: int) -> Any:
     from stable_baselines3 import PPO
     from stable_baselines3.common.logger import Logger
 
-    peer = PPO(
+    peer: Any = PPO(
         "MlpPolicy",
         gym.make(env_id),
         n_steps=STEPS,
@@ -112,7 +112,7 @@ def _same_weights(peer: Any) -> MLPPolicy:
         for one, other in zip(mine, _layers(peer, net), strict=True):
             one.load_state_dict(other.state_dict())
     if hasattr(peer.policy, "log_std"):
-        ours.head.log_std.data.copy_(peer.policy.log_std.data)  # type: ignore[union-attr]
+        ours.head.log_std.data.copy_(peer.policy.log_std.data)  # type: ignore[union-attr, operator]
     return ours
 
 

@@ -1,0 +1,178 @@
+"""The proof: run every check of this project, or hold an environment or a language model of your own to them.
+
+    python -m scripts.verify                                          the whole proof, a few minutes
+    python -m scripts.verify --env CartPole-v1                        an environment: any Gymnasium id
+    python -m scripts.verify --env my_module:MyEnv-v0 --policy agent  with an agent that PPO.save wrote
+    python -m scripts.verify --model path/or/name                     a causal language model
+
+Prints a table: claim, expected, measured, verdict. The exit code is 1 if a check fails. With --run-dir the table stays
+as verify.md, beside config.json and summary.json.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import gymnasium as gym
+import torch
+
+import textenvs  # noqa: F401 (registers the ids)
+from scripts.checks import HEADINGS, WIDTHS, Check, Checking, markdown, printed, run, tally
+from scripts.front_door import enter
+from scripts.run_dir import CONFIG, SUMMARY, RunDir, write_aside
+
+TABLE = "verify.md"
+Room = Literal["core", "text", "probes", "gap", "resume", "cartpole"]
+
+
+class CheckFailed(RuntimeError):
+    """At least one check failed; the table says which."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """What is verified."""
+
+    env: str | None = None
+    """Gymnasium id of an environment of your own, single or vector; "module:Env-v0" imports the module first"""
+    policy: Path | None = None
+    """an agent that PPO.save wrote, to act in --env; default: a fresh network"""
+    model: str | None = None
+    """directory or name of a causal language model of your own"""
+    rooms: tuple[Room, ...] = get_args(Room)
+    """parts of the proof, where neither --env nor --model is given"""
+    gap: Literal["quick", "full"] = "quick"
+    """optimality gaps: PPO, a table on every environment and a GPT-2 on one; or every policy, algorithm, environment"""
+    seed: int = 0
+    """of what is played in --env and written by --model"""
+    run_dir: Path | None = None
+    """folder for config.json, summary.json and verify.md; None writes nothing"""
+    overwrite: bool = False
+    """throw away a finished run in that folder"""
+
+    def __post_init__(self) -> None:
+        if self.policy is not None and self.env is None:
+            raise ValueError(f"--policy {self.policy} needs an --env to act in")
+
+
+def main(config: VerifyConfig) -> dict[str, Any]:
+    """Make the checks, print and keep the table.
+
+    Returns:
+        The summary: counts, seconds, and a line for each claim.
+
+    Raises:
+        CheckFailed: if a check fails; the run directory is complete then, too.
+        gymnasium.error.Error: if the environment's id is unknown.
+        ValueError: if model or policy cannot be loaded.
+    """
+    if config.run_dir is None:
+        checks, summary = _verify(config)
+    else:
+        with RunDir(config.run_dir, overwrite=config.overwrite) as run_dir:
+            run_dir.write_json(CONFIG, asdict(config))
+            checks, summary = _verify(config)
+            write_aside(run_dir.path / TABLE, markdown(_title(config), checks))
+            run_dir.write_json(SUMMARY, summary)
+    print(f"\n{tally(checks)} in {summary['wall_s']:.1f} s")
+    if summary["failed"]:
+        names = "; ".join(check.claim for check in checks if check.passed is False)
+        raise CheckFailed(f"{summary['failed']} of {len(checks)} checks failed: {names}")
+    return summary
+
+
+def _verify(config: VerifyConfig) -> tuple[list[Check], dict[str, Any]]:
+    torch.set_num_threads(1)  # the networks are small: a second thread costs more than it brings
+    began = time.perf_counter()
+    print(printed(HEADINGS))
+    print("  ".join("-" * width for width in WIDTHS))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gym.logger.min_level, before = gym.logger.ERROR, gym.logger.min_level
+        try:
+            checks = [check for checkings in _rooms(config) for check in run(checkings(), _show)]
+        finally:
+            gym.logger.min_level = before
+    summary: dict[str, Any] = {
+        "passed": sum(check.passed is True for check in checks),
+        "failed": sum(check.passed is False for check in checks),
+        "not_applicable": sum(check.passed is None for check in checks),
+        "wall_s": round(time.perf_counter() - began, 3),
+    }
+    return checks, summary | {check.claim: f"{check.verdict}: {check.measured}" for check in checks}
+
+
+def _rooms(config: VerifyConfig) -> list[Callable[[], Sequence[Checking]]]:
+    """What to check; imported only where it is needed."""
+    rooms: list[Callable[[], Sequence[Checking]]] = []
+    if config.env is not None:
+        from scripts.verify_env import env_checks
+        from scripts.verify_subject import Subject
+
+        subject = Subject(config.env, checkpoint=config.policy, seed=config.seed)
+        rooms.append(lambda: env_checks(subject))
+    if config.model is not None:
+        rooms.append(_model_room(config.model, config.seed))
+    if rooms:
+        return rooms
+    from scripts import verify_core, verify_training
+
+    proof: dict[str, Callable[[], Sequence[Checking]]] = {
+        "core": verify_core.core_checks,
+        "text": verify_core.language_model_checks,
+        "probes": verify_training.probe_checks,
+        "gap": lambda: verify_training.gap_checks(full=config.gap == "full"),
+        "resume": verify_training.resume_checks,
+        "cartpole": verify_training.cart_pole_checks,
+    }
+    return [proof[room] for room in config.rooms]
+
+
+def _model_room(path: str, seed: int) -> Callable[[], Sequence[Checking]]:
+    """The checks of a model; that it can be a policy at all is the first of them."""
+    from transformers.utils import logging
+
+    from scripts.verify_model import Model, model_checks
+    from scripts.verify_text import text_checks
+    from textenvs.reference import load_causal_lm
+
+    logging.disable_progress_bar()
+    loaded = load_causal_lm(path)
+
+    def checkings() -> Sequence[Checking]:
+        try:
+            model = Model(loaded, seed=seed)
+        except Exception as error:  # said by the check below, as any other failure
+            refusal = error
+
+            def refused() -> Check:
+                raise refusal
+
+            return [("the model can be a policy", refused)]
+        return [*model_checks(model), *text_checks(model)]
+
+    return checkings
+
+
+def _show(check: Check) -> None:
+    print(printed([*check[:3], check.verdict]), flush=True)
+
+
+def _title(config: VerifyConfig) -> str:
+    subjects = [str(one) for one in (config.env, config.model) if one is not None]
+    return f"Verified: {', '.join(subjects) or 'the whole proof'}"
+
+
+def command_line(arguments: Sequence[str] | None = None) -> int:
+    """Run with command-line arguments; the exit code: 0, 1 if a check fails, 2 on bad input, 130 after Ctrl-C."""
+    return enter(VerifyConfig, main, description=__doc__, arguments=arguments, refusals={CheckFailed: 1}, show=False)
+
+
+if __name__ == "__main__":
+    sys.exit(command_line())
