@@ -124,7 +124,7 @@ def kill(config: Config, folder: Path, moment: float, *, in_mid_write: bool) -> 
             late = time.monotonic() - began >= abs(moment)
             if late and (not in_mid_write or any(folder.glob("*.safetensors.*.part"))):
                 break
-            time.sleep(0.0 if late else 0.001)
+            time.sleep(0.0002 if late else 0.001)
     finally:
         process.kill()
         process.wait()

@@ -248,6 +248,26 @@ def test_the_returns_sum_starts_anew_after_a_time_limit_too():
     assert scaler.running[0] == 0.0
 
 
+def test_a_box_rollout_stores_and_scores_the_unclipped_action():
+    class Bounded(gym.Env):
+        observation_space = action_space = spaces.Box(-0.1, 0.1, (1,))
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros(1, np.float32), {}
+
+        def step(self, action):
+            assert self.action_space.contains(action)
+            return np.zeros(1, np.float32), float(action[0]), False, False, {}
+
+    envs = SyncVectorEnv([Bounded] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+    policy = MLPPolicy(Bounded.observation_space, Bounded.action_space)
+    rollout, _ = StepCollector(envs, 20, generator=torch.Generator().manual_seed(0)).collect(policy)
+    assert rollout.actions.abs().max() > 1.0
+    torch.testing.assert_close(rollout.rewards, rollout.actions[..., 0].clamp(-0.1, 0.1))
+    expected = torch.distributions.Normal(policy.actor(rollout.observations), 1.0).log_prob(rollout.actions)[..., 0]
+    torch.testing.assert_close(rollout.logprobs, expected)
+
+
 def test_an_empty_action_mask_after_the_last_step_does_not_stop_the_phantom_step():
     class Masked(Counter):
         observation_space = spaces.Dict({"action_mask": spaces.MultiBinary(3), "x": Counter.observation_space})

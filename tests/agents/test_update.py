@@ -158,6 +158,20 @@ def test_microbatches_add_up_to_the_minibatch_also_with_ragged_rows(size):
     assert cut.loss == pytest.approx(whole.loss, rel=1e-5)
 
 
+@pytest.mark.parametrize("keeps_rows", [False, True])
+def test_logged_figures_do_not_see_masked_steps(keeps_rows):
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    figures = []
+    for garbage in (0.0, 1e3):
+        batch = numbered(2, 3, mask)
+        batch = Batch(**{**vars(batch), "old_logprobs": batch.old_logprobs.masked_fill(~mask, garbage)})
+        batch.returns[~mask] = batch.old_values[~mask] = garbage
+        policy = Recorder(keeps_rows)
+        config = UpdateConfig(epochs=2, minibatch_size=6)
+        figures.append(update(policy, adam(policy), batch, config, clip=0.2, generator=torch.Generator()))
+    assert figures[0] == figures[1]
+
+
 def test_single_step_minibatches_make_no_nan():
     policy = MLPPolicy(BOX, spaces.Discrete(2))
     config = UpdateConfig(epochs=1, minibatch_size=1, normalise_advantages="minibatch")
