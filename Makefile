@@ -1,12 +1,14 @@
 # make demo   set everything up and run the whole road once: CartPole, reward model, PPO on a language model
 # make verify set up, then run the proof and print it: claim, expected, measured, verdict (a few minutes)
 # make test   set everything up, then lint, format check, type check and the default tests
+# make mutants   plant known mistakes one by one; the tests must catch each
+# make kills     kill training at 20 random moments and resume it: bit for bit the same end
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install data demo verify test test-slow lint format clean
+.PHONY: install data demo verify test test-slow mutants kills lint format clean
 
 install: $(VENV)/installed
 
@@ -29,6 +31,12 @@ test: data lint
 
 test-slow: data
 	$(BIN)/python -m pytest -m slow
+
+mutants: install
+	$(BIN)/python -m scripts.mutants
+
+kills: install
+	$(BIN)/python -m scripts.kill_and_resume --overwrite
 
 lint: install
 	$(BIN)/ruff check .
