@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -135,29 +136,30 @@ def _rooms(config: VerifyConfig) -> list[Callable[[], Sequence[Checking]]]:
 
 
 def _model_room(path: str, seed: int) -> Callable[[], Sequence[Checking]]:
-    """The checks of a model; that it can be a policy at all is the first of them."""
+    """The checks of a model; that it is steady and can be a policy at all come first."""
     from transformers.utils import logging
 
-    from scripts.verify_model import Model, model_checks
-    from scripts.verify_text import text_checks
     from textenvs.reference import load_causal_lm
 
     logging.disable_progress_bar()
-    loaded = load_causal_lm(path)
+    return partial(checks_of_model, load_causal_lm(path), seed)
 
-    def checkings() -> Sequence[Checking]:
-        try:
-            model = Model(loaded, seed=seed)
-        except Exception as error:  # said by the check below, as any other failure
-            refusal = error
 
-            def refused() -> Check:
-                raise refusal
+def checks_of_model(loaded: Any, seed: int = 0) -> Sequence[Checking]:
+    """All checks of a ``transformers`` model that is in memory."""
+    from scripts.verify_model import Model, model_checks, plain_checks
+    from scripts.verify_text import text_checks
 
-            return [("the model can be a policy", refused)]
-        return [*model_checks(model), *text_checks(model)]
+    try:
+        model = Model(loaded, seed=seed)
+    except Exception as error:  # said by the check below, as any other failure
+        refusal = error
 
-    return checkings
+        def refused() -> Check:
+            raise refusal
+
+        return [*plain_checks(loaded), ("the model can be a policy", refused)]
+    return [*plain_checks(loaded), *model_checks(model), *text_checks(model)]
 
 
 def _show(check: Check) -> None:

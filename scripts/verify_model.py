@@ -106,6 +106,24 @@ def model_checks(model: Model) -> list[Checking]:
     return [(claim, partial(check, model)) for claim, check in parts]
 
 
+def plain_checks(model: Any) -> list[Checking]:
+    """Of a ``transformers`` model before a policy is built around it."""
+    return [("the model in evaluation mode answers the same twice, in finite numbers (T9)", partial(steady, model))]
+
+
+def steady(model: Any) -> list[Check]:
+    """Dropout, or anything else that draws, would show."""
+    tokens = torch.arange(4)[None] % model.get_input_embeddings().num_embeddings
+    model.eval()
+    with torch.no_grad():
+        one, other = (model(input_ids=tokens, use_cache=False).logits.float() for _ in range(2))
+    infinite = int((~torch.isfinite(one)).sum())
+    return [
+        at_most("the model in evaluation mode answers the same twice (T9)", float((one - other).abs().max()), 0.0),
+        at_most("logits that are not finite", infinite, 0, f" of {one.numel()}"),
+    ]
+
+
 def alone(model: Model) -> list[Check]:
     """Every row by itself, with more padding on either side, and among the others."""
     pad = torch.nn.functional.pad
