@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 
-def group_advantages(
-    returns: Tensor, group_size: int, *, normalise_std: bool = True, epsilon: float = 1e-4
-) -> Tensor:
+def group_advantages(returns: Tensor, group_size: int, *, normalise_std: bool = True, epsilon: float = 1e-4) -> Tensor:
     """A text's return beside its group's: ``(R_i - mean) / (std + epsilon)``.
 
     Source: GRPO, Shao et al. 2024, section 4.1.2 (arXiv:2402.03300). Without ``normalise_std`` it is Dr. GRPO's

@@ -15,7 +15,7 @@ METRICS: dict[str, str] = {
     "train/value_loss": "mean (V - R)^2 / 2 (or its clipped form), squared reward units",
     "train/entropy": "mean entropy of the policy, nats per step",
     "train/approx_kl": "mean exp(x) - 1 - x with x = log pi - log pi_old over the whole update: KL(pi_old||pi), nats",
-    "train/clip_fraction": "share of steps with |r - 1| > eps over the whole update, [0, 1]",
+    "train/clip_fraction": "share of steps with r outside [1 - eps, 1 + eps (or clip_high)] in the whole update, [0, 1]",
     "train/grad_norm": "mean Euclidean norm of the gradient before it is clipped",
     "train/kl": "TRPO: exact mean KL(pi_old||pi) of the step that was taken, over the batch's states, nats; 0 if none",
     "train/surrogate_gain": "TRPO: mean r A after the step minus before, r = exp(log pi - log pi_old); 0 if none",

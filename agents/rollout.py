@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -102,7 +103,8 @@ class Batch:
         return self._each(lambda values: values[index])
 
     def _each(self, cut: Callable[[Tensor], Tensor]) -> Batch:
-        return Batch(**{name: None if values is None else cut(values) for name, values in vars(self).items()})
+        parts: dict[str, Any] = {name: None if values is None else cut(values) for name, values in vars(self).items()}
+        return Batch(**parts)
 
     def single_steps(self) -> Batch:
         """Every step that counts as a row of its own, ``[N, 1]``, in row order; masked steps are gone.

@@ -11,7 +11,7 @@ from agents.normalise import RunningMoments
 
 
 class ScoreScaler:
-    """``clip((score - mean) / std, -limit, limit)`` with the mean and deviation of all scores so far, or the clip alone.
+    """``clip((score - mean) / std, -limit, limit)``, mean and deviation those of all scores so far; or the clip alone.
 
     Source: Zheng et al. 2023, section 5.3.1, "reward normalization and clipping" (arXiv:2307.04964).
 

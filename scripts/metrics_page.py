@@ -6,6 +6,7 @@ python -m scripts.metrics_page > docs/metrics.md
 from __future__ import annotations
 
 from agents.logging import METRICS
+from agents.text_agent import METRICS as TEXT_AGENT_METRICS
 from agents.text_collector import METRICS as TEXT_METRICS
 
 OTHER_METRICS = {
@@ -27,7 +28,7 @@ def page() -> str:
     ]
     for title, table in (
         ("PPO, everywhere", METRICS),
-        ("Text", TEXT_METRICS),
+        ("Text", TEXT_METRICS | TEXT_AGENT_METRICS),
         ("Reward model and language model", OTHER_METRICS),
     ):
         lines += [f"## {title}", "", "| name | what it is |", "|---|---|"]
