@@ -14,124 +14,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode
 
 from agents.config import PPOConfig
 from agents.ppo import PPO
 from agents.schedules import Linear
 from scripts.checks import Check, joint, near
-
-GAMMA = 0.9
-"""Discount per step of the chains."""
+from scripts.probe_envs import GAMMA, Chain, OneStep, judged, trained
 
 EVEN: dict[str, Any] = {"normalise_advantages": "none", "entropy_coef": 0.1}
 """With nothing to prefer the optimum of reward plus entropy is the even policy, whatever the bonus."""
-
-
-class OneStep(gym.Env):
-    """Observation drawn at random, one action, ``reward(observation, action)``, the end.
-
-    Args:
-        observation_space: what is drawn from.
-        action_space: any.
-        reward: ``(observation, action) -> reward units``.
-    """
-
-    def __init__(
-        self, observation_space: spaces.Space, action_space: spaces.Space, reward: Callable[[Any, Any], float]
-    ) -> None:
-        self.observation_space, self.action_space, self.reward = observation_space, action_space, reward
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Draw an observation."""
-        super().reset(seed=seed)
-        if seed is not None:
-            self.observation_space.seed(seed)
-        self.seen = self.observation_space.sample()
-        return self.seen, {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Pay, and end."""
-        assert self.action_space.contains(action), action
-        return self.seen, float(self.reward(self.seen, action)), True, False, {}
-
-
-class Chain(gym.Env):
-    """A clock of ``length`` steps. Action 1 goes on for a reward of ``pay``, action 0 takes ``cash`` and ends.
-
-    Args:
-        length: steps until the time is up.
-        pay: reward units a step.
-        cash: reward units for leaving; None: action 0 goes on like action 1.
-        pay_last: reward units of the last step, if it is another one.
-        limit: whether the end of time is a time limit (truncated, and the clock is not seen) or the end of the task
-            (terminated, and the clock is the observation).
-    """
-
-    def __init__(
-        self, length: int, *, pay: float, cash: float | None, limit: bool, pay_last: float | None = None
-    ) -> None:
-        self.observation_space, self.action_space = spaces.Discrete(1 if limit else length + 1), spaces.Discrete(2)
-        self.length, self.pay, self.cash, self.limit = length, pay, cash, limit
-        self.pay_last = pay if pay_last is None else pay_last
-        self.clock = 0
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
-        """Back to 0."""
-        super().reset(seed=seed)
-        self.clock = 0
-        return 0, {}
-
-    def step(self, action: int) -> tuple[int, float, bool, bool, dict[str, Any]]:
-        """One step of the clock."""
-        if action == 0 and self.cash is not None:
-            return self._seen(), self.cash, True, False, {}
-        self.clock += 1
-        over = self.clock == self.length
-        return self._seen(), self.pay_last if over else self.pay, over and not self.limit, over and self.limit, {}
-
-    def _seen(self) -> int:
-        return 0 if self.limit else self.clock
-
-
-def trained(
-    make: Callable[[], gym.Env],
-    *,
-    updates: int = 40,
-    num_envs: int = 8,
-    num_steps: int = 16,
-    mode: AutoresetMode = AutoresetMode.SAME_STEP,
-    **settings: Any,
-) -> PPO:
-    """The real agent, collector and update, on copies of ``make()``."""
-    envs = SyncVectorEnv([make] * num_envs, autoreset_mode=mode)
-    options: dict[str, Any] = {
-        "learning_rate": Linear(1e-2),
-        "epochs": 8,
-        "minibatch_size": num_envs * num_steps,
-        "gamma": GAMMA,
-        "value_coef": 1.0,
-        "max_grad_norm": 10.0,
-        "hidden": (16,),
-        "num_steps": num_steps,
-    }
-    agent = PPO(envs, PPOConfig(**(options | settings)))
-    return agent.learn(updates * num_envs * num_steps)
-
-
-@torch.no_grad()
-def judged(agent: PPO, observations: Any) -> tuple[np.ndarray, np.ndarray]:
-    """V ``[N]`` and the action probabilities ``[N, A]`` (for Box, the means) of ``N`` observations."""
-    encode, _ = agent._codecs()
-    features = torch.from_numpy(encode(observations))
-    outputs = agent.policy.outputs(features)
-    if not isinstance(agent.spaces[1], spaces.Box):  # type: ignore[index]
-        outputs = torch.cat([part.softmax(-1) for part in outputs.split(agent.policy.head.sizes, -1)], -1)
-    return agent.policy.values(features).numpy(), outputs.numpy()
 
 
 def constant() -> Check:
@@ -177,7 +72,7 @@ def truncated(mode: AutoresetMode = AutoresetMode.SAME_STEP) -> Check:
     The policy stays: Q(stay) = 10 > 1.5.
     """
     make = lambda: Chain(5, pay=1.0, cash=1.5, limit=True)  # noqa: E731
-    value, policy = judged(trained(make, updates=45, num_envs=4, num_steps=20, mode=mode), np.array([0]))
+    value, policy = judged(trained(make, updates=46, num_envs=4, num_steps=20, mode=mode), np.array([0]))
     claim = f"chain cut by a time limit ({mode.value}): V = 1/(1-gamma), stay"
     return _both(claim, value, 10.0, policy[:, 1], 1)
 
@@ -188,7 +83,7 @@ def terminated(mode: AutoresetMode = AutoresetMode.SAME_STEP) -> Check:
     V(last) = 1.5, then V(k) = 1 + 0.9 V(k + 1): 2.35, 3.115, 3.8035, 4.42315.
     """
     make = lambda: Chain(5, pay=1.0, cash=1.5, limit=False)  # noqa: E731
-    value, policy = judged(trained(make, updates=45, num_envs=4, num_steps=20, mode=mode), np.arange(5))
+    value, policy = judged(trained(make, updates=36, num_envs=4, num_steps=20, mode=mode), np.arange(5))
     claim = f"its terminated twin ({mode.value}): V(k) = 1 + gamma V(k+1), leave at the last step"
     return _both(claim, value, [4.42315, 3.8035, 3.115, 2.35, 1.5], policy[:, 1], [1, 1, 1, 1, 0])
 
@@ -202,6 +97,7 @@ def mixture() -> Check:
         lambda: OneStep(spaces.Discrete(1), spaces.Discrete(3), lambda o, a: a / 2),
         entropy_coef=0.5,
         normalise_advantages="none",
+        updates=44,
         num_steps=64,
     )
     value, policy = judged(agent, np.array([0]))
@@ -237,7 +133,7 @@ def identity_discrete() -> Check:
     make = lambda: OneStep(  # noqa: E731
         spaces.Discrete(4), spaces.Discrete(4, start=-1), lambda o, a: float(a == o - 1)
     )
-    agent = trained(make, updates=26, num_steps=32)
+    agent = trained(make, updates=20, num_steps=32)
     value, policy = judged(agent, np.arange(4))
     chosen, _ = agent.predict(np.arange(4), deterministic=True)
     parts = [_both("", value, [1] * 4, np.diag(policy), [1] * 4), near("", chosen, [-1, 0, 1, 2], 0)]
@@ -252,7 +148,7 @@ def identity_multidiscrete() -> Check:
         spaces.MultiDiscrete([2, 3], start=[1, 0]),
         lambda o, a: np.mean(a == o + np.array([1, 0])),
     )
-    agent = trained(make, updates=26, num_steps=32)
+    agent = trained(make, updates=20, num_steps=32)
     value, _ = judged(agent, np.array(pairs))
     chosen, _ = agent.predict(np.array(pairs), deterministic=True)
     right = (chosen - [1, 0] == pairs).mean(0)
@@ -263,22 +159,22 @@ def identity_multibinary() -> Check:
     """MultiBinary(3): a third of a point for each bit that is right, so V = 1."""
     bits = np.array([[i >> 2 & 1, i >> 1 & 1, i & 1] for i in range(8)], np.int8)
     make = lambda: OneStep(spaces.MultiBinary(3), spaces.MultiBinary(3), lambda o, a: np.mean(o == a))  # noqa: E731
-    agent = trained(make, updates=26, num_steps=32)
+    agent = trained(make, updates=20, num_steps=32)
     value, _ = judged(agent, bits)
     chosen, _ = agent.predict(bits, deterministic=True)
     return _both("identity, MultiBinary(3)", value, [1] * 8, (chosen == bits).mean(0), [1] * 3)
 
 
 def identity_box() -> Check:
-    """Box(2): minus the squared distance, so the mean is the observation and V = -(sum of the variances)."""
+    """Box(2): 1 minus the squared distance, so the mean is the observation and V = 1 - (sum of the variances)."""
     make = lambda: OneStep(  # noqa: E731
-        spaces.Box(-0.5, 0.5, (2,)), spaces.Box(-2, 2, (2,)), lambda o, a: -np.square(o - a).sum()
+        spaces.Box(-0.5, 0.5, (2,)), spaces.Box(-2, 2, (2,)), lambda o, a: 1 - np.square(o - a).sum()
     )
-    agent = trained(make, updates=32, num_steps=32, log_std=-1.0)
+    agent = trained(make, updates=26, num_steps=32, log_std=-1.0)
     targets = np.array([[0, 0], [0.4, -0.4], [-0.3, 0.2]], np.float32)
     value, means = judged(agent, targets)
     spread = float((2 * agent.policy.head.log_std).exp().sum().detach())
-    return _both("identity, Box: mean = observation, V = -variance", value, [-spread] * 3, means, targets)
+    return _both("identity, Box: mean = observation, V = 1 - variance", value, [1 - spread] * 3, means, targets)
 
 
 def spelling() -> Check:
@@ -299,7 +195,7 @@ def spelling() -> Check:
     settings = PPOConfig(
         num_steps=16, epochs=4, minibatch_size=512, learning_rate=Linear(0.1), gamma=1.0, value_coef=1.0
     )
-    agent = PPO(PreferenceReward(envs, Spelling()), settings, policy).learn(45 * 512)
+    agent = PPO(PreferenceReward(envs, Spelling()), settings, policy).learn(36 * 512)
     row, found, values, likely = states[:1].copy(), [], [], []
     for place in range(1, 5):
         with torch.no_grad():

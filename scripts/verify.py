@@ -147,7 +147,8 @@ def _model_room(path: str, seed: int) -> Callable[[], Sequence[Checking]]:
 
 def checks_of_model(loaded: Any, seed: int = 0) -> Sequence[Checking]:
     """All checks of a ``transformers`` model that is in memory."""
-    from scripts.verify_model import Model, model_checks, plain_checks
+    from scripts.verify_model import model_checks, plain_checks
+    from scripts.verify_rows import Model
     from scripts.verify_text import text_checks
 
     try:

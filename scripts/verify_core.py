@@ -28,7 +28,8 @@ from scripts.kl_bias import TASKS, kl_biases
 from scripts.peer_sb3 import advantage_difference, update_difference
 from scripts.reference_ppo import NumpyPPO, advantages_by_definition
 from scripts.verify_env import modes_agree
-from scripts.verify_model import Model, model_checks
+from scripts.verify_model import model_checks
+from scripts.verify_rows import Model
 from scripts.verify_subject import Subject
 from scripts.verify_text import text_checks
 

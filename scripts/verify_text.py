@@ -15,7 +15,7 @@ from agents.rollout import Batch, Rollout
 from agents.text_collector import TextCollector
 from agents.update import update
 from scripts.checks import Check, Checking, at_most, near
-from scripts.verify_model import BUDGET, ROWS, TOLERANCE, Model
+from scripts.verify_rows import BUDGET, ROWS, TOLERANCE, Model
 from textenvs import KLShaping, PreferenceReward, TokenVectorEnv
 from textenvs.rows import PAD
 

@@ -5,7 +5,8 @@ import pytest
 from gymnasium import spaces
 
 from agents.ppo import PPO
-from scripts.probes import PROBES, Chain, OneStep, judged, trained, truncated
+from scripts.probe_envs import Chain, OneStep, judged, trained
+from scripts.probes import PROBES, truncated
 
 
 @pytest.mark.parametrize("name", PROBES)
