@@ -136,6 +136,11 @@ def test_the_rounding_of_equal_values_is_not_taken_for_a_difference(value):
     )
 
 
+def test_a_single_value_has_variance_0():
+    assert masked_var(row(5.0), None).item() == 0.0
+    assert masked_var(row(5.0, float("nan")), row(True, False)).item() == 0.0
+
+
 def test_kl_estimators_equal_enumeration_in_value():
     """Averaged over all actions with their probabilities, k1 and k3 are the KL; k2 is half the second moment."""
     generator = torch.Generator().manual_seed(2)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorWrapper
 
 from agents.advantages import generalized_advantages
 from agents.environments import make_vector
@@ -266,6 +266,29 @@ def test_a_box_rollout_stores_and_scores_the_unclipped_action():
     torch.testing.assert_close(rollout.rewards, rollout.actions[..., 0].clamp(-0.1, 0.1))
     expected = torch.distributions.Normal(policy.actor(rollout.observations), 1.0).log_prob(rollout.actions)[..., 0]
     torch.testing.assert_close(rollout.logprobs, expected)
+
+
+def test_what_a_phantom_step_says_of_ends_does_not_matter():
+    class Echo(VectorWrapper):
+        """Says once more, on the reset row, that the episode ended."""
+
+        def step(self, actions):
+            before = getattr(self, "over", np.zeros(self.num_envs, bool))
+            observations, rewards, terminated, truncated, info = self.env.step(actions)
+            self.over = (terminated | truncated) & ~before
+            return observations, rewards, terminated | before, truncated | before, info
+
+    rollouts = []
+    for wrap in (Echo, lambda envs: envs):
+        envs = SyncVectorEnv([lambda: Counter(3)] * 2, autoreset_mode=AutoresetMode.NEXT_STEP)
+        collector = StepCollector(wrap(envs), 13, generator=torch.Generator())
+        rollout, metrics = collector.collect(Scripted())
+        rollouts.append((rollout, metrics, collector.episodes.finished))
+    (one, metrics, finished), (other, expected, same) = rollouts
+    assert metrics == expected
+    assert finished == same
+    assert torch.equal(one.mask, other.mask)
+    assert torch.equal(one.rewards[one.mask], other.rewards[other.mask])
 
 
 def test_an_empty_action_mask_after_the_last_step_does_not_stop_the_phantom_step():

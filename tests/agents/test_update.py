@@ -190,6 +190,29 @@ def test_target_kl_ends_the_update_before_the_step_that_follows():
     assert figures["train/early_stop"] == 0.0
 
 
+def test_no_step_follows_the_minibatch_that_went_too_far():
+    policies = []
+    for settings in ({"epochs": 50, "target_kl": 1e-9}, {"epochs": 1}):  # the first minibatch is at KL 0, exactly
+        torch.manual_seed(0)
+        policies.append(MLPPolicy(BOX, spaces.Discrete(3)))
+        config = UpdateConfig(minibatch_size=30, **settings)
+        batch = make_batch(policies[-1])
+        update(policies[-1], adam(policies[-1], 1e-2), batch, config, clip=0.2, generator=torch.Generator())
+    for one, other in zip(*(policy.parameters() for policy in policies), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_logged_kl_and_clip_fraction_by_hand():
+    policy, batch = Recorder(keeps_rows=False), numbered(1, 4)
+    change = torch.tensor([[0.5, -0.5, 0.1, -0.1]])  # log pi - log pi_old
+    now = policy.evaluate(batch.observations, batch.actions, None).logprobs.detach()
+    batch = Batch(**{**vars(batch), "old_logprobs": now - change})
+    config = UpdateConfig(epochs=1)
+    figures = update(policy, adam(policy, 0.0), batch, config, clip=0.2, generator=torch.Generator())
+    assert figures["train/approx_kl"] == pytest.approx(float((change.exp() - 1 - change).mean()), rel=1e-5)
+    assert figures["train/clip_fraction"] == 0.5
+
+
 def test_a_loss_that_is_not_finite_is_reported():
     policy = MLPPolicy(BOX, spaces.Discrete(3))
     batch = make_batch(policy)
