@@ -92,7 +92,8 @@ class CausalLMPolicy(nn.Module):
             nn.init.zeros_(self.value_head.bias)
             self.value_head.to(device=head.weight.device)
         self.eval()
-        self._check_head()
+        if self.device.type != "meta":
+            self._check_head()
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **options: Any) -> CausalLMPolicy:
