@@ -17,6 +17,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv, VectorWrapper
 
 GENERATOR = "__numpy_generator__"
+ARRAY = "__array_of_bytes__"
 NOT_PLAIN = "__not_plain__"
 """Stands for what is no plain data."""
 SKIPPED = {"metadata", "spec", "_cached_spec", "_action_space", "_observation_space", "_metadata", "env_fns", "env"}
@@ -77,7 +78,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.random.Generator):
         return {GENERATOR: value.bit_generator.state}
     if isinstance(value, np.ndarray):
-        return value.copy() if value.dtype != object else NOT_PLAIN
+        if value.dtype.kind in "biufc":
+            return value.copy()
+        if value.dtype.hasobject:
+            return NOT_PLAIN
+        # Text and dates (the map of FrozenLake, say) as their bytes: a checkpoint holds numbers only.
+        return {ARRAY: np.array(bytearray(value.tobytes())), "dtype": value.dtype.str, "shape": list(value.shape)}
     if isinstance(value, np.generic):
         return {"__numpy_scalar__": np.array(value)}
     if isinstance(value, (list, tuple, deque)):
@@ -100,6 +106,8 @@ def revive(value: Any, current: Any) -> Any:
             generator = current if isinstance(current, np.random.Generator) else np.random.default_rng()
             generator.bit_generator.state = value[GENERATOR]
             return generator
+        if ARRAY in value:
+            return np.frombuffer(bytes(value[ARRAY]), value["dtype"]).reshape(value["shape"]).copy()
         if "__numpy_scalar__" in value:
             return value["__numpy_scalar__"][()]
         if "__tuple__" in value:

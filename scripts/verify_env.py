@@ -16,6 +16,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from agents.environments import autoreset_mode
+from agents.episodes import EpisodeStatistics
 from agents.spaces import ObservationEncoder
 from scripts.checks import Check, Checking, at_most, not_applicable
 from scripts.verify_learning import learning_checks
@@ -193,8 +194,15 @@ def last_observation(subject: Subject) -> Check:
 
 def replayed(subject: Subject) -> list[Check]:
     """A rollout of the form that training uses, against single environments given the same seeds and actions."""
-    envs = subject.vector()
+    envs, other = subject.vector(), []
+    encode = ObservationEncoder(envs.single_observation_space)
+    firsts = [encode.single(subject.reset_single(row)) for row in range(envs.num_envs)]
+    if not np.array_equal(encode(envs.reset(seed=subject.seed)[0]), np.concatenate(firsts)):
+        why = "it seeds its rows in a way of its own; single environments side by side are compared instead"
+        other.append(not_applicable("its own vector form equals single environments", why))
+        envs = subject.recorded()[0]
     agent = subject.agent(envs, log_std=1.0)
+    agent.collector.episodes = EpisodeStatistics(envs.num_envs, window=10**6)  # type: ignore[union-attr]
     policy = ByObservation(agent.policy)
     rollout, _ = agent.collector.collect(policy)  # type: ignore[union-attr]
     found = subject.replay(rollout, policy)
@@ -211,6 +219,7 @@ def replayed(subject: Subject) -> list[Check]:
     else:
         bootstrap = not_applicable(claim, f"no episode was cut within {NUM_STEPS} steps")
     return [
+        *other,
         at_most(f"{form}: observations equal single ones', step by step", found.observations, TOLERANCE),
         at_most("rewards equal single environments'", found.rewards, TOLERANCE),
         at_most("steps whose end or termination differs", found.flags, 0),

@@ -80,7 +80,7 @@ class Subject:
 
     Raises:
         gymnasium.error.Error: no such id.
-        ValueError: the checkpoint's spaces are not the environment's.
+        ValueError: the environment cannot be made, or the checkpoint's spaces are not the environment's.
     """
 
     def __init__(self, env_id: str, *, checkpoint: Any = None, seed: int = 0) -> None:
@@ -94,10 +94,14 @@ class Subject:
         self.limit: int | None = LIMIT if limit is None else min(LIMIT, limit)
         if self.is_scalar and self.spec.vector_entry_point is not None and name not in vector_classic._OURS:
             self.limit = None  # a vector form of the environment's own keeps its own time limit
+        try:
+            known = self.spaces
+        except Exception as error:  # without an environment there is nothing to check
+            raise ValueError(f"{env_id} cannot be made: {type(error).__name__}: {error}") from error
         loaded = None if checkpoint is None else load_agent(checkpoint)
         self.loaded: Agent | None = loaded
-        if loaded is not None and (loaded.spaces is None or tuple(loaded.spaces) != self.spaces):
-            raise ValueError(f"{checkpoint} is of the spaces {loaded.spaces}, {env_id} has {self.spaces}")
+        if loaded is not None and (loaded.spaces is None or tuple(loaded.spaces) != known):
+            raise ValueError(f"{checkpoint} is of the spaces {loaded.spaces}, {env_id} has {known}")
 
     @property
     def spaces(self) -> tuple[gym.Space, gym.Space]:
@@ -112,6 +116,10 @@ class Subject:
         """One environment, with a time limit of ``limit`` steps or with its own."""
         options: dict[str, Any] = {"max_episode_steps": self.limit} if limited and self.limit else {}
         return gym.make(self.env_id, disable_env_checker=True, **options)
+
+    def reset_single(self, row: int) -> Any:
+        """The first observation of a single environment, seeded as row ``row`` of a vector environment."""
+        return self.single().reset(seed=self.seed + row)[0]
 
     def recorded(self, mode: AutoresetMode = AutoresetMode.SAME_STEP) -> tuple[SyncVectorEnv, list[Recorder]]:
         """Single environments side by side, and what each notes."""
