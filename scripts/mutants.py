@@ -33,13 +33,18 @@ PACKAGES = ("textenvs", "agents", "reward_models", "scripts")
 PAGE = ROOT / "docs" / "mutants.md"
 MUTANTS: tuple[Mutant, ...] = (*planted_update.MUTANTS, *planted_control.MUTANTS, *planted_text.MUTANTS)
 LIBRARIES = (
-    "torch",
     "gymnasium.vector",
-    "safetensors.torch",
+    "peft",
     "pytest",
+    "safetensors.torch",
     "stable_baselines3",
-    "transformers.cache_utils",
+    "tokenizers",
+    "torch",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.llama.modeling_llama",
 )
+"""Loaded once, before the forks."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -204,7 +204,7 @@ def test_no_step_follows_the_minibatch_that_went_too_far():
 
 def test_the_logged_kl_and_clip_fraction_by_hand():
     policy, batch = Recorder(keeps_rows=False), numbered(1, 4)
-    change = torch.tensor([[0.5, -0.5, 0.1, -0.1]])  # log pi - log pi_old
+    change = torch.tensor([[0.5, 0.4, 0.1, -0.1]])  # log pi - log pi_old
     now = policy.evaluate(batch.observations, batch.actions, None).logprobs.detach()
     batch = Batch(**{**vars(batch), "old_logprobs": now - change})
     config = UpdateConfig(epochs=1)
