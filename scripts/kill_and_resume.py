@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -75,7 +76,13 @@ def main(config: Config) -> dict[str, Any]:
         mid_write, differing = 0, []
         for number in range(1, config.kills + 1):
             folder = run.path / f"kill_{number:02d}"
-            after, parts = kill(config, folder, rng.uniform(-0.1, 0.95) * seconds, in_mid_write=number % 4 == 0)
+            after: float | None = None
+            parts: list[str] = []
+            while after is None:  # a run that was quicker than the killer is no kill
+                shutil.rmtree(folder, ignore_errors=True)
+                in_mid_write = number % 4 == 0
+                moment = rng.uniform(-0.1, 0.6 if in_mid_write else 0.95) * seconds
+                after, parts = kill(config, folder, moment, in_mid_write=in_mid_write)
             resumable = (folder / CONFIG).exists()  # before it is written there is nothing to resume
             updates = _updates(folder)
             if train(config, folder, *(["--resume"] if resumable else [])).wait() != 0:
@@ -104,7 +111,7 @@ def train(config: Config, folder: Path, *more: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-m", "scripts.train_control", *flags], stdout=subprocess.DEVNULL)
 
 
-def kill(config: Config, folder: Path, moment: float, *, in_mid_write: bool) -> tuple[float, list[str]]:
+def kill(config: Config, folder: Path, moment: float, *, in_mid_write: bool) -> tuple[float | None, list[str]]:
     """Start a run and kill it.
 
     Args:
@@ -114,7 +121,7 @@ def kill(config: Config, folder: Path, moment: float, *, in_mid_write: bool) -> 
         in_mid_write: go on from that moment until a half-written checkpoint is seen (or the run has ended).
 
     Returns:
-        Seconds after which it was killed, and the names of the half-written files it left.
+        Seconds after which it was killed (None: it had ended by itself), and the half-written files it left, by name.
     """
     process, began = train(config, folder), time.monotonic()
     try:
@@ -128,7 +135,8 @@ def kill(config: Config, folder: Path, moment: float, *, in_mid_write: bool) -> 
     finally:
         process.kill()
         process.wait()
-    return time.monotonic() - began, sorted(path.name for path in folder.glob("*.part"))
+    after = time.monotonic() - began if process.returncode == -signal.SIGKILL else None
+    return after, sorted(path.name for path in folder.glob("*.part"))
 
 
 def _wait_for_begin(process: subprocess.Popen[bytes], folder: Path) -> float:
