@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from agents import PPOConfig
-from agents.schedules import Linear
+from scripts.text_algorithm import AlgorithmFlags
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainTextConfig:
+class TrainTextConfig(AlgorithmFlags):
     """Tune a language model by reinforcement learning on a preference reward."""
 
     run_dir: str
@@ -19,8 +18,6 @@ class TrainTextConfig:
     """Throw away a finished run in that folder."""
     resume: bool = False
     """Go on with the unfinished run in that folder; all other settings must be its own."""
-    algorithm: Literal["ppo"] = "ppo"
-    """How to learn."""
     model: str | None = None
     """Causal LM to start from: directory or name that transformers loads, with its tokenizer. None: the project's."""
     reward_model: str | None = None
@@ -42,28 +39,6 @@ class TrainTextConfig:
     """CPU threads of torch. None: its own choice."""
     episodes: int = 8192
     """Texts to write and learn from."""
-    batch_size: int = 256
-    """Texts an update."""
-    minibatch_size: int = 64
-    """Texts an optimiser step."""
-    epochs: int = 2
-    """Passes over each batch."""
-    learning_rate: float = 4e-4
-    """Adam's step size at the start; falls linearly to 0."""
-    clip: float = 0.2
-    """Half-width of the interval that the probability ratio is kept in."""
-    beta: float = 0.155
-    """Price of the KL, reward units per nat (where it starts, if kl_target moves it)."""
-    kl_target: float | None = None
-    """Nats per sequence that an adaptive price aims at. None: the price is fixed."""
-    kl_horizon: int = 2560
-    """Episodes over which the adaptive price reacts."""
-    gamma: float = 1.0
-    """Discount per token."""
-    lam: float = 0.95
-    """GAE's lambda."""
-    value_coef: float = 0.1
-    """Weight of the value loss."""
     memory: Literal["full", "shared", "adapters"] = "shared"
     """How the models live. full: the critic and the reference are copies of the model. shared: the value head reads
     the policy's trunk, the reference is a copy. adapters: one frozen trunk; policy and value are LoRA adapters (so is a
@@ -80,16 +55,10 @@ class TrainTextConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of matrix products in rollout and update (autocast); log-softmax, values, losses, adapters and optimiser are
     float32. With memory adapters the frozen trunk is loaded as this type, too."""
-    microbatch_size: int | None = None
-    """Texts a backward pass; their gradients add up to the minibatch's. None: the whole minibatch."""
     gradient_checkpointing: bool = False
     """Keep only each layer's input for the backward pass and compute the rest again: less memory, a third more time."""
     plan: bool = False
     """Print the bytes that each role will take under each `memory`, and stop; nothing is allocated or written."""
-    critic_warmup: int = 0
-    """Updates in which only the value learns."""
-    missing_eos_penalty: float = 0.0
-    """Reward units taken from texts that ran out of budget."""
     max_new_tokens: int = 24
     """Budget of a completion, tokens."""
     temperature: float = 1.0
@@ -98,7 +67,8 @@ class TrainTextConfig:
     """Updates between checkpoints."""
 
     def __post_init__(self) -> None:
-        for name in ("num_eval_prompts", "episodes", "batch_size", "checkpoint_every", "max_new_tokens"):
+        AlgorithmFlags.__post_init__(self)
+        for name in ("num_eval_prompts", "episodes", "checkpoint_every", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
         if self.adapter is not None and self.memory != "adapters":
@@ -111,22 +81,8 @@ class TrainTextConfig:
     @property
     def critic(self) -> str:
         """Where the value head reads, as `CausalLMPolicy` calls it."""
+        if not self.agent_config().uses_critic:
+            return "none"
         if self.memory == "adapters":
             return "adapter" if self.value_adapter else "shared"
         return "separate" if self.memory == "full" else "shared"
-
-    def ppo(self) -> PPOConfig:
-        """The part that the agent reads."""
-        return PPOConfig(
-            learning_rate=Linear(self.learning_rate, 0.0),
-            clip=self.clip,
-            epochs=self.epochs,
-            minibatch_size=self.minibatch_size,
-            microbatch_size=self.microbatch_size,
-            value_coef=self.value_coef,
-            gamma=self.gamma,
-            lam=self.lam,
-            max_grad_norm=1.0,
-            seed=self.seed,
-            device=self.device,
-        )

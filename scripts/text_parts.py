@@ -36,18 +36,18 @@ class PolicyReference(CausalLMReference):
 
     def __init__(self, policy: CausalLMPolicy, tokenizer: Any) -> None:
         super().__init__(policy.model, tokenizer=tokenizer)
-        self._policy = policy
+        self.policy = policy
 
     def step(self, *args: Any, **kwargs: Any) -> NDArray[np.float32]:
         """Log-probs of one more token; see `CausalLMReference`."""
-        with self._policy.acting():
+        with self.policy.acting():
             return super().step(*args, **kwargs)
 
     @torch.no_grad()
     def __call__(self, prompts: NDArray[np.int64], completions: NDArray[np.int64]) -> NDArray[np.float32]:
         """Log-probs ``[N, T]``, nats, 0 at padding; see `CausalLMReference`."""
-        device = self._policy.device
-        judged = self._policy.evaluate(torch.as_tensor(prompts).to(device), torch.as_tensor(completions).to(device))
+        device = self.policy.device
+        judged = self.policy.evaluate(torch.as_tensor(prompts).to(device), torch.as_tensor(completions).to(device))
         return judged.logprobs.cpu().numpy()
 
 
@@ -101,7 +101,7 @@ def build_parts(config: TrainTextConfig) -> TextParts:
     """
     path = str(assets.language_model_dir()) if config.model is None else config.model
     tokenizer = load_tokenizer(path)
-    train_prompts, eval_prompts = _prompts(config, tokenizer)
+    train_prompts, eval_prompts = prompt_sets(config, tokenizer)
     models = build_models(config, path)
     policy = models.policy
     reference = PolicyReference(models.plain, tokenizer)
@@ -112,14 +112,16 @@ def build_parts(config: TrainTextConfig) -> TextParts:
         eos_token_id=policy.eos_token_id,
         vocab_size=policy.vocab_size,
         max_new_tokens=config.max_new_tokens,
+        group_size=config.agent_config().group_size,
     )
     reward = PreferenceReward(base, _scorer(config, models))
     controller = None if config.kl_target is None else AdaptiveKL(target=config.kl_target, horizon=config.kl_horizon)
     collector = TextCollector(
-        KLShaping(reward, reference, config.beta),
+        KLShaping(reward, reference, config.beta, charge=config.agent_config().kl_in != "loss"),
         seed=config.seed,
         missing_eos_penalty=config.missing_eos_penalty,
         kl_controller=controller,
+        score_scaler=config.score_scaler(),
     )
     return TextParts(
         tokenizer=tokenizer,
@@ -144,7 +146,7 @@ def save_model(policy: CausalLMPolicy, tokenizer: Any, path: Path) -> None:
     write_folder_aside(path, write)
 
 
-def _prompts(config: TrainTextConfig, tokenizer: Any) -> tuple[Any, list[Any]]:
+def prompt_sets(config: TrainTextConfig, tokenizer: Any) -> tuple[Any, list[Any]]:
     """Training prompts and evaluation prompts."""
     if config.prompts is None:
         splits = movie_review_splits()

@@ -25,7 +25,7 @@ class TextProgress:
 
         self._writer: Any = SummaryWriter(str(folder), filename_suffix=".samples")
         self._bar = Progress(
-            TextColumn("PPO"),
+            TextColumn("learning"),
             BarColumn(),
             TextColumn("{task.completed}/{task.total} texts"),
             TextColumn("{task.fields[figures]}"),
@@ -33,7 +33,7 @@ class TextProgress:
             TextColumn("left"),
             TimeRemainingColumn(),
         )
-        self._task = self._bar.add_task("ppo", total=episodes, figures="")
+        self._task = self._bar.add_task("learning", total=episodes, figures="")
 
     def __enter__(self) -> TextProgress:
         self._bar.start()

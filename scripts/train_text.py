@@ -1,7 +1,9 @@
-"""Tune a language model by token-level PPO against a reward model, with KL shaping towards the model it started from.
+"""Tune a language model against a reward model by PPO, GRPO, RLOO or REINFORCE, near to the model it started from.
 
     python -m scripts.train_text --run-dir runs/text
+    python -m scripts.train_text --run-dir runs/grpo --algorithm grpo
     python -m scripts.train_text --run-dir runs/mine --model DIR --reward-model DIR --prompts openings.txt
+    python -m scripts.train_text --run-dir runs/none --model DIR --memory adapters --plan
 
 Prompts are openings of held-out movie-review sentences, or lines of a file of your own. Before and after training the
 model writes on prompts that training never sees; `summary.json` compares the two, `samples.json` shows them side by
@@ -22,9 +24,11 @@ from typing import Any
 
 import torch
 
-from agents import PPO
 from agents.logging import FileSink
+from agents.memory import PeakMemory, held_bytes
+from agents.text_agent import TextAgent
 from scripts.front_door import enter
+from scripts.memory_plan import as_text, planned_bytes
 from scripts.run_dir import CONFIG, SUMMARY, RunDir
 from scripts.text_config import TrainTextConfig
 from scripts.text_metrics import compare
@@ -44,19 +48,30 @@ def main(config: TrainTextConfig) -> dict[str, Any]:
     Raises:
         RunDirError, ValueError, OSError, CheckpointError: each with a message that says what to do.
     """
+    if config.plan:
+        print(as_text(planned_bytes(config), config.memory))
+        return {}
     with RunDir(config.run_dir, overwrite=config.overwrite, resume=config.resume) as run:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         _check_resumable(config, run)
+        peak = PeakMemory(config.device)
         parts = build_parts(config)
         run.write_json(CONFIG, _identity(config))
-        agent = PPO(None, config.ppo(), policy=parts.policy, collector=parts.collector)
+        agent = TextAgent(
+            None,
+            config.agent_config(),
+            policy=parts.policy,
+            collector=parts.collector,
+            reference=parts.reference.policy,
+        )
         trained = _Clock()
         if config.resume:
             agent.restore(run.path / CHECKPOINT)
             trained = _Clock(**json.loads((run.path / STATE).read_text()))
         before = parts.write(parts.start)
         finished = _train(agent, config, parts, run, trained)
+        peak_bytes = peak.bytes()
         save_model(parts.policy, parts.tokenizer, run.path / MODEL)
         save_adapter(parts.policy, run.path / ADAPTER)
         figures, samples = compare(
@@ -69,6 +84,8 @@ def main(config: TrainTextConfig) -> dict[str, Any]:
             "episodes": agent.steps,
             "wall_s": trained.seconds,
             "response_tokens_per_s": trained.tokens / max(trained.seconds, 1e-9),
+            "peak_memory_bytes": peak_bytes,
+            **{f"{name}_bytes": size for name, size in held_bytes(parts.policy, agent.optimiser).items()},
             **figures,
         }
         if not finished:
@@ -85,7 +102,7 @@ class _Clock:
     tokens: float = 0.0
 
 
-def _train(agent: PPO, config: TrainTextConfig, parts: TextParts, run: RunDir, clock: _Clock) -> bool:
+def _train(agent: TextAgent, config: TrainTextConfig, parts: TextParts, run: RunDir, clock: _Clock) -> bool:
     """Learn to the end, or to Ctrl-C; whether it was the end. A checkpoint lies there either way."""
     agent.logger = sink = FileSink(run.path, resume_at=agent.steps if config.resume else None)
 
@@ -96,7 +113,7 @@ def _train(agent: PPO, config: TrainTextConfig, parts: TextParts, run: RunDir, c
     with TextProgress(config.episodes, run.path) as progress, stop_on_interrupt() as interrupted:
         began = time.perf_counter()
 
-        def after_update(agent: PPO) -> bool:
+        def after_update(agent: TextAgent) -> bool:
             nonlocal began
             now = time.perf_counter()
             clock.seconds, began = clock.seconds + now - began, now

@@ -11,8 +11,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from scripts import evaluate_agent
+from scripts.memory_plan import planned_bytes
 from scripts.plots import read_columns
 from scripts.sampling import Samples
+from scripts.text_config import TrainTextConfig
 from scripts.text_metrics import compare, distinct_bigrams_of_all, kl_per_sequence, perplexity_under, win_rate
 from scripts.train_text import command_line
 
@@ -227,9 +229,29 @@ def test_bfloat16_recomputation_and_microbatches_go_together(inputs, tmp_path, m
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model").dtype == torch.float32
 
 
+def test_the_plan_is_printed_for_each_memory_and_the_run_says_what_it_took(inputs, tmp_path, capsys):
+    flags = ("--memory", "adapters", "--lora-rank", "2")
+    assert run(inputs, tmp_path / "planned", *flags, "--plan") == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["MiB", "full", "shared", "adapters*"] in lines
+    assert "total" in [line[0] for line in lines]
+    assert not (tmp_path / "planned").exists()
+    assert run(inputs, tmp_path / "run", *flags, episodes=8) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    planned = planned_bytes(
+        TrainTextConfig(
+            run_dir="none", model=inputs["--model"], prompts=inputs["--prompts"], memory="adapters", lora_rank=2,
+            reward_model="own_reward:good", batch_size=8, minibatch_size=4, max_new_tokens=6,
+        )
+    )["adapters"]  # fmt: skip
+    assert summary["weights_bytes"] == planned["policy_weights"] + planned["critic_weights"]
+    assert summary["gradients_bytes"] == planned["gradients"]
+    assert summary["adam_states_bytes"] == planned["adam_states"]
+    assert summary["peak_memory_bytes"] >= 0
+
+
 def test_a_reward_model_that_is_an_adapter_over_the_same_trunk_lives_on_it(inputs, tmp_path):
     from reward_models import RewardModel
-    from scripts.text_config import TrainTextConfig
     from scripts.text_parts import build_parts
 
     model = RewardModel.from_backbone(inputs["--model"], lora_rank=2)
@@ -246,6 +268,51 @@ def test_a_reward_model_that_is_an_adapter_over_the_same_trunk_lives_on_it(input
     assert (shared.score(samples) == apart.score(samples)).all()
     assert "reward" in shared.policy.adapters.peft.peft_config
     assert shared.policy.adapters.active == "policy"
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "flags"),
+    [
+        ("grpo", ["--group-size", "4", "--kl-estimator", "full", "--clip-high", "0.28", "--score-clip", "2"]),
+        ("rloo", ["--normalise-scores"]),
+        ("reinforce", ["--baseline", "moving", "--reward-to-go"]),
+    ],
+)
+def test_every_algorithm_resumes_where_an_undisturbed_run_ends_and_has_no_critic(inputs, tmp_path, algorithm, flags):
+    del inputs["--minibatch-size"], inputs["--epochs"]
+    arguments = dict(algorithm=algorithm)
+    assert run(inputs, tmp_path / "whole", *flags, **arguments) == 0
+    stopped, interrupted = tmp_path / "stopped", "own_reward:interrupt_at_second_update"
+    assert run(inputs, stopped, *flags, **arguments, reward_model=interrupted) == 130
+    assert run(inputs, stopped, "--resume", *flags, **arguments, reward_model=interrupted) == 0
+    for name, tensor in weights(tmp_path / "whole").items():
+        assert torch.equal(tensor, weights(stopped)[name]), name
+    assert json.loads((stopped / "summary.json").read_text())["algorithm"] == algorithm
+    with open(tmp_path / "whole" / "progress.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert "train/value_loss" not in rows[0]
+    assert ("train/flat_groups" in rows[0]) == (algorithm != "reinforce")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--algorithm", "grpo", "--batch-size", "12"], "batch_size 12 is no multiple of group_size 8"),
+        (["--algorithm", "grpo", "--critic-warmup", "2"], "critic_warmup needs a critic"),
+        (["--algorithm", "rloo", "--lam", "0.9"], "lam needs a critic"),
+        (["--algorithm", "rloo", "--value-clip", "0.2"], "value_clip needs a critic"),
+        (["--algorithm", "rloo", "--minibatch-size", "4"], "minibatch_size 4 is below batch_size"),
+        (["--baseline", "batch"], "baseline is REINFORCE's"),
+        (["--kl-estimator", "k2"], "kl_estimator is of a KL in the loss"),
+        (["--score-clip", "0"], "limit must be positive"),
+    ],
+)
+def test_options_that_do_not_apply_are_refused_at_the_door(flags, said, capsys, tmp_path):
+    with pytest.raises(SystemExit) as refusal:
+        command_line(["--run-dir", str(tmp_path / "run"), *flags])
+    assert refusal.value.code == 2
+    assert said in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert not (tmp_path / "run").exists()
 
 
 def samples_of(completions, openings=("x", "y")):

@@ -1,0 +1,85 @@
+"""What a text run will take, role by role and for each way its models can live, before anything is allocated."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from transformers import AutoConfig
+
+from agents.adapters import LoraOptions
+from agents.memory import Layout, Workload, plan
+from reward_models.adapter import ADAPTER
+from reward_models.model import DESCRIPTION
+from scripts.text_config import TrainTextConfig
+from scripts.text_models import DTYPES
+from scripts.text_parts import prompt_sets
+from textenvs import assets
+from textenvs.prompts import load_prompts
+from textenvs.text import load_tokenizer
+
+MIB = 2**20
+
+
+def planned_bytes(config: TrainTextConfig) -> dict[str, dict[str, int]]:
+    """Bytes of each role under each ``memory``: ``{"full": {"policy_weights": ..., "total": ...}, ...}``.
+
+    Raises:
+        ValueError, OSError: if model, tokenizer or prompts cannot be read.
+    """
+    path = str(assets.language_model_dir()) if config.model is None else config.model
+    model_config = AutoConfig.from_pretrained(path)
+    settings = config.agent_config()
+    workload = Workload(
+        rollout_rows=config.batch_size,
+        update_rows=min(settings.microbatch_size or settings.minibatch_size, config.batch_size),
+        prompt_tokens=_longest_prompt(config, path),
+        new_tokens=config.max_new_tokens,
+    )
+    table = {}
+    for memory in get_args(get_type_hints(TrainTextConfig)["memory"]):
+        adapter = config.adapter if memory == "adapters" else None
+        one = dataclasses.replace(config, memory=memory, adapter=adapter)
+        layout = Layout(
+            memory=memory,
+            critic=one.critic,
+            lora=LoraOptions(rank=one.lora_rank, alpha=one.lora_alpha),
+            starts_from_adapter=adapter is not None,
+            dtype=DTYPES[one.dtype],
+            recompute=one.gradient_checkpointing,
+        )
+        table[memory] = plan(model_config, layout, workload, reward=_reward_bytes(one))
+    return table
+
+
+def as_text(table: dict[str, dict[str, int]], chosen: str) -> str:
+    """The plan for a reader: MiB, a column for each ``memory``, a star at the chosen one."""
+    heads = [f"{memory}*" if memory == chosen else memory for memory in table]
+    lines = [f"{'MiB':20}" + "".join(f"{head:>12}" for head in heads)]
+    for role in table[chosen]:
+        lines.append(f"{role:20}" + "".join(f"{roles[role] / MIB:12.1f}" for roles in table.values()))
+    beyond = [roles["total"] - roles["policy_weights"] for roles in table.values()]
+    lines.append(f"{'beyond the policy':20}" + "".join(f"{number / MIB:12.1f}" for number in beyond))
+    lines.append("total: update, rollout and checkpoint take turns, so only the largest counts; libraries are not in it")
+    return "\n".join(lines)
+
+
+def _longest_prompt(config: TrainTextConfig, path: str) -> int:
+    tokenizer = load_tokenizer(path)
+    return int(load_prompts(prompt_sets(config, tokenizer)[0], tokenizer, vocab_size=len(tokenizer)).lengths.max())
+
+
+def _reward_bytes(config: TrainTextConfig) -> int:
+    """The weights' files; what an adapter stands on counts where it does not share the policy's trunk."""
+    folder = Path(str(assets.reward_model_dir()) if config.reward_model is None else config.reward_model)
+    if not folder.is_dir():
+        return 0
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    size += sum(file.stat().st_size for file in (folder / ADAPTER).glob("*.safetensors"))
+    description = folder / DESCRIPTION
+    base: Any = json.loads(description.read_text(encoding="utf-8")).get("base") if description.exists() else None
+    if base is not None and config.memory != "adapters" and Path(base).is_dir():
+        size += sum(file.stat().st_size for file in Path(base).glob("*.safetensors"))
+    return size
