@@ -58,8 +58,8 @@ class Layout:
 def plan(model_config: Any, layout: Layout, workload: Workload, *, reward: int = 0) -> dict[str, int]:
     """Bytes of each role. Weights, gradients and Adam's states are exact; activations, cache and sampling estimated.
 
-    Update and rollout take turns, so the total holds the larger of the two. Not in it: the program and its libraries,
-    and the shapes that an allocator cannot reuse.
+    Update, rollout and checkpoint (which is copied before it is written) take turns, so the total holds the largest of
+    the three. Not in it: the program and its libraries, and what an allocator cannot use again.
 
     Args:
         model_config: a transformers configuration of a causal LM.
@@ -75,20 +75,22 @@ def plan(model_config: Any, layout: Layout, workload: Workload, *, reward: int =
     actor = [tensor for tensor in model if id(tensor) not in own]
     critic_buffers = [] if policy.critic_trunk is None else list(policy.critic_trunk.buffers())
     adapter = num_bytes(policy.actor_parameters()) if layout.starts_from_adapter else 0
+    adam = 2 * num_bytes(trained) + FLOAT32 * len(trained)
     roles = {
         "policy_weights": num_bytes(actor),
         "critic_weights": num_bytes([*critic, *critic_buffers]),
         "reference_weights": adapter if layout.memory == "adapters" else num_bytes(model),
         "reward_weights": reward,
         "gradients": num_bytes(trained),
-        "adam_states": 2 * num_bytes(trained) + FLOAT32 * len(trained),
+        "adam_states": adam,
         "update_activations": activation_bytes(model_config, layout, workload),
         "rollout_cache": cache_bytes(model_config, layout.dtype, workload),
+        "checkpoint_copy": num_bytes(policy.state_dict().values()) + adam,
         "rollout_sampling": SAMPLING_COPIES * FLOAT32 * workload.rollout_rows * policy.vocab_size,
     }
     rollout = roles["rollout_cache"] + roles["rollout_sampling"]
-    update = roles["update_activations"]
-    return roles | {"total": sum(roles.values()) - min(rollout, update)}
+    turns = rollout, roles["update_activations"], roles["checkpoint_copy"]
+    return roles | {"total": sum(roles.values()) - sum(turns) + max(turns)}
 
 
 def num_bytes(tensors: Iterable[Tensor]) -> int:

@@ -210,6 +210,7 @@ class _Record:
         figures = {f"train/{name}": torch.stack(values).sum() / self.minibatches for name, values in self.parts.items()}
         figures["train/entropy"] = torch.cat(self.entropies).mean()
         figures["train/approx_kl"] = _mean_k3(log_ratio)
+        figures["train/logprob_drift"] = self.log_ratios[0].abs().mean()
         change = log_ratio.exp() - 1.0
         figures["train/clip_fraction"] = ((change < -clip) | (change > clip_high)).float().mean()
         if self.grad_norms:

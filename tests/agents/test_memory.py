@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import GPT2Config, LlamaConfig
 
 from agents.adapters import AdaptedTrunk, LoraOptions
@@ -109,12 +110,23 @@ def test_planned_cache_is_the_cache_that_decoding_allocates(config):
     assert cache_bytes(config, torch.float32, WORK) == sum(x.keys.nbytes + x.values.nbytes for x in cache.layers)
 
 
-def test_the_total_holds_the_larger_of_update_and_rollout(config):
-    planned = plan(config, LAYOUTS["shared"], WORK)
+@pytest.mark.parametrize("name", ["full", "adapters"])
+def test_the_total_holds_the_largest_of_update_rollout_and_checkpoint(config, name):
+    planned = plan(config, LAYOUTS[name], WORK)
     rollout = planned["rollout_cache"] + planned["rollout_sampling"]
     steady = sum(planned[name] for name in planned if name.endswith("weights"))
     steady += planned["gradients"] + planned["adam_states"]
-    assert planned["total"] == steady + max(rollout, planned["update_activations"])
+    assert planned["total"] == steady + max(rollout, planned["update_activations"], planned["checkpoint_copy"])
+
+
+@pytest.mark.parametrize("name", ["shared", "adapters"])
+def test_planned_checkpoint_is_what_is_written_to_disk(config, name, tmp_path):
+    from agents import checkpoint
+
+    policy, optimiser, _ = real(config, LAYOUTS[name])
+    path = checkpoint.save(tmp_path / "c", {"p": dict(policy.state_dict()), "o": optimiser.state_dict()})
+    planned = plan(config, LAYOUTS[name], WORK)["checkpoint_copy"]
+    assert planned == sum(tensor.nbytes for tensor in load_file(path).values())
 
 
 def test_peak_memory_sees_what_was_held_and_given_back():

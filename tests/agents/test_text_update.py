@@ -73,6 +73,7 @@ def test_without_learning_every_minibatch_of_every_epoch_has_ratio_one(kind, cri
     agent = agent_of(kind, critic, learning_rate=0.0)
     agent.learn(24)
     assert agent.metrics["train/approx_kl"] == pytest.approx(0.0, abs=1e-8)
+    assert 0 <= agent.metrics["train/logprob_drift"] < 1e-5
     assert agent.metrics["train/clip_fraction"] == 0.0
     assert agent.metrics["rollout/kl_per_sequence"] == pytest.approx(0.0, abs=1e-5)
 
@@ -134,3 +135,12 @@ def test_it_learns_to_say_what_is_paid_for(kind):
     assert scores[0] < 0.8
     assert np.mean(scores[-3:]) > 2.0
     assert agent.metrics["rollout/kl_per_sequence"] > 0.5
+
+
+def test_logprob_drift_is_the_gap_between_sampled_and_recomputed_log_probs_before_any_step():
+    agent = agent_of(epochs=2, minibatch_size=8, learning_rate=0.05)
+    rollout, _ = agent.collector.collect(agent.policy)
+    batch = agent.judge(rollout)
+    shifted = type(batch)(**{**vars(batch), "old_logprobs": batch.old_logprobs - 0.25 * batch.mask})
+    figures = agent.improve(shifted)
+    assert figures["train/logprob_drift"] == pytest.approx(0.25, abs=1e-5)  # later minibatches drift on top of it
