@@ -28,8 +28,8 @@ from agents.token_distribution import TokenSampling, sample_tokens, token_logpro
 from agents.trunk import hidden_states, pack_rows, recompute_layers, trunk_forward
 from textenvs.rows import PAD
 
-LOGITS_AT_ONCE = 2**26
-"""Entries of a logits array above which it is computed in pieces and again in the backward pass (256 MB of float32)."""
+LOGITS_AT_ONCE = 2**24
+"""Entries of a logits array above which it is computed in pieces and again in the backward pass (64 MB of float32)."""
 
 
 class CausalLMPolicy(nn.Module):
