@@ -13,6 +13,7 @@ from agents.adapters import LoraOptions
 from agents.memory import Layout, Workload, plan
 from reward_models.adapter import ADAPTER
 from reward_models.model import DESCRIPTION
+from scripts.chat import ChatTemplate
 from scripts.text_config import TrainTextConfig
 from scripts.text_models import DTYPES
 from scripts.text_parts import prompt_sets
@@ -62,13 +63,14 @@ def as_text(table: dict[str, dict[str, int]], chosen: str) -> str:
         lines.append(f"{role:20}" + "".join(f"{roles[role] / MIB:12.1f}" for roles in table.values()))
     beyond = [roles["total"] - roles["policy_weights"] for roles in table.values()]
     lines.append(f"{'beyond the policy':20}" + "".join(f"{number / MIB:12.1f}" for number in beyond))
-    lines.append("total: update, rollout and checkpoint take turns, so only the largest counts; libraries are not in it")
+    lines.append("total: update, rollout and checkpoint take turns, only the largest counts; libraries are not in it")
     return "\n".join(lines)
 
 
 def _longest_prompt(config: TrainTextConfig, path: str) -> int:
     tokenizer = load_tokenizer(path)
-    return int(load_prompts(prompt_sets(config, tokenizer)[0], tokenizer, vocab_size=len(tokenizer)).lengths.max())
+    reads = ChatTemplate(tokenizer) if config.chat_template else tokenizer
+    return int(load_prompts(prompt_sets(config, reads)[0], tokenizer, vocab_size=len(tokenizer)).lengths.max())
 
 
 def _reward_bytes(config: TrainTextConfig) -> int:

@@ -25,6 +25,8 @@ class TrainTextConfig(AlgorithmFlags):
     (prompts, completions) -> scores. None: the project's."""
     prompts: str | None = None
     """Text file (a prompt a line) or JSONL (a field `prompt`); a tenth is held out. None: openings of movie reviews."""
+    chat_template: bool = False
+    """Put each prompt into a chat as the user's turn, in the tokenizer's own template; scorers read the bare turn."""
     eval_prompts: str | None = None
     """File of prompts for the comparison before/after; needs `prompts`. None: those held out."""
     num_eval_prompts: int = 400

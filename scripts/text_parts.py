@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from agents.causal_lm import CausalLMPolicy
 from agents.text_collector import AdaptiveKL, TextCollector
+from scripts.chat import ChatTemplate
 from scripts.movie_reviews import movie_review_splits, openings
 from scripts.run_dir import write_folder_aside
 from scripts.sampling import Samples, write_samples
@@ -61,6 +62,7 @@ class TextParts:
         start: the same model, frozen; the KL is measured against it.
         reference: its log-probs.
         reward: the environment's preference reward.
+        chat: what puts prompts into a chat, or None.
         collector: of rollouts.
         judge: independent of the reward model, or None.
         eval_prompts: texts that training never sees.
@@ -71,6 +73,7 @@ class TextParts:
     start: CausalLMPolicy
     reference: PolicyReference
     reward: PreferenceReward
+    chat: ChatTemplate | None
     collector: TextCollector
     judge: Any
     eval_prompts: list[Any]
@@ -78,7 +81,8 @@ class TextParts:
     def write(self, policy: CausalLMPolicy) -> Samples:
         """What ``policy`` writes on the evaluation prompts, always with the same seed."""
         budget = self.collector.base.max_new_tokens
-        return write_samples(policy, self.tokenizer, self.eval_prompts, max_new_tokens=budget, seed=EVAL_SEED)
+        samples = write_samples(policy, self.tokenizer, self.eval_prompts, max_new_tokens=budget, seed=EVAL_SEED)
+        return samples if self.chat is None else replace(samples, openings=self.chat.said(samples.openings))
 
     def score(self, samples: Samples) -> np.ndarray:
         """``[N]`` scores by the reward that is trained on."""
@@ -89,8 +93,9 @@ class TextParts:
         rows = self.collector.last
         if rows is None:
             return []
-        texts = decode_rows(self.tokenizer, rows.prompts[:count], rows.completions[:count])
-        return [f"{opening} |{ending}" for opening, ending in zip(*texts, strict=True)]
+        openings, endings = decode_rows(self.tokenizer, rows.prompts[:count], rows.completions[:count])
+        openings = openings if self.chat is None else self.chat.said(openings)
+        return [f"{opening} |{ending}" for opening, ending in zip(openings, endings, strict=True)]
 
 
 def build_parts(config: TrainTextConfig) -> TextParts:
@@ -101,7 +106,8 @@ def build_parts(config: TrainTextConfig) -> TextParts:
     """
     path = str(assets.language_model_dir()) if config.model is None else config.model
     tokenizer = load_tokenizer(path)
-    train_prompts, eval_prompts = prompt_sets(config, tokenizer)
+    chat = ChatTemplate(tokenizer) if config.chat_template else None
+    train_prompts, eval_prompts = prompt_sets(config, chat or tokenizer)
     models = build_models(config, path)
     policy = models.policy
     reference = PolicyReference(models.plain, tokenizer)
@@ -114,7 +120,8 @@ def build_parts(config: TrainTextConfig) -> TextParts:
         max_new_tokens=config.max_new_tokens,
         group_size=config.agent_config().group_size,
     )
-    reward = PreferenceReward(base, _scorer(config, models))
+    scorer = _scorer(config, models)
+    reward = PreferenceReward(base, scorer if chat is None else chat.scorer(scorer))
     controller = None if config.kl_target is None else AdaptiveKL(target=config.kl_target, horizon=config.kl_horizon)
     collector = TextCollector(
         KLShaping(reward, reference, config.beta, charge=config.agent_config().kl_in != "loss"),
@@ -129,6 +136,7 @@ def build_parts(config: TrainTextConfig) -> TextParts:
         start=models.start,
         reference=reference,
         reward=reward,
+        chat=chat,
         collector=collector,
         judge=_judge() if config.judge else None,
         eval_prompts=eval_prompts,
@@ -147,14 +155,17 @@ def save_model(policy: CausalLMPolicy, tokenizer: Any, path: Path) -> None:
 
 
 def prompt_sets(config: TrainTextConfig, tokenizer: Any) -> tuple[Any, list[Any]]:
-    """Training prompts and evaluation prompts."""
+    """Training prompts and evaluation prompts; ``tokenizer`` may be a `ChatTemplate`."""
     if config.prompts is None:
         splits = movie_review_splits()
         words, count = OPENING_WORDS, config.num_eval_prompts
-        return (
+        texts = [
             openings(splits.prompt_train, num_words=words, count=NUM_OPENINGS, seed=0),
             openings(splits.prompt_test, num_words=words, count=count, seed=0),
-        )
+        ]
+        if isinstance(tokenizer, ChatTemplate):
+            return tuple([tokenizer(text)["input_ids"] for text in part] for part in texts)  # type: ignore[return-value]
+        return texts[0], texts[1]
     train = _lines(config.prompts, tokenizer)
     if config.eval_prompts is not None:
         return train, _lines(config.eval_prompts, tokenizer)[: config.num_eval_prompts]

@@ -3,7 +3,9 @@
 import csv
 import json
 import os
+import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from scripts.plots import read_columns
 from scripts.sampling import Samples
 from scripts.text_config import TrainTextConfig
 from scripts.text_metrics import compare, distinct_bigrams_of_all, kl_per_sequence, perplexity_under, win_rate
+from scripts.text_parts import build_parts
 from scripts.train_text import command_line
 
 WORDS = ["<end>", "good", "bad", "the", "film", "is", "a", "very", "plot", "and"]
@@ -55,6 +58,10 @@ def inputs(tmp_path, model_dir, monkeypatch):
         "calls = 0\n"
         "def good(prompts, completions):\n"
         "    return [float(text.split().count('good')) for text in completions]\n"
+        "seen = []\n"
+        "def remember(prompts, completions):\n"
+        "    seen.extend(prompts)\n"
+        "    return good(prompts, completions)\n"
         "def nan(prompts, completions):\n"
         "    return [float('nan')] * len(prompts)\n"
         "def interrupt_at_second_update(prompts, completions):\n"
@@ -250,9 +257,35 @@ def test_the_plan_is_printed_for_each_memory_and_the_run_says_what_it_took(input
     assert summary["peak_memory_bytes"] >= 0
 
 
+CHAT = "{% for m in messages %}<end> {{ m['content'] }} <end> {% endfor %}{% if add_generation_prompt %}is{% endif %}"
+
+
+def test_chat_prompts_are_generated_from_in_the_template_and_scored_bare(inputs, tmp_path, capsys):
+    assert run(inputs, tmp_path / "none", "--chat-template") == 2
+    assert "no chat template" in capsys.readouterr().err
+    folder = tmp_path / "chat_model"
+    shutil.copytree(inputs["--model"], folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(folder)
+    config = TrainTextConfig(
+        run_dir="none", model=str(folder), prompts=inputs["--prompts"], reward_model="own_reward:remember",
+        chat_template=True, max_new_tokens=6, num_eval_prompts=2, judge=False, batch_size=8, minibatch_size=8,
+    )  # fmt: skip
+    parts = build_parts(config)
+    assert parts.eval_prompts[0] == [0, 3, 4, 0, 5]  # <end> the film <end> is
+    samples = parts.write(parts.start)
+    assert samples.openings[0] == "the film\n"
+    parts.score(samples)
+    parts.collector.collect(parts.policy)
+    import own_reward
+
+    assert set(own_reward.seen) <= {f"{line}\n" for line in Path(inputs["--prompts"]).read_text().split("\n")}
+    assert parts.newest_samples(1)[0].count("<end>") == 0
+
+
 def test_a_reward_model_that_is_an_adapter_over_the_same_trunk_lives_on_it(inputs, tmp_path):
     from reward_models import RewardModel
-    from scripts.text_parts import build_parts
 
     model = RewardModel.from_backbone(inputs["--model"], lora_rank=2)
     for name, parameter in model.named_parameters():
