@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install data demo verify test test-slow mutants kills lint format clean
+.PHONY: install data demo verify test test-slow mutants kills benchmark-control lint format clean
 
 install: $(VENV)/installed
 
@@ -37,6 +37,9 @@ mutants: install
 
 kills: install
 	$(BIN)/python -m scripts.kill_and_resume --overwrite
+
+benchmark-control: install
+	$(BIN)/python -m scripts.benchmark_control --run-dir runs/benchmark_control --overwrite
 
 lint: install
 	$(BIN)/ruff check .
