@@ -45,7 +45,9 @@ def hessian_product(value: Tensor, parameters: Sequence[Tensor]) -> Product:
     return product
 
 
-def conjugate_gradient(product: Product, target: Tensor, *, steps: int, tolerance: float = 1e-5) -> tuple[Tensor, float]:
+def conjugate_gradient(
+    product: Product, target: Tensor, *, steps: int, tolerance: float = 1e-5
+) -> tuple[Tensor, float]:
     """Solve ``A x = target`` for a symmetric positive definite ``A``, starting from 0.
 
     Source: Hestenes & Stiefel 1952; exact after ``P`` steps but for rounding.
