@@ -35,7 +35,7 @@ def test_evaluate_reads_logprob_entropy_and_value_off_the_table():
     with torch.no_grad():
         policy.value_table[:] = torch.arange(5.0)
     observations = torch.tensor(STATES[[[3, 0], [1, 2]]]).float()
-    logprobs, entropy, values = policy.evaluate(observations, torch.tensor([[0, 2], [2, 0]]))
+    logprobs, entropy, values = policy.evaluate(observations, torch.tensor([[0, 2], [2, 0]]))[:3]
     torch.testing.assert_close(logprobs.exp(), torch.tensor([[0.5, 0.5], [0.8, 0.6]]))
     torch.testing.assert_close(entropy[0, 0], torch.tensor(1.5 * np.log(2), dtype=torch.float32))
     assert values.tolist() == [[3.0, 0.0], [1.0, 2.0]]
@@ -44,7 +44,7 @@ def test_evaluate_reads_logprob_entropy_and_value_off_the_table():
 
 def test_the_gradient_reaches_the_visited_rows_alone():
     policy = _policy()
-    logprobs, _, values = policy.evaluate(torch.tensor(STATES[1:2])[None], torch.tensor([[2]]))
+    logprobs, _, values = policy.evaluate(torch.tensor(STATES[1:2])[None], torch.tensor([[2]]))[:3]
     (logprobs.sum() + values.sum()).backward()
     torch.testing.assert_close(policy.logits.grad[1], torch.tensor([-0.1, -0.1, 0.2]))
     assert policy.logits.grad[[0, 2, 3, 4]].abs().max() == 0
