@@ -5,9 +5,9 @@
 
 Every training is a process of its own with one thread and leaves a run directory under `runs/`; `--resume` keeps those
 that are finished. Scores are means of 100 greedy episodes of the best kept weights, on both sides judged by other
-episodes than those that chose them; over seeds the interquartile mean, with a stratified-bootstrap 95% interval. The time
-to solve CartPole and the speed at equal work are wall-clock, one process at a time; as trainings run side by side, theirs
-is CPU time. All are without evaluations. Left behind: `summary.json` (one key a row), `table.md`, `curves.png`.
+episodes than those that chose them; over seeds the interquartile mean, with a stratified-bootstrap 95% interval. The
+time to solve CartPole and the speed at equal work are wall-clock, one process at a time; trainings run side by side, so
+theirs is CPU time. All are without evaluations. Left behind: `summary.json` (one key a row), `table.md`, `curves.png`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ TRPO_TASKS = {
     "Pendulum-v1": (100_000, -174.6),
     "MountainCarContinuous-v0": (50_000, 92.5),
 }
-"""Transitions that our TRPO trains for, and the return that rl-zoo's benchmark.md states for sb3-contrib's (one run)."""
+"""Transitions that our TRPO trains for, and the return rl-zoo's benchmark.md states for sb3-contrib's (one run)."""
 SIDES = ("ours", "sb3")
 EVALUATIONS = 20
 """Greedy evaluations along a training."""
