@@ -15,6 +15,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from agents.causal_lm import CausalLMPolicy, uniform
 from agents.token_distribution import sample_tokens
+from textenvs.reference import cache_keyword
 from textenvs.rows import PAD
 
 COMPACT_AT = 1 / 16
@@ -109,6 +110,7 @@ class _Decoder:
 
     def __init__(self, policy: CausalLMPolicy, prompts: Tensor, lengths: Tensor, width: int, budget: int) -> None:
         self.trunk = policy.model.base_model
+        self.cache_keyword = cache_keyword(self.trunk)
         self.cache = new_cache(policy.model.config, capacity=width + budget - 1)
         self.column = width
         self.next_position = lengths[:, None]
@@ -148,9 +150,8 @@ class _Decoder:
                 square = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=tokens.device)
                 # Padding sees itself, or its attention would be a softmax over nothing and poison the cache with NaN.
                 mask = (mask & square.tril()) | torch.eye(*square.shape, dtype=torch.bool, device=tokens.device)
-        out = self.trunk(
-            input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True
-        )
+        cache: dict[str, Any] = {self.cache_keyword: self.cache}
+        out = self.trunk(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=True, **cache)
         return out.last_hidden_state[:, -1]
 
     def advance(self, tokens: Tensor) -> None:

@@ -6,6 +6,7 @@ This module imports torch and transformers; nothing else in the package does bef
 
 from __future__ import annotations
 
+import inspect
 import os
 from typing import Any
 
@@ -51,6 +52,7 @@ class CausalLMReference:
         self.vocab_size: int = model.get_input_embeddings().num_embeddings
         self.max_positions: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._max_logits = max_logits
+        self._cache_keyword = cache_keyword(model)
         self._cache = _RowCache(0, 0)
         self._cached = np.zeros((0, 0), dtype=np.int64)
 
@@ -152,9 +154,9 @@ class CausalLMReference:
             input_ids=self._tensor(tokens),
             attention_mask=self._cache.attention_mask(tokens.shape[1], self.model.dtype),
             position_ids=self._cache.position_ids(len(tokens), tokens.shape[1]),
-            past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=keep,
+            **{self._cache_keyword: self._cache},
         ).logits
         column = np.zeros(len(tokens), dtype=np.int64) if last is None else np.searchsorted(np.unique(last), last)
         chosen: Tensor = logits[torch.arange(len(tokens)), self._tensor(column)].float()
@@ -229,6 +231,11 @@ class _RowCache(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """0: positions are given with every pass."""
         return 0
+
+
+def cache_keyword(model: Any) -> str:
+    """What `model`'s forward pass calls its key-value cache: "cache", or "past_key_values" before transformers 5.24."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def load_causal_lm(path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> Any:
