@@ -15,7 +15,7 @@ MAY_IMPORT = {
 EXCEPTIONS = {("textenvs/assets.py", "load_scorer", "reward_models")}
 """(file, function, module): the shipped reward model is loaded only when the function is called."""
 
-TOKEN_MODULES = {
+TOKEN_MODULES = {"adapters", 
     "causal_lm", "generation", "heads", "tabular_text", "text", "text_collector", "token_distribution", "trunk",
 }  # fmt: skip
 """Modules of agents that may know tokens."""
