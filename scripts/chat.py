@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from jinja2 import TemplateError
+
 
 class ChatTemplate:
     """Turns a text into the token ids of a chat in which the user says it and the assistant is about to answer.
@@ -33,11 +35,24 @@ class ChatTemplate:
 
     def __call__(self, text: str) -> dict[str, list[int]]:
         """``{"input_ids": ...}`` of the chat up to where the assistant's words begin."""
-        turn = [{"role": "user", "content": text}]
-        whole = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        ids = [int(token) for token in self.tokenizer(whole, add_special_tokens=False)["input_ids"]]
+        ids = self.ids_of(self.text_of([{"role": "user", "content": text}], answering=True))
         self._said[self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)] = text
         return {"input_ids": ids}
+
+    def text_of(self, turns: Sequence[dict[str, str]], *, answering: bool) -> str:
+        """The chat as the template writes it, up to where the assistant's words begin if it is ``answering``.
+
+        Raises:
+            ValueError: if the template refuses these turns.
+        """
+        try:
+            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answering))
+        except TemplateError as fault:
+            raise ValueError(f"the chat template refuses these turns: {fault}") from fault
+
+    def ids_of(self, text: str) -> list[int]:
+        """Token ids of a chat's text; its special tokens are the template's own, none are added."""
+        return [int(token) for token in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
 
     def said(self, decoded: Sequence[str]) -> list[str]:
         """What the user said in each decoded prompt, with a line's end before the answer; others stay as they are."""
