@@ -164,8 +164,10 @@ class FromScratch:
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """As the function of that name, from the configuration's seed."""
         config = self.config
+        start = self.module.config.bos_token_id
         assert config.batch_tokens is not None
-        return batches(self.reviews, self.module.config.bos_token_id, config.batch_tokens, random.Random(config.seed))
+        assert start is not None
+        return batches(self.reviews, start, config.batch_tokens, random.Random(config.seed))
 
     def gradient(self, batch: tuple[Tensor, Tensor]) -> StepFigures:
         """Of the mean loss of a batch."""

@@ -61,7 +61,8 @@ class _Optimisation:
     epochs: float | None = None
     """Passes over the rows. None: 3, unless `train_tokens` says how much."""
     train_tokens: int | None = None
-    """Tokens to read in training, repeats and prompts included, instead of `epochs`. None: 9 million of movie reviews."""
+    """Tokens to read in training, repeats and prompts included, instead of `epochs`. None: 9 million; with `data` see
+    `epochs`."""
     batch_size: int | None = None
     """Rows an optimiser step. None: 32 with `model`, unless `batch_tokens` is given."""
     batch_tokens: int | None = None

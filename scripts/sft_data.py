@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from textenvs.chats import check_turns
+
 Kind = Literal["completions", "texts", "chats"]
 FIELDS: dict[Kind, tuple[str, ...]] = {
     "completions": ("prompt", "completion"),
@@ -107,18 +109,7 @@ def _text(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _chat(fields: dict[str, Any]) -> dict[str, Any]:
-    messages = fields["messages"]
-    if not isinstance(messages, list) or not messages:
-        raise ValueError(f"'messages' must be a list of turns, received {messages!r}")
-    turns = []
-    for number, turn in enumerate(messages, start=1):
-        if not isinstance(turn, dict) or not all(isinstance(turn.get(name), str) for name in ("role", "content")):
-            raise ValueError(f"turn {number} must be an object with the strings role and content, received {turn!r}")
-        if turn["role"] == "assistant":
-            _words(turn["content"], f"the assistant's turn {number}")
-        turns.append({"role": turn["role"], "content": turn["content"]})
-    if turns[0]["role"] == "assistant":
-        raise ValueError("the assistant speaks first: there is nothing that it answers to")
+    turns = check_turns(fields["messages"])
     if all(turn["role"] != "assistant" for turn in turns):
         raise ValueError("no turn is the assistant's: there is nothing to learn")
     return {"messages": turns}

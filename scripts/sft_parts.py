@@ -9,12 +9,11 @@ import torch
 
 from agents.adapters import POLICY, AdaptedTrunk, LoraOptions
 from agents.causal_lm import CausalLMPolicy
-from scripts.chat import ChatTemplate
 from scripts.from_scratch import new_model, train_tokenizer
 from scripts.language_model_config import TrainLanguageModelConfig
 from scripts.sft_data import Examples, read_examples
 from scripts.sft_rows import RowEncoder, TokenRow, check_vocabulary, limit_rows, split_rows
-from scripts.text_models import DTYPES
+from scripts.text_models import DTYPES, end_of_text
 from textenvs.reference import load_causal_lm
 from textenvs.text import load_tokenizer
 
@@ -49,7 +48,7 @@ def build_policy(config: TrainLanguageModelConfig, examples: Examples) -> tuple[
         # A frozen weight is only ever read, and autocast would round it at each reading.
         dtype = torch.float32 if config.lora_rank is None else DTYPES[config.dtype]
         model = load_causal_lm(config.model, dtype=dtype)
-    end_of_text = agree_on_end_of_text(model, tokenizer, frozen=config.lora_rank is not None)
+    eos_token_id = agree_on_end_of_text(model, tokenizer, frozen=config.lora_rank is not None)
     model.to(config.device)
     trunk = None
     if config.lora_rank is not None:
@@ -57,7 +56,7 @@ def build_policy(config: TrainLanguageModelConfig, examples: Examples) -> tuple[
         trunk = AdaptedTrunk(model, options, value=False)
     policy = CausalLMPolicy(
         model,
-        eos_token_id=end_of_text,
+        eos_token_id=eos_token_id,
         critic="none",
         adapters=trunk,
         role=POLICY,
@@ -68,7 +67,7 @@ def build_policy(config: TrainLanguageModelConfig, examples: Examples) -> tuple[
 
 
 def agree_on_end_of_text(model: Any, tokenizer: Any, *, frozen: bool) -> int:
-    """The tokenizer's end-of-text token, which the model's configuration names from now on, too.
+    """The tokenizer's end-of-text token, which the model's configuration names, too, if need be from now on.
 
     Args:
         model: whose configuration the later stages read.
@@ -84,13 +83,11 @@ def agree_on_end_of_text(model: Any, tokenizer: Any, *, frozen: bool) -> int:
             "the tokenizer has no end-of-text token (eos_token), so the model could not learn to stop: set one in "
             "tokenizer_config.json"
         )
-    named = model.config.eos_token_id
-    named = named[0] if isinstance(named, (list, tuple)) and named else named
-    if named != token:
+    if model.config.eos_token_id is None or end_of_text(model, tokenizer) != token:
         if frozen:
             raise ValueError(
-                f"the model ends texts with token {named} and its tokenizer with {token}: an adapter cannot carry "
-                f"that, set eos_token_id to {token} in the model's config.json"
+                f"the model ends texts with token {model.config.eos_token_id}, its tokenizer with {token}; an adapter "
+                f"cannot carry that: set eos_token_id to {token} in the model's config.json"
             )
         model.config.eos_token_id = int(token)
         if model.generation_config is not None:
@@ -104,10 +101,8 @@ def build_rows(config: TrainLanguageModelConfig, examples: Examples, tokenizer: 
     Raises:
         ValueError: naming the file and line of what cannot be used.
     """
-    chat = ChatTemplate(tokenizer) if config.chat_template else None
-    if examples.kind == "chats" and getattr(tokenizer, "chat_template", None):
-        chat = ChatTemplate(tokenizer)
-    encode = RowEncoder(tokenizer, eos_token_id=tokenizer.eos_token_id, chat=chat)
+    assert policy.eos_token_id is not None
+    encode = RowEncoder(tokenizer, eos_token_id=policy.eos_token_id, wrap=config.chat_template)
     positions = policy.max_positions
     longest = positions if config.max_length is None else config.max_length
     if positions is not None and longest is not None and longest > positions:

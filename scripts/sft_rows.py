@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from scripts.chat import ChatTemplate
 from scripts.sft_data import Example, Examples
+from textenvs.chats import Turn, chat_ids, chat_text, plain_text
 
 OPENING = 8
 """Tokens of a text without prompt that samples begin with, or half of it if it is shorter than two openings."""
@@ -64,11 +64,11 @@ class RowEncoder:
     Args:
         tokenizer: of the model.
         eos_token_id: the token that ends what is learnt.
-        chat: puts prompts and completions into a chat; examples that are chats need it. None: there is no chat.
+        wrap: whether a prompt and its completion become a chat of two turns.
     """
 
-    def __init__(self, tokenizer: Any, *, eos_token_id: int, chat: ChatTemplate | None = None) -> None:
-        self.tokenizer, self.eos_token_id, self.chat = tokenizer, eos_token_id, chat
+    def __init__(self, tokenizer: Any, *, eos_token_id: int, wrap: bool = False) -> None:
+        self.tokenizer, self.eos_token_id, self.wrap = tokenizer, eos_token_id, wrap
         self.num_apart = 0
         """Rows so far with a part that was tokenised apart."""
 
@@ -76,22 +76,20 @@ class RowEncoder:
         """The rows of ``examples``.
 
         Raises:
-            ValueError: naming the line, if a prompt has no tokens, if the chat template cannot be followed; or if rows
-                and ``chat`` do not go together.
+            ValueError: naming the line, if a prompt has no tokens or the chat template cannot be followed; if plain
+                text is to be wrapped.
         """
         if examples.kind == "texts":
-            if self.chat is not None:
+            if self.wrap:
                 raise ValueError("--chat-template: rows of plain text have no turns; leave it out")
             texts = [example.content["text"] for example in examples.rows]
             return [self._text(*pair) for pair in zip(examples.rows, self._ids(texts), strict=True)]
-        if examples.kind == "chats" and self.chat is None:
-            raise ValueError("rows with messages need a tokenizer with a chat template; this one has none")
-        if self.chat is None:
-            contents = [example.content for example in examples.rows]
-            before = self._ids([content["prompt"] for content in contents])
-            whole = self._ids([content["prompt"] + content["completion"] for content in contents])
-            return [self._completion(*parts) for parts in zip(examples.rows, before, whole, strict=True)]
-        return [self._chat(self.chat, example, _turns(example)) for example in examples.rows]
+        if examples.kind == "chats" or self.wrap:
+            return [self._chat(example, _turns(example)) for example in examples.rows]
+        contents = [example.content for example in examples.rows]
+        before = self._ids([content["prompt"] for content in contents])
+        whole = self._ids([content["prompt"] + content["completion"] for content in contents])
+        return [self._completion(*parts) for parts in zip(examples.rows, before, whole, strict=True)]
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, verbose=False)["input_ids"]
@@ -117,16 +115,16 @@ class RowEncoder:
         tokens = self._ended(whole)
         return _row(example, tokens, [(len(before), len(tokens))], len(before), prompt)
 
-    def _chat(self, chat: ChatTemplate, example: Example, turns: list[dict[str, str]]) -> TokenRow:
+    def _chat(self, example: Example, turns: list[Turn]) -> TokenRow:
         tokens: list[int] = []
         spans, text, apart = [], "", False
         for index, turn in enumerate(turns):
             if turn["role"] != "assistant":
                 continue
-            asked, answered = self._written(chat, example, turns, index, text)
-            tokens, first = _go_on(chat, tokens, text, asked)
+            asked, answered = self._written(example, turns, index, text)
+            tokens, first = self._go_on(tokens, text, asked)
             begin = len(tokens)
-            tokens, second = _go_on(chat, tokens, asked, answered)
+            tokens, second = self._go_on(tokens, asked, answered)
             # What a template writes behind the end of text (a line's end) is never generated, so it is not learnt.
             ends = [at for at in range(begin, len(tokens)) if tokens[at] == self.eos_token_id]
             spans.append((begin, ends[-1] + 1 if ends else len(tokens)))
@@ -138,16 +136,13 @@ class RowEncoder:
         tokens = self._ended(tokens[:end])
         spans[-1] = (begin, len(tokens))
         first_answer = next(i for i, turn in enumerate(turns) if turn["role"] == "assistant")
-        prompt = "\n".join(turn["content"] for turn in turns[:first_answer])
-        return _row(example, tokens, spans, spans[0][0], prompt)
+        return _row(example, tokens, spans, spans[0][0], plain_text(turns[:first_answer]))
 
-    def _written(
-        self, chat: ChatTemplate, example: Example, turns: list[dict[str, str]], index: int, text: str
-    ) -> tuple[str, str]:
+    def _written(self, example: Example, turns: list[Turn], index: int, text: str) -> tuple[str, str]:
         """The chat up to where the assistant's turn ``index`` begins, and up to where it ends; both go on ``text``."""
         try:
-            asked = chat.text_of(turns[:index], answering=True)
-            answered = chat.text_of(turns[: index + 1], answering=False)
+            asked = chat_text(self.tokenizer, turns[:index], answering=True)
+            answered = chat_text(self.tokenizer, turns[: index + 1], answering=False)
         except ValueError as fault:
             raise ValueError(f"{example.place}: {fault}") from fault
         if not (asked.startswith(text) and answered.startswith(asked)):
@@ -158,24 +153,23 @@ class RowEncoder:
             )
         return asked, answered
 
+    def _go_on(self, tokens: list[int], text: str, longer: str) -> tuple[list[int], bool]:
+        """Ids of ``longer`` that begin with ``tokens``, those of ``text``; whether its rest was tokenised apart."""
+        joint = chat_ids(self.tokenizer, longer)
+        if joint[: len(tokens)] == tokens:
+            return joint, False
+        return tokens + chat_ids(self.tokenizer, longer[len(text) :]), True
+
     def _ended(self, tokens: list[int]) -> list[int]:
         return tokens if tokens and tokens[-1] == self.eos_token_id else [*tokens, self.eos_token_id]
 
 
-def _turns(example: Example) -> list[dict[str, str]]:
+def _turns(example: Example) -> list[Turn]:
     content = example.content
     if "messages" in content:
         return list(content["messages"])
     said = ("user", content["prompt"]), ("assistant", content["completion"])
     return [{"role": role, "content": words} for role, words in said]
-
-
-def _go_on(chat: ChatTemplate, tokens: list[int], text: str, longer: str) -> tuple[list[int], bool]:
-    """Ids of ``longer`` that begin with ``tokens``, those of ``text``; whether its rest had to be tokenised apart."""
-    joint = chat.ids_of(longer)
-    if joint[: len(tokens)] == tokens:
-        return joint, False
-    return tokens + chat.ids_of(longer[len(text) :]), True
 
 
 def _row(example: Example, tokens: list[int], spans: list[tuple[int, int]], opening: int, prompt: str) -> TokenRow:
