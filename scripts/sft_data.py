@@ -80,7 +80,7 @@ def _object(line: str) -> dict[str, Any]:
 
 
 def _kind_of(fields: dict[str, Any]) -> Kind:
-    found = [kind for kind, names in FIELDS.items() if any(name in fields for name in names)]
+    found = [kind for kind, names in FIELDS.items() if all(name in fields for name in names)]
     if len(found) == 1:
         return found[0]
     wanted = "prompt and completion, or text, or messages"
