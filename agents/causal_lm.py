@@ -158,6 +158,24 @@ class CausalLMPolicy(nn.Module):
         spread = [None if flat is None else _spread(flat, mask) for flat in (logprobs, entropy, values, kl)]
         return Evaluation(*spread)  # type: ignore[arg-type]
 
+    def row_logprobs(self, rows: Tensor, mask: Tensor) -> Tensor:
+        """Log-probabilities of tokens anywhere in whole rows, each given what is before it, in one pass with gradient.
+
+        Args:
+            rows: ``[B, W]`` token ids, right-padded with PAD.
+            mask: ``[B, W]`` True on the tokens to judge; never on a row's first one, which nothing precedes.
+
+        Returns:
+            ``[N]`` nats, of the tokens that ``mask`` selects, row after row.
+        """
+        row, column = mask.nonzero(as_tuple=True)
+        if bool((column == 0).any()):
+            raise ValueError("the first token of a row cannot be judged: there is no state before it")
+        with self.acting():
+            hidden = hidden_states(self.model.base_model, rows[:, :-1], (rows != PAD).sum(1) - 1)(row, column - 1)
+            logprobs, _ = self._judge_tokens(hidden, rows[row, column], column)
+        return logprobs
+
     @torch.no_grad()
     def act(
         self, observations: Tensor, *, deterministic: bool = False, generator: torch.Generator | None = None
