@@ -83,6 +83,11 @@ def write_points(path: Path, points: Iterable[dict[str, Any]]) -> None:
     write_aside(path, text.getvalue())
 
 
+def _number(name: str, text: str) -> float | None:
+    """A field: the step is whole, so that a table read and written again is the same table."""
+    return None if not text else int(text) if name == STEP else float(text)
+
+
 def read_points(path: Path) -> list[dict[str, float | None]]:
     """What `write_points` wrote.
 
@@ -93,6 +98,6 @@ def read_points(path: Path) -> list[dict[str, float | None]]:
         raise ValueError(f"there is no {path.name} in {path.parent}")
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return [{name: float(text) if text else None for name, text in row.items()} for row in csv.DictReader(file)]
+            return [{name: _number(name, text) for name, text in row.items()} for row in csv.DictReader(file)]
     except (ValueError, TypeError, AttributeError) as fault:
         raise ValueError(f"{path} is not a table of points: {fault}") from fault

@@ -64,8 +64,8 @@ class PolicyReference(CausalLMReference):
         for start in range(0, len(samples.prompts), ROWS_AT_ONCE):
             part = slice(start, start + ROWS_AT_ONCE)
             rows = samples.prompts[part], samples.completions[part]
-            on_device = [torch.as_tensor(row).to(policy.device) for row in rows]
-            kl = policy.evaluate(*on_device, reference=self.policy).kl
+            prompts, completions = (torch.as_tensor(row).to(policy.device) for row in rows)
+            kl = policy.evaluate(prompts, completions, reference=self.policy).kl
             assert kl is not None
             found.append((kl.cpu().numpy(), self(*rows)))
         kls, logprobs = (np.concatenate(parts) for parts in zip(*found, strict=True))
