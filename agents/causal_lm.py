@@ -26,7 +26,8 @@ from agents.kl import full_kl
 from agents.policy import Evaluation
 from agents.token_distribution import TokenSampling, sample_tokens, token_logprobs
 from agents.trunk import compile_trunk, hidden_states, pack_rows, recompute_layers, trunk_forward
-from textenvs.kernels import attend_in_float32, speed_up
+from textenvs.attention import attend
+from textenvs.kernels import speed_up
 from textenvs.rows import PAD
 
 LOGITS_AT_ONCE = 2**24
@@ -85,8 +86,7 @@ class CausalLMPolicy(nn.Module):
         if self.eos_token_id is not None and not 0 <= self.eos_token_id < self.vocab_size:
             raise ValueError(f"eos_token_id {self.eos_token_id} is not in the vocabulary [0, {self.vocab_size})")
         speed_up(model)
-        if autocast is not None:
-            attend_in_float32(model)
+        attend(model)
         if recompute:
             recompute_layers(model.base_model, nullcontext if adapters is None else adapters.current)
         if compile:

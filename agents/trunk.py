@@ -6,6 +6,7 @@ No head, no distribution and no adapter is known here: see ``agents.causal_lm`` 
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from textenvs.attention import LAYOUT, OURS, RowLayout, attends_to_everything
 from textenvs.rows import PAD
 
 COMPILED = "compiled_forward"
@@ -25,7 +27,49 @@ HiddenAt = Callable[[Tensor, Tensor], Tensor]
 
 
 def hidden_states(trunk: Any, rows: Tensor, lengths: Tensor) -> HiddenAt:
-    """Run ``trunk`` over packed ``rows [B, W]`` of ``lengths [B]``, like lengths together, cut to the longest."""
+    """Run ``trunk`` over right-padded ``rows [B, W]`` of ``lengths [B]``, each at least 1.
+
+    Rows of different lengths go one behind the other through every layer, so that nothing is computed for padding; with
+    a model that cannot, like lengths go together, cut to the longest.
+    """
+    if can_pack(trunk) and bool((lengths != rows.shape[1]).any()):
+        return _packed(trunk, rows, lengths)
+    return _in_parts(trunk, rows, lengths)
+
+
+def can_pack(trunk: Any) -> bool:
+    """Whether ``trunk`` takes rows without padding: attention is ours in every layer, positions are told to it."""
+    return (
+        trunk.config._attn_implementation == OURS
+        and attends_to_everything(trunk.config)
+        and "position_ids" in inspect.signature(trunk.forward).parameters
+        and not hasattr(trunk, COMPILED)
+    )
+
+
+def _packed(trunk: Any, rows: Tensor, lengths: Tensor) -> HiddenAt:
+    layout = RowLayout(lengths)
+    tokens = rows[:, : layout.width].reshape(-1).index_select(0, layout.places)[None]
+    # Four dimensions: a mask that is finished already, which transformers hands on, and our attention has no need of.
+    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=rows.device)
+    with _recomputing(trunk):
+        out = trunk(
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=layout.positions()[None],
+            use_cache=False,
+            **{LAYOUT: layout},
+        )
+    if layout.layers != trunk.config.num_hidden_layers:
+        raise RuntimeError(
+            f"{type(trunk).__name__} told {layout.layers} of its {trunk.config.num_hidden_layers} attention layers how its "
+            "rows are packed; load it with attn_implementation='eager', and rows are padded"
+        )
+    hidden = out.last_hidden_state[0]
+    return lambda row, position: hidden.index_select(0, layout.starts[row] + position)
+
+
+def _in_parts(trunk: Any, rows: Tensor, lengths: Tensor) -> HiddenAt:
     order, parts = length_parts(lengths)
     starts = torch.empty_like(lengths)
     flat, offset = [], 0
