@@ -22,6 +22,8 @@ from textenvs.rows import PAD
 
 COMPILED = "compiled_forward"
 """Attribute of a trunk that holds its compiled forward pass."""
+PACKS = "takes_packed_rows"
+"""Attribute of a trunk that says whether it does, once that was tried."""
 HiddenAt = Callable[[Tensor, Tensor], Tensor]
 """``(row [N], position [N]) -> [N, D]``."""
 
@@ -38,34 +40,43 @@ def hidden_states(trunk: Any, rows: Tensor, lengths: Tensor) -> HiddenAt:
 
 
 def can_pack(trunk: Any) -> bool:
-    """Whether ``trunk`` takes rows without padding: attention is ours in every layer, positions are told to it."""
-    return (
-        trunk.config._attn_implementation == OURS
-        and attends_to_everything(trunk.config)
-        and "position_ids" in inspect.signature(trunk.forward).parameters
-        and not hasattr(trunk, COMPILED)
-    )
+    """Whether ``trunk`` takes rows without padding: every attention layer is ours, sees all, and is told the layout."""
+    if hasattr(trunk, COMPILED) or trunk.device.type == "meta":
+        return False
+    if not hasattr(trunk, PACKS):
+        setattr(trunk, PACKS, _tells_every_layer(trunk))
+    return bool(getattr(trunk, PACKS))
+
+
+def _tells_every_layer(trunk: Any) -> bool:
+    takes = inspect.signature(trunk.forward).parameters
+    if (
+        trunk.config._attn_implementation != OURS
+        or not attends_to_everything(trunk.config)
+        or "position_ids" not in takes
+        or all(parameter.kind != inspect.Parameter.VAR_KEYWORD for parameter in takes.values())
+    ):
+        return False
+    layout = RowLayout(torch.tensor([1, 2], device=trunk.device))
+    with torch.no_grad():
+        _run_packed(trunk, torch.zeros(2, 2, dtype=torch.long, device=trunk.device), layout)
+    return layout.layers == trunk.config.num_hidden_layers
+
+
+def _run_packed(trunk: Any, rows: Tensor, layout: RowLayout) -> Tensor:
+    """Hidden states ``[N, D]``, one row behind the other."""
+    tokens = rows[:, : layout.width].reshape(-1).index_select(0, layout.places)[None]
+    # Four dimensions: a mask that is finished already, which transformers hands on; our attention has no need of it.
+    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=rows.device)
+    inputs = {"input_ids": tokens, "attention_mask": mask, "position_ids": layout.positions()[None], LAYOUT: layout}
+    with _recomputing(trunk):
+        hidden: Tensor = trunk(**inputs, use_cache=False).last_hidden_state[0]
+    return hidden
 
 
 def _packed(trunk: Any, rows: Tensor, lengths: Tensor) -> HiddenAt:
     layout = RowLayout(lengths)
-    tokens = rows[:, : layout.width].reshape(-1).index_select(0, layout.places)[None]
-    # Four dimensions: a mask that is finished already, which transformers hands on, and our attention has no need of.
-    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=rows.device)
-    with _recomputing(trunk):
-        out = trunk(
-            input_ids=tokens,
-            attention_mask=mask,
-            position_ids=layout.positions()[None],
-            use_cache=False,
-            **{LAYOUT: layout},
-        )
-    if layout.layers != trunk.config.num_hidden_layers:
-        raise RuntimeError(
-            f"{type(trunk).__name__} told {layout.layers} of its {trunk.config.num_hidden_layers} attention layers how its "
-            "rows are packed; load it with attn_implementation='eager', and rows are padded"
-        )
-    hidden = out.last_hidden_state[0]
+    hidden = _run_packed(trunk, rows, layout)
     return lambda row, position: hidden.index_select(0, layout.starts[row] + position)
 
 

@@ -106,7 +106,9 @@ def _attention(
     return layout.pack(_in_float32(module, *rows, None, is_causal=True, **options)), None
 
 
-def _in_float32(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any) -> Tensor:
+def _in_float32(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+) -> Tensor:
     """``[B, W, H, D]``; in float32 if it would be in a half type on a CPU."""
     if query.device.type != "cpu" or query.dtype not in HALF:
         return sdpa_attention_forward(module, query, key, value, mask, **options)[0]
