@@ -109,15 +109,16 @@ def length_modulo_seven(prompts: Sequence[str], completions: Sequence[str]) -> l
 
 
 def timed_updates(agent: TextAgent) -> Iterator[dict[str, float]]:
-    """An update each: ``seconds``, those of its parts, and the response tokens that were sampled and learnt from."""
+    """An update each: ``seconds`` and those of its parts, ``cpu_s`` of all threads, and the response tokens that were sampled and learnt from."""
     while True:
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.process_time()
         agent.iterate()
-        seconds = time.perf_counter() - began
+        seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
         generate, score = agent.metrics["time/generate_s"], agent.metrics["time/score_s"]
         assert agent.collector is not None
         yield {
             "seconds": seconds,
+            "cpu_s": cpu,
             "response_tokens": float(agent.collector.last.mask.sum()),  # type: ignore[attr-defined]
             "generate_s": generate,
             "score_s": score,
