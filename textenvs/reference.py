@@ -6,7 +6,6 @@ This module imports torch and transformers; nothing else in the package does bef
 
 from __future__ import annotations
 
-import inspect
 import os
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.cache_utils import Cache
 
+from textenvs.kernels import cache_keyword
 from textenvs.rows import PAD, concatenate
 from textenvs.text import load_tokenizer, same_tokenizer
 from textenvs.vector import TokenVectorEnv
@@ -231,11 +231,6 @@ class _RowCache(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """0: positions are given with every pass."""
         return 0
-
-
-def cache_keyword(model: Any) -> str:
-    """What `model`'s forward pass calls its key-value cache: "cache", or "past_key_values" before transformers 5.24."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def load_causal_lm(path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> Any:

@@ -19,7 +19,7 @@ from agents.memory import (
     plan,
     resident_bytes,
 )
-from textenvs.reference import cache_keyword
+from textenvs.kernels import cache_keyword
 
 V = 37
 IDS = dict(bos_token_id=0, eos_token_id=0, pad_token_id=0, vocab_size=V)
