@@ -109,7 +109,7 @@ def length_modulo_seven(prompts: Sequence[str], completions: Sequence[str]) -> l
 
 
 def timed_updates(agent: TextAgent) -> Iterator[dict[str, float]]:
-    """An update each: ``seconds`` and those of its parts, ``cpu_s`` of all threads, and the response tokens that were sampled and learnt from."""
+    """An update each: ``seconds`` and those of its parts, ``cpu_s`` of all threads, and the response tokens in it."""
     while True:
         began, cpu = time.perf_counter(), time.process_time()
         agent.iterate()

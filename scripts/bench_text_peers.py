@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -105,11 +106,9 @@ class OnDemand:
     def update(self) -> dict[str, float]:
         """Its figures of one more update."""
         assert self.process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):  # it has ended, which the missing answer says, too
             self.process.stdin.write("\n")
             self.process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has ended, which the missing answer says, too
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
@@ -127,10 +126,8 @@ class OnDemand:
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
-            try:
+            with suppress(BrokenPipeError):  # a line that it never read
                 pipe.close()
-            except BrokenPipeError:
-                pass  # a line that it never read
 
     def __enter__(self) -> OnDemand:
         return self

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from agents.schedules import value_at
 from scripts.bench_text_models import LM, PROMPTS, REWARD_MODEL
 from scripts.bench_text_peers import peer_command, quiet_environment
 from scripts.benchmark_control import run_once
@@ -94,7 +95,7 @@ def reviews_row(runs: Path, algorithm: str, *, seeds: int, threads: int) -> Row:
 
 
 def learning_row(runs: Path, peers: Path, *, seeds: int, threads: int) -> Row:
-    """The judge's win rate of our PPO and of TRL's after the same episodes, with the same models, reward and settings."""
+    """The judge's win rate of our PPO and of TRL's after the same episodes, with the same models, reward, settings."""
     sides = {
         "ours": [tuned(runs, "ppo", seed, threads=threads) for seed in range(seeds)],
         "peer": [tuned_by_peer(runs, peers, seed, threads=threads) for seed in range(seeds)],
@@ -141,14 +142,14 @@ def tuned_by_peer(runs: Path, peers: Path, seed: int, *, threads: int) -> dict[s
 
 
 def peer_settings(preset: TrainTextConfig) -> dict[str, Any]:
-    """Our preset in TRL's words; lambda, gamma, the weight of the value loss and the clip are TRL's own defaults, too."""
+    """Our preset in TRL's words; lambda, gamma, the weight of the value loss and the clip are TRL's defaults, too."""
     settings = preset.agent_config()
     return {
         "rows": preset.batch_size,
         "minibatches": preset.batch_size // settings.minibatch_size,
         "epochs": settings.epochs,
         "new_tokens": preset.max_new_tokens,
-        "learning_rate": settings.learning_rate(0.0),
+        "learning_rate": value_at(settings.learning_rate, 0.0),
         "kl_coef": preset.beta,
         "updates": preset.episodes // preset.batch_size,
         "seed": preset.seed,

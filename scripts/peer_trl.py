@@ -3,8 +3,8 @@
     PEER_PYTHON -I scripts/peer_trl.py job.json
 
 TRL's last release with PPO (0.29.1) and its newest GRPO need different environments, so this file knows both. The job
-is one JSON object, see ``JOB``. With ``on_demand`` it makes one update for each line on standard input, and answers each
-with a line of JSON: the update's seconds, and the response tokens in it up to each text's end.
+is one JSON object, see ``JOB``. With ``on_demand`` it makes one update for each line on standard input, and answers
+each with a line of JSON: the update's seconds, and the response tokens in it up to each text's end.
 """
 
 from __future__ import annotations
@@ -233,8 +233,8 @@ class Calibrated(nn.Module):
 def scorer(folder: str | Path) -> Any:
     """The reward model that ours saved at ``folder``, in the form that TRL takes: GPT-2 with a ``score`` head.
 
-    Ours reads ``bos + text (+ eos)`` at the last real token; prompts here begin with bos already where there is one, and
-    TRL keeps a response's eos and reads before the padding, so both read the same rows at the same place.
+    Ours reads ``bos + text (+ eos)`` at the last real token; prompts here begin with bos already where there is one,
+    and TRL keeps a response's eos and reads before the padding, so both read the same rows at the same place.
     """
     from safetensors.torch import load_file
     from transformers import GPT2Config, GPT2ForSequenceClassification
@@ -246,7 +246,7 @@ def scorer(folder: str | Path) -> Any:
     missing, unexpected = model.transformer.load_state_dict(backbone, strict=False)
     if unexpected or [name for name in missing if not name.endswith((".attn.bias", ".attn.masked_bias"))]:
         raise ValueError(f"{folder}: weights do not fit GPT-2: missing {missing}, unexpected {unexpected}")
-    model.score = Calibrated(weights["head.weight"], weights["mean"], weights["std"])
+    model.score = Calibrated(weights["head.weight"], weights["mean"], weights["std"])  # type: ignore[assignment]
     return model.eval()
 
 
