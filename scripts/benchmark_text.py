@@ -82,9 +82,7 @@ def _gap(config: Config, runs: Path) -> list[Row]:
 
 
 def _reviews(config: Config, runs: Path) -> list[Row]:
-    return [
-        reviews_row(runs, algorithm, seeds=config.seeds, threads=config.threads) for algorithm in ("ppo", "grpo")
-    ]
+    return [reviews_row(runs, algorithm, seeds=config.seeds, threads=config.threads) for algorithm in ("ppo", "grpo")]
 
 
 def _learning(config: Config, runs: Path) -> list[Row]:
@@ -151,7 +149,9 @@ def finished_rows(folder: Path) -> list[Row]:
 def _refuse_other_settings(config: Config, file: Path) -> None:
     theirs = json.loads(file.read_text())
     ours = {name: value for name, value in asdict(config).items() if name not in HOW}
-    other = [f"{name}={theirs.get(name)!r} (now {value!r})" for name, value in ours.items() if theirs.get(name) != value]
+    other = [
+        f"{name}={theirs.get(name)!r} (now {value!r})" for name, value in ours.items() if theirs.get(name) != value
+    ]
     if other:
         raise ValueError(f"the benchmark in {file.parent} has other settings: {', '.join(other)}")
 

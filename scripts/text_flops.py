@@ -55,7 +55,9 @@ def forward_flops(model: Transformer, *, tokens: int, pairs: int, predictions: i
     return blocks + attention + 2 * model.width * model.vocabulary * predictions
 
 
-def update_flops(model: Transformer, *, prompts: Iterable[int], responses: Iterable[int], epochs: int) -> dict[str, int]:
+def update_flops(
+    model: Transformer, *, prompts: Iterable[int], responses: Iterable[int], epochs: int
+) -> dict[str, int]:
     """Operations of a PPO update whose critic shares the policy's trunk, by part and in ``total``.
 
     Writing and the reference read every token but the last, and predict the response; the reward model reads every
