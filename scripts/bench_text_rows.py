@@ -180,5 +180,4 @@ def judged(model: Path, preset: TrainTextConfig) -> dict[str, Any]:
 
     parts = build_parts(preset)
     policy = CausalLMPolicy(load_causal_lm(model), eos_token_id=parts.policy.eos_token_id)
-    before, after = parts.write(parts.start), parts.write(policy)
-    return compare(before, after, score=parts.score, reference=parts.reference, judge=parts.judge)[0]
+    return compare(parts.assess(parts.start), parts.assess(policy))[0]
