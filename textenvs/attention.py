@@ -103,7 +103,8 @@ def _attention(
         return _in_float32(module, query, key, value, attention_mask, **options), None
     layout.layers += 1
     rows = [layout.spread(part) for part in (query, key, value)]
-    return layout.pack(_in_float32(module, *rows, None, is_causal=True, **options)), None
+    out = _in_float32(module, rows[0], rows[1], rows[2], None, is_causal=True, **options)
+    return layout.pack(out), None
 
 
 def _in_float32(
