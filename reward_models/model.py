@@ -120,12 +120,11 @@ class RewardModel(nn.Module):
         """Calibrated scores ``[N]`` of token rows ``[N, T]`` (ids) and their mask ``[N, T]`` (True or 1 = real)."""
         return (self.raw(input_ids, attention_mask) - self.mean) / self.std
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """``model(prompts, completions)`` on text is `score`; on tensors it is `forward`."""
-        first = args[0] if args else kwargs.get("prompts", kwargs.get("input_ids"))
-        if isinstance(first, Tensor):
-            return super().__call__(*args, **kwargs)
-        return self.score(*args, **kwargs)
+    def __call__(self, prompts: Any, completions: Any, *, finished: Sequence[bool] | bool = True) -> Any:
+        """``model(prompts, completions)`` on text is `score`; ``model(input_ids, attention_mask)`` is `forward`."""
+        if isinstance(prompts, Tensor):
+            return super().__call__(prompts, completions)
+        return self.score(prompts, completions, finished=finished)
 
     def score(
         self,
