@@ -12,9 +12,8 @@ COMPLETIONS = np.array([[6, 7, 0, PAD], [6, 7, 8, 9], [0, PAD, PAD, PAD], [9, 8,
 
 def environment(tokenizer, scorer):
     prompts = ["the film is", "a plot", "b", "the actor was"]
-    envs = TokenVectorEnv(
-        4, prompts=prompts, tokenizer=tokenizer, eos_token_id=0, max_new_tokens=4, shuffle=False, autoreset_mode="Disabled"
-    )  # fmt: skip
+    options = {"eos_token_id": 0, "max_new_tokens": 4, "shuffle": False, "autoreset_mode": "Disabled"}
+    envs = TokenVectorEnv(4, prompts=prompts, tokenizer=tokenizer, **options)
     return PreferenceReward(envs, scorer)
 
 
