@@ -12,7 +12,7 @@ from transformers import AutoConfig
 from agents.adapters import LoraOptions
 from agents.memory import Layout, Workload, plan
 from reward_models.adapter import ADAPTER
-from reward_models.model import DESCRIPTION
+from reward_models.files import DESCRIPTION
 from scripts.chat import ChatTemplate
 from scripts.text_config import TrainTextConfig
 from scripts.text_models import DTYPES

@@ -14,7 +14,7 @@ from agents.causal_lm import CausalLMPolicy
 from agents.token_distribution import TokenSampling
 from reward_models import RewardModel
 from reward_models.adapter import ADAPTER
-from reward_models.model import DESCRIPTION
+from reward_models.files import DESCRIPTION
 from scripts.text_config import TrainTextConfig
 from textenvs.reference import load_causal_lm
 
