@@ -2,10 +2,10 @@
 
 Members differ in everything that a seed decides: head, adapter, order of the comparisons, noise. That is what Coste et
 al. 2023 (arXiv:2310.02743) vary, whose members are whole models. Adapters over one frozen language model cost a small
-part of that and disagree more than mere heads on one trunk do (Zhang et al. 2024, "Improving RLHF with Efficient Reward
-Model Ensemble", arXiv:2401.16635; Zhai et al. 2024, arXiv:2401.00243); heads alone are therefore not offered. Members
-that share their pretraining share its errors, too (Eisenstein et al. 2023, arXiv:2312.09244): where all agree, all may
-be wrong. How members' scores become one is not decided here; `textenvs.PreferenceReward` takes an ensemble apart.
+part of that (LoRA ensembles of reward models: Zhang et al. 2024, arXiv:2401.16635; Zhai et al. 2024, arXiv:2401.00243).
+Heads alone on one frozen trunk would cost still less, and all read the same features; they are not offered. Members
+that share their pretraining share its errors (Eisenstein et al. 2023, arXiv:2312.09244): where all agree, all may be
+wrong. How members' scores become one is not decided here; `textenvs.PreferenceReward` takes an ensemble apart.
 """
 
 from __future__ import annotations
