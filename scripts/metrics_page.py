@@ -11,6 +11,7 @@ from agents.text_collector import METRICS as TEXT_METRICS
 
 OTHER_METRICS = {
     "train/loss (reward model)": "Bradley–Terry loss of the step's comparisons, nats per comparison",
+    "train/member": "index of the ensemble's member that this step is of; steps count on from member to member",
     "validation/best_loss": "lowest Bradley–Terry loss so far on the validation part, nats per comparison",
     "train/loss (language model)": "negative log-likelihood of the step's tokens, nats per token",
     "validation/perplexity": "exp of the mean negative log-likelihood per token of held-out sentences",
