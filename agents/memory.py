@@ -65,7 +65,7 @@ def plan(model_config: Any, layout: Layout, workload: Workload, *, reward: int =
         model_config: a transformers configuration of a causal LM.
         layout: how the models live.
         workload: the run's shapes.
-        reward: bytes of the reward model's weights, found elsewhere.
+        reward: bytes of the reward models' weights, found elsewhere.
     """
     policy = _on_meta(model_config, layout)
     critic = policy.critic_parameters()
@@ -174,7 +174,8 @@ class PeakMemory:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         peak = peak_resident_bytes()
-        return peak - self.start if peak > self._before else 0
+        # The two come from different counters of the system, which may be some pages apart.
+        return max(0, peak - self.start) if peak > self._before else 0
 
 
 def peak_resident_bytes() -> int:

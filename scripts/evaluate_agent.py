@@ -107,7 +107,7 @@ def evaluate_text(config: EvaluateAgentConfig) -> dict[str, Any]:
     parts = build_parts(TrainTextConfig(**settings))
     tuned = CausalLMPolicy.from_pretrained(config.agent / MODEL, sampling=parts.policy.sampling).to(config.device)
     figures, samples = compare(
-        parts.write(parts.start), parts.write(tuned), score=parts.score, reference=parts.reference, judge=parts.judge
+        parts.write(parts.start), parts.write(tuned), score=parts.judged, reference=parts.reference, judge=parts.judge
     )
     return {"model": str(config.agent / MODEL), "eval_prompts": len(samples), **figures}
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from scripts.sampling import Samples
+from textenvs.preference import Judged
 
 
 class TextJudge(Protocol):
@@ -51,7 +52,7 @@ def compare(
     before: Samples,
     after: Samples,
     *,
-    score: Callable[[Samples], np.ndarray],
+    score: Callable[[Samples], Judged],
     reference: Callable[[np.ndarray, np.ndarray], np.ndarray],
     judge: TextJudge | None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -60,7 +61,8 @@ def compare(
     Args:
         before: what the starting model wrote.
         after: what the tuned model wrote for the same prompts, in the same order.
-        score: ``[N]`` reward-model scores of samples.
+        score: what the reward that was trained on says of samples; of several scorers the figures also have each
+            member's mean score and ``score_disagreement``, the mean over texts of the standard deviation over members.
         reference: ``(prompts, completions) -> [N, T]`` log-probs under the starting model, nats.
         judge: None leaves the judge's figures None.
 
@@ -73,9 +75,14 @@ def compare(
     columns: dict[str, np.ndarray | None] = {}
     for name, samples in (("before", before), ("after", after)):
         ref_logprobs = reference(samples.prompts, samples.completions)
-        scores = columns[f"score_{name}"] = score(samples)
+        scored = score(samples)
+        columns[f"score_{name}"] = scored.scores
         judged = columns[f"judge_{name}"] = None if judge is None else judge.score(samples.texts)
-        figures[f"score_{name}"] = float(scores.mean())
+        figures[f"score_{name}"] = float(scored.scores.mean())
+        if len(scored.members) > 1:
+            columns[f"score_std_{name}"] = scored.std
+            figures[f"score_disagreement_{name}"] = float(scored.std.mean())
+            figures |= {f"score_{name}/{member}": float(one.mean()) for member, one in scored.members.items()}
         figures[f"judge_{name}"] = None if judged is None else float(judged.mean())
         figures[f"perplexity_{name}"] = perplexity_under(ref_logprobs, samples.mask)
         figures[f"distinct2_{name}"] = distinct_bigrams_of_all(samples)

@@ -75,7 +75,7 @@ def main(config: TrainTextConfig) -> dict[str, Any]:
         save_model(parts.policy, parts.tokenizer, run.path / MODEL)
         save_adapter(parts.policy, run.path / ADAPTER)
         figures, samples = compare(
-            before, parts.write(parts.policy), score=parts.score, reference=parts.reference, judge=parts.judge
+            before, parts.write(parts.policy), score=parts.judged, reference=parts.reference, judge=parts.judge
         )
         run.write_json(SAMPLES, {"samples": samples})
         summary = {

@@ -248,7 +248,7 @@ def test_the_plan_is_printed_for_each_memory_and_the_run_says_what_it_took(input
     planned = planned_bytes(
         TrainTextConfig(
             run_dir="none", model=inputs["--model"], prompts=inputs["--prompts"], memory="adapters", lora_rank=2,
-            reward_model="own_reward:good", batch_size=8, minibatch_size=4, max_new_tokens=6,
+            reward_model=("own_reward:good",), batch_size=8, minibatch_size=4, max_new_tokens=6,
         )
     )["adapters"]  # fmt: skip
     assert summary["weights_bytes"] == planned["policy_weights"] + planned["critic_weights"]
@@ -269,7 +269,7 @@ def test_chat_prompts_are_generated_from_in_the_template_and_scored_bare(inputs,
     tokenizer.chat_template = CHAT
     tokenizer.save_pretrained(folder)
     config = TrainTextConfig(
-        run_dir="none", model=str(folder), prompts=inputs["--prompts"], reward_model="own_reward:remember",
+        run_dir="none", model=str(folder), prompts=inputs["--prompts"], reward_model=("own_reward:remember",),
         chat_template=True, max_new_tokens=6, num_eval_prompts=2, judge=False, batch_size=8, minibatch_size=8,
     )  # fmt: skip
     parts = build_parts(config)
@@ -293,13 +293,18 @@ def test_a_reward_model_that_is_an_adapter_over_the_same_trunk_lives_on_it(input
             torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
     model.save(tmp_path / "reward")
     given = {name[2:].replace("-", "_"): value for name, value in inputs.items() if name in ("--model", "--prompts")}
-    options = given | {"reward_model": str(tmp_path / "reward"), "run_dir": "none", "judge": False, "max_new_tokens": 6}
+    options = given | {
+        "reward_model": (str(tmp_path / "reward"),),
+        "run_dir": "none",
+        "judge": False,
+        "max_new_tokens": 6,
+    }
     shared, apart = (
         build_parts(TrainTextConfig(**options, memory=memory, num_eval_prompts=2)) for memory in ("adapters", "shared")
     )
     samples = shared.write(shared.start)
     assert (shared.score(samples) == apart.score(samples)).all()
-    assert "reward" in shared.policy.adapters.peft.peft_config
+    assert "reward_0" in shared.policy.adapters.peft.peft_config
     assert shared.policy.adapters.active == "policy"
 
 
