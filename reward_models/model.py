@@ -19,8 +19,8 @@ from transformers import AutoModel
 
 from reward_models.adapter import ADAPTER, AdapterBackbone
 from reward_models.files import first_line, load_tokenizer, read_model, write_model
-
-PAD = -1  # the same constant as textenvs.rows.PAD: what fills rows of token ids
+from textenvs.kernels import speed_up
+from textenvs.rows import PAD
 
 
 class RewardModel(nn.Module):
@@ -52,6 +52,7 @@ class RewardModel(nn.Module):
                 f"the tokenizer has {len(tokenizer)} entries but the backbone embeds {config.vocab_size}: "
                 "they do not belong together"
             )
+        speed_up(backbone)
         limit = getattr(config, "max_position_embeddings", None) or 2048
         self.backbone: Any = backbone
         self.tokenizer = tokenizer
