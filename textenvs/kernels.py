@@ -87,6 +87,7 @@ def _is_ours(layer: Any, x: Tensor) -> bool:
         and x.numel() >= FEWEST_ROWS * x.shape[-1]
         and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.is_available()
+        and not torch.compiler.is_compiling()
     )
 
 
