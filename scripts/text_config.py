@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from scripts.text_algorithm import AlgorithmFlags
 from textenvs.combining import check_combination
@@ -21,15 +23,16 @@ class TrainTextConfig(AlgorithmFlags):
     """Go on with the unfinished run in that folder; all other settings must be its own."""
     model: str | None = None
     """Causal LM to start from: directory or name that transformers loads, with its tokenizer. None: the project's."""
-    reward_model: tuple[str, ...] = ()
-    """One or several, in any mixture: the directory of a reward model or of an ensemble (see
-    scripts.train_reward_model), or `module:function` of (prompts, completions) -> scores. None: the project's."""
+    reward_model: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """The directory of a reward model or of an ensemble (see scripts.train_reward_model), or `module:function` of
+    (prompts, completions) -> scores. Repeat the flag for several, in any mixture. None: the project's."""
     reward_combine: Literal["mean", "worst", "uncertainty"] = "mean"
     """How the scores of several, an ensemble's members each for itself, become one: their mean, the least, or the mean
     less reward_uncertainty_coef times their variance (Coste et al. 2023, arXiv:2310.02743)."""
     reward_weights: tuple[float, ...] = ()
-    """A mixture: one number for each reward_model, by which its score is multiplied before all are added (an ensemble's
-    score is its members' mean). They need not sum to 1; negative ones punish, 0 only watches. None: no weights."""
+    """A mixture: one number for each reward_model, in their order, by which its score is multiplied before all are
+    added (an ensemble's score is its members' mean). They need not sum to 1; negative ones punish, 0 only watches.
+    None: no weights."""
     reward_uncertainty_coef: float = 0.1
     """Price of the variance with reward_combine uncertainty, per reward unit."""
     prompts: str | None = None
@@ -79,6 +82,9 @@ class TrainTextConfig(AlgorithmFlags):
     """Of sampling, in training and evaluation alike."""
     checkpoint_every: int = 10
     """Updates between checkpoints."""
+    evaluate_every: int | None = None
+    """Updates between evaluations along the run (eval/... and frontier.csv). None: eight a run; 0: before and after
+    training only."""
 
     def __post_init__(self) -> None:
         AlgorithmFlags.__post_init__(self)
@@ -95,6 +101,8 @@ class TrainTextConfig(AlgorithmFlags):
         for name in ("num_eval_prompts", "episodes", "checkpoint_every", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
+        if self.evaluate_every is not None and self.evaluate_every < 0:
+            raise ValueError(f"evaluate_every must be 0 or more updates, received {self.evaluate_every}")
         if self.adapter is not None and self.memory != "adapters":
             raise ValueError(f"adapter needs memory adapters, received memory {self.memory}")
         if self.lora_rank < 1 or not self.lora_alpha > 0:
