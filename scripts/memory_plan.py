@@ -14,10 +14,9 @@ from agents.memory import Layout, Workload, num_bytes, plan
 from reward_models.adapter import ADAPTER
 from reward_models.ensemble import is_ensemble, member_folders
 from reward_models.files import base_of
-from scripts.chat import ChatTemplate
 from scripts.text_config import TrainTextConfig
 from scripts.text_models import DTYPES
-from scripts.text_parts import prompt_sets
+from scripts.text_parts import prompt_reader, prompt_sets
 from scripts.text_rewards import reward_sources, stands_on
 from textenvs import assets
 from textenvs.prompts import load_prompts
@@ -71,8 +70,8 @@ def as_text(table: dict[str, dict[str, int]], chosen: str) -> str:
 
 def _longest_prompt(config: TrainTextConfig, path: str) -> int:
     tokenizer = load_tokenizer(path)
-    reads = ChatTemplate(tokenizer) if config.chat_template else tokenizer
-    return int(load_prompts(prompt_sets(config, reads)[0], tokenizer, vocab_size=len(tokenizer)).lengths.max())
+    prompts, _ = prompt_sets(config, prompt_reader(config, tokenizer))
+    return int(load_prompts(prompts, tokenizer, vocab_size=len(tokenizer)).lengths.max())
 
 
 def _reward_bytes(config: TrainTextConfig, path: str) -> int:
