@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from textenvs.chats import Turn, chat_ids, chat_text, plain_text
+from textenvs.scorers import takes_finished
 
 
 class ChatTemplate:
@@ -58,10 +60,14 @@ class ChatTemplate:
         """What was said in each decoded prompt, with a line's end before the answer; others stay as they are."""
         return [f"{self._said[prompt]}\n" if prompt in self._said else prompt for prompt in decoded]
 
-    def scorer(self, scorer: Callable[..., Any]) -> Callable[[Sequence[str], Sequence[str]], Any]:
-        """``scorer`` on what was said and what the model answered."""
+    def scorer(self, scorer: Any) -> Any:
+        """``scorer`` on what was said and what the model answered; of an ensemble, each member."""
+        members = getattr(scorer, "members", None)
+        if members:
+            return SimpleNamespace(members=tuple(self.scorer(member) for member in members))
+        asks = takes_finished(scorer)
 
-        def score(prompts: Sequence[str], completions: Sequence[str]) -> Any:
-            return scorer(self.said(prompts), completions)
+        def score(prompts: Sequence[str], completions: Sequence[str], *, finished: Sequence[bool]) -> Any:
+            return scorer(self.said(prompts), completions, **({"finished": finished} if asks else {}))
 
         return score
