@@ -21,6 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from textenvs.kernels import speed_up
+
 POLICY, VALUE, REFERENCE, REWARD = "policy", "value", "reference", "reward"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 """What peft calls the file in an adapter's folder."""
@@ -123,6 +125,7 @@ class AdaptedTrunk:
             parameter.requires_grad_(any(_belongs(name, role) for role in self.trained))
         self._switch(self._active)
         self.model.eval()
+        speed_up(self.model)  # here, too, since every adapter brings layers of its own
 
     @property
     def active(self) -> str | None:

@@ -46,7 +46,7 @@ class BestKeeper:
         self.best_policy: dict[str, Any] | None = None
         self.best_normaliser: dict[str, Any] | None = None
         self.reached = False
-        self.seconds = 0.0
+        self.seconds = self.cpu_seconds = 0.0
         self._due: int | None = None
 
     def __call__(self, agent: Any) -> bool:
@@ -60,7 +60,7 @@ class BestKeeper:
 
     def evaluate(self, agent: Any) -> bool:
         """Evaluate now; False once ``stop_at_return`` is reached."""
-        began = time.perf_counter()
+        began, began_cpu = time.perf_counter(), time.process_time()
         returns, _ = evaluate(agent, self.envs, self.episodes, seed=self.seed)
         self.last_steps = agent.steps
         mean, std = float(returns.mean()), float(returns.std())
@@ -74,6 +74,7 @@ class BestKeeper:
             if self.on_best is not None:
                 self.on_best(agent)
         self.seconds += time.perf_counter() - began
+        self.cpu_seconds += time.process_time() - began_cpu
         self.reached = self.stop_at_return is not None and mean >= self.stop_at_return
         return not self.reached
 
@@ -95,6 +96,7 @@ class BestKeeper:
             "best_policy": self.best_policy,
             "best_normaliser": self.best_normaliser,
             "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
             "reached": self.reached,
             "due": self._due,
         }
@@ -104,5 +106,5 @@ class BestKeeper:
         self.best_mean, self.best_steps = state["best_mean"], state["best_steps"]
         self.best_policy, self.best_normaliser = state["best_policy"], state["best_normaliser"]
         self.last_steps = state["last_steps"]
-        self.seconds, self._due = state["seconds"], state["due"]
+        self.seconds, self.cpu_seconds, self._due = state["seconds"], state["cpu_seconds"], state["due"]
         self.reached = state["reached"]

@@ -25,7 +25,8 @@ from agents.adapters import POLICY, VALUE, AdaptedTrunk
 from agents.kl import full_kl
 from agents.policy import Evaluation
 from agents.token_distribution import TokenSampling, sample_tokens, token_logprobs
-from agents.trunk import hidden_states, pack_rows, recompute_layers, trunk_forward
+from agents.trunk import compile_trunk, hidden_states, pack_rows, recompute_layers, trunk_forward
+from textenvs.kernels import attend_in_float32, speed_up
 from textenvs.rows import PAD
 
 LOGITS_AT_ONCE = 2**24
@@ -47,6 +48,7 @@ class CausalLMPolicy(nn.Module):
         autocast: the matrix products' type, bfloat16 for instance; log-softmax and values stay in float32. None: the
             weights' own.
         recompute: keep each layer's input only and compute the rest again in the backward pass.
+        compile: run the passes over whole rows (update, reference, values; not cached decoding) through torch.compile.
 
     Raises:
         ValueError: for an unknown ``critic``, one that has no adapter, a model without end-of-text token, or one that
@@ -66,6 +68,7 @@ class CausalLMPolicy(nn.Module):
         role: str | None = POLICY,
         autocast: torch.dtype | None = None,
         recompute: bool = False,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         if critic not in ("shared", "separate", "adapter", "none"):
@@ -81,9 +84,13 @@ class CausalLMPolicy(nn.Module):
         self.vocab_size = int(head.weight.shape[0])
         if self.eos_token_id is not None and not 0 <= self.eos_token_id < self.vocab_size:
             raise ValueError(f"eos_token_id {self.eos_token_id} is not in the vocabulary [0, {self.vocab_size})")
-        _fuse_activations(model)
+        speed_up(model)
+        if autocast is not None:
+            attend_in_float32(model)
         if recompute:
             recompute_layers(model.base_model, nullcontext if adapters is None else adapters.current)
+        if compile:
+            compile_trunk(model.base_model)
         self.critic_trunk = copy.deepcopy(model.base_model) if critic == "separate" else None
         self.has_critic = critic != "none"
         if self.has_critic:
@@ -147,12 +154,9 @@ class CausalLMPolicy(nn.Module):
         hidden, critic_hidden = self._hidden_at_decisions(observations, completions, mask)
         logprobs, entropy = self._judge_tokens(hidden, tokens, steps)
         values = self.value_of(critic_hidden) if self.has_critic else torch.zeros_like(logprobs)
-
-        def spread(flat: Tensor) -> Tensor:
-            return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)
-
-        kl = None if ref_hidden is None else spread(self._exact_kl(hidden, tokens, steps, reference, ref_hidden))
-        return Evaluation(spread(logprobs), spread(entropy), spread(values), kl)
+        kl = None if ref_hidden is None else self._exact_kl(hidden, tokens, steps, reference, ref_hidden)
+        spread = [None if flat is None else _spread(flat, mask) for flat in (logprobs, entropy, values, kl)]
+        return Evaluation(*spread)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def act(
@@ -176,6 +180,39 @@ class CausalLMPolicy(nn.Module):
             logits = self.sampling.shape(self.head_logits(hidden), 0, self.eos_token_id)
         noise = None if deterministic else uniform(observations.shape[0], generator, logits.device)
         return sample_tokens(logits, noise)
+
+    @torch.no_grad()
+    def values_along(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """V of the state before each token of whole rows; the critic alone runs.
+
+        Args:
+            observations: ``[B, P]`` prompts, right-padded with PAD.
+            actions: ``[B, T]`` completions, right-padded with PAD.
+
+        Returns:
+            ``[B, T]`` reward units, 0 on PAD.
+        """
+        mask = actions != PAD
+        with self.acting(), self._criticising() as trunk:
+            hidden = self._at_decisions(pack_rows(observations, actions), observations, mask, trunk)
+            return _spread(self.value_of(hidden), mask)
+
+    @torch.no_grad()
+    def logprobs_along(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Log-probability of each token of whole rows: ``[B, T]`` nats, 0 on PAD; arguments as in ``values_along``.
+
+        Without gradient, entropies and values: what a reference is asked for.
+        """
+        mask = actions != PAD
+        steps, tokens = mask.long().cumsum(1)[mask] - 1, actions[mask]
+        with self.acting():
+            hidden = self._at_decisions(pack_rows(observations, actions), observations, mask, self.model.base_model)
+            piece = max(1, LOGITS_AT_ONCE // self.vocab_size)
+            found = []
+            for part, taken, at in zip(hidden.split(piece), tokens.split(piece), steps.split(piece), strict=True):
+                logits = self.sampling.shape(self.head_logits(part), at, self.eos_token_id, taken=taken)
+                found.append(logits.gather(1, taken[:, None])[:, 0] - logits.logsumexp(1))
+            return _spread(torch.cat(found), mask)
 
     @torch.no_grad()
     def values(self, observations: Tensor) -> Tensor:
@@ -243,6 +280,15 @@ class CausalLMPolicy(nn.Module):
     def _hidden_at_decisions(self, prompts: Tensor, completions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states of the states that were acted in, ``[N, D]`` in row order: the policy's and the critic's."""
         rows = pack_rows(prompts, completions)
+        policy = self._at_decisions(rows, prompts, mask, self.model.base_model)
+        if self.critic in ("shared", "none"):
+            return policy, policy
+        with self._criticising() as trunk:
+            return policy, self._at_decisions(rows, prompts, mask, trunk)
+
+    @staticmethod
+    def _at_decisions(rows: Tensor, prompts: Tensor, mask: Tensor, trunk: Any) -> Tensor:
+        """``trunk``'s hidden states ``[N, D]`` before each token that ``mask`` counts, of packed rows ``[B, W]``."""
         prompt_lengths = (prompts != PAD).sum(1)
         # The state before token t is read at the position of token t - 1; the last token is never an input.
         where = (prompt_lengths[:, None] - 1 + torch.arange(mask.shape[1], device=mask.device))[mask]
@@ -250,11 +296,7 @@ class CausalLMPolicy(nn.Module):
         if bool((where < 0).any()):
             raise ValueError("a prompt is empty: there is no state before the first token; begin prompts with a token")
         lengths = (rows != PAD).sum(1) - 1
-        policy = hidden_states(self.model.base_model, rows[:, :-1], lengths)(row, where)
-        if self.critic in ("shared", "none"):
-            return policy, policy
-        with self._criticising() as trunk:
-            return policy, hidden_states(trunk, rows[:, :-1], lengths)(row, where)
+        return hidden_states(trunk, rows[:, :-1], lengths)(row, where)
 
     def _judge_tokens(self, hidden: Tensor, tokens: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
         """``(logprobs [N], entropy [N])``; in pieces that are computed again backward if the logits would be large."""
@@ -312,6 +354,11 @@ class CausalLMPolicy(nn.Module):
             )
 
 
+def _spread(flat: Tensor, mask: Tensor) -> Tensor:
+    """``[N]`` to ``[B, T]``: in order where ``mask``, 0 elsewhere."""
+    return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)
+
+
 def uniform(count: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
     """``[count]`` numbers in [0, 1), drawn where the generator lives, so a CPU seed means the same on every device."""
     return torch.rand(count, generator=generator, device=None if generator is None else generator.device).to(device)
@@ -324,13 +371,3 @@ def _end_of_text(model: Any) -> int:
     if eos is None:
         raise ValueError(f"{type(model).__name__} names no end-of-text token; pass eos_token_id (None: there is none)")
     return int(eos)
-
-
-def _fuse_activations(model: nn.Module) -> None:
-    """GPT-2's GELU, 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), in one kernel instead of eight."""
-    from transformers.activations import NewGELUActivation
-
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, NewGELUActivation):
-                setattr(module, name, nn.GELU(approximate="tanh"))

@@ -15,6 +15,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from agents.causal_lm import CausalLMPolicy, uniform
 from agents.token_distribution import sample_tokens
+from textenvs.kernels import FLOAT32_SDPA, SDPA, cache_keyword
 from textenvs.rows import PAD
 
 COMPACT_AT = 1 / 16
@@ -100,7 +101,7 @@ def _generate(
             rows, tokens, running = rows[keep], tokens[keep], running[keep]
         decoder.advance(tokens)
     if with_values and not shared:
-        values_out = policy.evaluate(prompts, tokens_out, tokens_out != PAD).values
+        values_out = policy.values_along(prompts, tokens_out)
     return Generation(tokens_out, logprobs_out, values_out)
 
 
@@ -109,7 +110,11 @@ class _Decoder:
 
     def __init__(self, policy: CausalLMPolicy, prompts: Tensor, lengths: Tensor, width: int, budget: int) -> None:
         self.trunk = policy.model.base_model
-        self.cache = new_cache(policy.model.config, capacity=width + budget - 1)
+        self.cache_keyword = cache_keyword(self.trunk)
+        # What attention reads at every token is kept as the type that it computes in.
+        attends = policy.model.config._attn_implementation == FLOAT32_SDPA and prompts.device.type == "cpu"
+        dtype = torch.float32 if attends else None
+        self.cache = new_cache(policy.model.config, capacity=width + budget - 1, dtype=dtype)
         self.column = width
         self.next_position = lengths[:, None]
         pad = (width - lengths)[:, None]
@@ -119,7 +124,7 @@ class _Decoder:
         self.mask_is_ours = (
             bool((pad > 0).any())
             and isinstance(self.cache, PlainCache)
-            and policy.model.config._attn_implementation == "sdpa"
+            and policy.model.config._attn_implementation in (SDPA, FLOAT32_SDPA)
         )
         # Ragged prompts stand flush right, so that all rows append to the same column of the cache.
         positions = (columns[:width] - pad).clamp(min=0)
@@ -148,9 +153,8 @@ class _Decoder:
                 square = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=tokens.device)
                 # Padding sees itself, or its attention would be a softmax over nothing and poison the cache with NaN.
                 mask = (mask & square.tril()) | torch.eye(*square.shape, dtype=torch.bool, device=tokens.device)
-        out = self.trunk(
-            input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=self.cache, use_cache=True
-        )
+        cache: dict[str, Any] = {self.cache_keyword: self.cache}
+        out = self.trunk(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=True, **cache)
         return out.last_hidden_state[:, -1]
 
     def advance(self, tokens: Tensor) -> None:
@@ -177,9 +181,10 @@ class _Decoder:
 class _PlainLayer(DynamicLayer):
     """Keys and values of one layer in arrays that are allocated once: ``[B, H, capacity, D]``."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, dtype: torch.dtype | None) -> None:
         super().__init__()
         self.capacity = capacity
+        self.kept_as = dtype
         self.length = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -187,8 +192,9 @@ class _PlainLayer(DynamicLayer):
         begin, end = self.length, self.length + key_states.shape[-2]
         if not self.is_initialized:
             batch, heads = key_states.shape[:2]
-            self.keys = key_states.new_empty(batch, heads, self.capacity, key_states.shape[-1])
-            self.values = value_states.new_empty(batch, heads, self.capacity, value_states.shape[-1])
+            shape, dtype = (batch, heads, self.capacity), self.kept_as or key_states.dtype
+            self.keys = key_states.new_empty(*shape, key_states.shape[-1], dtype=dtype)
+            self.values = value_states.new_empty(*shape, value_states.shape[-1], dtype=dtype)
             self.is_initialized = True
         assert self.keys is not None
         assert self.values is not None
@@ -224,8 +230,8 @@ class _PlainLayer(DynamicLayer):
 class PlainCache(Cache):
     """A preallocated cache for models whose layers all attend to everything."""
 
-    def __init__(self, num_layers: int, capacity: int) -> None:
-        super().__init__(layers=[_PlainLayer(capacity) for _ in range(num_layers)])
+    def __init__(self, num_layers: int, capacity: int, dtype: torch.dtype | None = None) -> None:
+        super().__init__(layers=[_PlainLayer(capacity, dtype) for _ in range(num_layers)])
 
     def spread(self, source: Tensor) -> None:
         """As in the layers, for all of them."""
@@ -238,12 +244,15 @@ class PlainCache(Cache):
             layer.move(movers, holes, count)  # type: ignore[union-attr]
 
 
-def new_cache(config: Any, *, capacity: int) -> Cache:
-    """An empty cache for ``config``'s model: ours if all layers attend to everything, else transformers' own."""
+def new_cache(config: Any, *, capacity: int, dtype: torch.dtype | None = None) -> Cache:
+    """An empty cache for ``config``'s model: ours if all layers attend to everything, else transformers' own.
+
+    ``dtype`` is what ours keeps keys and values as; None: as they come.
+    """
     kinds = getattr(config, "layer_types", None)
     sliding = getattr(config, "sliding_window", None) is not None
     if (kinds is None and not sliding) or (kinds is not None and set(kinds) == {"full_attention"}):
-        return PlainCache(config.num_hidden_layers, capacity)
+        return PlainCache(config.num_hidden_layers, capacity, dtype)
     return DynamicCache(config=config)
 
 

@@ -109,7 +109,7 @@ class _TokenLogprobs(torch.autograd.Function):
         probabilities = logprobs.exp()
         chosen = logprobs.gather(-1, tokens[:, None])[:, 0]
         finite = logprobs.clamp_(min=torch.finfo(logprobs.dtype).min)
-        entropy = -torch.einsum("nv,nv->n", probabilities, finite)
+        entropy = -torch.linalg.vecdot(probabilities, finite)
         ctx.save_for_backward(probabilities, tokens, entropy)
         ctx.set_materialize_grads(False)
         return chosen, entropy

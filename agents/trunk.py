@@ -5,6 +5,7 @@ No head, no distribution and no adapter is known here: see ``agents.causal_lm`` 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -17,6 +18,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from textenvs.rows import PAD
 
+COMPILED = "compiled_forward"
+"""Attribute of a trunk that holds its compiled forward pass."""
 HiddenAt = Callable[[Tensor, Tensor], Tensor]
 """``(row [N], position [N]) -> [N, D]``."""
 
@@ -39,9 +42,31 @@ def hidden_states(trunk: Any, rows: Tensor, lengths: Tensor) -> HiddenAt:
 def trunk_forward(trunk: Any, tokens: Tensor) -> Tensor:
     """Last hidden states ``[B, W, D]`` of packed rows ``[B, W]``; what lies right of a row's end does not matter."""
     with _recomputing(trunk):
-        out = trunk(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
+        run = getattr(trunk, COMPILED, trunk)
+        out = run(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
     hidden: Tensor = out.last_hidden_state
     return hidden
+
+
+def compile_trunk(trunk: nn.Module) -> None:
+    """Let ``trunk_forward`` run ``trunk`` through torch.compile, for any number and length of rows.
+
+    Cached decoding goes on as before: a step of it is new to the compiler at every token. A deep copy is compiled anew,
+    with weights of its own. The first passes take tens of seconds.
+    """
+    setattr(trunk, COMPILED, _Compiled(trunk))
+
+
+class _Compiled:
+    def __init__(self, trunk: nn.Module) -> None:
+        self.trunk = trunk
+        self.forward = torch.compile(trunk.forward, dynamic=True)
+
+    def __call__(self, **inputs: Any) -> Any:
+        return self.forward(**inputs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Compiled:
+        return _Compiled(copy.deepcopy(self.trunk, memo))
 
 
 def recompute_layers(
@@ -101,7 +126,7 @@ def pack_rows(prompts: Tensor, completions: Tensor) -> Tensor:
     return joint.gather(1, order)[:, : int(real.sum(1).max())]
 
 
-PART_OVERHEAD = 512
+PART_OVERHEAD = 32
 """What one more forward pass costs, in positions of a small model (measured on a CPU: 4 layers of width 192)."""
 
 

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from reward_models.adapter import ADAPTER, AdapterBackbone
+from textenvs.kernels import speed_up
+from textenvs.rows import PAD
 
-PAD = -1  # the same constant as textenvs.rows.PAD: what fills rows of token ids
 FORMAT = "textenvs reward model"
 VERSION = 1
 DESCRIPTION = "reward_model.json"
@@ -60,6 +61,7 @@ class RewardModel(nn.Module):
                 f"the tokenizer has {len(tokenizer)} entries but the backbone embeds {config.vocab_size}: "
                 "they do not belong together"
             )
+        speed_up(backbone)
         limit = getattr(config, "max_position_embeddings", None) or 2048
         self.backbone: Any = backbone
         self.tokenizer = tokenizer

@@ -31,7 +31,7 @@ from scripts.plots import read_columns
 from scripts.run_dir import CONFIG, SUMMARY, RunDir
 from scripts.train_control import BEST, LAST
 
-SECONDS = ("wall_s", "train_s", "seconds")
+SECONDS = ("wall_s", "train_s", "seconds", "cpu_s", "train_cpu_s", "cpu_seconds")
 """What two equal runs may differ in."""
 
 

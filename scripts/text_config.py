@@ -59,6 +59,9 @@ class TrainTextConfig(AlgorithmFlags):
     float32. With memory adapters the frozen trunk is loaded as this type, too."""
     gradient_checkpointing: bool = False
     """Keep only each layer's input for the backward pass and compute the rest again: less memory, a third more time."""
+    compile: bool = False
+    """Run the update's and the reference's passes through torch.compile; decoding does without. The first passes take
+    a minute, and on the CPU this was measured on nothing is gained."""
     plan: bool = False
     """Print the bytes that each role will take under each `memory`, and stop; nothing is allocated or written."""
     max_new_tokens: int = 24

@@ -44,12 +44,11 @@ class PolicyReference(CausalLMReference):
         with self.policy.acting():
             return super().step(*args, **kwargs)
 
-    @torch.no_grad()
     def __call__(self, prompts: NDArray[np.int64], completions: NDArray[np.int64]) -> NDArray[np.float32]:
         """Log-probs ``[N, T]``, nats, 0 at padding; see `CausalLMReference`."""
         device = self.policy.device
-        judged = self.policy.evaluate(torch.as_tensor(prompts).to(device), torch.as_tensor(completions).to(device))
-        return judged.logprobs.cpu().numpy()
+        rows = (torch.as_tensor(part).to(device) for part in (prompts, completions))
+        return self.policy.logprobs_along(*rows).cpu().numpy()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

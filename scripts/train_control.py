@@ -145,6 +145,7 @@ def _train(config: Config, agent: Agent, evaluation: VectorEnv, run: RunDir) -> 
         "steps": agent.steps,
         "wall_s": round(watch.wall_s, 3),
         "train_s": round(watch.wall_s - watch.evaluation_s, 3),
+        "train_cpu_s": round(watch.cpu_s - watch.evaluation_cpu_s, 3),
         "eval_return_mean": float(returns.mean()),
         "eval_return_std": float(returns.std()),
         "eval_episodes": len(returns),
@@ -161,18 +162,20 @@ class _Watch:
 
     def __init__(self, keeper: BestKeeper, path: Path, save_every: int) -> None:
         self.keeper, self.path, self.save_every = keeper, path, save_every
-        self.wall_s = 0.0
-        self.evaluation_s = 0.0
+        self.wall_s = self.cpu_s = 0.0
+        self.evaluation_s = self.evaluation_cpu_s = 0.0
         self.interrupted = False
 
     def train(self, agent: Agent, total_steps: int, progress: Callable[[Agent], None]) -> None:
         before = signal.signal(signal.SIGINT, self._interrupt)
         began, earlier = time.perf_counter(), self.wall_s
+        began_cpu, earlier_cpu = time.process_time(), self.cpu_s
 
         def callback(agent: Agent) -> bool:
             goes_on = self.keeper(agent)
             self.wall_s = earlier + time.perf_counter() - began
-            self.evaluation_s = self.keeper.seconds
+            self.cpu_s = earlier_cpu + time.process_time() - began_cpu
+            self.evaluation_s, self.evaluation_cpu_s = self.keeper.seconds, self.keeper.cpu_seconds
             progress(agent)
             if agent.updates % self.save_every == 0:
                 self.save(agent)
@@ -192,8 +195,8 @@ class _Watch:
         self.interrupted = True
 
     def save(self, agent: Agent) -> None:
-        state = {"agent": agent.state_dict(), "keeper": self.keeper.state_dict(), "wall_s": self.wall_s}
-        checkpoint.save(self.path, state)
+        times = {"wall_s": self.wall_s, "cpu_s": self.cpu_s}
+        checkpoint.save(self.path, {"agent": agent.state_dict(), "keeper": self.keeper.state_dict(), **times})
 
     def restore(self, agent: Agent) -> None:
         state = checkpoint.load(self.path)
@@ -202,6 +205,7 @@ class _Watch:
         agent.load_state_dict(state["agent"])
         self.keeper.load_state_dict(state["keeper"])
         self.wall_s, self.evaluation_s = state["wall_s"], self.keeper.seconds
+        self.cpu_s, self.evaluation_cpu_s = state["cpu_s"], self.keeper.cpu_seconds
 
 
 class _Progress:

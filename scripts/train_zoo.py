@@ -80,10 +80,11 @@ def main(config: Config) -> dict[str, Any]:
             seed=EVALUATION_SEED,
             stop_at_return=config.stop_at_return,
         )
-        began = time.perf_counter()
+        began, began_cpu = time.perf_counter(), time.process_time()
         agent.learn(config.total_steps, keeper)
         wall_s = time.perf_counter() - began
         train_s = wall_s - keeper.seconds
+        train_cpu_s = time.process_time() - began_cpu - keeper.cpu_seconds
         if not keeper.reached and agent.steps != keeper.last_steps:
             keeper.evaluate(agent)
         sink.close()
@@ -96,6 +97,7 @@ def main(config: Config) -> dict[str, Any]:
             "steps": agent.steps,
             "wall_s": round(wall_s, 3),
             "train_s": round(train_s, 3),
+            "train_cpu_s": round(train_cpu_s, 3),
             "steps_per_s": agent.steps / train_s,
             "eval_return_mean": float(returns.mean()),
             "eval_return_std": float(returns.std()),

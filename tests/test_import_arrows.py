@@ -9,13 +9,13 @@ ROOT = Path(__file__).parents[1]
 OURS = {"textenvs", "reward_models", "agents", "scripts"}
 MAY_IMPORT = {
     "textenvs": {"textenvs"},
-    "reward_models": {"reward_models", "textenvs.rows"},
-    "agents": {"agents", "textenvs.rows"},
+    "reward_models": {"reward_models", "textenvs.rows", "textenvs.kernels"},
+    "agents": {"agents", "textenvs.rows", "textenvs.kernels"},
 }
 EXCEPTIONS = {("textenvs/assets.py", "load_scorer", "reward_models")}
 """(file, function, module): the shipped reward model is loaded only when the function is called."""
 
-TOKEN_MODULES = {
+TOKEN_MODULES = {"adapters", 
     "causal_lm", "generation", "heads", "tabular_text", "text", "text_collector", "token_distribution", "trunk",
 }  # fmt: skip
 """Modules of agents that may know tokens."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.cache_utils import Cache
 
+from textenvs.kernels import cache_keyword
 from textenvs.rows import PAD, concatenate
 from textenvs.text import load_tokenizer, same_tokenizer
 from textenvs.vector import TokenVectorEnv
@@ -51,6 +52,7 @@ class CausalLMReference:
         self.vocab_size: int = model.get_input_embeddings().num_embeddings
         self.max_positions: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._max_logits = max_logits
+        self._cache_keyword = cache_keyword(model)
         self._cache = _RowCache(0, 0)
         self._cached = np.zeros((0, 0), dtype=np.int64)
 
@@ -152,9 +154,9 @@ class CausalLMReference:
             input_ids=self._tensor(tokens),
             attention_mask=self._cache.attention_mask(tokens.shape[1], self.model.dtype),
             position_ids=self._cache.position_ids(len(tokens), tokens.shape[1]),
-            past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=keep,
+            **{self._cache_keyword: self._cache},
         ).logits
         column = np.zeros(len(tokens), dtype=np.int64) if last is None else np.searchsorted(np.unique(last), last)
         chosen: Tensor = logits[torch.arange(len(tokens)), self._tensor(column)].float()

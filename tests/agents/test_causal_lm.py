@@ -2,9 +2,11 @@
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
+from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import agents.causal_lm as causal_lm
@@ -12,6 +14,7 @@ import agents.trunk as trunk_module
 from agents.causal_lm import CausalLMPolicy
 from agents.token_distribution import TokenSampling, sample_tokens, token_logprobs
 from agents.trunk import length_parts, pack_rows
+from textenvs.rows import PAD
 
 V, EOS = 31, 0
 SPECIAL = dict(bos_token_id=EOS, eos_token_id=EOS, pad_token_id=EOS)
@@ -296,12 +299,33 @@ def test_a_model_that_scales_its_logits_is_refused():
         CausalLMPolicy(GraniteForCausalLM(config))
 
 
-def test_fused_activation_is_the_same_function():
-    x = torch.linspace(-6, 6, 101)
-    by_definition = 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-    model = gpt2()
-    causal_lm._fuse_activations(model)
-    torch.testing.assert_close(model.transformer.h[0].mlp.act(x), by_definition, atol=1e-6, rtol=1e-5)
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_values_and_logprobs_alone_are_those_of_the_whole_evaluation(critic):
+    torch.manual_seed(0)
+    policy = CausalLMPolicy(gpt2(), critic=critic)
+    nn.init.normal_(policy.value_head.weight)
+    prompts, completions = torch.tensor([[3, 4, PAD], [5, 6, 7]]), torch.tensor([[8, 9, EOS], [4, EOS, PAD]])
+    whole = policy.evaluate(prompts, completions)
+    torch.testing.assert_close(policy.values_along(prompts, completions), whole.values.detach())
+    torch.testing.assert_close(policy.logprobs_along(prompts, completions), whole.logprobs.detach())
+
+
+@pytest.mark.parametrize(("build", "critic"), [(gpt2, "separate"), (llama, "shared")])
+def test_a_compiled_trunk_gives_the_same_for_rows_of_any_length_and_its_own_copy(build, critic, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # traced, not translated
+    plain, compiled = CausalLMPolicy(build(), critic=critic), CausalLMPolicy(build(), critic=critic, compile=True)
+    for width in (2, 5):
+        rows = torch.arange(1, 2 * (width + 2) + 1).view(2, -1) % V
+        results = [policy.evaluate(rows[:, :2], rows[:, 2:]) for policy in (plain, compiled)]
+        for expected, found in zip(*results, strict=True):
+            torch.testing.assert_close(found, expected)
+    results[1].logprobs.sum().backward()
+    assert compiled.model.get_input_embeddings().weight.grad is not None
+    twin = copy.deepcopy(compiled)
+    with torch.no_grad():
+        for parameter in compiled.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(twin.evaluate(rows[:, :2], rows[:, 2:]).logprobs, results[0].logprobs)
 
 
 # -- the token distribution --------------------------------------------------------------------------------------------

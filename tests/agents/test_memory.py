@@ -19,6 +19,7 @@ from agents.memory import (
     plan,
     resident_bytes,
 )
+from textenvs.kernels import cache_keyword
 
 V = 37
 IDS = dict(bos_token_id=0, eos_token_id=0, pad_token_id=0, vocab_size=V)
@@ -106,7 +107,8 @@ def test_planned_cache_is_the_cache_that_decoding_allocates(config):
 
     model = AutoModelForCausalLM.from_config(config).eval()
     cache = new_cache(config, capacity=WORK.prompt_tokens + WORK.new_tokens - 1)
-    model(input_ids=torch.ones(WORK.rollout_rows, 5, dtype=torch.long), past_key_values=cache, use_cache=True)
+    tokens = torch.ones(WORK.rollout_rows, 5, dtype=torch.long)
+    model(input_ids=tokens, use_cache=True, **{cache_keyword(model): cache})
     assert cache_bytes(config, torch.float32, WORK) == sum(x.keys.nbytes + x.values.nbytes for x in cache.layers)
 
 
