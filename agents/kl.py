@@ -35,9 +35,9 @@ def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """``exp(-x) - 1 + x`` with ``x = log pi - log pi_ref``, ``[B, T]`` nats, never negative.
 
     ``expm1`` keeps the digits near x = 0. Beyond ``MAX_LOG_RATIO`` nats of ``-x`` the curve continues along its
-    tangent: still convex and increasing, but finite in float32 at any ratio. The tangent is its own branch: as a summand
-    that is 0 on the curve, its slope would enter the gradient twice, with either sign, and leave nothing of the
-    curve's own in float32.
+    tangent: still convex and increasing, but finite in float32 at any ratio. The tangent is a branch of its own: as a
+    summand that is 0 on the curve, its slope would enter the gradient twice, with either sign, and drown the curve's
+    own in float32.
     """
     gap = ref_logprobs - logprobs
     inner = gap.clamp(max=MAX_LOG_RATIO)

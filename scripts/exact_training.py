@@ -121,16 +121,14 @@ def _train_table_by_steps(env_id: str, seed: int, updates: int, num_envs: int) -
 def train_gpt2(
     env_id: str, algorithm: Algorithm = "ppo", *, seed: int = 0, updates: int | None = None, num_envs: int = NUM_ENVS
 ) -> GapResult:
-    """A tiny GPT-2, whose own starting distribution is the reference, by whole texts; arguments as `train_tabular`'s."""
+    """A tiny GPT-2, whose own starting distribution is the reference, by texts; arguments as `train_tabular`'s."""
     from agents.causal_lm import CausalLMPolicy
     from textenvs.reference import CausalLMReference
 
     config = settings(algorithm, GPT2[algorithm], num_envs, seed)
     vocab_size = len(gym.make_vec(env_id, num_envs=1).unwrapped.task.words)  # type: ignore[attr-defined]
     model = tiny_gpt2(vocab_size, seed=seed)
-    envs = gym.make_vec(
-        env_id, num_envs=num_envs, group_size=config.group_size, reference=CausalLMReference(model)
-    )
+    envs = gym.make_vec(env_id, num_envs=num_envs, group_size=config.group_size, reference=CausalLMReference(model))
     task: ExactTask = envs.unwrapped.task  # type: ignore[attr-defined]
     policy = CausalLMPolicy(model, eos_token_id=EOS_TOKEN, critic="shared" if config.uses_critic else "none")
     agent = TextAgent(None, config, policy=policy, collector=TextCollector(envs, seed=seed))
