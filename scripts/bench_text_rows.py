@@ -1,4 +1,4 @@
-"""The rows of `scripts.benchmark_text` that are no speeds: memory, optimality gaps, movie reviews, the KL, TRL's learning.
+"""The rows of `scripts.benchmark_text` that are no speeds: memory, gaps, movie reviews, the KL, TRL's learning.
 
 Every one reads the summary of another script's run, which lies in a folder of its own and is kept if it is finished.
 """
