@@ -25,8 +25,9 @@ from agents.adapters import POLICY, VALUE, AdaptedTrunk
 from agents.kl import full_kl
 from agents.policy import Evaluation
 from agents.token_distribution import TokenSampling, sample_tokens, token_logprobs
-from agents.trunk import hidden_states, pack_rows, recompute_layers, trunk_forward
-from textenvs.kernels import attend_in_float32, speed_up
+from agents.trunk import compile_trunk, hidden_states, pack_rows, recompute_layers, trunk_forward
+from textenvs.attention import attend
+from textenvs.kernels import speed_up
 from textenvs.rows import PAD
 
 LOGITS_AT_ONCE = 2**24
@@ -48,6 +49,7 @@ class CausalLMPolicy(nn.Module):
         autocast: the matrix products' type, bfloat16 for instance; log-softmax and values stay in float32. None: the
             weights' own.
         recompute: keep each layer's input only and compute the rest again in the backward pass.
+        compile: run the passes over whole rows (update, reference, values; not cached decoding) through torch.compile.
 
     Raises:
         ValueError: for an unknown ``critic``, one that has no adapter, a model without end-of-text token, or one that
@@ -67,6 +69,7 @@ class CausalLMPolicy(nn.Module):
         role: str | None = POLICY,
         autocast: torch.dtype | None = None,
         recompute: bool = False,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         if critic not in ("shared", "separate", "adapter", "none"):
@@ -83,10 +86,11 @@ class CausalLMPolicy(nn.Module):
         if self.eos_token_id is not None and not 0 <= self.eos_token_id < self.vocab_size:
             raise ValueError(f"eos_token_id {self.eos_token_id} is not in the vocabulary [0, {self.vocab_size})")
         speed_up(model)
-        if autocast is not None:
-            attend_in_float32(model)
+        attend(model)
         if recompute:
             recompute_layers(model.base_model, nullcontext if adapters is None else adapters.current)
+        if compile:
+            compile_trunk(model.base_model)
         self.critic_trunk = copy.deepcopy(model.base_model) if critic == "separate" else None
         self.has_critic = critic != "none"
         if self.has_critic:

@@ -28,6 +28,7 @@ METRICS: dict[str, str] = {
     "train/kl_loss": "mean KL to the reference by kl_estimator, nats per token; times rollout/beta in the loss",
     "train/flat_groups": "share of groups whose texts all have the same return, [0, 1]: they teach nothing",
     "train/baseline": "what REINFORCE subtracted from the returns, reward units",
+    "time/tokens_per_second": "response tokens of this iteration / its seconds, rollout and update",
 }
 """Every figure this agent adds to those of ``agents.logging`` and ``agents.text_collector``."""
 
@@ -67,6 +68,8 @@ class TextAgent(Agent):
         self._judgement: dict[str, float] = {}
         self.moving_baseline: float | None = None
         """Running average of the returns, reward units, before the newest rollout; None before the first."""
+        self.newest: tuple[Rollout, Batch] | None = None
+        """What was written last and how it was judged, to look at; None before the first rollout."""
         _check(self.config, self.policy, collector, reference)
 
     def _learning_parts(self) -> tuple[Any, torch.optim.Optimizer]:
@@ -74,9 +77,17 @@ class TextAgent(Agent):
         rate = value_at(self.config.learning_rate, 0.0)
         return self.policy, torch.optim.Adam(trained, lr=rate, eps=self.config.adam_eps, fused=True)
 
+    def iterate(self) -> None:
+        """As every agent's, and the tokens it went through a second."""
+        super().iterate()
+        texts_per_second = self.metrics["time/steps_per_second"]
+        self.metrics["time/tokens_per_second"] = texts_per_second * self.metrics["rollout/length_mean"]
+
     def judge(self, rollout: Rollout) -> Batch:
         """Advantages: by GAE and the critic, or by comparing the returns of whole texts."""
-        return self._by_critic(rollout) if self.config.uses_critic else self._by_comparison(rollout)
+        batch = self._by_critic(rollout) if self.config.uses_critic else self._by_comparison(rollout)
+        self.newest = rollout, batch
+        return batch
 
     def _by_critic(self, rollout: Rollout) -> Batch:
         config, rewards = self.config, rollout.rewards

@@ -22,6 +22,9 @@ from agents.score_scaling import ScoreScaler
 from agents.trunk import pack_rows
 from textenvs.rows import TokenRows, last_action_index
 
+REPEATED = 3
+"""Length of the n-grams of ``rollout/repetition``: that of Paulus et al. 2017, whose texts are as short as ours."""
+
 METRICS: dict[str, str] = {
     "rollout/score": "mean score of the finished texts before any price, reward units",
     "rollout/score_std": "its standard deviation over the texts",
@@ -31,8 +34,13 @@ METRICS: dict[str, str] = {
     "rollout/beta": "price of a nat in this rollout, reward units",
     "rollout/surprisal": "mean of -log pi of the sampled tokens, nats per token: an estimate of the entropy",
     "rollout/length_mean": "mean tokens per text, the end-of-text token included",
-    "rollout/share_eos": "share of texts that ended by themselves, [0, 1]; the others ran out of budget",
+    "rollout/length_p10": "a tenth of the texts has at most so many tokens",
+    "rollout/length_p50": "their median",
+    "rollout/length_p90": "nine tenths of the texts have at most so many tokens",
+    "rollout/share_eos": "share of texts that ended by themselves (stop reason eos), [0, 1]",
+    "rollout/share_length": "share of texts that ran out of budget (stop reason length), [0, 1]",
     "rollout/distinct_2": "different bigrams / bigrams in a text, averaged over texts, [0, 1]; low means repetition",
+    "rollout/repetition": f"share of a text's {REPEATED}-grams that stood in it before, averaged over texts, [0, 1]",
     "time/generate_s": "seconds of this rollout spent writing",
     "time/score_s": "seconds of this rollout spent in the environment: scores and reference",
 }
@@ -220,8 +228,12 @@ def figures(rows: TokenRows) -> dict[str, float]:
         "return_mean": float(rows.rewards.sum() / len(mask)),
         "length_mean": float(count / len(mask)),
         "share_eos": float((rows.stop_reason == "eos").mean()),
-        "distinct_2": distinct_bigrams(rows.completions, mask),
+        "share_length": float((rows.stop_reason != "eos").mean()),
+        "distinct_2": 1.0 - repetition(rows.completions, mask, 2),
+        "repetition": repetition(rows.completions, mask, REPEATED),
     }
+    for percent in (10, 50, 90):
+        found[f"length_p{percent}"] = float(np.percentile(mask.sum(1), percent, method="inverted_cdf"))
     if rows.scores is not None:
         found |= {"score": float(rows.scores.mean()), "score_std": float(rows.scores.std())}
     if rows.kl is not None:
@@ -231,17 +243,26 @@ def figures(rows: TokenRows) -> dict[str, float]:
     return found
 
 
-def distinct_bigrams(completions: np.ndarray, mask: np.ndarray) -> float:
-    """Different bigrams divided by bigrams, within each row, averaged over rows that have a bigram; 1 if none has.
+def repetition(completions: np.ndarray, mask: np.ndarray, n: int) -> float:
+    """Share of a text's n-grams that stood in it before, averaged over the texts that have an n-gram; 0 if none has.
+
+        1 - different n-grams / n-grams
+
+    It is the share of tokens that continue a repeated n-gram. Source: Welleck et al. 2020, "seq-rep-n"
+    (arXiv:1908.04319), with n = 4; Paulus et al. 2017 forbid what repeats for n = 3 (arXiv:1705.04304).
 
     Args:
         completions: ``[N, T]`` token ids.
         mask: ``[N, T]`` True on tokens that count.
+        n: tokens, >= 1.
     """
-    lengths = mask.sum(1)
-    rows = [row[:length] for row, length in zip(completions, lengths, strict=True) if length >= 2]
-    shares = [len(set(zip(row[:-1].tolist(), row[1:].tolist(), strict=True))) / (len(row) - 1) for row in rows]
-    return float(np.mean(shares)) if shares else 1.0
+    shares = []
+    for row, length in zip(completions, mask.sum(1), strict=True):
+        if length >= n:
+            tokens = row[:length].tolist()
+            grams = list(zip(*(tokens[i:] for i in range(n)), strict=False))
+            shares.append(1.0 - len(set(grams)) / len(grams))
+    return float(np.mean(shares)) if shares else 0.0
 
 
 def _wrapper_with_beta(envs: Any) -> Any:

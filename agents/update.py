@@ -90,9 +90,9 @@ def update(
     if hasattr(policy, "ppo_gradient") and (objective or config.microbatch_size or config.value_clip):
         raise ValueError("a FastMLP knows PPO's plain loss on whole minibatches only; pass the policy itself")
     objective = objective or ppo_objective(config, clip=clip)
+    raw = batch
     if config.normalise_advantages == "batch":
         batch = _with_advantages(batch, whiten(batch.advantages, batch.mask))
-    returns, old_values, mask = batch.returns, batch.old_values, batch.mask
     if not policy.keeps_rows:
         batch = batch.single_steps()
     record = _Record(dense=bool(batch.mask.all()))
@@ -114,12 +114,23 @@ def update(
         if stopped:
             break
     metrics = record.metrics(clip, clip if clip_high is None else clip_high)
-    if "value_loss" in record.parts:
-        metrics["train/explained_variance"] = float(explained_variance(old_values, returns, mask))
+    metrics |= _judgement(raw, valued="value_loss" in record.parts)
     metrics["train/early_stop"] = float(stopped)
     if not math.isfinite(metrics["train/loss"]):
         raise FloatingPointError(f"the loss is not finite: {metrics}")
     return metrics
+
+
+def _judgement(batch: Batch, *, valued: bool) -> dict[str, float]:
+    """How the batch was judged, before any whitening; returns and values only where a critic learns them."""
+    columns = {"advantage": batch.advantages, "return": batch.returns} if valued else {"advantage": batch.advantages}
+    found: dict[str, Tensor] = {}
+    for name, values in columns.items():
+        found[f"train/{name}_mean"] = masked_mean(values, batch.mask)
+        found[f"train/{name}_std"] = masked_var(values, batch.mask, unbiased=False).sqrt()
+    if valued:
+        found["train/explained_variance"] = explained_variance(batch.old_values, batch.returns, batch.mask)
+    return _numbers(found)
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor | None) -> Tensor:
@@ -213,10 +224,15 @@ class _Record:
         figures["train/logprob_drift"] = self.log_ratios[0].abs().mean()
         change = log_ratio.exp() - 1.0
         figures["train/clip_fraction"] = ((change < -clip) | (change > clip_high)).float().mean()
+        figures["train/ratio_mean"], figures["train/ratio_max"] = 1.0 + change.mean(), 1.0 + change.max()
         if self.grad_norms:
             figures["train/grad_norm"] = torch.stack(self.grad_norms).mean()
-        numbers = torch.stack([value.float() for value in figures.values()]).tolist()
-        return dict(zip(figures, numbers, strict=True))
+        return _numbers(figures)
+
+
+def _numbers(figures: dict[str, Tensor]) -> dict[str, float]:
+    """0-dimensional tensors as numbers, brought from their device in one go."""
+    return dict(zip(figures, torch.stack([value.float() for value in figures.values()]).tolist(), strict=True))
 
 
 def minibatches(batch: Batch, size: int, generator: torch.Generator) -> Iterator[Batch]:

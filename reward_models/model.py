@@ -64,6 +64,8 @@ class RewardModel(nn.Module):
         speed_up(backbone)
         limit = getattr(config, "max_position_embeddings", None) or 2048
         self.backbone: Any = backbone
+        self.autocast: torch.dtype | None = None
+        """Type of the backbone's matrix products, bfloat16 for instance; not saved. None: the weights' own."""
         self.tokenizer = tokenizer
         self.max_length = limit if max_length is None else min(max_length, limit)
         self.head = nn.Linear(config.hidden_size, 1, bias=False)
@@ -108,7 +110,8 @@ class RewardModel(nn.Module):
             inputs["position_ids"] = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
         if "use_cache" in self._backbone_takes:
             inputs["use_cache"] = False
-        return self.backbone(**inputs).last_hidden_state
+        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            return self.backbone(**inputs).last_hidden_state
 
     def raw(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Uncalibrated rewards ``[N]`` of rows ``[N, T]``, read at the last position where ``attention_mask``."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -52,6 +53,9 @@ class TrainingOptions:
     """Optimiser steps between evaluations of the held-out loss."""
     patience: int = 4
     """Evaluations without a better held-out loss after which training stops."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the backbone's matrix products (autocast), which the model keeps until it is loaded anew; rewards, loss,
+    weights and optimiser are float32."""
     seed: int = 0
     """Seed of order, grouping, dropout and noise."""
 
@@ -114,6 +118,7 @@ def fit(
     rng = np.random.default_rng(options.seed)
     model.mean.zero_()
     model.std.fill_(1.0)
+    model.autocast = torch.bfloat16 if options.dtype == "bfloat16" else None
     num_steps = max(1, round(options.epochs * len(train)))
     optimizer = torch.optim.AdamW(parameter_groups(model, options), betas=(0.9, 0.98), fused=True)
     peaks = [group["lr"] for group in optimizer.param_groups]

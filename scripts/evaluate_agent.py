@@ -106,9 +106,7 @@ def evaluate_text(config: EvaluateAgentConfig) -> dict[str, Any]:
     settings |= {"run_dir": str(config.agent), "num_eval_prompts": config.episodes, "device": config.device}
     parts = build_parts(TrainTextConfig(**settings))
     tuned = CausalLMPolicy.from_pretrained(config.agent / MODEL, sampling=parts.policy.sampling).to(config.device)
-    figures, samples = compare(
-        parts.write(parts.start), parts.write(tuned), score=parts.score, reference=parts.reference, judge=parts.judge
-    )
+    figures, samples = compare(parts.assess(parts.start), parts.assess(tuned))
     return {"model": str(config.agent / MODEL), "eval_prompts": len(samples), **figures}
 
 

@@ -9,6 +9,7 @@ from agents.logging import METRICS
 from agents.text_agent import METRICS as TEXT_AGENT_METRICS
 from agents.text_collector import METRICS as TEXT_METRICS
 from scripts.fitting import METRICS as LANGUAGE_MODEL_METRICS
+from scripts.frontier_points import METRICS as FRONTIER_METRICS
 
 OTHER_METRICS = {
     "train/loss (reward model)": "Bradley–Terry loss of the step's comparisons, nats per comparison",
@@ -28,7 +29,7 @@ def page() -> str:
     ]
     for title, table in (
         ("PPO, everywhere", METRICS),
-        ("Text", TEXT_METRICS | TEXT_AGENT_METRICS),
+        ("Text", TEXT_METRICS | TEXT_AGENT_METRICS | FRONTIER_METRICS),
         ("Reward model and language model", OTHER_METRICS),
     ):
         lines += [f"## {title}", "", "| name | what it is |", "|---|---|"]

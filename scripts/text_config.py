@@ -59,6 +59,9 @@ class TrainTextConfig(AlgorithmFlags):
     float32. With memory adapters the frozen trunk is loaded as this type, too."""
     gradient_checkpointing: bool = False
     """Keep only each layer's input for the backward pass and compute the rest again: less memory, a third more time."""
+    compile: bool = False
+    """Run the update's and the reference's passes through torch.compile; decoding does without. The first passes take
+    a minute, and on the CPU this was measured on nothing is gained."""
     plan: bool = False
     """Print the bytes that each role will take under each `memory`, and stop; nothing is allocated or written."""
     max_new_tokens: int = 24
@@ -67,12 +70,17 @@ class TrainTextConfig(AlgorithmFlags):
     """Of sampling, in training and evaluation alike."""
     checkpoint_every: int = 10
     """Updates between checkpoints."""
+    evaluate_every: int | None = None
+    """Updates between evaluations along the run (eval/... and frontier.csv). None: eight a run; 0: before and after
+    training only."""
 
     def __post_init__(self) -> None:
         AlgorithmFlags.__post_init__(self)
         for name in ("num_eval_prompts", "episodes", "checkpoint_every", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
+        if self.evaluate_every is not None and self.evaluate_every < 0:
+            raise ValueError(f"evaluate_every must be 0 or more updates, received {self.evaluate_every}")
         if self.adapter is not None and self.memory != "adapters":
             raise ValueError(f"adapter needs memory adapters, received memory {self.memory}")
         if self.lora_rank < 1 or not self.lora_alpha > 0:

@@ -1,9 +1,9 @@
-"""Figures that compare what a policy wrote before and after training on the same held-out prompts."""
+"""How good is what a policy wrote on held-out prompts? Figures of one set of samples, and of two side by side."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +16,46 @@ class TextJudge(Protocol):
 
     def score(self, texts: Any) -> np.ndarray:
         """``[N]``, higher is better."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Assessment:
+    """Samples and what was found about them.
+
+    Attributes:
+        samples: N texts of one policy.
+        scores: ``[N]`` reward units, by the reward that is trained on.
+        judged: ``[N]`` log-odds, by the judge that training never asks; None without one.
+        ref_logprobs: ``[N, T]`` nats, of the tokens under the starting model.
+        kl: ``[N]`` nats: along each text the exact KL to the starting model in every state, summed. Its mean is the KL
+            per sequence, and strays less than the mean log-ratio (Amini et al. 2025, arXiv:2504.10637).
+    """
+
+    samples: Samples
+    scores: np.ndarray
+    judged: np.ndarray | None
+    ref_logprobs: np.ndarray
+    kl: np.ndarray
+
+    def figures(self) -> dict[str, Any]:
+        """Means over the texts, and what is of all of them together."""
+        return {
+            "score": float(self.scores.mean()),
+            "judge": None if self.judged is None else float(self.judged.mean()),
+            "perplexity": perplexity_under(self.ref_logprobs, self.samples.mask),
+            "distinct2": distinct_bigrams_of_all(self.samples),
+            "mean_length": float(self.samples.mask.sum(1).mean()),
+        }
+
+    def win_rate(self, rival: Assessment) -> float | None:
+        """Share of prompts on which the judge prefers these texts to the ``rival``'s; ties count half.
+
+        Raises:
+            ValueError: if the prompts differ.
+        """
+        if self.samples.openings != rival.samples.openings:
+            raise ValueError("the samples were written for different prompts; they cannot be compared")
+        return None if self.judged is None or rival.judged is None else win_rate(self.judged, rival.judged)
 
 
 def distinct_bigrams_of_all(samples: Samples) -> float:
@@ -37,58 +77,33 @@ def perplexity_under(ref_logprobs: np.ndarray, mask: np.ndarray) -> float:
     return math.exp(-float(ref_logprobs[mask].mean()))
 
 
-def kl_per_sequence(samples: Samples, ref_logprobs: np.ndarray) -> float:
-    """Mean over texts of ``sum_t (log pi - log pi_ref)``, nats: the k1 estimate on fresh samples."""
-    return float(np.where(samples.mask, samples.logprobs - ref_logprobs, 0.0).sum(1).mean())
-
-
 def win_rate(scores: np.ndarray, rivals: np.ndarray) -> float:
     """Share of places where ``scores [N]`` beat ``rivals [N]``; ties count half."""
     return float(((scores > rivals) + 0.5 * (scores == rivals)).mean())
 
 
-def compare(
-    before: Samples,
-    after: Samples,
-    *,
-    score: Callable[[Samples], np.ndarray],
-    reference: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    judge: TextJudge | None,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def compare(before: Assessment, after: Assessment) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Figures of both, and the samples side by side.
 
     Args:
-        before: what the starting model wrote.
-        after: what the tuned model wrote for the same prompts, in the same order.
-        score: ``[N]`` reward-model scores of samples.
-        reference: ``(prompts, completions) -> [N, T]`` log-probs under the starting model, nats.
-        judge: None leaves the judge's figures None.
+        before: of what the starting model wrote.
+        after: of what the tuned model wrote for the same prompts, in the same order.
 
     Raises:
         ValueError: if the prompts differ.
     """
-    if before.openings != after.openings:
-        raise ValueError("before and after were written for different prompts; they cannot be compared")
-    figures: dict[str, Any] = {}
-    columns: dict[str, np.ndarray | None] = {}
-    for name, samples in (("before", before), ("after", after)):
-        ref_logprobs = reference(samples.prompts, samples.completions)
-        scores = columns[f"score_{name}"] = score(samples)
-        judged = columns[f"judge_{name}"] = None if judge is None else judge.score(samples.texts)
-        figures[f"score_{name}"] = float(scores.mean())
-        figures[f"judge_{name}"] = None if judged is None else float(judged.mean())
-        figures[f"perplexity_{name}"] = perplexity_under(ref_logprobs, samples.mask)
-        figures[f"distinct2_{name}"] = distinct_bigrams_of_all(samples)
-        figures[f"mean_length_{name}"] = float(samples.mask.sum(1).mean())
-        if name == "after":
-            figures["kl_per_sequence"] = kl_per_sequence(samples, ref_logprobs)
-    judged_before, judged_after = columns["judge_before"], columns["judge_after"]
-    figures["judge_win_rate"] = (
-        None if judged_before is None or judged_after is None else win_rate(judged_after, judged_before)
-    )
+    preferred = after.win_rate(before)
+    both = {"before": before, "after": after}
+    figures: dict[str, Any] = {
+        f"{name}_{side}": value for side, found in both.items() for name, value in found.figures().items()
+    }
+    figures |= {"kl_per_sequence": float(after.kl.mean()), "judge_win_rate": preferred}
+    columns = {f"score_{side}": found.scores for side, found in both.items()}
+    judged = {f"judge_{side}": found.judged for side, found in both.items()}
+    texts = zip(before.samples.openings, before.samples.endings, after.samples.endings, strict=True)
     table = [
         {"prompt": opening, "before": old, "after": new}
-        | {name: None if column is None else float(column[i]) for name, column in columns.items()}
-        for i, (opening, old, new) in enumerate(zip(before.openings, before.endings, after.endings, strict=True))
+        | {name: None if column is None else float(column[i]) for name, column in (columns | judged).items()}
+        for i, (opening, old, new) in enumerate(texts)
     ]
     return figures, table

@@ -62,7 +62,7 @@ def build_models(config: TrainTextConfig, path: str, tokenizer: Any) -> TextMode
     sampling = TokenSampling(temperature=config.temperature)
     autocast = None if config.dtype == "float32" else DTYPES[config.dtype]
     trunk: AdaptedTrunk | None = None
-    frozen: dict[str, Any] = {"autocast": autocast}
+    frozen: dict[str, Any] = {"autocast": autocast, "compile": config.compile}
     if config.memory == "adapters":
         # A frozen weight is only ever read, and autocast would round it at each reading.
         model = load_causal_lm(path, dtype=DTYPES[config.dtype]).to(config.device)
@@ -83,6 +83,7 @@ def build_models(config: TrainTextConfig, path: str, tokenizer: Any) -> TextMode
         role=POLICY,
         autocast=autocast,
         recompute=config.gradient_checkpointing,
+        compile=config.compile,
     )
     start = CausalLMPolicy(start_model, sampling=sampling, **frozen)
     plain = start if config.temperature == 1.0 else CausalLMPolicy(start_model, **frozen)

@@ -18,6 +18,7 @@ from scripts.movie_reviews import movie_review_splits, openings
 from scripts.run_dir import write_folder_aside
 from scripts.sampling import Samples, write_samples
 from scripts.text_config import TrainTextConfig
+from scripts.text_metrics import Assessment
 from scripts.text_models import TextModels, build_models, load_reward_model
 from textenvs import assets
 from textenvs.preference import PreferenceReward
@@ -30,6 +31,8 @@ from textenvs.vector import TokenVectorEnv
 OPENING_WORDS = (2, 6)
 NUM_OPENINGS = 4000
 EVAL_SEED = 12345
+ROWS_AT_ONCE = 64
+"""Texts that an evaluation reads in one pass."""
 
 
 class PolicyReference(CausalLMReference):
@@ -49,6 +52,24 @@ class PolicyReference(CausalLMReference):
         device = self.policy.device
         rows = (torch.as_tensor(part).to(device) for part in (prompts, completions))
         return self.policy.logprobs_along(*rows).cpu().numpy()
+
+    @torch.no_grad()
+    def kl_along(self, policy: CausalLMPolicy, samples: Samples) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Exact KL(policy || reference) in each state of texts the policy wrote, and the tokens' own log-probs here.
+
+        Returns:
+            ``[N, T]`` nats each, 0 at padding.
+        """
+        found = []
+        for start in range(0, len(samples.prompts), ROWS_AT_ONCE):
+            part = slice(start, start + ROWS_AT_ONCE)
+            rows = samples.prompts[part], samples.completions[part]
+            prompts, completions = (torch.as_tensor(row).to(policy.device) for row in rows)
+            kl = policy.evaluate(prompts, completions, reference=self.policy).kl
+            assert kl is not None
+            found.append((kl.cpu().numpy(), self(*rows)))
+        kls, logprobs = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return kls, logprobs
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,14 +108,25 @@ class TextParts:
         """``[N]`` scores by the reward that is trained on."""
         return self.reward.score(samples.prompts, samples.completions)
 
-    def newest_samples(self, count: int) -> list[str]:
-        """A few texts of the newest rollout, the prompt set apart by a bar."""
+    def assess(self, policy: CausalLMPolicy) -> Assessment:
+        """What ``policy`` writes on the evaluation prompts, and what is to be said of it.
+
+        Draws come from a generator of their own, and nothing of the training is touched.
+        """
+        samples = self.write(policy)
+        kl, ref_logprobs = self.reference.kl_along(policy, samples)
+        judged = None if self.judge is None else self.judge.score(samples.texts)
+        return Assessment(
+            samples=samples, scores=self.score(samples), judged=judged, ref_logprobs=ref_logprobs, kl=kl.sum(1)
+        )
+
+    def newest_texts(self, count: int) -> tuple[list[str], list[str]]:
+        """Prompts and completions of a few texts of the newest rollout."""
         rows = self.collector.last
         if rows is None:
-            return []
+            return [], []
         openings, endings = decode_rows(self.tokenizer, rows.prompts[:count], rows.completions[:count])
-        openings = openings if self.chat is None else self.chat.said(openings)
-        return [f"{opening} |{ending}" for opening, ending in zip(openings, endings, strict=True)]
+        return (openings if self.chat is None else self.chat.said(openings)), endings
 
 
 def build_parts(config: TrainTextConfig) -> TextParts:

@@ -48,9 +48,10 @@ class TextProgress:
         score, kl = metrics.get("rollout/score", float("nan")), metrics.get("rollout/kl_per_sequence", float("nan"))
         self._bar.update(self._task, completed=episodes, figures=f"score {score:+.2f}  KL {kl:.2f} nats")
 
-    def log_samples(self, samples: list[str], episodes: int) -> None:
-        """Keep a few texts where TensorBoard shows them."""
-        self._writer.add_text("samples", "\n\n".join(samples), episodes)
+    def log_samples(self, prompts: list[str], completions: list[str], episodes: int) -> None:
+        """Keep a few texts where TensorBoard shows them, the prompt set apart by a bar."""
+        texts = [f"{prompt} |{completion}" for prompt, completion in zip(prompts, completions, strict=True)]
+        self._writer.add_text("samples", "\n\n".join(texts), episodes)
 
 
 @contextmanager

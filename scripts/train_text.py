@@ -28,18 +28,23 @@ from agents.logging import FileSink
 from agents.memory import PeakMemory, held_bytes
 from agents.text_agent import TextAgent
 from scripts.front_door import enter
+from scripts.frontier_points import FRONTIER, FrontierFollower, updates_between_points
 from scripts.memory_plan import as_text, planned_bytes
 from scripts.run_dir import CONFIG, SUMMARY, RunDir
 from scripts.text_config import TrainTextConfig
 from scripts.text_metrics import compare
 from scripts.text_parts import TextParts, build_parts, save_adapter, save_model
 from scripts.text_progress import TextProgress, stop_on_interrupt
+from scripts.token_page import PAGE, Snapshot, write_token_page
+from scripts.token_table import token_tables
 
 CHECKPOINT = "checkpoint.safetensors"
 STATE = "state.json"
 SAMPLES = "samples.json"
 MODEL = "model"
 ADAPTER = "adapter"
+SHOWN = 8
+"""Texts on the page of tokens: as many as GRPO's group has, so that one can be seen whole."""
 
 
 def main(config: TrainTextConfig) -> dict[str, Any]:
@@ -70,14 +75,19 @@ def main(config: TrainTextConfig) -> dict[str, Any]:
         if config.resume:
             agent.restore(run.path / CHECKPOINT)
             trained = _Clock(**json.loads((run.path / STATE).read_text()))
-        before = parts.write(parts.start)
-        finished = _train(agent, config, parts, run, trained)
+        before = parts.assess(parts.start)
+        resume_at = agent.steps if config.resume else None
+        agent.logger = sink = FileSink(run.path, resume_at=resume_at)
+        frontier = FrontierFollower(run.path / FRONTIER, before, sink, resume_at=resume_at)
+        finished = _train(agent, config, parts, run, trained, frontier)
         peak_bytes = peak.bytes()
         save_model(parts.policy, parts.tokenizer, run.path / MODEL)
         save_adapter(parts.policy, run.path / ADAPTER)
-        figures, samples = compare(
-            before, parts.write(parts.policy), score=parts.score, reference=parts.reference, judge=parts.judge
-        )
+        after = parts.assess(parts.policy)
+        if finished:
+            frontier.add(agent.steps, after)
+        sink.close()
+        figures, samples = compare(before, after)
         run.write_json(SAMPLES, {"samples": samples})
         summary = {
             "algorithm": config.algorithm,
@@ -103,13 +113,17 @@ class _Clock:
     tokens: float = 0.0
 
 
-def _train(agent: TextAgent, config: TrainTextConfig, parts: TextParts, run: RunDir, clock: _Clock) -> bool:
+def _train(
+    agent: TextAgent, config: TrainTextConfig, parts: TextParts, run: RunDir, clock: _Clock, frontier: FrontierFollower
+) -> bool:
     """Learn to the end, or to Ctrl-C; whether it was the end. A checkpoint lies there either way."""
-    agent.logger = sink = FileSink(run.path, resume_at=agent.steps if config.resume else None)
+    evaluate_every = updates_between_points(config.evaluate_every, config.episodes, config.batch_size)
 
     def checkpoint() -> None:
         agent.save(run.path / CHECKPOINT)
         run.write_json(STATE, dataclasses.asdict(clock))
+        if agent.newest is not None:
+            write_token_page(run.path / PAGE, _snapshot(agent, parts))
 
     with TextProgress(config.episodes, run.path) as progress, stop_on_interrupt() as interrupted:
         began = time.perf_counter()
@@ -121,9 +135,15 @@ def _train(agent: TextAgent, config: TrainTextConfig, parts: TextParts, run: Run
             clock.tokens += agent.metrics["rollout/length_mean"] * config.batch_size
             progress.show(agent.steps, agent.metrics)
             if agent.updates % 10 == 1:
-                progress.log_samples(parts.newest_samples(4), agent.steps)
+                progress.log_samples(*parts.newest_texts(4), agent.steps)
+            if agent.updates == 1:
+                write_token_page(run.path / PAGE, _snapshot(agent, parts))
             if agent.updates >= config.critic_warmup:
                 set_trainable(parts.policy.actor_parameters(), True)
+            if evaluate_every and agent.updates % evaluate_every == 0 and agent.steps < config.episodes:
+                paused = time.perf_counter()
+                frontier.add(agent.steps, parts.assess(parts.policy))
+                began += time.perf_counter() - paused
             if agent.updates % config.checkpoint_every == 0:
                 checkpoint()
             return not interrupted.is_set()
@@ -132,8 +152,25 @@ def _train(agent: TextAgent, config: TrainTextConfig, parts: TextParts, run: Run
         if agent.steps < config.episodes:
             agent.learn(None if config.resume else config.episodes, callback=after_update)
         checkpoint()
-    sink.close()
     return agent.steps >= config.episodes
+
+
+def _snapshot(agent: TextAgent, parts: TextParts) -> Snapshot:
+    """A few texts of the newest rollout, for the page that shows them token by token."""
+    assert agent.newest is not None
+    assert parts.collector.last is not None
+    rollout, batch = agent.newest
+    prompts, _ = parts.newest_texts(SHOWN)
+    tables = token_tables(
+        rollout, batch, parts.collector.last, prompts, parts.tokenizer, valued=agent.config.uses_critic
+    )
+    return Snapshot(
+        algorithm=agent.config.algorithm,
+        updates=agent.updates - 1,
+        texts=agent.steps - rollout.num_rows,
+        beta=parts.collector.beta,
+        tables=tables,
+    )
 
 
 def set_trainable(parameters: list[torch.nn.Parameter], trainable: bool) -> None:

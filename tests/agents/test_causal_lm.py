@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -307,6 +308,24 @@ def test_values_and_logprobs_alone_are_those_of_the_whole_evaluation(critic):
     whole = policy.evaluate(prompts, completions)
     torch.testing.assert_close(policy.values_along(prompts, completions), whole.values.detach())
     torch.testing.assert_close(policy.logprobs_along(prompts, completions), whole.logprobs.detach())
+
+
+@pytest.mark.parametrize(("build", "critic"), [(gpt2, "separate"), (llama, "shared")])
+def test_a_compiled_trunk_gives_the_same_for_rows_of_any_length_and_its_own_copy(build, critic, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # traced, not translated
+    plain, compiled = CausalLMPolicy(build(), critic=critic), CausalLMPolicy(build(), critic=critic, compile=True)
+    for width in (2, 5):
+        rows = torch.arange(1, 2 * (width + 2) + 1).view(2, -1) % V
+        results = [policy.evaluate(rows[:, :2], rows[:, 2:]) for policy in (plain, compiled)]
+        for expected, found in zip(*results, strict=True):
+            torch.testing.assert_close(found, expected)
+    results[1].logprobs.sum().backward()
+    assert compiled.model.get_input_embeddings().weight.grad is not None
+    twin = copy.deepcopy(compiled)
+    with torch.no_grad():
+        for parameter in compiled.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(twin.evaluate(rows[:, :2], rows[:, 2:]).logprobs, results[0].logprobs)
 
 
 # -- the token distribution --------------------------------------------------------------------------------------------

@@ -200,6 +200,20 @@ def test_the_kl_in_the_loss_is_the_estimators_mean_times_beta(estimator):
     torch.testing.assert_close(priced - free, 0.7 * expected)
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_newest_batch_can_be_looked_at_and_tokens_a_second_are_its_tokens(algorithm):
+    agent = agent_of(algorithm)
+    assert agent.newest is None
+    agent.learn(ROWS)
+    rollout, batch = agent.newest
+    assert torch.equal(batch.actions, torch.from_numpy(agent.collector.last.completions))
+    assert torch.equal(batch.old_logprobs, rollout.logprobs)
+    seconds = ROWS / agent.metrics["time/steps_per_second"]
+    assert agent.metrics["time/tokens_per_second"] == pytest.approx(int(batch.mask.sum()) / seconds)
+    assert agent.metrics["train/advantage_mean"] == pytest.approx(float(batch.advantages[batch.mask].mean()), abs=1e-5)
+    assert ("train/return_mean" in agent.metrics) == (algorithm == "ppo")
+
+
 def test_padding_may_hold_anything():
     agent = agent_of("grpo", kl_estimator="k3", average="sequence")
     batch = agent.judge(rollout_of(agent))

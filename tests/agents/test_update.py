@@ -145,6 +145,31 @@ def test_masked_steps_are_never_trained_on():
     assert not np.isnan(seen).any()
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("normalise", ["batch", "minibatch", "none"])
+def test_logged_ratios_advantages_and_returns_are_those_of_the_steps_that_count_before_whitening(masked, normalise):
+    mask = torch.ones(4, 3, dtype=torch.bool)
+    if masked:
+        mask[1, 2] = mask[3, 0] = False
+    batch = numbered(4, 3, mask)
+    for values in (batch.old_logprobs, batch.advantages, batch.returns):
+        values[~mask] = float("nan")
+    policy = Recorder(keeps_rows=True)
+    config = UpdateConfig(epochs=2, minibatch_size=2, normalise_advantages=normalise)
+    figures = update(policy, adam(policy, 0.0), batch, config, clip=0.2, generator=torch.Generator())
+    x = (torch.arange(12.0) / 10)[mask.flatten()].numpy()
+    ratio = np.exp(x**2 - (x - 0.1) ** 2)  # a is 0.1 and stays there
+    expected = {
+        "ratio_mean": ratio.mean(),
+        "ratio_max": ratio.max(),
+        "advantage_mean": np.sin(7 * x).mean(),
+        "advantage_std": np.sin(7 * x).std(),
+        "return_mean": np.cos(3 * x).mean(),
+        "return_std": np.cos(3 * x).std(),
+    }
+    assert {name: figures[f"train/{name}"] for name in expected} == pytest.approx(expected, rel=1e-4)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_microbatches_add_up_to_the_minibatch_also_with_ragged_rows(size):
     mask = torch.arange(5) < torch.tensor([5, 1, 3, 2, 4, 0])[:, None]  # one row counts for nothing at all

@@ -55,6 +55,20 @@ def test_ratings_are_learnt_in_the_same_loop(gpt2):
     assert (np.diff(scores) < 0).all()
 
 
+def test_bfloat16_products_learn_the_same_with_weights_and_rewards_in_float32(model):
+    heldout = [pair_comparisons([PreferencePair(prompt="b c", chosen=" is good", rejected=" is bad")])]
+    result = fit(model, PairBatches(pairs=PAIRS, batch_size=6), heldout, dataclasses.replace(QUICK, dtype="bfloat16"))
+    assert result.best_loss < 0.3
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    ids = torch.arange(1, 7)[None]
+    halved = model.raw(ids, torch.ones_like(ids))
+    assert halved.dtype == torch.float32
+    model.autocast = None
+    exact = model.raw(ids, torch.ones_like(ids))
+    assert halved != exact
+    torch.testing.assert_close(halved, exact, rtol=0.05, atol=0.05)
+
+
 def test_training_stops_early_and_keeps_the_best_weights(gpt2):
     wrong = [pair_comparisons([PreferencePair(prompt="a", chosen=" is bad", rejected=" is good")])]
     options = dataclasses.replace(QUICK, eval_every=1, patience=3, epochs=50)

@@ -3,21 +3,27 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from agents.logging import METRICS
+from agents.text_agent import METRICS as TEXT_AGENT_METRICS
+from agents.text_collector import METRICS as TEXT_METRICS
 from scripts import evaluate_agent
+from scripts.frontier_points import read_points, updates_between_points
 from scripts.memory_plan import planned_bytes
 from scripts.plots import read_columns
 from scripts.sampling import Samples
 from scripts.text_config import TrainTextConfig
-from scripts.text_metrics import compare, distinct_bigrams_of_all, kl_per_sequence, perplexity_under, win_rate
+from scripts.text_metrics import Assessment, compare, distinct_bigrams_of_all, perplexity_under, win_rate
 from scripts.text_parts import build_parts
 from scripts.train_text import command_line
 
@@ -66,8 +72,8 @@ def inputs(tmp_path, model_dir, monkeypatch):
         "    return [float('nan')] * len(prompts)\n"
         "def interrupt_at_second_update(prompts, completions):\n"
         "    global calls\n"
-        "    calls += 1\n"
-        "    if calls == 2:\n"
+        "    calls += len(prompts) == 8\n"  # a batch; evaluations have two prompts
+        "    if calls == 2 and len(prompts) == 8:\n"
         "        os.kill(os.getpid(), signal.SIGINT)\n"
         "    return good(prompts, completions)\n"
     )
@@ -111,8 +117,10 @@ def test_a_run_leaves_everything_it_promises(inputs, tmp_path):
     assert {"prompt", "before", "after", "score_before", "score_after"} <= set(samples[0])
     with open(folder / "progress.csv") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 4
+    updates = [row for row in rows if row["train/updates"]]
+    assert len(updates) == 4
     assert {"rollout/score", "rollout/kl_per_sequence", "train/clip_fraction"} <= set(rows[0])
+    assert {*METRICS, *TEXT_METRICS, *TEXT_AGENT_METRICS} >= {name for name in rows[0] if not name.startswith("eval/")}
     assert list(folder.glob("events.out.tfevents.*"))
     assert not list(folder.glob("*.part"))
     assert not (folder / "in_use.pid").exists()
@@ -127,6 +135,67 @@ def test_evaluating_what_a_run_left_behind_repeats_its_figures(inputs, tmp_path)
     for name in ("score_before", "score_after", "kl_per_sequence", "distinct2_after"):
         assert again[name] == pytest.approx(summary[name])
     assert json.loads((tmp_path / "evaluation" / "summary.json").read_text()) == again
+
+
+def test_the_frontier_is_measured_along_the_run_and_said_the_same_everywhere(inputs, tmp_path):
+    assert run(inputs, tmp_path / "run", evaluate_every=2) == 0
+    points = read_points(tmp_path / "run" / "frontier.csv")
+    assert [point["episodes"] for point in points] == [0, 16, 32]
+    assert points[0]["kl_per_sequence"] == pytest.approx(0.0, abs=1e-5)
+    assert points[-1]["kl_per_sequence"] > 0.01
+    assert all(point["judge"] is point["judge_win_rate"] is None for point in points)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert points[-1]["kl_per_sequence"] == summary["kl_per_sequence"]
+    for point, side in ((points[0], "before"), (points[-1], "after")):
+        for name in ("score", "mean_length", "distinct2", "perplexity"):
+            assert point[name] == summary[f"{name}_{side}"]
+    columns = read_columns(tmp_path / "run" / "progress.csv")
+    logged = [value for value in columns["eval/score"] if value == value]
+    assert logged == pytest.approx([point["score"] for point in points])
+    assert {f"eval/{name}" for name in points[0] if not name.startswith(("episodes", "judge"))} <= set(columns)
+
+
+def test_evaluating_along_the_run_changes_nothing(inputs, tmp_path):
+    for every in (0, 1):
+        assert run(inputs, tmp_path / str(every), evaluate_every=every) == 0
+    for name, tensor in weights(tmp_path / "0").items():
+        assert torch.equal(tensor, weights(tmp_path / "1")[name]), name
+    ends, all_of_them = (read_points(tmp_path / str(every) / "frontier.csv") for every in (0, 1))
+    assert ends == [all_of_them[0], all_of_them[-1]]
+    assert len(all_of_them) == 5
+
+
+def test_how_often_points_are_taken():
+    assert updates_between_points(None, 8192, 256) == 4  # 32 updates, eight points
+    assert updates_between_points(None, 100, 256) == 1
+    assert updates_between_points(5, 8192, 256) == 5
+    assert updates_between_points(0, 8192, 256) is None
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+def test_the_page_of_tokens_adds_up_to_the_score(inputs, tmp_path, algorithm):
+    if algorithm == "grpo":
+        inputs |= {"--group-size": "4"}
+    assert run(inputs, tmp_path / "run", algorithm=algorithm, beta=0.5) == 0
+    page = (tmp_path / "run" / "tokens.html").read_text()
+    assert re.findall(r'<section id="(\w+)" data-label="([^"]*)"', page) == [
+        ("first", "before training"),
+        ("newest", "after 3 updates"),
+    ]
+    articles = page.split("<article>")[1:]
+    assert len(articles) == 16
+    kls = []
+    for article in articles:
+        score = float(re.search(r"score <b>([-.\d]+)</b>", article).group(1))
+        rewards, kl = (
+            sum(float(x) for x in re.findall(rf'data-name="{name}" data-value="([^"]+)"', article))
+            for name in ("reward", "kl")
+        )
+        kls.append(kl)
+        assert rewards == pytest.approx(score - (0.5 * kl if algorithm == "ppo" else 0.0), abs=2e-3)
+        assert ("value" in re.findall(r'<td data-name="(\w+)"', article)) == (algorithm == "ppo")
+    assert max(abs(kl) for kl in kls[:8]) < 1e-4
+    assert max(abs(kl) for kl in kls[8:]) > 1e-2
 
 
 def test_ctrl_c_keeps_what_was_trained_and_resume_ends_where_an_undisturbed_run_ends(inputs, tmp_path):
@@ -145,6 +214,8 @@ def test_ctrl_c_keeps_what_was_trained_and_resume_ends_where_an_undisturbed_run_
         assert torch.equal(tensor, weights(stopped)[name]), name
     steps = [read_columns(folder / "progress.csv")["time/steps"] for folder in (tmp_path / "whole", stopped)]
     assert steps[0] == steps[1]
+    assert (tmp_path / "whole" / "frontier.csv").read_text() == (stopped / "frontier.csv").read_text()
+    assert (tmp_path / "whole" / "tokens.html").read_text() == (stopped / "tokens.html").read_text()
     assert signal.getsignal(signal.SIGINT) is usual
 
 
@@ -276,12 +347,13 @@ def test_chat_prompts_are_generated_from_in_the_template_and_scored_bare(inputs,
     assert parts.eval_prompts[0] == [0, 3, 4, 0, 5]  # <end> the film <end> is
     samples = parts.write(parts.start)
     assert samples.openings[0] == "the film\n"
-    parts.score(samples)
+    assert parts.assess(parts.start).samples.openings == samples.openings
     parts.collector.collect(parts.policy)
     import own_reward
 
     assert set(own_reward.seen) <= {f"{line}\n" for line in Path(inputs["--prompts"]).read_text().split("\n")}
-    assert parts.newest_samples(1)[0].count("<end>") == 0
+    prompts, _ = parts.newest_texts(1)
+    assert prompts[0] in set(own_reward.seen)
 
 
 def test_a_reward_model_that_is_an_adapter_over_the_same_trunk_lives_on_it(inputs, tmp_path):
@@ -349,8 +421,6 @@ def test_options_that_do_not_apply_are_refused_at_the_door(flags, said, capsys, 
 
 
 def samples_of(completions, openings=("x", "y")):
-    import numpy as np
-
     completions = np.array(completions)
     return Samples(
         prompts=np.ones((len(completions), 1), dtype=np.int64), completions=completions,
@@ -359,18 +429,55 @@ def samples_of(completions, openings=("x", "y")):
 
 
 def test_figures_by_hand():
-    import numpy as np
-
     samples = samples_of([[1, 2, 1, 2], [1, 2, -1, -1]])
     assert distinct_bigrams_of_all(samples) == pytest.approx(2 / 4)  # 12, 21, 12 and 12: two of four differ
     ref = np.where(samples.mask, -2.0, np.nan)
     assert perplexity_under(ref, samples.mask) == pytest.approx(np.exp(2.0))
-    assert kl_per_sequence(samples, np.where(samples.mask, -2.0, 9.0)) == pytest.approx((4 + 2) / 2)
     assert win_rate(np.array([1.0, 2.0, 3.0]), np.array([0.0, 2.0, 4.0])) == pytest.approx(0.5)
+
+
+def test_the_kl_of_an_evaluation_is_the_expected_log_ratio_of_its_texts(inputs):
+    """Exact in every state: its mean over texts agrees with the sampled tokens' log-ratio, and strays less."""
+    config = TrainTextConfig(
+        run_dir="none", model=inputs["--model"], prompts=inputs["--prompts"], reward_model="own_reward:good",
+        max_new_tokens=6, judge=False, batch_size=8, minibatch_size=8,
+    )  # fmt: skip
+    parts = build_parts(config)
+    object.__setattr__(parts, "eval_prompts", parts.eval_prompts[:1] * 400)
+    assert parts.assess(parts.start).kl.mean() == pytest.approx(0.0, abs=1e-5)
+    with torch.no_grad():
+        parts.policy.model.transformer.ln_f.weight.normal_(0.0, 20.0, generator=torch.Generator().manual_seed(0))
+    found = parts.assess(parts.policy)
+    sampled = np.where(found.samples.mask, found.samples.logprobs - found.ref_logprobs, 0.0).sum(1)
+    error = sampled.std() / np.sqrt(len(sampled))
+    assert found.kl.mean() > 0.1
+    assert (found.kl >= 0).all()
+    assert abs(found.kl.mean() - sampled.mean()) < 4 * error
+    assert found.kl.std() < 0.5 * sampled.std()
+
+
+def assessment_of(completions, openings, judged):
+    samples = samples_of(completions, openings)
+    ref = np.where(samples.mask, -2.0, 0.0)
+    kl, scores = np.arange(len(completions), dtype=float), np.ones(len(completions))
+    return Assessment(samples=samples, scores=scores, judged=judged, ref_logprobs=ref, kl=kl)
+
+
+def test_two_assessments_side_by_side_by_hand():
+    before = assessment_of([[1, 2], [3, -1]], ("x", "y"), np.array([0.0, 1.0]))
+    after = assessment_of([[1, 2], [1, 2]], ("x", "y"), np.array([0.5, 1.0]))
+    figures, table = compare(before, after)
+    assert figures["judge_win_rate"] == 0.75
+    assert figures["kl_per_sequence"] == 0.5
+    assert (figures["mean_length_before"], figures["mean_length_after"]) == (1.5, 2.0)
+    assert (figures["distinct2_before"], figures["distinct2_after"]) == (1.0, 0.5)
+    assert (figures["judge_before"], figures["judge_after"]) == (0.5, 0.75)
+    assert table[1] == {
+        "prompt": "y", "before": ".", "after": ".", "score_before": 1.0, "score_after": 1.0, "judge_before": 1.0,
+        "judge_after": 1.0,
+    }  # fmt: skip
 
 
 def test_texts_of_different_prompts_are_not_compared():
     with pytest.raises(ValueError, match="different prompts"):
-        compare(
-            samples_of([[1], [2]]), samples_of([[1], [2]], ("x", "z")), score=len, reference=lambda p, c: c, judge=None
-        )
+        compare(assessment_of([[1], [2]], ("x", "y"), None), assessment_of([[1], [2]], ("x", "z"), None))
