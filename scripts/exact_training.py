@@ -52,8 +52,8 @@ TABLE: dict[Algorithm, dict[str, Any]] = {
 GPT2: dict[Algorithm, dict[str, Any]] = {
     "ppo": {"learning_rate": 2e-3, "minibatch_size": 128, "epochs": 4, "lam": 1.0, "value_coef": 0.2},
     "grpo": {"learning_rate": 2e-3, "minibatch_size": 128, "epochs": 2, "group_size": 8},
-    "rloo": {"learning_rate": 2e-3, "group_size": 8},
-    "reinforce": {"learning_rate": 2e-3},
+    "rloo": {"learning_rate": 1e-3, "group_size": 8},
+    "reinforce": {"learning_rate": 1e-3},
 }
 """Over the papers' choices, for the tiny GPT-2."""
 UPDATES: dict[str, dict[Algorithm, int]] = {
