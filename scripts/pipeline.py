@@ -51,15 +51,15 @@ class PipelineConfig:
     """Type of matrix products, and of the frozen trunk."""
     lora_rank: int = 8
     """Rank of every adapter."""
-    sentences: int = 2000
+    sentences: int = 640
     """Sentences of movie reviews that fine-tuning reads once."""
-    reward_epochs: float = 0.3
+    reward_epochs: float = 0.15
     """Passes of the reward model over the rated snippets."""
-    episodes: int = 1536
+    episodes: int = 1280
     """Texts that PPO writes and learns from."""
     batch_size: int = 64
     """Texts an update."""
-    num_eval_prompts: int = 200
+    num_eval_prompts: int = 100
     """Held-out prompts that are written on before and after."""
     seed: int = 0
     """Seed of every stage."""
