@@ -71,7 +71,7 @@ def gap_checks(*, full: bool) -> list[Checking]:
     Args:
         full: a table and a tiny GPT-2 on every environment; else a table on all of them, and PPO's GPT-2 on one.
     """
-    asked = [("tabular", algorithm, ENVS) for algorithm in ALGORITHMS]
+    asked: list[tuple[str, Algorithm, Sequence[str]]] = [("tabular", algorithm, ENVS) for algorithm in ALGORITHMS]
     asked += [("gpt2", algorithm, ENVS) for algorithm in ALGORITHMS] if full else [("gpt2", "ppo", ENVS[:1])]
     return [
         (f"optimality gap, {policy}, {algorithm}, {len(envs)} environments", partial(gap, policy, algorithm, envs))
