@@ -3,12 +3,13 @@
 # make test   set everything up, then lint, format check, type check and the default tests
 # make mutants   plant known mistakes one by one; the tests must catch each
 # make kills     kill training at 20 random moments and resume it: bit for bit the same end
+# make benchmark-text   text training beside TRL's, its memory, gaps and learning; TRL is installed beside it (hours)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install data demo verify test test-slow mutants kills benchmark-control lint format clean
+.PHONY: install data demo verify test test-slow mutants kills benchmark-control benchmark-text lint format clean
 
 install: $(VENV)/installed
 
@@ -40,6 +41,9 @@ kills: install
 
 benchmark-control: install
 	$(BIN)/python -m scripts.benchmark_control --run-dir runs/benchmark_control --overwrite
+
+benchmark-text: data
+	$(BIN)/python -m scripts.benchmark_text --run-dir runs/benchmark_text --overwrite
 
 lint: install
 	$(BIN)/ruff check .

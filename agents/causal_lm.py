@@ -26,7 +26,8 @@ from agents.kl import full_kl
 from agents.policy import Evaluation
 from agents.token_distribution import TokenSampling, sample_tokens, token_logprobs
 from agents.trunk import compile_trunk, hidden_states, pack_rows, recompute_layers, trunk_forward
-from textenvs.kernels import attend_in_float32, speed_up
+from textenvs.attention import attend
+from textenvs.kernels import speed_up
 from textenvs.rows import PAD
 
 LOGITS_AT_ONCE = 2**24
@@ -85,8 +86,7 @@ class CausalLMPolicy(nn.Module):
         if self.eos_token_id is not None and not 0 <= self.eos_token_id < self.vocab_size:
             raise ValueError(f"eos_token_id {self.eos_token_id} is not in the vocabulary [0, {self.vocab_size})")
         speed_up(model)
-        if autocast is not None:
-            attend_in_float32(model)
+        attend(model)
         if recompute:
             recompute_layers(model.base_model, nullcontext if adapters is None else adapters.current)
         if compile:
@@ -157,6 +157,24 @@ class CausalLMPolicy(nn.Module):
         kl = None if ref_hidden is None else self._exact_kl(hidden, tokens, steps, reference, ref_hidden)
         spread = [None if flat is None else _spread(flat, mask) for flat in (logprobs, entropy, values, kl)]
         return Evaluation(*spread)  # type: ignore[arg-type]
+
+    def row_logprobs(self, rows: Tensor, mask: Tensor) -> Tensor:
+        """Log-probabilities of tokens anywhere in whole rows, each given what is before it, in one pass with gradient.
+
+        Args:
+            rows: ``[B, W]`` token ids, right-padded with PAD.
+            mask: ``[B, W]`` True on the tokens to judge; never on a row's first one, which nothing precedes.
+
+        Returns:
+            ``[N]`` nats, of the tokens that ``mask`` selects, row after row.
+        """
+        row, column = mask.nonzero(as_tuple=True)
+        if bool((column == 0).any()):
+            raise ValueError("the first token of a row cannot be judged: there is no state before it")
+        with self.acting():
+            hidden = hidden_states(self.model.base_model, rows[:, :-1], (rows != PAD).sum(1) - 1)(row, column - 1)
+            logprobs, _ = self._judge_tokens(hidden, rows[row, column], column)
+        return logprobs
 
     @torch.no_grad()
     def act(

@@ -61,7 +61,8 @@ PRESETS: dict[str, Preset] = {
         total_steps=300_000,
         evaluate_every=15_000,
     ),
-    # Independent noise cancels itself before the car leaves the valley; one draw of gSDE a rollout pushes through.
+    # Independent noise cancels itself before the car leaves the valley; one draw of gSDE a rollout pushes through. With
+    # log_std -2 returns are 1 to 2 higher, but 2 of 22 seeds never meet the goal; with -1.5 all do.
     "MountainCarContinuous-v0": Preset(
         config=PPOConfig(
             num_envs=8,
@@ -72,7 +73,7 @@ PRESETS: dict[str, Preset] = {
             max_grad_norm=5.0,
             normalise_observations=True,
             sde_sample_freq=-1,
-            log_std=-2.0,
+            log_std=-1.5,
         ),
         total_steps=100_000,
         evaluate_every=2_500,

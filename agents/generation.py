@@ -15,7 +15,8 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from agents.causal_lm import CausalLMPolicy, uniform
 from agents.token_distribution import sample_tokens
-from textenvs.kernels import FLOAT32_SDPA, SDPA, cache_keyword
+from textenvs.attention import HALF, OURS, SDPA, attends_to_everything
+from textenvs.kernels import cache_keyword
 from textenvs.rows import PAD
 
 COMPACT_AT = 1 / 16
@@ -112,9 +113,9 @@ class _Decoder:
         self.trunk = policy.model.base_model
         self.cache_keyword = cache_keyword(self.trunk)
         # What attention reads at every token is kept as the type that it computes in.
-        attends = policy.model.config._attn_implementation == FLOAT32_SDPA and prompts.device.type == "cpu"
-        dtype = torch.float32 if attends else None
-        self.cache = new_cache(policy.model.config, capacity=width + budget - 1, dtype=dtype)
+        ours = policy.model.config._attn_implementation == OURS
+        float32 = ours and prompts.device.type == "cpu"
+        self.cache = new_cache(policy.model.config, capacity=width + budget - 1, float32=float32)
         self.column = width
         self.next_position = lengths[:, None]
         pad = (width - lengths)[:, None]
@@ -124,7 +125,7 @@ class _Decoder:
         self.mask_is_ours = (
             bool((pad > 0).any())
             and isinstance(self.cache, PlainCache)
-            and policy.model.config._attn_implementation in (SDPA, FLOAT32_SDPA)
+            and (ours or policy.model.config._attn_implementation == SDPA)
         )
         # Ragged prompts stand flush right, so that all rows append to the same column of the cache.
         positions = (columns[:width] - pad).clamp(min=0)
@@ -181,10 +182,10 @@ class _Decoder:
 class _PlainLayer(DynamicLayer):
     """Keys and values of one layer in arrays that are allocated once: ``[B, H, capacity, D]``."""
 
-    def __init__(self, capacity: int, dtype: torch.dtype | None) -> None:
+    def __init__(self, capacity: int, float32: bool) -> None:
         super().__init__()
         self.capacity = capacity
-        self.kept_as = dtype
+        self.float32 = float32
         self.length = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -192,7 +193,8 @@ class _PlainLayer(DynamicLayer):
         begin, end = self.length, self.length + key_states.shape[-2]
         if not self.is_initialized:
             batch, heads = key_states.shape[:2]
-            shape, dtype = (batch, heads, self.capacity), self.kept_as or key_states.dtype
+            shape = (batch, heads, self.capacity)
+            dtype = torch.float32 if self.float32 and key_states.dtype in HALF else key_states.dtype
             self.keys = key_states.new_empty(*shape, key_states.shape[-1], dtype=dtype)
             self.values = value_states.new_empty(*shape, value_states.shape[-1], dtype=dtype)
             self.is_initialized = True
@@ -230,8 +232,8 @@ class _PlainLayer(DynamicLayer):
 class PlainCache(Cache):
     """A preallocated cache for models whose layers all attend to everything."""
 
-    def __init__(self, num_layers: int, capacity: int, dtype: torch.dtype | None = None) -> None:
-        super().__init__(layers=[_PlainLayer(capacity, dtype) for _ in range(num_layers)])
+    def __init__(self, num_layers: int, capacity: int, *, float32: bool = False) -> None:
+        super().__init__(layers=[_PlainLayer(capacity, float32) for _ in range(num_layers)])
 
     def spread(self, source: Tensor) -> None:
         """As in the layers, for all of them."""
@@ -244,15 +246,13 @@ class PlainCache(Cache):
             layer.move(movers, holes, count)  # type: ignore[union-attr]
 
 
-def new_cache(config: Any, *, capacity: int, dtype: torch.dtype | None = None) -> Cache:
+def new_cache(config: Any, *, capacity: int, float32: bool = False) -> Cache:
     """An empty cache for ``config``'s model: ours if all layers attend to everything, else transformers' own.
 
-    ``dtype`` is what ours keeps keys and values as; None: as they come.
+    With ``float32`` ours keeps keys and values of half types as float32.
     """
-    kinds = getattr(config, "layer_types", None)
-    sliding = getattr(config, "sliding_window", None) is not None
-    if (kinds is None and not sliding) or (kinds is not None and set(kinds) == {"full_attention"}):
-        return PlainCache(config.num_hidden_layers, capacity, dtype)
+    if attends_to_everything(config):
+        return PlainCache(config.num_hidden_layers, capacity, float32=float32)
     return DynamicCache(config=config)
 
 

@@ -6,6 +6,7 @@ No head, no distribution and no adapter is known here: see ``agents.causal_lm`` 
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -16,16 +17,70 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from textenvs.attention import LAYOUT, OURS, RowLayout, attends_to_everything
 from textenvs.rows import PAD
 
 COMPILED = "compiled_forward"
 """Attribute of a trunk that holds its compiled forward pass."""
+PACKS = "takes_packed_rows"
+"""Attribute of a trunk that says whether it does, once that was tried."""
 HiddenAt = Callable[[Tensor, Tensor], Tensor]
 """``(row [N], position [N]) -> [N, D]``."""
 
 
 def hidden_states(trunk: Any, rows: Tensor, lengths: Tensor) -> HiddenAt:
-    """Run ``trunk`` over packed ``rows [B, W]`` of ``lengths [B]``, like lengths together, cut to the longest."""
+    """Run ``trunk`` over right-padded ``rows [B, W]`` of ``lengths [B]``, each at least 1.
+
+    Rows of different lengths go one behind the other through every layer, so that nothing is computed for padding; with
+    a model that cannot, like lengths go together, cut to the longest.
+    """
+    if can_pack(trunk) and bool((lengths != rows.shape[1]).any()):
+        return _packed(trunk, rows, lengths)
+    return _in_parts(trunk, rows, lengths)
+
+
+def can_pack(trunk: Any) -> bool:
+    """Whether ``trunk`` takes rows without padding: every attention layer is ours, sees all, and is told the layout."""
+    if hasattr(trunk, COMPILED) or trunk.device.type == "meta":
+        return False
+    if not hasattr(trunk, PACKS):
+        setattr(trunk, PACKS, _tells_every_layer(trunk))
+    return bool(getattr(trunk, PACKS))
+
+
+def _tells_every_layer(trunk: Any) -> bool:
+    takes = inspect.signature(trunk.forward).parameters
+    if (
+        trunk.config._attn_implementation != OURS
+        or not attends_to_everything(trunk.config)
+        or "position_ids" not in takes
+        or all(parameter.kind != inspect.Parameter.VAR_KEYWORD for parameter in takes.values())
+    ):
+        return False
+    layout = RowLayout(torch.tensor([1, 2], device=trunk.device))
+    with torch.no_grad():
+        _run_packed(trunk, torch.zeros(2, 2, dtype=torch.long, device=trunk.device), layout)
+    return layout.layers == trunk.config.num_hidden_layers
+
+
+def _run_packed(trunk: Any, rows: Tensor, layout: RowLayout) -> Tensor:
+    """Hidden states ``[N, D]``, one row behind the other."""
+    tokens = rows[:, : layout.width].reshape(-1).index_select(0, layout.places)[None]
+    # Four dimensions: a mask that is finished already, which transformers hands on; our attention has no need of it.
+    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=rows.device)
+    inputs = {"input_ids": tokens, "attention_mask": mask, "position_ids": layout.positions()[None], LAYOUT: layout}
+    with _recomputing(trunk):
+        hidden: Tensor = trunk(**inputs, use_cache=False).last_hidden_state[0]
+    return hidden
+
+
+def _packed(trunk: Any, rows: Tensor, lengths: Tensor) -> HiddenAt:
+    layout = RowLayout(lengths)
+    hidden = _run_packed(trunk, rows, layout)
+    return lambda row, position: hidden.index_select(0, layout.starts[row] + position)
+
+
+def _in_parts(trunk: Any, rows: Tensor, lengths: Tensor) -> HiddenAt:
     order, parts = length_parts(lengths)
     starts = torch.empty_like(lengths)
     flat, offset = [], 0

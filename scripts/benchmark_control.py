@@ -192,8 +192,8 @@ def trpo_row(runs: Path, task: str, seeds: int) -> Row:
     )
 
 
-def run_once(folder: Path, module_and_flags: Sequence[object]) -> dict[str, Any]:
-    """Run a script into ``folder`` unless it is finished there; its summary.
+def run_once(folder: Path, module_and_flags: Sequence[object], *, threads: int = 1) -> dict[str, Any]:
+    """Run a script on that many threads into ``folder`` unless it is finished there; its summary.
 
     Raises:
         RuntimeError: if it fails.
@@ -204,7 +204,7 @@ def run_once(folder: Path, module_and_flags: Sequence[object]) -> dict[str, Any]
         print(f"{folder.name} ...", flush=True)
         done = subprocess.run(
             [sys.executable, "-m", module, *flags, "--run-dir", str(folder)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
             capture_output=True,
             text=True,
         )

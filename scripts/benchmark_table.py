@@ -36,18 +36,41 @@ class Row:
     """smallest and largest by side"""
     counts: dict[str, int] = field(default_factory=dict)
     """measurements by side"""
+    must: float | None = None
+    """bound of the ratio that has to be kept; None: there is none"""
+    aim: float | None = None
+    """bound of the ratio that we would like to keep"""
+    at_most: bool = False
+    """whether the ratio stays below its bounds, rather than above"""
+    details: dict[str, Any] = field(default_factory=dict)
+    """what else there is to know, for ``summary.json`` alone"""
 
     @property
     def ratio(self) -> float:
         """Ours divided by the peer's."""
         return self.ours / self.peer if self.peer else float("nan")
 
+    @property
+    def verdict(self) -> str:
+        """The best bound that is kept, "aim" or "must"; else "missed", which not-a-number always is; "" without any."""
+        bounds = {"aim": self.aim, "must": self.must}
+        given = {name: bound for name, bound in bounds.items() if bound is not None}
+        kept = [name for name, bound in given.items() if (self.ratio <= bound if self.at_most else self.ratio >= bound)]
+        return kept[0] if kept else "missed" if given else ""
+
+    def bound(self, name: str) -> str:
+        """``must`` or ``aim`` for people: "≥ 2.5", or "" if there is none."""
+        value = getattr(self, name)
+        return "" if value is None else f"{'≤' if self.at_most else '≥'} {value:.4g}"
+
     def figures(self) -> dict[str, Any]:
         """What ``summary.json`` holds under the row's name."""
         found: dict[str, Any] = {"ours": self.ours, "peer": self.peer, "ratio": self.ratio, "unit": self.unit}
+        if self.verdict:
+            found |= {"must": self.must, "aim": self.aim, "at_most": self.at_most, "verdict": self.verdict}
         for name in ("intervals", "extremes", "counts"):
             found |= {f"{side}_{name}": value for side, value in getattr(self, name).items()}
-        return found
+        return found | self.details
 
 
 def timing_row(name: str, found: dict[str, list[float]], *, statistic: str, unit: str, peer: str = "sb3") -> Row:
@@ -73,12 +96,17 @@ def to_markdown(rows: Sequence[Row], *, peer: str = "sb3") -> str:
         count = f" (n={row.counts[name]})" if name in row.counts else ""
         return f"{_short(value)}{brackets}{count}"
 
-    lines = [f"| what | unit | ours | {peer} | ours ÷ {peer} |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {row.name} | {row.unit} | {side(row, 'ours', row.ours)} | {side(row, peer, row.peer)} | {row.ratio:.3f} |"
-        for row in rows
-    ]
+    with_bounds = any(row.verdict for row in rows)
+    head = ["what", "unit", "ours", peer, f"ours ÷ {peer}", *(["must", "aim", "kept"] if with_bounds else [])]
+    lines = [_line(head), "|" + "---|" * len(head)]
+    for row in rows:
+        cells = [row.name, row.unit, side(row, "ours", row.ours), side(row, peer, row.peer), f"{row.ratio:.3f}"]
+        lines.append(_line(cells + ([row.bound("must"), row.bound("aim"), row.verdict] if with_bounds else [])))
     return "\n".join(lines) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def read_curve(run_dir: Path) -> Curve:

@@ -173,9 +173,7 @@ def advice(found: dict[str, Any]) -> str:
     most = f"{ENOUGH:.0%} of the judge's gain is there at {found['kl_for_most_of_it']:.1f} nats per sequence"
     if found["judge_peaks_within_run"]:
         return f"take at most {found['kl_budget']:.1f} nats per sequence, where the judge peaks; {most}"
-    return (
-        f"the judge has not peaked within {found['kl_budget']:.1f} nats per sequence, as far as this run went; {most}"
-    )
+    return f"the judge has not peaked within the {found['kl_budget']:.1f} nats per sequence of this run; {most}"
 
 
 def columns_of(path: Path) -> Points:
@@ -188,11 +186,7 @@ def columns_of(path: Path) -> Points:
     if len(points) < 3:
         raise ValueError(f"{path} has {len(points)} points, too few for a curve: train on, or --evaluate-every less")
     columns = {name: [point[name] for point in points] for name in points[0]}
-    return {
-        name: np.array(values, dtype=np.float64)
-        for name, values in columns.items()
-        if all(v is not None for v in values)
-    }
+    return {name: np.array(values, dtype=np.float64) for name, values in columns.items() if None not in values}
 
 
 def _best_of_n(config: FrontierConfig, settings: list[dict[str, Any]]) -> Points:

@@ -1,4 +1,4 @@
-"""How reward grows with the distance from the start: Gao et al.'s curves, fitted, and what is read off a run. Pure numpy.
+"""How reward grows with the distance from the start: Gao et al.'s curves, fitted, and what a run shows. Pure numpy.
 
 The distance is d = sqrt(KL), KL in nats per sequence between a policy and the one it started as; a gain is a mean score
 less the start's.

@@ -63,7 +63,7 @@ def draw(path: Path, runs: Sequence[Any], rival: Any, budget: float) -> None:
 
 def _trail(axis: Any, trail: TrailLike, measure: str, *, color: str) -> None:
     kl, fit = trail.points["kl_per_sequence"], trail.fits[measure]
-    axis.plot(np.sqrt(kl), trail.gains[measure], ".", color=color, markersize=4, label=trail.name)
+    axis.plot(np.sqrt(np.maximum(kl, 0.0)), trail.gains[measure], ".", color=color, markersize=4, label=trail.name)
     along = np.linspace(0.0, float(kl.max()), 200)
     axis.plot(np.sqrt(along), fit(along), "--", color=color, linewidth=1.0)
     if fit.peak_kl is not None and fit.peak_kl <= kl.max():

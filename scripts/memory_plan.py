@@ -13,10 +13,9 @@ from agents.adapters import LoraOptions
 from agents.memory import Layout, Workload, plan
 from reward_models.adapter import ADAPTER
 from reward_models.model import DESCRIPTION
-from scripts.chat import ChatTemplate
 from scripts.text_config import TrainTextConfig
 from scripts.text_models import DTYPES
-from scripts.text_parts import prompt_sets
+from scripts.text_parts import prompt_reader, prompt_sets
 from textenvs import assets
 from textenvs.prompts import load_prompts
 from textenvs.text import load_tokenizer
@@ -69,8 +68,8 @@ def as_text(table: dict[str, dict[str, int]], chosen: str) -> str:
 
 def _longest_prompt(config: TrainTextConfig, path: str) -> int:
     tokenizer = load_tokenizer(path)
-    reads = ChatTemplate(tokenizer) if config.chat_template else tokenizer
-    return int(load_prompts(prompt_sets(config, reads)[0], tokenizer, vocab_size=len(tokenizer)).lengths.max())
+    prompts, _ = prompt_sets(config, prompt_reader(config, tokenizer))
+    return int(load_prompts(prompts, tokenizer, vocab_size=len(tokenizer)).lengths.max())
 
 
 def _reward_bytes(config: TrainTextConfig) -> int:

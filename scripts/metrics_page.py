@@ -8,13 +8,13 @@ from __future__ import annotations
 from agents.logging import METRICS
 from agents.text_agent import METRICS as TEXT_AGENT_METRICS
 from agents.text_collector import METRICS as TEXT_METRICS
+from scripts.fitting import METRICS as LANGUAGE_MODEL_METRICS
 from scripts.frontier_points import METRICS as FRONTIER_METRICS
 
 OTHER_METRICS = {
     "train/loss (reward model)": "Bradley–Terry loss of the step's comparisons, nats per comparison",
     "validation/best_loss": "lowest Bradley–Terry loss so far on the validation part, nats per comparison",
-    "train/loss (language model)": "negative log-likelihood of the step's tokens, nats per token",
-    "validation/perplexity": "exp of the mean negative log-likelihood per token of held-out sentences",
+    **{f"{name} (language model)": meaning for name, meaning in LANGUAGE_MODEL_METRICS.items()},
 }
 """Of the scripts that do not run PPO."""
 

@@ -73,6 +73,26 @@ class RunDir:
     def __exit__(self, *exception: object) -> None:
         (self.path / LOCK).unlink(missing_ok=True)
 
+    def check_resumable(self, settings: dict[str, Any], checkpoint: str) -> None:
+        """Whether the unfinished run that lies here can be gone on with.
+
+        Args:
+            settings: of the run that wants to go on; those that lie here must be the same.
+            checkpoint: name of the file it would go on from.
+
+        Raises:
+            ValueError: if the run is finished, has no checkpoint yet, or has other settings; the message names them.
+        """
+        if (self.path / SUMMARY).exists():
+            raise ValueError(f"{self.path} holds a finished run: there is nothing to resume")
+        if not (self.path / checkpoint).exists():
+            raise ValueError(f"{self.path} holds no checkpoint yet: start anew with --overwrite")
+        theirs = json.loads((self.path / CONFIG).read_text())
+        ours = json.loads(json.dumps(settings))
+        other = [f"{name}={theirs.get(name)!r} (now {ours[name]!r})" for name in ours if theirs.get(name) != ours[name]]
+        if other:
+            raise ValueError(f"the run in {self.path} has other settings: {', '.join(other)}")
+
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write one JSON object under ``name``, whole or not at all."""
         write_aside(self.path / name, json.dumps(content, indent=2, default=str) + "\n")

@@ -38,8 +38,23 @@ class TextModels:
     adapters: AdaptedTrunk | None
 
 
-def build_models(config: TrainTextConfig, path: str) -> TextModels:
-    """The models at ``path``, laid out as ``config.memory`` says.
+def end_of_text(model: Any, tokenizer: Any) -> int:
+    """The token that ends a text: of those that the model's configuration names, the tokenizer's, or else the first.
+
+    Chat models name several, and their template ends a turn with the tokenizer's.
+
+    Raises:
+        ValueError: if the configuration names none.
+    """
+    named = model.config.eos_token_id
+    if named is None or named == []:
+        raise ValueError(f"{model.name_or_path}: config.json names no end-of-text token: set eos_token_id in it")
+    ends = named if isinstance(named, list) else [named]
+    return int(tokenizer.eos_token_id if tokenizer.eos_token_id in ends else ends[0])
+
+
+def build_models(config: TrainTextConfig, path: str, tokenizer: Any) -> TextModels:
+    """The models at ``path``, laid out as ``config.memory`` says, which end texts where ``tokenizer`` does.
 
     Raises:
         ValueError: if no model or adapter can be loaded.
@@ -58,8 +73,10 @@ def build_models(config: TrainTextConfig, path: str) -> TextModels:
     else:
         model, start_model = (load_causal_lm(path).to(config.device) for _ in range(2))
         start_model.requires_grad_(False)
+    eos_token_id = frozen["eos_token_id"] = end_of_text(model, tokenizer)
     policy = CausalLMPolicy(
         model,
+        eos_token_id=eos_token_id,
         critic=config.critic,
         sampling=sampling,
         adapters=trunk,

@@ -142,9 +142,10 @@ def build_parts(config: TrainTextConfig) -> TextParts:
     """
     path = str(assets.language_model_dir()) if config.model is None else config.model
     tokenizer = load_tokenizer(path)
-    chat = ChatTemplate(tokenizer) if config.chat_template else None
-    train_prompts, eval_prompts = prompt_sets(config, chat or tokenizer)
-    models = build_models(config, path)
+    reader = prompt_reader(config, tokenizer)
+    train_prompts, eval_prompts = prompt_sets(config, reader)
+    chat = reader if isinstance(reader, ChatTemplate) and reader.heard else None
+    models = build_models(config, path, tokenizer)
     policy = models.policy
     reference = PolicyReference(models.plain, tokenizer)
     base = TokenVectorEnv(
@@ -190,8 +191,19 @@ def save_model(policy: CausalLMPolicy, tokenizer: Any, path: Path) -> None:
     write_folder_aside(path, write)
 
 
+def prompt_reader(config: TrainTextConfig, tokenizer: Any) -> Any:
+    """What turns prompts into token ids: the tokenizer, or its chat template around it.
+
+    Raises:
+        ValueError: if a chat template is asked for and there is none.
+    """
+    if config.chat_template or getattr(tokenizer, "chat_template", None):
+        return ChatTemplate(tokenizer, wrap=config.chat_template)
+    return tokenizer
+
+
 def prompt_sets(config: TrainTextConfig, tokenizer: Any) -> tuple[Any, list[Any]]:
-    """Training prompts and evaluation prompts; ``tokenizer`` may be a `ChatTemplate`."""
+    """Training prompts and evaluation prompts; ``tokenizer`` is what `prompt_reader` gives."""
     if config.prompts is None:
         splits = movie_review_splits()
         words, count = OPENING_WORDS, config.num_eval_prompts
@@ -199,7 +211,7 @@ def prompt_sets(config: TrainTextConfig, tokenizer: Any) -> tuple[Any, list[Any]
             openings(splits.prompt_train, num_words=words, count=NUM_OPENINGS, seed=0),
             openings(splits.prompt_test, num_words=words, count=count, seed=0),
         ]
-        if isinstance(tokenizer, ChatTemplate):
+        if config.chat_template:
             return tuple([tokenizer(text)["input_ids"] for text in part] for part in texts)  # type: ignore[return-value]
         return texts[0], texts[1]
     train = _lines(config.prompts, tokenizer)

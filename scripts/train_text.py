@@ -59,7 +59,8 @@ def main(config: TrainTextConfig) -> dict[str, Any]:
     with RunDir(config.run_dir, overwrite=config.overwrite, resume=config.resume) as run:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        _check_resumable(config, run)
+        if config.resume:
+            run.check_resumable(_identity(config), CHECKPOINT)
         peak = PeakMemory(config.device)
         parts = build_parts(config)
         run.write_json(CONFIG, _identity(config))
@@ -185,20 +186,6 @@ def _identity(config: TrainTextConfig) -> dict[str, Any]:
         for name, value in dataclasses.asdict(config).items()
         if name not in ("overwrite", "resume", "run_dir", "threads")
     }
-
-
-def _check_resumable(config: TrainTextConfig, run: RunDir) -> None:
-    if not config.resume:
-        return
-    if (run.path / SUMMARY).exists():
-        raise ValueError(f"{run.path} holds a finished run: there is nothing to resume")
-    if not (run.path / CHECKPOINT).exists():
-        raise ValueError(f"{run.path} holds no checkpoint yet: start anew with --overwrite")
-    theirs = json.loads((run.path / CONFIG).read_text())
-    ours = json.loads(json.dumps(_identity(config)))
-    other = [f"{name}={theirs.get(name)!r} (now {ours[name]!r})" for name in ours if theirs.get(name) != ours[name]]
-    if other:
-        raise ValueError(f"the run in {run.path} has other settings: {', '.join(other)}")
 
 
 def command_line(arguments: Sequence[str] | None = None) -> int:

@@ -10,7 +10,7 @@ OURS = {"textenvs", "reward_models", "agents", "scripts"}
 MAY_IMPORT = {
     "textenvs": {"textenvs"},
     "reward_models": {"reward_models", "textenvs.rows", "textenvs.kernels"},
-    "agents": {"agents", "textenvs.rows", "textenvs.kernels"},
+    "agents": {"agents", "textenvs.rows", "textenvs.kernels", "textenvs.attention"},
 }
 EXCEPTIONS = {("textenvs/assets.py", "load_scorer", "reward_models")}
 """(file, function, module): the shipped reward model is loaded only when the function is called."""

@@ -1,9 +1,8 @@
 """The layers of a transformers model in faster kernels, equal to the originals up to rounding.
 
 Linear layers in float32 on a CPU go to oneDNN, whose products are a fifth to a half faster than torch's own choice on
-the AMD CPU this was measured on; attention that would run in bfloat16 on a CPU runs in float32, which is several times
-as fast where there is one query a row; GPT-2's GELU takes one kernel instead of eight. Other devices and types are left
-as they are. No model is known here, layers only.
+the AMD CPU this was measured on; GPT-2's GELU takes one kernel instead of eight. Other devices and types are left as
+they are. No model is known here, layers only; attention is in `textenvs.attention`.
 """
 
 from __future__ import annotations
@@ -16,15 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
-from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.activations import NewGELUActivation
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 from transformers.pytorch_utils import Conv1D
 
-SDPA = "sdpa"
-FLOAT32_SDPA = "sdpa_in_float32"
-"""torch's attention, and ours around it, as transformers' `attn_implementation` calls them."""
 FEWEST_ROWS = 16
 """Below, a product costs less than the choice of its kernel."""
 
@@ -38,26 +31,6 @@ def speed_up(model: nn.Module) -> None:
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):  # 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))
                 setattr(module, name, nn.GELU(approximate="tanh"))
-
-
-def attend_in_float32(model: Any) -> None:
-    """Let `model`'s attention compute in float32 on a CPU, whatever the type around it; other devices as before."""
-    if model.config._attn_implementation == SDPA:
-        AttentionInterface.register(FLOAT32_SDPA, _attention_in_float32)
-        AttentionMaskInterface.register(FLOAT32_SDPA, sdpa_mask)
-        model.set_attn_implementation(FLOAT32_SDPA)
-
-
-def _attention_in_float32(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
-) -> tuple[Tensor, None]:
-    if query.device.type != "cpu":
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    if attention_mask is not None and attention_mask.is_floating_point():
-        attention_mask = attention_mask.float()
-    with torch.autocast("cpu", enabled=False):
-        out, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **options)
-    return out.to(query.dtype), None
 
 
 def cache_keyword(model: Any) -> str:

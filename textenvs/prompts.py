@@ -17,10 +17,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from textenvs.chats import Turn, chat_ids, chat_text, check_turns, is_chat, question_of
 from textenvs.rows import pad_rows
 from textenvs.text import Tokenizer
 
-Prompt: TypeAlias = "str | Sequence[int]"
+Prompt: TypeAlias = "str | Sequence[int] | Sequence[Turn]"
 PromptSource: TypeAlias = "str | os.PathLike[str] | Iterable[Prompt]"
 
 
@@ -54,15 +55,18 @@ def load_prompts(
 
     Args:
         source: a path to a text file (one prompt a line; blank lines are skipped), a path to a ``.jsonl`` file (one
-            object a line, its field ``prompt`` a string or a list of token ids), or any iterable of strings or of lists
-            of token ids. A ``str`` is a path; a lone prompt goes into a list.
-        tokenizer: turns strings into token ids; None if all prompts are token ids.
+            object a line, its field ``prompt`` a string, a list of token ids or a chat, or its field ``messages`` a
+            chat), or any iterable of such prompts. A chat is a list of turns, objects with role and content; the
+            assistant's answer at its end is left out. A ``str`` is a path; a lone prompt goes into a list.
+        tokenizer: turns strings into token ids, and chats by its chat template; one that has no
+            ``apply_chat_template`` is called with the turns instead. None if all prompts are token ids.
         vocab_size: token ids are below this.
         max_tokens: longest prompt allowed, tokens; None allows any.
 
     Raises:
         ValueError: no prompts, an empty prompt, a bad JSONL line, a prompt that is too long or not in the vocabulary,
-            text without tokenizer. The message names the file and line, or the index, and what was received.
+            text without tokenizer, a chat that the template refuses. The message names the file and line, or the
+            index, and what was received.
         FileNotFoundError: there is no such file.
     """
     rows: list[list[int]] = []
@@ -107,20 +111,32 @@ def _jsonl_prompt(line: str, place: str) -> Any:
         record = json.loads(line)
     except json.JSONDecodeError as fault:
         raise ValueError(f"{place}: not a JSON object: {line[:80]!r} ({fault})") from fault
-    if not isinstance(record, dict) or "prompt" not in record:
-        raise ValueError(f'{place}: expected an object with a field "prompt", received {line[:80]!r}')
-    return record["prompt"]
+    if not isinstance(record, dict) or not ("prompt" in record or "messages" in record):
+        raise ValueError(f'{place}: expected an object with a field "prompt" or "messages", received {line[:80]!r}')
+    return record["prompt"] if "prompt" in record else record["messages"]
 
 
 def _tokenise(prompt: Any, tokenizer: Tokenizer | None, place: str) -> list[int]:
-    if isinstance(prompt, str):
+    if isinstance(prompt, str) or is_chat(prompt):
         if tokenizer is None:
             raise ValueError(f"{place}: the prompt {prompt!r} is text; give a tokenizer, or prompts as token ids")
-        return [int(token) for token in tokenizer(prompt)["input_ids"]]
+        try:
+            return _encode(prompt, tokenizer)
+        except ValueError as fault:
+            raise ValueError(f"{place}: {fault}") from fault
     tokens = np.asarray(prompt) if isinstance(prompt, Sequence | np.ndarray) else None
     if tokens is None or tokens.ndim != 1 or (tokens.size and not np.issubdtype(tokens.dtype, np.integer)):
-        raise ValueError(f"{place}: expected a string or a list of token ids, received {prompt!r}")
+        raise ValueError(f"{place}: expected a string, a list of token ids or of turns, received {prompt!r}")
     return [int(token) for token in tokens]
+
+
+def _encode(prompt: Any, tokenizer: Any) -> list[int]:
+    if isinstance(prompt, str):
+        return [int(token) for token in tokenizer(prompt)["input_ids"]]
+    turns = question_of(check_turns(list(prompt)))
+    if hasattr(tokenizer, "apply_chat_template"):
+        return chat_ids(tokenizer, chat_text(tokenizer, turns, answering=True))
+    return [int(token) for token in tokenizer(turns)["input_ids"]]
 
 
 class PromptSampler:

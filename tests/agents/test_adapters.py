@@ -15,6 +15,7 @@ from agents import checkpoint
 from agents.adapters import POLICY, REFERENCE, VALUE, AdaptedTrunk, LoraOptions, RoleTrunk
 from agents.causal_lm import CausalLMPolicy
 from agents.generation import generate
+from agents.trunk import can_pack
 
 V, EOS = 29, 0
 IDS = dict(bos_token_id=EOS, eos_token_id=EOS, pad_token_id=EOS, vocab_size=V, initializer_range=0.3)
@@ -178,6 +179,7 @@ def test_gradients_are_the_merged_models_own_through_the_chain_rule(kind):
 def test_recomputed_layers_give_the_same_gradient_under_the_role_that_was_on(kind):
     expected = gradients(adapted(kind)[0])
     policy, trunk = adapted(kind, recompute=True)
+    assert can_pack(trunk.model.base_model)  # which is found out by a pass of its own
     calls = []
     layer = next(module for module in trunk.model.modules() if getattr(module, "gradient_checkpointing", False))
     inner = next(iter(layer.children()))

@@ -89,7 +89,7 @@ def test_a_judge_that_has_not_peaked_yet_is_not_said_to_have(tmp_path, capsys):
     assert summary["run/judge_peaks_within_run"] is False
     assert summary["run/judge_peak_kl"] == pytest.approx(math.e**2)
     assert summary["run/kl_budget"] == 4.0
-    assert "has not peaked within 4.0 nats" in capsys.readouterr().out
+    assert "has not peaked within the 4.0 nats" in capsys.readouterr().out
 
 
 def test_a_judge_that_likes_none_of_it_says_so(tmp_path, capsys):
@@ -118,7 +118,7 @@ def test_several_runs_stand_in_one_picture_if_their_task_is_one(tmp_path):
     with pytest.raises(ValueError, match="other is of another task: max_new_tokens 12, the first run has 24"):
         frontier.main(FrontierConfig(run_dir=(*runs, other), overwrite=True, **options))
     plant_best_of_n(tmp_path / "hotter", temperature=1.2)
-    with pytest.raises(ValueError, match="hotter is of another task: temperature 1.2, the first run has 1.0"):
+    with pytest.raises(ValueError, match=r"hotter is of another task: temperature 1\.2, the first run has 1\.0"):
         frontier.main(FrontierConfig(run_dir=runs, overwrite=True, out=tmp_path / "out", best_of_n=tmp_path / "hotter"))
 
 

@@ -154,7 +154,7 @@ def test_how_often_points_are_taken():
 @pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
 def test_the_page_of_tokens_adds_up_to_the_score(inputs, tmp_path, algorithm):
     if algorithm == "grpo":
-        inputs |= {"--group-size": "4"}
+        inputs |= {"--group-size": "4", "--kl-in": "loss"}
     assert run(inputs, tmp_path / "run", algorithm=algorithm, beta=0.5) == 0
     page = (tmp_path / "run" / "tokens.html").read_text()
     assert re.findall(r'<section id="(\w+)" data-label="([^"]*)"', page) == [

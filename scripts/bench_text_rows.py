@@ -1,0 +1,183 @@
+"""The rows of `scripts.benchmark_text` that are no speeds: memory, optimality gaps, movie reviews, TRL's learning.
+
+Every one reads the summary of another script's run, which lies in a folder of its own and is kept if it is finished.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agents.schedules import value_at
+from scripts.bench_text_models import LM, PROMPTS, REWARD_MODEL
+from scripts.bench_text_peers import peer_command, quiet_environment
+from scripts.benchmark_control import run_once
+from scripts.benchmark_table import Row
+from scripts.run_dir import SUMMARY, write_aside
+from scripts.text_config import TrainTextConfig
+from textenvs import assets
+
+ALGORITHMS = ("ppo", "grpo", "rloo", "reinforce")
+KL_BUDGET = 8.0
+"""Nats per sequence; a text model further away from where it began has won nothing."""
+
+
+def memory_row(runs: Path, *, threads: int) -> Row:
+    """Peak memory of training beyond one trunk's own weights, 135M parameters: adapters beside full."""
+    found = run_once(runs / "memory", ["scripts.benchmark_memory"], threads=threads)
+    return Row(
+        name="peak memory beyond the trunk's weights, 135M model: adapters ÷ full",
+        ours=found["adapters_beyond_trunk_bytes"] / 2**20,
+        peer=found["full_beyond_trunk_bytes"] / 2**20,
+        unit="MiB",
+        must=1 / 4,
+        aim=1 / 8,
+        at_most=True,
+        details={"trunk_mib": found["trunk_bytes"] / 2**20},
+    )
+
+
+def gap_row(runs: Path, algorithm: str, *, seeds: int) -> Row:
+    """Optimality gap of an algorithm with a tiny GPT-2, by enumeration: of its worst environment, mean over seeds.
+
+    Ours is what is missing to the optimum, the peer what the start was missing, both as shares of the latter.
+    """
+    flags = ["scripts.exact_gap", "--policy", "gpt2", "--algorithm", algorithm]
+    found = [run_once(runs / f"gap-{algorithm}-{seed}", [*flags, "--seed", seed]) for seed in range(seeds)]
+    gaps = [summary["gap_worst"] for summary in found]
+    by_environment = {
+        name: float(np.mean([summary[name] for summary in found])) for name in found[0] if name.endswith("_gap")
+    }
+    return Row(
+        name=f"optimality gap, {algorithm}: missing to the optimum ÷ missing at the start, worst environment",
+        ours=float(np.mean(gaps)),
+        peer=1.0,
+        unit="share",
+        extremes={"ours": (min(gaps), max(gaps))},
+        counts={"ours": seeds},
+        must=0.03,
+        aim=0.01,
+        at_most=True,
+        details=by_environment,
+    )
+
+
+def tuned(runs: Path, algorithm: str, seed: int, *, threads: int) -> dict[str, Any]:
+    """The summary of our preset on movie reviews."""
+    flags = ["scripts.train_text", "--algorithm", algorithm, "--seed", seed]
+    return run_once(runs / f"reviews-{algorithm}-{seed}", flags, threads=threads)
+
+
+def reviews_row(runs: Path, algorithm: str, *, seeds: int, threads: int) -> Row:
+    """How often the judge prefers what was tuned on movie reviews to what it was before, mean over seeds.
+
+    A seed that ends beyond the KL budget counts as 0.
+    """
+    found = [tuned(runs, algorithm, seed, threads=threads) for seed in range(seeds)]
+    rates = [s["judge_win_rate"] if s["kl_per_sequence"] <= KL_BUDGET else 0.0 for s in found]
+    return Row(
+        name=f"movie reviews, {algorithm}: judge prefers the tuned model at ≤ {KL_BUDGET:.0f} nats ÷ all texts",
+        ours=float(np.mean(rates)),
+        peer=1.0,
+        unit="share",
+        extremes={"ours": (min(rates), max(rates))},
+        counts={"ours": seeds},
+        must=0.75,
+        aim=0.85,
+        details=_figures("ours", found),
+    )
+
+
+def learning_row(runs: Path, peers: Path, *, seeds: int, threads: int) -> Row:
+    """The judge's win rate of our PPO and of TRL's after the same episodes, with the same models, reward, settings."""
+    sides = {
+        "ours": [tuned(runs, "ppo", seed, threads=threads) for seed in range(seeds)],
+        "peer": [tuned_by_peer(runs, peers, seed, threads=threads) for seed in range(seeds)],
+    }
+    rates = {side: [summary["judge_win_rate"] for summary in found] for side, found in sides.items()}
+    return Row(
+        name="learning: judge prefers the tuned model after the same episodes, PPO",
+        ours=float(np.mean(rates["ours"])),
+        peer=float(np.mean(rates["peer"])),
+        unit="share",
+        extremes={side: (min(values), max(values)) for side, values in rates.items()},
+        counts={side: seeds for side in sides},
+        must=1.0,
+        details=_figures("ours", sides["ours"]) | _figures("peer", sides["peer"]),
+    )
+
+
+def _figures(side: str, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    names = ("judge_win_rate", "kl_per_sequence", "score_after", "distinct2_after", "mean_length_after")
+    return {f"{side}_{name}_by_seed": [summary[name] for summary in found] for name in names}
+
+
+def tuned_by_peer(runs: Path, peers: Path, seed: int, *, threads: int) -> dict[str, Any]:
+    """TRL's PPO on movie reviews with our preset's settings, compared with the start as our runs are.
+
+    Raises:
+        RuntimeError: if TRL fails; the message holds the end of what it said.
+    """
+    folder = runs / f"reviews-trl-{seed}"
+    if (folder / SUMMARY).exists():
+        return json.loads((folder / SUMMARY).read_text())  # type: ignore[no-any-return]
+    shutil.rmtree(folder, ignore_errors=True)
+    print(f"{folder.name} ...", flush=True)
+    preset = TrainTextConfig(run_dir=str(folder), seed=seed)
+    models, saved = write_review_inputs(folder / "inputs", preset), folder / "model"
+    job = peer_settings(preset) | {"threads": threads, "save": str(saved.resolve())}
+    command = peer_command(peers, folder, "ppo", models=models, **job)
+    done = subprocess.run(command, capture_output=True, text=True, env=quiet_environment(threads), check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{folder.name} ended with {done.returncode}: {done.stderr[-2000:]}")
+    summary = judged(saved, preset) | json.loads(done.stdout.splitlines()[-1])
+    write_aside(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def peer_settings(preset: TrainTextConfig) -> dict[str, Any]:
+    """Our preset in TRL's words; lambda, gamma, the weight of the value loss and the clip are TRL's defaults, too."""
+    settings = preset.agent_config()
+    return {
+        "rows": preset.batch_size,
+        "minibatches": preset.batch_size // settings.minibatch_size,
+        "epochs": settings.epochs,
+        "new_tokens": preset.max_new_tokens,
+        "learning_rate": value_at(settings.learning_rate, 0.0),
+        "kl_coef": preset.beta,
+        "updates": preset.episodes // preset.batch_size,
+        "seed": preset.seed,
+        "pad_token_id": assets.load_language_model().config.vocab_size,
+    }
+
+
+def write_review_inputs(folder: Path, preset: TrainTextConfig) -> Path:
+    """The shipped models and the preset's training prompts, laid out as `write_models` does."""
+    from scripts.text_parts import prompt_sets
+    from textenvs.prompts import load_prompts
+
+    tokenizer = assets.load_tokenizer()
+    for name, source in ((LM, assets.language_model_dir()), (REWARD_MODEL, assets.reward_model_dir())):
+        shutil.copytree(source, folder / name)
+    prompts = load_prompts(prompt_sets(preset, tokenizer)[0], tokenizer, vocab_size=len(tokenizer))
+    rows = [row[:length].tolist() for row, length in zip(prompts.tokens, prompts.lengths, strict=True)]
+    write_aside(folder / PROMPTS, json.dumps(rows))
+    return folder
+
+
+def judged(model: Path, preset: TrainTextConfig) -> dict[str, Any]:
+    """The figures of `scripts.train_text`'s summary that compare the model in a folder with the start."""
+    from agents.causal_lm import CausalLMPolicy
+    from scripts.text_metrics import compare
+    from scripts.text_parts import build_parts
+    from textenvs.reference import load_causal_lm
+
+    parts = build_parts(preset)
+    policy = CausalLMPolicy(load_causal_lm(model), eos_token_id=parts.policy.eos_token_id)
+    return compare(parts.assess(parts.start), parts.assess(policy))[0]

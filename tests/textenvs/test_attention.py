@@ -1,0 +1,138 @@
+"""Attention over rows without padding equals each row alone, forward and backward; half types are rounded once."""
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from agents.trunk import can_pack, hidden_states, recompute_layers
+from textenvs.attention import OURS, RowLayout, attend, attends_to_everything
+from textenvs.rows import PAD
+
+CONFIGS = {
+    "gpt2": GPT2Config(vocab_size=50, n_positions=40, n_embd=24, n_layer=2, n_head=4, initializer_range=0.2),
+    "llama": LlamaConfig(
+        vocab_size=50, hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=40, initializer_range=0.2,
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(params=list(CONFIGS))
+def model(request):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[request.param])).eval()
+
+
+LENGTHS = torch.tensor([5, 1, 9, 3])
+TOKENS = torch.randint(0, 50, (4, 9), generator=torch.Generator().manual_seed(3))
+ROWS = TOKENS.where(torch.arange(9) < LENGTHS[:, None], PAD)
+EVERY = (torch.arange(9) < LENGTHS[:, None]).nonzero().unbind(1)
+
+
+def rows_alone(trunk):
+    """Hidden states [18, D] of every token, each row by itself."""
+    return torch.cat(
+        [trunk(input_ids=row[None, :n]).last_hidden_state[0] for row, n in zip(ROWS, LENGTHS, strict=True)]
+    )
+
+
+def test_a_layout_takes_rows_apart_and_together_again():
+    layout = RowLayout(torch.tensor([2, 1, 3]))
+    packed = torch.arange(6.0).view(1, 1, 6, 1).requires_grad_()
+    rows = layout.spread(packed)
+    assert rows.shape == (3, 1, 3, 1)
+    assert [rows[i, 0, :n, 0].tolist() for i, n in enumerate((2, 1, 3))] == [[0, 1], [2], [3, 4, 5]]
+    assert layout.positions().tolist() == [0, 1, 0, 0, 1, 2]
+    together = layout.pack(rows.transpose(1, 2))
+    assert together.flatten().tolist() == [0, 1, 2, 3, 4, 5]
+    (together.flatten() * torch.arange(1.0, 7.0)).sum().backward()
+    assert packed.grad.flatten().tolist() == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_packed_rows_equal_each_row_alone_and_so_do_gradients(model, recompute):
+    twin = copy.deepcopy(model)
+    attend(model)
+    if recompute:
+        recompute_layers(model.base_model)
+    weights = torch.randn(18, 24, generator=torch.Generator().manual_seed(4))
+    assert can_pack(model.base_model)
+    assert not can_pack(twin.base_model)
+    found = hidden_states(model.base_model, ROWS, LENGTHS)(*EVERY)
+    expected = rows_alone(twin.base_model)
+    torch.testing.assert_close(found, expected)
+    for hidden in (found, expected):
+        (hidden * weights).sum().backward()
+    theirs = dict(twin.base_model.named_parameters())
+    for name, parameter in model.base_model.named_parameters():
+        torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=1e-4, atol=1e-5)
+
+
+def test_no_row_sees_another(model):
+    attend(model)
+    before = hidden_states(model.base_model, ROWS, LENGTHS)(*EVERY)
+    other = ROWS.clone()
+    other[2, :9] = (other[2, :9] + 7) % 50
+    after = hidden_states(model.base_model, other, LENGTHS)(*EVERY)
+    assert (EVERY[0] != 2).sum() == 9
+    assert torch.equal(before[EVERY[0] != 2], after[EVERY[0] != 2])
+    assert not torch.equal(before[EVERY[0] == 2], after[EVERY[0] == 2])
+
+
+def test_a_model_with_a_sliding_window_is_not_packed_and_right_all_the_same():
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        MistralConfig(
+            vocab_size=50, hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=40, sliding_window=3, initializer_range=0.2,
+        )
+    ).eval()  # fmt: skip
+    expected = rows_alone(model.base_model)
+    attend(model)
+    assert not attends_to_everything(model.config)
+    assert not can_pack(model.base_model)
+    torch.testing.assert_close(hidden_states(model.base_model, ROWS, LENGTHS)(*EVERY), expected)
+
+
+def test_a_model_that_does_not_tell_all_its_layers_is_not_packed(model, monkeypatch):
+    attend(model)
+    trunk = model.base_model
+    layers = trunk.h if hasattr(trunk, "h") else trunk.layers
+    told = layers[1].forward
+    monkeypatch.setattr(layers[1], "forward", lambda *args, row_layout=None, **options: told(*args, **options))
+    assert not can_pack(trunk)
+
+
+def test_attention_in_float32_rounds_once_at_the_end(model):
+    attend(model)
+    attention = ALL_ATTENTION_FUNCTIONS[OURS]
+    layer = next(module for module in model.modules() if hasattr(module, "is_causal"))
+    generator = torch.Generator().manual_seed(1)
+    query, key, value = (torch.randn(3, 4, 12, 6, generator=generator).bfloat16() for _ in range(3))
+    if hasattr(layer, "num_key_value_groups"):  # two heads share their keys and values
+        key, value = key[:, :2], value[:, :2]
+    seen = torch.ones(12, 12, dtype=torch.bool).tril()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, _ = attention(layer, query, key, value, seen, scaling=0.4)
+    keys, values = (part.float().repeat_interleave(4 // part.shape[1], dim=1) for part in (key, value))
+    scores = (0.4 * query.float() @ keys.mT).masked_fill(~seen, -torch.inf)
+    exact = (scores.softmax(-1) @ values).transpose(1, 2)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), exact, rtol=2**-8, atol=1e-5)  # half a unit in the last of 8 bits
+
+
+def test_attention_in_float32_leaves_a_float32_model_bit_for_bit_as_it_was(model):
+    tokens = torch.randint(0, 50, (3, 12), generator=torch.Generator().manual_seed(1))
+    before = model(input_ids=tokens).logits
+    attend(model)
+    assert torch.equal(model(input_ids=tokens).logits, before)
+
+
+def test_what_is_saved_does_not_name_our_attention(model, tmp_path):
+    attend(model)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert again.config._attn_implementation == "sdpa"
