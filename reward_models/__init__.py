@@ -1,6 +1,7 @@
 """Reward models learned from human preferences: pairs, the Bradley–Terry fit, and the model that scores a text.
 
-Names load on first use, so ``import reward_models`` is light; torch and transformers come with `RewardModel` and `RewardEnsemble`.
+Names load on first use, so ``import reward_models`` is light; torch and transformers come with `RewardModel` and
+`RewardEnsemble`.
 """
 
 from __future__ import annotations
