@@ -83,7 +83,6 @@ class AdaptedTrunk:
             else:
                 self.peft = self._loaded(start)
                 self.reference = REFERENCE
-        self._layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
         self._active: str | None = POLICY
         self._settle()
 
@@ -121,6 +120,8 @@ class AdaptedTrunk:
 
     def _settle(self) -> None:
         """Only what is trained has gradients; the role that was on is on. (peft's own switches change both at once.)"""
+        # An adapter that was just loaded may have one where no other has.
+        self._layers = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(any(_belongs(name, role) for role in self.trained))
         self._switch(self._active)

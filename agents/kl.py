@@ -35,12 +35,14 @@ def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """``exp(-x) - 1 + x`` with ``x = log pi - log pi_ref``, ``[B, T]`` nats, never negative.
 
     ``expm1`` keeps the digits near x = 0. Beyond ``MAX_LOG_RATIO`` nats of ``-x`` the curve continues along its
-    tangent: still convex and increasing, but finite in float32 at any ratio.
+    tangent: still convex and increasing, but finite in float32 at any ratio. The tangent is a branch of its own: as a
+    summand that is 0 on the curve, its slope would enter the gradient twice, with either sign, and drown the curve's
+    own in float32.
     """
     gap = ref_logprobs - logprobs
     inner = gap.clamp(max=MAX_LOG_RATIO)
-    beyond = gap - inner
-    return torch.expm1(inner) - inner + math.expm1(MAX_LOG_RATIO) * beyond
+    curve = torch.expm1(inner) - inner
+    return torch.where(gap > MAX_LOG_RATIO, curve + math.expm1(MAX_LOG_RATIO) * (gap - MAX_LOG_RATIO), curve)
 
 
 def full_kl(all_logprobs: Tensor, all_ref_logprobs: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ def plan(model_config: Any, layout: Layout, workload: Workload, *, reward: int =
         model_config: a transformers configuration of a causal LM.
         layout: how the models live.
         workload: the run's shapes.
-        reward: bytes of the reward model's weights, found elsewhere.
+        reward: bytes of the reward models' weights, found elsewhere.
     """
     policy = _on_meta(model_config, layout)
     critic = policy.critic_parameters()

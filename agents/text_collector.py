@@ -28,6 +28,11 @@ REPEATED = 3
 METRICS: dict[str, str] = {
     "rollout/score": "mean score of the finished texts before any price, reward units",
     "rollout/score_std": "its standard deviation over the texts",
+    "rollout/score_disagreement": "several scorers: mean over texts of the standard deviation over their members, "
+    "whatever their weights, reward units",
+    "rollout/score_disagreement/NAME": "the same within the ensemble of that name, where it is not all there is",
+    "rollout/score/NAME": "several scorers: mean score by the member of that name, before scores are combined; members "
+    "of an ensemble are NAME/0, NAME/1, ...",
     "rollout/return_mean": "mean over texts of the sum of rewards, prices included, reward units",
     "rollout/kl_per_sequence": "mean over texts of sum_t (log pi - log pi_ref), nats: the k1 estimate that is charged",
     "rollout/kl_per_token": "the same sum divided by the number of tokens, nats",
@@ -236,10 +241,27 @@ def figures(rows: TokenRows) -> dict[str, float]:
         found[f"length_p{percent}"] = float(np.percentile(mask.sum(1), percent, method="inverted_cdf"))
     if rows.scores is not None:
         found |= {"score": float(rows.scores.mean()), "score_std": float(rows.scores.std())}
+    found |= _by_member(rows)
     if rows.kl is not None:
         found |= {"kl_per_sequence": float(rows.kl.sum() / len(mask)), "kl_per_token": float(rows.kl.sum() / count)}
     if rows.logprobs is not None:
         found["surprisal"] = float(-rows.logprobs[mask].mean())
+    return found
+
+
+def _by_member(rows: TokenRows) -> dict[str, float]:
+    """What each of several scorers says, and how far they are apart; nothing where there is one."""
+    members = rows.member_scores or {}
+    if len(members) < 2 or rows.score_std is None:
+        return {}
+    found = {"score_disagreement": float(rows.score_std.mean())}
+    found |= {f"score/{name}": float(scores.mean()) for name, scores in members.items()}
+    ensembles: dict[str, list[np.ndarray]] = {}
+    for name, scores in members.items():
+        ensembles.setdefault(name.rpartition("/")[0], []).append(scores)
+    alone = ensembles.pop("", [])
+    if len(ensembles) + len(alone) > 1:
+        found |= {f"score_disagreement/{name}": float(np.std(each, 0).mean()) for name, each in ensembles.items()}
     return found
 
 

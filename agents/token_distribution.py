@@ -97,6 +97,10 @@ class TokenSampling:
         return torch.empty_like(dropped).scatter_(1, order, dropped)
 
 
+IN_CACHE = 2**19
+"""Entries of a logits array that are worked on together (2 MB of float32)."""
+
+
 class _TokenLogprobs(torch.autograd.Function):
     """Gathered log-softmax and entropy; only the probabilities are kept for the backward pass.
 
@@ -105,11 +109,18 @@ class _TokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, logits: Tensor, tokens: Tensor):  # type: ignore[no-untyped-def, override]
-        logprobs = torch.log_softmax(logits, dim=-1)
-        probabilities = logprobs.exp()
-        chosen = logprobs.gather(-1, tokens[:, None])[:, 0]
-        finite = logprobs.clamp_(min=torch.finfo(logprobs.dtype).min)
-        entropy = -torch.linalg.vecdot(probabilities, finite)
+        probabilities = torch.empty_like(logits)
+        chosen, entropy = logits.new_empty(len(tokens)), logits.new_empty(len(tokens))
+        least = torch.finfo(logits.dtype).min
+        # A few rows at a time, so that what one kernel writes is in the cache when the next reads it.
+        step = max(1, IN_CACHE // logits.shape[-1])
+        for part in (slice(begin, begin + step) for begin in range(0, len(tokens), step)):
+            logprobs = torch.log_softmax(logits[part], dim=-1)
+            torch.exp(logprobs, out=probabilities[part])
+            torch.gather(logprobs, 1, tokens[part, None], out=chosen[part, None])
+            finite = logprobs.clamp_(min=least)
+            torch.linalg.vecdot(probabilities[part], finite, out=entropy[part])
+        entropy.neg_()
         ctx.save_for_backward(probabilities, tokens, entropy)
         ctx.set_materialize_grads(False)
         return chosen, entropy

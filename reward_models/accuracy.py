@@ -1,4 +1,4 @@
-"""How often an order is right: a reward model's, and a single human rater's, on pairs of rated snippets."""
+"""How often an order is right: a reward model's, and a single human rater's, and what length has to do with it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from reward_models.comparisons import RATINGS, preference_shares, rating_counts
+from reward_models.comparisons import RATINGS, ComparisonBatch, rating_counts
 from reward_models.movie_ratings import RatedSnippet
 
 
@@ -31,15 +31,55 @@ def gap_accuracy(scores: np.ndarray, snippets: Sequence[RatedSnippet], gap: floa
     return float(((scores[better] > scores[worse]) + 0.5 * (scores[better] == scores[worse])).mean())
 
 
-def rater_accuracy(scores: np.ndarray, snippets: Sequence[RatedSnippet]) -> float:
-    """Share of all comparisons, rater against rater, that ``scores [N]`` agree with; raters' ties are left out.
+def comparison_accuracy(scores: np.ndarray, comparisons: ComparisonBatch) -> float:
+    """Weighted share of the comparisons that ``scores [K]`` of their texts order as they were judged; ties count half.
 
-    Its ceiling lies far below 1, as raters disagree with one another.
+    Where the comparisons are rater against rater its ceiling lies far below 1, as raters disagree with one another.
+
+    Raises:
+        ValueError: if no comparison has weight.
     """
-    shares = preference_shares(rating_counts(snippets))
-    np.fill_diagonal(shares, 0.0)
-    order = 0.5 + 0.5 * np.sign(scores[:, None] - scores[None, :])
-    return float((shares * order).sum() / shares.sum())
+    found = _accuracy_where(scores, comparisons, np.ones(len(comparisons.chosen), dtype=bool))
+    if found is None:
+        raise ValueError("no comparison has weight: there is no accuracy on it")
+    return found
+
+
+def accuracy_by_length(
+    scores: np.ndarray, lengths: np.ndarray, comparisons: ComparisonBatch
+) -> dict[str, float | None]:
+    """`comparison_accuracy` where the longer text was chosen, and where it was rejected: together they show a bias.
+
+    A model that likes long texts for their length is right where the longer one was chosen and wrong where it was
+    rejected. Source: Singhal et al. 2023, "A Long Way to Go" (arXiv:2310.03716).
+
+    Args:
+        scores: ``[K]`` of the texts that the comparisons are among.
+        lengths: ``[K]`` tokens.
+        comparisons: texts of equal length are left out.
+
+    Returns:
+        ``longer_chosen_share`` (of the judgements' weight, in [0, 1]: the people's own liking of length),
+        ``pair_accuracy_longer_chosen`` and ``pair_accuracy_longer_rejected``; None where there is no such pair.
+    """
+    difference = lengths[comparisons.chosen] - lengths[comparisons.rejected]
+    weight_chosen, weight_rejected = (
+        float(comparisons.weights[which].sum(dtype=np.float64)) for which in (difference > 0, difference < 0)
+    )
+    total = weight_chosen + weight_rejected
+    return {
+        "longer_chosen_share": weight_chosen / total if total else None,
+        "pair_accuracy_longer_chosen": _accuracy_where(scores, comparisons, difference > 0),
+        "pair_accuracy_longer_rejected": _accuracy_where(scores, comparisons, difference < 0),
+    }
+
+
+def _accuracy_where(scores: np.ndarray, comparisons: ComparisonBatch, which: np.ndarray) -> float | None:
+    weights = comparisons.weights[which].astype(np.float64)
+    if not weights.sum() > 0:
+        return None
+    lead = scores[comparisons.chosen[which]] - scores[comparisons.rejected[which]]
+    return float((weights * ((lead > 0) + 0.5 * (lead == 0))).sum() / weights.sum())
 
 
 def human_pair_accuracy(snippets: Sequence[RatedSnippet], gap: float = 1.0) -> float:

@@ -8,28 +8,19 @@ cutting texts at random. What is not here: how the model is fitted (`training.py
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from safetensors.torch import save as serialise
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoModel
 
 from reward_models.adapter import ADAPTER, AdapterBackbone
+from reward_models.files import first_line, load_tokenizer, read_model, write_model
 from textenvs.kernels import speed_up
 from textenvs.rows import PAD
-
-FORMAT = "textenvs reward model"
-VERSION = 1
-DESCRIPTION = "reward_model.json"
-WEIGHTS = "model.safetensors"
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "tekken.json")
 
 
 class RewardModel(nn.Module):
@@ -86,7 +77,7 @@ class RewardModel(nn.Module):
         Raises:
             ValueError: if model or tokenizer cannot be loaded from there; the message says which.
         """
-        tokenizer = _load_tokenizer(name)
+        tokenizer = load_tokenizer(name)
         try:
             backbone = (
                 AutoModel.from_pretrained(name, dtype=torch.float32)
@@ -94,7 +85,7 @@ class RewardModel(nn.Module):
                 else AdapterBackbone.new(name, rank=lora_rank, alpha=lora_alpha)
             )
         except (OSError, ValueError) as error:
-            raise ValueError(f"{name}: no model that transformers can load ({_first_line(error)})") from error
+            raise ValueError(f"{name}: no model that transformers can load ({first_line(error)})") from error
         return cls(backbone, tokenizer, max_length=max_length)
 
     @property
@@ -125,12 +116,11 @@ class RewardModel(nn.Module):
         """Calibrated scores ``[N]`` of token rows ``[N, T]`` (ids) and their mask ``[N, T]`` (True or 1 = real)."""
         return (self.raw(input_ids, attention_mask) - self.mean) / self.std
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """``model(prompts, completions)`` on text is `score`; on tensors it is `forward`."""
-        first = args[0] if args else kwargs.get("prompts", kwargs.get("input_ids"))
-        if isinstance(first, Tensor):
-            return super().__call__(*args, **kwargs)
-        return self.score(*args, **kwargs)
+    def __call__(self, prompts: Any, completions: Any, *, finished: Sequence[bool] | bool = True) -> Any:
+        """``model(prompts, completions)`` on text is `score`; ``model(input_ids, attention_mask)`` is `forward`."""
+        if isinstance(prompts, Tensor):
+            return super().__call__(prompts, completions)
+        return self.score(prompts, completions, finished=finished)
 
     def score(
         self,
@@ -254,20 +244,12 @@ class RewardModel(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         self.backbone.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        description = {"format": FORMAT, "version": VERSION, "max_length": self.max_length}
-        adapter = self.backbone if isinstance(self.backbone, AdapterBackbone) else None
-        if adapter is not None:
-            adapter.save(folder / ADAPTER)
-            description["base"] = adapter.base_name
-        state = self.state_dict() if adapter is None else self._without_backbone()
-        weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-        aside = folder / (WEIGHTS + ".part")
-        try:
-            aside.write_bytes(serialise(weights, metadata={"format": "pt"}))
-            aside.replace(folder / WEIGHTS)
-        finally:
-            aside.unlink(missing_ok=True)
-        (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        if isinstance(self.backbone, AdapterBackbone):
+            self.backbone.save(folder / ADAPTER)
+            base = self.backbone.base_name
+            write_model(folder, self._without_backbone(), max_length=self.max_length, base=base)
+        else:
+            write_model(folder, self.state_dict(), max_length=self.max_length)
 
     def _without_backbone(self) -> dict[str, Tensor]:
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("backbone.")}
@@ -287,39 +269,16 @@ class RewardModel(nn.Module):
             ValueError: if the folder holds no reward model of this version, or a damaged one.
         """
         folder = Path(path)
-        if not (folder / DESCRIPTION).exists():
-            raise ValueError(f"{folder} holds no reward model: {DESCRIPTION} is missing")
-        try:
-            description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
-            weights = load_file(folder / WEIGHTS)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ValueError(f"{folder} holds a damaged reward model ({_first_line(error)})") from error
-        if description.get("format") != FORMAT or description.get("version") != VERSION:
-            raise ValueError(f"{folder} holds {description}, expected {FORMAT} of version {VERSION}")
+        description, config, weights = read_model(folder)
         base = description.get("base")
         if base is None:
             backbone = AutoModel.from_config(config, dtype=torch.float32)
         elif backbone is None:
             backbone = AdapterBackbone.load(base, folder / ADAPTER)
-        model = cls(backbone, _load_tokenizer(folder), max_length=description["max_length"])
+        model = cls(backbone, load_tokenizer(folder), max_length=description["max_length"])
         try:
             whole = base is None or weights.keys() != model._without_backbone().keys()
             model.load_state_dict(weights, strict=whole)
         except RuntimeError as error:
-            raise ValueError(f"{folder}: weights and configuration do not fit ({_first_line(error)})") from error
+            raise ValueError(f"{folder}: weights and configuration do not fit ({first_line(error)})") from error
         return model.to(device).eval()
-
-
-def _load_tokenizer(name: str | Path) -> Any:
-    # Given a directory without a tokenizer, transformers 5 makes up an empty one for some model families.
-    if Path(name).is_dir() and not any((Path(name) / file).exists() for file in TOKENIZER_FILES):
-        raise ValueError(f"{name}: no tokenizer there; save the model's tokenizer into the same directory")
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{name}: no tokenizer that transformers can load ({_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,8 @@
-"""Preference pairs and their JSONL form: an object a line: ``prompt``, ``chosen``, ``rejected``, maybe ``margin``."""
+"""Preference pairs and their JSONL form: an object a line: ``prompt``, ``chosen``, ``rejected``, maybe ``margin``.
+
+Each of the three is a text or a chat, a list of turns with role and content. A reward model reads a chat as it is said,
+a line a turn, whatever its own tokenizer's template; so do the scorers of `scripts.train_text`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+from textenvs.chats import check_turns, is_chat, plain_prompt, question_and_answer, question_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +45,9 @@ class PreferencePair:
 
 def read_pairs(path: str | Path) -> list[PreferencePair]:
     """The pairs of a JSONL file in their order; blank lines are skipped, further keys ignored.
+
+    A ``prompt`` that is a chat goes with answers that are texts or the assistant's turn alone. Where ``chosen`` and
+    ``rejected`` are whole chats, what they begin with is the prompt, and ``prompt`` may be left out.
 
     Raises:
         ValueError: naming file and line, if a line is not a pair; or if the file cannot be read or holds no pair.
@@ -71,6 +81,7 @@ def _pair_of(line: str) -> PreferencePair:
         raise ValueError(f"not JSON ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"expected an object, got {type(content).__name__}")
+    content = _said(content)
     missing = [name for name in ("prompt", "chosen", "rejected") if name not in content]
     if missing:
         raise ValueError(
@@ -80,3 +91,19 @@ def _pair_of(line: str) -> PreferencePair:
     if known.get("margin", 0.0) is None:
         del known["margin"]
     return PreferencePair(**known)
+
+
+def _said(content: dict[str, Any]) -> dict[str, Any]:
+    """``content`` with every chat in it as the text that is said."""
+    said = dict(content)
+    if is_chat(said.get("prompt")):
+        said["prompt"] = plain_prompt(question_of(check_turns(said["prompt"], "'prompt'")))
+    questions = {}
+    for name in ("chosen", "rejected"):
+        if is_chat(said.get(name)):
+            turns, said[name] = question_and_answer(said[name], f"{name!r}")
+            questions[name] = plain_prompt(turns) if turns else None
+    if len(set(questions.values())) > 1:
+        raise ValueError("'chosen' and 'rejected' answer to different turns")
+    question = next(iter(questions.values()), None)
+    return said | ({} if question is None else {"prompt": question})

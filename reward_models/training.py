@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from reward_models.averaging import WeightAverage, put_back
 from reward_models.comparisons import BatchSource, ComparisonBatch
 from reward_models.losses import bradley_terry_loss
 from reward_models.model import RewardModel
@@ -42,7 +43,7 @@ class TrainingOptions:
     truncation_share: float = 0.15
     """Share of the texts that is cut at a random place (and loses its eos) while training, in [0, 1]."""
     centring_coef: float = 0.01
-    """Weight of the pull of a pair's rewards to zero."""
+    """Weight of the pull of a pair's rewards to zero, >= 0."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
     average_decay: float = 0.96
@@ -67,6 +68,8 @@ class TrainingOptions:
         for name in ("dropout", "token_noise", "truncation_share", "average_decay", "warmup_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        if not self.centring_coef >= 0:
+            raise ValueError(f"centring_coef must be >= 0, got {self.centring_coef}")
 
 
 @dataclass(kw_only=True)
@@ -152,7 +155,7 @@ def fit(
     finally:
         if result.interrupted and not result.history:
             best = average.copy()
-        model.load_state_dict(best)
+        put_back(model, best)
         restore_dropout(usual_dropout)
         model.eval()
     return result
@@ -176,7 +179,9 @@ def training_step(
     loss = batch_loss(model, noisy, batch, options.chunk_size, options.centring_coef)
     optimizer.zero_grad()
     loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.max_grad_norm)
+    # Of what is trained here only: a frozen neighbour on the same trunk may still have an old gradient.
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(trained, options.max_grad_norm)
     if not (torch.isfinite(loss) and torch.isfinite(norm)):
         raise TrainingDiverged(f"the loss is {loss.item()}, its gradient norm {norm.item()}: lower the learning rate")
     optimizer.step()
@@ -247,45 +252,6 @@ def parameter_groups(model: RewardModel, options: TrainingOptions) -> list[dict[
         decay = options.weight_decay if parameter.ndim > 1 else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
     return [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
-
-
-class WeightAverage:
-    """Exponential running average of a model's weights, with the start's bias removed by a shorter memory early on."""
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.count = 0
-        self._mean = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Take in the model's present weights."""
-        self.count += 1
-        decay = min(self.decay, (self.count - 1) / (self.count + 9)) if self.decay else 0.0
-        state = model.state_dict()
-        own = [self._mean[name] for name in state if state[name].is_floating_point()]
-        theirs = [tensor.detach() for tensor in state.values() if tensor.is_floating_point()]
-        torch._foreach_lerp_(own, theirs, 1 - decay)
-
-    def copy(self) -> dict[str, Tensor]:
-        """A state dict of the average that later updates do not touch."""
-        return {name: tensor.clone() for name, tensor in self._mean.items()}
-
-    def swapped_in(self, model: nn.Module) -> _Swapped:
-        """A context in which the model has the averaged weights."""
-        return _Swapped(model, self._mean)
-
-
-class _Swapped:
-    def __init__(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
-        self.model, self.weights = model, weights
-        self.own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-    def __enter__(self) -> None:
-        self.model.load_state_dict(self.weights)
-
-    def __exit__(self, *exception: object) -> None:
-        self.model.load_state_dict(self.own)
 
 
 class _RowCache:

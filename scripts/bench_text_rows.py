@@ -1,4 +1,4 @@
-"""The rows of `scripts.benchmark_text` that are no speeds: memory, optimality gaps, movie reviews, TRL's learning.
+"""The rows of `scripts.benchmark_text` that are no speeds: memory, gaps, movie reviews, the KL, TRL's learning.
 
 Every one reads the summary of another script's run, which lies in a folder of its own and is kept if it is finished.
 """
@@ -19,6 +19,7 @@ from scripts.bench_text_models import LM, PROMPTS, REWARD_MODEL
 from scripts.bench_text_peers import peer_command, quiet_environment
 from scripts.benchmark_control import run_once
 from scripts.benchmark_table import Row
+from scripts.frontier_points import FRONTIER, read_points
 from scripts.run_dir import SUMMARY, write_aside
 from scripts.text_config import TrainTextConfig
 from textenvs import assets
@@ -26,6 +27,8 @@ from textenvs import assets
 ALGORITHMS = ("ppo", "grpo", "rloo", "reinforce")
 KL_BUDGET = 8.0
 """Nats per sequence; a text model further away from where it began has won nothing."""
+KL_POINT, KL_TARGET = 3.2, 3.0
+"""Nats per sequence: where gains are compared (best-of-64 is at most 3.17 from the start), and what PPO aims at."""
 
 
 def memory_row(runs: Path, *, threads: int) -> Row:
@@ -92,6 +95,40 @@ def reviews_row(runs: Path, algorithm: str, *, seeds: int, threads: int) -> Row:
         aim=0.85,
         details=_figures("ours", found),
     )
+
+
+def kl_row(runs: Path, *, seeds: int, threads: int) -> Row:
+    """What PPO gains in reward-model score within `KL_POINT` nats, beside what best-of-64 gains; mean over seeds.
+
+    PPO's price of the KL is moved so that it ends a little below that point. A run's figure is that of its last
+    evaluation within the point; both gains are over the mean score of what the start writes.
+    """
+    best = run_once(runs / "best_of_n", ["scripts.best_of_n"], threads=threads)
+    start = best["score_best_of_1"]
+    flags = ["scripts.train_text", "--kl-target", KL_TARGET, "--evaluate-every", 1]
+    found = []
+    for seed in range(seeds):
+        folder = runs / f"kl-{seed}"
+        run_once(folder, [*flags, "--seed", seed], threads=threads)
+        found.append(last_within(read_points(folder / FRONTIER), KL_POINT))
+    gains = [point["score"] - start for point in found]
+    return Row(
+        name=f"KL efficiency, ppo: gain in score within {KL_POINT} nats ÷ best-of-64's",
+        ours=float(np.mean(gains)),
+        peer=best["score_best_of_64"] - start,
+        unit="reward",
+        extremes={"ours": (min(gains), max(gains))},
+        counts={"ours": seeds},
+        must=0.5,
+        aim=0.9,
+        details={f"ours_{name}_by_seed": [point[name] for point in found] for name in ("kl_per_sequence", "judge")}
+        | {"peer_kl_per_sequence": best["kl_per_sequence_best_of_64"], "peer_judge": best["judge_best_of_64"]},
+    )
+
+
+def last_within(points: Sequence[dict[str, Any]], nats: float) -> dict[str, Any]:
+    """The last point whose KL per sequence is at most ``nats``; the start's is 0."""
+    return [point for point in points if point["kl_per_sequence"] <= nats][-1]
 
 
 def learning_row(runs: Path, peers: Path, *, seeds: int, threads: int) -> Row:

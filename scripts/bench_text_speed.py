@@ -9,8 +9,8 @@ from __future__ import annotations
 import statistics
 import sys
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,27 +21,28 @@ from scripts.text_flops import Transformer, fastest_rate, update_flops, update_s
 
 Updates = dict[str, list[dict[str, float]]]
 """The figures of each update, by side."""
-SIZES = BenchSizes()
-MEAN_LENGTH = SIZES.new_tokens / 2
-"""Of texts that end early, tokens."""
+OF_AN_UPDATE = ("rows", "minibatches", "epochs", "new_tokens", "group_size")
+"""Sizes that the peer is told; it reads the others from the models."""
 
 
-def speed_rows(folder: Path, peers: Path, *, rounds: int, threads: int) -> list[Row]:
+def speed_rows(folder: Path, peers: Path, *, sizes: BenchSizes, rounds: int, threads: int) -> list[Row]:
     """Response tokens a second of PPO, in three forms of ours, of PPO where texts end early, and of GRPO.
 
     Args:
         folder: for models, jobs and logs.
         peers: where the peers' environments are.
+        sizes: of models and updates. Texts that end early have half the budget as their mean length.
         rounds: updates of each side that count.
         threads: of either side.
     """
-    whole, early = _models(folder / "models", None), _models(folder / "models_early", MEAN_LENGTH)
+    mean_length = sizes.new_tokens / 2
+    whole = _models(folder / "models", sizes)
+    early = _models(folder / "models_early", sizes, mean_length=mean_length)
 
     def measure(name: str, algorithm: str, models: Path, ours: dict[str, list[str]]) -> Updates:
-        common = ["--algorithm", algorithm, "--models", models, "--threads", threads, "--on-demand"]
-        start = [sys.executable, "-m", "scripts.bench_text_ours"]
-        commands = {side: [*map(str, [*start, *common, *flags])] for side, flags in ours.items()}
-        job = {"threads": threads, "on_demand": True} | _job()
+        common = [*our_command(models, sizes, threads=threads), "--algorithm", algorithm]
+        commands = {side: common + flags for side, flags in ours.items()}
+        job = {"threads": threads, "on_demand": True} | {name: getattr(sizes, name) for name in OF_AN_UPDATE}
         commands["peer"] = peer_command(peers, folder / f"{name}-peer", algorithm, models=models, **job)
         return in_turn(commands, folder / name, rounds=rounds, threads=threads)
 
@@ -50,26 +51,34 @@ def speed_rows(folder: Path, peers: Path, *, rounds: int, threads: int) -> list[
     )
     ends = measure("early", "ppo", early, {"shared": []})
     grpo = measure("grpo", "grpo", whole, {"ours": []})
-    half = f"{MEAN_LENGTH:.0f} of {SIZES.new_tokens}"
     return [
         speed_row("PPO, shared trunk, float32", ppo, "shared", must=2.5, aim=3.5),
         speed_row("PPO, separate critic on both sides, float32", ppo, "separate", must=1.5, aim=2.0),
         speed_row("PPO, shared trunk, bfloat16 beside TRL's float32", ppo, "bfloat16", must=3.5, aim=6.0),
-        speed_row(f"PPO, texts end early (mean {half} tokens)", ends, "shared", must=4.0, aim=8.0),
-        speed_row(f"GRPO, groups of {SIZES.group_size}", grpo, "ours", must=1.5, aim=2.5),
+        speed_row(
+            f"PPO, texts end early (mean {mean_length:.0f} of {sizes.new_tokens} tokens)",
+            ends,
+            "shared",
+            must=4.0,
+            aim=8.0,
+        ),
+        speed_row(f"GRPO, groups of {sizes.group_size}", grpo, "ours", must=1.5, aim=2.5),
     ]
 
 
-def _models(folder: Path, mean_length: float | None) -> Path:
+def _models(folder: Path, sizes: BenchSizes, *, mean_length: float | None = None) -> Path:
     """What both sides load; kept if it is there already (the prompts are written last)."""
     if not (folder / PROMPTS).exists():
-        write_models(folder, SIZES, mean_length=mean_length)
+        write_models(folder, sizes, mean_length=mean_length)
     return folder
 
 
-def _job() -> dict[str, Any]:
-    names = ("rows", "minibatches", "epochs", "new_tokens", "group_size")
-    return {name: getattr(SIZES, name) for name in names}
+def our_command(models: Path, sizes: BenchSizes, *, threads: int) -> list[str]:
+    """The command of our updates on demand."""
+    flags: list[object] = ["--models", models, "--threads", threads, "--on-demand"]
+    for name, value in asdict(sizes).items():
+        flags += [f"--sizes.{name.replace('_', '-')}", value]
+    return [sys.executable, "-m", "scripts.bench_text_ours", *map(str, flags)]
 
 
 def in_turn(commands: dict[str, list[str]], logs: Path, *, rounds: int, threads: int) -> Updates:
@@ -112,14 +121,13 @@ def speed_row(name: str, updates: Updates, side: str, *, must: float, aim: float
     return Row(**{**vars(row), "must": must, "aim": aim, "details": details})
 
 
-def arithmetic_row(folder: Path, *, rounds: int, threads: int) -> Row:
+def arithmetic_row(folder: Path, *, sizes: BenchSizes, rounds: int, threads: int) -> Row:
     """Seconds of our PPO update (shared trunk, float32) beside those of its products at this machine's matmul rate.
 
     The rate is the highest of all products of an update and of both ways to multiply, so the bound is a strict one;
     it is measured in turn with the updates.
     """
-    models = _models(folder / "models", None)
-    sizes = SIZES
+    models = _models(folder / "models", sizes)
     model = Transformer(layers=sizes.layers, width=sizes.width, vocabulary=sizes.vocabulary)
     rows = sizes.rows // sizes.minibatches
     tokens = rows * (sizes.prompt_tokens + sizes.new_tokens - 1)
@@ -132,8 +140,7 @@ def arithmetic_row(folder: Path, *, rounds: int, threads: int) -> Row:
     )["total"]
     torch.set_num_threads(threads)
     found: dict[str, list[float]] = {"ours": [], "peer": []}
-    flags = ["--models", models, "--threads", threads, "--on-demand"]
-    command = [*map(str, [sys.executable, "-m", "scripts.bench_text_ours", *flags])]
+    command = our_command(models, sizes, threads=threads)
     with OnDemand(command, folder / "arithmetic" / "shared.log", threads=threads) as ours:
         ours.update()
         for _ in range(rounds):

@@ -16,11 +16,12 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scripts.bench_text_rows import ALGORITHMS, gap_row, learning_row, memory_row, reviews_row
+from scripts.bench_text_models import BenchSizes
+from scripts.bench_text_rows import ALGORITHMS, gap_row, kl_row, learning_row, memory_row, reviews_row
 from scripts.bench_text_speed import arithmetic_row, speed_rows
 from scripts.benchmark_table import Row, to_markdown
 from scripts.front_door import enter
@@ -36,7 +37,7 @@ class Config:
 
     run_dir: Path
     """folder for the table, the rows and every single run"""
-    rows: str = "speed,arithmetic,memory,gap,reviews,learning"
+    rows: str = "speed,arithmetic,memory,gap,reviews,kl,learning"
     """what to measure, separated by commas"""
     peers: Path = Path("runs/peers")
     """folder with TRL's environments, made if they are missing"""
@@ -46,6 +47,8 @@ class Config:
     """trainings of each kind, seeds 0, 1, ..."""
     threads: int = 2
     """CPU threads of every process"""
+    sizes: BenchSizes = field(default_factory=BenchSizes)
+    """of models and updates whose speed is measured"""
     resume: bool = False
     """keep the finished rows and runs in --run-dir"""
     overwrite: bool = False
@@ -66,11 +69,11 @@ class Config:
 
 
 def _speed(config: Config, runs: Path) -> list[Row]:
-    return speed_rows(runs / "speed", config.peers, rounds=config.rounds, threads=config.threads)
+    return speed_rows(runs / "speed", config.peers, sizes=config.sizes, rounds=config.rounds, threads=config.threads)
 
 
 def _arithmetic(config: Config, runs: Path) -> list[Row]:
-    return [arithmetic_row(runs / "speed", rounds=config.rounds, threads=config.threads)]
+    return [arithmetic_row(runs / "speed", sizes=config.sizes, rounds=config.rounds, threads=config.threads)]
 
 
 def _memory(config: Config, runs: Path) -> list[Row]:
@@ -85,6 +88,10 @@ def _reviews(config: Config, runs: Path) -> list[Row]:
     return [reviews_row(runs, algorithm, seeds=config.seeds, threads=config.threads) for algorithm in ("ppo", "grpo")]
 
 
+def _kl(config: Config, runs: Path) -> list[Row]:
+    return [kl_row(runs, seeds=config.seeds, threads=config.threads)]
+
+
 def _learning(config: Config, runs: Path) -> list[Row]:
     return [learning_row(runs, config.peers, seeds=config.seeds, threads=config.threads)]
 
@@ -95,6 +102,7 @@ MEASUREMENTS: dict[str, Callable[[Config, Path], list[Row]]] = {
     "memory": _memory,
     "gap": _gap,
     "reviews": _reviews,
+    "kl": _kl,
     "learning": _learning,
 }
 """By name, in the table's order; each gives one row or more."""

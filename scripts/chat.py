@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
-from textenvs.chats import Turn, chat_ids, chat_text, plain_text
+from textenvs.chats import Turn, chat_ids, chat_text, plain_prompt
+from textenvs.scorers import takes_finished
 
 
 class ChatTemplate:
@@ -46,7 +48,7 @@ class ChatTemplate:
             prompt = [{"role": "user", "content": prompt}]
         ids = chat_ids(self.tokenizer, chat_text(self.tokenizer, prompt, answering=True))
         decoded = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        self._said[decoded] = plain_text(prompt)
+        self._said[decoded] = plain_prompt(prompt)
         return {"input_ids": ids}
 
     @property
@@ -56,12 +58,16 @@ class ChatTemplate:
 
     def said(self, decoded: Sequence[str]) -> list[str]:
         """What was said in each decoded prompt, with a line's end before the answer; others stay as they are."""
-        return [f"{self._said[prompt]}\n" if prompt in self._said else prompt for prompt in decoded]
+        return [self._said.get(prompt, prompt) for prompt in decoded]
 
-    def scorer(self, scorer: Callable[..., Any]) -> Callable[[Sequence[str], Sequence[str]], Any]:
-        """``scorer`` on what was said and what the model answered."""
+    def scorer(self, scorer: Any) -> Any:
+        """``scorer`` on what was said and what the model answered; of an ensemble, each member."""
+        members = getattr(scorer, "members", None)
+        if members:
+            return SimpleNamespace(members=tuple(self.scorer(member) for member in members))
+        asks = takes_finished(scorer)
 
-        def score(prompts: Sequence[str], completions: Sequence[str]) -> Any:
-            return scorer(self.said(prompts), completions)
+        def score(prompts: Sequence[str], completions: Sequence[str], *, finished: Sequence[bool]) -> Any:
+            return scorer(self.said(prompts), completions, **({"finished": finished} if asks else {}))
 
         return score

@@ -141,7 +141,7 @@ def tune(config: DemoConfig, folder: Path, reward_model: Path, console: Console)
         train_text.TrainTextConfig(
             run_dir=str(folder),
             model=config.model,
-            reward_model=str(reward_model),
+            reward_model=(str(reward_model),),
             seed=config.seed,
             device=config.device,
         )

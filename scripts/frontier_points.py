@@ -23,6 +23,8 @@ METRICS = {
     "eval/kl_per_sequence": "mean over held-out texts of sum_t KL(pi(.|s_t) || pi_ref(.|s_t)), each exact, nats",
     "eval/score": "mean score of those texts before any price, reward units",
     "eval/score_se": "standard error of that mean, reward units",
+    "eval/score_disagreement": "several scorers: as `rollout/score_disagreement`, of those texts",
+    "eval/score/NAME": "several scorers: as `rollout/score/NAME`, of those texts",
     "eval/judge": "mean log-odds by the judge that training never asks",
     "eval/judge_se": "standard error of that mean",
     "eval/judge_win_rate": "share of prompts on which that judge prefers the text to the starting model's, ties half",

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import get_args, get_type_hints
 
-from transformers import AutoConfig
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from agents.adapters import LoraOptions
-from agents.memory import Layout, Workload, plan
+from agents.memory import Layout, Workload, num_bytes, plan
 from reward_models.adapter import ADAPTER
-from reward_models.model import DESCRIPTION
+from reward_models.ensemble import is_ensemble, member_folders
+from reward_models.files import base_of
 from scripts.text_config import TrainTextConfig
 from scripts.text_models import DTYPES
 from scripts.text_parts import prompt_reader, prompt_sets
+from scripts.text_rewards import reward_sources, stands_on
 from textenvs import assets
 from textenvs.prompts import load_prompts
 from textenvs.text import load_tokenizer
@@ -50,7 +52,7 @@ def planned_bytes(config: TrainTextConfig) -> dict[str, dict[str, int]]:
             dtype=DTYPES[one.dtype],
             recompute=one.gradient_checkpointing,
         )
-        table[memory] = plan(model_config, layout, workload, reward=_reward_bytes(one))
+        table[memory] = plan(model_config, layout, workload, reward=_reward_bytes(one, path))
     return table
 
 
@@ -72,15 +74,24 @@ def _longest_prompt(config: TrainTextConfig, path: str) -> int:
     return int(load_prompts(prompts, tokenizer, vocab_size=len(tokenizer)).lengths.max())
 
 
-def _reward_bytes(config: TrainTextConfig) -> int:
-    """The weights' files; what an adapter stands on counts where it does not share the policy's trunk."""
-    folder = Path(str(assets.reward_model_dir()) if config.reward_model is None else config.reward_model)
-    if not folder.is_dir():
-        return 0
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    size += sum(file.stat().st_size for file in (folder / ADAPTER).glob("*.safetensors"))
-    description = folder / DESCRIPTION
-    base: Any = json.loads(description.read_text(encoding="utf-8")).get("base") if description.exists() else None
-    if base is not None and config.memory != "adapters" and Path(base).is_dir():
-        size += sum(file.stat().st_size for file in Path(base).glob("*.safetensors"))
+def _reward_bytes(config: TrainTextConfig, path: str) -> int:
+    """All reward models' weights; a model under adapters counts, too, unless it is the policy's trunk at ``path``."""
+    size = 0
+    for given in reward_sources(config):
+        if not Path(given).is_dir():
+            continue
+        folders = member_folders(given) if is_ensemble(given) else [Path(given)]
+        for folder in folders:
+            size += sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+            size += sum(file.stat().st_size for file in (folder / ADAPTER).glob("*.safetensors"))
+        if config.memory == "adapters" and all(stands_on(folder, path) for folder in folders):
+            continue
+        size += sum(_float32_bytes(base) for base in {base_of(folder) for folder in folders} if base is not None)
     return size
+
+
+def _float32_bytes(model: str) -> int:
+    """Of a causal LM at a directory, or of a name, as it will be loaded."""
+    with torch.device("meta"):
+        whole = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model), dtype=torch.float32)
+    return num_bytes([*whole.parameters(), *whole.buffers()])

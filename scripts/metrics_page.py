@@ -13,6 +13,7 @@ from scripts.frontier_points import METRICS as FRONTIER_METRICS
 
 OTHER_METRICS = {
     "train/loss (reward model)": "Bradley–Terry loss of the step's comparisons, nats per comparison",
+    "train/member": "index of the ensemble's member that this step is of; steps count on from member to member",
     "validation/best_loss": "lowest Bradley–Terry loss so far on the validation part, nats per comparison",
     **{f"{name} (language model)": meaning for name, meaning in LANGUAGE_MODEL_METRICS.items()},
 }

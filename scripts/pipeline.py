@@ -169,7 +169,7 @@ def tune(config: PipelineConfig, folder: Path) -> dict[str, Any]:
             resume=_begun(folder),
             model=base_path(config),
             adapter=str(stages / FINE_TUNED / train_text.ADAPTER),
-            reward_model=str(stages / REWARD / MODEL),
+            reward_model=(str(stages / REWARD / MODEL),),
             memory="adapters",
             dtype=config.dtype,
             lora_rank=config.lora_rank,

@@ -9,8 +9,8 @@ from scripts.planted import Mutant
 
 POLICY, TRUNK, GENERATION = "agents/causal_lm.py", "agents/trunk.py", "agents/generation.py"
 COLLECT, SAMPLING = "agents/text_collector.py", "agents/token_distribution.py"
-ENV, PREFERENCE, SHAPING, REFERENCE = (
-    f"textenvs/{name}.py" for name in ("vector", "preference", "shaping", "reference")
+ENV, PREFERENCE, SCORERS, SHAPING, REFERENCE = (
+    f"textenvs/{name}.py" for name in ("vector", "preference", "scorers", "shaping", "reference")
 )
 MODEL, BRADLEY_TERRY = "reward_models/model.py", "reward_models/losses.py"
 T_POLICY, T_GENERATION, T_COLLECT, T_TEXT_UPDATE = (
@@ -72,6 +72,6 @@ MUTANTS = (
     Mutant("T16", "Bradley–Terry prefers the rejected text", BRADLEY_TERRY, "lead = chosen - rejected if", "lead = rejected - chosen if", T_BRADLEY_TERRY),
     Mutant("T16", "the margin helps instead of being asked for", BRADLEY_TERRY, "else chosen - rejected - margin", "else chosen - rejected + margin", T_BRADLEY_TERRY),
     Mutant("T16", "the weights of comparisons are left out of their sum", BRADLEY_TERRY, "total = weights.sum()", "total = torch.tensor(float(len(values)))", T_BRADLEY_TERRY),
-    Mutant("T16", "a foreign tokenizer's ids are handed over", PREFERENCE, "(theirs is None or (own is not None and same_tokenizer(theirs, own)))", "True", T_PREFERENCE),
+    Mutant("T16", "a foreign tokenizer's ids are handed over", SCORERS, "(theirs is None or (own is not None and same_tokenizer(theirs, own)))", "True", T_PREFERENCE),
     Mutant("T12", "the enumerated optimum tilts the wrong way", "textenvs/exact.py", "ref_logprobs + (q - values[:, :, None]) / beta", "ref_logprobs - (q - values[:, :, None]) / beta", T_EXACT),
 )  # fmt: skip

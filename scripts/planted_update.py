@@ -52,7 +52,7 @@ MUTANTS = (
     Mutant("P4", "fast gradient: the value coefficient", FAST, "error.mul_(config.value_coef / number)", "error.mul_(1.0 / number)", T_FAST),
     Mutant("P4", "fast gradient: the first layer's activation passed over", FAST, "inner = self._through_activation(upper, hidden[1])", "inner = upper", T_FAST),
     Mutant("T12", "k3 with the log-ratio turned round", "agents/kl.py", "gap = ref_logprobs - logprobs", "gap = logprobs - ref_logprobs", T_LOSSES),
-    Mutant("T12", "k3 forgets its linear term", "agents/kl.py", "torch.expm1(inner) - inner + math", "torch.expm1(inner) + math", T_LOSSES),
+    Mutant("T12", "k3 forgets its linear term", "agents/kl.py", "curve = torch.expm1(inner) - inner", "curve = torch.expm1(inner)", T_LOSSES),
     Mutant("T12", "k3 overflows", "agents/kl.py", "inner = gap.clamp(max=MAX_LOG_RATIO)", "inner = gap", T_LOSSES),
     Mutant("T12", "k1 is absolute", "agents/kl.py", "return logprobs - ref_logprobs", "return (logprobs - ref_logprobs).abs()", T_LOSSES),
     Mutant("T12", "the full KL turned round", "agents/kl.py", "safe.exp() * gap", "-safe.exp() * gap", T_LOSSES),

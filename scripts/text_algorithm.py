@@ -9,6 +9,8 @@ from agents.schedules import Linear
 from agents.score_scaling import ScoreScaler
 from agents.text_settings import TextAgentConfig
 
+Algorithm = Literal["ppo", "grpo", "rloo", "reinforce"]
+
 PRESETS: dict[str, dict[str, Any]] = {
     "ppo": {"epochs": 2, "minibatch_size": 64, "learning_rate": 4e-4, "lam": 0.95, "value_coef": 0.1},
     "grpo": {
@@ -30,7 +32,7 @@ KL(reference || policy), which hardly resists tokens that the reference holds fo
 class AlgorithmFlags:
     """How a language model learns from its texts."""
 
-    algorithm: Literal["ppo", "grpo", "rloo", "reinforce"] = "ppo"
+    algorithm: Algorithm = "ppo"
     """PPO has a critic; GRPO and RLOO compare texts of one prompt, REINFORCE all texts of a batch."""
 
     batch_size: int = 256

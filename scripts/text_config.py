@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from scripts.text_algorithm import AlgorithmFlags
+from textenvs.combining import check_combination
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,9 +17,18 @@ class TextTask:
 
     model: str | None = None
     """Causal LM to start from: directory or name that transformers loads, with its tokenizer. None: the project's."""
-    reward_model: str | None = None
-    """Directory of a reward model (see scripts.train_reward_model), or `module:function` of
-    (prompts, completions) -> scores. None: the project's."""
+    reward_model: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """The directory of a reward model or of an ensemble (see scripts.train_reward_model), or `module:function` of
+    (prompts, completions) -> scores. Repeat the flag for several, in any mixture. None: the project's."""
+    reward_combine: Literal["mean", "worst", "uncertainty"] = "mean"
+    """How the scores of several, an ensemble's members each for itself, become one: their mean, the least, or the mean
+    less reward_uncertainty_coef times their variance (Coste et al. 2023, arXiv:2310.02743)."""
+    reward_weights: tuple[float, ...] = ()
+    """A mixture: one number for each reward_model, in their order, by which its score is multiplied before all are
+    added (an ensemble's score is its members' mean). They need not sum to 1; negative ones punish, 0 only watches.
+    None: no weights."""
+    reward_uncertainty_coef: float = 0.1
+    """Price of the variance with reward_combine uncertainty, per reward unit."""
     prompts: str | None = None
     """Text file (a prompt a line) or JSONL (a field `prompt`); a tenth is held out. None: openings of movie reviews."""
     chat_template: bool = False
@@ -82,6 +94,16 @@ class TrainTextConfig(TextTask, AlgorithmFlags):
 
     def __post_init__(self) -> None:
         AlgorithmFlags.__post_init__(self)
+        if isinstance(self.reward_model, str):
+            raise ValueError(f"reward_model takes several: write ({self.reward_model!r},) for one")
+        for name in ("reward_model", "reward_weights"):  # lists, where they come out of a config.json
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_combination(
+            self.reward_combine,
+            self.reward_weights or None,
+            self.reward_uncertainty_coef,
+            num_scorers=max(1, len(self.reward_model)),
+        )
         for name in ("num_eval_prompts", "episodes", "checkpoint_every", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from scripts.sampling import Samples
+from textenvs.preference import Judged
 
 
 class TextJudge(Protocol):
@@ -24,7 +25,7 @@ class Assessment:
 
     Attributes:
         samples: N texts of one policy.
-        scores: ``[N]`` reward units, by the reward that is trained on.
+        scored: what the reward that is trained on says, reward units.
         judged: ``[N]`` log-odds, by the judge that training never asks; None without one.
         ref_logprobs: ``[N, T]`` nats, of the tokens under the starting model.
         kl: ``[N]`` nats: along each text the exact KL to the starting model in every state, summed. Its mean is the KL
@@ -32,20 +33,37 @@ class Assessment:
     """
 
     samples: Samples
-    scores: np.ndarray
+    scored: Judged
     judged: np.ndarray | None
     ref_logprobs: np.ndarray
     kl: np.ndarray
 
+    @property
+    def scores(self) -> np.ndarray:
+        """``[N]`` reward units: what would be paid."""
+        return self.scored.scores
+
     def figures(self) -> dict[str, Any]:
-        """Means over the texts, and what is of all of them together."""
+        """Means over the texts, and what is of all of them together.
+
+        Of several scorers also each member's mean score, ``score/NAME``, and ``score_disagreement``: the mean over
+        texts of the standard deviation over members.
+        """
         return {
             "score": float(self.scores.mean()),
+            **self._by_member(),
             "judge": None if self.judged is None else float(self.judged.mean()),
             "perplexity": perplexity_under(self.ref_logprobs, self.samples.mask),
             "distinct2": distinct_bigrams_of_all(self.samples),
             "mean_length": float(self.samples.mask.sum(1).mean()),
         }
+
+    def _by_member(self) -> dict[str, float]:
+        members = self.scored.members
+        if len(members) < 2:
+            return {}
+        means = {f"score/{name}": float(scores.mean()) for name, scores in members.items()}
+        return {"score_disagreement": float(self.scored.std.mean()), **means}
 
     def win_rate(self, rival: Assessment) -> float | None:
         """Share of prompts on which the judge prefers these texts to the ``rival``'s; ties count half.

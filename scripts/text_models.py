@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from agents.adapters import POLICY, REWARD, AdaptedTrunk, LoraOptions, RoleTrunk
+from agents.adapters import POLICY, AdaptedTrunk, LoraOptions
 from agents.causal_lm import CausalLMPolicy
 from agents.token_distribution import TokenSampling
-from reward_models import RewardModel
-from reward_models.adapter import ADAPTER
-from reward_models.model import DESCRIPTION
 from scripts.text_config import TrainTextConfig
 from textenvs.reference import load_causal_lm
 
@@ -88,17 +83,3 @@ def build_models(config: TrainTextConfig, path: str, tokenizer: Any) -> TextMode
     start = CausalLMPolicy(start_model, sampling=sampling, **frozen)
     plain = start if config.temperature == 1.0 else CausalLMPolicy(start_model, **frozen)
     return TextModels(policy=policy, start=start, plain=plain, adapters=trunk)
-
-
-def load_reward_model(folder: str, models: TextModels, *, device: str) -> RewardModel:
-    """The reward model in ``folder``; an adapter over the trunk that the policy shares joins it there."""
-    description = Path(folder) / DESCRIPTION
-    base = json.loads(description.read_text(encoding="utf-8")).get("base") if description.exists() else None
-    if base is None or models.adapters is None or not _same_model(base, models.adapters.model.name_or_path):
-        return RewardModel.load(folder, device=device)
-    models.adapters.load(Path(folder) / ADAPTER, REWARD)
-    return RewardModel.load(folder, device=device, backbone=RoleTrunk(models.adapters, REWARD))
-
-
-def _same_model(one: str, other: str) -> bool:
-    return one == other or (Path(one).is_dir() and Path(other).is_dir() and Path(one).samefile(other))

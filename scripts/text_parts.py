@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,10 @@ from scripts.run_dir import write_folder_aside
 from scripts.sampling import Samples, write_samples
 from scripts.text_config import TrainTextConfig
 from scripts.text_metrics import Assessment
-from scripts.text_models import TextModels, build_models, load_reward_model
+from scripts.text_models import build_models
+from scripts.text_rewards import build_scorers
 from textenvs import assets
-from textenvs.preference import PreferenceReward
+from textenvs.preference import Judged, PreferenceReward
 from textenvs.prompts import load_prompts
 from textenvs.reference import CausalLMReference
 from textenvs.shaping import KLShaping
@@ -111,7 +111,11 @@ class TextParts:
 
     def score(self, samples: Samples) -> np.ndarray:
         """``[N]`` scores by the reward that is trained on."""
-        return self.reward.score(samples.prompts, samples.completions)
+        return self.judged(samples).scores
+
+    def judged(self, samples: Samples) -> Judged:
+        """The same with what each member says, and how far they are apart."""
+        return self.reward.judge(samples.prompts, samples.completions)
 
     def assess(self, policy: CausalLMPolicy) -> Assessment:
         """What ``policy`` writes on the evaluation prompts, and what is to be said of it.
@@ -122,7 +126,7 @@ class TextParts:
         kl, ref_logprobs = self.reference.kl_along(policy, samples)
         judged = None if self.judge is None else self.judge.score(samples.texts)
         return Assessment(
-            samples=samples, scores=self.score(samples), judged=judged, ref_logprobs=ref_logprobs, kl=kl.sum(1)
+            samples=samples, scored=self.judged(samples), judged=judged, ref_logprobs=ref_logprobs, kl=kl.sum(1)
         )
 
     def newest_texts(self, count: int) -> tuple[list[str], list[str]]:
@@ -157,8 +161,15 @@ def build_parts(config: TrainTextConfig) -> TextParts:
         max_new_tokens=config.max_new_tokens,
         group_size=config.agent_config().group_size,
     )
-    scorer = _scorer(config, models)
-    reward = PreferenceReward(base, scorer if chat is None else chat.scorer(scorer))
+    found = build_scorers(config, models)
+    reward = PreferenceReward(
+        base,
+        found.scorers if chat is None else [chat.scorer(scorer) for scorer in found.scorers],
+        combine=config.reward_combine,
+        weights=config.reward_weights or None,
+        uncertainty_coef=config.reward_uncertainty_coef,
+        names=found.names,
+    )
     controller = None if config.kl_target is None else AdaptiveKL(target=config.kl_target, horizon=config.kl_horizon)
     collector = TextCollector(
         KLShaping(reward, reference, config.beta, charge=config.agent_config().kl_in != "loss"),
@@ -233,18 +244,6 @@ def save_adapter(policy: CausalLMPolicy, path: Path) -> None:
     """Leave the policy's adapter at ``path`` for ``PeftModel.from_pretrained``, if it has one; whole or not at all."""
     if policy.adapters is not None:
         write_folder_aside(path, policy.adapters.save)
-
-
-def _scorer(config: TrainTextConfig, models: TextModels) -> Any:
-    if config.reward_model is None:
-        return assets.load_scorer()
-    module, colon, name = config.reward_model.partition(":")
-    if not colon or Path(config.reward_model).exists():
-        return load_reward_model(config.reward_model, models, device=config.device)
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as fault:
-        raise ValueError(f"--reward-model {config.reward_model}: {fault}") from fault
 
 
 def _judge() -> Any:

@@ -2,10 +2,14 @@
 
     python -m scripts.train_reward_model --run-dir runs/reward_model
     python -m scripts.train_reward_model --run-dir runs/mine --model DIR --pairs my.jsonl --heldout-pairs heldout.jsonl
+    python -m scripts.train_reward_model --run-dir runs/ensemble --members 4 --lora-rank 8
 
 Without ``--pairs`` it learns from the Hutto & Gilbert ratings of movie snippets, rater against rater, starting from
 the project's small language model. A fifth of the snippets is held out for the figures; a tenth of the others, the
-validation part, is what early stopping and calibration look at. Ctrl-C keeps the best weights so far.
+validation part, is what early stopping and calibration look at. With ``--members`` it fits several models, one after
+the other, that differ by their seeds, and keeps them as an ensemble; with ``--lora-rank`` they are adapters over one
+language model. ``reliability.json`` and ``reliability.png`` show how sure the result is where it is right. Ctrl-C keeps
+the best weights so far, and the members that were finished.
 """
 
 from __future__ import annotations
@@ -14,16 +18,14 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.progress import Progress, TextColumn, TimeRemainingColumn
 
-from reward_models.accuracy import gap_accuracy, human_pair_accuracy, rater_accuracy
 from reward_models.comparisons import (
     BatchSource,
     ComparisonBatch,
@@ -35,18 +37,19 @@ from reward_models.comparisons import (
     split_pairs,
     split_snippets,
 )
+from reward_models.ensemble import RewardEnsemble, new_members
 from reward_models.model import RewardModel
 from reward_models.movie_ratings import RatedSnippet, load_rated_snippets, load_rated_words, normalise_text
 from reward_models.pairs import PreferencePair, read_pairs
 from reward_models.training import FitResult, TrainingOptions, fit
 from scripts.front_door import enter
 from scripts.movie_reviews import judge_sentences
+from scripts.reward_report import BINS, PICTURE, bins_table, draw_bins, pair_report, rating_report
 from scripts.run_dir import CONFIG, SUMMARY, RunDir
 
 LANGUAGE_MODEL = Path(__file__).parent.parent / "textenvs" / "assets" / "language_model"
 VALIDATION_SEED = 1
 VALIDATION_BATCH = 128
-CUT = 24  # tokens; the default budget of a completion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,14 +73,22 @@ class TrainRewardModelConfig:
     group_size: int = 64
     """Rated snippets compared with one another in one optimiser step, or, for `pairs`, pairs an optimiser step."""
     seed: int = 0
-    """Seed of the head's initialisation, order, dropout and noise; it replaces `training.seed`."""
+    """Seed of the head's initialisation, order, dropout and noise; it replaces `training.seed`. Member i of an ensemble
+    has seed + 1000 i."""
     device: str = "cpu"
     """Torch device."""
+    members: int = 1
+    """Models to fit, each with a seed of its own. More than 1: the folder holds an ensemble, which `train_text` takes
+    like a single model (4 or 5 are usual: Coste et al. 2023, arXiv:2310.02743)."""
     lora_rank: int | None = None
     """Train a LoRA adapter of this rank and the head only; `train_text --memory adapters` shares its trunk then. None:
     all weights."""
     training: TrainingOptions = field(default_factory=TrainingOptions)
     """How to fit."""
+
+    def __post_init__(self) -> None:
+        if self.members < 1:
+            raise ValueError(f"members must be at least 1, received {self.members}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,21 +114,19 @@ def main(config: TrainRewardModelConfig) -> dict[str, Any]:
             data, heldout = pair_data(config)
         else:
             data, snippets = rating_data(config)
-        torch.manual_seed(config.seed)
-        model = RewardModel.from_backbone(config.model, lora_rank=config.lora_rank).to(config.device)
-        began = time.perf_counter()
-        result = fit_with_progress(model, data, config)
-        wall_s = time.perf_counter() - began
-        model.calibrate(model.encode(data.reference))
-        model.save(config.model_dir or run.path / "model")
-        figures = pair_figures(model, heldout) if config.pairs else rating_figures(model, snippets)
+        members, results, wall_s = fit_members(data, config)
+        kept = members[0] if config.members == 1 else RewardEnsemble(members)
+        kept.save(config.model_dir or run.path / "model")
+        figures, bins = pair_report(members, heldout) if config.pairs else rating_report(members, snippets)
+        run.write_json(BINS, bins_table(bins))
+        draw_bins(bins, run.path / PICTURE)
         summary: dict[str, Any] = {
             **figures,
-            "num_train_pairs": result.num_pairs,
-            "validation_loss": result.best_loss,
-            "steps": result.steps,
+            "num_train_pairs": sum(result.num_pairs for result in results),
+            "validation_loss": float(np.mean([result.best_loss for result in results])),
+            "steps": sum(result.steps for result in results),
             "seed": config.seed,
-            "interrupted": result.interrupted,
+            "interrupted": results[-1].interrupted,
             "wall_s": wall_s,
         }
         run.write_json(SUMMARY, summary)
@@ -163,70 +172,67 @@ def pair_data(config: TrainRewardModelConfig) -> tuple[Data, list[PreferencePair
     return Data(train=PairBatches(pairs=train, batch_size=size), validation=batches, reference=reference), heldout
 
 
-def fit_with_progress(model: RewardModel, data: Data, config: TrainRewardModelConfig) -> FitResult:
-    """`fit` with a progress bar, progress.csv and TensorBoard events."""
+def fit_members(data: Data, config: TrainRewardModelConfig) -> tuple[list[RewardModel], list[FitResult], float]:
+    """Fit and calibrate one member after the other, all on the same texts; after Ctrl-C there are those so far.
+
+    Returns:
+        The members, what `fit` did for each, and the seconds that it took.
+    """
     from stable_baselines3.common.logger import configure
 
     logger = configure(config.run_dir, ["csv", "tensorboard"])
-    options = dataclasses.replace(config.training, seed=config.seed)
+    members: list[RewardModel] = []
+    results: list[FitResult] = []
+    seconds = 0.0
+    made = new_members(config.model, config.members, seed=config.seed, lora_rank=config.lora_rank, device=config.device)
     columns = (*Progress.get_default_columns()[:3], TimeRemainingColumn(), TextColumn("{task.fields[losses]}"))
-    with Progress(*columns) as progress:
-        task = progress.add_task("reward model", total=None, losses="")
+    try:
+        with Progress(*columns) as progress:
+            for index, (seed, model) in enumerate(made):
+                name = "reward model" if config.members == 1 else f"member {index + 1} of {config.members}"
+                task = progress.add_task(name, total=None, losses="")
+                on_step = _reporter(progress, task, logger, index, sum(result.steps for result in results))
+                options = dataclasses.replace(config.training, seed=seed)
+                began = time.perf_counter()
+                result = fit(model, data.train, data.validation, options, on_step=on_step)
+                seconds += time.perf_counter() - began
+                model.calibrate(model.encode(data.reference))
+                members.append(model)
+                results.append(result)
+                if result.interrupted:
+                    break
+    except KeyboardInterrupt:  # between two members
+        if not results:
+            raise
+        results[-1].interrupted = True
+    finally:
+        logger.close()
+    return members, results, seconds
 
-        def on_step(step: int, num_steps: int, loss: float, best: float) -> None:
-            losses = f"loss {loss:.3f}  best validation loss {best:.3f}"
-            progress.update(task, completed=step, total=num_steps, losses=losses)
-            if step % 10 == 0 or step == num_steps:
-                logger.record("train/step", step)
-                logger.record("train/loss", loss)
-                if best < math.inf:
-                    logger.record("validation/best_loss", best)
-                logger.dump(step)
 
-        try:
-            return fit(model, data.train, data.validation, options, on_step=on_step)
-        finally:
-            logger.close()
+def _reporter(progress: Progress, task: Any, logger: Any, member: int, before: int) -> Callable[..., None]:
+    """What `fit` tells its steps to: the bar, and every tenth step progress.csv and TensorBoard.
 
-
-def rating_figures(model: RewardModel, heldout: Sequence[RatedSnippet]) -> dict[str, Any]:
-    """Accuracies on the held-out snippets; `reward_models.accuracy` defines each.
-
-    ``pair_accuracy`` is over comparisons rater against rater, ``pair_accuracy_gap1`` over snippet pairs whose mean
-    ratings differ by at least 1, ``pair_accuracy_gap1_cut`` over the same pairs when each text is cut after 24 tokens.
+    Args:
+        progress: the bars.
+        task: the member's own.
+        logger: of the files.
+        member: its index.
+        before: steps that members before it made, which the files count on from.
     """
-    rows = model.encode([snippet.text for snippet in heldout])
-    scores = model.score_rows(rows)
-    lengths = np.array([len(row) for row in rows])
-    means = np.array([snippet.mean for snippet in heldout])
-    return {
-        "pair_accuracy": rater_accuracy(scores, heldout),
-        "pair_accuracy_gap1": gap_accuracy(scores, heldout),
-        "pair_accuracy_gap1_cut": gap_accuracy(model.score_rows([row[: CUT + 1] for row in rows]), heldout),
-        "human_pair_accuracy": human_pair_accuracy(heldout),
-        "num_heldout_pairs": len(heldout) * (len(heldout) - 1) // 2,
-        "correlation_with_mean_rating": correlation(scores, means),
-        "correlation_with_length": correlation(scores, lengths),
-        "human_correlation_with_length": correlation(means, lengths),
-    }
 
+    def on_step(step: int, num_steps: int, loss: float, best: float) -> None:
+        losses = f"loss {loss:.3f}  best validation loss {best:.3f}"
+        progress.update(task, completed=step, total=num_steps, losses=losses)
+        if step % 10 == 0 or step == num_steps:
+            logger.record("train/step", before + step)
+            logger.record("train/member", member)
+            logger.record("train/loss", loss)
+            if best < math.inf:
+                logger.record("validation/best_loss", best)
+            logger.dump(before + step)
 
-def correlation(x: np.ndarray, y: np.ndarray) -> float | None:
-    """Pearson's correlation in [-1, 1]; None if either is constant."""
-    return float(np.corrcoef(x, y)[0, 1]) if x.std() and y.std() else None
-
-
-def pair_figures(model: RewardModel, heldout: Sequence[PreferencePair]) -> dict[str, Any]:
-    """Accuracy on held-out pairs. Pairs do not say how far apart they are or who chose: those figures are None."""
-    batch = pair_comparisons(heldout)
-    scores = model.score_rows(model.encode(batch.texts))
-    lead = scores[batch.chosen] - scores[batch.rejected]
-    return {
-        "pair_accuracy": float(((lead > 0) + 0.5 * (lead == 0)).mean()),
-        "pair_accuracy_gap1": None,
-        "human_pair_accuracy": None,
-        "num_heldout_pairs": len(heldout),
-    }
+    return on_step
 
 
 def command_line(arguments: Sequence[str] | None = None) -> int:

@@ -49,7 +49,7 @@ class VerifyConfig:
     rooms: tuple[Room, ...] = get_args(Room)
     """parts of the proof, where neither --env nor --model is given"""
     gap: Literal["quick", "full"] = "quick"
-    """optimality gaps: PPO, a table on every environment and a GPT-2 on one; or every policy, algorithm, environment"""
+    """optimality gaps: each algorithm on a table, and PPO on a GPT-2 in one environment; or all of them"""
     seed: int = 0
     """of what is played in --env and written by --model"""
     run_dir: Path | None = None

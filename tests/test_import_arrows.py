@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 OURS = {"textenvs", "reward_models", "agents", "scripts"}
 MAY_IMPORT = {
     "textenvs": {"textenvs"},
-    "reward_models": {"reward_models", "textenvs.rows", "textenvs.kernels"},
+    "reward_models": {"reward_models", "textenvs.chats", "textenvs.rows", "textenvs.kernels"},
     "agents": {"agents", "textenvs.rows", "textenvs.kernels", "textenvs.attention"},
 }
 EXCEPTIONS = {("textenvs/assets.py", "load_scorer", "reward_models")}

@@ -16,11 +16,11 @@ def is_chat(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str) and bool(value) and isinstance(value[0], Mapping)
 
 
-def check_turns(value: Any, name: str = "'messages'") -> list[Turn]:
-    """The turns of a chat, their role and content alone.
+def as_turns(value: Any, name: str) -> list[Turn]:
+    """The turns in `value`, their role and content alone.
 
     Raises:
-        ValueError: it is not a list of turns, or none; an assistant speaks first, or says nothing.
+        ValueError: it is not a list of turns, or holds none, or one in which the assistant says nothing.
     """
     if not isinstance(value, list) or not value:
         raise ValueError(f"{name} must be a list of turns, received {value!r}")
@@ -31,6 +31,16 @@ def check_turns(value: Any, name: str = "'messages'") -> list[Turn]:
         if turn["role"] == "assistant" and not turn["content"].strip():
             raise ValueError(f"the assistant's turn {number} is empty: there is nothing to learn")
         turns.append({"role": turn["role"], "content": turn["content"]})
+    return turns
+
+
+def check_turns(value: Any, name: str = "'messages'") -> list[Turn]:
+    """The turns of a chat that someone else than the assistant begins.
+
+    Raises:
+        ValueError: as `as_turns`, or the assistant speaks first.
+    """
+    turns = as_turns(value, name)
     if turns[0]["role"] == "assistant":
         raise ValueError("the assistant speaks first: there is nothing that it answers to")
     return turns
@@ -41,9 +51,26 @@ def question_of(turns: Sequence[Turn]) -> list[Turn]:
     return list(turns[:-1] if turns[-1]["role"] == "assistant" else turns)
 
 
+def question_and_answer(value: Any, name: str) -> tuple[list[Turn], str]:
+    """A chat that the assistant ends, taken apart; of its answer alone, the question is empty.
+
+    Raises:
+        ValueError: as `as_turns`, or someone else has the last word.
+    """
+    turns = as_turns(value, name)
+    if turns[-1]["role"] != "assistant":
+        raise ValueError(f"{name} must end with the assistant's turn, received a turn of {turns[-1]['role']!r} there")
+    return turns[:-1], turns[-1]["content"]
+
+
 def plain_text(turns: Sequence[Turn]) -> str:
-    """What is said, a line a turn, with no template around it: what scorers and people read."""
+    """What is said, a line a turn, with no template around it: what people read."""
     return "\n".join(turn["content"] for turn in turns)
+
+
+def plain_prompt(turns: Sequence[Turn]) -> str:
+    """The same with a line's end before the answer: what scorers read, and reward models learn from."""
+    return plain_text(turns) + "\n"
 
 
 def chat_text(tokenizer: Any, turns: Sequence[Turn], *, answering: bool) -> str:

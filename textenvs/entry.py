@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from gymnasium.vector import AutoresetMode
@@ -23,6 +24,9 @@ def text_generation_vec(
     prompts: PromptSource,
     tokenizer: Any = None,
     scorer: Any = None,
+    combine: str = "mean",
+    weights: Sequence[float] | None = None,
+    uncertainty_coef: float = 0.1,
     reference: Any = None,
     beta: float = 0.15,
     acting: Acting | None = None,
@@ -41,7 +45,10 @@ def text_generation_vec(
         prompts: list of strings or of token ids, path of a text or JSONL file; see `textenvs.prompts.load_prompts`.
         tokenizer: a `transformers` tokenizer, or its directory or name. None: the reference's, if that is a directory
             or name; else bare token ids.
-        scorer: see `PreferenceReward`; None pays nothing.
+        scorer: one or a list, see `PreferenceReward`; None pays nothing.
+        combine: how several scorers become one, "mean", "worst" or "uncertainty"; see `PreferenceReward`.
+        weights: of the scorers listed, in a mixture; see `PreferenceReward`.
+        uncertainty_coef: see `PreferenceReward`.
         reference: see `KLShaping`; None shapes nothing.
         beta: price of the KL, reward units per nat. Default: Ziegler et al. 2019 (arXiv:1909.08593).
         acting: see `KLShaping`.
@@ -77,7 +84,7 @@ def text_generation_vec(
         budget=budget,
     )
     if scorer is not None:
-        envs = PreferenceReward(envs, scorer)
+        envs = PreferenceReward(envs, scorer, combine=combine, weights=weights, uncertainty_coef=uncertainty_coef)
     if reference is not None:
         envs = KLShaping(envs, reference, beta, acting=acting)
     return envs

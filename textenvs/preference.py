@@ -3,59 +3,93 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
-from textenvs.checks import as_numbers
+from textenvs.combining import check_combination, combine_scores, score_spread
 from textenvs.rows import TokenRows, last_action_index
-from textenvs.text import decode_rows, same_tokenizer
+from textenvs.scorers import Scorers
 from textenvs.wrapper import TokenVectorWrapper
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What the scorers say of N finished rows, in reward units."""
+
+    scores: NDArray[np.float32]
+    """``[N]`` the members' scores combined: what is paid."""
+    std: NDArray[np.float32]
+    """``[N]`` standard deviation over the members, each as it is, whatever its weight; 0 where there is one."""
+    members: dict[str, NDArray[np.float32]]
+    """``[N]`` for the name of each member."""
 
 
 class PreferenceReward(TokenVectorWrapper):
     """Pays ``scorer(prompt, completion)`` on the action that ended the episode, by eos or by budget, exactly once.
 
-    | Reward | + score on the last action, + 0 on all others; reward units of the scorer                     |
-    | Info   | score[i], with mask _score[i] True where an episode ended (in final_info too under SAME_STEP)  |
+    | Reward | + score on the last action, + 0 on all others; reward units of the scorer                         |
+    | Info   | score[i] and score_std[i], with masks _score[i], _score_std[i] True where an episode ended (in    |
+    |        | final_info too under SAME_STEP); score_std is how far several scorers are apart, 0 for one        |
+
+    Several scorers are an ensemble, whose members are to answer the same question in the same unit (as reward models
+    calibrated on the same texts do), or, with `weights`, a mixture of different things. An ensemble that stands in the
+    list as one object is taken apart: each of its ``members`` counts as if it were listed.
 
     Args:
         envs: a `TokenVectorEnv` or one of textenvs' wrappers.
-        scorer: one scorer or a list, whose mean is paid. A scorer is a callable
+        scorer: one scorer or a list. A scorer is a callable
             ``(prompts: list[str], completions: list[str]) -> [N]`` on text without special tokens, or has a method
             ``score_tokens(prompts [N, P], completions [N, T]) -> [N]`` on token ids padded with PAD = -1. The method is
             preferred if the scorer has no attribute ``tokenizer``, or if that is the environment's own; with another
-            tokenizer the text is handed over, to be tokenised anew.
+            tokenizer the text is handed over, to be tokenised anew. A callable with a parameter ``finished`` is also
+            told, as a list of N bools, which texts ended by themselves: that the budget cut a text cannot be read off
+            the text. An ensemble has ``members``, a list of scorers.
+        combine: "mean", "worst" (the least score) or "uncertainty" (the mean less `uncertainty_coef` times the
+            variance); see `textenvs.combining.combine_scores`.
+        weights: with "mean": one number for each scorer listed, by which its score is multiplied before all are added,
+            e.g. ``(1.0, -0.1)`` for a reward model and a function that counts words. They need not sum to 1, and
+            nothing divides by their sum. An ensemble's weight is shared out evenly among its members. 0 only watches.
+        uncertainty_coef: with "uncertainty": price of the variance, per reward unit.
+        names: of the scorers listed, for figures; None: their own.
 
     Raises:
-        ValueError: no scorer; a scorer that can be called in neither way; later, a score that is NaN, infinite or of
-            the wrong shape. The message names the scorer.
+        ValueError: no scorer; a scorer that can be called in neither way; settings that do not fit one another; later,
+            a score that is NaN, infinite or of the wrong shape. The message names the scorer.
     """
 
-    def __init__(self, envs: VectorEnv[Any, Any, Any], scorer: Any) -> None:
+    def __init__(
+        self,
+        envs: VectorEnv[Any, Any, Any],
+        scorer: Any,
+        *,
+        combine: str = "mean",
+        weights: Sequence[float] | None = None,
+        uncertainty_coef: float = 0.1,
+        names: Sequence[str] | None = None,
+    ) -> None:
         super().__init__(envs)
-        listed = isinstance(scorer, Sequence)
-        scorers = list(scorer) if listed else [scorer]
-        if not scorers:
-            raise ValueError("scorer: received an empty list; at least one scorer is needed")
-        self._scorers = [
-            (f"scorer[{index}] ({_name(one)})" if listed else f"scorer {_name(one)}", one)
-            for index, one in enumerate(scorers)
-        ]
-        self._reads_tokens = [self._wants_tokens(name, one) for name, one in self._scorers]
+        base = self.base
+        self._scorers = Scorers(scorer, tokenizer=base.tokenizer, eos_token_id=base.eos_token_id, names=names)
+        check_combination(combine, weights, uncertainty_coef, num_scorers=self._scorers.num_listed)
+        self._combine = combine
+        self._weights = None if weights is None else self._scorers.shared_out(weights)
+        self._uncertainty_coef = uncertainty_coef
 
     def step(self, actions: NDArray[np.int64]) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """As the environment below, plus the scores of the episodes that end."""
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
         finished = self.base.finished
         if finished.indices.size:
-            scores = np.zeros(self.num_envs, dtype=np.float32)
-            scores[finished.indices] = self.score(finished.prompts, finished.completions)
+            judged = self.judge(finished.prompts, finished.completions)
+            scores, spread = np.zeros((2, self.num_envs), dtype=np.float32)
+            scores[finished.indices], spread[finished.indices] = judged.scores, judged.std
             rewards = rewards + scores
             self._tell(infos, "score", scores, terminated | truncated)
+            self._tell(infos, "score_std", spread, terminated | truncated)
         return observations, rewards, terminated, truncated, infos
 
     def play(
@@ -63,13 +97,14 @@ class PreferenceReward(TokenVectorWrapper):
     ) -> TokenRows:
         """See `TokenVectorEnv.play`; all rows are scored in one call."""
         rows = super().play(prompts, completions, logprobs)
-        scores = self.score(rows.prompts, rows.completions)
+        judged = self.judge(rows.prompts, rows.completions)
+        scores = judged.scores
         rewards = rows.rewards.copy()
         rewards[np.arange(len(scores)), last_action_index(rows.mask)] += scores
-        return replace(rows, rewards=rewards, scores=scores)
+        return replace(rows, rewards=rewards, scores=scores, score_std=judged.std, member_scores=judged.members)
 
-    def score(self, prompts: NDArray[np.int64], completions: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Scores ``[N]`` of finished rows: the mean of the scorers.
+    def judge(self, prompts: NDArray[np.int64], completions: NDArray[np.int64]) -> Judged:
+        """What is paid for finished rows, how far the scorers are apart, and what each says.
 
         Args:
             prompts: ``[N, P]`` padded with PAD.
@@ -78,30 +113,15 @@ class PreferenceReward(TokenVectorWrapper):
         Raises:
             ValueError: a scorer returned NaN, an infinity or another shape.
         """
-        return self.score_each(prompts, completions).mean(axis=0)
+        each = self.score_each(prompts, completions)
+        combined = combine_scores(each, self._combine, weights=self._weights, uncertainty_coef=self._uncertainty_coef)
+        members = dict(zip(self._scorers.names, each, strict=True))
+        return Judged(scores=combined, std=score_spread(each), members=members)
+
+    def score(self, prompts: NDArray[np.int64], completions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The scores ``[N]`` alone of what `judge` says."""
+        return self.judge(prompts, completions).scores
 
     def score_each(self, prompts: NDArray[np.int64], completions: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Scores ``[K, N]`` of each of the K scorers; otherwise as `score`."""
-        texts = None if all(self._reads_tokens) else decode_rows(self.base.tokenizer, prompts, completions)
-        scores = []
-        for (name, scorer), reads_tokens in zip(self._scorers, self._reads_tokens, strict=True):
-            values = scorer.score_tokens(prompts, completions) if reads_tokens else scorer(*texts or ([], []))
-            scores.append(as_numbers(values, (len(completions),), name))
-        return np.stack(scores)
-
-    def _wants_tokens(self, name: str, scorer: Any) -> bool:
-        """Whether `scorer` gets token ids (True) or text (False); raises if it can get neither."""
-        own = self.base.tokenizer
-        theirs = getattr(scorer, "tokenizer", None)
-        if hasattr(scorer, "score_tokens") and (theirs is None or (own is not None and same_tokenizer(theirs, own))):
-            return True
-        if not callable(scorer):
-            what = "its tokenizer is not the environment's, and it" if hasattr(scorer, "score_tokens") else "it"
-            raise ValueError(f"{name}: {what} cannot be called on text; received {scorer!r:.200}")
-        if own is None:
-            raise ValueError(f"{name}: it reads text, and the environment has no tokenizer to decode with")
-        return False
-
-
-def _name(scorer: Any) -> str:
-    return str(getattr(scorer, "__name__", None) or type(scorer).__name__)
+        """Scores ``[K, N]`` of each of the K members, not combined; otherwise as `judge`."""
+        return self._scorers(prompts, completions)

@@ -43,6 +43,10 @@ class TokenRows:
     """``[N]`` "eos" or "length"."""
     scores: NDArray[np.float32] | None = None
     """``[N]`` reward units: what `PreferenceReward` paid at the last action."""
+    score_std: NDArray[np.float32] | None = None
+    """``[N]`` reward units: how far its scorers' members are apart; 0 where there is one."""
+    member_scores: dict[str, NDArray[np.float32]] | None = None
+    """``[N]`` reward units for the name of each member, before they are combined."""
     logprobs: NDArray[np.float32] | None = None
     """``[N, T]`` nats, of the agent that acted."""
     ref_logprobs: NDArray[np.float32] | None = None
@@ -109,6 +113,14 @@ def split(
     inside = places < lengths[:, None]
     gathered = np.take_along_axis(tokens, np.minimum(places, tokens.shape[1] - 1), axis=1)
     return prompts, np.where(inside, gathered, PAD)
+
+
+def ended_by_themselves(completions: NDArray[np.int64], eos_token_id: int | None) -> NDArray[np.bool_]:
+    """``[N]`` True where a row of ``completions [N, T]`` has its end-of-text token; False where it was cut."""
+    if eos_token_id is None:
+        return np.zeros(len(completions), dtype=np.bool_)
+    ended: NDArray[np.bool_] = (completions == eos_token_id).any(axis=1)
+    return ended
 
 
 def last_action_index(mask: NDArray[np.bool_]) -> NDArray[np.int64]:

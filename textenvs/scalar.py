@@ -21,7 +21,8 @@ class TokenEnv(gym.Env[NDArray[np.int64], np.int64]):
     | Reward      | of the vector environment with its wrappers                                                  |
     | Termination | as there: the end-of-text token, or the budget                                               |
     | Truncation  | as there: never, unless budget="truncate"                                                    |
-    | Info        | stop_reason in {"", "eos", "length"}; kl, nats, of the action; score once the text is ended  |
+    | Info        | stop_reason in {"", "eos", "length"}; kl, nats, of the action; score and score_std once the  |
+    |             | text is ended                                                                                |
 
     Args:
         envs: a `TokenVectorEnv` of one sub-environment with autoreset DISABLED, wrapped or not. It stays reachable as

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -16,6 +16,7 @@ from agents.adapters import POLICY, REFERENCE, VALUE, AdaptedTrunk, LoraOptions,
 from agents.causal_lm import CausalLMPolicy
 from agents.generation import generate
 from agents.trunk import can_pack
+from textenvs.kernels import speed_up
 
 V, EOS = 29, 0
 IDS = dict(bos_token_id=EOS, eos_token_id=EOS, pad_token_id=EOS, vocab_size=V, initializer_range=0.3)
@@ -241,6 +242,26 @@ def test_a_frozen_role_is_played_by_a_loaded_adapter(kind, tmp_path):
     assert {name for name, p in trunk.model.named_parameters() if p.requires_grad and "reward" in name} == set()
     with pytest.raises(ValueError, match="trained here"):
         trunk.load(tmp_path / "reward", POLICY)
+
+
+def test_a_loaded_adapter_works_also_where_the_policy_has_none(tmp_path):
+    def saved(targets, name):
+        config = LoraConfig(r=2, target_modules=targets, task_type="CAUSAL_LM", fan_in_fan_out=True)
+        model = get_peft_model(base_model("gpt2"), config)
+        for parameter in (p for name, p in model.named_parameters() if ".lora_" in name):
+            torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(0))
+        model.save_pretrained(str(tmp_path / name))
+        return tmp_path / name
+
+    trunk = AdaptedTrunk(base_model("gpt2"), start=saved(["c_attn"], "start"))
+    tokens = torch.tensor([[3, 4, 5]])
+    policys = trunk.model(input_ids=tokens).logits
+    trunk.load(saved("all-linear", "reward"), "reward")
+    assert torch.equal(trunk.model(input_ids=tokens).logits, policys)
+    alone = PeftModel.from_pretrained(base_model("gpt2"), str(tmp_path / "reward")).eval()
+    speed_up(alone)  # as the trunk is: so equal means to the bit
+    with trunk.role("reward"):
+        assert torch.equal(trunk.model(input_ids=tokens).logits, alone(input_ids=tokens).logits)
 
 
 def test_a_bfloat16_trunk_keeps_float32_adapters_log_probs_and_values(kind):

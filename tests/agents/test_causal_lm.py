@@ -331,6 +331,20 @@ def test_a_compiled_trunk_gives_the_same_for_rows_of_any_length_and_its_own_copy
 # -- the token distribution --------------------------------------------------------------------------------------------
 
 
+def test_rows_worked_on_a_few_at_a_time_are_the_same_rows(monkeypatch):
+    logits = torch.randn(11, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    logits[3, 2] = -math.inf
+    tokens = torch.arange(11) % 7
+    expected = logits.log_softmax(-1)
+    probabilities = expected.exp()
+    entropy = -torch.where(probabilities > 0, probabilities * expected, 0).sum(-1)
+    for entries in (1, 21, 1000):
+        monkeypatch.setattr("agents.token_distribution.IN_CACHE", entries)
+        logprobs, found = token_logprobs(logits, tokens)
+        torch.testing.assert_close(logprobs, expected.gather(1, tokens[:, None])[:, 0])
+        torch.testing.assert_close(found, entropy)
+
+
 def test_token_logprobs_gradients_are_those_of_finite_differences():
     logits = torch.randn(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     assert torch.autograd.gradcheck(lambda z: token_logprobs(z, torch.tensor([0, 5, 2, 2, 1])), (logits,))

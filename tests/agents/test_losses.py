@@ -175,6 +175,16 @@ def test_k3_is_never_negative_and_never_overflows():
     torch.testing.assert_close(kl.k3(small, torch.zeros(1)), torch.tensor([5e-9]), rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_gradient_of_k3_is_1_minus_the_inverse_ratio_in_the_precision_that_training_has(dtype):
+    log_ratio = torch.linspace(-15, 15, 301, dtype=dtype).requires_grad_()
+    kl.k3(log_ratio, torch.zeros_like(log_ratio)).sum().backward()
+    torch.testing.assert_close(log_ratio.grad, 1 - torch.exp(-log_ratio.detach()))
+    far = torch.tensor([-20.5, -100.0], dtype=dtype).requires_grad_()
+    kl.k3(far, torch.zeros_like(far)).sum().backward()
+    torch.testing.assert_close(far.grad, torch.full_like(far, 1 - math.exp(20.0)).detach())
+
+
 def test_an_impossible_action_contributes_nothing_to_the_full_kl():
     p = torch.tensor([0.5, 0.5, 0.0]).log()
     q = torch.tensor([0.25, 0.5, 0.25]).log()

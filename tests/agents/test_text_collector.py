@@ -196,6 +196,52 @@ def test_figures_do_not_see_padding():
     assert kept["length_mean"] == pytest.approx(rows.mask.sum() / 12)
 
 
+class Scores:
+    """A scorer that says ``scale`` times the number of 3s, plus ``shift``."""
+
+    def __init__(self, scale, shift=0.0):
+        self.scale, self.shift = scale, shift
+
+    def score_tokens(self, prompts, completions):
+        return self.scale * (completions == 3).sum(1) + self.shift
+
+
+def collected_with(scorer, names=None, **options):
+    prompts = [[1 + i % 5] for i in range(20)]
+    base = TokenVectorEnv(12, prompts=prompts, eos_token_id=EOS, vocab_size=V, max_new_tokens=T)
+    collector = TextCollector(PreferenceReward(base, scorer, names=names, **options), seed=1)
+    _, metrics = collector.collect(policy_of())
+    return metrics, (collector.last.completions == 3).sum(1)
+
+
+def test_several_scorers_means_and_disagreement_by_hand():
+    metrics, threes = collected_with([Scores(1), Scores(3)], names=["one", "three"], combine="worst")
+    assert threes.sum() > 0
+    assert metrics["rollout/score"] == pytest.approx(threes.mean())
+    assert metrics["rollout/score/one"] == pytest.approx(threes.mean())
+    assert metrics["rollout/score/three"] == pytest.approx(3 * threes.mean())
+    assert metrics["rollout/score_disagreement"] == pytest.approx(threes.mean())  # the std of n and 3n is n
+    assert "rollout/score_disagreement/one" not in metrics
+
+
+def test_an_ensembles_own_disagreement_is_told_where_it_is_not_alone():
+    class Ensemble:
+        members = (Scores(0.0, 1.0), Scores(0.0, 5.0))
+
+    metrics, _ = collected_with([Ensemble(), Scores(0.0, 3.0)], names=["many", "rule"], weights=(1.0, 0.5))
+    assert metrics["rollout/score"] == pytest.approx(3 + 1.5)
+    assert metrics["rollout/score_disagreement/many"] == 2
+    assert metrics["rollout/score_disagreement"] == pytest.approx(np.std([1, 5, 3]))
+    assert metrics["rollout/score/many/1"] == 5
+    alone, _ = collected_with(Ensemble(), names=["many"])
+    assert [name for name in alone if name.startswith("rollout/score_disagreement")] == ["rollout/score_disagreement"]
+
+
+def test_one_scorer_has_no_disagreement_to_log():
+    metrics, _ = collected_with(Scores(1))
+    assert [name for name in metrics if name.startswith("rollout/score")] == ["rollout/score", "rollout/score_std"]
+
+
 def test_repetition_by_hand():
     rows = np.array([[1, 2, 1, 2, 1], [1, 1, 1, -1, -1], [4, -1, -1, -1, -1]])
     # (12, 21, 12, 21): 2 of 4 are new; (11, 11): 1 of 2; the third row has no bigram.

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPT2Model,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
+    PreTrainedTokenizerFast,
+)
 
 from reward_models.model import RewardModel
 
@@ -48,6 +56,22 @@ def model(request):
 def gpt2():
     torch.manual_seed(0)
     return RewardModel(tiny_backbone("gpt2"), tiny_tokenizer())
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def base(request, tmp_path, tokenizer):
+    """A causal LM with its tokenizer in a folder."""
+    torch.manual_seed(0)
+    common = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    if request.param == "gpt2":
+        model = GPT2LMHeadModel(GPT2Config(n_positions=32, n_embd=16, n_layer=2, n_head=2, **common))
+    else:
+        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        model = LlamaForCausalLM(LlamaConfig(max_position_embeddings=32, **sizes, **common))
+    folder = tmp_path / "base"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

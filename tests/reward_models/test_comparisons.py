@@ -4,10 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from reward_models.accuracy import gap_accuracy, human_pair_accuracy, rater_accuracy
-from reward_models.comparisons import Mixture, RatedGroups, group_comparisons, rating_counts, split_snippets
-from reward_models.losses import bradley_terry_loss
+from reward_models.accuracy import accuracy_by_length, comparison_accuracy, gap_accuracy, human_pair_accuracy
+from reward_models.comparisons import (
+    Mixture,
+    RatedGroups,
+    group_comparisons,
+    pair_comparisons,
+    rating_counts,
+    split_snippets,
+)
+from reward_models.losses import bradley_terry_loss, pair_accuracy
 from reward_models.movie_ratings import RatedSnippet, normalise_text
+from reward_models.pairs import PreferencePair
 
 THREE = [
     RatedSnippet(text="a", ratings=(2, 3, 2)),
@@ -80,12 +88,47 @@ def test_accuracies_by_hand():
     assert gap_accuracy(np.array([3.0, 2.0, 1.0]), THREE) == 1
     assert gap_accuracy(np.array([0.0, 2.0, 0.0]), THREE) == pytest.approx((0 + 0.5 + 1) / 3)
     two = [RatedSnippet(text="a", ratings=(1, 0)), RatedSnippet(text="b", ratings=(0, 0))]
-    assert rater_accuracy(np.array([1.0, 0.0]), two) == 1  # the two raters' ties are left out
-    assert rater_accuracy(np.array([0.0, 0.0]), two) == 0.5
+    assert comparison_accuracy(np.array([1.0, 0.0]), group_comparisons(two)) == 1  # the raters' ties are left out
+    assert comparison_accuracy(np.array([0.0, 0.0]), group_comparisons(two)) == 0.5
+    with pytest.raises(ValueError, match="no comparison has weight"):
+        comparison_accuracy(np.zeros(2), group_comparisons([two[1], two[1]]))
     with pytest.raises(ValueError, match="no pair of the 2"):
         gap_accuracy(np.zeros(2), two)
     with pytest.raises(ValueError, match="2 scores for 3"):
         gap_accuracy(np.zeros(2), THREE)
+
+
+def test_accuracy_on_comparisons_is_the_losses_own_weighted_accuracy(rng):
+    scores, batch = rng.normal(size=3), group_comparisons(THREE)
+    chosen, rejected = (torch.tensor(scores[index]) for index in (batch.chosen, batch.rejected))
+    expected = pair_accuracy(chosen, rejected, weights=torch.tensor(batch.weights))
+    assert comparison_accuracy(scores, batch) == pytest.approx(float(expected))
+
+
+def test_accuracy_by_length_by_hand():
+    def pair(chosen, rejected):
+        return PreferencePair(prompt="", chosen=chosen, rejected=rejected)
+
+    batch = pair_comparisons([pair("long", "s"), pair("long", "m"), pair("s", "long"), pair("m", "s"), pair("t", "s")])
+    lengths = np.array([{"long": 9, "m": 5, "s": 2, "t": 2}[text] for text in batch.texts])
+    # Scores by length alone: right in the three pairs whose longer text was chosen, wrong in the one where it was not.
+    found = accuracy_by_length(lengths.astype(float), lengths, batch)
+    assert found == {
+        "longer_chosen_share": 3 / 4, "pair_accuracy_longer_chosen": 1.0, "pair_accuracy_longer_rejected": 0.0
+    }  # fmt: skip
+    assert accuracy_by_length(-lengths.astype(float), lengths, batch)["pair_accuracy_longer_rejected"] == 1.0
+    nothing = accuracy_by_length(np.zeros(4), np.full(4, 3), batch)
+    assert list(nothing.values()) == [None, None, None]
+
+
+def test_divided_judgements_count_by_their_shares_in_accuracy_by_length():
+    # Of four comparisons rater against rater a is above b in three and below in one: 3/4 against 1/4.
+    two = [RatedSnippet(text="a", ratings=(2, 0)), RatedSnippet(text="b", ratings=(1, -1))]
+    found = accuracy_by_length(np.array([1.0, 0.0]), np.array([5, 3]), group_comparisons(two))
+    assert found == {
+        "longer_chosen_share": 3 / 4, "pair_accuracy_longer_chosen": 1.0, "pair_accuracy_longer_rejected": 0.0
+    }  # fmt: skip
+    assert comparison_accuracy(np.array([1.0, 0.0]), group_comparisons(two)) == 3 / 4
 
 
 def test_rating_counts_run_from_minus_four_to_four():

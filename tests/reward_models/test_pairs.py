@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from reward_models.comparisons import PairBatches, split_pairs
@@ -32,6 +34,54 @@ def test_a_line_that_is_not_a_pair_is_named(tmp_path, line, reason):
     path.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n\n' + line + "\n")
     with pytest.raises(ValueError, match=rf"mine\.jsonl, line 3: not a preference pair: .*{reason}"):
         read_pairs(path)
+
+
+def turns(*pairs):
+    return [{"role": role, "content": content} for role, content in pairs]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"prompt": turns(("system", "Be brief."), ("user", "Sky?")), "chosen": "Blue.", "rejected": "Red."},
+        {
+            "prompt": turns(("system", "Be brief."), ("user", "Sky?")),
+            "chosen": turns(("assistant", "Blue.")),
+            "rejected": turns(("assistant", "Red.")),
+        },
+        {
+            "prompt": "Sky?",
+            "chosen": turns(("system", "Be brief."), ("user", "Sky?"), ("assistant", "Blue.")),
+            "rejected": turns(("system", "Be brief."), ("user", "Sky?"), ("assistant", "Red.")),
+        },
+    ],
+)
+def test_chats_are_read_as_they_are_said(tmp_path, content):
+    (tmp_path / "chats.jsonl").write_text(json.dumps(content))
+    assert read_pairs(tmp_path / "chats.jsonl") == [pair("Be brief.\nSky?\n", "Blue.", "Red.")]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"prompt": turns(("assistant", "a")), "chosen": "b", "rejected": "c"}, "the assistant speaks first"),
+        ({"prompt": [{"role": "user"}], "chosen": "b", "rejected": "c"}, "turn 1 must be an object"),
+        ({"prompt": [], "chosen": "b", "rejected": "c"}, "'prompt' must be a string"),
+        ({"prompt": "a", "chosen": turns(("user", "b")), "rejected": "c"}, "'chosen' must end with the assistant's"),
+        (
+            {
+                "chosen": turns(("user", "a"), ("assistant", "b")),
+                "rejected": turns(("user", "other"), ("assistant", "c")),
+            },
+            "answer to different turns",
+        ),
+        ({"chosen": turns(("assistant", "b")), "rejected": turns(("assistant", "c"))}, "missing 'prompt'"),
+    ],
+)
+def test_a_chat_that_is_not_a_pair_is_named(tmp_path, content, reason):
+    (tmp_path / "mine.jsonl").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"mine\.jsonl, line 1: not a preference pair: .*{reason}"):
+        read_pairs(tmp_path / "mine.jsonl")
 
 
 def test_a_missing_and_an_empty_file_are_named(tmp_path):

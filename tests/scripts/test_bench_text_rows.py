@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from scripts import bench_text_peers, bench_text_rows, bench_text_speed
-from scripts.bench_text_rows import gap_row, learning_row, memory_row, peer_settings, reviews_row
+from scripts.bench_text_rows import gap_row, kl_row, learning_row, memory_row, peer_settings, reviews_row
 from scripts.bench_text_speed import speed_row
 from scripts.text_config import TrainTextConfig
 
@@ -125,6 +125,25 @@ def test_a_seed_beyond_the_kl_budget_has_won_nothing(runs, tmp_path):
     row = reviews_row(tmp_path, "grpo", seeds=3, threads=1)
     assert row.ratio == pytest.approx(0.5)
     assert row.details["ours_kl_per_sequence_by_seed"] == [7.0, 8.1, 8.0]
+
+
+def test_kl_efficiency_divides_gains_over_the_same_start_at_the_last_point_within_the_budget(runs, tmp_path):
+    from scripts.frontier_points import FRONTIER, write_points
+
+    runs.answers["best_of_n"] = {
+        "score_best_of_1": 0.1, "score_best_of_64": 2.1, "kl_per_sequence_best_of_64": 3.17, "judge_best_of_64": 1.0,
+    }  # fmt: skip
+    runs.answers["kl"] = [{}]
+    (tmp_path / "kl-0").mkdir()
+    walk = [(0, 0.0, 0.2), (256, 3.1, 1.9), (512, 3.2, 1.6), (768, 3.3, 2.4)]
+    write_points(
+        tmp_path / "kl-0" / FRONTIER,
+        [{"episodes": n, "kl_per_sequence": kl, "score": score, "judge": 0.5} for n, kl, score in walk],
+    )
+    row = kl_row(tmp_path, seeds=1, threads=1)
+    assert (row.ours, row.peer) == (pytest.approx(1.5), pytest.approx(2.0))
+    assert row.verdict == "must"
+    assert row.details["ours_kl_per_sequence_by_seed"] == [3.2]
 
 
 def test_learning_sets_our_runs_beside_those_of_the_peer(runs, tmp_path, monkeypatch):

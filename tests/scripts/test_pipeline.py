@@ -44,7 +44,7 @@ def test_each_stage_stands_on_the_ones_before(stages, tmp_path):
     assert language.model == reward.model == text.model == base
     assert language.lora_rank == reward.lora_rank == text.lora_rank == 8
     assert text.adapter == str(tmp_path / "run" / "fine_tuned" / "adapter")
-    assert text.reward_model == str(tmp_path / "run" / "reward_model" / "model")
+    assert text.reward_model == (str(tmp_path / "run" / "reward_model" / "model"),)
     assert text.memory == "adapters"
     assert language.dtype == reward.training.dtype == text.dtype == "bfloat16"
     rows = [json.loads(line) for line in pipeline.Path(language.data).read_text().splitlines()]

@@ -55,7 +55,7 @@ def chats(tmp_path):
 
 
 def fine(model, data, folder, **options):
-    options = dict(epochs=6.0, learning_rate=1e-2, heldout_share=0.1, batch_size=8, num_samples=2) | options
+    options = dict(epochs=4.0, learning_rate=1e-2, heldout_share=0.1, batch_size=8, num_samples=2) | options
     return TrainLanguageModelConfig(run_dir=str(folder), model=str(model), data=str(data), sample_tokens=4, **options)
 
 
@@ -116,7 +116,7 @@ def test_a_chat_model_learns_to_answer_and_what_is_saved_is_as_good_as_the_summa
 
 @pytest.mark.parametrize("options", [{}, {"lora_rank": 4}], ids=["all weights", "adapter"])
 def test_a_stopped_run_resumes_bit_for_bit(llama_dir, chats, tmp_path, monkeypatch, options):
-    options |= {"checkpoint_every": 4, "eval_every": 3}
+    options |= {"checkpoint_every": 4, "eval_every": 3, "epochs": 2.0}
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     lm.main(fine(llama_dir, chats, whole, **options))
     with monkeypatch.context() as context:
@@ -137,7 +137,7 @@ def test_a_run_that_crashed_resumes_from_its_checkpoint_unless_data_or_settings_
     llama_dir, chats, tmp_path, monkeypatch
 ):
     whole, crashed = tmp_path / "whole", tmp_path / "crashed"
-    lm.main(fine(llama_dir, chats, whole, checkpoint_every=4))
+    lm.main(fine(llama_dir, chats, whole, epochs=2.0, checkpoint_every=4))
 
     def fails(self, batch, usual=FineTuning.gradient, calls=[]):  # noqa: B006
         calls.append(batch)
@@ -148,15 +148,15 @@ def test_a_run_that_crashed_resumes_from_its_checkpoint_unless_data_or_settings_
     with monkeypatch.context() as context:
         context.setattr(FineTuning, "gradient", fails)
         with pytest.raises(RuntimeError, match="out of memory"):
-            lm.main(fine(llama_dir, chats, crashed, checkpoint_every=4))
+            lm.main(fine(llama_dir, chats, crashed, epochs=2.0, checkpoint_every=4))
     with pytest.raises(ValueError, match=r"other settings: learning_rate=0\.01 \(now 0\.5\)"):
-        lm.main(fine(llama_dir, chats, crashed, checkpoint_every=4, resume=True, learning_rate=0.5))
+        lm.main(fine(llama_dir, chats, crashed, epochs=2.0, checkpoint_every=4, resume=True, learning_rate=0.5))
     text = chats.read_text()
     chats.write_text(text.replace("blue", "red"))
     with pytest.raises(RuntimeError, match="the files have changed"):
-        lm.main(fine(llama_dir, chats, crashed, checkpoint_every=4, resume=True))
+        lm.main(fine(llama_dir, chats, crashed, epochs=2.0, checkpoint_every=4, resume=True))
     chats.write_text(text)
-    lm.main(fine(llama_dir, chats, crashed, checkpoint_every=4, resume=True))
+    lm.main(fine(llama_dir, chats, crashed, epochs=2.0, checkpoint_every=4, resume=True))
     assert equal(weights(whole), weights(crashed))
 
 
@@ -169,8 +169,8 @@ def test_prompts_wrapped_into_turns_learn_what_the_chats_say(llama_dir, tmp_path
         chats.append({"messages": [{"role": role, "content": content} for role, content in turns]})
     for name, rows in (("pairs", pairs), ("chats", chats)):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    lm.main(fine(llama_dir, tmp_path / "pairs.jsonl", tmp_path / "a", chat_template=True))
-    lm.main(fine(llama_dir, tmp_path / "chats.jsonl", tmp_path / "b"))
+    lm.main(fine(llama_dir, tmp_path / "pairs.jsonl", tmp_path / "a", epochs=1.0, chat_template=True))
+    lm.main(fine(llama_dir, tmp_path / "chats.jsonl", tmp_path / "b", epochs=1.0))
     assert equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
 
 

@@ -1,6 +1,8 @@
+import csv
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -8,6 +10,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedT
 
 import scripts.train_reward_model as script
 from reward_models import PreferencePair, RewardModel, write_pairs
+from reward_models.ensemble import RewardEnsemble
 from reward_models.movie_ratings import RatedSnippet
 from scripts.run_dir import RunDir
 
@@ -65,6 +68,74 @@ def test_ratings_end_in_a_summary_and_a_model_that_loads(few_ratings, language_m
     assert (run / "progress.csv").exists()
     assert list(run.glob("events.out.tfevents*"))
     assert json.loads((run / "config.json").read_text())["seed"] == 0
+    reliability = json.loads((run / "reliability.json").read_text())
+    assert sum(row["share"] for row in reliability["bins"]) == pytest.approx(1)
+    assert reliability["calibration_error"] == summary["calibration_error"]
+    assert (run / "reliability.png").stat().st_size > 1000
+    assert summary["longer_chosen_share"] is None  # all are three words long
+    assert "disagreement" not in summary
+
+
+@pytest.mark.parametrize("kind", [["--lora-rank", "2"], []], ids=["adapters", "whole"])
+def test_members_make_an_ensemble_whose_first_is_the_single_model(few_ratings, language_model, tmp_path, kind):
+    assert script.command_line(arguments(tmp_path / "many", language_model, "--members", "2", *kind)) == 0
+    assert script.command_line(arguments(tmp_path / "one", language_model, *kind)) == 0
+    ensemble = RewardEnsemble.load(tmp_path / "many" / "model")
+    asked = (["noun1 is", "noun2 is"], [" good", " bad"])
+    first, second = ensemble.score_each(*asked)
+    np.testing.assert_array_equal(first, RewardModel.load(tmp_path / "one" / "model")(*asked))
+    assert (first != second).all()
+    many, one = (json.loads((tmp_path / run / "summary.json").read_text()) for run in ("many", "one"))
+    assert many["members"] == 2
+    assert many["member_0_pair_accuracy"] == one["pair_accuracy"]
+    assert many["member_0_calibration_error"] == one["calibration_error"]
+    assert many["disagreement"] > 0
+    assert many["disagreement_gibberish"] > 0
+    with open(tmp_path / "many" / "progress.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["train/member"] for row in rows} == {"0", "1"}
+    steps = [int(row["train/step"]) for row in rows]
+    assert steps == sorted(set(steps))
+
+
+def test_ctrl_c_in_a_later_member_keeps_those_before_it(few_ratings, language_model, tmp_path, monkeypatch):
+    fit, calls = script.fit, []
+
+    def interrupted(*args, on_step, **options):
+        calls.append(1)
+
+        def stop(step, *rest):
+            if step == 5 and len(calls) == 2:
+                raise KeyboardInterrupt
+
+        return fit(*args, on_step=stop, **options)
+
+    monkeypatch.setattr(script, "fit", interrupted)
+    flags = ["--members", "3", "--lora-rank", "2"]
+    assert script.command_line(arguments(tmp_path / "run", language_model, *flags)) == 130
+    assert len(RewardEnsemble.load(tmp_path / "run" / "model")) == 2
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["interrupted"]
+    assert summary["members"] == 2
+
+
+def test_margins_in_the_file_and_the_pull_to_zero_reach_the_loss(language_model, tmp_path):
+    def raw_rewards(name, margin=0.0, *flags):
+        pairs = [PreferencePair(prompt=f"{n} is", chosen=" good", rejected=" bad", margin=margin) for n in NOUNS]
+        write_pairs(tmp_path / f"{name}.jsonl", pairs)
+        more = ["--pairs", str(tmp_path / f"{name}.jsonl"), "--training.patience", "100", *flags]
+        assert script.command_line(arguments(tmp_path / name, language_model, *more)) == 0
+        model = RewardModel.load(tmp_path / name / "model")
+        good, bad = model(["noun1 is"] * 2, [" good", " bad"]) * model.std.item() + model.mean.item()
+        return good, bad
+
+    plain, asked = raw_rewards("plain"), raw_rewards("asked", 5.0)
+    assert asked[0] - asked[1] > plain[0] - plain[1] + 1
+    pulled = raw_rewards("pulled", 0.0, "--training.centring-coef", "10")
+    free = raw_rewards("free", 0.0, "--training.centring-coef", "0")
+    assert abs(pulled[0] + pulled[1]) < abs(free[0] + free[1])
+    with pytest.raises(SystemExit):
+        raw_rewards("wrong", 0.0, "--training.centring-coef", "-1")
 
 
 def test_pairs_of_a_users_own_go_through_the_same_loop(language_model, pairs_file, tmp_path):

@@ -25,6 +25,7 @@ from scripts.text_config import TrainTextConfig
 from scripts.text_metrics import Assessment, compare, distinct_bigrams_of_all, perplexity_under, win_rate
 from scripts.text_parts import build_parts
 from scripts.train_text import command_line
+from textenvs.preference import Judged
 
 KEYS = {
     "algorithm", "seed", "episodes", "wall_s", "score_before", "score_after", "judge_before", "judge_after",
@@ -298,7 +299,7 @@ def test_the_plan_is_printed_for_each_memory_and_the_run_says_what_it_took(input
     planned = planned_bytes(
         TrainTextConfig(
             run_dir="none", model=inputs["--model"], prompts=inputs["--prompts"], memory="adapters", lora_rank=2,
-            reward_model="own_reward:good", batch_size=8, minibatch_size=4, max_new_tokens=6,
+            reward_model=("own_reward:good",), batch_size=8, minibatch_size=4, max_new_tokens=6,
         )
     )["adapters"]  # fmt: skip
     assert summary["weights_bytes"] == planned["policy_weights"] + planned["critic_weights"]
@@ -319,7 +320,7 @@ def test_chat_prompts_are_generated_from_in_the_template_and_scored_bare(inputs,
     tokenizer.chat_template = CHAT
     tokenizer.save_pretrained(folder)
     config = TrainTextConfig(
-        run_dir="none", model=str(folder), prompts=inputs["--prompts"], reward_model="own_reward:remember",
+        run_dir="none", model=str(folder), prompts=inputs["--prompts"], reward_model=("own_reward:remember",),
         chat_template=True, max_new_tokens=6, num_eval_prompts=2, judge=False, batch_size=8, minibatch_size=8,
     )  # fmt: skip
     parts = build_parts(config)
@@ -344,13 +345,18 @@ def test_a_reward_model_that_is_an_adapter_over_the_same_trunk_lives_on_it(input
             torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
     model.save(tmp_path / "reward")
     given = {name[2:].replace("-", "_"): value for name, value in inputs.items() if name in ("--model", "--prompts")}
-    options = given | {"reward_model": str(tmp_path / "reward"), "run_dir": "none", "judge": False, "max_new_tokens": 6}
+    options = given | {
+        "reward_model": (str(tmp_path / "reward"),),
+        "run_dir": "none",
+        "judge": False,
+        "max_new_tokens": 6,
+    }
     shared, apart = (
         build_parts(TrainTextConfig(**options, memory=memory, num_eval_prompts=2)) for memory in ("adapters", "shared")
     )
     samples = shared.write(shared.start)
     assert (shared.score(samples) == apart.score(samples)).all()
-    assert "reward" in shared.policy.adapters.peft.peft_config
+    assert "reward_0" in shared.policy.adapters.peft.peft_config
     assert shared.policy.adapters.active == "policy"
 
 
@@ -418,7 +424,7 @@ def test_figures_by_hand():
 def test_the_kl_of_an_evaluation_is_the_expected_log_ratio_of_its_texts(inputs):
     """Exact in every state: its mean over texts agrees with the sampled tokens' log-ratio, and strays less."""
     config = TrainTextConfig(
-        run_dir="none", model=inputs["--model"], prompts=inputs["--prompts"], reward_model="own_reward:good",
+        run_dir="none", model=inputs["--model"], prompts=inputs["--prompts"], reward_model=("own_reward:good",),
         max_new_tokens=6, judge=False, batch_size=8, minibatch_size=8,
     )  # fmt: skip
     parts = build_parts(config)
@@ -435,11 +441,13 @@ def test_the_kl_of_an_evaluation_is_the_expected_log_ratio_of_its_texts(inputs):
     assert found.kl.std() < 0.5 * sampled.std()
 
 
-def assessment_of(completions, openings, judged):
+def assessment_of(completions, openings, judged, members=None):
     samples = samples_of(completions, openings)
     ref = np.where(samples.mask, -2.0, 0.0)
     kl, scores = np.arange(len(completions), dtype=float), np.ones(len(completions))
-    return Assessment(samples=samples, scores=scores, judged=judged, ref_logprobs=ref, kl=kl)
+    members = {"only": scores} if members is None else {name: np.array(each) for name, each in members.items()}
+    scored = Judged(scores=scores, std=np.std(list(members.values()), axis=0), members=members)
+    return Assessment(samples=samples, scored=scored, judged=judged, ref_logprobs=ref, kl=kl)
 
 
 def test_two_assessments_side_by_side_by_hand():
@@ -455,6 +463,17 @@ def test_two_assessments_side_by_side_by_hand():
         "prompt": "y", "before": ".", "after": ".", "score_before": 1.0, "score_after": 1.0, "judge_before": 1.0,
         "judge_after": 1.0,
     }  # fmt: skip
+
+
+def test_several_scorers_are_told_apart_in_the_comparison():
+    before = assessment_of([[1], [2]], ("x", "y"), None, {"one": [1.0, 3.0], "two": [1.0, 5.0]})
+    after = assessment_of([[1], [2]], ("x", "y"), None, {"one": [0.0, 0.0], "two": [4.0, 2.0]})
+    figures, _ = compare(before, after)
+    assert (figures["score/one_before"], figures["score/two_before"]) == (2.0, 3.0)
+    assert (figures["score/one_after"], figures["score/two_after"]) == (0.0, 3.0)
+    assert (figures["score_disagreement_before"], figures["score_disagreement_after"]) == (0.5, 1.5)
+    alone, _ = compare(*(assessment_of([[1]], ("x",), None) for _ in range(2)))
+    assert not [name for name in alone if name.startswith(("score/", "score_disagreement"))]
 
 
 def test_texts_of_different_prompts_are_not_compared():

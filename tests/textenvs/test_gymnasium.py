@@ -87,6 +87,21 @@ def test_make_vec_builds_the_native_vector_environment_with_the_parts_given(part
     assert sync.reset(seed=0)[0].shape == (2, 4 + 5)
 
 
+def test_make_vec_takes_several_scorers_and_how_they_are_combined():
+    def total(**options):
+        scorers = [lambda p, c: [1.0], lambda p, c: [4.0]]
+        tokens = {"prompts": [[1]], "vocab_size": 5, "eos_token_id": 0, "max_new_tokens": 1}
+        scorers = [type("Scorer", (), {"score_tokens": staticmethod(one)})() for one in scorers]
+        envs = gym.make_vec(GENERATION, num_envs=1, scorer=scorers, **tokens, **options)
+        envs.reset(seed=0)
+        return envs.step(np.array([2]))[1].item()
+
+    assert total() == 2.5
+    assert total(combine="worst") == 1
+    assert total(combine="uncertainty", uncertainty_coef=1.0) == 2.5 - 1.5**2
+    assert total(weights=(2.0, -0.5)) == 0
+
+
 def test_no_episode_limit_is_registered_because_the_budget_is_the_tasks():
     for name in (REVIEW, GENERATION):
         assert gym.spec(name).max_episode_steps is None

@@ -149,3 +149,122 @@ def test_foreign_wrappers_go_outside(make_envs):
     envs.reset(seed=0)
     envs.step(np.array([5]))
     assert envs.step(np.array([5]))[4]["episode"]["r"].tolist() == [2]
+
+
+def counts_three(prompts, completions):
+    return [3.0] * len(completions)
+
+
+class Ensemble:
+    """Two members whose scores are 1 and 5 everywhere."""
+
+    members = (lambda p, c: [1.0] * len(c), lambda p, c: [5.0] * len(c))
+
+
+@pytest.mark.parametrize(
+    ("options", "paid"),
+    [
+        ({}, [(1 + 3 + 6) / 3, (2 + 3 + 6) / 3]),
+        ({"combine": "worst"}, [1.0, 2.0]),
+        # variances of 1, 3, 6 about 10/3: (49 + 1 + 64) / 27 = 38/9; of 2, 3, 6 about 11/3: (25 + 4 + 49) / 27 = 26/9
+        ({"combine": "uncertainty", "uncertainty_coef": 0.9}, [10 / 3 - 0.9 * 38 / 9, 11 / 3 - 0.9 * 26 / 9]),
+        ({"weights": (0.5, -1.0, 0.0)}, [0.5 - 3, 1.0 - 3]),
+    ],
+)
+@pytest.mark.parametrize("mode", ["SameStep", "Disabled"])
+def test_both_roads_pay_the_combined_score_and_tell_the_spread(make_envs, options, paid, mode):
+    def build():
+        scorers = [number_of_words, counts_three, lambda p, c: [6.0] * len(c)]
+        return PreferenceReward(make_envs(2, max_new_tokens=2, autoreset_mode=mode), scorers, **options)
+
+    envs = build()
+    completions = np.array([[5, 0], [5, 5]])
+    rows = envs.play(envs.draw_prompts(seed=0), completions)
+    spread = np.sqrt([38 / 9, 26 / 9])  # whatever the weights
+    np.testing.assert_allclose(rows.scores, paid, rtol=1e-6)
+    np.testing.assert_allclose(rows.rewards[:, 1], paid, rtol=1e-6)
+    np.testing.assert_allclose(rows.score_std, spread, rtol=1e-6)
+    assert [values.tolist() for values in rows.member_scores.values()] == [[1, 2], [3, 3], [6, 6]]
+
+    stepped = build()
+    stepped.reset(seed=0)
+    *_, infos = stepped.step(completions[:, 0])
+    assert "score_std" not in infos
+    _, rewards, _, _, infos = stepped.step(completions[:, 1])
+    for told in (infos, infos["final_info"]) if mode == "SameStep" else (infos,):
+        np.testing.assert_array_equal(told["score"], rows.scores)
+        np.testing.assert_array_equal(told["score_std"], rows.score_std)
+        assert told["_score_std"].tolist() == [True, True]
+    np.testing.assert_array_equal(rewards, rows.scores)
+
+
+def test_the_spread_is_told_only_of_texts_that_ended_and_is_0_for_one_scorer(make_envs):
+    envs = PreferenceReward(make_envs(2, max_new_tokens=3), [number_of_words, counts_three])
+    envs.reset(seed=0)
+    *_, infos = envs.step(np.array([0, 5]))
+    assert infos["_score_std"].tolist() == [True, False]
+    assert infos["score_std"].tolist() == [1.5, 0]  # of 0 and 3; the other text goes on
+    alone = PreferenceReward(make_envs(2, max_new_tokens=1), number_of_words)
+    rows = alone.play(alone.draw_prompts(), np.array([[5], [0]]))
+    assert rows.score_std.tolist() == [0, 0]
+    assert list(rows.member_scores) == ["number_of_words"]
+
+
+def test_an_ensemble_is_taken_apart_and_its_weight_shared_out(make_envs):
+    envs = PreferenceReward(make_envs(1, max_new_tokens=2), [Ensemble(), counts_three], combine="worst")
+    rows = envs.play(envs.draw_prompts(), np.array([[5, 0]]))
+    found = {name: values.tolist() for name, values in rows.member_scores.items()}
+    assert found == {"Ensemble/0": [1], "Ensemble/1": [5], "counts_three": [3]}
+    assert rows.scores.tolist() == [1]
+    envs = PreferenceReward(make_envs(1, max_new_tokens=2), [Ensemble(), counts_three], weights=(2.0, 1.0))
+    assert envs.play(envs.draw_prompts(), np.array([[5, 0]])).scores.tolist() == [2 * (1 + 5) / 2 + 3]
+    envs = PreferenceReward(make_envs(1, max_new_tokens=2), Ensemble())
+    assert envs.play(envs.draw_prompts(), np.array([[5, 0]])).score_std.tolist() == [2]
+
+
+def test_names_are_numbered_where_they_are_the_same_and_may_be_given(make_envs):
+    def names(scorers, **options):
+        envs = PreferenceReward(make_envs(1, max_new_tokens=1), scorers, **options)
+        return list(envs.play(envs.draw_prompts(), np.array([[5]])).member_scores)
+
+    assert names([counts_three, number_of_words, counts_three]) == [
+        "counts_three_0",
+        "number_of_words",
+        "counts_three_2",
+    ]
+    assert names([counts_three, Ensemble()], names=["a", "b"]) == ["a", "b/0", "b/1"]
+    with pytest.raises(ValueError, match="2 different ones, received"):
+        names([counts_three, number_of_words], names=["a", "a"])
+
+
+def test_a_callable_that_asks_is_told_which_texts_ended_by_themselves(make_envs):
+    told = []
+
+    def asks(prompts, completions, *, finished):
+        told.append(finished)
+        return np.zeros(len(prompts))
+
+    envs = PreferenceReward(make_envs(3, max_new_tokens=2), [asks, counts_three])
+    envs.play(envs.draw_prompts(), np.array([[5, 0], [5, 5], [0, PAD]]))
+    assert told.pop() == [True, False, True]
+    envs.reset(seed=0)
+    envs.step(np.array([5, 0, 5]))
+    assert told.pop() == [True]
+    envs.step(np.array([0, 5, 5]))
+    assert told.pop() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"combine": "median"}, "one of mean, worst, uncertainty, received 'median'"),
+        ({"combine": "worst", "weights": (1, 1)}, "they belong to combine=\"mean\", received combine='worst'"),
+        ({"weights": (1.0,)}, "one for each of the 2 scorers, received 1"),
+        ({"weights": (0.0, 0.0)}, "not all 0"),
+        ({"weights": (1.0, np.nan)}, "finite"),
+        ({"combine": "uncertainty", "uncertainty_coef": -1.0}, "0 or more, received -1.0"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_at_once(make_envs, options, said):
+    with pytest.raises(ValueError, match=said):
+        PreferenceReward(make_envs(1), [Ensemble(), counts_three], **options)

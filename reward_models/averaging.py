@@ -1,0 +1,63 @@
+"""A running average of the weights that are trained, and how it takes a model's place for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """The model's state without parameters that are frozen, which never change and may belong to others, too."""
+    frozen = {name for name, parameter in model.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+
+
+def put_back(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give the model a state that `trained_state` or `WeightAverage` took from it."""
+    model.load_state_dict(state, strict=False)
+
+
+class WeightAverage:
+    """Exponential running average of a model's trained weights, the start's bias removed by a shorter memory early on.
+
+    Args:
+        model: whose weights.
+        decay: share of the average that a step keeps, in [0, 1]; 0 follows the newest weights.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.count = 0
+        self._mean = {name: tensor.detach().clone() for name, tensor in trained_state(model).items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take in the model's present weights."""
+        self.count += 1
+        decay = min(self.decay, (self.count - 1) / (self.count + 9)) if self.decay else 0.0
+        state = trained_state(model)
+        own = [self._mean[name] for name in state if state[name].is_floating_point()]
+        theirs = [tensor.detach() for tensor in state.values() if tensor.is_floating_point()]
+        torch._foreach_lerp_(own, theirs, 1 - decay)
+
+    def copy(self) -> dict[str, Tensor]:
+        """A state of the average that later updates do not touch."""
+        return {name: tensor.clone() for name, tensor in self._mean.items()}
+
+    def swapped_in(self, model: nn.Module) -> _Swapped:
+        """A context in which the model has the averaged weights."""
+        return _Swapped(model, self._mean)
+
+
+class _Swapped:
+    def __init__(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
+        self.model, self.weights = model, weights
+        self.own = {name: tensor.detach().clone() for name, tensor in trained_state(model).items()}
+
+    def __enter__(self) -> None:
+        put_back(self.model, self.weights)
+
+    def __exit__(self, *exception: object) -> None:
+        put_back(self.model, self.own)

@@ -1,0 +1,175 @@
+"""Several reward models that answer the same question, and by their disagreement say where the answer is unsure.
+
+Members differ in everything that a seed decides: head, adapter, order of the comparisons, noise. That is what Coste et
+al. 2023 (arXiv:2310.02743) vary, whose members are whole models. Adapters over one frozen language model cost a small
+part of that (LoRA ensembles of reward models: Zhang et al. 2024, arXiv:2401.16635; Zhai et al. 2024, arXiv:2401.00243).
+Heads alone on one frozen trunk would cost still less, and all read the same features; they are not offered. Members
+that share their pretraining share its errors (Eisenstein et al. 2023, arXiv:2312.09244): where all agree, all may be
+wrong. How members' scores become one is not decided here; `textenvs.PreferenceReward` takes an ensemble apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from reward_models.adapter import ADAPTER, AdapterBackbone
+from reward_models.files import base_of, read_description, write_json
+from reward_models.model import RewardModel
+
+DESCRIPTION = "reward_ensemble.json"
+FORMAT = "textenvs reward ensemble"
+VERSION = 1
+SEEDS_APART = 1000
+"""Member i of an ensemble has the ensemble's seed + 1000 i, so ensembles of neighbouring seeds share no member."""
+
+
+class RewardEnsemble:
+    """Members' scores ``[K, N]``, and their mean ``[N]`` where one score is asked for.
+
+    Called on text it is a scorer in the sense of `textenvs`, as a `RewardModel` is.
+
+    Args:
+        members: K reward models of one vocabulary, calibrated on the same texts, so that a score of 1 means the same
+            to all.
+
+    Raises:
+        ValueError: if there is none, or their vocabularies differ.
+    """
+
+    def __init__(self, members: Sequence[RewardModel]) -> None:
+        if not members:
+            raise ValueError("an ensemble needs at least one member")
+        vocabularies = [member.tokenizer.get_vocab() for member in members]
+        if any(vocabulary != vocabularies[0] for vocabulary in vocabularies):
+            raise ValueError("the members' tokenizers differ: hand them over as a list of reward models instead")
+        self.members = tuple(members)
+        self.tokenizer = members[0].tokenizer
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __call__(
+        self, prompts: Sequence[str], completions: Sequence[str], *, finished: Sequence[bool] | bool = True
+    ) -> np.ndarray:
+        """The members' mean score ``[N]``; see `RewardModel.score`."""
+        return self.score_each(prompts, completions, finished=finished).mean(axis=0)
+
+    def score_each(
+        self, prompts: Sequence[str], completions: Sequence[str], *, finished: Sequence[bool] | bool = True
+    ) -> np.ndarray:
+        """Each member's scores ``[K, N]``; see `RewardModel.score`."""
+        return self._each(lambda member: member.score(prompts, completions, finished=finished))
+
+    def score_tokens(self, prompts: Any, completions: Any) -> np.ndarray:
+        """The members' mean score ``[N]`` of rows of token ids; see `RewardModel.score_tokens`."""
+        return self._each(lambda member: member.score_tokens(prompts, completions)).mean(axis=0)
+
+    def score_rows(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
+        """Each member's scores ``[K, N]`` of whole token rows; see `RewardModel.score_rows`."""
+        return self._each(lambda member: member.score_rows(rows))
+
+    def encode(self, texts: Sequence[str], *, finished: Sequence[bool] | bool = True) -> list[list[int]]:
+        """See `RewardModel.encode`."""
+        return self.members[0].encode(texts, finished=finished)
+
+    def calibrate(self, rows: Sequence[Sequence[int]]) -> None:
+        """Give every member mean 0 and standard deviation 1 on the same rows."""
+        for member in self.members:
+            member.calibrate(rows)
+
+    def _each(self, score: Callable[[RewardModel], np.ndarray]) -> np.ndarray:
+        return np.stack([score(member) for member in self.members])
+
+    # ------------------------------------------------------------------------------------- save and load
+    def save(self, path: str | Path) -> None:
+        """Write each member into a folder of its own, from which `RewardModel.load` reads it alone, too."""
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / DESCRIPTION).unlink(missing_ok=True)  # it comes last: without it the folder is no ensemble
+        names = [f"member_{index}" for index in range(len(self.members))]
+        for name, member in zip(names, self.members, strict=True):
+            member.save(folder / name)
+        write_json(folder / DESCRIPTION, {"format": FORMAT, "version": VERSION, "members": names})
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, device: str | torch.device = "cpu", backbones: Sequence[nn.Module] | None = None
+    ) -> RewardEnsemble:
+        """The ensemble that `save` wrote, in evaluation mode; a language model under several adapters is loaded once.
+
+        Args:
+            path: the folder.
+            device: where to.
+            backbones: one a member, as for `RewardModel.load`, where the adapters live elsewhere already.
+
+        Raises:
+            ValueError: if the folder holds no ensemble of this version, or a damaged one.
+        """
+        folders = member_folders(path)
+        if backbones is not None:
+            pairs = zip(folders, backbones, strict=True)
+            return cls([RewardModel.load(folder, device=device, backbone=backbone) for folder, backbone in pairs])
+        members: list[RewardModel] = []
+        trunks: dict[str, AdapterBackbone] = {}
+        for folder in folders:
+            base = base_of(folder)
+            there = None if base not in trunks else trunks[base].load_beside(folder / ADAPTER)
+            member = RewardModel.load(folder, device=device, backbone=there)
+            if base is not None:
+                trunks.setdefault(base, member.backbone)
+            members.append(member)
+        return cls(members)
+
+
+def is_ensemble(path: str | Path) -> bool:
+    """Whether the folder holds an ensemble."""
+    return (Path(path) / DESCRIPTION).exists()
+
+
+def member_folders(path: str | Path) -> list[Path]:
+    """The folders of an ensemble's members.
+
+    Raises:
+        ValueError: if the folder holds no ensemble of this version, or a damaged one.
+    """
+    folder = Path(path)
+    names = read_description(folder / DESCRIPTION, FORMAT, VERSION).get("members")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{folder} holds a damaged reward ensemble: {DESCRIPTION} lists the members {names!r}")
+    return [folder / name for name in names]
+
+
+def new_members(
+    name: str | Path, num_members: int, *, seed: int, lora_rank: int | None = None, device: str | torch.device = "cpu"
+) -> Iterator[tuple[int, RewardModel]]:
+    """Unfitted members, each with the seed that it is to be fitted with; fit one before asking for the next.
+
+    With ``lora_rank`` all stand on one language model, and only the newest member's adapter can learn.
+
+    Args:
+        name: the model to start from: a directory, or a name, that transformers loads; with its tokenizer.
+        num_members: K, at least 1.
+        seed: of the first; the others' are `SEEDS_APART` apart.
+        lora_rank: of the adapters; None: members are whole models.
+        device: where to.
+
+    Raises:
+        ValueError: if the model cannot be loaded.
+    """
+    first: RewardModel | None = None
+    for index in range(num_members):
+        own_seed = seed + SEEDS_APART * index
+        torch.manual_seed(own_seed)
+        if first is None or not isinstance(first.backbone, AdapterBackbone):
+            member = RewardModel.from_backbone(name, lora_rank=lora_rank)
+        else:
+            member = RewardModel(first.backbone.beside(), first.tokenizer, max_length=first.max_length)
+            member.backbone.learn_alone()
+        first = first or member
+        yield own_seed, member.to(device)
