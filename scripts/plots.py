@@ -67,7 +67,10 @@ def plot_run(run_dir: Path, curves: Sequence[Curve], out: Path, *, title: str, s
     height = -(-len(drawn) // width)
     figure, axes = plt.subplots(height, width, figsize=(4.2 * width, 2.9 * height), squeeze=False)
     for axis, curve in zip(axes.flat, drawn, strict=False):
-        axis.plot(columns[step], columns[curve.column], linewidth=1.6)
+        # A row is of a rollout or of an evaluation; the fields of the other are empty.
+        points = [point for point in zip(columns[step], columns[curve.column], strict=True) if point[1] == point[1]]
+        if points:
+            axis.plot(*zip(*points, strict=True), linewidth=1.6)
         axis.set_title(curve.label, fontsize=9)
         axis.grid(alpha=0.3)
     for axis in list(axes.flat)[len(drawn) :]:

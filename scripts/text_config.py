@@ -12,15 +12,9 @@ from textenvs.combining import check_combination
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainTextConfig(AlgorithmFlags):
-    """Tune a language model by reinforcement learning on a preference reward."""
+class TextTask:
+    """What is written, after which prompts, and who scores it: the task, whoever solves it and however."""
 
-    run_dir: str
-    """Folder for the model, checkpoints, TensorBoard events, progress.csv, samples.json and summary.json."""
-    overwrite: bool = False
-    """Throw away a finished run in that folder."""
-    resume: bool = False
-    """Go on with the unfinished run in that folder; all other settings must be its own."""
     model: str | None = None
     """Causal LM to start from: directory or name that transformers loads, with its tokenizer. None: the project's."""
     reward_model: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -51,12 +45,33 @@ class TrainTextConfig(AlgorithmFlags):
     """Torch device."""
     threads: int | None = None
     """CPU threads of torch. None: its own choice."""
-    episodes: int = 8192
-    """Texts to write and learn from."""
     memory: Literal["full", "shared", "adapters"] = "shared"
     """How the models live. full: the critic and the reference are copies of the model. shared: the value head reads
     the policy's trunk, the reference is a copy. adapters: one frozen trunk; policy and value are LoRA adapters (so is a
     reward model that is one over the same trunk), and the reference is the trunk with adapters off."""
+    adapter: str | None = None
+    """Folder of a LoRA adapter to start from; frozen, it is also the reference (memory adapters). None: a new one."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of matrix products in rollout and update (autocast); log-softmax, values, losses, adapters and optimiser are
+    float32. With memory adapters the frozen trunk is loaded as this type, too."""
+    max_new_tokens: int = 24
+    """Budget of a completion, tokens."""
+    temperature: float = 1.0
+    """Of sampling, in training and evaluation alike."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTextConfig(TextTask, AlgorithmFlags):
+    """Tune a language model by reinforcement learning on a preference reward."""
+
+    run_dir: str
+    """Folder for the model, checkpoints, TensorBoard events, progress.csv, samples.json and summary.json."""
+    overwrite: bool = False
+    """Throw away a finished run in that folder."""
+    resume: bool = False
+    """Go on with the unfinished run in that folder; all other settings must be its own."""
+    episodes: int = 8192
+    """Texts to write and learn from."""
     lora_rank: int = 16
     """Rank of new adapters (memory adapters)."""
     lora_alpha: float = 32.0
@@ -64,11 +79,6 @@ class TrainTextConfig(AlgorithmFlags):
     value_adapter: bool = True
     """Whether the value has an adapter of its own, which costs a second pass in the update; else its head reads the
     policy's hidden states, and its loss moves the policy's adapter, too (memory adapters)."""
-    adapter: str | None = None
-    """Folder of a LoRA adapter to start from; frozen, it is also the reference (memory adapters). None: a new one."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of matrix products in rollout and update (autocast); log-softmax, values, losses, adapters and optimiser are
-    float32. With memory adapters the frozen trunk is loaded as this type, too."""
     gradient_checkpointing: bool = False
     """Keep only each layer's input for the backward pass and compute the rest again: less memory, a third more time."""
     compile: bool = False
@@ -76,10 +86,6 @@ class TrainTextConfig(AlgorithmFlags):
     a minute, and on the CPU this was measured on nothing is gained."""
     plan: bool = False
     """Print the bytes that each role will take under each `memory`, and stop; nothing is allocated or written."""
-    max_new_tokens: int = 24
-    """Budget of a completion, tokens."""
-    temperature: float = 1.0
-    """Of sampling, in training and evaluation alike."""
     checkpoint_every: int = 10
     """Updates between checkpoints."""
     evaluate_every: int | None = None

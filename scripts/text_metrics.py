@@ -100,6 +100,11 @@ def win_rate(scores: np.ndarray, rivals: np.ndarray) -> float:
     return float(((scores > rivals) + 0.5 * (scores == rivals)).mean())
 
 
+def standard_error(values: np.ndarray) -> float:
+    """Of the mean of ``values [P]``, one a prompt; NaN for a single one."""
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
 def compare(before: Assessment, after: Assessment) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Figures of both, and the samples side by side.
 

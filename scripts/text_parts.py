@@ -101,7 +101,12 @@ class TextParts:
     def write(self, policy: CausalLMPolicy) -> Samples:
         """What ``policy`` writes on the evaluation prompts, always with the same seed."""
         budget = self.collector.base.max_new_tokens
-        samples = write_samples(policy, self.tokenizer, self.eval_prompts, max_new_tokens=budget, seed=EVAL_SEED)
+        return self.as_said(
+            write_samples(policy, self.tokenizer, self.eval_prompts, max_new_tokens=budget, seed=EVAL_SEED)
+        )
+
+    def as_said(self, samples: Samples) -> Samples:
+        """The same with bare turns for openings, where prompts were put into a chat."""
         return samples if self.chat is None else replace(samples, openings=self.chat.said(samples.openings))
 
     def score(self, samples: Samples) -> np.ndarray:

@@ -1,10 +1,11 @@
-"""Tiny language models on disk, GPT-2 and Llama, with a word tokenizer that has a chat template."""
+"""Tiny language models on disk: a GPT-2 of ten words, and GPT-2 and Llama with a tokenizer that has a chat template."""
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+WORDS = ["<end>", "good", "bad", "the", "film", "is", "a", "very", "plot", "and"]
 CHAT_WORDS = [
     "<end>", "<user>", "<assistant>", "<system>", "<new>", "what", "is", "two", "three", "four", "plus", "and", "red",
     "sky", "grass", "blue", "green",
@@ -15,6 +16,26 @@ CHAT = (
     "{% if add_generation_prompt %}<assistant> {% endif %}"
 )
 """As ChatML: a turn ends with the end of text, and then comes a line's end, which is not the assistant's to write."""
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory):
+    """A folder with a random GPT-2 of ten words and its tokenizer."""
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="a"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    core.post_processor = processors.TemplateProcessing(single="<end> $A", special_tokens=[("<end>", 0)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<end>", eos_token="<end>", pad_token="<end>", unk_token="a"
+    )
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(WORDS), n_positions=24, n_embd=16, n_layer=1, n_head=2,
+        bos_token_id=0, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("model")
+    GPT2LMHeadModel(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
 
 
 @pytest.fixture(scope="session")

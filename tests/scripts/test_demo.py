@@ -27,3 +27,13 @@ def test_curves_become_a_picture_and_unknown_columns_are_named(tmp_path):
     assert not list(tmp_path.glob("*.part"))
     with pytest.raises(ValueError, match="rollout/kl"):
         plot_run(tmp_path, [Curve(column="rollout/kl", label="KL")], out, title="a run")
+
+
+def test_a_curve_goes_on_over_rows_that_have_other_columns(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    drawn = []
+    monkeypatch.setattr(Axes, "plot", lambda self, *points, **style: drawn.append([list(part) for part in points]))
+    (tmp_path / "progress.csv").write_text("time/steps,rollout/score,eval/score\n1,0.5,\n1,,0.7\n2,0.6,\n")
+    plot_run(tmp_path, [Curve(column="rollout/score", label="score")], tmp_path / "score.png", title="a run")
+    assert drawn == [[[1, 2], [0.5, 0.6]]]

@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agents.logging import METRICS
 from agents.text_agent import METRICS as TEXT_AGENT_METRICS
@@ -28,31 +27,11 @@ from scripts.text_parts import build_parts
 from scripts.train_text import command_line
 from textenvs.preference import Judged
 
-WORDS = ["<end>", "good", "bad", "the", "film", "is", "a", "very", "plot", "and"]
 KEYS = {
     "algorithm", "seed", "episodes", "wall_s", "score_before", "score_after", "judge_before", "judge_after",
     "judge_win_rate", "kl_per_sequence", "perplexity_before", "perplexity_after", "distinct2_before",
     "distinct2_after", "mean_length_before", "mean_length_after", "response_tokens_per_s",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="a"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    core.post_processor = processors.TemplateProcessing(single="<end> $A", special_tokens=[("<end>", 0)])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<end>", eos_token="<end>", pad_token="<end>", unk_token="a"
-    )
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=len(WORDS), n_positions=24, n_embd=16, n_layer=1, n_head=2,
-        bos_token_id=0, eos_token_id=0, pad_token_id=0,
-    )  # fmt: skip
-    path = tmp_path_factory.mktemp("model")
-    GPT2LMHeadModel(config).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
 
 
 @pytest.fixture

@@ -1,0 +1,76 @@
+"""Best-of-n without a throw of dice: its mean over all subsets of samples, and a bound of its KL. Pure numpy.
+
+Draw n texts for a prompt and keep the one that the reward scores highest: how high will it score, and what will a judge
+say of it? With N >= n texts at hand, the mean over all subsets of n of them is an unbiased answer, and the one that
+strays least.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+
+def best_of_n_kl(n: int) -> float:
+    """Nats between best-of-n and the policy that the n were drawn from: at most this, and this if no scores tie.
+
+        log n - (n - 1) / n
+
+    Source: Stiennon et al. 2020, appendix G.3 (arXiv:2009.01325); a bound in general: Beirami et al. 2024, theorem 1
+    (arXiv:2401.01879).
+
+    Raises:
+        ValueError: if ``n`` is below 1.
+    """
+    if n < 1:
+        raise ValueError(f"best-of-n needs n >= 1, received {n}")
+    return math.log(n) - (n - 1) / n
+
+
+def best_of_n_weights(num_samples: int, n: int) -> np.ndarray:
+    """``[N]``: the share of all subsets of ``n`` of which the sample of each rank, worst first, is the best.
+
+        w_i = C(i - 1, n - 1) / C(N, n),   i = 1, ..., N
+
+    Source: Nakano et al. 2021, appendix I (arXiv:2112.09332); Gao et al. 2022, appendix (arXiv:2210.10760).
+
+    Args:
+        num_samples: N, samples at hand.
+        n: how many a subset has.
+
+    Raises:
+        ValueError: unless ``1 <= n <= N``.
+    """
+    if not 1 <= n <= num_samples:
+        raise ValueError(f"n must be from 1 to the {num_samples} samples at hand, received {n}")
+    subsets = math.comb(num_samples, n)
+    return np.array([math.comb(rank, n - 1) / subsets for rank in range(num_samples)])
+
+
+def best_of_n_means(scores: np.ndarray, values: np.ndarray, max_n: int) -> np.ndarray:
+    """``[P, max_n]``: mean value of the sample with the highest score among n, over all subsets; n = 1, ..., max_n.
+
+    Samples that tie for the highest score are as likely to be taken.
+
+    Args:
+        scores: ``[P, N]`` by which the best is chosen: N samples for each of P prompts.
+        values: ``[P, N]`` what is averaged: the scores themselves, or what a judge says of the same samples.
+        max_n: largest n, at most N.
+
+    Raises:
+        ValueError: if the shapes differ, or a number is not finite.
+    """
+    if scores.shape != values.shape or scores.ndim != 2:
+        raise ValueError(f"scores and values must be [P, N] both, received {scores.shape} and {values.shape}")
+    if not (np.isfinite(scores).all() and np.isfinite(values).all()):
+        raise ValueError("scores and values must be finite")
+    weights = np.stack([best_of_n_weights(scores.shape[1], n) for n in range(1, max_n + 1)])
+    return np.stack([weights @ _by_rank(*row) for row in zip(scores, values, strict=True)])
+
+
+def _by_rank(scores: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """``values [N]`` in the order of ``scores [N]``, worst first; those of equal score share their mean."""
+    _, group, size = np.unique(scores, return_inverse=True, return_counts=True)
+    mean = np.bincount(group, weights=values.astype(np.float64)) / size
+    return np.repeat(mean, size)

@@ -1,0 +1,112 @@
+"""How reward grows with the distance from the start: Gao et al.'s curves, fitted, and what a run shows. Pure numpy.
+
+The distance is d = sqrt(KL), KL in nats per sequence between a policy and the one it started as; a gain is a mean score
+less the start's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+CURVES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "best_of_n": lambda d: d,
+    "rl": np.log,
+}
+"""What beta multiplies: R(d) = d (alpha - beta curve(d))."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaoFit:
+    """A curve of Gao et al. 2022 (arXiv:2210.10760), section 3.2, with the coefficients that fit best.
+
+        R_bon(d) = d (alpha - beta d)        R_rl(d) = d (alpha - beta log d)
+
+    Attributes:
+        curve: "best_of_n" or "rl".
+        alpha: reward units per sqrt(nat).
+        beta: how soon it bends: reward units per nat, or per sqrt(nat).
+        error: root mean square of what the curve leaves unexplained, reward units.
+    """
+
+    curve: str
+    alpha: float
+    beta: float
+    error: float
+
+    @classmethod
+    def of(cls, curve: str, kl: np.ndarray, gain: np.ndarray) -> GaoFit:
+        """The least squares over points ``kl [M]`` nats, ``gain [M]`` reward units; points at the start say nothing.
+
+        Raises:
+            ValueError: for an unknown curve, or fewer than two points away from the start.
+        """
+        if curve not in CURVES:
+            raise ValueError(f"curve must be one of {', '.join(CURVES)}, received {curve!r}")
+        away = kl > 0
+        d, gain = np.sqrt(kl[away]), gain[away]
+        if len(np.unique(d)) < 2:
+            raise ValueError(f"a fit needs two points of different KL above 0, received {kl.tolist()}")
+        terms = np.stack([d, -d * CURVES[curve](d)], axis=1)
+        (alpha, beta), *_ = np.linalg.lstsq(terms, gain, rcond=None)
+        left = gain - terms @ np.array([alpha, beta])
+        return cls(curve=curve, alpha=float(alpha), beta=float(beta), error=float(np.sqrt((left**2).mean())))
+
+    def __call__(self, kl: np.ndarray) -> np.ndarray:
+        """Gain at ``kl``, nats; 0 at 0."""
+        d = np.sqrt(np.asarray(kl, dtype=np.float64))
+        inside = np.where(d > 0, d, 1.0)
+        return np.where(d > 0, d * (self.alpha - self.beta * CURVES[self.curve](inside)), 0.0)
+
+    @property
+    def peak_kl(self) -> float | None:
+        """Nats at which the curve turns down; None if it never does.
+
+        R_bon' = alpha - 2 beta d = 0              d = alpha / (2 beta)
+        R_rl'  = alpha - beta (log d + 1) = 0      d = exp(alpha / beta - 1)
+        """
+        if self.beta <= 0 or (self.curve == "best_of_n" and self.alpha <= 0):
+            return None
+        if self.curve == "best_of_n":
+            return (self.alpha / (2 * self.beta)) ** 2
+        exponent = 2 * (self.alpha / self.beta - 1)
+        return math.exp(exponent) if exponent < 700 else None
+
+    def reaches(self, share: float, largest: float) -> float | None:
+        """Least nats at which ``share`` of the highest gain up to ``largest`` nats is there; None if nothing is gained.
+
+        Args:
+            share: of that gain, (0, 1].
+            largest: nats.
+        """
+        grid = np.linspace(0.0, largest, 4001)
+        gains = self(grid)
+        return None if gains.max() <= 0 else float(grid[np.argmax(gains >= share * gains.max())])
+
+
+def at_budget(kl: np.ndarray, values: np.ndarray, budget: float) -> float | None:
+    """The value where a run last spends no more than ``budget`` nats: its end, or where it crosses the budget for good.
+
+    Between two points of the run the value is linear in d = sqrt(KL). Nothing is picked for being high: a maximum over
+    noisy points would flatter.
+
+    Args:
+        kl: ``[M]`` nats, in the order of training.
+        values: ``[M]``, of the same points.
+        budget: nats.
+
+    Returns:
+        None if all points are beyond the budget.
+    """
+    within = np.flatnonzero(kl <= budget)
+    if not len(within):
+        return None
+    last = int(within[-1])
+    if last == len(kl) - 1:
+        return float(values[last])
+    d = np.sqrt(np.maximum(kl[last : last + 2], 0.0))
+    share = (math.sqrt(budget) - d[0]) / (d[1] - d[0])
+    return float((1 - share) * values[last] + share * values[last + 1])
