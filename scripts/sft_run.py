@@ -18,6 +18,8 @@ from scripts.sft_rows import TokenRow
 from scripts.text_parts import EVAL_SEED, save_adapter, save_model
 
 MODEL, ADAPTER, SAMPLES = "model", "adapter", "samples.json"
+SHOWN = 3
+"""Samples that are printed; all are in the file."""
 
 
 def fine_tune(config: TrainLanguageModelConfig, run: RunDir) -> dict[str, Any]:
@@ -46,7 +48,10 @@ def fine_tune(config: TrainLanguageModelConfig, run: RunDir) -> dict[str, Any]:
     save_model(policy, tokenizer, run.path / MODEL)
     save_adapter(policy, run.path / ADAPTER)
     after = book.write()
-    run.write_json(SAMPLES, {"samples": book.compare(before, after)})
+    samples = book.compare(before, after)
+    run.write_json(SAMPLES, {"samples": samples})
+    for sample in samples[:SHOWN]:
+        print(f"{sample['prompt']!r}\n  before: {sample['before']!r}\n  after:  {sample['after']!r}")
     log_samples(run.path, book.pages(before), 0)
     log_samples(run.path, book.pages(after), fit.progress.best_step)
     summary = {

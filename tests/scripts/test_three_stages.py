@@ -30,13 +30,14 @@ def data(tmp_path):
 
 
 @pytest.mark.parametrize("memory", ["shared", "adapters"])
-def test_three_stages_hand_over_to_one_another(chat_model_dir, data, memory):
+def test_three_stages_hand_over_to_one_another(chat_model_dir, data, memory, capsys):
     runs = {name: data / memory / name for name in ("sft", "reward", "ppo")}
     lora = ["--lora-rank", "4"] if memory == "adapters" else []
     base = chat_model_dir if lora else runs["sft"] / "model"
     flags = ["--model", str(chat_model_dir), "--data", str(data / "chats.jsonl"), "--max-length", "32"]
     sizes = ["--too-long", "skip", "--epochs", "2", "--batch-size", "8", "--num-samples", "2", "--sample-tokens", "3"]
     assert train_language_model.command_line(["--run-dir", str(runs["sft"]), *flags, *sizes, *lora]) == 0
+    assert "  after: " in capsys.readouterr().out
     flags = ["--model", str(base), "--pairs", str(data / "pairs.jsonl"), "--group-size", "8"]
     assert train_reward_model.command_line(["--run-dir", str(runs["reward"]), *flags, *lora]) == 0
     given = {
