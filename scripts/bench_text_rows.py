@@ -25,6 +25,8 @@ from scripts.text_config import TrainTextConfig
 from textenvs import assets
 
 ALGORITHMS = ("ppo", "grpo", "rloo", "reinforce")
+POLICIES = ("tabular", "gpt2")
+"""Whose gap is measured: a table can represent the optimum, so that its gap is the algorithm's alone."""
 KL_BUDGET = 8.0
 """Nats per sequence; a text model further away from where it began has won nothing."""
 KL_POINT, KL_TARGET = 3.2, 3.0
@@ -46,19 +48,19 @@ def memory_row(runs: Path, *, threads: int) -> Row:
     )
 
 
-def gap_row(runs: Path, algorithm: str, *, seeds: int) -> Row:
-    """Optimality gap of an algorithm with a tiny GPT-2, by enumeration: of its worst environment, mean over seeds.
+def gap_row(runs: Path, algorithm: str, policy: str, *, seeds: int) -> Row:
+    """Optimality gap of an algorithm on a table or a tiny GPT-2, exactly: its worst environment's, mean over seeds.
 
     Ours is what is missing to the optimum, the peer what the start was missing, both as shares of the latter.
     """
-    flags = ["scripts.exact_gap", "--policy", "gpt2", "--algorithm", algorithm]
-    found = [run_once(runs / f"gap-{algorithm}-{seed}", [*flags, "--seed", seed]) for seed in range(seeds)]
+    flags = ["scripts.exact_gap", "--policy", policy, "--algorithm", algorithm]
+    found = [run_once(runs / f"gap-{policy}-{algorithm}-{seed}", [*flags, "--seed", seed]) for seed in range(seeds)]
     gaps = [summary["gap_worst"] for summary in found]
     by_environment = {
         name: float(np.mean([summary[name] for summary in found])) for name in found[0] if name.endswith("_gap")
     }
     return Row(
-        name=f"optimality gap, {algorithm}: missing to the optimum ÷ missing at the start, worst environment",
+        name=f"optimality gap, {algorithm}, {policy}: missing to the optimum ÷ missing at the start, worst environment",
         ours=float(np.mean(gaps)),
         peer=1.0,
         unit="share",

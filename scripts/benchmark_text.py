@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.bench_text_models import BenchSizes
-from scripts.bench_text_rows import ALGORITHMS, gap_row, kl_row, learning_row, memory_row, reviews_row
+from scripts.bench_text_rows import ALGORITHMS, POLICIES, gap_row, kl_row, learning_row, memory_row, reviews_row
 from scripts.bench_text_speed import arithmetic_row, speed_rows
 from scripts.benchmark_table import Row, to_markdown
 from scripts.front_door import enter
@@ -81,7 +81,7 @@ def _memory(config: Config, runs: Path) -> list[Row]:
 
 
 def _gap(config: Config, runs: Path) -> list[Row]:
-    return [gap_row(runs, algorithm, seeds=config.seeds) for algorithm in ALGORITHMS]
+    return [gap_row(runs, algorithm, policy, seeds=config.seeds) for policy in POLICIES for algorithm in ALGORITHMS]
 
 
 def _reviews(config: Config, runs: Path) -> list[Row]:

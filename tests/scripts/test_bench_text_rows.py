@@ -113,7 +113,7 @@ def test_memory_divides_what_is_beyond_the_trunk(runs, tmp_path):
 
 def test_a_gap_is_that_of_the_worst_environment_over_seeds(runs, tmp_path):
     runs.answers["gap"] = [{"gap_worst": 0.02, "Random_gap": 0.02}, {"gap_worst": 0.03, "Random_gap": 0.01}]
-    row = gap_row(tmp_path, "rloo", seeds=2)
+    row = gap_row(tmp_path, "rloo", "gpt2", seeds=2)
     assert row.ratio == pytest.approx(0.025)
     assert row.verdict == "must"
     assert row.details["Random_gap"] == pytest.approx(0.015)

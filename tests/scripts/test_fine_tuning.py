@@ -52,6 +52,18 @@ def test_the_loss_is_transformers_own_with_labels_on_what_is_learnt(chat_model_d
     assert mean_loss(policy, ROWS, BatchLimits(rows=4)) == pytest.approx(theirs.item() / NUM_LEARNT, rel=1e-5)
 
 
+def test_the_gradient_is_that_of_the_mean_over_learnt_tokens_not_over_rows(chat_model_dir):
+    policy = policy_of(chat_model_dir)
+    (loss_sum(policy, ROWS) / NUM_LEARNT).backward()
+    mean = {name: parameter.grad.clone() for name, parameter in policy.named_parameters() if parameter.grad is not None}
+    policy.zero_grad()
+    figures = FineTuning(policy, ROWS, [], limits=BatchLimits(rows=4), seed=0).gradient(ROWS)
+    for name, parameter in policy.named_parameters():
+        torch.testing.assert_close(parameter.grad, mean.get(name), msg=name)
+    assert figures.loss == pytest.approx(loss_sum(policy, ROWS).item() / NUM_LEARNT)
+    assert figures.tokens == sum(len(row.tokens) for row in ROWS)
+
+
 @pytest.mark.parametrize("limits", [{"micro_rows": 1}, {"micro_rows": 3}, {"micro_positions": 12}])
 def test_microbatches_of_ragged_rows_add_up_to_the_whole_batch(chat_model_dir, limits):
     policy = policy_of(chat_model_dir)
