@@ -15,8 +15,8 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from agents.causal_lm import CausalLMPolicy, uniform
 from agents.token_distribution import sample_tokens
-from textenvs.attention import HALF, OURS, SDPA, attends_to_everything
-from textenvs.kernels import cache_keyword
+from textenvs.attention import OURS, SDPA, attends_to_everything
+from textenvs.kernels import HALF, cache_keyword
 from textenvs.rows import PAD
 
 COMPACT_AT = 1 / 16

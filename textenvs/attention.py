@@ -20,11 +20,12 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from textenvs.kernels import HALF
+
 SDPA, OURS = "sdpa", "textenvs"
 """torch's attention, and ours around it, as transformers' ``attn_implementation`` calls them."""
 LAYOUT = "row_layout"
 """Keyword under which a model's forward pass takes a `RowLayout` to its attention."""
-HALF = (torch.bfloat16, torch.float16)
 
 
 def attend(model: Any) -> None:

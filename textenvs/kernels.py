@@ -1,25 +1,29 @@
 """The layers of a transformers model in faster kernels, equal to the originals up to rounding.
 
-Linear layers in float32 on a CPU go to oneDNN, whose products are a fifth to a half faster than torch's own choice on
-the AMD CPU this was measured on; GPT-2's GELU takes one kernel instead of eight. Other devices and types are left as
-they are. No model is known here, layers only; attention is in `textenvs.attention`.
+On a CPU with AVX-512, linear layers in float32 go to oneDNN, whose products are a fifth to a half faster than torch's
+own choice on the AMD CPU this was measured on (where there is AVX2 only, torch's own are the faster ones). On a CPU without
+instructions for a half type, layers in that type multiply in float32, ten times as fast as torch's product of half
+numbers, and round the result. GPT-2's GELU takes one kernel instead of eight. Other devices are left as they are. No
+model is known here, layers only; attention is in `textenvs.attention`.
 """
 
 from __future__ import annotations
 
 import inspect
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import pad
+from torch.nn.functional import linear, pad
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
 FEWEST_ROWS = 16
 """Below, a product costs less than the choice of its kernel."""
+HALF = (torch.bfloat16, torch.float16)
+"""Types of two bytes."""
 
 
 def speed_up(model: nn.Module) -> None:
@@ -39,29 +43,45 @@ def cache_keyword(model: Any) -> str:
 
 
 class _Forward:
-    """A linear layer's forward pass, by oneDNN where that is faster."""
+    """A linear layer's forward pass, by another kernel where that is faster."""
 
     def __init__(self, original: Any) -> None:
         self.original = original
 
     def __call__(self, layer: Any, x: Tensor) -> Tensor:
         """``x [..., in]`` to ``[..., out]``."""
-        if not _is_ours(layer, x):
+        if x.device.type != "cpu" or torch.compiler.is_compiling():
             return self.original(layer, x)  # type: ignore[no-any-return]
         weight = layer.weight if isinstance(layer, nn.Linear) else layer.weight.t()
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        if dtype in HALF and not multiplies(dtype):
+            return _in_float32(x, weight, layer.bias).to(dtype)
+        if not (dtype == x.dtype == weight.dtype == torch.float32 and _many_rows(x) and onednn_is_faster()):
+            return self.original(layer, x)  # type: ignore[no-any-return]
         flat = x.reshape(-1, x.shape[-1])
         return affine(flat, weight, layer.bias).view(*x.shape[:-1], weight.shape[0])
 
 
-def _is_ours(layer: Any, x: Tensor) -> bool:
-    return (
-        x.device.type == "cpu"
-        and x.dtype == layer.weight.dtype == torch.float32
-        and x.numel() >= FEWEST_ROWS * x.shape[-1]
-        and not torch.is_autocast_enabled("cpu")
-        and torch.backends.mkldnn.is_available()
-        and not torch.compiler.is_compiling()
-    )
+def _many_rows(x: Tensor) -> bool:
+    return x.numel() >= FEWEST_ROWS * x.shape[-1]
+
+
+@cache
+def onednn_is_faster() -> bool:
+    """Whether oneDNN multiplies float32 faster than torch's own choice on this CPU: it uses AVX-512 on any maker's."""
+    return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+
+
+@cache
+def multiplies(dtype: torch.dtype) -> bool:
+    """Whether this CPU has instructions for products in ``dtype``, a half type; without, torch takes a slow loop."""
+    asked = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}[dtype]
+    return torch.backends.mkldnn.is_available() and bool(getattr(torch.ops.mkldnn, asked)())
+
+
+def _in_float32(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    with torch.autocast("cpu", enabled=False):
+        return linear(x.float(), weight.float(), None if bias is None else bias.float())
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 from transformers.pytorch_utils import Conv1D
 
+from textenvs import kernels
 from textenvs.kernels import FEWEST_ROWS, affine, padded_rows, speed_up
 
 CONFIGS = {
@@ -60,7 +61,9 @@ def test_padding_is_small_and_leaves_few_different_numbers_of_rows():
     assert len(set(padded)) < 200
 
 
-def test_a_sped_up_model_computes_the_same_and_so_do_its_gradients(model):
+@pytest.mark.parametrize("onednn", [False, True])
+def test_a_sped_up_model_computes_the_same_and_so_do_its_gradients(model, onednn, monkeypatch):
+    monkeypatch.setattr(kernels, "onednn_is_faster", lambda: onednn)
     tokens = torch.randint(0, 50, (4, 17), generator=torch.Generator().manual_seed(0))
     original = copy.deepcopy(model)
     speed_up(model)
@@ -94,12 +97,39 @@ def test_a_deep_copy_computes_with_weights_of_its_own(model):
         assert model(input_ids=tokens).logits.abs().max() == 0
 
 
-def test_other_types_go_their_usual_way():
-    for layer, x in ((nn.Linear(5, 3), torch.randn(20, 5)), (Conv1D(3, 5), torch.randn(20, 5))):
-        half = copy.deepcopy(layer).bfloat16()
-        usual = half(x.bfloat16())
-        wrapped = nn.Sequential(half)
-        speed_up(wrapped)
-        assert torch.equal(wrapped(x.bfloat16()), usual)
-        speed_up(wrapped)  # again: nothing is wrapped twice
-        assert torch.equal(wrapped(x.bfloat16()), usual)
+LAYERS = {"linear": nn.Linear(5, 3), "conv1d": Conv1D(3, 5)}
+
+
+@pytest.mark.parametrize("name", list(LAYERS))
+def test_half_types_go_their_usual_way_where_the_cpu_multiplies_them(name, monkeypatch):
+    monkeypatch.setattr(kernels, "multiplies", lambda dtype: True)
+    x, half = torch.randn(20, 5).bfloat16(), copy.deepcopy(LAYERS[name]).bfloat16()
+    usual = half(x)
+    wrapped = nn.Sequential(half)
+    speed_up(wrapped)
+    assert torch.equal(wrapped(x), usual)
+    speed_up(wrapped)  # again: nothing is wrapped twice
+    assert torch.equal(wrapped(x), usual)
+
+
+@pytest.mark.parametrize("dtype", kernels.HALF)
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", list(LAYERS))
+def test_half_types_are_multiplied_in_float32_where_the_cpu_cannot(name, autocast, dtype, monkeypatch):
+    monkeypatch.setattr(kernels, "multiplies", lambda dtype: False)
+    layer = copy.deepcopy(LAYERS[name]).to(torch.float32 if autocast else dtype)
+    x = torch.randn(20, 5, dtype=torch.float32 if autocast else dtype, requires_grad=True)
+    exact = copy.deepcopy(layer).double()
+    x_exact = x.detach().double().requires_grad_()
+    wrapped = nn.Sequential(layer)
+    speed_up(wrapped)
+    with torch.autocast("cpu", dtype=dtype, enabled=autocast):
+        out = wrapped(x)
+    expected = exact(x_exact)
+    assert out.dtype == dtype
+    unit = torch.finfo(dtype).eps
+    torch.testing.assert_close(out.double(), expected, rtol=unit, atol=1e-6)  # rounded once, and never before
+    out.double().sum().backward()
+    expected.sum().backward()
+    for ours, theirs in ((layer.weight.grad, exact.weight.grad), (x.grad, x_exact.grad)):
+        torch.testing.assert_close(ours.double(), theirs, rtol=unit, atol=1e-6)
