@@ -118,6 +118,25 @@ class AdaptedTrunk:
         self.peft.load_adapter(str(folder), adapter_name=role)
         self._settle()
 
+    @torch.no_grad()
+    def copy_adapter(self, source: str, target: str) -> None:
+        """Let ``target``'s adapter begin as ``source``'s: the same change to the trunk, whatever the two alphas are.
+
+        Raises:
+            ValueError: if the adapters differ in rank or in the layers that they change.
+        """
+        theirs = {_without(name, source): at for name, at in self.model.named_parameters() if _belongs(name, source)}
+        ours = {_without(name, target): at for name, at in self.model.named_parameters() if _belongs(name, target)}
+        if {name: at.shape for name, at in theirs.items()} != {name: at.shape for name, at in ours.items()}:
+            ranks = {role: self.peft.peft_config[role].r for role in (source, target)}
+            raise ValueError(f"the adapters of {source!r} and {target!r} are not of one shape; their ranks are {ranks}")
+        for name, parameter in ours.items():
+            parameter.copy_(theirs[name])
+        for layer in self._layers:
+            of: Any = layer
+            if target in of.lora_B:
+                of.lora_B[target].weight.mul_(of.scaling[source] / of.scaling[target])
+
     def _settle(self) -> None:
         """Only what is trained has gradients; the role that was on is on. (peft's own switches change both at once.)"""
         # An adapter that was just loaded may have one where no other has.
@@ -197,14 +216,14 @@ class RoleTrunk(nn.Module):
 
     def __init__(self, trunk: AdaptedTrunk, role: str | None) -> None:
         super().__init__()
-        self._trunk, self._role = trunk, role
+        self._trunk, self.role = trunk, role
         self.config = trunk.model.config
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None, use_cache: bool = False
     ) -> Any:
         """As the trunk's own: an output with ``last_hidden_state [N, T, D]``."""
-        with self._trunk.role(self._role):
+        with self._trunk.role(self.role):
             return self._trunk.model.base_model(
                 input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=use_cache
             )
@@ -212,6 +231,12 @@ class RoleTrunk(nn.Module):
 
 def _belongs(name: str, role: str) -> bool:
     return ".lora_" in name and role in name.rpartition(".lora_")[2].split(".")
+
+
+def _without(name: str, role: str) -> str:
+    """A parameter's name without its role: what it is of, and where."""
+    head, _, tail = name.rpartition(".lora_")
+    return ".".join([head, *(part for part in tail.split(".") if part != role)])
 
 
 def _check_adapter(folder: str | Path) -> None:

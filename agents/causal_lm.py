@@ -260,6 +260,35 @@ class CausalLMPolicy(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             return self.value_head(hidden.to(self.value_head.weight.dtype))[:, 0].float()
 
+    @torch.no_grad()
+    def start_critic(self, weight: Tensor, bias: Tensor | float, trunk: nn.Module | None = None) -> None:
+        """Let the critic begin as another model with a scalar head, the reward model: ``V(s) = weight h(s) + bias``.
+
+        Source: Stiennon et al. 2020, section 3.4 (arXiv:2009.01325).
+
+        Args:
+            weight: ``[1, D]``, of the head.
+            bias: its offset, reward units.
+            trunk: of the critic's own trunk's shape; its weights are copied. None: the trunk stays as it is (the
+                value's adapter may have been changed; see ``AdaptedTrunk.copy_adapter``).
+
+        Raises:
+            ValueError: if the critic is the policy's trunk, or the shapes differ.
+        """
+        if not self.has_critic or self.critic == "shared":
+            raise ValueError(f"a critic {self.critic!r} has nothing of its own that could begin as another model")
+        if trunk is not None:
+            if self.critic_trunk is None:
+                raise ValueError(f"a critic {self.critic!r} has no trunk of its own to be given another's weights")
+            try:
+                self.critic_trunk.load_state_dict(trunk.state_dict())
+            except RuntimeError as error:
+                raise ValueError(f"the critic's trunk cannot begin as that model: {error}") from error
+        if weight.shape != self.value_head.weight.shape:
+            raise ValueError(f"the head's weight is {tuple(weight.shape)}, not {tuple(self.value_head.weight.shape)}")
+        self.value_head.weight.copy_(weight)
+        self.value_head.bias.fill_(float(bias))
+
     def head_logits(self, hidden: Tensor) -> Tensor:
         """The model's next-token logits of ``[N, D]`` hidden states: ``[N, V]``, unshaped."""
         return self.model.get_output_embeddings()(hidden)

@@ -79,6 +79,9 @@ class TrainTextConfig(TextTask, AlgorithmFlags):
     value_adapter: bool = True
     """Whether the value has an adapter of its own, which costs a second pass in the update; else its head reads the
     policy's hidden states, and its loss moves the policy's adapter, too (memory adapters)."""
+    critic_start: Literal["model", "reward-model"] = "model"
+    """What a critic of its own (memory full, or an adapter) begins as: the model to be tuned with a head of zeros, or
+    the first reward model, head included (Stiennon et al. 2020), which knows from the first text on what is good."""
     gradient_checkpointing: bool = False
     """Keep only each layer's input for the backward pass and compute the rest again: less memory, a third more time."""
     compile: bool = False
@@ -111,6 +114,11 @@ class TrainTextConfig(TextTask, AlgorithmFlags):
             raise ValueError(f"evaluate_every must be 0 or more updates, received {self.evaluate_every}")
         if self.adapter is not None and self.memory != "adapters":
             raise ValueError(f"adapter needs memory adapters, received memory {self.memory}")
+        if self.critic_start == "reward-model" and self.critic not in ("separate", "adapter"):
+            raise ValueError(
+                "critic_start reward-model needs a critic of its own, memory full or adapters with value_adapter; "
+                f"received memory {self.memory}, algorithm {self.algorithm}, value_adapter {self.value_adapter}"
+            )
         if self.lora_rank < 1 or not self.lora_alpha > 0:
             raise ValueError(f"lora_rank must be >= 1, lora_alpha > 0, received {self.lora_rank}, {self.lora_alpha}")
         if self.eval_prompts is not None and self.prompts is None:

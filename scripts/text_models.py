@@ -25,12 +25,14 @@ class TextModels:
         start: what it started as, frozen, with the same sampling rules.
         plain: the same at temperature 1; the KL is measured against it.
         adapters: the trunk that all share, or None.
+        tokenizer: theirs.
     """
 
     policy: CausalLMPolicy
     start: CausalLMPolicy
     plain: CausalLMPolicy
     adapters: AdaptedTrunk | None
+    tokenizer: Any
 
 
 def end_of_text(model: Any, tokenizer: Any) -> int:
@@ -82,4 +84,4 @@ def build_models(config: TrainTextConfig, path: str, tokenizer: Any) -> TextMode
     )
     start = CausalLMPolicy(start_model, sampling=sampling, **frozen)
     plain = start if config.temperature == 1.0 else CausalLMPolicy(start_model, **frozen)
-    return TextModels(policy=policy, start=start, plain=plain, adapters=trunk)
+    return TextModels(policy=policy, start=start, plain=plain, adapters=trunk, tokenizer=tokenizer)

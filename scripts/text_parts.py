@@ -19,7 +19,7 @@ from scripts.sampling import Samples, write_samples
 from scripts.text_config import TrainTextConfig
 from scripts.text_metrics import Assessment
 from scripts.text_models import build_models
-from scripts.text_rewards import build_scorers
+from scripts.text_rewards import build_scorers, start_critic_as_reward
 from textenvs import assets
 from textenvs.preference import Judged, PreferenceReward
 from textenvs.prompts import load_prompts
@@ -162,6 +162,8 @@ def build_parts(config: TrainTextConfig) -> TextParts:
         group_size=config.agent_config().group_size,
     )
     found = build_scorers(config, models)
+    if config.critic_start == "reward-model":
+        start_critic_as_reward(models, found.scorers[0])
     reward = PreferenceReward(
         base,
         found.scorers if chat is None else [chat.scorer(scorer) for scorer in found.scorers],

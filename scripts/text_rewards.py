@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.adapters import REWARD, AdaptedTrunk, RoleTrunk
+from agents.adapters import REWARD, VALUE, AdaptedTrunk, RoleTrunk
 from reward_models import RewardModel
 from reward_models.adapter import ADAPTER
 from reward_models.ensemble import RewardEnsemble, is_ensemble, member_folders
@@ -17,6 +17,7 @@ from reward_models.files import base_of
 from scripts.text_config import TrainTextConfig
 from scripts.text_models import TextModels
 from textenvs import assets
+from textenvs.text import same_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,3 +119,25 @@ def stands_on(folder: Path, model: str) -> bool:
     if base is None:
         return False
     return base == model or (Path(base).is_dir() and Path(model).is_dir() and Path(base).samefile(model))
+
+
+def start_critic_as_reward(models: TextModels, scorer: Any) -> None:
+    """Let the policy's critic begin as a reward model, an ensemble's first member: its trunk or adapter, and its head.
+
+    Raises:
+        ValueError: if it is no reward model, reads other tokens, or is of another shape than the critic.
+    """
+    one = scorer.members[0] if isinstance(scorer, RewardEnsemble) else scorer
+    if not isinstance(one, RewardModel):
+        raise ValueError(f"critic_start reward-model: the first --reward-model must be one, not {type(one).__name__}")
+    if not same_tokenizer(one.tokenizer, models.tokenizer):
+        raise ValueError("critic_start reward-model: the reward model's tokenizer is not the language model's")
+    weight, bias = one.head.weight / one.std, float(-one.mean / one.std)
+    trunk: Any = one.backbone
+    if models.adapters is None:
+        models.policy.start_critic(weight, bias, trunk)
+    elif isinstance(trunk, RoleTrunk) and trunk.role is not None:
+        models.adapters.copy_adapter(trunk.role, VALUE)
+        models.policy.start_critic(weight, bias)
+    else:
+        raise ValueError("critic_start reward-model: with memory adapters the reward model is one over the same trunk")

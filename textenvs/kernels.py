@@ -1,10 +1,10 @@
 """The layers of a transformers model in faster kernels, equal to the originals up to rounding.
 
 On a CPU with AVX-512, linear layers in float32 go to oneDNN, whose products are a fifth to a half faster than torch's
-own choice on the AMD CPU this was measured on (where there is AVX2 only, torch's own are the faster ones). On a CPU without
-instructions for a half type, layers in that type multiply in float32, ten times as fast as torch's product of half
-numbers, and round the result. GPT-2's GELU takes one kernel instead of eight. Other devices are left as they are. No
-model is known here, layers only; attention is in `textenvs.attention`.
+own choice on the AMD CPU this was measured on; where there is AVX2 only, torch's own are the faster ones. On a CPU
+without instructions for a half type, layers in that type multiply in float32, ten times as fast as torch's product of
+half numbers, and round the result. GPT-2's GELU takes one kernel instead of eight. Other devices are left as they are.
+No model is known here, layers only; attention is in `textenvs.attention`.
 """
 
 from __future__ import annotations

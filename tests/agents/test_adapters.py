@@ -304,3 +304,28 @@ def test_bad_arguments_are_named(tmp_path):
     trunk = AdaptedTrunk(base_model("gpt2"), value=False)
     with pytest.raises(ValueError, match="one for the value"):
         CausalLMPolicy(trunk.model, critic="adapter", adapters=trunk)
+
+
+@pytest.mark.parametrize("alpha", [6, 15])
+def test_an_adapter_that_begins_as_another_changes_the_trunk_as_much_whatever_its_alpha(kind, alpha, tmp_path):
+    other = AdaptedTrunk(base_model(kind), LoraOptions(rank=3, alpha=alpha), value=False)
+    disturb(other, POLICY, 7)
+    other.save(tmp_path / "adapter")
+    _, trunk = adapted(kind)
+    trunk.load(tmp_path / "adapter", "reward_0")
+    trunk.copy_adapter("reward_0", VALUE)
+    tokens = {"input_ids": torch.arange(1, 9)[None], "attention_mask": torch.ones(1, 8, dtype=torch.long)}
+    hidden = {role: RoleTrunk(trunk, role)(**tokens).last_hidden_state for role in (POLICY, VALUE, "reward_0")}
+    torch.testing.assert_close(hidden[VALUE], hidden["reward_0"])
+    assert not torch.allclose(hidden[POLICY], hidden["reward_0"], atol=1e-3)
+    assert all(parameter.requires_grad for parameter in trunk.parameters(VALUE))
+    assert trunk.active == POLICY
+
+
+def test_an_adapter_of_another_rank_is_refused_by_both_ranks(kind, tmp_path):
+    other = AdaptedTrunk(base_model(kind), LoraOptions(rank=2, alpha=6), value=False)
+    other.save(tmp_path / "adapter")
+    _, trunk = adapted(kind)
+    trunk.load(tmp_path / "adapter", "reward_0")
+    with pytest.raises(ValueError, match=r"ranks are \{'reward_0': 2, 'value': 3\}"):
+        trunk.copy_adapter("reward_0", VALUE)

@@ -399,3 +399,35 @@ def test_draws_follow_the_distribution_and_never_take_what_is_impossible():
 def test_impossible_sampling_options_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         TokenSampling(**options)
+
+
+def test_a_critic_that_begins_as_another_model_values_states_as_its_head_does(model):
+    policy = CausalLMPolicy(model, critic="separate")
+    other = copy.deepcopy(model.base_model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.1)
+    weight, generator = torch.randn(1, 24), torch.Generator().manual_seed(3)
+    policy.start_critic(weight, -0.5, other)
+    prompts, actions = ragged()
+    values = policy.values_along(prompts, actions)
+    for row, (prompt, action) in enumerate(zip(prompts, actions, strict=True)):
+        prompt, action = prompt[prompt != PAD], action[action != PAD]
+        for t in range(len(action)):
+            hidden = other(input_ids=torch.cat([prompt, action[:t]])[None]).last_hidden_state[0, -1]
+            assert values[row, t].item() == pytest.approx(float(hidden.detach() @ weight[0]) - 0.5, abs=1e-4)
+    with torch.no_grad():  # a copy: what happens to the other model concerns the critic no more
+        other.get_input_embeddings().weight.normal_(generator=generator)
+    torch.testing.assert_close(policy.values_along(prompts, actions), values, rtol=0, atol=0)
+
+
+def test_a_critic_begins_as_nothing_that_does_not_fit(model):
+    weight = torch.ones(1, 24)
+    for critic in ("shared", "none"):
+        with pytest.raises(ValueError, match=f"critic '{critic}' has nothing of its own"):
+            CausalLMPolicy(copy.deepcopy(model), critic=critic).start_critic(weight, 0.0, model.base_model)
+    policy = CausalLMPolicy(model, critic="separate")
+    with pytest.raises(ValueError, match=r"head's weight is \(1, 25\), not \(1, 24\)"):
+        policy.start_critic(torch.ones(1, 25), 0.0, model.base_model)
+    with pytest.raises(ValueError, match="cannot begin as that model"):
+        policy.start_critic(weight, 0.0, nn.Linear(2, 2))

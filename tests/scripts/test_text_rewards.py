@@ -278,3 +278,61 @@ def test_a_damaged_ensemble_is_named(base, prompts, tmp_path, capsys):
     (folder / "member_1" / "reward_model.json").unlink()
     assert run(base, prompts, tmp_path / "run", [folder]) == 2
     assert "member_1 holds no reward model" in capsys.readouterr().err
+
+
+def calibrated_reward(base, folder, *, lora_rank=None):
+    """A reward model that is sure of something, whose calibration is not the identity."""
+    torch.manual_seed(0)
+    model = RewardModel.from_backbone(base, lora_rank=lora_rank)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.calibrate([[4, 5], [6, 7, 8], [9]])
+    model.save(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("memory", "lora_rank"), [("full", None), ("adapters", 2)])
+def test_a_critic_that_begins_as_the_reward_model_says_what_that_says_of_unfinished_texts(
+    base, prompts, tmp_path, memory, lora_rank
+):
+    """Stiennon et al. 2020, section 3.4."""
+    folder = calibrated_reward(base, tmp_path / "reward", lora_rank=lora_rank)
+    parts = build_parts(config_of(base, prompts, folder, memory=memory, lora_rank=2, critic_start="reward-model"))
+    text = torch.tensor([[0, 4, 5, 6, 7, 8]])  # begins with the tokenizer's first token, as every prompt here
+    values = parts.policy.values_along(text[:, :2], text[:, 2:])[0]
+    for t, value in enumerate(values):
+        (expected,) = RewardModel.load(folder).score_rows([text[0, : 2 + t].tolist()])
+        assert float(value) == pytest.approx(float(expected), abs=1e-5)
+    assert float(values.std()) > 0
+
+
+def test_a_run_whose_critic_begins_as_the_reward_model_resumes_like_any_other(base, own_reward, prompts, tmp_path):
+    folder = calibrated_reward(base, tmp_path / "reward")
+    flags = ("--memory", "full", "--critic-start", "reward-model")
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert run(base, prompts, whole, [folder, f"{own_reward}:words"], *flags) == 0
+    rewards = [folder, f"{own_reward}:interrupts"]
+    assert run(base, prompts, stopped, rewards, *flags) == 130
+    assert run(base, prompts, stopped, rewards, *flags, "--resume") == 0
+    first, second = ((at / "model" / "model.safetensors").read_bytes() for at in (whole, stopped))
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("flags", "rewards", "said"),
+    [
+        (["--memory", "shared"], None, "needs a critic of its own, memory full or adapters"),
+        (["--memory", "full", "--algorithm", "grpo"], None, "needs a critic of its own"),
+        (["--memory", "full"], ["own_rules:words"], "must be one, not function"),
+        (["--memory", "adapters"], None, "the reward model is one over the same trunk"),
+    ],
+)
+def test_a_critic_start_that_does_not_fit_is_refused(base, own_reward, prompts, tmp_path, capsys, flags, rewards, said):
+    rewards = rewards or [calibrated_reward(base, tmp_path / "reward")]
+    try:
+        code = run(base, prompts, tmp_path / "run", rewards, *flags, "--critic-start", "reward-model")
+    except SystemExit as refusal:
+        code = refusal.code
+    assert code == 2
+    assert said in " ".join(capsys.readouterr().err.replace("│", " ").split())
