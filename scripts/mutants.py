@@ -4,9 +4,9 @@
     python -m scripts.mutants --only P4 S2       # those of some traps
     python -m scripts.mutants --write-docs       # all of them, and docs/mutants.md
 
-The mistakes are listed in ``planted_update``, ``planted_control`` and ``planted_text``. Each is a replacement that must
-fit exactly once; the files under test are copies in a temporary folder. Each run is a fork of one process that has
-loaded the libraries, and nothing of the project, beforehand.
+The mistakes are listed in ``planted_update``, ``planted_control``, ``planted_text`` and ``planted_groups``. Each is a
+replacement that must fit exactly once; the files under test are copies in a temporary folder. Each run is a fork of one
+process that has loaded the libraries, and nothing of the project, beforehand.
 """
 
 from __future__ import annotations
@@ -24,14 +24,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts import planted_control, planted_text, planted_update
+from scripts import planted_control, planted_groups, planted_text, planted_update
 from scripts.planted import Mutant
 from scripts.run_dir import write_aside
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("textenvs", "agents", "reward_models", "scripts")
 PAGE = ROOT / "docs" / "mutants.md"
-MUTANTS: tuple[Mutant, ...] = (*planted_update.MUTANTS, *planted_control.MUTANTS, *planted_text.MUTANTS)
+MUTANTS: tuple[Mutant, ...] = (
+    *planted_update.MUTANTS,
+    *planted_control.MUTANTS,
+    *planted_text.MUTANTS,
+    *planted_groups.MUTANTS,
+)
 LIBRARIES = (
     "gymnasium.vector",
     "peft",

@@ -147,12 +147,13 @@ def test_kl_efficiency_divides_gains_over_the_same_start_at_the_last_point_withi
 
 
 def test_learning_sets_our_runs_beside_those_of_the_peer(runs, tmp_path, monkeypatch):
-    runs.answers["reviews-ppo"] = [tuned(0.9, 6.0), tuned(0.8, 6.0)]
+    runs.answers["learning-ppo"] = [tuned(0.9, 6.0), tuned(0.8, 6.0)]
     theirs = [tuned(0.6, 3.0), tuned(0.5, 3.0)]
     monkeypatch.setattr(bench_text_rows, "tuned_by_peer", lambda runs, peers, seed, *, threads: theirs[seed])
     row = learning_row(tmp_path, tmp_path, seeds=2, threads=1)
     assert (row.ours, row.peer) == (pytest.approx(0.85), pytest.approx(0.55))
     assert row.verdict == "must"
+    assert "--critic-start reward-model" in " ".join(runs.commands[0])  # as the peer's does
 
 
 def test_the_peer_is_trained_with_our_preset_and_its_model_judged(tmp_path, monkeypatch):
