@@ -1,6 +1,7 @@
 """PPO, GRPO, RLOO and REINFORCE on text: judged by hand, ratio one, microbatches, one KL, resume (P2, P13, T13, S2)."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -225,6 +226,29 @@ def test_padding_may_hold_anything():
         for name in ("old_logprobs", "advantages", "ref_logprobs")
     }
     torch.testing.assert_close(objective(judged, type(batch)(**(vars(batch) | poisoned)), batch.mask)[0], expected)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_whatever_padding_was_paid_judges_no_text(algorithm):
+    agent = agent_of(algorithm, **({"reward_to_go": True} if algorithm == "reinforce" else {}))
+    rollout = rollout_of(agent)
+    assert not rollout.mask.all()
+    expected = agent.judge(rollout).advantages
+    rewards = rollout.rewards.masked_fill(~rollout.mask, float("nan"))
+    poisoned = dataclasses.replace(rollout, rewards=rewards)
+    torch.testing.assert_close(agent.judge(poisoned).advantages, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_kl_that_the_reward_charges_is_not_charged_by_the_loss_as_well(algorithm):
+    agent = agent_of(algorithm, kl_in="reward")
+    with torch.no_grad():
+        agent.policy.model.lm_head.weight.mul_(1.5)
+    batch = agent.judge(rollout_of(agent))
+    assert batch.ref_logprobs is not None
+    judged = agent.policy.evaluate(batch.observations, batch.actions, batch.mask)
+    losses = [text_objective(agent.config, clip=0.2, beta=beta)(judged, batch, batch.mask)[0] for beta in (0.0, 9.0)]
+    assert torch.equal(*losses)
 
 
 def test_the_plain_gradient_equals_the_clipped_ones_at_ratio_one():
