@@ -239,6 +239,36 @@ def test_whatever_padding_was_paid_judges_no_text(algorithm):
     torch.testing.assert_close(agent.judge(poisoned).advantages, expected, rtol=0, atol=0)
 
 
+def test_an_entropy_bonus_lowers_the_loss_by_the_mean_entropy():
+    batch, judged = stray_batch(plain := agent_of("ppo"))
+    bonus = text_objective(dataclasses.replace(plain.config, entropy_coef=0.3), clip=0.2, beta=0.0)
+    free = text_objective(plain.config, clip=0.2, beta=0.0)
+    expected = -0.3 * judged.entropy[batch.mask].mean()
+    torch.testing.assert_close(bonus(judged, batch, batch.mask)[0] - free(judged, batch, batch.mask)[0], expected)
+
+
+@pytest.mark.parametrize("options", [{"clip_high": 0.5}, {"dual_clip": 2.0}])
+def test_clip_higher_and_dual_clip_reach_the_loss(options):
+    batch, judged = stray_batch(plain := agent_of("grpo"))
+    config = dataclasses.replace(plain.config, average="token", kl_in="reward", **options)
+    ratio = (judged.logprobs - batch.old_logprobs)[batch.mask].exp()
+    advantage = batch.advantages[batch.mask]
+    gain = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1 + options.get("clip_high", 0.2)) * advantage)
+    if "dual_clip" in options:
+        gain = torch.where(advantage < 0, gain.clamp(min=2.0 * advantage), gain)
+    total, _ = text_objective(config, clip=0.2, beta=0.0)(judged, batch, batch.mask)
+    torch.testing.assert_close(total, -gain.mean())
+    assert ((ratio > 2) & (advantage < 0)).any() and ((ratio > 1.5) & (advantage > 0)).any()
+
+
+def stray_batch(agent):
+    """A batch, and what a policy says of it that has moved far from the one that wrote it."""
+    batch = agent.judge(rollout_of(agent))
+    with torch.no_grad():
+        agent.policy.model.lm_head.weight.mul_(-3.0)
+    return batch, agent.policy.evaluate(batch.observations, batch.actions, batch.mask)
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_kl_that_the_reward_charges_is_not_charged_by_the_loss_as_well(algorithm):
     agent = agent_of(algorithm, kl_in="reward")
