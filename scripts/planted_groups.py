@@ -14,7 +14,7 @@ COMBINING, CALIBRATION = "textenvs/combining.py", "reward_models/calibration.py"
 ATTENTION, KERNELS, TRUNK = "textenvs/attention.py", "textenvs/kernels.py", "agents/trunk.py"
 T_GROUPS, T_AGENT, T_UPDATE = (f"tests/agents/test_{name}.py" for name in ("baselines", "text_agent", "text_update"))
 T_LOSSES, T_ADAPTERS, T_POLICY = (f"tests/agents/test_{name}.py" for name in ("losses", "adapters", "causal_lm"))
-T_GENERATION, T_COLLECTOR = (f"tests/agents/test_{name}.py" for name in ("generation", "text_collector"))
+T_GENERATION = "tests/agents/test_generation.py"
 T_COMBINING, T_KERNELS, T_ATTENTION = (
     f"tests/textenvs/test_{name}.py" for name in ("combining", "kernels", "attention")
 )

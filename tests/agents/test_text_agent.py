@@ -262,6 +262,22 @@ def test_clip_higher_and_dual_clip_reach_the_loss(options):
     assert ((ratio > 1.5) & (advantage > 0)).any()
 
 
+@pytest.mark.parametrize("average", ["token", "sequence", "constant"])
+def test_tokens_are_averaged_as_the_setting_says(average):
+    batch, judged = stray_batch(plain := agent_of("rloo"))
+    config = dataclasses.replace(plain.config, average=average)
+    gains = judged.logprobs * batch.advantages * batch.mask
+    lengths = batch.mask.sum(1)
+    assert lengths.min() < lengths.max()
+    expected = {
+        "token": gains.sum() / lengths.sum(),
+        "sequence": (gains.sum(1) / lengths).mean(),
+        "constant": gains.sum() / (ROWS * T),
+    }
+    total, _ = text_objective(config, clip=0.2, beta=0.0)(judged, batch, batch.mask)
+    torch.testing.assert_close(total, -expected[average])
+
+
 def stray_batch(agent):
     """A batch, and what a policy says of it that has moved far from the one that wrote it."""
     batch = agent.judge(rollout_of(agent))
