@@ -203,10 +203,10 @@ def _best_of_n(config: FrontierConfig, settings: list[dict[str, Any]]) -> Points
 
 
 def _refuse_other(wanted: BestOfNConfig, settings: dict[str, Any], path: Path) -> None:
-    """Only runs of one task stand in one picture; where it was computed and by what seed does not matter."""
+    """Only runs of one task stand in one picture; how its models lived, where and by what seed does not matter."""
     here = task_of(asdict(BestOfNConfig(run_dir="", **task_of(settings)).as_run()))
     for name, value in task_of(asdict(wanted.as_run())).items():
-        if name not in ("seed", "device", "threads") and here[name] != value:
+        if name not in ("seed", "device", "threads", "memory") and here[name] != value:
             raise ValueError(f"{path} is of another task: {name} {here[name]!r}, the first run has {value!r}")
 
 

@@ -109,7 +109,7 @@ def test_without_a_judge_the_reward_stands_alone(tmp_path, capsys):
 
 
 def test_several_runs_stand_in_one_picture_if_their_task_is_one(tmp_path):
-    runs = (plant_run(tmp_path / "a", seed=0), plant_run(tmp_path / "b", seed=1, proxy=(0.4, 0.0)))
+    runs = (plant_run(tmp_path / "a", seed=0), plant_run(tmp_path / "b", seed=1, memory="full", proxy=(0.4, 0.0)))
     plant_best_of_n(tmp_path / "best")
     options = {"out": tmp_path / "out", "best_of_n": tmp_path / "best"}
     summary = frontier.main(FrontierConfig(run_dir=runs, **options))
