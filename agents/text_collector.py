@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from agents.causal_lm import CausalLMPolicy
-from agents.generation import Generation, generate
+from agents.generation import Generation, check_slots, generate
 from agents.rollout import Rollout
 from agents.score_scaling import ScoreScaler
 from agents.trunk import pack_rows
@@ -86,9 +86,10 @@ class TextCollector:
         kl_controller: moves ``envs.beta``; None leaves it.
         score_scaler: what the score is turned into before it is paid; figures keep the raw one. None: nothing.
         write: what lets the policy write: ``agents.generation.generate``, or another function of its arguments.
+        slots: texts written at a time, as ``write`` takes it if it is not None; None: all at once.
 
     Raises:
-        ValueError: for a negative penalty, or a controller over an environment without ``beta``.
+        ValueError: for a negative penalty, ``slots`` below 1, or a controller over an environment without ``beta``.
     """
 
     counts = "rows"
@@ -102,7 +103,9 @@ class TextCollector:
         kl_controller: AdaptiveKL | None = None,
         score_scaler: ScoreScaler | None = None,
         write: Callable[..., Generation] = generate,
+        slots: int | None = None,
     ) -> None:
+        check_slots(slots)
         if not missing_eos_penalty >= 0:
             raise ValueError(f"missing_eos_penalty must be >= 0 reward units, got {missing_eos_penalty}")
         self.envs = envs
@@ -110,7 +113,7 @@ class TextCollector:
         self.missing_eos_penalty = float(missing_eos_penalty)
         self.kl_controller = kl_controller
         self.score_scaler = score_scaler
-        self.write = write
+        self.write, self.slots = write, slots
         self._priced = _wrapper_with_beta(envs)
         if kl_controller is not None and self._priced is None:
             raise ValueError("kl_controller needs an environment with KLShaping: none of its wrappers has a beta")
@@ -149,7 +152,9 @@ class TextCollector:
         if (groups != groups[:, :1]).any():
             raise ValueError(f"the prompts drawn do not stand in groups of {self.group_size}: reset(seed=...) first")
         prompts = torch.from_numpy(drawn).to(policy.device)
-        written = self.write(policy, prompts, max_new_tokens=self.base.max_new_tokens, generator=self.generator)
+        options: dict[str, Any] = {} if self.slots is None else {"slots": self.slots}
+        budget = self.base.max_new_tokens
+        written = self.write(policy, prompts, max_new_tokens=budget, generator=self.generator, **options)
         wrote = time.perf_counter()
         rows = self.envs.play(drawn, written.completions.cpu().numpy(), written.logprobs.cpu().numpy())
         self.last = rows

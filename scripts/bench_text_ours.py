@@ -49,6 +49,8 @@ class BenchOursConfig:
     """Type of matrix products (autocast)."""
     mean_length: float | None = None
     """Mean tokens of a completion; the end-of-text token is made that likely. None: none ends before its budget."""
+    slots: int | None = None
+    """Texts written at a time; a text that ended makes room for the next. None: all at once."""
     models: Path | None = None
     """Folder that `write_models` filled. None: written anew for this run."""
     updates: int = 5
@@ -91,7 +93,8 @@ def build_agent(config: BenchOursConfig, folder: Path) -> TextAgent:
         settings,
         policy=policy,
         collector=TextCollector(
-            KLShaping(PreferenceReward(base, scorer), _reference(folder, tokenizer, autocast), 0.05, charge=ppo)
+            KLShaping(PreferenceReward(base, scorer), _reference(folder, tokenizer, autocast), 0.05, charge=ppo),
+            slots=config.slots,
         ),
     )
 

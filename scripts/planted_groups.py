@@ -68,5 +68,5 @@ MUTANTS = (
     Mutant("T10", "half types are rounded before they are multiplied", KERNELS, "linear(x.float(), weight.float()", "linear(x.bfloat16().float(), weight.bfloat16().float()", T_KERNELS),
     Mutant("P13", "a faster layer's weight has the wrong gradient", KERNELS, "grad.t() @ x if weight.is_contiguous() else (x.t() @ grad).t()", "grad.t() @ x.flip(0) if weight.is_contiguous() else (x.flip(0).t() @ grad).t()", T_KERNELS),
     Mutant("P13", "a faster layer's offset has the mean gradient", KERNELS, "grad.sum(0) if to_bias", "grad.mean(0) if to_bias", T_KERNELS),
-    Mutant("T2", "a group's texts continue another prompt", GENERATION, "self.cache.spread(source)", "self.cache.spread(source.flip(0))", T_GENERATION),
+    Mutant("T2", "a group's texts continue another prompt", GENERATION, "self.cache.expect(source, self.column)", "self.cache.expect(source.flip(0), self.column)", T_GENERATION),
 )  # fmt: skip

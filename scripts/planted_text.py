@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from scripts.planted import Mutant
 
-POLICY, TRUNK, GENERATION = "agents/causal_lm.py", "agents/trunk.py", "agents/generation.py"
+POLICY, TRUNK = "agents/causal_lm.py", "agents/trunk.py"
+GENERATION, CACHE = "agents/generation.py", "agents/plain_cache.py"
 COLLECT, SAMPLING = "agents/text_collector.py", "agents/token_distribution.py"
 ENV, PREFERENCE, SCORERS, SHAPING, REFERENCE = (
     f"textenvs/{name}.py" for name in ("vector", "preference", "scorers", "shaping", "reference")
 )
 MODEL, BRADLEY_TERRY = "reward_models/model.py", "reward_models/losses.py"
-T_POLICY, T_GENERATION, T_COLLECT, T_TEXT_UPDATE = (
-    f"tests/agents/test_{name}.py" for name in ("causal_lm", "generation", "text_collector", "text_update")
+T_POLICY, T_GENERATION, T_SLOTS, T_COLLECT, T_TEXT_UPDATE = (
+    f"tests/agents/test_{name}.py" for name in ("causal_lm", "generation", "slots", "text_collector", "text_update")
 )
 T_ENV, T_PREFERENCE, T_SHAPING, T_REFERENCE, T_ROADS, T_EXACT = (
     f"tests/textenvs/test_{name}.py" for name in ("vector", "preference", "shaping", "reference", "roads", "exact")
@@ -26,11 +27,14 @@ MUTANTS = (
     Mutant("T3", "the value is read after the action", GENERATION, "            values = policy.value_of(decoder.hidden)\n", "            values = policy.value_of(policy.model.get_input_embeddings()(tokens))\n", T_GENERATION),
     Mutant("T3", "the value after a step is that of the step", COLLECT, "torch.cat([written.values[:, 1:], torch.zeros_like(written.values[:, :1])], dim=1)", "written.values.clone()", T_COLLECT),
     Mutant("T1", "padding stands between prompt and completion", TRUNK, "return joint.gather(1, order)[:, : int(real.sum(1).max())]", "return joint", T_POLICY),
-    Mutant("T1", "decoding: left padding takes up positions", GENERATION, "self.hidden = self._prefill(prompts, positions)", "self.hidden = self._prefill(prompts, columns[:width].expand_as(positions))", T_GENERATION),
-    Mutant("T2", "decoding: the position does not move on", GENERATION, "self.next_position = self.next_position + 1", "pass", T_GENERATION),
-    Mutant("T2", "decoding: padding is attended to", GENERATION, "self.visible = columns >= pad", "self.visible = columns >= 0 * pad", T_GENERATION),
+    Mutant("T1", "decoding: left padding takes up positions", GENERATION, "self._forward(tokens, positions, columns >= pad,", "self._forward(tokens, columns.expand_as(positions), columns >= pad,", T_GENERATION),
+    Mutant("T2", "decoding: the position does not move on", GENERATION, "positions = self.lengths[:, None]", "positions = self.lengths[:, None] - (self.column - self.longest_prompt)", T_GENERATION),
+    Mutant("T2", "decoding: padding is attended to", GENERATION, "age < self.lengths[:, None]", "age >= 0 * self.lengths[:, None]", T_GENERATION),
     Mutant("T2", "cache compaction moves the wrong rows", GENERATION, "keep[holes] = movers", "keep[holes] = movers.flip(0)", T_GENERATION),
-    Mutant("T2", "cache compaction forgets the values", GENERATION, "            self.values[holes, :, : self.length] = self.values[movers, :, : self.length]\n", "", T_GENERATION),
+    Mutant("T2", "cache compaction forgets the values", CACHE, "            self.values[holes, :, :end] = self.values[movers, :, :end]\n", "", T_GENERATION),
+    Mutant("T2", "slots: prompts that join stand a column too far to the left", CACHE, "torch.arange(self.column - key_states.shape[-2], self.column, device=source.device)", "torch.arange(self.column - key_states.shape[-2] - 1, self.column - 1, device=source.device)", T_SLOTS),
+    Mutant("T2", "slots: what a row that ended has left is seen", GENERATION, "age < self.lengths[:, None], ragged", "age <= self.lengths[:, None], ragged", T_SLOTS),
+    Mutant("T2", "slots: a row draws what belongs to its place", GENERATION, "return self.numbers[steps, rows]", "return self.numbers[steps, torch.arange(len(rows))]", T_SLOTS),
     Mutant("T2", "reference: a row's cache is taken for another's", REFERENCE, "known = running & (lengths > 1) & (before == self._cached).all(axis=1)", "known = running & (lengths > 1) & ((before != PAD).sum(axis=1) == (self._cached != PAD).sum(axis=1))", T_REFERENCE),
     Mutant("T3", "reference: log-probs shifted by one", REFERENCE, "logits_to_keep=torch.arange(first - 1, width - 1, device=tokens.device)", "logits_to_keep=torch.arange(first, width, device=tokens.device)", T_REFERENCE),
     Mutant("T8", "the temperature is not in the logged log-probs", POLICY, "logits = self.sampling.shape(self.head_logits(hidden), steps, self.eos_token_id, taken=tokens)\n            with torch.autocast", "logits = self.head_logits(hidden).float()\n            with torch.autocast", T_GENERATION),

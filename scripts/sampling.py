@@ -52,6 +52,7 @@ def write_samples(
     max_new_tokens: int,
     seed: int,
     batch_size: int = 256,
+    slots: int | None = None,
 ) -> Samples:
     """Let ``policy`` write one completion for every prompt; the same seed gives every policy the same luck.
 
@@ -61,7 +62,8 @@ def write_samples(
         prompts: N texts.
         max_new_tokens: budget, tokens.
         seed: of the draws.
-        batch_size: rows written together.
+        batch_size: rows that are handed over together.
+        slots: rows of them decoded at a time, as ``agents.generation.generate`` takes it. None: all.
     """
     tokens = load_prompts(prompts, tokenizer, vocab_size=policy.vocab_size).tokens
     generator = torch.Generator().manual_seed(seed)
@@ -72,6 +74,7 @@ def write_samples(
             max_new_tokens=max_new_tokens,
             generator=generator,
             with_values=False,
+            slots=slots,
         )
         for start in range(0, len(tokens), batch_size)
     ]

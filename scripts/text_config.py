@@ -84,6 +84,9 @@ class TrainTextConfig(TextTask, AlgorithmFlags):
     the first reward model, head included (Stiennon et al. 2020), which knows from the first text on what is good."""
     gradient_checkpointing: bool = False
     """Keep only each layer's input for the backward pass and compute the rest again: less memory, a third more time."""
+    slots: int | None = None
+    """Texts written at a time, in training and evaluation: the cache of keys and values is no larger, and a text that
+    ended makes room for the next. What is written stays the same, up to rounding. None: all at once."""
     compile: bool = False
     """Run the update's and the reference's passes through torch.compile; decoding does without. The first passes take
     a minute, and on the CPU this was measured on nothing is gained."""
@@ -110,6 +113,8 @@ class TrainTextConfig(TextTask, AlgorithmFlags):
         for name in ("num_eval_prompts", "episodes", "checkpoint_every", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
+        if self.slots is not None and self.slots < 1:
+            raise ValueError(f"slots must be at least 1, or None for all at once, received {self.slots}")
         if self.evaluate_every is not None and self.evaluate_every < 0:
             raise ValueError(f"evaluate_every must be 0 or more updates, received {self.evaluate_every}")
         if self.adapter is not None and self.memory != "adapters":

@@ -100,9 +100,15 @@ class TextParts:
 
     def write(self, policy: CausalLMPolicy) -> Samples:
         """What ``policy`` writes on the evaluation prompts, always with the same seed."""
-        budget = self.collector.base.max_new_tokens
         return self.as_said(
-            write_samples(policy, self.tokenizer, self.eval_prompts, max_new_tokens=budget, seed=EVAL_SEED)
+            write_samples(
+                policy,
+                self.tokenizer,
+                self.eval_prompts,
+                max_new_tokens=self.collector.base.max_new_tokens,
+                seed=EVAL_SEED,
+                slots=self.collector.slots,
+            )
         )
 
     def as_said(self, samples: Samples) -> Samples:
@@ -179,6 +185,7 @@ def build_parts(config: TrainTextConfig) -> TextParts:
         missing_eos_penalty=config.missing_eos_penalty,
         kl_controller=controller,
         score_scaler=config.score_scaler(),
+        slots=config.slots,
     )
     return TextParts(
         tokenizer=tokenizer,

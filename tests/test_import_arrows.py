@@ -16,7 +16,8 @@ EXCEPTIONS = {("textenvs/assets.py", "load_scorer", "reward_models")}
 """(file, function, module): the shipped reward model is loaded only when the function is called."""
 
 TOKEN_MODULES = {"adapters", 
-    "causal_lm", "generation", "heads", "tabular_text", "text", "text_collector", "token_distribution", "trunk",
+    "causal_lm", "generation", "heads", "plain_cache", "tabular_text", "text", "text_collector",
+    "token_distribution", "trunk",
 }  # fmt: skip
 """Modules of agents that may know tokens."""
 

@@ -6,7 +6,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 import agents.generation as generation
 from agents.causal_lm import CausalLMPolicy
-from agents.generation import PlainCache, generate, new_cache
+from agents.generation import generate
+from agents.plain_cache import PlainCache, new_cache
 from agents.token_distribution import TokenSampling
 
 V, EOS = 23, 0
@@ -75,7 +76,9 @@ def test_prompts_that_repeat_are_read_once_and_nothing_else_changes(kind, monkey
     prompts = torch.cat([RAGGED[:3], prompts]).repeat_interleave(4, 0)
     seen, forward = [], generation._Decoder._forward
     monkeypatch.setattr(
-        generation._Decoder, "_forward", lambda self, *args: (seen.append(args[0].shape), forward(self, *args))[1]
+        generation._Decoder,
+        "_forward",
+        lambda self, *args, **kwargs: (seen.append(args[0].shape), forward(self, *args, **kwargs))[1],
     )
     shared = generate(policy, prompts, max_new_tokens=12, generator=torch.Generator().manual_seed(0))
     assert seen[0] == (6, 5)
@@ -165,5 +168,5 @@ def test_a_policy_without_end_of_text_always_uses_its_budget():
 
 
 def test_sliding_layers_keep_transformers_own_cache():
-    assert isinstance(new_cache(build("gpt2").model.config, capacity=4), PlainCache)
-    assert not isinstance(new_cache(build("sliding").model.config, capacity=4), PlainCache)
+    assert isinstance(new_cache(build("gpt2").model.config, slots=2, capacity=4), PlainCache)
+    assert not isinstance(new_cache(build("sliding").model.config, slots=2, capacity=4), PlainCache)

@@ -7,7 +7,6 @@ from transformers import GPT2Config, LlamaConfig
 
 from agents.adapters import AdaptedTrunk, LoraOptions
 from agents.causal_lm import CausalLMPolicy
-from agents.generation import new_cache
 from agents.memory import (
     Layout,
     PeakMemory,
@@ -19,6 +18,7 @@ from agents.memory import (
     plan,
     resident_bytes,
 )
+from agents.plain_cache import new_cache
 from textenvs.kernels import cache_keyword
 
 V = 37
@@ -106,7 +106,8 @@ def test_planned_cache_is_the_cache_that_decoding_allocates(config):
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_config(config).eval()
-    cache = new_cache(config, capacity=WORK.prompt_tokens + WORK.new_tokens - 1)
+    cache = new_cache(config, slots=WORK.rollout_rows, capacity=WORK.prompt_tokens + WORK.new_tokens - 1)
+    cache.expect(torch.arange(WORK.rollout_rows), 5)
     tokens = torch.ones(WORK.rollout_rows, 5, dtype=torch.long)
     model(input_ids=tokens, use_cache=True, **{cache_keyword(model): cache})
     assert cache_bytes(config, torch.float32, WORK) == sum(x.keys.nbytes + x.values.nbytes for x in cache.layers)

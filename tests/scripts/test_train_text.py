@@ -395,6 +395,7 @@ def test_every_algorithm_resumes_where_an_undisturbed_run_ends_and_has_no_critic
         (["--baseline", "batch"], "baseline is REINFORCE's"),
         (["--kl-estimator", "k2"], "kl_estimator is of a KL in the loss"),
         (["--score-clip", "0"], "limit must be positive"),
+        (["--slots", "0"], "slots must be at least 1, or None for all at once, received 0"),
     ],
 )
 def test_options_that_do_not_apply_are_refused_at_the_door(flags, said, capsys, tmp_path):
@@ -403,6 +404,25 @@ def test_options_that_do_not_apply_are_refused_at_the_door(flags, said, capsys, 
     assert refusal.value.code == 2
     assert said in " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert not (tmp_path / "run").exists()
+
+
+def test_slots_change_no_text_and_no_lesson_and_bound_the_planned_cache(inputs, tmp_path):
+    assert run(inputs, tmp_path / "all", threads=1) == 0
+    assert run(inputs, tmp_path / "three", threads=1, slots=3) == 0
+    samples = [json.loads((tmp_path / name / "samples.json").read_text()) for name in ("all", "three")]
+    texts = [[(row["prompt"], row["before"], row["after"]) for row in each["samples"]] for each in samples]
+    assert texts[0] == texts[1]
+    whole, slotted = weights(tmp_path / "all"), weights(tmp_path / "three")
+    for name, tensor in whole.items():
+        torch.testing.assert_close(slotted[name], tensor, atol=1e-3, rtol=1e-3)  # Adam divides rounding by its size
+    planned = []
+    for slots in (None, 2, 16):
+        config = TrainTextConfig(
+            run_dir="none", model=inputs["--model"], prompts=inputs["--prompts"], reward_model=("own_reward:good",),
+            judge=False, batch_size=8, minibatch_size=8, slots=slots,
+        )  # fmt: skip
+        planned.append(planned_bytes(config)["shared"]["rollout_cache"])
+    assert planned[0] == 4 * planned[1] == planned[2]
 
 
 def samples_of(completions, openings=("x", "y")):
