@@ -310,7 +310,9 @@ def test_values_and_logprobs_alone_are_those_of_the_whole_evaluation(critic):
     torch.testing.assert_close(policy.logprobs_along(prompts, completions), whole.logprobs.detach())
 
 
-@pytest.mark.parametrize(("build", "critic"), [(gpt2, "separate"), (llama, "shared")])
+@pytest.mark.parametrize(
+    ("build", "critic"), [pytest.param(gpt2, "separate", marks=pytest.mark.slow), (llama, "shared")]
+)
 def test_a_compiled_trunk_gives_the_same_for_rows_of_any_length_and_its_own_copy(build, critic, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # traced, not translated
     plain, compiled = CausalLMPolicy(build(), critic=critic), CausalLMPolicy(build(), critic=critic, compile=True)

@@ -60,9 +60,8 @@ def assert_equal(got, expected):
     assert state.equal(state_of_all)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "eager"])
+@pytest.mark.parametrize(("kind", "critic"), [("gpt2", "shared"), ("llama", "separate"), ("eager", "shared")])
 @pytest.mark.parametrize("prompts", [RAGGED, EVEN, GROUPS], ids=["ragged", "even", "groups"])
-@pytest.mark.parametrize("critic", ["shared", "separate"])
 @pytest.mark.parametrize("slots", [1, 3, B, B + 5])
 def test_slots_change_nothing_of_what_is_written(kind, prompts, critic, slots):
     policy = build(kind, critic=critic)
