@@ -23,12 +23,13 @@ from torch.utils.checkpoint import checkpoint
 
 from agents.adapters import POLICY, VALUE, AdaptedTrunk
 from agents.kl import full_kl
+from agents.output_head import linear_token_logprobs
 from agents.policy import Evaluation
 from agents.token_distribution import TokenSampling, sample_tokens, token_logprobs
-from agents.trunk import compile_trunk, hidden_states, pack_rows, recompute_layers, trunk_forward
 from textenvs.attention import attend
 from textenvs.kernels import speed_up
 from textenvs.rows import PAD
+from textenvs.trunk import compile_trunk, hidden_states, pack_rows, recompute_layers, trunk_forward
 
 LOGITS_AT_ONCE = 2**24
 """Entries of a logits array above which it is computed in pieces and again in the backward pass (64 MB of float32)."""
@@ -172,7 +173,7 @@ class CausalLMPolicy(nn.Module):
         if bool((column == 0).any()):
             raise ValueError("the first token of a row cannot be judged: there is no state before it")
         with self.acting():
-            hidden = hidden_states(self.model.base_model, rows[:, :-1], (rows != PAD).sum(1) - 1)(row, column - 1)
+            hidden = hidden_states(self.model.base_model, rows[:, :-1], (rows != PAD).sum(1) - 1, row, column - 1)
             logprobs, _ = self._judge_tokens(hidden, rows[row, column], column)
         return logprobs
 
@@ -225,12 +226,7 @@ class CausalLMPolicy(nn.Module):
         steps, tokens = mask.long().cumsum(1)[mask] - 1, actions[mask]
         with self.acting():
             hidden = self._at_decisions(pack_rows(observations, actions), observations, mask, self.model.base_model)
-            piece = max(1, LOGITS_AT_ONCE // self.vocab_size)
-            found = []
-            for part, taken, at in zip(hidden.split(piece), tokens.split(piece), steps.split(piece), strict=True):
-                logits = self.sampling.shape(self.head_logits(part), at, self.eos_token_id, taken=taken)
-                found.append(logits.gather(1, taken[:, None])[:, 0] - logits.logsumexp(1))
-            return _spread(torch.cat(found), mask)
+            return _spread(self._judge_tokens(hidden, tokens, steps)[0], mask)
 
     @torch.no_grad()
     def values(self, observations: Tensor) -> Tensor:
@@ -343,16 +339,20 @@ class CausalLMPolicy(nn.Module):
         if bool((where < 0).any()):
             raise ValueError("a prompt is empty: there is no state before the first token; begin prompts with a token")
         lengths = (rows != PAD).sum(1) - 1
-        return hidden_states(trunk, rows[:, :-1], lengths)(row, where)
+        return hidden_states(trunk, rows[:, :-1], lengths, row, where)
 
     def _judge_tokens(self, hidden: Tensor, tokens: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
         """``(logprobs [N], entropy [N])``; in pieces that are computed again backward if the logits would be large."""
 
         def judge(hidden: Tensor, tokens: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+            if plain:
+                return linear_token_logprobs(hidden, head.weight, tokens, temperature=self.sampling.temperature)
             logits = self.sampling.shape(self.head_logits(hidden), steps, self.eos_token_id, taken=tokens)
             with torch.autocast(logits.device.type, enabled=False):
                 return token_logprobs(logits, tokens)
 
+        head = self.model.get_output_embeddings()
+        plain = type(head) is nn.Linear and head.bias is None and not self.sampling.filters
         piece = max(1, LOGITS_AT_ONCE // self.vocab_size)
         if hidden.shape[0] <= piece:
             return judge(hidden, tokens, steps)

@@ -19,8 +19,8 @@ from agents.causal_lm import CausalLMPolicy
 from agents.generation import Generation, check_slots, generate
 from agents.rollout import Rollout
 from agents.score_scaling import ScoreScaler
-from agents.trunk import pack_rows
 from textenvs.rows import TokenRows, last_action_index
+from textenvs.trunk import pack_rows
 
 REPEATED = 3
 """Length of the n-grams of ``rollout/repetition``: that of Paulus et al. 2017, whose texts are as short as ours."""

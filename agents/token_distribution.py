@@ -2,16 +2,18 @@
 
 `TokenSampling` says how logits become a distribution (temperature, top-k, top-p, shortest completion, allowed tokens);
 `token_logprobs` reads log-probabilities and entropies off it with a backward pass that keeps one `[N, V]` array only;
-`sample_tokens` draws from it. No model is known here.
+`sample_tokens` draws from it. No model is known here; `agents.output_head` has a linear layer in front.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +103,22 @@ IN_CACHE = 2**19
 """Entries of a logits array that are worked on together (2 MB of float32)."""
 
 
+def read_off(logits: Tensor, tokens: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    """Fill ``probabilities [N, V]``; give log-probability and entropy, ``[N]`` each. No gradient."""
+    # Below the largest, so that what is nearly certain has its small numbers exact; clamped, as 0 x -inf is none.
+    below = (logits - logits.amax(-1, keepdim=True)).clamp_(min=torch.finfo(logits.dtype).min)
+    torch.softmax(below, dim=-1, out=probabilities)
+    largest = probabilities.amax(-1).log()
+    chosen = below.gather(1, tokens[:, None])[:, 0] + largest
+    return chosen, -largest - torch.linalg.vecdot(probabilities, below)
+
+
+def parts_in_cache(rows: int, vocab_size: int) -> Iterator[slice]:
+    """A few rows at a time, so that what one kernel writes is in the cache when the next reads it."""
+    step = max(1, IN_CACHE // vocab_size)
+    return (slice(begin, begin + step) for begin in range(0, rows, step))
+
+
 class _TokenLogprobs(torch.autograd.Function):
     """Gathered log-softmax and entropy; only the probabilities are kept for the backward pass.
 
@@ -111,21 +129,14 @@ class _TokenLogprobs(torch.autograd.Function):
     def forward(ctx, logits: Tensor, tokens: Tensor):  # type: ignore[no-untyped-def, override]
         probabilities = torch.empty_like(logits)
         chosen, entropy = logits.new_empty(len(tokens)), logits.new_empty(len(tokens))
-        least = torch.finfo(logits.dtype).min
-        # A few rows at a time, so that what one kernel writes is in the cache when the next reads it.
-        step = max(1, IN_CACHE // logits.shape[-1])
-        for part in (slice(begin, begin + step) for begin in range(0, len(tokens), step)):
-            logprobs = torch.log_softmax(logits[part], dim=-1)
-            torch.exp(logprobs, out=probabilities[part])
-            torch.gather(logprobs, 1, tokens[part, None], out=chosen[part, None])
-            finite = logprobs.clamp_(min=least)
-            torch.linalg.vecdot(probabilities[part], finite, out=entropy[part])
-        entropy.neg_()
+        for part in parts_in_cache(*logits.shape):
+            chosen[part], entropy[part] = read_off(logits[part], tokens[part], probabilities[part])
         ctx.save_for_backward(probabilities, tokens, entropy)
         ctx.set_materialize_grads(False)
         return chosen, entropy
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_chosen: Tensor | None, grad_entropy: Tensor | None):  # type: ignore[no-untyped-def, override]
         probabilities, tokens, entropy = ctx.saved_tensors
         grad = None
@@ -133,10 +144,15 @@ class _TokenLogprobs(torch.autograd.Function):
             grad = probabilities * -grad_chosen[:, None]
             grad.scatter_add_(-1, tokens[:, None], grad_chosen[:, None])
         if grad_entropy is not None:
-            plogp = torch.special.xlogy(probabilities, probabilities)
-            part = (plogp + probabilities * entropy[:, None]) * -grad_entropy[:, None]
+            part = entropy_gradient(probabilities, entropy, grad_entropy)
             grad = part if grad is None else grad + part
         return grad, None
+
+
+def entropy_gradient(probabilities: Tensor, entropy: Tensor, grad: Tensor) -> Tensor:
+    """What a gradient ``[N]`` of the entropy is to the logits, ``[N, V]``."""
+    plogp = torch.special.xlogy(probabilities, probabilities)
+    return (plogp + probabilities * entropy[:, None]) * -grad[:, None]
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,8 +19,10 @@ from transformers import AutoModel
 
 from reward_models.adapter import ADAPTER, AdapterBackbone
 from reward_models.files import first_line, load_tokenizer, read_model, write_model
+from textenvs.attention import attend
 from textenvs.kernels import speed_up
 from textenvs.rows import PAD
+from textenvs.trunk import can_pack, hidden_states
 
 
 class RewardModel(nn.Module):
@@ -53,6 +55,8 @@ class RewardModel(nn.Module):
                 "they do not belong together"
             )
         speed_up(backbone)
+        if hasattr(backbone.config, "_attn_implementation") and hasattr(backbone, "set_attn_implementation"):
+            attend(backbone)
         limit = getattr(config, "max_position_embeddings", None) or 2048
         self.backbone: Any = backbone
         self.autocast: torch.dtype | None = None
@@ -101,15 +105,23 @@ class RewardModel(nn.Module):
             inputs["position_ids"] = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
         if "use_cache" in self._backbone_takes:
             inputs["use_cache"] = False
-        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+        with self._autocasting():
             return self.backbone(**inputs).last_hidden_state
+
+    def _autocasting(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
 
     def raw(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Uncalibrated rewards ``[N]`` of rows ``[N, T]``, read at the last position where ``attention_mask``."""
         steps = torch.arange(input_ids.shape[1], device=input_ids.device)
         last = (attention_mask.long() * steps).argmax(dim=1)
-        hidden = self.hidden(input_ids, attention_mask)
-        read = hidden[torch.arange(len(last), device=last.device), last].to(self.head.weight.dtype)
+        row, lengths = torch.arange(len(last), device=last.device), attention_mask.long().sum(dim=1)
+        if can_pack(self.backbone) and bool((attention_mask.bool() == (steps < lengths[:, None])).all()):
+            with self._autocasting():
+                read = hidden_states(self.backbone, input_ids, lengths, row, last)
+        else:
+            read = self.hidden(input_ids, attention_mask)[row, last]
+        read = read.to(self.head.weight.dtype)
         return self.head(read).squeeze(-1).float()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from scripts.planted import Mutant
 
-POLICY, TRUNK = "agents/causal_lm.py", "agents/trunk.py"
+POLICY, TRUNK = "agents/causal_lm.py", "textenvs/trunk.py"
 GENERATION, CACHE = "agents/generation.py", "agents/plain_cache.py"
 COLLECT, SAMPLING = "agents/text_collector.py", "agents/token_distribution.py"
 ENV, PREFERENCE, SCORERS, SHAPING, REFERENCE = (

@@ -4,28 +4,35 @@ Registered with transformers beside its own as ``textenvs``; where rows are padd
 is torch's scaled dot-product attention, bit for bit.
 
 - Rows packed one behind the other, ``[1, N]`` tokens, go through every layer without padding; only here, where rows
-  must not see one another, they are laid out as ``[B, W]`` and packed again.
+  must not see one another, they are laid out as ``[B, W]`` and packed again. Short rows are attended by
+  `textenvs.short_attention`.
 - What would run in bfloat16 or float16 on a CPU runs in float32, which is several times as fast where there is one
   query a row, and rounded once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from textenvs.kernels import HALF
+from textenvs.kernels import HALF, padded_rows
+from textenvs.short_attention import causal_attention, is_short
 
 SDPA, OURS = "sdpa", "textenvs"
 """torch's attention, and ours around it, as transformers' ``attn_implementation`` calls them."""
 LAYOUT = "row_layout"
 """Keyword under which a model's forward pass takes a `RowLayout` to its attention."""
+
+WORTH_LEAVING_OUT = 0.95
+"""Share of a layer's tokens from which on none are left out."""
 
 
 def attend(model: Any) -> None:
@@ -47,38 +54,56 @@ def attends_to_everything(config: Any) -> bool:
 class RowLayout:
     """Where the tokens of ``[B, W]`` right-padded rows are when the rows are packed, one behind the other.
 
+    A few tokens behind the last row, which no row sees and nobody reads, make their number one that products like.
+
     Args:
         lengths: ``[B]`` tokens of each row, each at least 1.
 
     Attributes:
         starts: ``[B]`` where each row begins, packed.
         width: the longest row, W.
-        places: ``[N]``, of each packed token its place in the flat ``[B x W]``.
-        sources: ``[B x W]`` the inverse; padding has token 0, which no real position of its row ever sees.
+        real: tokens of all rows together, n.
+        places: ``[N]``, of each packed token its place in the flat ``[B x W]``; behind the last row 0.
+        sources: ``[B x W]`` the inverse; padding has token 0, which no real position of its row ever sees. None: rows
+            are of one length, so that both are the same.
         layers: attention layers that were run by this layout.
     """
 
     def __init__(self, lengths: Tensor) -> None:
         self.starts = lengths.cumsum(0) - lengths
-        self.width = int(lengths.max())
+        self.width, self.real = int(lengths.max()), int(lengths.sum())
         steps = torch.arange(self.width, device=lengths.device)
         real = steps < lengths[:, None]
-        self.places = real.flatten().nonzero()[:, 0]
-        self.sources = torch.where(real, self.starts[:, None] + steps, 0).flatten()
+        more = padded_rows(self.real) - self.real
+        self.places = pad(real.flatten().nonzero()[:, 0], (0, more))
+        of_one_length = len(self.places) == self.real == len(lengths) * self.width
+        self.sources = None if of_one_length else torch.where(real, self.starts[:, None] + steps, 0).flatten()
         self.layers = 0
 
     def positions(self) -> Tensor:
         """``[N]`` of each packed token, how many stand before it in its row."""
         return self.places % self.width
 
+    def with_some_more(self, reads: Tensor) -> Tensor | None:
+        """``[M]`` different packed tokens, ``reads [R]`` among them, a number that products like; None: nearly all."""
+        read = torch.zeros(len(self.places), dtype=torch.uint8, device=self.places.device)
+        read[reads] = 1
+        number = padded_rows(int(read.sum()))
+        if number > WORTH_LEAVING_OUT * len(read):
+            return None
+        return read.argsort(descending=True, stable=True)[:number]
+
     def spread(self, packed: Tensor) -> Tensor:
         """``[1, H, N, D]`` packed to ``[B, H, W, D]`` rows."""
-        rows = _Spread.apply(packed[0].transpose(0, 1), self.sources, self.places)  # type: ignore[no-untyped-call]
-        return rows.unflatten(0, (len(self.starts), self.width)).transpose(1, 2)  # type: ignore[no-any-return]
+        rows = packed.squeeze(0).transpose(0, 1)
+        if self.sources is not None:
+            rows = _Spread.apply(rows, self.sources, self.places[: self.real])  # type: ignore[no-untyped-call]
+        return rows.unflatten(0, (len(self.starts), self.width)).transpose(1, 2)
 
     def pack(self, rows: Tensor) -> Tensor:
         """``[B, W, H, D]`` rows to ``[1, N, H, D]`` packed."""
-        return rows.flatten(0, 1).index_select(0, self.places)[None]
+        flat = rows.flatten(0, 1)
+        return (flat if self.sources is None else flat.index_select(0, self.places))[None]
 
 
 class _Spread(torch.autograd.Function):
@@ -87,13 +112,17 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def forward(ctx, packed: Tensor, sources: Tensor, places: Tensor):  # type: ignore[no-untyped-def, override]
         ctx.save_for_backward(places)
+        ctx.tokens = len(packed)
         return packed.index_select(0, sources)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def, override]
         (places,) = ctx.saved_tensors
-        return grad.index_select(0, places), None, None
+        of_packed = grad.new_empty(ctx.tokens, *grad.shape[1:])
+        of_packed[len(places) :] = 0
+        torch.index_select(grad, 0, places, out=of_packed[: len(places)])
+        return of_packed, None, None
 
 
 def _attention(
@@ -101,21 +130,42 @@ def _attention(
 ) -> tuple[Tensor, None]:
     layout: RowLayout | None = options.pop(LAYOUT, None)
     if layout is None:
-        return _in_float32(module, query, key, value, attention_mask, **options), None
-    layout.layers += 1
-    rows = [layout.spread(part) for part in (query, key, value)]
-    out = _in_float32(module, rows[0], rows[1], rows[2], None, is_causal=True, **options)
-    return layout.pack(out), None
+        return _in_float32(_by_torch, module, query, key, value, attention_mask, **options), None
+    layout.layers += getattr(module, "is_causal", True)  # one that sees what comes is none that packs
+    query, key, value = (layout.spread(part) for part in (query, key, value))
+    plain = not options.get("dropout") and all(options.get(name) is None for name in ("softcap", "position_bias"))
+    attention = _of_short_rows if plain and is_short(query) else _by_torch
+    return layout.pack(_in_float32(attention, module, query, key, value, None, is_causal=True, **options)), None
 
 
 def _in_float32(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+    attention: Callable[..., Tensor],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    **options: Any,
 ) -> Tensor:
     """``[B, W, H, D]``; in float32 if it would be in a half type on a CPU."""
     if query.device.type != "cpu" or query.dtype not in HALF:
-        return sdpa_attention_forward(module, query, key, value, mask, **options)[0]
+        return attention(module, query, key, value, mask, **options)
     if mask is not None and mask.is_floating_point():
         mask = mask.float()
     with torch.autocast("cpu", enabled=False):
-        out, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), mask, **options)
+        out = attention(module, query.float(), key.float(), value.float(), mask, **options)
     return out.to(query.dtype)
+
+
+def _by_torch(*inputs: Any, **options: Any) -> Tensor:
+    return sdpa_attention_forward(*inputs, **options)[0]  # type: ignore[no-any-return]
+
+
+def _of_short_rows(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, *, scaling: float | None = None, **_: Any
+) -> Tensor:
+    shared = query.shape[1] // key.shape[1]
+    if shared > 1:  # query heads with the same keys and values stand side by side
+        key, value = (part.repeat_interleave(shared, dim=1) for part in (key, value))
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return causal_attention(query, key, value, scale).transpose(1, 2)

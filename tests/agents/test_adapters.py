@@ -15,8 +15,8 @@ from agents import checkpoint
 from agents.adapters import POLICY, REFERENCE, VALUE, AdaptedTrunk, LoraOptions, RoleTrunk
 from agents.causal_lm import CausalLMPolicy
 from agents.generation import generate
-from agents.trunk import can_pack
 from textenvs.kernels import speed_up
+from textenvs.trunk import can_pack
 
 V, EOS = 29, 0
 IDS = dict(bos_token_id=EOS, eos_token_id=EOS, pad_token_id=EOS, vocab_size=V, initializer_range=0.3)

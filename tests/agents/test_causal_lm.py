@@ -10,11 +10,11 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import agents.causal_lm as causal_lm
-import agents.trunk as trunk_module
+import textenvs.trunk as trunk_module
 from agents.causal_lm import CausalLMPolicy
 from agents.token_distribution import TokenSampling, sample_tokens, token_logprobs
-from agents.trunk import length_parts, pack_rows
 from textenvs.rows import PAD
+from textenvs.trunk import length_parts, pack_rows
 
 V, EOS = 31, 0
 SPECIAL = dict(bos_token_id=EOS, eos_token_id=EOS, pad_token_id=EOS)

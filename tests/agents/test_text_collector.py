@@ -55,7 +55,7 @@ def test_rewards_sum_to_score_minus_beta_kl_and_the_score_is_on_the_last_action(
     rows = collector.last
     assert {"eos", "length"} == set(rows.stop_reason)
     expected = rows.scores - 0.3 * rows.kl.sum(1)
-    np.testing.assert_allclose(rollout.rewards.sum(1).numpy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(rollout.rewards.sum(1).numpy(), expected, rtol=1e-5, atol=1e-5)
     lengths = rollout.mask.sum(1)
     for i, n in enumerate(lengths.tolist()):
         paid = rollout.rewards[i].numpy() + 0.3 * rows.kl[i]

@@ -4,12 +4,13 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig
+from transformers import AutoModel, AutoModelForCausalLM, BertConfig, GPT2Config, LlamaConfig, MistralConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from agents.trunk import can_pack, hidden_states, recompute_layers
 from textenvs.attention import OURS, RowLayout, attend, attends_to_everything
+from textenvs.kernels import padded_rows
 from textenvs.rows import PAD
+from textenvs.trunk import can_pack, hidden_states, recompute_layers
 
 CONFIGS = {
     "gpt2": GPT2Config(vocab_size=50, n_positions=40, n_embd=24, n_layer=2, n_head=4, initializer_range=0.2),
@@ -32,6 +33,10 @@ ROWS = TOKENS.where(torch.arange(9) < LENGTHS[:, None], PAD)
 EVERY = (torch.arange(9) < LENGTHS[:, None]).nonzero().unbind(1)
 
 
+def trunk_layers(trunk):
+    return trunk.h if hasattr(trunk, "h") else trunk.layers
+
+
 def rows_alone(trunk):
     """Hidden states [18, D] of every token, each row by itself."""
     return torch.cat(
@@ -39,17 +44,24 @@ def rows_alone(trunk):
     )
 
 
-def test_a_layout_takes_rows_apart_and_together_again():
-    layout = RowLayout(torch.tensor([2, 1, 3]))
-    packed = torch.arange(6.0).view(1, 1, 6, 1).requires_grad_()
+@pytest.mark.parametrize("lengths", [(2, 1, 3), (15, 16), (7, 7, 7), (8, 8), (1,)])
+def test_a_layout_takes_rows_apart_and_together_again(lengths):
+    layout, real = RowLayout(torch.tensor(lengths)), sum(lengths)
+    tokens = len(layout.places)
+    assert tokens == padded_rows(real)
+    packed = torch.arange(float(tokens)).view(1, 1, tokens, 1).requires_grad_()
     rows = layout.spread(packed)
-    assert rows.shape == (3, 1, 3, 1)
-    assert [rows[i, 0, :n, 0].tolist() for i, n in enumerate((2, 1, 3))] == [[0, 1], [2], [3, 4, 5]]
-    assert layout.positions().tolist() == [0, 1, 0, 0, 1, 2]
-    together = layout.pack(rows.transpose(1, 2))
-    assert together.flatten().tolist() == [0, 1, 2, 3, 4, 5]
-    (together.flatten() * torch.arange(1.0, 7.0)).sum().backward()
-    assert packed.grad.flatten().tolist() == [1, 2, 3, 4, 5, 6]
+    assert rows.shape == (len(lengths), 1, max(lengths), 1)
+    in_order = iter(range(real))
+    assert [rows[i, 0, :n, 0].tolist() for i, n in enumerate(lengths)] == [
+        [next(in_order) for _ in range(n)] for n in lengths
+    ]
+    assert layout.positions()[:real].tolist() == [step for n in lengths for step in range(n)]
+    together = layout.pack(rows.transpose(1, 2)).flatten()
+    assert together.shape == (tokens,)
+    assert together[:real].tolist() == list(range(real))
+    (together[:real] * torch.arange(1.0, real + 1)).sum().backward()
+    assert packed.grad.flatten().tolist() == [*range(1, real + 1), *[0] * (tokens - real)]
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -61,7 +73,7 @@ def test_packed_rows_equal_each_row_alone_and_so_do_gradients(model, recompute):
     weights = torch.randn(18, 24, generator=torch.Generator().manual_seed(4))
     assert can_pack(model.base_model)
     assert not can_pack(twin.base_model)
-    found = hidden_states(model.base_model, ROWS, LENGTHS)(*EVERY)
+    found = hidden_states(model.base_model, ROWS, LENGTHS, *EVERY)
     expected = rows_alone(twin.base_model)
     torch.testing.assert_close(found, expected)
     for hidden in (found, expected):
@@ -71,12 +83,63 @@ def test_packed_rows_equal_each_row_alone_and_so_do_gradients(model, recompute):
         torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=1e-4, atol=1e-5)
 
 
+READ = [(torch.tensor([0, 2, 2, 3]), torch.tensor([4, 8, 3, 2])), (torch.tensor([2]), torch.tensor([0]))]
+
+
+@pytest.mark.parametrize("reads", READ, ids=["some", "one"])
+def test_the_last_mlp_is_computed_where_it_is_read_and_nothing_else_changes(model, reads):
+    lengths, rows = torch.full((4,), 9), TOKENS.repeat(1, 4)[:, :36]
+    lengths, reads = lengths * 4, (reads[0], reads[1] * 4)
+    twin, weights = copy.deepcopy(model), torch.randn(len(reads[0]), 24, generator=torch.Generator().manual_seed(4))
+    attend(model)
+    assert can_pack(model.base_model)
+    mlp, seen = trunk_layers(model.base_model)[-1].mlp, []
+    next(mlp.children()).register_forward_hook(lambda module, inputs, out: seen.append(inputs[0].shape[1]))
+    found = hidden_states(model.base_model, rows, lengths, *reads)
+    assert seen == [16]  # of 144
+    assert "forward" not in vars(mlp)
+    expected = twin.base_model(input_ids=rows).last_hidden_state[reads]
+    torch.testing.assert_close(found, expected)
+    for hidden in (found, expected):
+        (hidden * weights).sum().backward()
+    theirs = dict(twin.base_model.named_parameters())
+    for name, parameter in model.base_model.named_parameters():
+        torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=1e-4, atol=1e-5)
+
+
+def test_an_mlp_that_looks_beyond_its_position_is_computed_everywhere(model):
+    class Mixing(torch.nn.Module):
+        def forward(self, hidden):
+            return hidden.cumsum(1)
+
+    attend(model)
+    trunk_layers(model.base_model)[-1].mlp = Mixing()
+    expected = model.base_model(input_ids=TOKENS[:1]).last_hidden_state[0, 8:]
+    one_row = TOKENS[:1], torch.tensor([9]), torch.tensor([0]), torch.tensor([8])
+    torch.testing.assert_close(hidden_states(model.base_model, *one_row), expected)
+
+
+def test_long_rows_are_attended_as_short_ones_are(model, monkeypatch):
+    attend(model)
+    short = hidden_states(model.base_model, ROWS, LENGTHS, *EVERY)
+    monkeypatch.setattr("textenvs.short_attention.LONGEST", 8)
+    torch.testing.assert_close(hidden_states(model.base_model, ROWS, LENGTHS, *EVERY), short)
+
+
+def test_a_model_that_sees_what_comes_is_not_packed():
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32)
+    model = AutoModel.from_config(config).eval()
+    attend(model)
+    assert not can_pack(model)
+
+
 def test_no_row_sees_another(model):
     attend(model)
-    before = hidden_states(model.base_model, ROWS, LENGTHS)(*EVERY)
+    before = hidden_states(model.base_model, ROWS, LENGTHS, *EVERY)
     other = ROWS.clone()
     other[2, :9] = (other[2, :9] + 7) % 50
-    after = hidden_states(model.base_model, other, LENGTHS)(*EVERY)
+    after = hidden_states(model.base_model, other, LENGTHS, *EVERY)
     assert (EVERY[0] != 2).sum() == 9
     assert torch.equal(before[EVERY[0] != 2], after[EVERY[0] != 2])
     assert not torch.equal(before[EVERY[0] == 2], after[EVERY[0] == 2])
@@ -94,13 +157,13 @@ def test_a_model_with_a_sliding_window_is_not_packed_and_right_all_the_same():
     attend(model)
     assert not attends_to_everything(model.config)
     assert not can_pack(model.base_model)
-    torch.testing.assert_close(hidden_states(model.base_model, ROWS, LENGTHS)(*EVERY), expected)
+    torch.testing.assert_close(hidden_states(model.base_model, ROWS, LENGTHS, *EVERY), expected)
 
 
 def test_a_model_that_does_not_tell_all_its_layers_is_not_packed(model, monkeypatch):
     attend(model)
     trunk = model.base_model
-    layers = trunk.h if hasattr(trunk, "h") else trunk.layers
+    layers = trunk_layers(trunk)
     told = layers[1].forward
     monkeypatch.setattr(layers[1], "forward", lambda *args, row_layout=None, **options: told(*args, **options))
     assert not can_pack(trunk)

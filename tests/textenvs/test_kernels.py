@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 from transformers.pytorch_utils import Conv1D
 
 from textenvs import kernels
-from textenvs.kernels import FEWEST_ROWS, affine, padded_rows, speed_up
+from textenvs.kernels import FEWEST_ROWS, affine, cpu_maker, multiply, padded_rows, speed_up
 
 CONFIGS = {
     "gpt2": GPT2Config(vocab_size=50, n_positions=40, n_embd=24, n_layer=2, n_head=4, initializer_range=0.2),
@@ -59,6 +59,35 @@ def test_padding_is_small_and_leaves_few_different_numbers_of_rows():
     for rows, more in enumerate(padded, start=1):
         assert rows <= more <= max(rows + 15, rows * 17 / 16)
     assert len(set(padded)) < 200
+
+
+@pytest.mark.parametrize("onednn", [False, True])
+@pytest.mark.parametrize("rows", [3, FEWEST_ROWS, 33])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_product_without_gradients_by_either_kernel(rows, transposed, onednn, monkeypatch):
+    monkeypatch.setattr(kernels, "onednn_is_faster", lambda: onednn)
+    x, weight = torch.randn(rows, 12), torch.randn(12, 7).t() if transposed else torch.randn(7, 12)
+    exact = x.double() @ weight.double().t()
+    torch.testing.assert_close(multiply(x, weight).double(), exact, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(multiply(x.double(), weight.double()), exact)
+
+
+def test_onednn_is_left_alone_on_intels_own_cpus_and_where_it_has_nothing_to_gain(monkeypatch, tmp_path):
+    told = tmp_path / "cpuinfo"
+    told.write_text("processor\t: 0\nvendor_id\t: GenuineIntel\nmodel\t\t: 17\n")
+    assert cpu_maker(told) == "GenuineIntel"
+    assert cpu_maker(tmp_path / "no such file") is None
+    found = {}
+    for maker in ("GenuineIntel", "AuthenticAMD", None):
+        for instructions in ("AVX512", "AVX2"):
+            monkeypatch.setattr(kernels, "cpu_maker", lambda maker=maker: maker)
+            monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda told=instructions: told)
+            monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+            found[maker, instructions] = kernels.onednn_is_faster.__wrapped__()
+    faster = torch.backends.mkldnn.is_available()
+    assert [key for key, value in found.items() if value] == (
+        [("AuthenticAMD", "AVX512"), (None, "AVX512")] if faster else []
+    )
 
 
 @pytest.mark.parametrize("onednn", [False, True])

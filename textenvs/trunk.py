@@ -1,6 +1,7 @@
 """One pass of a transformer's trunk over ragged rows: packing, parts of like length, recomputation of activations.
 
-No head, no distribution and no adapter is known here: see ``agents.causal_lm`` and ``agents.adapters``.
+No head, no distribution and no adapter is known here: see ``agents.causal_lm``, ``agents.adapters`` and
+``reward_models.model``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from textenvs.attention import LAYOUT, OURS, RowLayout, attends_to_everything
@@ -24,24 +26,35 @@ COMPILED = "compiled_forward"
 """Attribute of a trunk that holds its compiled forward pass."""
 PACKS = "takes_packed_rows"
 """Attribute of a trunk that says whether it does, once that was tried."""
-HiddenAt = Callable[[Tensor, Tensor], Tensor]
-"""``(row [N], position [N]) -> [N, D]``."""
+READS = "last_mlp_is_by_position"
+"""Attribute of a trunk that says whether its last layer's MLP may be left out where nothing is read, once tried."""
 
 
-def hidden_states(trunk: Any, rows: Tensor, lengths: Tensor) -> HiddenAt:
-    """Run ``trunk`` over right-padded ``rows [B, W]`` of ``lengths [B]``, each at least 1.
+def hidden_states(trunk: Any, rows: Tensor, lengths: Tensor, row: Tensor, position: Tensor) -> Tensor:
+    """Run ``trunk`` over right-padded ``rows [B, W]`` of ``lengths [B]``, each at least 1, and read some states.
 
-    Rows of different lengths go one behind the other through every layer, so that nothing is computed for padding; with
-    a model that cannot, like lengths go together, cut to the longest.
+    Rows go one behind the other through every layer, so that nothing is computed for padding, and the last layer's MLP
+    only where it is read; with a model that cannot, like lengths go together, cut to the longest.
+
+    Args:
+        trunk: a transformers model.
+        rows: token ids; what is behind a row's length does not matter.
+        lengths: tokens of each row.
+        row, position: ``[N]`` each, of the tokens whose last hidden state is asked for.
+
+    Returns:
+        ``[N, D]``.
     """
-    if can_pack(trunk) and bool((lengths != rows.shape[1]).any()):
-        return _packed(trunk, rows, lengths)
-    return _in_parts(trunk, rows, lengths)
+    if can_pack(trunk):
+        layout = RowLayout(lengths)
+        reads = layout.starts[row] + position
+        return _run_packed(trunk, rows, layout, reads).index_select(0, reads)
+    return _in_parts(trunk, rows, lengths, row, position)
 
 
 def can_pack(trunk: Any) -> bool:
     """Whether ``trunk`` takes rows without padding: every attention layer is ours, sees all, and is told the layout."""
-    if hasattr(trunk, COMPILED) or trunk.device.type == "meta":
+    if not isinstance(trunk, PreTrainedModel) or hasattr(trunk, COMPILED) or trunk.device.type == "meta":
         return False
     if not hasattr(trunk, PACKS):
         setattr(trunk, PACKS, _tells_every_layer(trunk))
@@ -57,30 +70,67 @@ def _tells_every_layer(trunk: Any) -> bool:
         or all(parameter.kind != inspect.Parameter.VAR_KEYWORD for parameter in takes.values())
     ):
         return False
-    layout = RowLayout(torch.tensor([1, 2], device=trunk.device))
-    with torch.no_grad():
-        _run_packed(trunk, torch.zeros(2, 2, dtype=torch.long, device=trunk.device), layout)
-    return layout.layers == trunk.config.num_hidden_layers
+    lengths = torch.tensor([1, 2], device=trunk.device)
+    layout, rows = RowLayout(lengths), torch.arange(4, device=trunk.device).view(2, 2)
+    with torch.no_grad(), _without_dropout(trunk):
+        whole = _run_packed(trunk, rows, layout)
+        told = layout.layers
+        setattr(trunk, READS, True)
+        last = layout.starts + lengths - 1
+        some = _run_packed(trunk, rows, layout, last)
+    setattr(trunk, READS, torch.allclose(some[last], whole[last], rtol=1e-3, atol=1e-3))
+    return told == trunk.config.num_hidden_layers
 
 
-def _run_packed(trunk: Any, rows: Tensor, layout: RowLayout) -> Tensor:
-    """Hidden states ``[N, D]``, one row behind the other."""
+@contextmanager
+def _without_dropout(trunk: nn.Module) -> Iterator[None]:
+    training = [module for module in trunk.modules() if module.training]
+    trunk.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _run_packed(trunk: Any, rows: Tensor, layout: RowLayout, reads: Tensor | None = None) -> Tensor:
+    """Hidden states ``[N, D]``, one row behind the other; right where ``reads [R]`` points only, unless it is None."""
     tokens = rows[:, : layout.width].reshape(-1).index_select(0, layout.places)[None]
     # Four dimensions: a mask that is finished already, which transformers hands on; our attention has no need of it.
     mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=rows.device)
     inputs = {"input_ids": tokens, "attention_mask": mask, "position_ids": layout.positions()[None], LAYOUT: layout}
-    with _recomputing(trunk):
+    with _recomputing(trunk), _last_mlp_where_read(trunk, layout, reads):
         hidden: Tensor = trunk(**inputs, use_cache=False).last_hidden_state[0]
     return hidden
 
 
-def _packed(trunk: Any, rows: Tensor, lengths: Tensor) -> HiddenAt:
-    layout = RowLayout(lengths)
-    hidden = _run_packed(trunk, rows, layout)
-    return lambda row, position: hidden.index_select(0, layout.starts[row] + position)
+@contextmanager
+def _last_mlp_where_read(trunk: nn.Module, layout: RowLayout, reads: Tensor | None) -> Iterator[None]:
+    """The last layer's MLP, whose output no later layer sees, is computed where it is read; elsewhere it is 0."""
+    layers = _layers(trunk)
+    # A layer that is recomputed is so in the backward pass, when this is over.
+    mlp = getattr(layers[-1], "mlp", None) if layers and not layers[-1].gradient_checkpointing else None
+    needed = None
+    if reads is not None and getattr(trunk, READS, False) and isinstance(mlp, nn.Module) and "forward" not in vars(mlp):
+        needed = layout.with_some_more(reads)
+    if needed is None:
+        yield
+        return
+    assert mlp is not None
+    forward = mlp.forward
+
+    def at_needed(hidden: Tensor) -> Tensor:
+        out: Tensor = forward(hidden.index_select(1, needed))
+        return out.new_zeros(hidden.shape).index_copy(1, needed, out)
+
+    mlp.forward = at_needed  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del mlp.forward
 
 
-def _in_parts(trunk: Any, rows: Tensor, lengths: Tensor) -> HiddenAt:
+def _in_parts(trunk: Any, rows: Tensor, lengths: Tensor, row: Tensor, position: Tensor) -> Tensor:
     order, parts = length_parts(lengths)
     starts = torch.empty_like(lengths)
     flat, offset = [], 0
@@ -91,7 +141,7 @@ def _in_parts(trunk: Any, rows: Tensor, lengths: Tensor) -> HiddenAt:
         flat.append(hidden.flatten(0, 1))
         offset += width * (end - begin)
     joined = flat[0] if len(flat) == 1 else torch.cat(flat)
-    return lambda row, position: joined.index_select(0, starts[row] + position)
+    return joined.index_select(0, starts[row] + position)
 
 
 def trunk_forward(trunk: Any, tokens: Tensor) -> Tensor:
