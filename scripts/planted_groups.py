@@ -10,15 +10,21 @@ from scripts.planted import Mutant
 GROUPS, LOSS, AGENT = "agents/baselines.py", "agents/text_loss.py", "agents/text_agent.py"
 LOSSES, MASKED, SCALING = "agents/losses.py", "agents/masked.py", "agents/score_scaling.py"
 ADAPTERS, POLICY, GENERATION = "agents/adapters.py", "agents/causal_lm.py", "agents/generation.py"
-COMBINING, CALIBRATION = "textenvs/combining.py", "reward_models/calibration.py"
-ATTENTION, KERNELS, TRUNK = "textenvs/attention.py", "textenvs/kernels.py", "textenvs/trunk.py"
+COMBINING, CALIBRATION, ENSEMBLE = (
+    "textenvs/combining.py",
+    "reward_models/calibration.py",
+    "reward_models/ensemble.py",
+)
+ATTENTION, SHORT, KERNELS, TRUNK = (
+    f"textenvs/{name}.py" for name in ("attention", "short_attention", "kernels", "trunk")
+)
 T_GROUPS, T_AGENT, T_UPDATE = (f"tests/agents/test_{name}.py" for name in ("baselines", "text_agent", "text_update"))
 T_LOSSES, T_ADAPTERS, T_POLICY = (f"tests/agents/test_{name}.py" for name in ("losses", "adapters", "causal_lm"))
 T_GENERATION = "tests/agents/test_generation.py"
-T_COMBINING, T_KERNELS, T_ATTENTION = (
-    f"tests/textenvs/test_{name}.py" for name in ("combining", "kernels", "attention")
+T_COMBINING, T_KERNELS, T_ATTENTION, T_SHORT = (
+    f"tests/textenvs/test_{name}.py" for name in ("combining", "kernels", "attention", "short_attention")
 )
-T_CALIBRATION = "tests/reward_models/test_calibration.py"
+T_CALIBRATION, T_ENSEMBLE = (f"tests/reward_models/test_{name}.py" for name in ("calibration", "ensemble"))
 
 MUTANTS = (
     Mutant("T14", "the mean is the batch's, not the group's", GROUPS, "groups - groups.mean(1, keepdim=True)", "groups - groups.mean()", T_GROUPS),
@@ -47,6 +53,10 @@ MUTANTS = (
     Mutant("P4", "tokens are averaged text by text", LOSS, '"token": (masked_mean, "steps")', '"token": (sequence_mean, "rows")', f"{T_UPDATE} {T_AGENT}"),
     Mutant("P4", "the constant average is the text's mean", LOSS, '"constant": (constant_mean, "rows")', '"constant": (sequence_mean, "rows")', f"{T_UPDATE} {T_AGENT}"),
     Mutant("T14", "scores are clipped before they are standardised", SCALING, "scaled = scores.astype(np.float64)\n", "scaled = scores.astype(np.float64)\n        scaled = scaled if self.limit is None else scaled.clip(-self.limit, self.limit)\n", T_AGENT),
+    Mutant("T14", "scores have no mean taken off", SCALING, "(scaled - self.moments.mean)", "scaled", T_AGENT),
+    Mutant("T14", "scores are scaled before they are learnt from", SCALING, "        self.moments.update(scores)\n        scaled = scores.astype(np.float64)\n        if", "        scaled = scores.astype(np.float64)\n        if", T_AGENT),
+    Mutant("T14", "a group's deviation has no small number added", GROUPS, "(groups.std(1, keepdim=True) + epsilon)", "groups.std(1, keepdim=True)", T_GROUPS),
+    Mutant("T14", "a group is flat if two of its texts are alike", GROUPS, "(groups == groups[:, :1]).all(1).float()", "(groups[:, 1:] == groups[:, :1]).any(1).float()", T_GROUPS),
     Mutant("T14", "scores are divided by their variance", SCALING, "np.sqrt(self.moments.variance + 1e-8)", "(self.moments.variance + 1e-8)", T_AGENT),
     Mutant("T13", "the adapter that was on is not on again after an exception", ADAPTERS, "        try:\n            yield\n        finally:\n            self._switch(before)", "        yield\n        self._switch(before)", T_ADAPTERS),
     Mutant("T13", "the reference acts under the policy's adapter", ADAPTERS, "layer._disable_adapters = name is None", "layer._disable_adapters = False", T_ADAPTERS),
@@ -55,6 +65,8 @@ MUTANTS = (
     Mutant("T13", "what is saved whole lacks the adapter", ADAPTERS, "merge_and_unload(adapter_names=[POLICY])", "unload()", T_ADAPTERS),
     Mutant("T13", "an adapter begins as another without its scale", ADAPTERS, "weight.mul_(of.scaling[source] / of.scaling[target])", "weight.mul_(1.0)", T_ADAPTERS),
     Mutant("T3", "a critic begins as another model without its offset", POLICY, "self.value_head.bias.fill_(float(bias))", "self.value_head.bias.fill_(0.0)", T_POLICY),
+    Mutant("T16", "an ensemble's score is its first member's", ENSEMBLE, "self.score_each(prompts, completions, finished=finished).mean(axis=0)", "self.score_each(prompts, completions, finished=finished)[0]", T_ENSEMBLE),
+    Mutant("T16", "the members' spread is a sample's", COMBINING, "astype(np.float64).std(axis=0)", "astype(np.float64).std(axis=0, ddof=1)", T_COMBINING),
     Mutant("T16", "the worst case is the best", COMBINING, "exact.min(axis=0)", "exact.max(axis=0)", T_COMBINING),
     Mutant("T16", "uncertainty is rewarded", COMBINING, "- uncertainty_coef * exact.var(axis=0)", "+ uncertainty_coef * exact.var(axis=0)", T_COMBINING),
     Mutant("T16", "uncertainty is the deviation, not the variance", COMBINING, "uncertainty_coef * exact.var(axis=0)", "uncertainty_coef * exact.std(axis=0)", T_COMBINING),
@@ -63,8 +75,17 @@ MUTANTS = (
     Mutant("T16", "the choice's probability turned round", CALIBRATION, "np.exp(-np.logaddexp(0.0, -lead))", "np.exp(-np.logaddexp(0.0, lead))", T_CALIBRATION),
     Mutant("T1", "packed rows begin a token late", ATTENTION, "self.starts = lengths.cumsum(0) - lengths", "self.starts = lengths.cumsum(0) - lengths + 1", f"{T_ATTENTION} {T_POLICY}"),
     Mutant("T1", "packed rows count positions from the batch's beginning", ATTENTION, "return self.places % self.width", "return torch.arange(len(self.places))", f"{T_ATTENTION} {T_POLICY}"),
-    Mutant("T1", "packed rows see what comes after", ATTENTION, "rows[2], None, is_causal=True", "rows[2], None, is_causal=False", f"{T_ATTENTION} {T_POLICY}"),
-    Mutant("T1", "the gradient of packed rows goes to their neighbours", ATTENTION, "return grad.index_select(0, places), None, None", "return grad.index_select(0, places.flip(0)), None, None", f"{T_ATTENTION} {T_POLICY}"),
+    Mutant("T1", "packed rows see what comes after", SHORT, "triu(1)", "triu(2)", f"{T_SHORT} {T_ATTENTION}"),
+    Mutant("T1", "packed rows that are long see what comes after", ATTENTION, "value, None, is_causal=True", "value, None, is_causal=False", T_ATTENTION),
+    Mutant("T1", "packed rows are put together out of order", ATTENTION, "flat.index_select(0, self.places)", "flat.index_select(0, self.places.roll(1))", T_ATTENTION),
+    Mutant("T1", "what stands behind packed rows has a gradient", ATTENTION, "of_packed[len(places) :] = 0", "of_packed[len(places) :] = 1", T_ATTENTION),
+    Mutant("T1", "heads that share keys are paired with others' keys", ATTENTION, "part.repeat_interleave(shared, dim=1)", "part.repeat(1, shared, 1, 1)", T_ATTENTION),
+    Mutant("P13", "short rows: the scores' gradient is not scaled", SHORT, ".mul_(ctx.scale)", "", T_SHORT),
+    Mutant("P13", "short rows: keys and queries exchange their gradients", SHORT, "of_scores @ key, of_scores.mT @ query", "of_scores.mT @ query, of_scores @ key", T_SHORT),
+    Mutant("T3", "the last MLP is left out where it is read", ATTENTION, "read[reads] = 1", "read[reads - 1] = 1", T_ATTENTION),
+    Mutant("T3", "an MLP that looks beyond its position is left out all the same", TRUNK, "torch.allclose(some[last], whole[last], rtol=1e-3, atol=1e-3)", "True", T_ATTENTION),
+    Mutant("P13", "rows that fill up a product stay in it", KERNELS, "return out[:rows] if more else out", "return out", T_KERNELS),
+    Mutant("T1", "the gradient of packed rows goes to their neighbours", ATTENTION, "torch.index_select(grad, 0, places, out", "torch.index_select(grad, 0, places.flip(0), out", f"{T_ATTENTION} {T_POLICY}"),
     Mutant("T10", "half types are rounded before they are multiplied", KERNELS, "linear(x.float(), weight.float()", "linear(x.bfloat16().float(), weight.bfloat16().float()", T_KERNELS),
     Mutant("P13", "a faster layer's weight has the wrong gradient", KERNELS, "grad.t() @ x if weight.is_contiguous() else (x.t() @ grad).t()", "grad.t() @ x.flip(0) if weight.is_contiguous() else (x.flip(0).t() @ grad).t()", T_KERNELS),
     Mutant("P13", "a faster layer's offset has the mean gradient", KERNELS, "grad.sum(0) if to_bias", "grad.mean(0) if to_bias", T_KERNELS),

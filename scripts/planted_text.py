@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from scripts.planted import Mutant
 
-POLICY, TRUNK = "agents/causal_lm.py", "textenvs/trunk.py"
+POLICY, TRUNK, HEAD = "agents/causal_lm.py", "textenvs/trunk.py", "agents/output_head.py"
 GENERATION, CACHE = "agents/generation.py", "agents/plain_cache.py"
 COLLECT, SAMPLING = "agents/text_collector.py", "agents/token_distribution.py"
 ENV, PREFERENCE, SCORERS, SHAPING, REFERENCE = (
     f"textenvs/{name}.py" for name in ("vector", "preference", "scorers", "shaping", "reference")
 )
 MODEL, BRADLEY_TERRY = "reward_models/model.py", "reward_models/losses.py"
-T_POLICY, T_GENERATION, T_SLOTS, T_COLLECT, T_TEXT_UPDATE = (
-    f"tests/agents/test_{name}.py" for name in ("causal_lm", "generation", "slots", "text_collector", "text_update")
+T_POLICY, T_HEAD, T_GENERATION, T_SLOTS, T_COLLECT, T_TEXT_UPDATE = (
+    f"tests/agents/test_{name}.py"
+    for name in ("causal_lm", "output_head", "generation", "slots", "text_collector", "text_update")
 )
 T_ENV, T_PREFERENCE, T_SHAPING, T_REFERENCE, T_ROADS, T_EXACT = (
     f"tests/textenvs/test_{name}.py" for name in ("vector", "preference", "shaping", "reference", "roads", "exact")
@@ -37,7 +38,7 @@ MUTANTS = (
     Mutant("T2", "slots: a row draws what belongs to its place", GENERATION, "return self.numbers[steps, rows]", "return self.numbers[steps, torch.arange(len(rows))]", T_SLOTS),
     Mutant("T2", "reference: a row's cache is taken for another's", REFERENCE, "known = running & (lengths > 1) & (before == self._cached).all(axis=1)", "known = running & (lengths > 1) & ((before != PAD).sum(axis=1) == (self._cached != PAD).sum(axis=1))", T_REFERENCE),
     Mutant("T3", "reference: log-probs shifted by one", REFERENCE, "logits_to_keep=torch.arange(first - 1, width - 1, device=tokens.device)", "logits_to_keep=torch.arange(first, width, device=tokens.device)", T_REFERENCE),
-    Mutant("T8", "the temperature is not in the logged log-probs", POLICY, "logits = self.sampling.shape(self.head_logits(hidden), steps, self.eos_token_id, taken=tokens)\n            with torch.autocast", "logits = self.head_logits(hidden).float()\n            with torch.autocast", T_GENERATION),
+    Mutant("T8", "the temperature is not in the logged log-probs", POLICY, "tokens, temperature=self.sampling.temperature)", "tokens, temperature=1.0)", T_GENERATION),
     Mutant("T8", "logits are multiplied by the temperature", SAMPLING, "logits = logits / self.temperature", "logits = logits * self.temperature", f"{T_POLICY} {T_GENERATION}"),
     Mutant("T8", "top-k keeps one token too many", SAMPLING, "self.top_k - 1 : self.top_k]", "self.top_k : self.top_k + 1]", T_POLICY),
     Mutant("T8", "top-p stops short of its share", SAMPLING, "above = probabilities.cumsum(dim=-1) - probabilities", "above = probabilities.cumsum(dim=-1)", T_POLICY),
@@ -45,7 +46,12 @@ MUTANTS = (
     Mutant("T8", "samples ignore the noise's share of the last token", SAMPLING, "target = torch.minimum(noise[:, None].to(total) * total", "target = torch.minimum(noise[:, None].to(total) * 0.9 * total", f"{T_POLICY} {T_GENERATION}"),
     Mutant("T9", "dropout comes on in training", POLICY, "return super().train(False)", "return super().train(mode)", T_POLICY),
     Mutant("T10", "log-softmax in the model's own precision", SAMPLING, "logits = logits.float()", "logits = logits", T_POLICY),
-    Mutant("T12", "the gradient of the entropy has the wrong sign", SAMPLING, "part = (plogp + probabilities * entropy[:, None]) * -grad_entropy[:, None]", "part = (plogp + probabilities * entropy[:, None]) * grad_entropy[:, None]", T_POLICY),
+    Mutant("T12", "the gradient of the entropy has the wrong sign", SAMPLING, "(plogp + probabilities * entropy[:, None]) * -grad[:, None]", "(plogp + probabilities * entropy[:, None]) * grad[:, None]", f"{T_POLICY} {T_HEAD}"),
+    Mutant("T8", "the output head multiplies by the temperature", HEAD, "logits /= temperature", "logits *= temperature", T_HEAD),
+    Mutant("T8", "the output head's gradient is not divided by the temperature", HEAD, "scale / -ctx.temperature", "scale / -1.0", T_HEAD),
+    Mutant("T8", "the output head's gradient goes up for every token", HEAD, "taken] -= 1", "taken] += 1", T_HEAD),
+    Mutant("T12", "the output head's entropy has a gradient of the wrong sign", HEAD, "both[part] -= entropy_gradient", "both[part] += entropy_gradient", T_HEAD),
+    Mutant("T12", "the output head's entropy misses the chosen token", HEAD, "tokens[part]] += 1", "tokens[part]] += 0", T_HEAD),
     Mutant("T17", "the end-of-text token is left out of the mask", "textenvs/rows.py", "return self.completions != PAD", "return (self.completions != PAD) & (np.arange(self.completions.shape[1]) < (self.completions != PAD).sum(1, keepdims=True) - (self.stop_reason == EOS)[:, None])", f"{T_PREFERENCE} {T_COLLECT}"),
     Mutant("T4", "the score is paid twice when stepping", PREFERENCE, "rewards = rewards + scores", "rewards = rewards + scores + scores", T_PREFERENCE),
     Mutant("T4", "the score is paid on the first token", PREFERENCE, "rewards[np.arange(len(scores)), last_action_index(rows.mask)] += scores", "rewards[np.arange(len(scores)), 0] += scores", T_PREFERENCE),

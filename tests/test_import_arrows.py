@@ -9,15 +9,17 @@ ROOT = Path(__file__).parents[1]
 OURS = {"textenvs", "reward_models", "agents", "scripts"}
 MAY_IMPORT = {
     "textenvs": {"textenvs"},
-    "reward_models": {"reward_models", "textenvs.chats", "textenvs.rows", "textenvs.kernels"},
-    "agents": {"agents", "textenvs.rows", "textenvs.kernels", "textenvs.attention"},
-}
+    "reward_models": {
+        "reward_models", "textenvs.attention", "textenvs.chats", "textenvs.kernels", "textenvs.rows", "textenvs.trunk",
+    },
+    "agents": {"agents", "textenvs.attention", "textenvs.kernels", "textenvs.rows", "textenvs.trunk"},
+}  # fmt: skip
 EXCEPTIONS = {("textenvs/assets.py", "load_scorer", "reward_models")}
 """(file, function, module): the shipped reward model is loaded only when the function is called."""
 
-TOKEN_MODULES = {"adapters", 
-    "causal_lm", "generation", "heads", "plain_cache", "tabular_text", "text", "text_collector",
-    "token_distribution", "trunk",
+TOKEN_MODULES = {
+    "adapters", "causal_lm", "generation", "heads", "output_head", "plain_cache", "tabular_text", "text",
+    "text_collector", "token_distribution",
 }  # fmt: skip
 """Modules of agents that may know tokens."""
 
