@@ -107,10 +107,12 @@ def main(config: FrontierConfig) -> dict[str, Any]:
         RunDirError, ValueError, OSError: each with a message that says what to do.
     """
     tables = {name: columns_of(folder / FRONTIER) for name, folder in _named(config.run_dir).items()}
-    settings = [json.loads((folder / CONFIG).read_text()) for folder in config.run_dir]
+    wanted = _best_of_n_wanted(config)
     with RunDir(config.out or config.run_dir[0] / "frontier", overwrite=config.overwrite) as out:
         out.write_json(CONFIG, asdict(config))
-        best = _best_of_n(config, settings)
+        if not (Path(wanted.run_dir) / best_of_n.TABLE).exists():
+            best_of_n.main(wanted)
+        best = columns_of(Path(wanted.run_dir) / best_of_n.TABLE)
         start = {measure: float(best[measure][0]) for measure in MEASURES if measure in best}
         rival = Trail.of(f"best of {len(best['n'])}", "best_of_n", best, start)
         runs = [Trail.of(name, "rl", points, start) for name, points in tables.items()]
@@ -189,17 +191,20 @@ def columns_of(path: Path) -> Points:
     return {name: np.array(values, dtype=np.float64) for name, values in columns.items() if None not in values}
 
 
-def _best_of_n(config: FrontierConfig, settings: list[dict[str, Any]]) -> Points:
-    """Best-of-n of the runs' task: as it lies there, or measured now."""
+def _best_of_n_wanted(config: FrontierConfig) -> BestOfNConfig:
+    """Best-of-n of the runs' task, which lies there or is to be measured.
+
+    Raises:
+        ValueError: if a run, or what lies there, is of another task.
+    """
+    settings = [json.loads((folder / CONFIG).read_text()) for folder in config.run_dir]
     folder = config.best_of_n or config.run_dir[0] / BEST_OF_N
     wanted = BestOfNConfig(run_dir=str(folder), samples=config.samples, **task_of(settings[0]))
     for path, other in zip(config.run_dir[1:], settings[1:], strict=True):
         _refuse_other(wanted, other, path)
     if (folder / best_of_n.TABLE).exists():
         _refuse_other(wanted, json.loads((folder / CONFIG).read_text()), folder)
-    else:
-        best_of_n.main(wanted)
-    return columns_of(folder / best_of_n.TABLE)
+    return wanted
 
 
 def _refuse_other(wanted: BestOfNConfig, settings: dict[str, Any], path: Path) -> None:

@@ -120,6 +120,10 @@ def test_several_runs_stand_in_one_picture_if_their_task_is_one(tmp_path):
     plant_best_of_n(tmp_path / "hotter", temperature=1.2)
     with pytest.raises(ValueError, match=r"hotter is of another task: temperature 1\.2, the first run has 1\.0"):
         frontier.main(FrontierConfig(run_dir=runs, overwrite=True, out=tmp_path / "out", best_of_n=tmp_path / "hotter"))
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary  # what was there is still there
+    with pytest.raises(ValueError, match="another task"):
+        frontier.main(FrontierConfig(run_dir=(*runs, other), out=tmp_path / "nowhere", best_of_n=tmp_path / "best"))
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_bad_input_is_refused(tmp_path):
