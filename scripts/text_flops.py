@@ -2,7 +2,8 @@
 
 A product of ``[m, k]`` and ``[k, n]`` is ``2 m k n`` operations. Only matrix products count: norms, activations,
 softmaxes and the optimiser are left out, so a time divided by this minimum can only look worse than it is. Nothing
-that could be avoided counts either: no padding, no token read twice, no logits but those of response tokens.
+that we avoid counts either: no padding, no token read twice, no logits but those of response tokens, nor the last
+layer's feed-forward part where it is not read.
 """
 
 from __future__ import annotations
@@ -40,18 +41,21 @@ def causal_pairs(tokens: int) -> int:
     return tokens * (tokens + 1) // 2
 
 
-def forward_flops(model: Transformer, *, tokens: int, pairs: int, predictions: int) -> int:
+def forward_flops(model: Transformer, *, tokens: int, pairs: int, predictions: int, read: int | None = None) -> int:
     """Operations of one forward pass.
 
-        2 weights tokens  +  4 layers width pairs  +  2 width vocabulary predictions
+        2 weights tokens - 16 width^2 (tokens - read) + 4 layers width pairs + 2 width vocabulary predictions
 
     Args:
         model: whose pass.
         tokens: positions that the blocks process.
         pairs: of positions that attend to one another: a score and a weighted sum each.
         predictions: positions whose logits are needed.
+        read: positions whose last hidden state is; None: all.
     """
-    blocks, attention = 2 * model.weights * tokens, 4 * model.layers * model.width * pairs
+    unread = 0 if read is None else tokens - read
+    blocks = 2 * model.weights * tokens - 2 * 8 * model.width**2 * unread
+    attention = 4 * model.layers * model.width * pairs
     return blocks + attention + 2 * model.width * model.vocabulary * predictions
 
 
@@ -71,12 +75,15 @@ def update_flops(
     """
     rows = list(zip(prompts, responses, strict=True))
     lengths = [prompt + response for prompt, response in rows]
-    whole = forward_flops(model, tokens=sum(lengths), pairs=sum(map(causal_pairs, lengths)), predictions=0)
+    predictions = sum(response for _, response in rows)
+    pairs = sum(map(causal_pairs, lengths))
+    whole = forward_flops(model, tokens=sum(lengths), pairs=pairs, predictions=0, read=len(rows))
     judged = forward_flops(
         model,
         tokens=sum(lengths) - len(rows),
         pairs=sum(causal_pairs(length - 1) for length in lengths),
-        predictions=sum(response for _, response in rows),
+        predictions=predictions,
+        read=predictions,
     )
     parts = {"write": judged, "reference": judged, "reward_model": whole, "update": 3 * epochs * judged}
     return parts | {"total": sum(parts.values())}

@@ -53,9 +53,10 @@ def test_causal_attention_sees_the_lower_triangle():
 
 
 def test_an_update_is_writing_judging_and_three_passes_an_epoch():
-    # one row of 3 + 2 tokens, by hand: a pass that judges reads 4 tokens, 10 pairs, and predicts 2
-    judged = 2 * (12 * 2 * 16**2) * 4 + 4 * 2 * 16 * 10 + 2 * 16 * 37 * 2
-    scored = 2 * (12 * 2 * 16**2) * 5 + 4 * 2 * 16 * 15
+    # one row of 3 + 2 tokens, by hand: a pass that judges takes in 4 tokens, 10 pairs, and predicts 2; a block is 12
+    # squares of its width, of which the last one's 8 of the feed-forward part are for what is read
+    judged = 2 * 16**2 * (12 * 4 + 4 * 4 + 8 * 2) + 4 * 2 * 16 * 10 + 2 * 16 * 37 * 2
+    scored = 2 * 16**2 * (12 * 5 + 4 * 5 + 8 * 1) + 4 * 2 * 16 * 15
     parts = update_flops(SHAPE, prompts=[3], responses=[2], epochs=4)
     assert parts == {
         "write": judged,
