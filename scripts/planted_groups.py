@@ -83,7 +83,7 @@ MUTANTS = (
     Mutant("P13", "short rows: the scores' gradient is not scaled", SHORT, ".mul_(ctx.scale)", "", T_SHORT),
     Mutant("P13", "short rows: keys and queries exchange their gradients", SHORT, "of_scores @ key, of_scores.mT @ query", "of_scores.mT @ query, of_scores @ key", T_SHORT),
     Mutant("T3", "the last MLP is left out where it is read", ATTENTION, "read[reads] = 1", "read[reads - 1] = 1", T_ATTENTION),
-    Mutant("T3", "an MLP that looks beyond its position is left out all the same", TRUNK, "torch.allclose(some[last], whole[last], rtol=1e-3, atol=1e-3)", "True", T_ATTENTION),
+    Mutant("T3", "an MLP that looks beyond its position is left out all the same", TRUNK, "torch.allclose(some[ends], whole[ends], rtol=1e-3, atol=1e-3)", "True", T_ATTENTION),
     Mutant("P13", "rows that fill up a product stay in it", KERNELS, "return out[:rows] if more else out", "return out", T_KERNELS),
     Mutant("T1", "the gradient of packed rows goes to their neighbours", ATTENTION, "torch.index_select(grad, 0, places, out", "torch.index_select(grad, 0, places.flip(0), out", f"{T_ATTENTION} {T_POLICY}"),
     Mutant("T10", "half types are rounded before they are multiplied", KERNELS, "linear(x.float(), weight.float()", "linear(x.bfloat16().float(), weight.bfloat16().float()", T_KERNELS),

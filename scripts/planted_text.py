@@ -46,6 +46,7 @@ MUTANTS = (
     Mutant("T8", "samples ignore the noise's share of the last token", SAMPLING, "target = torch.minimum(noise[:, None].to(total) * total", "target = torch.minimum(noise[:, None].to(total) * 0.9 * total", f"{T_POLICY} {T_GENERATION}"),
     Mutant("T9", "dropout comes on in training", POLICY, "return super().train(False)", "return super().train(mode)", T_POLICY),
     Mutant("T10", "log-softmax in the model's own precision", SAMPLING, "logits = logits.float()", "logits = logits", T_POLICY),
+    Mutant("T10", "the output head's log-softmax in the model's own precision", HEAD, "torch.promote_types(dtype, torch.float32)", "dtype", f"{T_HEAD} {T_POLICY}"),
     Mutant("T12", "the gradient of the entropy has the wrong sign", SAMPLING, "(plogp + probabilities * entropy[:, None]) * -grad[:, None]", "(plogp + probabilities * entropy[:, None]) * grad[:, None]", f"{T_POLICY} {T_HEAD}"),
     Mutant("T8", "the output head multiplies by the temperature", HEAD, "logits /= temperature", "logits *= temperature", T_HEAD),
     Mutant("T8", "the output head's gradient is not divided by the temperature", HEAD, "scale / -ctx.temperature", "scale / -1.0", T_HEAD),

@@ -70,15 +70,15 @@ def _tells_every_layer(trunk: Any) -> bool:
         or all(parameter.kind != inspect.Parameter.VAR_KEYWORD for parameter in takes.values())
     ):
         return False
-    lengths = torch.tensor([1, 2], device=trunk.device)
-    layout, rows = RowLayout(lengths), torch.arange(4, device=trunk.device).view(2, 2)
+    lengths = torch.tensor([1, 2] * 20, device=trunk.device)
+    layout, rows = RowLayout(lengths), torch.arange(80, device=trunk.device).view(40, 2) % 2
     with torch.no_grad(), _without_dropout(trunk):
         whole = _run_packed(trunk, rows, layout)
         told = layout.layers
         setattr(trunk, READS, True)
-        last = layout.starts + lengths - 1
-        some = _run_packed(trunk, rows, layout, last)
-    setattr(trunk, READS, torch.allclose(some[last], whole[last], rtol=1e-3, atol=1e-3))
+        ends = layout.starts[[0, -1]]
+        some = _run_packed(trunk, rows, layout, ends)
+    setattr(trunk, READS, torch.allclose(some[ends], whole[ends], rtol=1e-3, atol=1e-3))
     return told == trunk.config.num_hidden_layers
 
 

@@ -37,6 +37,7 @@ def test_what_all_texts_of_a_prompt_gain_moves_nothing_and_other_groups_do_not_m
 
 def test_the_share_of_groups_that_teach_nothing():
     assert flat_groups(torch.tensor([1.0, 1.0, 0.0, 1.0, 2.0, 2.0, 3.0, 2.0]), 2) == 0.5
+    assert flat_groups(torch.tensor([1.0, 1.0, 0.0, 1.0, 2.0, 2.0, 3.0, 3.0]), 4) == 0.0  # some alike are not all
 
 
 def test_broken_groups_are_refused():

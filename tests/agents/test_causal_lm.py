@@ -182,8 +182,9 @@ def test_dropout_stays_off_whatever_is_called():
     torch.testing.assert_close(policy.evaluate(prompts, actions), policy.evaluate(prompts, actions))
 
 
-def test_log_softmax_is_taken_in_float32_when_the_model_is_not():
-    policy = policy_of(gpt2().to(torch.bfloat16))
+@pytest.mark.parametrize("sampling", [TokenSampling(), TokenSampling(top_k=V)], ids=["plain", "filtered"])
+def test_log_softmax_is_taken_in_float32_when_the_model_is_not(sampling):
+    policy = policy_of(gpt2().to(torch.bfloat16), sampling=sampling)
     prompts, actions = ragged()
     judged = policy.evaluate(prompts, actions)
     assert judged.logprobs.dtype == judged.values.dtype == torch.float32

@@ -114,9 +114,10 @@ def test_an_mlp_that_looks_beyond_its_position_is_computed_everywhere(model):
 
     attend(model)
     trunk_layers(model.base_model)[-1].mlp = Mixing()
-    expected = model.base_model(input_ids=TOKENS[:1]).last_hidden_state[0, 8:]
-    one_row = TOKENS[:1], torch.tensor([9]), torch.tensor([0]), torch.tensor([8])
-    torch.testing.assert_close(hidden_states(model.base_model, *one_row), expected)
+    row = TOKENS.view(1, 36)
+    expected = model.base_model(input_ids=row).last_hidden_state[0, 35:]
+    read = hidden_states(model.base_model, row, torch.tensor([36]), torch.tensor([0]), torch.tensor([35]))
+    torch.testing.assert_close(read, expected)
 
 
 def test_long_rows_are_attended_as_short_ones_are(model, monkeypatch):
