@@ -37,7 +37,7 @@ KL_SETTINGS = (
     *("--beta", 0.25, "--value-coef", 0.5, "--batch-size", 512, "--minibatch-size", 128),
     *("--learning-rate", 2e-4, "--episodes", 32768, "--evaluate-every", 4),
 )
-"""Flags of a PPO that ends near there: a higher price, and larger batches, smaller steps and more texts, which cost fewer nats."""
+"""Flags of a PPO that ends near there: a higher price, and larger batches, smaller steps, more texts: fewer nats."""
 
 
 def memory_row(runs: Path, *, threads: int) -> Row:
