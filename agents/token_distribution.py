@@ -110,7 +110,7 @@ def read_off(logits: Tensor, tokens: Tensor, probabilities: Tensor) -> tuple[Ten
     torch.softmax(below, dim=-1, out=probabilities)
     largest = probabilities.amax(-1).log()
     chosen = below.gather(1, tokens[:, None])[:, 0] + largest
-    return chosen, -largest - torch.linalg.vecdot(probabilities, below)
+    return chosen, -largest - below.mul_(probabilities).sum(-1)
 
 
 def parts_in_cache(rows: int, vocab_size: int) -> Iterator[slice]:

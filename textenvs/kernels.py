@@ -2,8 +2,9 @@
 
 On a CPU with AVX-512 that is not Intel's, linear layers in float32 go to oneDNN, whose products are a twentieth to a
 half faster than torch's own choice on the AMD CPUs this was measured on; Intel's MKL is as fast on its own CPUs, and
-where there is AVX2 only. On a CPU without instructions for a half type, layers in that type multiply in float32, ten
-times as fast as torch's product of half numbers, and round the result. GPT-2's GELU takes one kernel instead of eight.
+where there is AVX2 only. On a CPU that is no faster in a half type, layers in that type multiply in float32 and round
+the result: ten times as fast as torch's product of half numbers where there are no instructions for them, twice as fast
+on an Intel CPU that has some for bfloat16 but not AMX. GPT-2's GELU takes one kernel instead of eight.
 Other devices are left as they are.
 No model is known here, layers only; attention is in `textenvs.attention`.
 """
@@ -26,6 +27,8 @@ FEWEST_ROWS = 16
 """Below, a product costs less than the choice of its kernel."""
 HALF = (torch.bfloat16, torch.float16)
 """Types of two bytes."""
+INTEL = "GenuineIntel"
+"""What Intel's CPUs call their maker."""
 
 
 def speed_up(model: nn.Module) -> None:
@@ -56,7 +59,7 @@ class _Forward:
             return self.original(layer, x)  # type: ignore[no-any-return]
         weight = layer.weight if isinstance(layer, nn.Linear) else layer.weight.t()
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        if dtype in HALF and not multiplies(dtype):
+        if dtype in HALF and not half_pays(dtype):
             return _in_float32(x, weight, layer.bias).to(dtype)
         if not (dtype == x.dtype == weight.dtype == torch.float32 and _many_rows(x) and onednn_is_faster()):
             return self.original(layer, x)  # type: ignore[no-any-return]
@@ -71,30 +74,43 @@ def _many_rows(x: Tensor) -> bool:
 @cache
 def onednn_is_faster() -> bool:
     """Whether oneDNN multiplies float32 faster than torch's own choice on this CPU: it uses AVX-512 on any maker's."""
-    if torch.backends.mkl.is_available() and cpu_maker() == "GenuineIntel":
+    if torch.backends.mkl.is_available() and cpu_says("vendor_id") == INTEL:
         return False
     return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
-def cpu_maker(told: Path = Path("/proc/cpuinfo")) -> str | None:
-    """What this machine's CPU calls its maker, such as "GenuineIntel"; None where the system does not tell."""
+def cpu_says(what: str, told: Path = Path("/proc/cpuinfo")) -> str | None:
+    """What this machine's CPU says of itself, "vendor_id" or "flags" for instance; None where the system does not tell.
+
+    Args:
+        what: the name before the colon.
+        told: where; the first such line counts.
+    """
     try:
         lines = told.read_text(errors="replace").splitlines()
     except OSError:
         return None
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), None)
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == what), None)
 
 
 @cache
-def multiplies(dtype: torch.dtype) -> bool:
-    """Whether this CPU has instructions for products in ``dtype``, a half type; without, torch takes a slow loop."""
+def half_pays(dtype: torch.dtype) -> bool:
+    """Whether this CPU multiplies in ``dtype``, a half type, as fast as in float32.
+
+    Without instructions for it torch takes a slow loop. With AVX-512's for bfloat16 but without AMX, which a virtual
+    machine may hide, an Intel CPU (Emerald Rapids) was measured at half its rate in float32.
+    """
     asked = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}[dtype]
-    return torch.backends.mkldnn.is_available() and bool(getattr(torch.ops.mkldnn, asked)())
+    if not (torch.backends.mkldnn.is_available() and bool(getattr(torch.ops.mkldnn, asked)())):
+        return False
+    if dtype == torch.bfloat16 and cpu_says("vendor_id") == INTEL:
+        return "amx_bf16" in (cpu_says("flags") or "").split()
+    return True
 
 
 def compute_type(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The type to multiply in where ``dtype`` is asked for: float32 on a CPU that has no instructions for it."""
-    return torch.float32 if dtype in HALF and device.type == "cpu" and not multiplies(dtype) else dtype
+    """The type to multiply in where ``dtype`` is asked for: float32 on a CPU that is no faster in it."""
+    return torch.float32 if dtype in HALF and device.type == "cpu" and not half_pays(dtype) else dtype
 
 
 def _in_float32(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -28,13 +28,17 @@ PACKS = "takes_packed_rows"
 """Attribute of a trunk that says whether it does, once that was tried."""
 READS = "last_mlp_is_by_position"
 """Attribute of a trunk that says whether its last layer's MLP may be left out where nothing is read, once tried."""
+TOKENS_AT_ONCE = 2**10
+"""Of whole rows that a CPU takes through the trunk together, where no graph is built: enough for its products, and what
+a layer writes is still in the cache when the next one reads it."""
 
 
 def hidden_states(trunk: Any, rows: Tensor, lengths: Tensor, row: Tensor, position: Tensor) -> Tensor:
     """Run ``trunk`` over right-padded ``rows [B, W]`` of ``lengths [B]``, each at least 1, and read some states.
 
     Rows go one behind the other through every layer, so that nothing is computed for padding, and the last layer's MLP
-    only where it is read; with a model that cannot, like lengths go together, cut to the longest.
+    only where it is read; with a model that cannot, like lengths go together, cut to the longest. Without gradients a
+    CPU takes a few rows at a time.
 
     Args:
         trunk: a transformers model.
@@ -45,11 +49,36 @@ def hidden_states(trunk: Any, rows: Tensor, lengths: Tensor, row: Tensor, positi
     Returns:
         ``[N, D]``.
     """
-    if can_pack(trunk):
-        layout = RowLayout(lengths)
-        reads = layout.starts[row] + position
-        return _run_packed(trunk, rows, layout, reads).index_select(0, reads)
-    return _in_parts(trunk, rows, lengths, row, position)
+    if not can_pack(trunk):
+        return _in_parts(trunk, rows, lengths, row, position)
+    if torch.is_grad_enabled() or trunk.device.type != "cpu":
+        return _packed_states(trunk, rows, lengths, row, position)
+    parts = list(_few_tokens(lengths))
+    if len(parts) == 1:
+        return _packed_states(trunk, rows, lengths, row, position)
+    inside = [((row >= begin) & (row < end)).nonzero()[:, 0] for begin, end in parts]
+    states = [
+        _packed_states(trunk, rows[begin:end], lengths[begin:end], row[read] - begin, position[read])
+        for (begin, end), read in zip(parts, inside, strict=True)
+    ]
+    return torch.cat(states).index_select(0, torch.cat(inside).argsort())
+
+
+def _packed_states(trunk: Any, rows: Tensor, lengths: Tensor, row: Tensor, position: Tensor) -> Tensor:
+    layout = RowLayout(lengths)
+    reads = layout.starts[row] + position
+    return _run_packed(trunk, rows, layout, reads).index_select(0, reads)
+
+
+def _few_tokens(lengths: Tensor) -> Iterator[tuple[int, int]]:
+    """First row and end of parts of at most `TOKENS_AT_ONCE` tokens, or of one row."""
+    begin = tokens = 0
+    for row, length in enumerate(lengths.tolist()):
+        if row > begin and tokens + length > TOKENS_AT_ONCE:
+            yield begin, row
+            begin, tokens = row, 0
+        tokens += length
+    yield begin, len(lengths)
 
 
 def can_pack(trunk: Any) -> bool:

@@ -107,6 +107,26 @@ def test_the_last_mlp_is_computed_where_it_is_read_and_nothing_else_changes(mode
         torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("at_once", [1, 6, 9, 100])
+def test_a_few_tokens_at_a_time_read_the_same_states_in_the_order_asked_for(model, at_once, monkeypatch):
+    attend(model)
+    lengths = torch.tensor([5, 1, 9, 3])
+    row, position = torch.tensor([3, 0, 2, 0, 2]), torch.tensor([1, 4, 8, 2, 0])  # none of row 1
+    whole = hidden_states(model.base_model, ROWS, lengths, row, position).detach()
+    monkeypatch.setattr("textenvs.trunk.TOKENS_AT_ONCE", at_once)
+    passes = []
+    model.base_model.register_forward_pre_hook(lambda module, inputs: passes.append(1))
+    with torch.no_grad():
+        found = hidden_states(model.base_model, ROWS, lengths, row, position)
+        torch.testing.assert_close(found, whole)
+        assert len(passes) == {1: 4, 6: 3, 9: 3, 100: 1}[at_once]
+        none = hidden_states(model.base_model, ROWS, lengths, row[:0], position[:0])
+    assert none.shape == (0, 24)
+    passes.clear()
+    hidden_states(model.base_model, ROWS, lengths, row, position)
+    assert len(passes) == 1  # with a graph, whose parts would live until the backward pass
+
+
 def test_an_mlp_that_looks_beyond_its_position_is_computed_everywhere(model):
     class Mixing(torch.nn.Module):
         def forward(self, hidden):
