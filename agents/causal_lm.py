@@ -26,7 +26,7 @@ from agents.kl import full_kl
 from agents.output_head import linear_token_logprobs
 from agents.policy import Evaluation
 from agents.token_distribution import TokenSampling, sample_tokens, token_logprobs
-from textenvs.attention import attend
+from textenvs.attention import Beginnings, attend
 from textenvs.kernels import speed_up
 from textenvs.rows import PAD
 from textenvs.trunk import compile_trunk, hidden_states, pack_rows, recompute_layers, trunk_forward
@@ -339,7 +339,8 @@ class CausalLMPolicy(nn.Module):
         if bool((where < 0).any()):
             raise ValueError("a prompt is empty: there is no state before the first token; begin prompts with a token")
         lengths = (rows != PAD).sum(1) - 1
-        return hidden_states(trunk, rows[:, :-1], lengths, row, where)
+        which = prompts.unique(dim=0, return_inverse=True)[1]
+        return hidden_states(trunk, rows[:, :-1], lengths, row, where, beginnings=Beginnings(which, prompt_lengths))
 
     def _judge_tokens(self, hidden: Tensor, tokens: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
         """``(logprobs [N], entropy [N])``; in pieces that are computed again backward if the logits would be large."""

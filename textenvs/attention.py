@@ -13,7 +13,7 @@ is torch's scaled dot-product attention, bit for bit.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -51,34 +51,63 @@ def attends_to_everything(config: Any) -> bool:
     return set(kinds) == {"full_attention"}
 
 
+class Beginnings(NamedTuple):
+    """Which rows begin alike; texts of one prompt, for instance."""
+
+    which: Tensor
+    """``[B]`` int64; rows with the same number begin alike."""
+    lengths: Tensor
+    """``[B]`` with so many tokens, the same for rows with the same number."""
+
+
 class RowLayout:
     """Where the tokens of ``[B, W]`` right-padded rows are when the rows are packed, one behind the other.
 
+    What several rows begin with is there once: in a causal model they all see the same in it, and it sees none of them.
     A few tokens behind the last row, which no row sees and nobody reads, make their number one that products like.
 
     Args:
         lengths: ``[B]`` tokens of each row, each at least 1.
+        beginnings: of rows that begin alike; None: every row is there whole.
 
     Attributes:
-        starts: ``[B]`` where each row begins, packed.
+        rows: B.
         width: the longest row, W.
-        real: tokens of all rows together, n.
+        real: tokens that are there, n.
         places: ``[N]``, of each packed token its place in the flat ``[B x W]``; behind the last row 0.
         sources: ``[B x W]`` the inverse; padding has token 0, which no real position of its row ever sees. None: rows
-            are of one length, so that both are the same.
+            are whole and of one length, so that both are the same.
+        twins: ``[M]`` places of tokens that are there as another row's, or None.
         layers: attention layers that were run by this layout.
     """
 
-    def __init__(self, lengths: Tensor) -> None:
-        self.starts = lengths.cumsum(0) - lengths
-        self.width, self.real = int(lengths.max()), int(lengths.sum())
+    def __init__(self, lengths: Tensor, beginnings: Beginnings | None = None) -> None:
+        self.rows, self.width = len(lengths), int(lengths.max())
         steps = torch.arange(self.width, device=lengths.device)
-        real = steps < lengths[:, None]
+        real = own = steps < lengths[:, None]
+        if beginnings is not None:
+            first = _first_of(beginnings.which)
+            common = torch.minimum(torch.minimum(beginnings.lengths, lengths), lengths[first])
+            first_itself = first == torch.arange(self.rows, device=lengths.device)
+            own = real & ((steps >= common[:, None]) | first_itself[:, None])
+            if int(own.sum()) > WORTH_LEAVING_OUT * int(real.sum()):
+                own = real
+        self.real = int(own.sum())
         more = padded_rows(self.real) - self.real
-        self.places = pad(real.flatten().nonzero()[:, 0], (0, more))
-        of_one_length = len(self.places) == self.real == len(lengths) * self.width
-        self.sources = None if of_one_length else torch.where(real, self.starts[:, None] + steps, 0).flatten()
+        self.places = pad(own.flatten().nonzero()[:, 0], (0, more))
+        self.sources = self.twins = None
+        if more or self.real < real.numel():
+            numbers = (own.flatten().cumsum(0) - 1).view(real.shape)
+            if own is not real:
+                self.twins = (real & ~own).flatten().nonzero()[:, 0]
+                numbers = torch.where(own, numbers, numbers[first])
+            self.sources = torch.where(real, numbers, 0).flatten()
         self.layers = 0
+
+    def at(self, row: Tensor, position: Tensor) -> Tensor:
+        """``[R]`` packed tokens that stand at ``position [R]`` of ``row [R]``."""
+        places = row * self.width + position
+        return places if self.sources is None else self.sources[places]
 
     def positions(self) -> Tensor:
         """``[N]`` of each packed token, how many stand before it in its row."""
@@ -97,8 +126,8 @@ class RowLayout:
         """``[1, H, N, D]`` packed to ``[B, H, W, D]`` rows."""
         rows = packed.squeeze(0).transpose(0, 1)
         if self.sources is not None:
-            rows = _Spread.apply(rows, self.sources, self.places[: self.real])  # type: ignore[no-untyped-call]
-        return rows.unflatten(0, (len(self.starts), self.width)).transpose(1, 2)
+            rows = _Spread.apply(rows, self.sources, self.places[: self.real], self.twins)  # type: ignore[no-untyped-call]
+        return rows.unflatten(0, (self.rows, self.width)).transpose(1, 2)
 
     def pack(self, rows: Tensor) -> Tensor:
         """``[B, W, H, D]`` rows to ``[1, N, H, D]`` packed."""
@@ -106,23 +135,32 @@ class RowLayout:
         return (flat if self.sources is None else flat.index_select(0, self.places))[None]
 
 
+def _first_of(which: Tensor) -> Tensor:
+    """``[B]`` the first row with each row's number."""
+    which = which.unique(return_inverse=True)[1]
+    rows = torch.arange(len(which), device=which.device)
+    return torch.full_like(which, len(which)).scatter_reduce(0, which, rows, "amin")[which]
+
+
 class _Spread(torch.autograd.Function):
-    """Rows out of packed tokens; backward one gather, since what happens to padding concerns nothing real."""
+    """Rows out of packed tokens; backward a gather, and sums over twins. What befalls padding concerns nothing real."""
 
     @staticmethod
-    def forward(ctx, packed: Tensor, sources: Tensor, places: Tensor):  # type: ignore[no-untyped-def, override]
-        ctx.save_for_backward(places)
+    def forward(ctx, packed: Tensor, sources: Tensor, places: Tensor, twins: Tensor | None):  # type: ignore[no-untyped-def, override]
+        ctx.save_for_backward(places, twins, None if twins is None else sources[twins])
         ctx.tokens = len(packed)
         return packed.index_select(0, sources)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def, override]
-        (places,) = ctx.saved_tensors
+        places, twins, sources = ctx.saved_tensors
         of_packed = grad.new_empty(ctx.tokens, *grad.shape[1:])
         of_packed[len(places) :] = 0
         torch.index_select(grad, 0, places, out=of_packed[: len(places)])
-        return of_packed, None, None
+        if twins is not None:
+            of_packed.index_add_(0, sources, grad.index_select(0, twins))
+        return of_packed, None, None, None
 
 
 def _attention(

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from textenvs.attention import LAYOUT, OURS, RowLayout, attends_to_everything
+from textenvs.attention import LAYOUT, OURS, Beginnings, RowLayout, attends_to_everything
 from textenvs.rows import PAD
 
 COMPILED = "compiled_forward"
@@ -33,18 +33,27 @@ TOKENS_AT_ONCE = 2**10
 a layer writes is still in the cache when the next one reads it."""
 
 
-def hidden_states(trunk: Any, rows: Tensor, lengths: Tensor, row: Tensor, position: Tensor) -> Tensor:
+def hidden_states(
+    trunk: Any,
+    rows: Tensor,
+    lengths: Tensor,
+    row: Tensor,
+    position: Tensor,
+    *,
+    beginnings: Beginnings | None = None,
+) -> Tensor:
     """Run ``trunk`` over right-padded ``rows [B, W]`` of ``lengths [B]``, each at least 1, and read some states.
 
-    Rows go one behind the other through every layer, so that nothing is computed for padding, and the last layer's MLP
-    only where it is read; with a model that cannot, like lengths go together, cut to the longest. Without gradients a
-    CPU takes a few rows at a time.
+    Rows go one behind the other through every layer, so that nothing is computed for padding, what several begin with
+    once, and the last layer's MLP only where it is read; with a model that cannot, like lengths go together, cut to the
+    longest. Without gradients a CPU takes a few rows at a time.
 
     Args:
         trunk: a transformers model.
         rows: token ids; what is behind a row's length does not matter.
         lengths: tokens of each row.
         row, position: ``[N]`` each, of the tokens whose last hidden state is asked for.
+        beginnings: which rows begin alike, as the caller knows; None: each is computed whole.
 
     Returns:
         ``[N, D]``.
@@ -52,21 +61,18 @@ def hidden_states(trunk: Any, rows: Tensor, lengths: Tensor, row: Tensor, positi
     if not can_pack(trunk):
         return _in_parts(trunk, rows, lengths, row, position)
     if torch.is_grad_enabled() or trunk.device.type != "cpu":
-        return _packed_states(trunk, rows, lengths, row, position)
-    parts = list(_few_tokens(lengths))
-    if len(parts) == 1:
-        return _packed_states(trunk, rows, lengths, row, position)
-    inside = [((row >= begin) & (row < end)).nonzero()[:, 0] for begin, end in parts]
-    states = [
-        _packed_states(trunk, rows[begin:end], lengths[begin:end], row[read] - begin, position[read])
-        for (begin, end), read in zip(parts, inside, strict=True)
-    ]
+        return _packed_states(trunk, rows, RowLayout(lengths, beginnings), row, position)
+    states, inside = [], []
+    for begin, end in _few_tokens(lengths):
+        alike = None if beginnings is None else Beginnings(*(numbers[begin:end] for numbers in beginnings))
+        layout, read = RowLayout(lengths[begin:end], alike), ((row >= begin) & (row < end)).nonzero()[:, 0]
+        states.append(_packed_states(trunk, rows[begin:end], layout, row[read] - begin, position[read]))
+        inside.append(read)
     return torch.cat(states).index_select(0, torch.cat(inside).argsort())
 
 
-def _packed_states(trunk: Any, rows: Tensor, lengths: Tensor, row: Tensor, position: Tensor) -> Tensor:
-    layout = RowLayout(lengths)
-    reads = layout.starts[row] + position
+def _packed_states(trunk: Any, rows: Tensor, layout: RowLayout, row: Tensor, position: Tensor) -> Tensor:
+    reads = layout.at(row, position)
     return _run_packed(trunk, rows, layout, reads).index_select(0, reads)
 
 
@@ -105,7 +111,7 @@ def _tells_every_layer(trunk: Any) -> bool:
         whole = _run_packed(trunk, rows, layout)
         told = layout.layers
         setattr(trunk, READS, True)
-        ends = layout.starts[[0, -1]]
+        ends = layout.at(lengths.new_tensor([0, 39]), lengths.new_tensor([0, 0]))
         some = _run_packed(trunk, rows, layout, ends)
     setattr(trunk, READS, torch.allclose(some[ends], whole[ends], rtol=1e-3, atol=1e-3))
     return told == trunk.config.num_hidden_layers

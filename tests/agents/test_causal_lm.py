@@ -13,6 +13,7 @@ import agents.causal_lm as causal_lm
 import textenvs.trunk as trunk_module
 from agents.causal_lm import CausalLMPolicy
 from agents.token_distribution import TokenSampling, sample_tokens, token_logprobs
+from textenvs.kernels import padded_rows
 from textenvs.rows import PAD
 from textenvs.trunk import length_parts, pack_rows
 
@@ -136,6 +137,35 @@ def test_gradient_of_ragged_rows_is_the_sum_of_the_rows_own(model):
     whole = gradient([torch.arange(len(prompts))])
     pieces = gradient([torch.tensor([0, 5]), torch.tensor([7, 1, 2]), torch.tensor([3, 4, 6, 8])])
     torch.testing.assert_close(whole, pieces, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_texts_of_one_prompt_read_it_once_and_are_judged_as_each_alone(model, critic):
+    policy = policy_of(model, critic=critic)
+    prompts, actions = ragged(prompt_width=12)
+    prompts = prompts[torch.tensor([7, 8, 7, 7, 8, 7, 8, 2, 7])]  # of 8, 9 and 3 tokens
+    weights = torch.randn(actions.shape, generator=torch.Generator().manual_seed(2))
+    tokens = []
+    hook = policy.model.base_model.register_forward_pre_hook(
+        lambda trunk, inputs, options: tokens.append(options["input_ids"].numel()), with_kwargs=True
+    )
+
+    def gradient(rows):
+        policy.zero_grad()
+        found = []
+        for index in rows:
+            judged = policy.evaluate(prompts[index], actions[index])
+            ((judged.logprobs + judged.values + judged.entropy) * weights[index]).sum().backward()
+            found.append(torch.stack([judged.logprobs, judged.values, judged.entropy]).detach())
+        return torch.cat(found, 1), torch.cat([p.grad.flatten().clone() for p in policy.parameters()])
+
+    together, sum_together = gradient([torch.arange(9)])
+    hook.remove()
+    written = int((actions >= 0).sum()) - 9  # the last token is never read
+    assert tokens[-1] == padded_rows(8 + 9 + 3 + written)
+    alone, sum_alone = gradient(torch.arange(9)[:, None])
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(sum_together, sum_alone, atol=1e-4, rtol=1e-4)
 
 
 def test_length_parts_cover_each_row_once_at_sufficient_width():

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, BertConfig, GPT2Config, LlamaConfig, MistralConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from textenvs.attention import OURS, RowLayout, attend, attends_to_everything
+from textenvs.attention import OURS, Beginnings, RowLayout, attend, attends_to_everything
 from textenvs.kernels import padded_rows
 from textenvs.rows import PAD
 from textenvs.trunk import can_pack, hidden_states, recompute_layers
@@ -105,6 +105,74 @@ def test_the_last_mlp_is_computed_where_it_is_read_and_nothing_else_changes(mode
     theirs = dict(twin.base_model.named_parameters())
     for name, parameter in model.base_model.named_parameters():
         torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=1e-4, atol=1e-5)
+
+
+WHICH, COMMON = torch.tensor([7, 0, 7, 0, 7, 2]), torch.tensor([4, 3, 4, 3, 4, 2])
+ALIKE = Beginnings(WHICH, COMMON)
+ALIKE_LENGTHS = torch.tensor([6, 2, 9, 3, 4, 7])
+"""Row 1 has not even all of what it begins with, so that row 3 must have the rest; row 4 has nothing beyond it."""
+
+
+def rows_that_begin_alike():
+    torch.manual_seed(1)
+    rows = torch.randint(0, 50, (6, 9))
+    for row, number in enumerate(WHICH.tolist()):
+        twin = WHICH.tolist().index(number)
+        rows[row, : COMMON[row]] = rows[twin, : COMMON[row]]
+    return rows.where(torch.arange(9) < ALIKE_LENGTHS[:, None], PAD)
+
+
+def test_a_layout_has_what_rows_begin_with_once():
+    layout = RowLayout(ALIKE_LENGTHS, ALIKE)
+    assert layout.real == 6 + 2 + (9 - 4) + (3 - 2) + 0 + 7
+    rows = torch.arange(6)
+    assert layout.at(rows, torch.ones_like(rows)).tolist() == [1, 7, 1, 7, 1, 15]
+    assert layout.at(torch.tensor([0, 2, 2, 5]), torch.tensor([5, 3, 4, 0])).tolist() == [5, 3, 8, 14]
+    assert layout.positions()[: layout.real].tolist() == [*range(6), *range(2), *range(4, 9), 2, *range(7)]
+    assert RowLayout(ALIKE_LENGTHS, Beginnings(torch.arange(6), ALIKE_LENGTHS)).real == 31
+    alone = Beginnings(torch.tensor([0, 1, 2, 3, 0, 4]), torch.ones(6, dtype=torch.int64))
+    assert RowLayout(ALIKE_LENGTHS, alone).real == 31  # one token is not worth it
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_what_rows_begin_with_is_computed_once_and_every_gradient_is_the_sum(model, recompute):
+    rows, real = rows_that_begin_alike(), torch.arange(9) < ALIKE_LENGTHS[:, None]
+    row, position = real.nonzero().unbind(1)
+    twin, weights = copy.deepcopy(model), torch.randn(31, 24, generator=torch.Generator().manual_seed(4))
+    attend(model)
+    if recompute:
+        recompute_layers(model.base_model)
+    assert can_pack(model.base_model)
+    seen = []
+    trunk_layers(model.base_model)[0].register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0].shape[1]))
+    found = hidden_states(model.base_model, rows, ALIKE_LENGTHS, row, position, beginnings=ALIKE)
+    assert seen == [32]  # 21 tokens of 31, filled up
+    expected = [
+        twin.base_model(input_ids=r[None, :n]).last_hidden_state[0] for r, n in zip(rows, ALIKE_LENGTHS, strict=True)
+    ]
+    expected = torch.cat(expected)
+    torch.testing.assert_close(found, expected)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            hidden_states(model.base_model, rows, ALIKE_LENGTHS, row, position, beginnings=ALIKE), expected
+        )
+    for hidden in (found, expected):
+        (hidden * weights).sum().backward()
+    theirs = dict(twin.base_model.named_parameters())
+    for name, parameter in model.base_model.named_parameters():
+        torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("at_once", [1, 12, 20, 100])
+def test_rows_that_begin_alike_a_few_at_a_time(model, at_once, monkeypatch):
+    attend(model)
+    row, position = torch.tensor([5, 2, 4, 0, 1]), torch.tensor([6, 3, 0, 5, 1])
+    rows = rows_that_begin_alike()
+    expected = hidden_states(model.base_model, rows, ALIKE_LENGTHS, row, position).detach()
+    monkeypatch.setattr("textenvs.trunk.TOKENS_AT_ONCE", at_once)
+    with torch.no_grad():
+        found = hidden_states(model.base_model, rows, ALIKE_LENGTHS, row, position, beginnings=ALIKE)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("at_once", [1, 6, 9, 100])
