@@ -19,20 +19,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from agents.adapters import POLICY, VALUE, AdaptedTrunk
-from agents.kl import full_kl
-from agents.output_head import linear_token_logprobs
+from agents.decisions import spread, states_at_decisions, states_at_ends
 from agents.policy import Evaluation
-from agents.token_distribution import TokenSampling, sample_tokens, token_logprobs
-from textenvs.attention import Beginnings, attend
+from agents.token_distribution import TokenSampling, sample_tokens
+from agents.token_head import TokenHead
+from textenvs.attention import attend
 from textenvs.kernels import speed_up
 from textenvs.rows import PAD
 from textenvs.trunk import compile_trunk, hidden_states, pack_rows, recompute_layers, trunk_forward
-
-LOGITS_AT_ONCE = 2**24
-"""Entries of a logits array above which it is computed in pieces and again in the backward pass (64 MB of float32)."""
 
 
 class CausalLMPolicy(nn.Module):
@@ -153,11 +149,13 @@ class CausalLMPolicy(nn.Module):
         tokens = actions[mask]
         completions = actions.masked_fill(~mask, PAD)
         hidden, critic_hidden = self._hidden_at_decisions(observations, completions, mask)
-        logprobs, entropy = self._judge_tokens(hidden, tokens, steps)
+        logprobs, entropy = self.token_head.judge(hidden, tokens, steps)
         values = self.value_of(critic_hidden) if self.has_critic else torch.zeros_like(logprobs)
-        kl = None if ref_hidden is None else self._exact_kl(hidden, tokens, steps, reference, ref_hidden)
-        spread = [None if flat is None else _spread(flat, mask) for flat in (logprobs, entropy, values, kl)]
-        return Evaluation(*spread)  # type: ignore[arg-type]
+        kl = None
+        if ref_hidden is not None:
+            kl = self.token_head.exact_kl(hidden, tokens, steps, reference.token_head, ref_hidden)
+        columns = [None if flat is None else spread(flat, mask) for flat in (logprobs, entropy, values, kl)]
+        return Evaluation(*columns)  # type: ignore[arg-type]
 
     def row_logprobs(self, rows: Tensor, mask: Tensor) -> Tensor:
         """Log-probabilities of tokens anywhere in whole rows, each given what is before it, in one pass with gradient.
@@ -174,7 +172,7 @@ class CausalLMPolicy(nn.Module):
             raise ValueError("the first token of a row cannot be judged: there is no state before it")
         with self.acting():
             hidden = hidden_states(self.model.base_model, rows[:, :-1], (rows != PAD).sum(1) - 1, row, column - 1)
-            logprobs, _ = self._judge_tokens(hidden, rows[row, column], column)
+            logprobs, _ = self.token_head.judge(hidden, rows[row, column], column)
         return logprobs
 
     @torch.no_grad()
@@ -195,7 +193,7 @@ class CausalLMPolicy(nn.Module):
         if self.sampling.min_new_tokens > 0:
             raise ValueError("min_new_tokens needs to know where the completion began: generate whole rows instead")
         with self.acting():
-            hidden = self._last_hidden(self.model.base_model, observations)
+            hidden = states_at_ends(self.model.base_model, observations)
             logits = self.sampling.shape(self.head_logits(hidden), 0, self.eos_token_id)
         noise = None if deterministic else uniform(observations.shape[0], generator, logits.device)
         return sample_tokens(logits, noise)
@@ -213,8 +211,8 @@ class CausalLMPolicy(nn.Module):
         """
         mask = actions != PAD
         with self.acting(), self._criticising() as trunk:
-            hidden = self._at_decisions(pack_rows(observations, actions), observations, mask, trunk)
-            return _spread(self.value_of(hidden), mask)
+            hidden = states_at_decisions(trunk, pack_rows(observations, actions), observations, mask)
+            return spread(self.value_of(hidden), mask)
 
     @torch.no_grad()
     def logprobs_along(self, observations: Tensor, actions: Tensor) -> Tensor:
@@ -225,14 +223,14 @@ class CausalLMPolicy(nn.Module):
         mask = actions != PAD
         steps, tokens = mask.long().cumsum(1)[mask] - 1, actions[mask]
         with self.acting():
-            hidden = self._at_decisions(pack_rows(observations, actions), observations, mask, self.model.base_model)
-            return _spread(self._judge_tokens(hidden, tokens, steps)[0], mask)
+            hidden = states_at_decisions(self.model.base_model, pack_rows(observations, actions), observations, mask)
+            return spread(self.token_head.judge(hidden, tokens, steps)[0], mask)
 
     @torch.no_grad()
     def values(self, observations: Tensor) -> Tensor:
         """V of each state: ``[B, L]`` right-padded with PAD to ``[B]``, reward units."""
         with self.acting(), self._criticising() as trunk:
-            return self.value_of(self._last_hidden(trunk, observations))
+            return self.value_of(states_at_ends(trunk, observations))
 
     @contextmanager
     def acting(self) -> Iterator[None]:
@@ -285,6 +283,11 @@ class CausalLMPolicy(nn.Module):
         self.value_head.weight.copy_(weight)
         self.value_head.bias.fill_(float(bias))
 
+    @property
+    def token_head(self) -> TokenHead:
+        """What makes a distribution over tokens of a hidden state."""
+        return TokenHead(self.model.get_output_embeddings(), self.sampling, self.eos_token_id)
+
     def head_logits(self, hidden: Tensor) -> Tensor:
         """The model's next-token logits of ``[N, D]`` hidden states: ``[N, V]``, unshaped."""
         return self.model.get_output_embeddings()(hidden)
@@ -323,71 +326,11 @@ class CausalLMPolicy(nn.Module):
     def _hidden_at_decisions(self, prompts: Tensor, completions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states of the states that were acted in, ``[N, D]`` in row order: the policy's and the critic's."""
         rows = pack_rows(prompts, completions)
-        policy = self._at_decisions(rows, prompts, mask, self.model.base_model)
+        policy = states_at_decisions(self.model.base_model, rows, prompts, mask)
         if self.critic in ("shared", "none"):
             return policy, policy
         with self._criticising() as trunk:
-            return policy, self._at_decisions(rows, prompts, mask, trunk)
-
-    @staticmethod
-    def _at_decisions(rows: Tensor, prompts: Tensor, mask: Tensor, trunk: Any) -> Tensor:
-        """``trunk``'s hidden states ``[N, D]`` before each token that ``mask`` counts, of packed rows ``[B, W]``."""
-        prompt_lengths = (prompts != PAD).sum(1)
-        # The state before token t is read at the position of token t - 1; the last token is never an input.
-        where = (prompt_lengths[:, None] - 1 + torch.arange(mask.shape[1], device=mask.device))[mask]
-        row = torch.arange(mask.shape[0], device=mask.device)[:, None].expand_as(mask)[mask]
-        if bool((where < 0).any()):
-            raise ValueError("a prompt is empty: there is no state before the first token; begin prompts with a token")
-        lengths = (rows != PAD).sum(1) - 1
-        which = prompts.unique(dim=0, return_inverse=True)[1]
-        return hidden_states(trunk, rows[:, :-1], lengths, row, where, beginnings=Beginnings(which, prompt_lengths))
-
-    def _judge_tokens(self, hidden: Tensor, tokens: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-        """``(logprobs [N], entropy [N])``; in pieces that are computed again backward if the logits would be large."""
-
-        def judge(hidden: Tensor, tokens: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-            if plain:
-                return linear_token_logprobs(hidden, head.weight, tokens, temperature=self.sampling.temperature)
-            logits = self.sampling.shape(self.head_logits(hidden), steps, self.eos_token_id, taken=tokens)
-            with torch.autocast(logits.device.type, enabled=False):
-                return token_logprobs(logits, tokens)
-
-        head = self.model.get_output_embeddings()
-        plain = type(head) is nn.Linear and head.bias is None and not self.sampling.filters
-        piece = max(1, LOGITS_AT_ONCE // self.vocab_size)
-        if hidden.shape[0] <= piece:
-            return judge(hidden, tokens, steps)
-        parts = zip(hidden.split(piece), tokens.split(piece), steps.split(piece), strict=True)
-        judged = [checkpoint(judge, *part, use_reentrant=False) for part in parts]
-        return torch.cat([part[0] for part in judged]), torch.cat([part[1] for part in judged])
-
-    def _exact_kl(
-        self, hidden: Tensor, tokens: Tensor, steps: Tensor, reference: CausalLMPolicy, ref_hidden: Tensor
-    ) -> Tensor:
-        """KL ``[N]``, nats, to ``reference`` in each state, with gradient; in pieces, as ``_judge_tokens``."""
-
-        def kl(hidden: Tensor, tokens: Tensor, steps: Tensor, ref_hidden: Tensor) -> Tensor:
-            logits = self.sampling.shape(self.head_logits(hidden), steps, self.eos_token_id, taken=tokens)
-            with torch.no_grad():
-                ref_logits = reference.sampling.shape(
-                    reference.head_logits(ref_hidden), steps, reference.eos_token_id, taken=tokens
-                )
-            return full_kl(torch.log_softmax(logits, -1), torch.log_softmax(ref_logits, -1))
-
-        piece = max(1, LOGITS_AT_ONCE // (4 * self.vocab_size))  # about four such arrays live at once
-        if hidden.shape[0] <= piece:
-            return kl(hidden, tokens, steps, ref_hidden)
-        arrays = (hidden, tokens, steps, ref_hidden)
-        parts = zip(*(array.split(piece) for array in arrays), strict=True)
-        return torch.cat([checkpoint(kl, *part, use_reentrant=False) for part in parts])
-
-    def _last_hidden(self, trunk: Any, observations: Tensor) -> Tensor:
-        """Hidden state at the last real token of ``[B, L]`` right-padded rows: ``[B, D]``."""
-        lengths = (observations != PAD).sum(1)
-        if bool((lengths == 0).any()):
-            raise ValueError("an observation holds no token: begin prompts with a token")
-        hidden = trunk_forward(trunk, observations[:, : int(lengths.max())].clamp(min=0))
-        return hidden[torch.arange(len(lengths), device=lengths.device), lengths - 1]
+            return policy, states_at_decisions(trunk, rows, prompts, mask)
 
     @torch.no_grad()
     def _check_head(self) -> None:
@@ -400,11 +343,6 @@ class CausalLMPolicy(nn.Module):
                 f"{type(self.model).__name__} does more with its logits than its output embedding (a soft cap or a "
                 "scale); CausalLMPolicy would log other probabilities than the model has"
             )
-
-
-def _spread(flat: Tensor, mask: Tensor) -> Tensor:
-    """``[N]`` to ``[B, T]``: in order where ``mask``, 0 elsewhere."""
-    return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)
 
 
 def uniform(count: int, generator: torch.Generator | None, device: torch.device) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from agents.adapters import AdaptedTrunk, LoraOptions
-from agents.causal_lm import LOGITS_AT_ONCE, CausalLMPolicy
+from agents.causal_lm import CausalLMPolicy
+from agents.token_head import LOGITS_AT_ONCE
 
 FLOAT32 = 4
 LOGITS_COPIES = 4

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from scripts.planted import Mutant
 
+DECISIONS = "agents/decisions.py"
 GROUPS, LOSS, AGENT = "agents/baselines.py", "agents/text_loss.py", "agents/text_agent.py"
 LOSSES, MASKED, SCALING = "agents/losses.py", "agents/masked.py", "agents/score_scaling.py"
 ADAPTERS, POLICY, GENERATION = "agents/adapters.py", "agents/causal_lm.py", "agents/generation.py"
@@ -91,7 +92,7 @@ MUTANTS = (
     Mutant("T1", "a text goes on from its prompt's place one token too late", ATTENTION, "steps >= common[:, None]", "steps > common[:, None]", f"{T_ATTENTION} {T_POLICY}"),
     Mutant("T1", "a row that ends within what others begin with lends them what is behind it", ATTENTION, "torch.minimum(torch.minimum(beginnings.lengths, lengths), lengths[first])", "torch.minimum(beginnings.lengths, lengths)", T_ATTENTION),
     Mutant("P13", "a prompt that is read once learns from its first text alone", ATTENTION, "of_packed.index_add_(0, sources, grad.index_select(0, twins))", "pass", f"{T_ATTENTION} {T_POLICY}"),
-    Mutant("T1", "texts of different prompts read one prompt", POLICY, "Beginnings(which, prompt_lengths)", "Beginnings(which * 0, prompt_lengths)", T_POLICY),
+    Mutant("T1", "texts of different prompts read one prompt", DECISIONS, "Beginnings(which, prompt_lengths)", "Beginnings(which * 0, prompt_lengths)", T_POLICY),
     Mutant("P13", "rows that fill up a product stay in it", KERNELS, "return out[:rows] if more else out", "return out", T_KERNELS),
     Mutant("T1", "the gradient of packed rows goes to their neighbours", ATTENTION, "torch.index_select(grad, 0, places, out", "torch.index_select(grad, 0, places.flip(0), out", f"{T_ATTENTION} {T_POLICY}"),
     Mutant("T10", "half types are rounded before they are multiplied", KERNELS, "linear(x.float(), weight.float()", "linear(x.bfloat16().float(), weight.bfloat16().float()", T_KERNELS),

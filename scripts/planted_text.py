@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from scripts.planted import Mutant
 
+DECISIONS, TOKEN_HEAD = "agents/decisions.py", "agents/token_head.py"
 POLICY, TRUNK, HEAD = "agents/causal_lm.py", "textenvs/trunk.py", "agents/output_head.py"
 GENERATION, CACHE = "agents/generation.py", "agents/plain_cache.py"
 COLLECT, SAMPLING = "agents/text_collector.py", "agents/token_distribution.py"
@@ -24,7 +25,7 @@ T_ENV, T_PREFERENCE, T_SHAPING, T_REFERENCE, T_ROADS, T_EXACT = (
 T_MODEL, T_BRADLEY_TERRY = "tests/reward_models/test_model.py", "tests/reward_models/test_losses.py"
 
 MUTANTS = (
-    Mutant("T3", "log-probs shifted by one: judged from the token itself", POLICY, "where = (prompt_lengths[:, None] - 1 + torch", "where = (prompt_lengths[:, None] + torch", T_POLICY),
+    Mutant("T3", "log-probs shifted by one: judged from the token itself", DECISIONS, "where = (prompt_lengths[:, None] - 1 + torch", "where = (prompt_lengths[:, None] + torch", T_POLICY),
     Mutant("T3", "the value is read after the action", GENERATION, "            values = policy.value_of(decoder.hidden)\n", "            values = policy.value_of(policy.model.get_input_embeddings()(tokens))\n", T_GENERATION),
     Mutant("T3", "the value after a step is that of the step", COLLECT, "torch.cat([written.values[:, 1:], torch.zeros_like(written.values[:, :1])], dim=1)", "written.values.clone()", T_COLLECT),
     Mutant("T1", "padding stands between prompt and completion", TRUNK, "return joint.gather(1, order)[:, : int(real.sum(1).max())]", "return joint", T_POLICY),
@@ -38,7 +39,7 @@ MUTANTS = (
     Mutant("T2", "slots: a row draws what belongs to its place", GENERATION, "return self.numbers[steps, rows]", "return self.numbers[steps, torch.arange(len(rows))]", T_SLOTS),
     Mutant("T2", "reference: a row's cache is taken for another's", REFERENCE, "known = running & (lengths > 1) & (before == self._cached).all(axis=1)", "known = running & (lengths > 1) & ((before != PAD).sum(axis=1) == (self._cached != PAD).sum(axis=1))", T_REFERENCE),
     Mutant("T3", "reference: log-probs shifted by one", REFERENCE, "logits_to_keep=torch.arange(first - 1, width - 1, device=tokens.device)", "logits_to_keep=torch.arange(first, width, device=tokens.device)", T_REFERENCE),
-    Mutant("T8", "the temperature is not in the logged log-probs", POLICY, "tokens, temperature=self.sampling.temperature)", "tokens, temperature=1.0)", T_GENERATION),
+    Mutant("T8", "the temperature is not in the logged log-probs", TOKEN_HEAD, "tokens, temperature=self.sampling.temperature)", "tokens, temperature=1.0)", T_GENERATION),
     Mutant("T8", "logits are multiplied by the temperature", SAMPLING, "logits = logits / self.temperature", "logits = logits * self.temperature", f"{T_POLICY} {T_GENERATION}"),
     Mutant("T8", "top-k keeps one token too many", SAMPLING, "self.top_k - 1 : self.top_k]", "self.top_k : self.top_k + 1]", T_POLICY),
     Mutant("T8", "top-p stops short of its share", SAMPLING, "above = probabilities.cumsum(dim=-1) - probabilities", "above = probabilities.cumsum(dim=-1)", T_POLICY),

@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.causal_lm import CausalLMPolicy, trunk_forward
+from agents.causal_lm import CausalLMPolicy
 from agents.generation import generate
 from agents.masked import whiten
 from agents.token_distribution import TokenSampling, token_logprobs
 from scripts.checks import Check, Checking, at_most, not_applicable
 from scripts.verify_rows import BUDGET, LONGEST, ROWS, TOLERANCE, Model
 from textenvs.rows import PAD
+from textenvs.trunk import trunk_forward
 
 
 def model_checks(model: Model) -> list[Checking]:

@@ -18,8 +18,8 @@ EXCEPTIONS = {("textenvs/assets.py", "load_scorer", "reward_models")}
 """(file, function, module): the shipped reward model is loaded only when the function is called."""
 
 TOKEN_MODULES = {
-    "adapters", "causal_lm", "generation", "heads", "output_head", "plain_cache", "tabular_text", "text",
-    "text_collector", "token_distribution",
+    "adapters", "causal_lm", "decisions", "generation", "heads", "output_head", "plain_cache", "tabular_text", "text",
+    "text_collector", "token_distribution", "token_head",
 }  # fmt: skip
 """Modules of agents that may know tokens."""
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-import agents.causal_lm as causal_lm
 import textenvs.trunk as trunk_module
+from agents import token_head
 from agents.causal_lm import CausalLMPolicy
 from agents.token_distribution import TokenSampling, sample_tokens, token_logprobs
 from textenvs.kernels import padded_rows
@@ -199,7 +199,7 @@ def test_logits_in_pieces_are_the_same_with_their_gradient(model, monkeypatch):
         return judged.logprobs.detach(), [p.grad.clone() for p in policy.parameters()]
 
     whole = run()
-    monkeypatch.setattr(causal_lm, "LOGITS_AT_ONCE", 5 * V)
+    monkeypatch.setattr(token_head, "LOGITS_AT_ONCE", 5 * V)
     # Gradients of about 3 are float32 sums taken in another order: a few units in the last place each.
     torch.testing.assert_close(whole, run(), rtol=1e-5, atol=5e-5)
 
@@ -290,7 +290,7 @@ def test_the_exact_kl_to_a_reference_by_enumeration(model, at_once, monkeypatch)
             parameter.mul_(1.1)
     policy = policy_of(model, sampling=TokenSampling(temperature=0.7))
     prompts, actions = ragged()
-    monkeypatch.setattr(causal_lm, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(token_head, "LOGITS_AT_ONCE", at_once)
     judged = policy.evaluate(prompts, actions, reference=reference)
     expected = torch.zeros(actions.shape)
     for i, (prompt, action) in enumerate(zip(prompts, actions, strict=True)):
