@@ -2,7 +2,7 @@
 
 The environment is a `textenvs.TokenVectorEnv` or a wrapper of it; any object with its `draw_prompts` and `play` serves.
 Stepping through the same environment gives the same tokens and rewards; this road is faster. Also here: Ziegler's
-adaptive controller of the KL price.
+controller of the KL price.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from agents.causal_lm import CausalLMPolicy
 from agents.generation import Generation, check_slots, generate
+from agents.kl_price import KLController
 from agents.rollout import Rollout
 from agents.score_scaling import ScoreScaler
 from textenvs.rows import TokenRows, last_action_index
@@ -52,29 +53,6 @@ METRICS: dict[str, str] = {
 """Every figure a rollout of text adds to those of ``agents.logging``, with its formula and unit."""
 
 
-class AdaptiveKL:
-    """Moves the KL price so that the mean KL per sequence goes to a target.
-
-        e = clip(KL / target - 1, -0.2, 0.2),    beta <- beta (1 + e n / horizon),    n episodes since the last update
-
-    Source: Ziegler et al. 2019, section 2.2 (arXiv:1909.08593), whose horizon is 1 / K_beta = 10 updates.
-
-    Args:
-        target: nats per sequence, > 0.
-        horizon: episodes, > 0: at an error of 0.2, beta changes by a factor e within five horizons.
-    """
-
-    def __init__(self, *, target: float, horizon: float) -> None:
-        if not target > 0 or not horizon > 0:
-            raise ValueError(f"target and horizon must be > 0, got target {target}, horizon {horizon}")
-        self.target, self.horizon = float(target), float(horizon)
-
-    def updated(self, beta: float, kl: float, episodes: int) -> float:
-        """The next beta, after ``episodes`` sequences whose mean KL was ``kl`` nats."""
-        error = min(max(kl / self.target - 1.0, -0.2), 0.2)
-        return beta * (1.0 + error * episodes / self.horizon)
-
-
 class TextCollector:
     """One rollout a call: one episode in each sub-environment of ``envs``.
 
@@ -83,7 +61,7 @@ class TextCollector:
             ``eos_token_id``, ``vocab_size``, ``budget`` and ``group_size``.
         seed: of the prompts' order and of the tokens drawn.
         missing_eos_penalty: reward units taken from the last action of a row that ran out of budget; >= 0.
-        kl_controller: moves ``envs.beta``; None leaves it.
+        kl_controller: moves ``envs.beta``, e.g. ``agents.kl_price.AdaptiveKL``; None leaves it.
         score_scaler: what the score is turned into before it is paid; figures keep the raw one. None: nothing.
         write: what lets the policy write: ``agents.generation.generate``, or another function of its arguments.
         slots: texts written at a time, as ``write`` takes it if it is not None; None: all at once.
@@ -100,7 +78,7 @@ class TextCollector:
         *,
         seed: int = 0,
         missing_eos_penalty: float = 0.0,
-        kl_controller: AdaptiveKL | None = None,
+        kl_controller: KLController | None = None,
         score_scaler: ScoreScaler | None = None,
         write: Callable[..., Generation] = generate,
         slots: int | None = None,
@@ -117,6 +95,8 @@ class TextCollector:
         self._priced = _wrapper_with_beta(envs)
         if kl_controller is not None and self._priced is None:
             raise ValueError("kl_controller needs an environment with KLShaping: none of its wrappers has a beta")
+        if kl_controller is not None and kl_controller.start is not None:
+            self._priced.beta = kl_controller.start
         self.beta = 0.0 if self._priced is None else float(self._priced.beta)
         """Price of a nat in the newest rollout, reward units."""
         self.generator = torch.Generator().manual_seed(seed)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from scripts.planted import Mutant
 
-DECISIONS, TOKEN_HEAD = "agents/decisions.py", "agents/token_head.py"
+DECISIONS, TOKEN_HEAD, KL_PRICE = "agents/decisions.py", "agents/token_head.py", "agents/kl_price.py"
 POLICY, TRUNK, HEAD = "agents/causal_lm.py", "textenvs/trunk.py", "agents/output_head.py"
 GENERATION, CACHE = "agents/generation.py", "agents/plain_cache.py"
 COLLECT, SAMPLING = "agents/text_collector.py", "agents/token_distribution.py"
@@ -69,7 +69,9 @@ MUTANTS = (
     Mutant("T13", "resets are charged for", SHAPING, "kl[running] = self._acting_logprobs(actions)[running] - self._reference_logprobs(actions, running)[running]", "kl = self._acting_logprobs(actions) - self._reference_logprobs(actions, running)", T_SHAPING),
     Mutant("T6", "what the reference says at padding is charged", SHAPING, "return as_numbers(np.where(mask, array, 0), mask.shape, name)", "return as_numbers(array, mask.shape, name)", f"{T_SHAPING} {T_ROADS}"),
     Mutant("T13", "log-probs handed over are used for every later step", ENV, "        actions = self.check_actions(actions)\n        self._handed = None\n", "        actions = self.check_actions(actions)\n", f"{T_SHAPING} {T_ENV}"),
-    Mutant("T12", "the KL's controller lowers the price when the policy strays", COLLECT, "beta * (1.0 + error * episodes / self.horizon)", "beta * (1.0 - error * episodes / self.horizon)", T_COLLECT),
+    Mutant("T12", "the KL's controller lowers the price when the policy strays", KL_PRICE, "beta * (1.0 + error * episodes / self.horizon)", "beta * (1.0 - error * episodes / self.horizon)", T_COLLECT),
+    Mutant("T12", "an annealed price goes beyond its end", KL_PRICE, "return min(moved, self.end) if self._step > 0 else max(moved, self.end)", "return max(moved, 0.0)", T_COLLECT),
+    Mutant("T12", "an annealed price begins at its end", COLLECT, "self._priced.beta = kl_controller.start", "pass", T_COLLECT),
     Mutant("T12", "KL per sequence is reported per token", COLLECT, '"kl_per_sequence": float(rows.kl.sum() / len(mask))', '"kl_per_sequence": float(rows.kl.sum() / count)', T_COLLECT),
     Mutant("T15", "the reported surprisal counts padding", COLLECT, "float(-rows.logprobs[mask].mean())", "float(-rows.logprobs.mean())", T_COLLECT),
     Mutant("T7", "the missing end is charged to texts that ended", COLLECT, '(rows.stop_reason == "length")', '(rows.stop_reason == "eos")', T_COLLECT),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from agents.kl_price import AdaptiveKL, AnnealedKL, KLController
 from agents.schedules import Linear
 from agents.score_scaling import ScoreScaler
 from agents.text_settings import TextAgentConfig
@@ -48,6 +49,10 @@ class AlgorithmFlags:
 
     beta: float = 0.155
     """Price of the KL, reward units per nat (where it starts, if kl_target moves it)."""
+    beta_start: float | None = None
+    """Price that the first texts pay; from there it goes in a straight line to beta. None: beta throughout."""
+    beta_share: float = 0.5
+    """Share of the episodes in which it gets there, (0, 1]."""
     kl_in: Literal["reward", "loss", "both"] | None = None
     """Who charges it. None: the reward; GRPO with a kl_estimator: the loss."""
     kl_estimator: Literal["k1", "k2", "k3", "full"] | None = None
@@ -123,7 +128,20 @@ class AlgorithmFlags:
             )
         if self.kl_estimator is not None and settings.kl_in == "reward":
             raise ValueError("kl_estimator is of a KL in the loss: the reward charges k1, the log-ratio")
+        if not 0.0 < self.beta_share <= 1.0:
+            raise ValueError(f"beta_share lies in (0, 1], received {self.beta_share}")
+        if self.beta_start is not None and self.kl_target is not None:
+            raise ValueError("beta_start and kl_target both move the price: leave one of them out")
         self.score_scaler()
+        self.kl_controller(episodes=1)
+
+    def kl_controller(self, episodes: int) -> KLController | None:
+        """What moves the KL's price in a training of so many ``episodes``."""
+        if self.kl_target is not None:
+            return AdaptiveKL(target=self.kl_target, horizon=self.kl_horizon)
+        if self.beta_start is not None:
+            return AnnealedKL(start=self.beta_start, end=self.beta, horizon=self.beta_share * episodes)
+        return None
 
     def score_scaler(self) -> ScoreScaler | None:
         """What turns scores into what is paid."""

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from agents.causal_lm import CausalLMPolicy
-from agents.text_collector import AdaptiveKL, TextCollector
+from agents.text_collector import TextCollector
 from scripts.chat import ChatTemplate
 from scripts.movie_reviews import movie_review_splits, openings
 from scripts.run_dir import write_folder_aside
@@ -178,12 +178,11 @@ def build_parts(config: TrainTextConfig) -> TextParts:
         uncertainty_coef=config.reward_uncertainty_coef,
         names=found.names,
     )
-    controller = None if config.kl_target is None else AdaptiveKL(target=config.kl_target, horizon=config.kl_horizon)
     collector = TextCollector(
         KLShaping(reward, reference, config.beta, charge=config.agent_config().kl_in != "loss"),
         seed=config.seed,
         missing_eos_penalty=config.missing_eos_penalty,
-        kl_controller=controller,
+        kl_controller=config.kl_controller(config.episodes),
         score_scaler=config.score_scaler(),
         slots=config.slots,
     )

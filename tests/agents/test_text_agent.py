@@ -12,10 +12,11 @@ from agents import kl
 from agents.advantages import generalized_advantages
 from agents.causal_lm import CausalLMPolicy
 from agents.checkpoint import CheckpointError
+from agents.kl_price import AdaptiveKL, AnnealedKL
 from agents.masked import whiten
 from agents.score_scaling import ScoreScaler
 from agents.text_agent import TextAgent
-from agents.text_collector import AdaptiveKL, TextCollector
+from agents.text_collector import TextCollector
 from agents.text_loss import text_objective
 from agents.text_settings import TextAgentConfig
 from agents.update import update
@@ -315,7 +316,10 @@ def everything(algorithm):
     """Each algorithm with options that carry state of their own."""
     collecting = {
         "ppo": lambda: {"kl_controller": AdaptiveKL(target=0.1, horizon=60.0)},
-        "grpo": lambda: {"score_scaler": ScoreScaler(standardise=True, limit=2.0)},
+        "grpo": lambda: {
+            "score_scaler": ScoreScaler(standardise=True, limit=2.0),
+            "kl_controller": AnnealedKL(start=0.9, end=0.3, horizon=3.0 * ROWS),
+        },
         "rloo": lambda: {"score_scaler": ScoreScaler(limit=2.0)},
         "reinforce": lambda: {"missing_eos_penalty": 0.5},
     }[algorithm]()

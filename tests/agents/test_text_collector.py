@@ -9,7 +9,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from agents.advantages import generalized_advantages
 from agents.causal_lm import CausalLMPolicy
-from agents.text_collector import AdaptiveKL, TextCollector, figures, repetition
+from agents.kl_price import AdaptiveKL, AnnealedKL
+from agents.text_collector import TextCollector, figures, repetition
 from textenvs.preference import PreferenceReward
 from textenvs.rows import TokenRows
 from textenvs.shaping import KLShaping
@@ -182,6 +183,19 @@ def test_the_controller_raises_the_price_when_the_policy_strays_and_lowers_it_wh
     assert metrics["rollout/beta"] == pytest.approx(0.3)
     assert envs.beta == pytest.approx(0.3 * (1 + 0.2 * 12 / 60))
     assert collector.state_dict()["envs"]["beta"] == pytest.approx(envs.beta)
+
+
+def test_an_annealed_price_goes_straight_to_its_end_and_stays_there():
+    envs = envs_of()  # 12 texts a rollout
+    collector = TextCollector(envs, seed=0, kl_controller=AnnealedKL(start=0.9, end=0.3, horizon=30.0))
+    paid = [collector.collect(policy_of())[1]["rollout/beta"] for _ in range(5)]
+    assert paid == pytest.approx([0.9, 0.66, 0.42, 0.3, 0.3])
+    assert collector.state_dict()["envs"]["beta"] == 0.3
+    rising = AnnealedKL(start=0.0, end=0.2, horizon=4.0)
+    assert [rising.updated(beta, 1.0, 3) for beta in (0.0, 0.1, 0.2)] == pytest.approx([0.15, 0.2, 0.2])
+    for wrong, named in (({"start": -0.1}, "start -0.1"), ({"end": -1.0}, "end -1.0"), ({"horizon": 0.0}, "horizon")):
+        with pytest.raises(ValueError, match=named):
+            AnnealedKL(**({"start": 0.5, "end": 0.1, "horizon": 10.0} | wrong))
 
 
 def test_figures_do_not_see_padding():
