@@ -53,7 +53,7 @@ TABLE: dict[Algorithm, dict[str, Any]] = {
 """Over the papers' choices, for a table; its PPO steps through the environment instead, with ``PPO_TABLE``."""
 GPT2: dict[Algorithm, dict[str, Any]] = {
     "ppo": {"learning_rate": 1e-3, "minibatch_size": 128, "epochs": 4, "lam": 1.0, "value_coef": 0.2},
-    "grpo": {"learning_rate": 1e-3, "minibatch_size": 128, "epochs": 2, "group_size": 8},
+    "grpo": {"learning_rate": 5e-4, "minibatch_size": 128, "epochs": 2, "group_size": 8},
     "rloo": {"learning_rate": 1e-3, "group_size": 8},
     "reinforce": {"learning_rate": 1e-3},
 }
@@ -62,7 +62,7 @@ ANNEALED, SHARE = 3.0, 0.5
 """The GPT-2 pays so many times the price at first, which falls to the task's own in that share of the episodes."""
 UPDATES: dict[str, dict[Algorithm, int]] = {
     "tabular": {"ppo": 80, "grpo": 400, "rloo": 400, "reinforce": 400},
-    "gpt2": {"ppo": 240, "grpo": 300, "rloo": 600, "reinforce": 600},
+    "gpt2": {"ppo": 240, "grpo": 600, "rloo": 600, "reinforce": 600},
 }
 """Rollouts that each training learns from."""
 

@@ -178,6 +178,19 @@ def test_the_page_of_tokens_adds_up_to_the_score(inputs, tmp_path, algorithm):
     assert max(abs(kl) for kl in kls[8:]) > 1e-2
 
 
+def test_a_price_that_is_annealed_goes_down_to_beta_and_is_resumed_where_it_was(inputs, tmp_path):
+    prices = {"beta": 0.1, "beta_start": 0.3, "beta_share": 0.75}
+    assert run(inputs, tmp_path / "whole", **prices) == 0
+    paid = read_columns(tmp_path / "whole" / "progress.csv")["rollout/beta"]
+    assert [beta for beta in paid if beta == beta] == pytest.approx([0.3, 0.3 - 0.2 / 3, 0.1 + 0.2 / 3, 0.1])
+    stopped = tmp_path / "stopped"
+    interrupted = {"reward_model": "own_reward:interrupt_at_second_update"} | prices
+    assert run(inputs, stopped, **interrupted) == 130
+    assert run(inputs, stopped, "--resume", **interrupted) == 0
+    for name, tensor in weights(tmp_path / "whole").items():
+        assert torch.equal(tensor, weights(stopped)[name]), name
+
+
 def test_ctrl_c_keeps_what_was_trained_and_resume_ends_where_an_undisturbed_run_ends(inputs, tmp_path):
     usual = signal.getsignal(signal.SIGINT)
     assert run(inputs, tmp_path / "whole", reward_model="own_reward:good") == 0
@@ -394,6 +407,9 @@ def test_every_algorithm_resumes_where_an_undisturbed_run_ends_and_has_no_critic
         (["--algorithm", "rloo", "--minibatch-size", "4"], "minibatch_size 4 is below batch_size"),
         (["--baseline", "batch"], "baseline is REINFORCE's"),
         (["--kl-estimator", "k2"], "kl_estimator is of a KL in the loss"),
+        (["--beta-start", "0.5", "--kl-target", "6"], "beta_start and kl_target both move the price"),
+        (["--beta-start", "-0.5"], "start -0.5"),
+        (["--beta-share", "0"], "beta_share lies in (0, 1], received 0"),
         (["--score-clip", "0"], "limit must be positive"),
         (["--slots", "0"], "slots must be at least 1, or None for all at once, received 0"),
     ],
