@@ -6,6 +6,7 @@ in memory all at once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,12 +53,8 @@ class TokenHead:
             with torch.autocast(logits.device.type, enabled=False):
                 return token_logprobs(logits, tokens)
 
-        piece = max(1, LOGITS_AT_ONCE // len(self.layer.weight))
-        if hidden.shape[0] <= piece:
-            return judge(hidden, tokens, steps)
-        parts = zip(hidden.split(piece), tokens.split(piece), steps.split(piece), strict=True)
-        judged = [checkpoint(judge, *part, use_reentrant=False) for part in parts]
-        return torch.cat([part[0] for part in judged]), torch.cat([part[1] for part in judged])
+        logprobs, entropy = self._in_pieces(judge, 1, hidden, tokens, steps)
+        return logprobs, entropy
 
     def exact_kl(
         self, hidden: Tensor, tokens: Tensor, steps: Tensor, reference: TokenHead, ref_hidden: Tensor
@@ -67,18 +64,25 @@ class TokenHead:
         ``tokens`` and ``steps`` as in ``judge``.
         """
 
-        def kl(hidden: Tensor, tokens: Tensor, steps: Tensor, ref_hidden: Tensor) -> Tensor:
+        def kl(hidden: Tensor, tokens: Tensor, steps: Tensor, ref_hidden: Tensor) -> tuple[Tensor]:
             logits = self._logits(hidden, tokens, steps)
             with torch.no_grad():
                 ref_logits = reference._logits(ref_hidden, tokens, steps)
-            return full_kl(torch.log_softmax(logits, -1), torch.log_softmax(ref_logits, -1))
+            return (full_kl(torch.log_softmax(logits, -1), torch.log_softmax(ref_logits, -1)),)
 
-        piece = max(1, LOGITS_AT_ONCE // (4 * len(self.layer.weight)))  # about four such arrays live at once
-        if hidden.shape[0] <= piece:
-            return kl(hidden, tokens, steps, ref_hidden)
-        arrays = (hidden, tokens, steps, ref_hidden)
+        (found,) = self._in_pieces(kl, 4, hidden, tokens, steps, ref_hidden)  # about four such arrays live at once
+        return found
+
+    def _in_pieces(
+        self, compute: Callable[..., tuple[Tensor, ...]], logits_at_a_time: int, *arrays: Tensor
+    ) -> tuple[Tensor, ...]:
+        """``compute(*arrays)``; in pieces of their rows, each made again backward, if its logits would be large."""
+        piece = max(1, LOGITS_AT_ONCE // (logits_at_a_time * len(self.layer.weight)))
+        if len(arrays[0]) <= piece:
+            return compute(*arrays)
         parts = zip(*(array.split(piece) for array in arrays), strict=True)
-        return torch.cat([checkpoint(kl, *part, use_reentrant=False) for part in parts])
+        found = [checkpoint(compute, *part, use_reentrant=False) for part in parts]
+        return tuple(torch.cat(column) for column in zip(*found, strict=True))
 
     def _logits(self, hidden: Tensor, tokens: Tensor, steps: Tensor) -> Tensor:
         return self.sampling.shape(self.layer(hidden), steps, self.eos_token_id, taken=tokens)
