@@ -45,6 +45,7 @@ def generate(
     deterministic: bool = False,
     with_values: bool = True,
     slots: int | None = None,
+    beside: tuple[int, int] = (0, 0),
 ) -> Generation:
     """Let the policy write one completion for every prompt.
 
@@ -58,13 +59,15 @@ def generate(
         with_values: whether values are wanted; zeros if not, and from a policy without critic.
         slots: rows decoded at a time, which bounds the cache; a row that ended makes room for the next prompt. None:
             all at once. What is written, and where ``generator`` ends, is the same (up to rounding).
+        beside: rows of the same batch that stand before and after these and are written elsewhere: their numbers are
+            drawn, too, so that what these rows say is the same as if all were here.
 
     Raises:
         ValueError: if a prompt is empty, if prompt and budget exceed the model's positions, for ``slots`` below 1, or
             with a model that does not attend to everything.
     """
     with policy.acting():
-        return _generate(policy, prompts, max_new_tokens, generator, deterministic, with_values, slots)
+        return _generate(policy, prompts, max_new_tokens, generator, deterministic, with_values, slots, beside)
 
 
 def _generate(
@@ -75,6 +78,7 @@ def _generate(
     deterministic: bool,
     with_values: bool,
     slots: int | None,
+    beside: tuple[int, int],
 ) -> Generation:
     lengths = (prompts != PAD).sum(1)
     _check(policy, prompts, lengths, max_new_tokens, slots)
@@ -86,7 +90,7 @@ def _generate(
     with_values = with_values and policy.has_critic
     shared = with_values and policy.critic == "shared"
     decoder = _Decoder(policy, slots, int(lengths.max()), max_new_tokens, device)
-    noise = _Noise(batch, max_new_tokens, generator, device)
+    noise = _Noise(batch, max_new_tokens, generator, device, beside)
     begun = 0
     rows = steps = torch.zeros(0, dtype=torch.int64, device=device)  # of each row decoded, which it is and how far
     running = torch.zeros(0, dtype=torch.bool, device=device)
@@ -129,9 +133,11 @@ class _Noise:
     So neither the numbers nor the generator's end depend on which rows are decoded together.
     """
 
-    def __init__(self, batch: int, steps: int, generator: torch.Generator | None, device: torch.device) -> None:
-        self.generator = generator
-        self.numbers = torch.empty(steps, batch, device=device)
+    def __init__(
+        self, batch: int, steps: int, generator: torch.Generator | None, device: torch.device, beside: tuple[int, int]
+    ) -> None:
+        self.generator, self.before = generator, beside[0]
+        self.numbers = torch.empty(steps, batch + sum(beside), device=device)
         self.drawn = 0
 
     def of(self, rows: Tensor, steps: Tensor, running: Tensor) -> Tensor:
@@ -139,7 +145,7 @@ class _Noise:
         if int(steps[running].max()) == self.drawn:
             self.numbers[self.drawn] = uniform(self.numbers.shape[1], self.generator, self.numbers.device)
             self.drawn += 1
-        return self.numbers[steps, rows]
+        return self.numbers[steps, self.before + rows]
 
 
 class _Decoder:

@@ -18,6 +18,7 @@ from agents.baselines import flat_groups, group_advantages, leave_one_out_advant
 from agents.checkpoint import CheckpointError
 from agents.logging import MetricSink
 from agents.masked import keep, masked_mean, whiten
+from agents.processes import ALONE
 from agents.rollout import Batch, Rollout
 from agents.schedules import value_at
 from agents.text_loss import AVERAGES, AgainstReference, text_objective
@@ -65,6 +66,9 @@ class TextAgent(Agent):
     ) -> None:
         super().__init__(env, config, policy, collector=collector, logger=logger, spaces=spaces)
         self.reference = reference
+        self.processes = getattr(collector, "processes", ALONE)
+        """That train the policy together; the collector's."""
+        self.processes.begin_alike(self.policy.state_dict().values())
         self._judgement: dict[str, float] = {}
         self.moving_baseline: float | None = None
         """Running average of the returns, reward units, before the newest rollout; None before the first."""
@@ -151,6 +155,7 @@ class TextAgent(Agent):
             generator=self.generator,
             objective=text_objective(config, clip=clip, beta=getattr(self.collector, "beta", 0.0)),
             share_by=AVERAGES[config.average][1],
+            processes=self.processes,
         )
         return {**figures, **self._judgement, "train/learning_rate": rate, "train/clip": clip}
 

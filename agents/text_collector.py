@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.causal_lm import CausalLMPolicy
+from agents.causal_lm import CausalLMPolicy, uniform
 from agents.generation import Generation, check_slots, generate
 from agents.kl_price import KLController
+from agents.processes import ALONE, Processes
 from agents.rollout import Rollout
 from agents.score_scaling import ScoreScaler
-from textenvs.rows import TokenRows, last_action_index
+from textenvs.rows import PAD, TokenRows, join_rows, last_action_index
 from textenvs.trunk import pack_rows
 
 REPEATED = 3
@@ -65,9 +66,11 @@ class TextCollector:
         score_scaler: what the score is turned into before it is paid; figures keep the raw one. None: nothing.
         write: what lets the policy write: ``agents.generation.generate``, or another function of its arguments.
         slots: texts written at a time, as ``write`` takes it if it is not None; None: all at once.
+        processes: that share the work, each with such a collector; see ``agents.processes``.
 
     Raises:
-        ValueError: for a negative penalty, ``slots`` below 1, or a controller over an environment without ``beta``.
+        ValueError: for a negative penalty, ``slots`` below 1, a controller over an environment without ``beta``, or
+            fewer sub-environments than processes.
     """
 
     counts = "rows"
@@ -82,6 +85,7 @@ class TextCollector:
         score_scaler: ScoreScaler | None = None,
         write: Callable[..., Generation] = generate,
         slots: int | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         check_slots(slots)
         if not missing_eos_penalty >= 0:
@@ -91,7 +95,9 @@ class TextCollector:
         self.missing_eos_penalty = float(missing_eos_penalty)
         self.kl_controller = kl_controller
         self.score_scaler = score_scaler
-        self.write, self.slots = write, slots
+        self.write, self.slots, self.processes = write, slots, processes
+        if self.base.num_envs < processes.count:
+            raise ValueError(f"{self.base.num_envs} texts cannot be shared out among {processes.count} processes")
         self._priced = _wrapper_with_beta(envs)
         if kl_controller is not None and self._priced is None:
             raise ValueError("kl_controller needs an environment with KLShaping: none of its wrappers has a beta")
@@ -131,14 +137,14 @@ class TextCollector:
         groups = drawn.reshape(-1, self.group_size, drawn.shape[1])
         if (groups != groups[:, :1]).any():
             raise ValueError(f"the prompts drawn do not stand in groups of {self.group_size}: reset(seed=...) first")
-        prompts = torch.from_numpy(drawn).to(policy.device)
-        options: dict[str, Any] = {} if self.slots is None else {"slots": self.slots}
-        budget = self.base.max_new_tokens
-        written = self.write(policy, prompts, max_new_tokens=budget, generator=self.generator, **options)
+        part = self.processes.part(len(drawn))
+        written = self._written(policy, torch.from_numpy(drawn[part]).to(policy.device), part, len(drawn))
         wrote = time.perf_counter()
-        rows = self.envs.play(drawn, written.completions.cpu().numpy(), written.logprobs.cpu().numpy())
+        rows = self.envs.play(drawn[part], written.completions.cpu().numpy(), written.logprobs.cpu().numpy())
+        if self.processes.count > 1:
+            written, rows = self._gathered(written, rows)
         self.last = rows
-        rollout = self._rollout(policy, prompts, written, rows)
+        rollout = self._rollout(policy, torch.from_numpy(drawn).to(policy.device), written, rows)
         metrics = {f"rollout/{name}": value for name, value in figures(rows).items()}
         metrics |= {"time/generate_s": wrote - began, "time/score_s": time.perf_counter() - wrote}
         metrics |= self._reprice(metrics, len(drawn))
@@ -160,6 +166,24 @@ class TextCollector:
         self.envs.load_state_dict(state["envs"])
         if self.score_scaler is not None:
             self.score_scaler.load_state_dict(state["score_scaler"])
+
+    def _written(self, policy: CausalLMPolicy, prompts: Tensor, part: slice, whole: int) -> Generation:
+        """What the policy writes for ``prompts``, which are the rows ``part`` of a batch of ``whole``."""
+        options: dict[str, Any] = {} if self.slots is None else {"slots": self.slots}
+        if self.processes.count > 1:
+            options["beside"] = (part.start, whole - part.stop)
+        budget = self.base.max_new_tokens
+        return self.write(policy, prompts, max_new_tokens=budget, generator=self.generator, **options)
+
+    def _gathered(self, written: Generation, rows: TokenRows) -> tuple[Generation, TokenRows]:
+        """All processes' rows; and the generator stands where the longest completion of all has left it."""
+        own = int((written.completions != PAD).sum(1).max())
+        shares = self.processes.gathered(([part.cpu() for part in written], rows))
+        device = written.completions.device
+        together = Generation(*(torch.cat(parts).to(device) for parts in zip(*(w for w, _ in shares), strict=True)))
+        for _ in range(own, int((together.completions != PAD).sum(1).max())):
+            uniform(len(together.completions), self.generator, device)
+        return together, join_rows([rows for _, rows in shares])
 
     def _rollout(self, policy: CausalLMPolicy, prompts: Tensor, written: Generation, rows: TokenRows) -> Rollout:
         def tensor(array: Any) -> Tensor:

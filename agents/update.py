@@ -8,12 +8,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from agents import losses
 from agents.config import UpdateConfig
 from agents.kl import k3
 from agents.masked import Average, keep, masked_mean, masked_var, whiten
 from agents.policy import Evaluation
+from agents.processes import ALONE, Processes
 from agents.rollout import Batch
 
 Objective = Callable[[Evaluation, Batch, "Tensor | None"], "tuple[Tensor, dict[str, Tensor]]"]
@@ -61,6 +63,7 @@ def update(
     objective: Objective | None = None,
     clip_high: float | None = None,
     share_by: Share = "steps",
+    processes: Processes = ALONE,
 ) -> dict[str, float]:
     """Learn from ``batch``: every step that counts is used exactly once per epoch.
 
@@ -78,6 +81,7 @@ def update(
         objective: another loss than ``ppo_objective``.
         clip_high: upper eps, where it differs from the lower one; for the clip fraction (the loss has its own).
         share_by: what the objective's means are over.
+        processes: that have the same batch and policy; each takes its share of every minibatch.
 
     Returns:
         ``train/...`` figures (``agents.logging.METRICS`` explains them); those of the critic where it is trained.
@@ -87,7 +91,8 @@ def update(
         FloatingPointError: if the loss is not finite any more.
     """
     quick = objective is None and hasattr(policy, "ppo_gradient")
-    if hasattr(policy, "ppo_gradient") and (objective or config.microbatch_size or config.value_clip):
+    cut = config.microbatch_size or processes.count > 1
+    if hasattr(policy, "ppo_gradient") and (objective or cut or config.value_clip):
         raise ValueError("a FastMLP knows PPO's plain loss on whole minibatches only; pass the policy itself")
     objective = objective or ppo_objective(config, clip=clip)
     raw = batch
@@ -105,14 +110,16 @@ def update(
             if quick:
                 log_ratio = record.add(minibatch, None, *policy.ppo_gradient(minibatch, config, clip))
             else:
-                log_ratio = _gradient(policy, optimiser, minibatch, config, objective, record, share_by)
-            if config.target_kl is not None and float(_mean_k3(log_ratio)) > 1.5 * config.target_kl:
+                log_ratio = _gradient(policy, optimiser, minibatch, config, objective, record, share_by, processes)
+                processes.add_gradients(parameters)
+            if config.target_kl is not None and _mean_k3_of_all(log_ratio, processes) > 1.5 * config.target_kl:
                 stopped = True
                 break
             record.grad_norms.append(clip_gradient(parameters, config.max_grad_norm))
             optimiser.step()
         if stopped:
             break
+    record = record.of_all(processes)
     metrics = record.metrics(clip, clip if clip_high is None else clip_high)
     metrics |= _judgement(raw, valued="value_loss" in record.parts)
     metrics["train/early_stop"] = float(stopped)
@@ -157,15 +164,17 @@ def _gradient(
     objective: Objective,
     record: _Record,
     share_by: Share,
+    processes: Processes,
 ) -> Tensor:
-    """Fill the gradients from ``minibatch``; its log-ratios, flat, of the steps that count."""
+    """Fill the gradients from this process's share of ``minibatch``; log-ratios there, flat, of steps that count."""
     optimiser.zero_grad()
+    ours = processes.part(minibatch.num_rows)
     size = config.microbatch_size or minibatch.num_rows
-    whole = size >= minibatch.num_rows
+    whole = size >= minibatch.num_rows and processes.count == 1
     count = 1.0 if whole else _weight(minibatch, share_by)
     log_ratios = []
-    for start in range(0, minibatch.num_rows, size):
-        part = minibatch if whole else minibatch.rows(slice(start, start + size))
+    for start in range(ours.start, ours.stop, size):
+        part = minibatch if whole else minibatch.rows(slice(start, min(start + size, ours.stop)))
         share = 1.0 if whole else _weight(part, share_by) / count
         if share == 0.0:
             continue
@@ -174,7 +183,7 @@ def _gradient(
         loss, parts = objective(evaluation, part, mask)
         (loss if whole else loss * share).backward()
         log_ratios.append(record.add(part, mask, evaluation, loss, parts, share))
-    return log_ratios[0] if whole else torch.cat(log_ratios)
+    return torch.cat(log_ratios) if log_ratios else minibatch.old_logprobs.new_empty(0)
 
 
 def _weight(batch: Batch, share_by: Share) -> float:
@@ -215,6 +224,22 @@ class _Record:
         self.log_ratios.append(log_ratio)
         self.entropies.append(entropy)
         return log_ratio
+
+    def of_all(self, processes: Processes) -> _Record:
+        """The record of all processes' shares."""
+        if processes.count == 1:
+            return self
+        known = (self.parts, self.log_ratios, self.entropies)
+        shares = processes.gathered((self.minibatches, pytree.tree_map(Tensor.cpu, known)))
+        merged = _Record(dense=self.dense)
+        merged.grad_norms = [norm.cpu() for norm in self.grad_norms]
+        for minibatches, (parts, log_ratios, entropies) in shares:
+            merged.minibatches += minibatches
+            merged.log_ratios += log_ratios
+            merged.entropies += entropies
+            for name, values in parts.items():
+                merged.parts.setdefault(name, []).extend(values)
+        return merged
 
     def metrics(self, clip: float, clip_high: float) -> dict[str, float]:
         log_ratio = torch.cat(self.log_ratios)
@@ -257,6 +282,11 @@ def clip_gradient(parameters: list[Tensor], max_norm: float) -> Tensor:
     norm = torch.linalg.vector_norm(gradient)
     gradient.mul_((max_norm / (norm + 1e-6)).clamp_(max=1.0))  # 1e-6 as in torch.nn.utils
     return norm
+
+
+def _mean_k3_of_all(log_ratio: Tensor, processes: Processes) -> float:
+    """The same over the shares of all processes."""
+    return float(_mean_k3(torch.cat([log_ratio.cpu() for log_ratio in processes.gathered(log_ratio)])))
 
 
 def _mean_k3(log_ratio: Tensor) -> Tensor:

@@ -27,6 +27,9 @@ T_COMBINING, T_KERNELS, T_ATTENTION, T_SHORT = (
 )
 T_CALIBRATION, T_ENSEMBLE = (f"tests/reward_models/test_{name}.py" for name in ("calibration", "ensemble"))
 
+PROCESSES, UPDATE, COLLECTOR = "agents/processes.py", "agents/update.py", "agents/text_collector.py"
+T_PROCESSES = "tests/agents/test_processes.py"
+
 MUTANTS = (
     Mutant("T14", "the mean is the batch's, not the group's", GROUPS, "groups - groups.mean(1, keepdim=True)", "groups - groups.mean()", T_GROUPS),
     Mutant("T14", "texts are grouped in turn, not in blocks", GROUPS, "return returns.view(-1, group_size)", "return returns.view(group_size, -1).t()", T_GROUPS),
@@ -98,5 +101,11 @@ MUTANTS = (
     Mutant("T10", "half types are rounded before they are multiplied", KERNELS, "linear(x.float(), weight.float()", "linear(x.bfloat16().float(), weight.bfloat16().float()", T_KERNELS),
     Mutant("P13", "a faster layer's weight has the wrong gradient", KERNELS, "grad.t() @ x if weight.is_contiguous() else (x.t() @ grad).t()", "grad.t() @ x.flip(0) if weight.is_contiguous() else (x.flip(0).t() @ grad).t()", T_KERNELS),
     Mutant("P13", "a faster layer's offset has the mean gradient", KERNELS, "grad.sum(0) if to_bias", "grad.mean(0) if to_bias", T_KERNELS),
+    Mutant("P13", "several processes: each learns from its own share alone", UPDATE, "                processes.add_gradients(parameters)\n", "", T_PROCESSES),
+    Mutant("P13", "several processes: gradients are averaged, although shares are weighted already", PROCESSES, "            dist.all_reduce(flat)\n", "            dist.all_reduce(flat)\n            flat /= self.count\n", T_PROCESSES),
+    Mutant("P13", "several processes: a share is weighted as if it were the minibatch", UPDATE, "whole = size >= minibatch.num_rows and processes.count == 1", "whole = size >= ours.stop - ours.start", T_PROCESSES),
+    Mutant("S2", "several processes: shares draw the same luck", GENERATION, "self.numbers[steps, self.before + rows]", "self.numbers[steps, rows]", T_PROCESSES),
+    Mutant("S2", "several processes: the generator stands where its own share ended", COLLECTOR, "            uniform(len(together.completions), self.generator, device)\n", "            pass\n", T_PROCESSES),
+    Mutant("S2", "several processes: they begin with different weights", PROCESSES, "                dist.broadcast(tensor, src=0)\n", "                pass\n", T_PROCESSES),
     Mutant("T2", "a group's texts continue another prompt", GENERATION, "self.cache.expect(source, self.column)", "self.cache.expect(source.flip(0), self.column)", T_GENERATION),
 )  # fmt: skip

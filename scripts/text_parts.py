@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from agents.causal_lm import CausalLMPolicy
+from agents.processes import ALONE, Processes
 from agents.text_collector import TextCollector
 from scripts.chat import ChatTemplate
 from scripts.movie_reviews import movie_review_splits, openings
@@ -144,8 +145,12 @@ class TextParts:
         return (openings if self.chat is None else self.chat.said(openings)), endings
 
 
-def build_parts(config: TrainTextConfig) -> TextParts:
+def build_parts(config: TrainTextConfig, processes: Processes = ALONE) -> TextParts:
     """Load and wire everything; whatever is wrong with an input is found here.
+
+    Args:
+        config: the run's flags.
+        processes: that the run is shared out among; the first alone gets the judge, because it alone evaluates.
 
     Raises:
         ValueError, OSError: with a message that names the input.
@@ -185,6 +190,7 @@ def build_parts(config: TrainTextConfig) -> TextParts:
         kl_controller=config.kl_controller(config.episodes),
         score_scaler=config.score_scaler(),
         slots=config.slots,
+        processes=processes,
     )
     return TextParts(
         tokenizer=tokenizer,
@@ -194,7 +200,7 @@ def build_parts(config: TrainTextConfig) -> TextParts:
         reward=reward,
         chat=chat,
         collector=collector,
-        judge=_judge() if config.judge else None,
+        judge=_judge() if config.judge and processes.first else None,
         eval_prompts=eval_prompts,
     )
 

@@ -4,6 +4,7 @@
     python -m scripts.train_text --run-dir runs/grpo --algorithm grpo
     python -m scripts.train_text --run-dir runs/mine --model DIR --reward-model DIR --prompts openings.txt
     python -m scripts.train_text --run-dir runs/none --model DIR --memory adapters --plan
+    accelerate launch --num_processes 4 -m scripts.train_text --run-dir runs/four --device cuda
 
 Prompts are openings of held-out movie-review sentences, or lines of a file of your own. Before and after training the
 model writes on prompts that training never sees; `summary.json` compares the two, `samples.json` shows them side by
@@ -17,15 +18,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from agents import checkpoint
 from agents.logging import FileSink
 from agents.memory import PeakMemory, held_bytes
+from agents.processes import Processes
 from agents.text_agent import TextAgent
 from scripts.front_door import enter
 from scripts.frontier_points import FRONTIER, FrontierFollower, updates_between_points
@@ -56,24 +60,22 @@ def main(config: TrainTextConfig) -> dict[str, Any]:
     if config.plan:
         print(as_text(planned_bytes(config), config.memory))
         return {}
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    processes = Processes.launched(config.device)
+    if not processes.first:
+        _follow(config, processes)
+        return {}
     with RunDir(config.run_dir, overwrite=config.overwrite, resume=config.resume) as run:
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
         if config.resume:
             run.check_resumable(_identity(config), CHECKPOINT)
         peak = PeakMemory(config.device)
-        parts = build_parts(config)
+        parts = build_parts(config, processes)
         run.write_json(CONFIG, _identity(config))
-        agent = TextAgent(
-            None,
-            config.agent_config(),
-            policy=parts.policy,
-            collector=parts.collector,
-            reference=parts.reference.policy,
-        )
+        agent = _agent(config, parts)
         trained = _Clock()
         if config.resume:
-            agent.restore(run.path / CHECKPOINT)
+            agent.load_state_dict(processes.of_first(checkpoint.load(run.path / CHECKPOINT)))
             trained = _Clock(**json.loads((run.path / STATE).read_text()))
         before = parts.assess(parts.start)
         resume_at = agent.steps if config.resume else None
@@ -105,6 +107,26 @@ def main(config: TrainTextConfig) -> dict[str, Any]:
         return summary
 
 
+def _agent(config: TrainTextConfig, parts: TextParts) -> TextAgent:
+    return TextAgent(
+        None,
+        config.agent_config(),
+        policy=parts.policy,
+        collector=parts.collector,
+        reference=parts.reference.policy,
+    )
+
+
+def _follow(config: TrainTextConfig, processes: Processes) -> None:
+    """What a process does that is not the first: its share of every update, and nothing that lasts."""
+    parts = build_parts(config, processes)
+    agent = _agent(config, parts)
+    if config.resume:
+        agent.load_state_dict(processes.of_first(None))
+    with stop_on_interrupt() as interrupted:
+        _learn(agent, config, parts, interrupted)
+
+
 @dataclass
 class _Clock:
     """Seconds of training and response tokens so far, the resumed part included."""
@@ -119,7 +141,7 @@ def _train(
     """Learn to the end, or to Ctrl-C; whether it was the end. A checkpoint lies there either way."""
     evaluate_every = updates_between_points(config.evaluate_every, config.episodes, config.batch_size)
 
-    def checkpoint() -> None:
+    def keep() -> None:
         agent.save(run.path / CHECKPOINT)
         run.write_json(STATE, dataclasses.asdict(clock))
         if agent.newest is not None:
@@ -128,7 +150,7 @@ def _train(
     with TextProgress(config.episodes, run.path) as progress, stop_on_interrupt() as interrupted:
         began = time.perf_counter()
 
-        def after_update(agent: TextAgent) -> bool:
+        def after_update() -> None:
             nonlocal began
             now = time.perf_counter()
             clock.seconds, began = clock.seconds + now - began, now
@@ -138,21 +160,35 @@ def _train(
                 progress.log_samples(*parts.newest_texts(4), agent.steps)
             if agent.updates == 1:
                 write_token_page(run.path / PAGE, _snapshot(agent, parts))
-            if agent.updates >= config.critic_warmup:
-                set_trainable(parts.policy.actor_parameters(), True)
             if evaluate_every and agent.updates % evaluate_every == 0 and agent.steps < config.episodes:
                 paused = time.perf_counter()
                 frontier.add(agent.steps, parts.assess(parts.policy))
                 began += time.perf_counter() - paused
             if agent.updates % config.checkpoint_every == 0:
-                checkpoint()
-            return not interrupted.is_set()
+                keep()
 
-        set_trainable(parts.policy.actor_parameters(), agent.updates >= config.critic_warmup)
-        if agent.steps < config.episodes:
-            agent.learn(None if config.resume else config.episodes, callback=after_update)
-        checkpoint()
+        _learn(agent, config, parts, interrupted, after_update)
+        keep()
     return agent.steps >= config.episodes
+
+
+def _learn(
+    agent: TextAgent,
+    config: TrainTextConfig,
+    parts: TextParts,
+    interrupted: threading.Event,
+    after_update: Callable[[], None] = lambda: None,
+) -> None:
+    """Learn to the end, or until one of the processes is interrupted; the policy rests while the critic warms up."""
+
+    def goes_on(agent: TextAgent) -> bool:
+        set_trainable(parts.policy.actor_parameters(), agent.updates >= config.critic_warmup)
+        after_update()
+        return not agent.processes.any(interrupted.is_set())
+
+    set_trainable(parts.policy.actor_parameters(), agent.updates >= config.critic_warmup)
+    if agent.steps < config.episodes:
+        agent.learn(None if config.resume else config.episodes, callback=goes_on)
 
 
 def _snapshot(agent: TextAgent, parts: TextParts) -> Snapshot:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +59,19 @@ class TokenRows:
     def mask(self) -> NDArray[np.bool_]:
         """``[N, T]`` True on the tokens of the completions."""
         return self.completions != PAD
+
+
+def join_rows(parts: Sequence[TokenRows]) -> TokenRows:
+    """The episodes of all parts, one behind the other; arrays must be of the same widths and known in every part."""
+
+    def join(values: list[Any]) -> Any:
+        if values[0] is None:
+            return None
+        if isinstance(values[0], dict):
+            return {name: join([value[name] for value in values]) for name in values[0]}
+        return np.concatenate(values)
+
+    return TokenRows(**{name: join([getattr(part, name) for part in parts]) for name in vars(parts[0])})
 
 
 def pad_rows(rows: Sequence[Sequence[int] | NDArray[np.int64]], width: int | None = None) -> NDArray[np.int64]:

@@ -1,0 +1,111 @@
+"""Several processes that train one policy, as `accelerate launch` or `torchrun` starts them, on one machine or many.
+
+All do everything alike, and so stay alike, but for what is dear: each writes and scores its own share of the texts, and
+takes the gradient of its own share of every minibatch. Texts are then handed round and gradients added up. So the
+figures, the order of minibatches, what a controller decides and what a checkpoint holds are those of one process (a
+test says so), and a run may go on with another number of processes. Every call here but `part` waits for all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+PATIENCE = timedelta(hours=2)
+"""How long the others wait for one, which may be evaluating."""
+
+
+class Processes:
+    """This process and those beside it.
+
+    Args:
+        index: this one's place, ``[0, count)``.
+        count: how many there are. With 1, the default, no other is ever waited for.
+    """
+
+    def __init__(self, index: int = 0, count: int = 1) -> None:
+        if not 0 <= index < count:
+            raise ValueError(f"index must lie in [0, {count}), received {index}")
+        self.index, self.count = index, count
+
+    @classmethod
+    def launched(cls, device: str) -> Processes:
+        """Those that a launcher started this one with, connected by accelerate; this one alone if none did.
+
+        Args:
+            device: "cpu", or "cuda": each process then takes the GPU that the launcher means for it.
+
+        Raises:
+            ValueError: if there are several, and ``device`` is one GPU of them all.
+        """
+        from accelerate import PartialState
+
+        state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
+        if state.num_processes > 1 and ":" in device:
+            raise ValueError(f"{state.num_processes} processes cannot all be on {device}: pass {device.split(':')[0]}")
+        return cls(state.process_index, state.num_processes)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that speaks for all: it evaluates, logs and saves."""
+        return self.index == 0
+
+    def part(self, rows: int) -> slice:
+        """This process's share of ``rows`` rows: contiguous, in the processes' order, of nearly equal length."""
+        return slice(self.index * rows // self.count, (self.index + 1) * rows // self.count)
+
+    def gathered(self, mine: T) -> list[T]:
+        """What each process has, in their order, on all of them."""
+        if self.count == 1:
+            return [mine]
+        found: list[T | None] = [None] * self.count
+        dist.all_gather_object(found, mine)
+        return found  # type: ignore[return-value]
+
+    def of_first(self, mine: T | None) -> T:
+        """What the first process has, on all of them; what the others pass is ignored."""
+        held = [mine]
+        if self.count > 1:
+            dist.broadcast_object_list(held, src=0)
+        assert held[0] is not None
+        return held[0]
+
+    def any(self, mine: bool) -> bool:
+        """Whether one of them says so."""
+        return any(self.gathered(mine))
+
+    @torch.no_grad()
+    def begin_alike(self, tensors: Iterable[Tensor]) -> None:
+        """Give all of them the first process's values, in place."""
+        if self.count > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+    @torch.no_grad()
+    def add_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """Make each gradient the sum of all processes', in place; one that has none counts as zeros.
+
+        Parameters that are not trained now (``requires_grad`` False) are left out.
+        """
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        if self.count == 1 or not trained:
+            return
+        for parameter in trained:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        for kind in dict.fromkeys((parameter.device, parameter.dtype) for parameter in trained):
+            gradients = [p.grad for p in trained if p.grad is not None and (p.device, p.dtype) == kind]
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            dist.all_reduce(flat)
+            sums = flat.split([gradient.numel() for gradient in gradients])
+            torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(sums, gradients, strict=True)])
+
+
+ALONE = Processes()
+"""One process, as usual."""
