@@ -37,8 +37,8 @@ KL_SETTINGS = (
     *("--beta", 0.24, "--value-coef", 0.5, "--lam", 0.8, "--critic-lam", 1.0, "--batch-size", 512),
     *("--minibatch-size", 128, "--learning-rate", 2e-4, "--episodes", 32768, "--evaluate-every", 4),
 )
-"""Flags of a PPO that ends near there: a higher price; and what buys more with a nat: a critic that learns whole returns,
-advantages that lean on it, larger batches, smaller steps, more texts."""
+"""Flags of a PPO that ends near there: a higher price; and what buys more with a nat: a critic that learns whole
+returns, advantages that lean on it, larger batches, smaller steps, more texts."""
 
 
 def memory_row(runs: Path, *, threads: int) -> Row:
