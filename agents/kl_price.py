@@ -35,7 +35,19 @@ class AdaptiveKL:
         self.target, self.horizon = float(target), float(horizon)
 
     def updated(self, beta: float, kl: float, episodes: int) -> float:
-        """The next beta, after ``episodes`` sequences whose mean KL was ``kl`` nats."""
+        """The next beta, after ``episodes`` sequences whose mean KL was ``kl`` nats.
+
+        Raises:
+            ValueError: if so many episodes at a time could turn the price to 0 or below it, or if it is 0: a price that
+                is multiplied stays there.
+        """
+        if not 0.2 * episodes < self.horizon:
+            raise ValueError(
+                f"horizon must exceed a fifth of the {episodes} episodes of an update, got {self.horizon:g}: the price "
+                "could fall to 0 or below it"
+            )
+        if not beta > 0:
+            raise ValueError(f"the price is multiplied, and from {beta:g} it never moves: begin with one above 0")
         error = min(max(kl / self.target - 1.0, -0.2), 0.2)
         return beta * (1.0 + error * episodes / self.horizon)
 

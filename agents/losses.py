@@ -11,6 +11,10 @@ from torch import Tensor
 
 from agents.masked import Average, keep, masked_mean
 
+LARGEST_LOG_RATIO = 80.0
+"""Nats beyond which a ratio is not told apart any more: exp overflows float32 at 88.7, and infinity times a gradient of
+0 is none."""
+
 
 def clipped_policy_loss(
     logprobs: Tensor,
@@ -45,7 +49,7 @@ def clipped_policy_loss(
     Raises:
         ValueError: if ``mask`` selects no step.
     """
-    ratio = keep(logprobs - old_logprobs, mask).exp()
+    ratio = keep(logprobs - old_logprobs, mask).clamp(max=LARGEST_LOG_RATIO).exp()
     clipped = ratio.clamp(1.0 - clip, 1.0 + (clip if clip_high is None else clip_high))
     advantages = keep(advantages, mask)
     gain = torch.minimum(ratio * advantages, clipped * advantages)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -86,6 +87,23 @@ class TextAgent(Agent):
         super().iterate()
         texts_per_second = self.metrics["time/steps_per_second"]
         self.metrics["time/tokens_per_second"] = texts_per_second * self.metrics["rollout/length_mean"]
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[np.ndarray, Any]:
+        """One token for one observation or a batch of them; see ``Agent.predict``.
+
+        Args:
+            observation: token ids right-padded with -1, ``[L]`` or ``[B, L]``, as the token environments give them.
+            state: passed through.
+            episode_start: ignored.
+            deterministic: the likeliest token instead of a sample.
+        """
+        rows = torch.as_tensor(np.asarray(observation), dtype=torch.int64, device=self.policy.device)
+        batch = rows[None] if rows.dim() == 1 else rows
+        tokens, _ = self.policy.act(batch, deterministic=deterministic, generator=self.predict_generator)
+        actions = tokens.cpu().numpy()
+        return (actions[0] if rows.dim() == 1 else actions), state
 
     def judge(self, rollout: Rollout) -> Batch:
         """Advantages: by GAE and the critic, or by comparing the returns of whole texts."""

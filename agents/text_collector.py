@@ -35,7 +35,8 @@ METRICS: dict[str, str] = {
     "rollout/score_disagreement/NAME": "the same within the ensemble of that name, where it is not all there is",
     "rollout/score/NAME": "several scorers: mean score by the member of that name, before scores are combined; members "
     "of an ensemble are NAME/0, NAME/1, ...",
-    "rollout/return_mean": "mean over texts of the sum of rewards, prices included, reward units",
+    "rollout/return_mean": "mean over texts of the sum of the rewards that are learnt from: prices, penalties and "
+    "scaling of scores included, reward units",
     "rollout/kl_per_sequence": "mean over texts of sum_t (log pi - log pi_ref), nats: the k1 estimate that is charged",
     "rollout/kl_per_token": "the same sum divided by the number of tokens, nats",
     "rollout/beta": "price of a nat in this rollout, reward units",
@@ -146,6 +147,7 @@ class TextCollector:
         self.last = rows
         rollout = self._rollout(policy, torch.from_numpy(drawn).to(policy.device), written, rows)
         metrics = {f"rollout/{name}": value for name, value in figures(rows).items()}
+        metrics["rollout/return_mean"] = float(rollout.rewards.sum()) / len(drawn)
         metrics |= {"time/generate_s": wrote - began, "time/score_s": time.perf_counter() - wrote}
         metrics |= self._reprice(metrics, len(drawn))
         return rollout, metrics
@@ -157,15 +159,37 @@ class TextCollector:
             "seed": self._seed,
             "envs": self.envs.state_dict(),
             "score_scaler": None if self.score_scaler is None else self.score_scaler.state_dict(),
+            "settings": self._settings(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on exactly where ``state_dict`` was taken."""
+        """Go on exactly where ``state_dict`` was taken.
+
+        Raises:
+            ValueError: if it was taken with another penalty, scaling of scores, or way to move the KL's price.
+        """
+        ours = self._settings()
+        other = [
+            f"{name} {state['settings'][name]!r} (here {ours[name]!r})"
+            for name in ours
+            if state["settings"][name] != ours[name]
+        ]
+        if other:
+            raise ValueError(f"the rollouts were collected with other settings: {', '.join(other)}")
         self.generator.set_state(torch.as_tensor(state["generator"], dtype=torch.uint8).cpu())
         self._seed = state["seed"]
         self.envs.load_state_dict(state["envs"])
         if self.score_scaler is not None:
             self.score_scaler.load_state_dict(state["score_scaler"])
+
+    def _settings(self) -> dict[str, Any]:
+        """What decides how rewards are paid, besides the environment; plain values."""
+        scaler, controller = self.score_scaler, self.kl_controller
+        return {
+            "missing_eos_penalty": self.missing_eos_penalty,
+            "score_scaler": None if scaler is None else [scaler.standardise, scaler.limit],
+            "kl_controller": None if controller is None else [type(controller).__name__, dict(vars(controller))],
+        }
 
     def _written(self, policy: CausalLMPolicy, prompts: Tensor, part: slice, whole: int) -> Generation:
         """What the policy writes for ``prompts``, which are the rows ``part`` of a batch of ``whole``."""
@@ -192,7 +216,9 @@ class TextCollector:
         mask = tensor(rows.mask)
         last = last_action_index(rows.mask)
         rewards = rows.rewards.copy()
-        if self.score_scaler is not None and rows.scores is not None:
+        if self.score_scaler is not None:
+            if rows.scores is None:
+                raise ValueError("score_scaler needs scores: wrap the environment in a PreferenceReward, or pass None")
             rewards[np.arange(len(last)), last] += self.score_scaler(rows.scores) - rows.scores
         rewards[np.arange(len(last)), last] -= self.missing_eos_penalty * (rows.stop_reason == "length")
         ended = torch.zeros_like(mask)
@@ -228,6 +254,11 @@ class TextCollector:
             raise ValueError(
                 f"the policy ends texts with token {policy.eos_token_id}, the environment with {self.base.eos_token_id}"
             )
+        if policy.vocab_size > self.base.vocab_size and policy.sampling.allowed_tokens is None:
+            raise ValueError(
+                f"the policy may write {policy.vocab_size} tokens, the environment knows {self.base.vocab_size}: build "
+                "it with vocab_size=policy.vocab_size"
+            )
         if policy.vocab_size < self.base.vocab_size:
             raise ValueError(
                 f"the policy knows {policy.vocab_size} tokens, the environment's vocabulary has {self.base.vocab_size}"
@@ -239,7 +270,6 @@ def figures(rows: TokenRows) -> dict[str, float]:
     mask = rows.mask
     count = mask.sum()
     found = {
-        "return_mean": float(rows.rewards.sum() / len(mask)),
         "length_mean": float(count / len(mask)),
         "share_eos": float((rows.stop_reason == "eos").mean()),
         "share_length": float((rows.stop_reason != "eos").mean()),

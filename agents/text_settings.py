@@ -10,7 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from agents.config import PPOConfig
+from agents.schedules import value_at
 
+OF_CONTROL = (
+    "num_envs",
+    "num_steps",
+    "normalise_observations",
+    "normalise_rewards",
+    "sde_sample_freq",
+    "hidden",
+    "log_std",
+)
 WITH_CRITIC, IN_GROUPS = ("ppo",), ("grpo", "rloo")
 
 PAPERS: dict[str, dict[str, Any]] = {
@@ -133,8 +143,9 @@ class TextAgentConfig(TextAdvantageConfig, TextLossConfig, PPOConfig):
             raise ValueError(f"group_size must be at least {least} for {self.algorithm}, received {self.group_size}")
         if self.clip_high is not None and self.clip_high < 0:
             raise ValueError(f"clip_high must not be negative, received {self.clip_high}")
-        if self.dual_clip is not None and not self.dual_clip > 1:
-            raise ValueError(f"dual_clip must exceed 1, received {self.dual_clip}")
+        upper = 1.0 + max(self.clip_high or 0.0, value_at(self.clip, 0.0), value_at(self.clip, 1.0))
+        if self.dual_clip is not None and not self.dual_clip > upper:
+            raise ValueError(f"dual_clip must exceed 1 + clip, {upper:g}, received {self.dual_clip}")
         if not 0.0 <= self.baseline_decay < 1.0:
             raise ValueError(f"baseline_decay must lie in [0, 1), received {self.baseline_decay}")
         if self.critic_lam is not None and not 0.0 <= self.critic_lam <= 1.0:
@@ -142,7 +153,14 @@ class TextAgentConfig(TextAdvantageConfig, TextLossConfig, PPOConfig):
         if not self.uses_critic and self.gamma != 1.0:
             raise ValueError(f"{self.algorithm} judges texts by the sum of their rewards: gamma is 1, not {self.gamma}")
 
+    def _changed(self, name: str) -> bool:
+        """Whether a field has another value than its default."""
+        return bool(getattr(self, name) != type(self).__dataclass_fields__[name].default)
+
     def _refuse_what_does_not_apply(self) -> None:
+        of_control = [name for name in OF_CONTROL if self._changed(name)]
+        if of_control:
+            raise ValueError(f"this is of control tasks, and texts have none of it: {', '.join(of_control)}")
         plain = self.policy_loss == "plain"
         wrong = {
             "normalise_std is GRPO's": self.normalise_std and self.algorithm != "grpo",
@@ -155,6 +173,11 @@ class TextAgentConfig(TextAdvantageConfig, TextLossConfig, PPOConfig):
             "whiten_shift_mean is of whiten_rewards": self.whiten_shift_mean and not self.whiten_rewards,
             "clip_high is of the clipped loss": self.clip_high is not None and plain,
             "dual_clip is of the clipped loss": self.dual_clip is not None and plain,
+            "kl_estimator is of a KL in the loss": self._changed("kl_estimator") and self.kl_in == "reward",
+            "lam needs a critic": self._changed("lam") and not self.uses_critic,
+            "value_coef needs a critic": self._changed("value_coef") and not self.uses_critic,
+            "baseline_decay is of the moving baseline": self._changed("baseline_decay") and self.baseline != "moving",
+            "clip is of the clipped loss": self._changed("clip") and plain,
             f"the plain policy gradient holds for one pass over a batch, not {self.epochs}": plain and self.epochs > 1,
         }
         reasons = [reason for reason, holds in wrong.items() if holds]

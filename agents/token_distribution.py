@@ -184,6 +184,9 @@ def sample_tokens(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]
 
     Returns:
         ``(tokens [N], logprobs [N])``, nats.
+
+    Raises:
+        FloatingPointError: if a row's logits are NaN or infinite.
     """
     if noise is None:
         tokens = logits.argmax(dim=-1)
@@ -191,6 +194,8 @@ def sample_tokens(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]
     logprobs = torch.log_softmax(logits, dim=-1)
     heights = logprobs.exp().cumsum(dim=-1)
     total = heights[:, -1:]
+    if bool(total.isnan().any()):
+        raise FloatingPointError("there is no distribution to sample from: the logits are not finite any more")
     # Strictly below the total, so that the first height above it belongs to a token of positive probability.
     target = torch.minimum(noise[:, None].to(total) * total, torch.nextafter(total, torch.zeros_like(total)))
     tokens = torch.searchsorted(heights, target, right=True)

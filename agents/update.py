@@ -88,7 +88,7 @@ def update(
 
     Raises:
         ValueError: if the batch has no step that counts.
-        FloatingPointError: if the loss is not finite any more.
+        FloatingPointError: if a gradient or the loss is not finite any more; a step by such a gradient is not taken.
     """
     quick = objective is None and hasattr(policy, "ppo_gradient")
     cut = config.microbatch_size or processes.count > 1
@@ -115,7 +115,12 @@ def update(
             if config.target_kl is not None and _mean_k3_of_all(log_ratio, processes) > 1.5 * config.target_kl:
                 stopped = True
                 break
-            record.grad_norms.append(clip_gradient(parameters, config.max_grad_norm))
+            norm = clip_gradient(parameters, config.max_grad_norm)
+            if not math.isfinite(norm.item()):
+                raise FloatingPointError(
+                    f"the gradient is not finite any more (its norm is {norm.item()}); this step was not taken"
+                )
+            record.grad_norms.append(norm)
             optimiser.step()
         if stopped:
             break

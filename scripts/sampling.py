@@ -10,7 +10,7 @@ import torch
 
 from agents.causal_lm import CausalLMPolicy
 from agents.generation import generate
-from textenvs.prompts import load_prompts
+from textenvs.prompts import PromptSource, load_prompts
 from textenvs.rows import PAD
 from textenvs.text import decode_rows
 
@@ -47,7 +47,7 @@ class Samples:
 def write_samples(
     policy: CausalLMPolicy,
     tokenizer: Any,
-    prompts: list[str],
+    prompts: PromptSource,
     *,
     max_new_tokens: int,
     seed: int,
@@ -59,7 +59,7 @@ def write_samples(
     Args:
         policy: what writes.
         tokenizer: its tokenizer.
-        prompts: N texts.
+        prompts: N texts, or what else `load_prompts` takes.
         max_new_tokens: budget, tokens.
         seed: of the draws.
         batch_size: rows that are handed over together.

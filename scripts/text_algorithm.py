@@ -128,12 +128,33 @@ class AlgorithmFlags:
             )
         if self.kl_estimator is not None and settings.kl_in == "reward":
             raise ValueError("kl_estimator is of a KL in the loss: the reward charges k1, the log-ratio")
+        if self.kl_target is not None and not self.beta > 0:
+            raise ValueError(
+                f"kl_target multiplies the price, and from beta {self.beta:g} it never moves: begin above 0"
+            )
+        if self.kl_target is not None and not self.kl_horizon > 0.2 * self.batch_size:
+            raise ValueError(
+                f"kl_horizon must exceed a fifth of batch_size {self.batch_size}, received {self.kl_horizon}: the "
+                "price could fall below 0"
+            )
+        if not self.missing_eos_penalty >= 0:
+            raise ValueError(f"missing_eos_penalty must be 0 or more reward units, received {self.missing_eos_penalty}")
+        unread = {
+            "kl_horizon is of kl_target": self.kl_target is None and self._changed("kl_horizon"),
+            "beta_share is of beta_start": self.beta_start is None and self._changed("beta_share"),
+        }
+        if any(unread.values()):
+            raise ValueError("; ".join(reason for reason, holds in unread.items() if holds) + ", which is not given")
         if not 0.0 < self.beta_share <= 1.0:
             raise ValueError(f"beta_share lies in (0, 1], received {self.beta_share}")
         if self.beta_start is not None and self.kl_target is not None:
             raise ValueError("beta_start and kl_target both move the price: leave one of them out")
         self.score_scaler()
         self.kl_controller(episodes=1)
+
+    def _changed(self, name: str) -> bool:
+        """Whether a flag has another value than its default."""
+        return bool(getattr(self, name) != type(self).__dataclass_fields__[name].default)
 
     def kl_controller(self, episodes: int) -> KLController | None:
         """What moves the KL's price in a training of so many ``episodes``."""

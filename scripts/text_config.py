@@ -117,8 +117,9 @@ class TrainTextConfig(TextTask, AlgorithmFlags):
             raise ValueError(f"slots must be at least 1, or None for all at once, received {self.slots}")
         if self.evaluate_every is not None and self.evaluate_every < 0:
             raise ValueError(f"evaluate_every must be 0 or more updates, received {self.evaluate_every}")
-        if self.adapter is not None and self.memory != "adapters":
-            raise ValueError(f"adapter needs memory adapters, received memory {self.memory}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, received {self.temperature}")
+        self._refuse_what_nobody_reads()
         if self.critic_start == "reward-model" and self.critic not in ("separate", "adapter"):
             raise ValueError(
                 "critic_start reward-model needs a critic of its own, memory full or adapters with value_adapter; "
@@ -128,6 +129,19 @@ class TrainTextConfig(TextTask, AlgorithmFlags):
             raise ValueError(f"lora_rank must be >= 1, lora_alpha > 0, received {self.lora_rank}, {self.lora_alpha}")
         if self.eval_prompts is not None and self.prompts is None:
             raise ValueError("eval_prompts needs prompts: both are files of your own, or neither")
+
+    def _refuse_what_nobody_reads(self) -> None:
+        of_adapters = ("adapter", "lora_rank", "lora_alpha", "value_adapter")
+        unread = [name for name in of_adapters if self.memory != "adapters" and self._changed(name)]
+        if unread:
+            raise ValueError(f"{', '.join(unread)}: this needs memory adapters, received memory {self.memory}")
+        unread = [name for name in ("lora_rank", "lora_alpha") if self.adapter is not None and self._changed(name)]
+        if unread:
+            raise ValueError(f"{', '.join(unread)}: the adapter that training starts from has its own; leave this out")
+        if self.reward_combine != "uncertainty" and self._changed("reward_uncertainty_coef"):
+            raise ValueError(
+                f"reward_uncertainty_coef is of reward_combine uncertainty, received {self.reward_combine}"
+            )
 
     @property
     def critic(self) -> str:

@@ -23,7 +23,7 @@ from scripts.text_models import build_models
 from scripts.text_rewards import build_scorers, start_critic_as_reward
 from textenvs import assets
 from textenvs.preference import Judged, PreferenceReward
-from textenvs.prompts import load_prompts
+from textenvs.prompts import Prompts, load_prompts
 from textenvs.reference import CausalLMReference
 from textenvs.shaping import KLShaping
 from textenvs.text import decode_rows, load_tokenizer
@@ -97,7 +97,7 @@ class TextParts:
     chat: ChatTemplate | None
     collector: TextCollector
     judge: Any
-    eval_prompts: list[Any]
+    eval_prompts: list[Any] | Prompts
 
     def write(self, policy: CausalLMPolicy) -> Samples:
         """What ``policy`` writes on the evaluation prompts, always with the same seed."""
@@ -227,7 +227,7 @@ def prompt_reader(config: TrainTextConfig, tokenizer: Any) -> Any:
     return tokenizer
 
 
-def prompt_sets(config: TrainTextConfig, tokenizer: Any) -> tuple[Any, list[Any]]:
+def prompt_sets(config: TrainTextConfig, tokenizer: Any) -> tuple[Any, Any]:
     """Training prompts and evaluation prompts; ``tokenizer`` is what `prompt_reader` gives."""
     if config.prompts is None:
         splits = movie_review_splits()
@@ -248,10 +248,9 @@ def prompt_sets(config: TrainTextConfig, tokenizer: Any) -> tuple[Any, list[Any]
     return train[num_held_out:], train[:num_held_out]
 
 
-def _lines(path: str, tokenizer: Any) -> list[list[int]]:
+def _lines(path: str, tokenizer: Any) -> Prompts:
     """The prompts of a file as token ids, in its order."""
-    prompts = load_prompts(path, tokenizer, vocab_size=len(tokenizer))
-    return [row[:length].tolist() for row, length in zip(prompts.tokens, prompts.lengths, strict=True)]
+    return load_prompts(path, tokenizer, vocab_size=len(tokenizer))
 
 
 def save_adapter(policy: CausalLMPolicy, path: Path) -> None:

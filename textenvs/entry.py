@@ -30,11 +30,13 @@ def text_generation_vec(
     reference: Any = None,
     beta: float = 0.15,
     acting: Acting | None = None,
+    charge: bool = True,
     eos_token_id: int | None = None,
     vocab_size: int | None = None,
     max_new_tokens: int = 24,
     max_prompt_tokens: int | None = None,
     shuffle: bool = True,
+    group_size: int = 1,
     autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
     budget: str = "terminate",
 ) -> TokenVectorEnv | TokenVectorWrapper:
@@ -52,11 +54,13 @@ def text_generation_vec(
         reference: see `KLShaping`; None shapes nothing.
         beta: price of the KL, reward units per nat. Default: Ziegler et al. 2019 (arXiv:1909.08593).
         acting: see `KLShaping`.
+        charge: whether rewards pay the KL's price; see `KLShaping`.
         eos_token_id: the token that ends an episode. None: the tokenizer's, if there is one.
         vocab_size: number of token ids; the tokenizer's length when None.
         max_new_tokens: budget of an episode, tokens. Default: Ziegler et al. 2019.
         max_prompt_tokens: longest prompt allowed, tokens; any when None.
         shuffle: whether the prompts' order is shuffled each epoch.
+        group_size: sub-environments in a row that share a prompt; see `TokenVectorEnv`.
         autoreset_mode: see `TokenVectorEnv`.
         budget: "terminate" or "truncate"; see `TokenVectorEnv`.
 
@@ -80,13 +84,14 @@ def text_generation_vec(
         max_new_tokens=max_new_tokens,
         max_prompt_tokens=max_prompt_tokens,
         shuffle=shuffle,
+        group_size=group_size,
         autoreset_mode=autoreset_mode,
         budget=budget,
     )
     if scorer is not None:
         envs = PreferenceReward(envs, scorer, combine=combine, weights=weights, uncertainty_coef=uncertainty_coef)
     if reference is not None:
-        envs = KLShaping(envs, reference, beta, acting=acting)
+        envs = KLShaping(envs, reference, beta, acting=acting, charge=charge)
     return envs
 
 

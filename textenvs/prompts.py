@@ -22,7 +22,7 @@ from textenvs.rows import pad_rows
 from textenvs.text import Tokenizer
 
 Prompt: TypeAlias = "str | Sequence[int] | Sequence[Turn]"
-PromptSource: TypeAlias = "str | os.PathLike[str] | Iterable[Prompt]"
+PromptSource: TypeAlias = "str | os.PathLike[str] | Iterable[Prompt] | Prompts"
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,10 @@ class Prompts:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def __getitem__(self, part: slice) -> Prompts:
+        """Some of them, as wide as all."""
+        return Prompts(self.tokens[part], self.lengths[part], self.places[part])
 
     def fingerprint(self) -> int:
         """A checksum of the tokens, by which a saved state recognises its prompts."""
@@ -56,8 +60,9 @@ def load_prompts(
     Args:
         source: a path to a text file (one prompt a line; blank lines are skipped), a path to a ``.jsonl`` file (one
             object a line, its field ``prompt`` a string, a list of token ids or a chat, or its field ``messages`` a
-            chat), or any iterable of such prompts. A chat is a list of turns, objects with role and content; the
-            assistant's answer at its end is left out. A ``str`` is a path; a lone prompt goes into a list.
+            chat), any iterable of such prompts, or what this function gave before. A chat is a list of turns, objects
+            with role and content; the assistant's answer at its end is left out. A ``str`` is a path; a lone prompt
+            goes into a list.
         tokenizer: turns strings into token ids, and chats by its chat template; one that has no
             ``apply_chat_template`` is called with the turns instead. None if all prompts are token ids.
         vocab_size: token ids are below this.
@@ -90,6 +95,10 @@ def load_prompts(
 
 def _read(source: PromptSource) -> Iterator[tuple[str, Any]]:
     """Pairs of a place and a raw prompt."""
+    if isinstance(source, Prompts):
+        rows = zip(source.places, source.tokens, source.lengths, strict=True)
+        yield from ((place, row[:length]) for place, row, length in rows)
+        return
     if not isinstance(source, str | os.PathLike):
         yield from ((f"prompts[{index}]", prompt) for index, prompt in enumerate(source))
         return

@@ -50,7 +50,7 @@ class Scorer:
 
 
 def agent_of(algorithm, kind="gpt2", rows=ROWS, collecting=None, beta=BETA, **options):
-    settings = dict(minibatch_size=rows, learning_rate=1e-2, lam=0.95, value_coef=0.1)
+    settings = dict(minibatch_size=rows, learning_rate=1e-2) | (dict(value_coef=0.1) if algorithm == "ppo" else {})
     config = TextAgentConfig.of(algorithm, **(settings | options))
     policy = policy_of(kind, "shared" if config.uses_critic else "none")
     start = copy.deepcopy(policy)
@@ -393,7 +393,7 @@ def test_scores_are_standardised_by_all_that_was_seen_and_clipped():
         ("ppo", {"baseline": "batch"}, "baseline is REINFORCE's"),
         ("ppo", {"reward_to_go": True}, "reward_to_go is REINFORCE's"),
         ("ppo", {"whiten_shift_mean": True}, "whiten_shift_mean is of whiten_rewards"),
-        ("ppo", {"dual_clip": 0.9}, "dual_clip must exceed 1, received 0.9"),
+        ("ppo", {"dual_clip": 0.9}, r"dual_clip must exceed 1 \+ clip, 1.2, received 0.9"),
         ("ppo", {"critic_lam": 1.5}, "critic_lam must lie"),
         ("ppo", {"clip_high": -0.1}, "clip_high must not be negative"),
         ("ppo", {"kl_in": "both ways"}, "kl_in is one of reward, loss, both"),
