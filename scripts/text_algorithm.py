@@ -128,6 +128,8 @@ class AlgorithmFlags:
             )
         if self.kl_estimator is not None and settings.kl_in == "reward":
             raise ValueError("kl_estimator is of a KL in the loss: the reward charges k1, the log-ratio")
+        if not self.beta >= 0:
+            raise ValueError(f"beta must be 0 or more reward units per nat, received {self.beta}")
         if self.kl_target is not None and not self.beta > 0:
             raise ValueError(
                 f"kl_target multiplies the price, and from beta {self.beta:g} it never moves: begin above 0"

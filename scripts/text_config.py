@@ -36,7 +36,7 @@ class TextTask:
     eval_prompts: str | None = None
     """File of prompts for the comparison before/after; needs `prompts`. None: those held out."""
     num_eval_prompts: int = 400
-    """Prompts that are written on before and after training."""
+    """Prompts that are written on before and after training; all that there are, if there are fewer."""
     judge: bool = True
     """Whether the independent judge compares before and after (needs the demo extra)."""
     seed: int = 0
@@ -71,7 +71,7 @@ class TrainTextConfig(TextTask, AlgorithmFlags):
     resume: bool = False
     """Go on with the unfinished run in that folder; all other settings must be its own."""
     episodes: int = 8192
-    """Texts to write and learn from."""
+    """Texts to write and learn from, rounded up to whole batches."""
     lora_rank: int = 16
     """Rank of new adapters (memory adapters)."""
     lora_alpha: float = 32.0
@@ -117,6 +117,11 @@ class TrainTextConfig(TextTask, AlgorithmFlags):
             raise ValueError(f"slots must be at least 1, or None for all at once, received {self.slots}")
         if self.evaluate_every is not None and self.evaluate_every < 0:
             raise ValueError(f"evaluate_every must be 0 or more updates, received {self.evaluate_every}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more, received {self.seed}")
+        updates = -(-self.episodes // self.batch_size)
+        if self.critic_warmup >= updates:
+            raise ValueError(f"critic_warmup {self.critic_warmup} leaves none of the {updates} updates to the policy")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be above 0, received {self.temperature}")
         self._refuse_what_nobody_reads()

@@ -95,6 +95,7 @@ def main(config: TrainTextConfig) -> dict[str, Any]:
             "algorithm": config.algorithm,
             "seed": config.seed,
             "episodes": agent.steps,
+            "eval_prompts": len(before.samples.prompts),
             "wall_s": trained.seconds,
             "response_tokens_per_s": trained.tokens / max(trained.seconds, 1e-9),
             "peak_memory_bytes": peak_bytes,

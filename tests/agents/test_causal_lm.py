@@ -426,6 +426,11 @@ def test_draws_follow_the_distribution_and_never_take_what_is_impossible():
     assert logprobs[tokens == 3][0].item() == pytest.approx(-math.log(1 + math.exp(-0.8)), abs=1e-6)
 
 
+def test_logits_that_are_no_numbers_are_told():
+    with pytest.raises(FloatingPointError, match="the logits are not finite any more"):
+        sample_tokens(torch.tensor([[0.0, 1.0], [math.nan, 0.0]]), torch.tensor([0.5, 0.5]))
+
+
 @pytest.mark.parametrize(
     "options", [{"temperature": 0.0}, {"top_k": 0}, {"top_p": 0.0}, {"min_new_tokens": -1}, {"allowed_tokens": ()}]
 )

@@ -28,6 +28,19 @@ def test_the_clip_stops_the_gradient_exactly_where_it_should(advantage, ratio, m
     assert logprobs.grad.item() == pytest.approx(-advantage * ratio if moves else 0.0)
 
 
+@pytest.mark.parametrize("dual_clip", [None, 3.0])
+def test_a_ratio_beyond_all_numbers_makes_no_nan(dual_clip):
+    logprobs = row(0.0, grad=True)
+    loss = losses.clipped_policy_loss(logprobs, row(-100.0), row(1.0), None, clip=0.2, dual_clip=dual_clip)
+    loss.backward()
+    assert loss.item() == pytest.approx(-1.2)
+    assert logprobs.grad.item() == 0.0
+    if dual_clip is not None:
+        bad = row(0.0, grad=True)
+        losses.clipped_policy_loss(bad, row(-100.0), row(-1.0), None, clip=0.2, dual_clip=dual_clip).backward()
+        assert bad.grad.item() == 0.0
+
+
 def test_at_ratio_1_the_gradient_is_the_plain_policy_gradient():
     logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
     actions, advantages = torch.tensor([[0], [2], [1], [1], [0]]), torch.tensor([[1.0], [-2.0], [0.5], [0.0], [3.0]])

@@ -399,11 +399,30 @@ def test_scores_are_standardised_by_all_that_was_seen_and_clipped():
         ("ppo", {"kl_in": "both ways"}, "kl_in is one of reward, loss, both"),
         ("reinforce", {"whiten_rewards": True}, "whiten_rewards is of tokens' rewards"),
         ("reinforce", {"baseline_decay": 1.0}, "baseline_decay must lie"),
+        ("reinforce", {"baseline_decay": 0.5}, "baseline_decay is of the moving baseline"),
+        ("ppo", {"dual_clip": 1.25, "clip_high": 0.3}, r"dual_clip must exceed 1 \+ clip, 1.3, received 1.25"),
+        ("ppo", {"kl_estimator": "full"}, "kl_estimator is of a KL in the loss"),
+        ("grpo", {"lam": 0.9}, "lam needs a critic"),
+        ("grpo", {"value_coef": 0.9}, "value_coef needs a critic"),
+        ("rloo", {"clip": 0.1}, "clip is of the clipped loss"),
+        ("ppo", {"num_steps": 5, "hidden": (3,)}, "of control tasks, and texts have none of it: num_steps, hidden"),
     ],
 )
 def test_what_does_not_apply_is_refused_with_the_reason(algorithm, options, said):
     with pytest.raises(ValueError, match=said):
         TextAgentConfig.of(algorithm, **options)
+
+
+def test_an_agent_predicts_tokens_for_what_the_environment_shows():
+    agent = agent_of("ppo")
+    envs = agent.collector.base
+    observations, _ = envs.reset(seed=0)
+    tokens, _ = agent.predict(observations, deterministic=True)
+    rows = [torch.tensor(row[row >= 0])[None] for row in observations]
+    likeliest = [agent.policy.model(input_ids=row).logits[0, -1].argmax().item() for row in rows]
+    assert tokens.tolist() == likeliest
+    assert agent.predict(observations[3], deterministic=True)[0] == likeliest[3]
+    envs.step(agent.predict(observations)[0])
 
 
 def test_an_agent_whose_parts_disagree_is_refused():

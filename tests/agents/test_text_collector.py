@@ -10,6 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from agents.advantages import generalized_advantages
 from agents.causal_lm import CausalLMPolicy
 from agents.kl_price import AdaptiveKL, AnnealedKL
+from agents.score_scaling import ScoreScaler
 from agents.text_collector import TextCollector, figures, repetition
 from textenvs.preference import PreferenceReward
 from textenvs.rows import TokenRows
@@ -102,10 +103,11 @@ def test_a_budget_that_truncates_bootstraps_from_the_whole_text():
 def test_price_of_a_missing_end_falls_on_rows_out_of_budget_and_no_other():
     plain, _ = TextCollector(envs_of(), seed=1).collect(policy_of())
     collector = TextCollector(envs_of(), seed=1, missing_eos_penalty=2.5)
-    priced, _ = collector.collect(policy_of())
+    priced, figures_of = collector.collect(policy_of())
     out = torch.from_numpy(collector.last.stop_reason == "length")
     expected = 2.5 * (plain.ended & out[:, None])
     torch.testing.assert_close(plain.rewards - priced.rewards, expected)
+    assert figures_of["rollout/return_mean"] == pytest.approx(float(priced.rewards.sum(1).mean()), rel=1e-5)
     assert (priced.actions[out] >= 0).all()
 
 
@@ -290,12 +292,36 @@ def test_a_policy_of_another_vocabulary_or_end_is_refused():
     envs = TokenVectorEnv(2, prompts=[[1]], eos_token_id=EOS, vocab_size=V + 1, max_new_tokens=T)
     with pytest.raises(ValueError, match="vocabulary"):
         TextCollector(envs).collect(policy_of())
+    envs = TokenVectorEnv(2, prompts=[[1]], eos_token_id=EOS, vocab_size=V - 1, max_new_tokens=T)
+    with pytest.raises(ValueError, match=f"may write {V} tokens, the environment knows {V - 1}"):
+        TextCollector(envs).collect(policy_of())
+    with pytest.raises(ValueError, match="score_scaler needs scores"):
+        TextCollector(envs_of().env.env, score_scaler=ScoreScaler(limit=1.0)).collect(policy_of())
     with pytest.raises(ValueError, match="KLShaping"):
         TextCollector(envs, kl_controller=AdaptiveKL(target=1.0, horizon=1.0))
     with pytest.raises(ValueError, match="missing_eos_penalty"):
         TextCollector(envs, missing_eos_penalty=-1.0)
     with pytest.raises(ValueError, match="target"):
         AdaptiveKL(target=0.0, horizon=1.0)
+    with pytest.raises(ValueError, match="exceed a fifth of the 50 episodes of an update, got 10"):
+        AdaptiveKL(target=1.0, horizon=10.0).updated(0.1, 0.0, 50)
+    with pytest.raises(ValueError, match="from 0 it never moves"):
+        AdaptiveKL(target=1.0, horizon=100.0).updated(0.0, 9.0, 10)
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"missing_eos_penalty": 1.0}, r"missing_eos_penalty 0.0 \(here 1.0\)"),
+        ({"score_scaler": ScoreScaler(limit=2.0)}, r"score_scaler None \(here \[False, 2.0\]\)"),
+        ({"kl_controller": AdaptiveKL(target=1.0, horizon=50.0)}, r"kl_controller None \(here \['AdaptiveKL'"),
+    ],
+)
+def test_a_state_of_rollouts_that_were_paid_otherwise_is_refused(other, said):
+    state = TextCollector(envs_of()).state_dict()
+    with pytest.raises(ValueError, match=said):
+        TextCollector(envs_of(), **other).load_state_dict(state)
+    TextCollector(envs_of()).load_state_dict(state)
 
 
 def test_slots_change_nothing_of_a_rollout_and_reach_whoever_writes():

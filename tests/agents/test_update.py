@@ -246,6 +246,16 @@ def test_a_loss_that_is_not_finite_is_reported():
         update(policy, adam(policy), batch, UpdateConfig(epochs=1), clip=0.2, generator=torch.Generator())
 
 
+def test_a_gradient_that_is_not_finite_moves_nothing_although_the_loss_is():
+    policy = MLPPolicy(BOX, spaces.Discrete(3))
+    batch = make_batch(policy)
+    next(policy.parameters()).register_hook(lambda gradient: gradient * float("inf"))
+    before = copy.deepcopy(policy.state_dict())
+    with pytest.raises(FloatingPointError, match="the gradient is not finite any more"):
+        update(policy, adam(policy), batch, UpdateConfig(epochs=1), clip=0.2, generator=torch.Generator())
+    torch.testing.assert_close(policy.state_dict(), before, rtol=0, atol=0)
+
+
 def test_explained_variance_is_1_for_a_perfect_critic_and_0_for_a_constant_one():
     returns = torch.tensor([[1.0, 2.0, 4.0]])
     assert explained_variance(returns, returns, None).item() == 1.0

@@ -337,7 +337,7 @@ def test_chat_prompts_are_generated_from_in_the_template_and_scored_bare(inputs,
         chat_template=True, max_new_tokens=6, num_eval_prompts=2, judge=False, batch_size=8, minibatch_size=8,
     )  # fmt: skip
     parts = build_parts(config)
-    assert parts.eval_prompts[0] == [0, 3, 4, 0, 5]  # <end> the film <end> is
+    assert parts.eval_prompts.tokens[0].tolist() == [0, 3, 4, 0, 5]  # <end> the film <end> is
     samples = parts.write(parts.start)
     assert samples.openings[0] == "the film\n"
     assert parts.assess(parts.start).samples.openings == samples.openings
@@ -409,8 +409,21 @@ def test_every_algorithm_resumes_where_an_undisturbed_run_ends_and_has_no_critic
         (["--kl-estimator", "k2"], "kl_estimator is of a KL in the loss"),
         (["--beta-start", "0.5", "--kl-target", "6"], "beta_start and kl_target both move the price"),
         (["--beta-start", "-0.5"], "start -0.5"),
-        (["--beta-share", "0"], "beta_share lies in (0, 1], received 0"),
+        (["--beta-start", "1", "--beta-share", "0"], "beta_share lies in (0, 1], received 0"),
         (["--score-clip", "0"], "limit must be positive"),
+        (["--beta", "-1"], "beta must be 0 or more"),
+        (["--seed", "-1"], "seed must be 0 or more, received -1"),
+        (["--temperature", "0"], "temperature must be above 0, received 0"),
+        (["--missing-eos-penalty", "-1"], "missing_eos_penalty must be 0 or more reward units, received -1"),
+        (["--kl-target", "3", "--beta", "0"], "from beta 0 it never moves"),
+        (["--kl-target", "3", "--kl-horizon", "50"], "kl_horizon must exceed a fifth of batch_size 256, received 50"),
+        (["--kl-horizon", "999"], "kl_horizon is of kl_target, which is not given"),
+        (["--beta-share", "0.2"], "beta_share is of beta_start, which is not given"),
+        (["--lora-rank", "4"], "lora_rank: this needs memory adapters, received memory shared"),
+        (["--memory", "full", "--no-value-adapter"], "value_adapter: this needs memory adapters"),
+        (["--memory", "adapters", "--adapter", "x", "--lora-rank", "9"], "the adapter that training starts from"),
+        (["--reward-uncertainty-coef", "3"], "reward_uncertainty_coef is of reward_combine uncertainty, received mean"),
+        (["--critic-warmup", "32"], "critic_warmup 32 leaves none of the 32 updates to the policy"),
         (["--slots", "0"], "slots must be at least 1, or None for all at once, received 0"),
     ],
 )
@@ -464,7 +477,8 @@ def test_the_kl_of_an_evaluation_is_the_expected_log_ratio_of_its_texts(inputs):
         max_new_tokens=6, judge=False, batch_size=8, minibatch_size=8,
     )  # fmt: skip
     parts = build_parts(config)
-    object.__setattr__(parts, "eval_prompts", parts.eval_prompts[:1] * 400)
+    one = parts.eval_prompts.tokens[0, : parts.eval_prompts.lengths[0]].tolist()
+    object.__setattr__(parts, "eval_prompts", [one] * 400)
     assert parts.assess(parts.start).kl.mean() == pytest.approx(0.0, abs=1e-5)
     with torch.no_grad():
         parts.policy.model.transformer.ln_f.weight.normal_(0.0, 20.0, generator=torch.Generator().manual_seed(0))

@@ -87,6 +87,13 @@ def test_make_vec_builds_the_native_vector_environment_with_the_parts_given(part
     assert sync.reset(seed=0)[0].shape == (2, 4 + 5)
 
 
+def test_make_vec_builds_groups_whose_kl_the_loss_charges(parts):
+    envs = gym.make_vec(GENERATION, num_envs=4, group_size=2, charge=False, **parts)
+    assert (envs.charge, envs.unwrapped.group_size) == (False, 2)
+    prompts = envs.unwrapped.draw_prompts(seed=0)
+    assert (prompts[::2] == prompts[1::2]).all()
+
+
 def test_make_vec_takes_several_scorers_and_how_they_are_combined():
     def total(**options):
         scorers = [lambda p, c: [1.0], lambda p, c: [4.0]]

@@ -19,6 +19,9 @@ def test_lists_text_files_and_jsonl_files_give_the_same_prompts(tmp_path, tokeni
         np.testing.assert_array_equal(prompts.tokens, [[0, 3, 4], [0, 5, -1]])
         np.testing.assert_array_equal(prompts.lengths, [3, 2])
     assert read(tmp_path / "p.txt", tokenizer).places[1].endswith("p.txt:3")
+    assert read(read(tmp_path / "p.txt", tokenizer)[1:]).places == (f"{tmp_path / 'p.txt'}:3",)
+    with pytest.raises(ValueError, match=r"p\.txt:1: a prompt of 3 tokens is longer than the 2"):
+        read(read(tmp_path / "p.txt", tokenizer), max_tokens=2)
 
 
 @pytest.mark.parametrize(
