@@ -43,7 +43,7 @@ def planned_bytes(config: TrainTextConfig) -> dict[str, dict[str, int]]:
     table = {}
     for memory in get_args(get_type_hints(TrainTextConfig)["memory"]):
         adapter = config.adapter if memory == "adapters" else None
-        one = dataclasses.replace(config, memory=memory, adapter=adapter)
+        one = dataclasses.replace(config, memory=memory, adapter=adapter, plan=True)
         layout = Layout(
             memory=memory,
             critic=one.critic,

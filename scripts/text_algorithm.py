@@ -98,7 +98,7 @@ class AlgorithmFlags:
     value_clip: float | None = None
     """PPO: how far values may move from the rollout's before their error is clipped, reward units. None: no clip."""
     critic_warmup: int = 0
-    """PPO: updates in which only the value learns."""
+    """PPO: updates in which only the value learns; all of them, if the run has no more."""
 
     whiten_rewards: bool = False
     """PPO: tokens' rewards to standard deviation 1 before advantages are taken."""

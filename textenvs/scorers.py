@@ -6,6 +6,7 @@ Not here: how several scores become one (see `combining`), and when they are pai
 from __future__ import annotations
 
 import inspect
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +44,8 @@ class Scorers:
         names: one for each scorer listed. None: the scorers' own names, numbered where two are the same.
 
     Raises:
-        ValueError: no scorer, one that can be called in no way, or names that are not as many, or not different.
+        ValueError: no scorer, one that can be called in no way or has other parameters, or names that are not as many,
+            or not different.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Scorers:
 
         Raises:
             ValueError: a member returned NaN, an infinity or another shape; the message names it.
+            RuntimeError: a member raised; the message says what, and where.
         """
         texts: tuple[list[str], list[str]] = ([], [])
         if not all(member.reads_tokens for member in self._members):
@@ -94,12 +97,17 @@ class Scorers:
         finished = ended_by_themselves(completions, self._eos_token_id).tolist()
         scores = []
         for member in self._members:
-            if member.reads_tokens:
-                values = member.scorer.score_tokens(prompts, completions)
-            elif member.takes_finished:
-                values = member.scorer(*texts, finished=finished)
-            else:
-                values = member.scorer(*texts)
+            try:
+                if member.reads_tokens:
+                    values = member.scorer.score_tokens(prompts, completions)
+                elif member.takes_finished:
+                    values = member.scorer(*texts, finished=finished)
+                else:
+                    values = member.scorer(*texts)
+            except Exception as fault:
+                last = traceback.extract_tb(fault.__traceback__)[-1]
+                where = f"{type(fault).__name__}: {fault} ({last.filename}:{last.lineno})"
+                raise RuntimeError(f"{member.place} failed on {len(completions)} texts: {where}") from fault
             scores.append(as_numbers(values, (len(completions),), member.place))
         return np.stack(scores)
 
@@ -118,7 +126,23 @@ class Scorers:
             raise ValueError(f"{place}: {what} cannot be called on text; received {scorer!r:.200}")
         if own is None:
             raise ValueError(f"{place}: it reads text, and the environment has no tokenizer to decode with")
+        _check_signature(place, scorer)
         return False
+
+
+def _check_signature(place: str, scorer: Any) -> None:
+    """Raise unless ``scorer(prompts, completions)`` can be called, with ``finished`` if it wants that."""
+    try:
+        signature = inspect.signature(scorer)
+    except (TypeError, ValueError):  # some callables that are not written in Python
+        return
+    try:
+        signature.bind([], [], **({"finished": []} if takes_finished(scorer) else {}))
+    except TypeError as fault:
+        raise ValueError(
+            f"{place}: it is called as scorer(prompts, completions), or with finished=..., and its parameters are "
+            f"{signature}: {fault}"
+        ) from fault
 
 
 def takes_finished(scorer: Any) -> bool:

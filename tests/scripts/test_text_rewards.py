@@ -137,7 +137,8 @@ def test_an_ensemble_and_a_function_in_a_mixture_are_paid_logged_and_evaluated_a
 def test_members_scores_become_one_as_the_flag_says(base, own_reward, prompts, tmp_path, combine):
     ensemble = save_ensemble(tmp_path / "many", base)
     rewards = [ensemble, f"{own_reward}:blues"]
-    parts = build_parts(config_of(base, prompts, *rewards, reward_combine=combine, reward_uncertainty_coef=0.5))
+    priced = {"reward_uncertainty_coef": 0.5} if combine == "uncertainty" else {}
+    parts = build_parts(config_of(base, prompts, *rewards, reward_combine=combine, **priced))
     samples = parts.write(parts.start)
     flags = [bool(row.any()) for row in samples.completions == parts.tokenizer.eos_token_id]
     loaded = RewardEnsemble.load(ensemble)
@@ -158,7 +159,7 @@ def test_a_run_on_several_rewards_resumes_where_an_undisturbed_one_ends(base, ow
     assert run(base, prompts, whole, [ensemble, f"{own_reward}:words"], *flags) == 0
     rewards = [ensemble, f"{own_reward}:interrupts"]
     assert run(base, prompts, stopped, rewards, *flags) == 130
-    assert run(base, prompts, stopped, rewards, *flags, "--reward-uncertainty-coef", "1", "--resume") == 2
+    assert run(base, prompts, stopped, rewards, *flags, "--value-coef", "0.3", "--resume") == 2
     assert run(base, prompts, stopped, rewards, *flags, "--resume") == 0
     first, second = ((folder / "adapter" / "adapter_model.safetensors").read_bytes() for folder in (whole, stopped))
     assert first == second
@@ -298,7 +299,8 @@ def test_a_critic_that_begins_as_the_reward_model_says_what_that_says_of_unfinis
 ):
     """Stiennon et al. 2020, section 3.4."""
     folder = calibrated_reward(base, tmp_path / "reward", lora_rank=lora_rank)
-    parts = build_parts(config_of(base, prompts, folder, memory=memory, lora_rank=2, critic_start="reward-model"))
+    ranks = {} if lora_rank is None else {"lora_rank": lora_rank}
+    parts = build_parts(config_of(base, prompts, folder, memory=memory, critic_start="reward-model", **ranks))
     text = torch.tensor([[0, 4, 5, 6, 7, 8]])  # begins with the tokenizer's first token, as every prompt here
     values = parts.policy.values_along(text[:, :2], text[:, 2:])[0]
     for t, value in enumerate(values):

@@ -254,6 +254,31 @@ def test_a_callable_that_asks_is_told_which_texts_ended_by_themselves(make_envs)
     assert told.pop() == [True, False]
 
 
+def test_a_callable_of_other_parameters_is_refused_at_once_with_those_that_are_right(make_envs):
+    def alien(completions, **columns):
+        return [0.0]
+
+    def asks_for_more(prompts, completions, answer):
+        return [0.0]
+
+    for wrong, its in ((alien, r"\(completions, \*\*columns\)"), (asks_for_more, r"\(prompts, completions, answer\)")):
+        with pytest.raises(
+            ValueError, match=rf"scorer {wrong.__name__}: it is called as .*prompts, completions.*{its}"
+        ):
+            PreferenceReward(make_envs(), wrong)
+
+
+def test_what_a_scorer_raises_is_told_with_its_name_and_place(make_envs):
+    def looks_up(prompts, completions):
+        return {}["answer"]
+
+    envs = PreferenceReward(make_envs(2, max_new_tokens=1), [number_of_words, looks_up])
+    with pytest.raises(
+        RuntimeError, match=r"scorer\[1\] \(looks_up\) failed on 2 texts: KeyError: 'answer' .*\.py:\d+"
+    ):
+        envs.play(envs.draw_prompts(), np.array([[5], [5]]))
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
