@@ -60,7 +60,7 @@ class AdaptedTrunk:
             start as the model, which is the reference.
 
     Raises:
-        ValueError: if ``start`` holds no LoRA adapter of this model.
+        ValueError: if ``start`` holds no LoRA adapter, or one that does not fit the model.
     """
 
     def __init__(
@@ -101,7 +101,13 @@ class AdaptedTrunk:
 
     def _loaded(self, start: str | Path) -> Any:
         _check_adapter(start)
-        peft = PeftModel.from_pretrained(self.model, str(start), adapter_name=POLICY, is_trainable=True)
+        try:
+            peft = PeftModel.from_pretrained(self.model, str(start), adapter_name=POLICY, is_trainable=True)
+        except (RuntimeError, ValueError) as fault:  # a page of sizes that mismatch, or of layers that are not there
+            base = PeftConfig.from_pretrained(str(start)).base_model_name_or_path
+            raise ValueError(
+                f"the adapter in {start} is of another model, {base}, and does not fit {self.model.name_or_path}"
+            ) from fault
         for role in (*self.trained[1:], REFERENCE):
             peft.load_adapter(str(start), adapter_name=role)
         return peft

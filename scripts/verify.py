@@ -24,11 +24,13 @@ import gymnasium as gym
 import torch
 
 import textenvs  # noqa: F401 (registers the ids)
-from scripts.checks import HEADINGS, WIDTHS, Check, Checking, markdown, printed, run, tally
+from scripts.checks import HEADINGS, WIDTHS, Check, Checking, at_most, markdown, not_applicable, printed, run, tally
 from scripts.front_door import enter
 from scripts.run_dir import CONFIG, SUMMARY, RunDir, write_aside
 
 TABLE = "verify.md"
+ADAPTER_CONFIG = "adapter_config.json"
+"""What peft leaves beside an adapter."""
 Room = Literal["core", "text", "probes", "gap", "resume", "cartpole"]
 
 
@@ -142,7 +144,23 @@ def _model_room(path: str, seed: int) -> Callable[[], Sequence[Checking]]:
     from textenvs.reference import load_causal_lm
 
     logging.disable_progress_bar()
-    return partial(checks_of_model, load_causal_lm(path), seed)
+    if (Path(path) / ADAPTER_CONFIG).exists():
+        raise ValueError(f"{path} holds an adapter: --model takes the merged model, which train_text leaves in model/")
+    loaded = load_causal_lm(path)
+    claim = "the model has an embedding for every token of its tokenizer"
+    return lambda: [(claim, partial(tokenizer_fits, claim, path, loaded)), *checks_of_model(loaded, seed)]
+
+
+def tokenizer_fits(claim: str, path: str, loaded: Any) -> Check:
+    """The tokenizer beside the model knows no token that the model does not."""
+    from textenvs.text import load_tokenizer
+
+    try:
+        known = len(load_tokenizer(path))
+    except (ValueError, OSError):
+        return not_applicable(claim, "there is no tokenizer beside the model")
+    embedded = loaded.get_input_embeddings().num_embeddings
+    return at_most(claim, known, embedded, f" tokens; {embedded} embeddings")
 
 
 def checks_of_model(loaded: Any, seed: int = 0) -> Sequence[Checking]:

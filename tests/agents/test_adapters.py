@@ -299,6 +299,9 @@ def test_bad_arguments_are_named(tmp_path):
         LoraOptions(alpha=0.0)
     with pytest.raises(ValueError, match="holds no adapter"):
         AdaptedTrunk(base_model("gpt2"), start=tmp_path)
+    AdaptedTrunk(base_model("llama")).save(tmp_path / "llama")
+    with pytest.raises(ValueError, match=r"the adapter in .*llama is of another model"):
+        AdaptedTrunk(base_model("gpt2"), start=tmp_path / "llama")
     with pytest.raises(ValueError, match="needs adapters"):
         CausalLMPolicy(base_model("gpt2"), critic="adapter")
     trunk = AdaptedTrunk(base_model("gpt2"), value=False)

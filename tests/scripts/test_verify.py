@@ -11,12 +11,14 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from agents import PPO, PPOConfig
 from agents.causal_lm import CausalLMPolicy
 from scripts import verify_core, verify_training
 from scripts.checks import Check, at_most, joint, near, not_applicable, run
-from scripts.verify import checks_of_model, command_line
+from scripts.verify import checks_of_model, command_line, tokenizer_fits
 from scripts.verify_core import core_checks, tiny_models
 from scripts.verify_env import env_checks
 from scripts.verify_subject import Subject
@@ -203,6 +205,20 @@ def test_bad_input_is_said(capsys, tmp_path):
     assert command_line(["--env", "NoSuchTask-v0"]) == 2
     assert command_line(["--model", str(tmp_path / "nothing")]) == 2
     assert "no causal language model" in capsys.readouterr().err
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    assert command_line(["--model", str(tmp_path / "adapter")]) == 2
+    assert "holds an adapter: --model takes the merged model" in capsys.readouterr().err
+
+
+def test_a_tokenizer_of_more_tokens_than_the_model_embeds_fails(tmp_path):
+    model = tiny_models()["GPT-2"]
+    embedded = model.get_input_embeddings().num_embeddings
+    assert tokenizer_fits("fits", str(tmp_path), model).passed is None
+    for count, fits in ((embedded, True), (embedded + 1, False)):
+        words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(count)}, unk_token="w0"))
+        PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1").save_pretrained(tmp_path)
+        assert tokenizer_fits("fits", str(tmp_path), model).passed is fits
 
 
 def test_checks_say_nan_is_a_failure_and_errors_are_failures():
