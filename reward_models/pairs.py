@@ -53,7 +53,7 @@ def read_pairs(path: str | Path) -> list[PreferencePair]:
         ValueError: naming file and line, if a line is not a pair; or if the file cannot be read or holds no pair.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a readable text file ({error})") from error
     pairs = []

@@ -50,7 +50,7 @@ def read_examples(path: str | Path, kind: Kind | None = None) -> Examples:
             nothing to learn. The message names the line.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as fault:
         raise ValueError(f"{path}: not a readable text file ({fault})") from fault
     rows = []

@@ -106,7 +106,7 @@ def _read(source: PromptSource) -> Iterator[tuple[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"no prompt file {str(path)!r} (a single prompt is given as a list: [{str(path)!r}])")
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as fault:
         raise ValueError(f"{path}: not UTF-8 text: {fault}") from fault
     for number, line in enumerate(lines, 1):

@@ -14,6 +14,9 @@ def test_what_is_written_is_read_again(tmp_path):
     pairs = [pair("a", " b\u2028c", " c\n"), pair("", "ü", "v", margin=0.5)]
     write_pairs(tmp_path / "pairs.jsonl", pairs)
     assert read_pairs(tmp_path / "pairs.jsonl") == pairs
+    marked = tmp_path / "marked.jsonl"  # as some editors begin a file
+    marked.write_bytes(b"\xef\xbb\xbf" + (tmp_path / "pairs.jsonl").read_bytes())
+    assert read_pairs(marked) == pairs
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,8 @@ def test_the_first_row_tells_the_kind_and_rows_know_their_line(tmp_path, row, ki
     assert examples.kind == kind
     assert [example.content for example in examples.rows] == [row, row]
     assert [example.place for example in examples.rows] == [f"{path}:1", f"{path}:3"]
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # as some editors begin a file
+    assert read_examples(path) == examples
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ def read(source, tokenizer=None, **options):
 def test_lists_text_files_and_jsonl_files_give_the_same_prompts(tmp_path, tokenizer):
     texts = ["w1 w2", "w3"]
     (tmp_path / "p.txt").write_text("w1 w2\r\n\nw3\n", encoding="utf-8")
-    (tmp_path / "p.jsonl").write_text('{"prompt": "w1 w2"}\n{"prompt": [0, 5], "more": 1}\n', encoding="utf-8")
+    (tmp_path / "p.jsonl").write_text('{"prompt": "w1 w2"}\n{"prompt": [0, 5], "more": 1}\n', encoding="utf-8-sig")
     for source in (texts, iter(texts), tmp_path / "p.txt", str(tmp_path / "p.jsonl"), [[0, 3, 4], np.array([0, 5])]):
         prompts = read(source, tokenizer)
         np.testing.assert_array_equal(prompts.tokens, [[0, 3, 4], [0, 5, -1]])
