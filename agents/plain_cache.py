@@ -8,13 +8,14 @@ The models that it is for do not mind in which order keys stand, since positions
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from textenvs.kernels import HALF
+from textenvs.kernels import HALF, cache_keyword
 from textenvs.key_order import any_key_order
 
 
@@ -116,3 +117,19 @@ def new_cache(trunk: Any, *, slots: int, capacity: int, float32: bool = False) -
     if any_key_order(trunk):
         return PlainCache(trunk.config.num_hidden_layers, slots=slots, capacity=capacity, float32=float32)
     return DynamicCache(config=trunk.config)
+
+
+def check_has_cache(model: Any) -> None:
+    """Whether rows can be decoded with ``model``, each layer of which must keep keys and values, or nothing.
+
+    Raises:
+        ValueError: for a model that keeps states of another kind (Mamba), or takes no cache.
+    """
+    trunk = model.base_model
+    takes_one = cache_keyword(trunk) in inspect.signature(trunk.forward).parameters
+    # Rows that end leave the batch: a state that transformers cannot take rows from is none of keys and values.
+    if not takes_one or not all(hasattr(x, "batch_select_indices") for x in DynamicCache(config=model.config).layers):
+        raise ValueError(
+            f"{type(model).__name__} cannot be decoded here: only causal LMs can whose layers are attention with a "
+            "key-value cache, with absolute, rotary or ALiBi positions (no state-space or other recurrent layers)"
+        )
