@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from agents.adapters import POLICY, VALUE, AdaptedTrunk
 from agents.decisions import spread, states_at_decisions, states_at_ends
+from agents.plain_cache import check_has_cache
 from agents.policy import Evaluation
 from agents.token_distribution import TokenSampling, sample_tokens
 from agents.token_head import TokenHead
@@ -35,7 +36,8 @@ class CausalLMPolicy(nn.Module):
     """A causal LM with a scalar value head; every model inside stays in evaluation mode, so dropout is off.
 
     Args:
-        model: any ``transformers`` causal LM whose logits are its output embedding of its trunk's last hidden state.
+        model: a ``transformers`` causal LM of attention layers with a key-value cache, whose logits are its output
+            embedding of its trunk's last hidden state.
         eos_token_id: the token that ends a completion; "model" takes the model's own, None: only the budget ends one.
         critic: "shared", the value head reads the policy's trunk; "separate", it reads a copy that is trained apart;
             "adapter", it reads the same trunk with the value's adapter on; "none", there is no value head, for
@@ -49,8 +51,8 @@ class CausalLMPolicy(nn.Module):
         compile: run the passes over whole rows (update, reference, values; not cached decoding) through torch.compile.
 
     Raises:
-        ValueError: for an unknown ``critic``, one that has no adapter, a model without end-of-text token, or one that
-            treats its logits further (soft caps, scaling), which would go unseen here.
+        ValueError: for an unknown ``critic``, one that has no adapter, a model without end-of-text token or key-value
+            cache, or one that treats its logits further (soft caps, scaling), which would go unseen here.
     """
 
     keeps_rows = True
@@ -73,6 +75,7 @@ class CausalLMPolicy(nn.Module):
             raise ValueError(f'critic must be "shared", "separate", "adapter" or "none", got {critic!r}')
         if critic == "adapter" and (adapters is None or VALUE not in adapters.trained):
             raise ValueError('critic "adapter" needs adapters with one for the value: AdaptedTrunk(model)')
+        check_has_cache(model)
         self.model = model
         self.adapters, self.role, self.autocast = adapters, role, autocast
         self.critic = critic

@@ -16,8 +16,9 @@ from torch import Tensor
 from agents.causal_lm import CausalLMPolicy, uniform
 from agents.plain_cache import PlainCache, new_cache
 from agents.token_distribution import sample_tokens
-from textenvs.attention import OURS, SDPA, attends_to_everything
+from textenvs.attention import OURS, SDPA
 from textenvs.kernels import cache_keyword
+from textenvs.key_order import any_key_order
 from textenvs.rows import PAD
 
 COMPACT_AT = 1 / 16
@@ -64,7 +65,7 @@ def generate(
 
     Raises:
         ValueError: if a prompt is empty, if prompt and budget exceed the model's positions, for ``slots`` below 1, or
-            with a model that does not attend to everything.
+            with a model that does not attend to everything, or minds where it stands (see ``textenvs.key_order``).
     """
     with policy.acting():
         return _generate(policy, prompts, max_new_tokens, generator, deterministic, with_values, slots, beside)
@@ -160,7 +161,7 @@ class _Decoder:
         kind = policy.model.config._attn_implementation
         float32 = kind == OURS and device.type == "cpu"
         self.longest_prompt, self.capacity = longest_prompt, longest_prompt + budget - 1
-        self.cache = new_cache(policy.model.config, slots=slots, capacity=self.capacity, float32=float32)
+        self.cache = new_cache(self.trunk, slots=slots, capacity=self.capacity, float32=float32)
         # A mask of rank 4 is taken as it is; one of rank 2 goes through transformers' own mask making, each step.
         self.takes_mask = isinstance(self.cache, PlainCache) and kind in (OURS, SDPA)
         self.column = 0
@@ -243,10 +244,10 @@ def _check(policy: CausalLMPolicy, prompts: Tensor, lengths: Tensor, max_new_tok
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be >= 1, got {max_new_tokens}")
     check_slots(slots)
-    if slots is not None and not attends_to_everything(policy.model.config):
+    if slots is not None and not any_key_order(policy.model.base_model):
         raise ValueError(
-            f"slots needs a model whose layers all attend to everything, which {type(policy.model).__name__}'s do "
-            "not: pass slots=None, which decodes all rows at once"
+            "slots needs a model whose layers all attend to everything, wherever it stands, which "
+            f"{type(policy.model).__name__}'s do not: pass slots=None, which decodes all rows at once"
         )
     if bool((lengths == 0).any()):
         raise ValueError(f"prompt {int((lengths == 0).nonzero()[0])} is empty; begin prompts with a token")

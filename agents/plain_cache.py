@@ -3,19 +3,20 @@
 Every row's newest token stands in the same column, whatever its length: what is older stands before it, and before
 that nothing that the row may see. Columns form a ring: when all were used, the next token takes the place of the oldest
 one, which by then no running row needs. So nothing ever moves along a row, however many rows follow one another.
-Attention does not care in which order keys stand, since positions are in them.
+The models that it is for do not mind in which order keys stand, since positions are in them (`textenvs.key_order`).
 """
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from textenvs.attention import attends_to_everything
-from textenvs.kernels import HALF
+from textenvs.kernels import HALF, cache_keyword
+from textenvs.key_order import any_key_order
 
 
 class _PlainLayer(DynamicLayer):
@@ -80,7 +81,7 @@ class _PlainLayer(DynamicLayer):
 
 
 class PlainCache(Cache):
-    """A preallocated cache for models whose layers all attend to everything.
+    """A preallocated cache for models whose layers all attend to everything, in any order.
 
     Args:
         num_layers: of the model.
@@ -108,11 +109,27 @@ class PlainCache(Cache):
             layer.move(movers, holes, count)  # type: ignore[union-attr]
 
 
-def new_cache(config: Any, *, slots: int, capacity: int, float32: bool = False) -> Cache:
-    """An empty cache for ``config``'s model: ours if all layers attend to everything, else transformers' own.
+def new_cache(trunk: Any, *, slots: int, capacity: int, float32: bool = False) -> Cache:
+    """An empty cache for ``trunk``: ours if its keys may stand in any order, else transformers' own.
 
     The arguments are `PlainCache`'s; transformers' own grows as it needs.
     """
-    if attends_to_everything(config):
-        return PlainCache(config.num_hidden_layers, slots=slots, capacity=capacity, float32=float32)
-    return DynamicCache(config=config)
+    if any_key_order(trunk):
+        return PlainCache(trunk.config.num_hidden_layers, slots=slots, capacity=capacity, float32=float32)
+    return DynamicCache(config=trunk.config)
+
+
+def check_has_cache(model: Any) -> None:
+    """Whether rows can be decoded with ``model``, each layer of which must keep keys and values, or nothing.
+
+    Raises:
+        ValueError: for a model that keeps states of another kind (Mamba), or takes no cache.
+    """
+    trunk = model.base_model
+    takes_one = cache_keyword(trunk) in inspect.signature(trunk.forward).parameters
+    # Rows that end leave the batch: a state that transformers cannot take rows from is none of keys and values.
+    if not takes_one or not all(hasattr(x, "batch_select_indices") for x in DynamicCache(config=model.config).layers):
+        raise ValueError(
+            f"{type(model).__name__} cannot be decoded here: only causal LMs can whose layers are attention with a "
+            "key-value cache, with absolute, rotary or ALiBi positions (no state-space or other recurrent layers)"
+        )

@@ -4,11 +4,11 @@
     python -m scripts.train_language_model --run-dir runs/sft --model DIR --data my.jsonl --lora-rank 16
     python -m scripts.train_language_model --run-dir runs/language_model
 
-With `--model` and `--data` any causal LM that transformers loads learns to complete prompts, to answer in chats or to
-go on with texts. The held-out perplexity before, along and after, and what the model writes on held-out prompts before
-and after, are in `summary.json`, `samples.json` and TensorBoard; `model/` is a checkpoint that the later stages and
-`AutoModelForCausalLM.from_pretrained` load (with `--lora-rank` the merged one; `adapter/` holds the change alone, for
-`train_text --memory adapters --adapter`).
+With `--model` and `--data` any causal LM with a key-value cache that transformers loads learns to complete prompts, to
+answer in chats or to go on with texts. The held-out perplexity before, along and after, and what the model writes on
+held-out prompts before and after, are in `summary.json`, `samples.json` and TensorBoard; `model/` is a checkpoint that
+the later stages and `AutoModelForCausalLM.from_pretrained` load (with `--lora-rank` the merged one; `adapter/` holds
+the change alone, for `train_text --memory adapters --adapter`).
 
 Without `--model` a small GPT-2 and a lower-case byte-pair tokenizer are made anew: for movie-review sentences (what
 the package ships), or for `--data`. Ctrl-C ends training after the step in progress, keeps what was learnt, and leaves

@@ -12,7 +12,9 @@ MAY_IMPORT = {
     "reward_models": {
         "reward_models", "textenvs.attention", "textenvs.chats", "textenvs.kernels", "textenvs.rows", "textenvs.trunk",
     },
-    "agents": {"agents", "textenvs.attention", "textenvs.kernels", "textenvs.rows", "textenvs.trunk"},
+    "agents": {
+        "agents", "textenvs.attention", "textenvs.kernels", "textenvs.key_order", "textenvs.rows", "textenvs.trunk",
+    },
 }  # fmt: skip
 EXCEPTIONS = {("textenvs/assets.py", "load_scorer", "reward_models")}
 """(file, function, module): the shipped reward model is loaded only when the function is called."""

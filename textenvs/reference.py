@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from transformers.cache_utils import Cache
 
 from textenvs.kernels import cache_keyword
+from textenvs.key_order import any_key_order
 from textenvs.rows import PAD, concatenate
 from textenvs.text import load_tokenizer, same_tokenizer
 from textenvs.vector import TokenVectorEnv
@@ -120,7 +121,8 @@ class CausalLMReference:
         """Log-probs ``[N]`` of one more token in each row; 0 where not `running`.
 
         Keys and values of what was read before are kept, a row for each sub-environment. A row that is not last step's
-        row and one token more (a new episode, say) is read from its beginning.
+        row and one token more (a new episode, say) is read from its beginning. So is every row, each time, with a model
+        that minds where its keys stand (see `textenvs.key_order`): sliding windows, local attention, ALiBi.
 
         Args:
             tokens: ``[N, L]`` rows so far, right-padded.
@@ -128,6 +130,8 @@ class CausalLMReference:
             actions: ``[N]`` the next token of each.
             running: ``[N]`` bool.
         """
+        if not any_key_order(self.model):
+            return self._step_without_cache(tokens, lengths, actions, running)
         if self._cached.shape != tokens.shape:
             self._cache = _RowCache(*tokens.shape)
             self._cached = np.full(tokens.shape, PAD, dtype=np.int64)
@@ -146,6 +150,21 @@ class CausalLMReference:
         self._cached = np.where(running[:, None] & (np.arange(tokens.shape[1]) < lengths[:, None]), tokens, PAD)
         chosen = logits.gather(1, self._tensor(np.where(running, actions, 0))[:, None])[:, 0]
         return np.where(running, (chosen - logits.logsumexp(dim=1)).cpu().numpy(), np.float32(0))
+
+    def _step_without_cache(
+        self,
+        tokens: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        actions: NDArray[np.int64],
+        running: NDArray[np.bool_],
+    ) -> NDArray[np.float32]:
+        logprobs = np.zeros(len(tokens), dtype=np.float32)
+        if running.any():
+            lengths = lengths[running]
+            before = np.where(np.arange(tokens.shape[1]) < lengths[:, None], tokens[running], PAD)
+            rows, common = concatenate(before, actions[running, None]), lengths.min()
+            logprobs[running] = self(rows[:, :common], rows[:, common:])[np.arange(len(rows)), lengths - common]
+        return logprobs
 
     def _read(self, tokens: NDArray[np.int64], last: NDArray[np.int64] | None = None) -> Tensor:
         """Float32 logits ``[n, V]`` after column `last` ``[n]`` (the only one by default) of ``tokens [n, S]``."""
@@ -195,14 +214,15 @@ class _RowCache(Cache):
         self._filled = rows
 
     def attention_mask(self, width: int, dtype: torch.dtype) -> Tensor:
-        """Additive ``[n or 1, 1, width, keys]``: 0 for a key at or before the query's own position."""
+        """Additive ``[n, 1, width, keys]``: 0 for a key at or before the query's own position."""
         device = self._positions.device
         if self._filled is not None:
             allowed = torch.ones(1, width, width, dtype=torch.bool, device=device).tril()
         else:
             allowed = (torch.arange(self._used, device=device) <= self._positions[:, None])[:, None]
         mask = torch.zeros(allowed.shape, dtype=dtype, device=device)
-        return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
+        mask = mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
+        return mask if self._filled is None else mask.expand(len(self._filled), -1, -1, -1)
 
     def position_ids(self, num_rows: int, width: int) -> Tensor:
         """``[num_rows, width]`` positions of the next pass's tokens."""

@@ -107,7 +107,7 @@ def _tells_every_layer(trunk: Any) -> bool:
         return False
     lengths = torch.tensor([1, 2] * 20, device=trunk.device)
     layout, rows = RowLayout(lengths), torch.arange(80, device=trunk.device).view(40, 2) % 2
-    with torch.no_grad(), _without_dropout(trunk):
+    with torch.no_grad(), without_dropout(trunk):
         whole = _run_packed(trunk, rows, layout)
         told = layout.layers
         setattr(trunk, READS, True)
@@ -118,7 +118,8 @@ def _tells_every_layer(trunk: Any) -> bool:
 
 
 @contextmanager
-def _without_dropout(trunk: nn.Module) -> Iterator[None]:
+def without_dropout(trunk: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; what was in training mode is so again after it."""
     training = [module for module in trunk.modules() if module.training]
     trunk.eval()
     try:

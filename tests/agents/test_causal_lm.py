@@ -7,7 +7,15 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    RwkvConfig,
+)
 
 import textenvs.trunk as trunk_module
 from agents import token_head
@@ -469,3 +477,16 @@ def test_a_critic_begins_as_nothing_that_does_not_fit(model):
         policy.start_critic(torch.ones(1, 25), 0.0, model.base_model)
     with pytest.raises(ValueError, match="cannot begin as that model"):
         policy.start_critic(weight, 0.0, nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MambaConfig(vocab_size=23, hidden_size=16, num_hidden_layers=2, state_size=4, eos_token_id=0),
+        RwkvConfig(vocab_size=23, hidden_size=16, num_hidden_layers=2, eos_token_id=0),
+    ],
+    ids=["mamba", "rwkv"],
+)
+def test_a_model_without_keys_and_values_is_refused_at_the_door(config):
+    with pytest.raises(ValueError, match=r"(Mamba|Rwkv)ForCausalLM cannot be decoded here.* key-value cache"):
+        CausalLMPolicy(AutoModelForCausalLM.from_config(config))

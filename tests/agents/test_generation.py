@@ -2,7 +2,20 @@
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    MptConfig,
+    MptForCausalLM,
+)
 
 import agents.generation as generation
 from agents.causal_lm import CausalLMPolicy
@@ -26,6 +39,13 @@ def build(kind, **options):
         model = LlamaForCausalLM(LlamaConfig(**ROTARY, **IDS))
     elif kind == "eager":
         model = LlamaForCausalLM(LlamaConfig(**ROTARY, **IDS, attn_implementation="eager"))
+    elif kind == "local":
+        local = dict(attention_types=[[["global", "local"], 1]], window_size=6, max_position_embeddings=48)
+        model = GPTNeoForCausalLM(GPTNeoConfig(hidden_size=24, num_layers=2, num_heads=4, **local, **IDS))
+    elif kind == "mpt":
+        model = MptForCausalLM(MptConfig(d_model=24, n_layers=2, n_heads=4, max_seq_len=48, **IDS))
+    elif kind == "bloom":
+        model = BloomForCausalLM(BloomConfig(hidden_size=24, n_layer=2, n_head=4, **IDS))
     else:
         model = MistralForCausalLM(MistralConfig(**ROTARY, **IDS, sliding_window=6))
     policy = CausalLMPolicy(model, **options)
@@ -44,7 +64,7 @@ RAGGED = prompts_of([1, 5, 3, 7, 2, 2, 6, 4, 1, 7, 5, 3, 2, 6, 4, 1])
 EVEN = prompts_of([4] * 16)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "eager", "sliding"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "eager", "sliding", "local", "mpt", "bloom"])
 @pytest.mark.parametrize("critic", ["shared", "separate"])
 @pytest.mark.parametrize("prompts", [RAGGED, EVEN], ids=["ragged", "even"])
 def test_what_decoding_kept_is_what_a_full_forward_pass_says(kind, critic, prompts):
@@ -167,6 +187,10 @@ def test_a_policy_without_end_of_text_always_uses_its_budget():
     assert (written.completions == EOS).any()
 
 
-def test_sliding_layers_keep_transformers_own_cache():
-    assert isinstance(new_cache(build("gpt2").model.config, slots=2, capacity=4), PlainCache)
-    assert not isinstance(new_cache(build("sliding").model.config, slots=2, capacity=4), PlainCache)
+@pytest.mark.parametrize("kind", ["sliding", "local", "mpt", "bloom"])
+def test_models_that_mind_where_keys_stand_keep_transformers_own_cache_and_get_no_slots(kind):
+    assert isinstance(new_cache(build("gpt2").model.base_model, slots=2, capacity=4), PlainCache)
+    policy = build(kind)
+    assert not isinstance(new_cache(policy.model.base_model, slots=2, capacity=4), PlainCache)
+    with pytest.raises(ValueError, match=f"{type(policy.model).__name__}'s do not: pass slots=None"):
+        generate(policy, RAGGED, max_new_tokens=20, slots=3)

@@ -106,7 +106,7 @@ def test_planned_cache_is_the_cache_that_decoding_allocates(config):
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_config(config).eval()
-    cache = new_cache(config, slots=WORK.rollout_rows, capacity=WORK.prompt_tokens + WORK.new_tokens - 1)
+    cache = new_cache(model.base_model, slots=WORK.rollout_rows, capacity=WORK.prompt_tokens + WORK.new_tokens - 1)
     cache.expect(torch.arange(WORK.rollout_rows), 5)
     tokens = torch.ones(WORK.rollout_rows, 5, dtype=torch.long)
     model(input_ids=tokens, use_cache=True, **{cache_keyword(model): cache})

@@ -1,11 +1,21 @@
-"""Tiny parts, built on the spot: a word tokenizer of 40 entries, random GPT-2 and Llama models."""
+"""Tiny parts, built on the spot: a word tokenizer of 40 entries, random GPT-2, Llama, Mistral and GPT-Neo models."""
 
 import os
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from textenvs import TokenVectorEnv
 
@@ -50,27 +60,62 @@ def build_gpt2(seed: int = 0, positions: int = 32) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(config)
 
 
+ROTARY = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32,
+    "initializer_range": 0.3,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+
+
 def build_llama(seed: int = 0) -> LlamaForCausalLM:
     torch.manual_seed(seed)
-    config = LlamaConfig(
+    return LlamaForCausalLM(LlamaConfig(**ROTARY))
+
+
+def build_mistral() -> MistralForCausalLM:
+    """Every layer sees three tokens back."""
+    torch.manual_seed(0)
+    return MistralForCausalLM(MistralConfig(**ROTARY, sliding_window=3))
+
+
+def build_gpt_neo() -> GPTNeoForCausalLM:
+    """Its second layer sees three tokens back, which its configuration says in words of its own."""
+    torch.manual_seed(0)
+    config = GPTNeoConfig(
         vocab_size=40,
         hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_layers=2,
+        num_heads=4,
+        attention_types=[[["global", "local"], 1]],
+        window_size=3,
         max_position_embeddings=32,
         initializer_range=0.3,
         bos_token_id=0,
         eos_token_id=0,
-        pad_token_id=0,
     )
-    return LlamaForCausalLM(config)
+    return GPTNeoForCausalLM(config)
+
+
+BUILD = {"gpt2": build_gpt2, "llama": build_llama, "mistral": build_mistral, "gpt_neo": build_gpt_neo}
 
 
 @pytest.fixture(scope="session", params=["gpt2", "llama"])
 def model(request):
-    return build_gpt2() if request.param == "gpt2" else build_llama()
+    return BUILD[request.param]()
+
+
+@pytest.fixture(scope="session", params=list(BUILD))
+def any_model(request):
+    """Those that see every earlier token, and those that do not."""
+    return BUILD[request.param]()
 
 
 @pytest.fixture(scope="session")

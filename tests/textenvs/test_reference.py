@@ -43,8 +43,8 @@ def test_several_passes_equal_one(model):
     np.testing.assert_allclose(CausalLMReference(model, max_logits=1)(prompts, completions), expected, atol=1e-5)
 
 
-def test_steps_with_a_cache_equal_the_full_forward_when_rows_start_and_end_at_different_times(model):
-    reference, generator = CausalLMReference(model), np.random.default_rng(0)
+def test_steps_with_a_cache_equal_the_full_forward_when_rows_start_and_end_at_different_times(any_model):
+    reference, generator = CausalLMReference(any_model), np.random.default_rng(0)
     num_rows, width = 4, 12
     rows = [[0, *generator.integers(1, 40, count)] for count in (3, 0, 5, 1)]
     for moment in range(20):
@@ -56,11 +56,17 @@ def test_steps_with_a_cache_equal_the_full_forward_when_rows_start_and_end_at_di
             if not running[row]:
                 assert stepped[row] == 0
                 continue
-            expected = plain_logprobs(model, [*rows[row], int(actions[row])])[-1]
+            expected = plain_logprobs(any_model, [*rows[row], int(actions[row])])[-1]
             np.testing.assert_allclose(stepped[row], expected, rtol=1e-4, atol=1e-4)
             rows[row].append(int(actions[row]))
             if len(rows[row]) == width or actions[row] < 4:  # a new episode takes the row's place
                 rows[row] = [0, *generator.integers(1, 40, int(generator.integers(0, 4)))]
+
+
+def test_steps_of_no_row_are_steps_of_none(any_model):
+    nobody = np.zeros(2, dtype=bool)
+    stepped = CausalLMReference(any_model).step(np.full((2, 4), PAD), np.zeros(2, int), np.array([3, 4]), nobody)
+    np.testing.assert_array_equal(stepped, np.zeros(2))
 
 
 def test_a_cached_row_is_forgotten_when_another_of_the_same_length_takes_its_place(model):

@@ -39,7 +39,7 @@ def sample_rows(model, prompts, budget, generator):
 @pytest.mark.parametrize("mode", ["SameStep", "NextStep", "Disabled"])
 @pytest.mark.parametrize("budget", ["terminate", "truncate"])
 @pytest.mark.parametrize("teller", ["handed", "acting"])
-def test_stepping_equals_playing(make_envs, tiny_gpt2, model, mode, budget, teller):
+def test_stepping_equals_playing(make_envs, tiny_gpt2, any_model, mode, budget, teller):
     policy = tiny_gpt2(seed=1)
     agent = CausalLMReference(policy)
 
@@ -49,7 +49,7 @@ def test_stepping_equals_playing(make_envs, tiny_gpt2, model, mode, budget, tell
 
     def build():
         envs = PreferenceReward(make_envs(4, budget=budget, autoreset_mode=mode), share_of_odd_words)
-        return KLShaping(envs, model, beta=0.2, acting=acting if teller == "acting" else None)
+        return KLShaping(envs, any_model, beta=0.2, acting=acting if teller == "acting" else None)
 
     fast, slow = build(), build()
     prompts = fast.draw_prompts(seed=4)
