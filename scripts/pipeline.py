@@ -172,7 +172,6 @@ def tune(config: PipelineConfig, folder: Path) -> dict[str, Any]:
             reward_model=(str(stages / REWARD / MODEL),),
             memory="adapters",
             dtype=config.dtype,
-            lora_rank=config.lora_rank,
             episodes=config.episodes,
             batch_size=config.batch_size,
             minibatch_size=max(1, config.batch_size // 2),

@@ -42,7 +42,7 @@ def test_each_stage_stands_on_the_ones_before(stages, tmp_path):
     base = str((tmp_path / "run" / "base" / "model").resolve())
     _, language, reward, text = (config for _, config in ran)
     assert language.model == reward.model == text.model == base
-    assert language.lora_rank == reward.lora_rank == text.lora_rank == 8
+    assert language.lora_rank == reward.lora_rank == 8  # the policy's is that of the adapter it starts from
     assert text.adapter == str(tmp_path / "run" / "fine_tuned" / "adapter")
     assert text.reward_model == (str(tmp_path / "run" / "reward_model" / "model"),)
     assert text.memory == "adapters"
