@@ -91,8 +91,8 @@ def main(config: Config) -> dict[str, Any]:
     Raises:
         RuntimeError: if a training fails; the message holds the end of its output.
     """
-    with RunDir(config.run_dir, overwrite=config.overwrite, resume=config.resume) as run:
-        run.write_json("config.json", asdict(config))
+    with RunDir(config.run_dir, script="benchmark_control", overwrite=config.overwrite, resume=config.resume) as run:
+        run.begin(asdict(config))
         runs = run.path / "runs"
         rows: list[Row] = []
         if config.timings:

@@ -25,7 +25,7 @@ from typing import Any, Literal
 import torch
 
 from scripts.front_door import enter
-from scripts.run_dir import CONFIG, SUMMARY, RunDir
+from scripts.run_dir import SUMMARY, RunDir
 
 MIB = 2**20
 MODES = ("full", "shared", "adapters")
@@ -70,8 +70,11 @@ def main(config: BenchmarkMemoryConfig) -> dict[str, Any]:
     Raises:
         RunDirError, RuntimeError: if the folder cannot be used, or a run fails.
     """
-    with RunDir(config.run_dir, overwrite=config.overwrite) as run:
-        run.write_json(CONFIG, dataclasses.asdict(config))
+    script, reads = "benchmark_memory", (config.model,)
+    with RunDir(config.run_dir, script=script, overwrite=config.overwrite, reads=reads) as run:
+        if config.model:
+            trunk_bytes(Path(config.model))  # before the run begins: whether it loads
+        run.begin(dataclasses.asdict(config))
         model = Path(config.model) if config.model else write_random_model(run.path / "trunk")
         prompts = run.path / "prompts.txt"
         prompts.write_text("\n".join(f"the film number {i} is about a" for i in range(2 * config.batch_size)) + "\n")

@@ -115,10 +115,10 @@ def main(config: Config) -> dict[str, Any]:
         RunDirError, ValueError: if the run directory cannot be used, or holds rows of other settings.
         RuntimeError: if measurements failed; all others are finished by then, and the message says which and why.
     """
-    with RunDir(config.run_dir, overwrite=config.overwrite, resume=config.resume) as run:
+    with RunDir(config.run_dir, script="benchmark_text", overwrite=config.overwrite, resume=config.resume) as run:
         if config.resume:
             _refuse_other_settings(config, run.path / CONFIG)
-        run.write_json(CONFIG, asdict(config))
+        run.begin(asdict(config))
         (run.path / "rows").mkdir(exist_ok=True)
         failed: dict[str, Exception] = {}
         for name in config.selected:

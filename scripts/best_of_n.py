@@ -23,9 +23,10 @@ import torch
 from rich.progress import track
 
 from scripts.best_of_subsets import best_of_n_kl, best_of_n_means
+from scripts.devices import check_device
 from scripts.front_door import enter
 from scripts.frontier_points import write_points
-from scripts.run_dir import CONFIG, SUMMARY, RunDir
+from scripts.run_dir import SUMMARY, RunDir
 from scripts.sampling import write_samples
 from scripts.text_config import TextTask, TrainTextConfig
 from scripts.text_metrics import standard_error
@@ -68,12 +69,13 @@ def main(config: BestOfNConfig) -> dict[str, Any]:
     Raises:
         RunDirError, ValueError, OSError: each with a message that says what to do.
     """
-    with RunDir(config.run_dir, overwrite=config.overwrite) as run:
+    check_device(config.device)
+    with RunDir(config.run_dir, script="best_of_n", overwrite=config.overwrite, reads=config.reads) as run:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         parts = build_parts(config.as_run())
-        run.write_json(CONFIG, {name: value for name, value in asdict(config).items() if name != "overwrite"})
         points = measure(parts, samples=config.samples, max_n=config.max_n, seed=config.seed)
+        run.begin({name: value for name, value in asdict(config).items() if name != "overwrite"})
         write_points(run.path / TABLE, points)
         summary = {"prompts": len(parts.eval_prompts), "samples": config.samples, **summary_of(points)}
         run.write_json(SUMMARY, summary)

@@ -20,10 +20,12 @@ from rich.table import Table
 
 from agents.causal_lm import CausalLMPolicy
 from scripts import train_control, train_reward_model, train_text
+from scripts.devices import check_device
 from scripts.front_door import enter
 from scripts.plots import CONTROL_CURVES, TEXT_CURVES, plot_run
-from scripts.run_dir import CONFIG, SUMMARY, RunDir
+from scripts.run_dir import SUMMARY, RunDir
 from scripts.sampling import write_samples
+from scripts.text_models import check_model
 from textenvs import assets
 from textenvs.text import load_tokenizer
 
@@ -58,10 +60,13 @@ def main(config: DemoConfig) -> dict[str, Any]:
         NotValidated: if CartPole was not solved.
         RunDirError, ValueError, OSError: as the stages raise them.
     """
+    check_device(config.device)
+    if config.model is not None:
+        check_model(config.model)
     console = Console()
     began = time.perf_counter()
-    with RunDir(config.run_dir, overwrite=config.overwrite) as run:
-        run.write_json(CONFIG, {"model": config.model, "seed": config.seed, "device": config.device})
+    with RunDir(config.run_dir, script="demo", overwrite=config.overwrite, reads=(config.model,)) as run:
+        run.begin({"model": config.model, "seed": config.seed, "device": config.device})
         control = validate_ppo(config, run.path / "cartpole", console)
         show_language_model(config, console)
         reward = fit_reward_model(config, run.path / "reward_model", console)

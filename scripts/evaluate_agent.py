@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ import torch
 from agents import load_agent
 from agents.environments import make_vector
 from agents.evaluation import evaluate
+from scripts.devices import check_device
 from scripts.front_door import enter
-from scripts.run_dir import CONFIG, SUMMARY, RunDir
+from scripts.run_dir import CONFIG, SUMMARY, RunDir, script_of
 from scripts.train_control import BEST
 from scripts.train_text import MODEL
 
@@ -57,24 +59,50 @@ def main(config: EvaluateAgentConfig) -> dict[str, Any]:
 
     Raises:
         CheckpointError: if the agent cannot be loaded.
-        ValueError: if there is no agent, or neither it nor ``--env`` names an environment.
+        ValueError: if there is no agent, neither it nor ``--env`` names an environment, a flag is not of its kind, or
+            there is no such device.
         RunDirError: if the run directory cannot be used.
     """
+    check_device(config.device)
     if config.run_dir is None:
         return _evaluate(config)
-    with RunDir(config.run_dir, overwrite=config.overwrite) as run:
-        run.write_json(CONFIG, asdict(config))
+    reads = (config.agent,)
+    with RunDir(config.run_dir, script="evaluate_agent", overwrite=config.overwrite, reads=reads) as run:
         figures = _evaluate(config)
+        run.begin(asdict(config))
         run.write_json(SUMMARY, figures)
         return figures
 
 
 def _evaluate(config: EvaluateAgentConfig) -> dict[str, Any]:
-    if (config.agent / MODEL).is_dir():
-        return evaluate_text(config)
-    if config.agent.is_dir() and not (config.agent / BEST).exists():
-        raise ValueError(f"{config.agent} holds neither {BEST} (train_control) nor {MODEL}/ (train_text)")
-    return evaluate_control(config)
+    if not config.agent.is_dir() or (config.agent / BEST).exists():
+        return evaluate_control(config)
+    made_by = script_of(config.agent) or _script_by_settings(config.agent)
+    if made_by not in (None, "train_control", "train_text"):
+        raise ValueError(
+            f"{config.agent}: this is a run of {made_by}; evaluate_agent takes runs of train_control and train_text"
+        )
+    if made_by is None or not (config.agent / MODEL).is_dir():
+        raise ValueError(
+            f"{config.agent} holds neither {BEST} (train_control) nor {MODEL}/ (train_text): pass the run directory of "
+            "one of them, not a folder in it, or a file that an agent's save wrote"
+        )
+    unread = [flag for flag, given in (("--env", config.env is not None), ("--stochastic", config.stochastic)) if given]
+    if unread:
+        raise ValueError(
+            f"{config.agent} is a run of train_text: {', '.join(unread)} is of control agents, leave it out"
+        )
+    return evaluate_text(config)
+
+
+def _script_by_settings(folder: Path) -> str | None:
+    """Whose run it is by the names of its settings, where no note says so; None if it is no run with a model."""
+    try:
+        settings = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError):
+        return None
+    own = {"reward_model": "train_text", "pairs": "train_reward_model", "heldout_data": "train_language_model"}
+    return next((script for name, script in own.items() if name in settings), None)
 
 
 def evaluate_control(config: EvaluateAgentConfig) -> dict[str, Any]:
@@ -110,5 +138,10 @@ def evaluate_text(config: EvaluateAgentConfig) -> dict[str, Any]:
     return {"model": str(config.agent / MODEL), "eval_prompts": len(samples), **figures}
 
 
+def command_line(arguments: Sequence[str] | None = None) -> int:
+    """Run with command-line arguments; returns the exit code: 0, 2 on bad input, 130 after Ctrl-C."""
+    return enter(EvaluateAgentConfig, main, description=__doc__, arguments=arguments)
+
+
 if __name__ == "__main__":
-    sys.exit(enter(EvaluateAgentConfig, main, description=__doc__))
+    sys.exit(command_line())

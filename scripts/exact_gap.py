@@ -71,9 +71,9 @@ def main(config: ExactGapConfig) -> dict[str, Any]:
     torch.set_num_threads(1)  # the arrays are small: a second thread costs more than it brings
     if config.run_dir is None:
         return measure(config)
-    with RunDir(config.run_dir, overwrite=config.overwrite) as run:
-        run.write_json("config.json", asdict(config))
+    with RunDir(config.run_dir, script="exact_gap", overwrite=config.overwrite) as run:
         summary = measure(config)
+        run.begin(asdict(config))
         run.write_json("summary.json", summary)
         return summary
 

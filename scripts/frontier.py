@@ -57,13 +57,18 @@ class FrontierConfig:
     best_of_n: Path | None = None
     """folder of scripts.best_of_n; measured if there is nothing. None: `best_of_n` in the first run's folder"""
     samples: int = 128
-    """texts to write for every prompt, if best-of-n is to be measured"""
+    """texts to write for every prompt, 64 or more, if best-of-n is to be measured"""
     budget: float = 3.2
     """nats per sequence at which a run is compared with the best of 64"""
 
     def __post_init__(self) -> None:
         if not self.run_dir:
             raise ValueError("run_dir needs at least one run")
+        if self.samples < BestOfNConfig.max_n:
+            raise ValueError(
+                f"samples must be at least {BestOfNConfig.max_n}, of which the best is compared with, "
+                f"received {self.samples}"
+            )
         if not self.budget > 0:
             raise ValueError(f"budget must be above 0 nats, received {self.budget}")
 
@@ -108,8 +113,8 @@ def main(config: FrontierConfig) -> dict[str, Any]:
     """
     tables = {name: columns_of(folder / FRONTIER) for name, folder in _named(config.run_dir).items()}
     wanted = _best_of_n_wanted(config)
-    with RunDir(config.out or config.run_dir[0] / "frontier", overwrite=config.overwrite) as out:
-        out.write_json(CONFIG, asdict(config))
+    folder, reads = config.out or config.run_dir[0] / "frontier", (*config.run_dir, Path(wanted.run_dir))
+    with RunDir(folder, script="frontier", overwrite=config.overwrite, reads=reads, flag="--out") as out:
         if not (Path(wanted.run_dir) / best_of_n.TABLE).exists():
             best_of_n.main(wanted)
         best = columns_of(Path(wanted.run_dir) / best_of_n.TABLE)
@@ -119,6 +124,7 @@ def main(config: FrontierConfig) -> dict[str, Any]:
         found = {run.name: figures(run, rival, config.budget) for run in runs}
         summary = {"budget_nats": config.budget, **figures_of_rival(rival)}
         summary |= {f"{name}/{key}": value for name, of in found.items() for key, value in of.items()}
+        out.begin(asdict(config))
         out.write_json(JSON, {BEST_OF_N: rival.as_dict(), "runs": {run.name: run.as_dict() for run in runs}})
         draw(out.path / PICTURE, runs, rival, config.budget)
         out.write_json(SUMMARY, summary)

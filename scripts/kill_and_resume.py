@@ -65,8 +65,8 @@ def main(config: Config) -> dict[str, Any]:
         RuntimeError: if a run fails, or ends elsewhere; the message names what differs.
     """
     rng = random.Random(config.seed)
-    with RunDir(config.run_dir, overwrite=config.overwrite) as run:
-        run.write_json(CONFIG, {name: str(value) for name, value in vars(config).items()})
+    with RunDir(config.run_dir, script="kill_and_resume", overwrite=config.overwrite) as run:
+        run.begin({name: str(value) for name, value in vars(config).items()})
         undisturbed = run.path / "undisturbed"
         process = train(config, undisturbed)
         began = _wait_for_begin(process, undisturbed)

@@ -154,6 +154,7 @@ class TrainLanguageModelConfig(_Data, _Optimisation):
         changed = {field.name for field in fields(self) if getattr(self, field.name) != field.default}
         for names, given, reason in (
             (NEW_MODELS, self.model is not None, "is of a new model, and model names one that has its sizes"),
+            (("lora_alpha",), self.lora_rank is None, "needs lora_rank: without an adapter there is nothing to scale"),
             (PRETRAINED, self.model is None, "needs model: a new model has neither chats nor weights worth freezing"),
             (OWN_DATA, self.data is None, "needs data: a JSONL file of your own; movie reviews have a fixed recipe"),
         ):

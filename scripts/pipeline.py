@@ -23,12 +23,15 @@ from typing import Any, Literal
 
 from reward_models.training import TrainingOptions
 from scripts import pretrained, train_language_model, train_reward_model, train_text
+from scripts.devices import check_device
+from scripts.fit_run import CHECKPOINT
 from scripts.front_door import enter
 from scripts.language_model_config import TrainLanguageModelConfig
 from scripts.movie_reviews import movie_review_splits
 from scripts.plots import TEXT_CURVES, plot_run
 from scripts.run_dir import CONFIG, SUMMARY, RunDir, RunDirError, write_aside
 from scripts.text_config import TrainTextConfig
+from scripts.text_models import check_model
 from scripts.train_reward_model import TrainRewardModelConfig
 
 BASE, SENTENCES, FINE_TUNED, REWARD, PPO = "base", "sentences.jsonl", "fine_tuned", "reward_model", "ppo"
@@ -80,11 +83,14 @@ def main(config: PipelineConfig) -> dict[str, Any]:
         KeyboardInterrupt: after Ctrl-C, once the stage at work has saved itself.
     """
     began = time.perf_counter()
-    with RunDir(config.run_dir, overwrite=config.overwrite, resume=config.resume) as run:
+    check_device(config.device)
+    _check_base(config)
+    overwrite, resume, reads = config.overwrite, config.resume, (config.model,)
+    with RunDir(config.run_dir, script="pipeline", overwrite=overwrite, resume=resume, reads=reads) as run:
         settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("run_dir", "resume", "overwrite")}
         if config.resume:
             _check_same(settings, run)
-        run.write_json(CONFIG, settings)
+        run.begin(settings)
         summary: dict[str, Any] = {}
         for name, stage in (("base", base), (FINE_TUNED, fine_tune), (REWARD, fit_reward), (PPO, tune)):
             summary |= {f"{name}/{key}": value for key, value in _once(run.path / name, stage, config).items()}
@@ -114,11 +120,19 @@ def base_path(config: PipelineConfig) -> str:
     return config.model or str(Path(config.run_dir).resolve() / BASE / MODEL)
 
 
+def _check_base(config: PipelineConfig) -> None:
+    """Whether there is such a model, asked before an old run is thrown away for the new one."""
+    if config.model is not None:
+        check_model(config.model)
+    elif not config.resume:
+        pretrained.find_gguf(pretrained.PretrainedConfig.package)
+
+
 def base(config: PipelineConfig, folder: Path) -> dict[str, Any]:
     """The pretrained model as a folder that transformers loads."""
     if config.model is not None:
         return {"model": config.model}
-    return pretrained.main(pretrained.PretrainedConfig(run_dir=str(folder), overwrite=folder.exists()))
+    return pretrained.main(pretrained.PretrainedConfig(run_dir=str(folder), overwrite=True))
 
 
 def fine_tune(config: PipelineConfig, folder: Path) -> dict[str, Any]:
@@ -131,6 +145,7 @@ def fine_tune(config: PipelineConfig, folder: Path) -> dict[str, Any]:
         TrainLanguageModelConfig(
             run_dir=str(folder),
             resume=_begun(folder),
+            overwrite=not _begun(folder),
             model=base_path(config),
             data=str(data),
             lora_rank=config.lora_rank,
@@ -147,7 +162,7 @@ def fit_reward(config: PipelineConfig, folder: Path) -> dict[str, Any]:
     return train_reward_model.main(
         TrainRewardModelConfig(
             run_dir=str(folder),
-            overwrite=folder.exists(),
+            overwrite=True,
             model=base_path(config),
             lora_rank=config.lora_rank,
             words=False,
@@ -167,12 +182,12 @@ def tune(config: PipelineConfig, folder: Path) -> dict[str, Any]:
         TrainTextConfig(
             run_dir=str(folder),
             resume=_begun(folder),
+            overwrite=not _begun(folder),
             model=base_path(config),
             adapter=str(stages / FINE_TUNED / train_text.ADAPTER),
             reward_model=(str(stages / REWARD / MODEL),),
             memory="adapters",
             dtype=config.dtype,
-            lora_rank=config.lora_rank,
             episodes=config.episodes,
             batch_size=config.batch_size,
             minibatch_size=max(1, config.batch_size // 2),
@@ -196,7 +211,8 @@ def _check_same(settings: dict[str, Any], run: RunDir) -> None:
 
 
 def _begun(folder: Path) -> bool:
-    return (folder / CONFIG).exists()
+    """Whether a stage left a checkpoint to go on from; otherwise it starts anew, whatever else lies there."""
+    return (folder / CHECKPOINT).exists()
 
 
 def command_line(arguments: Sequence[str] | None = None) -> int:

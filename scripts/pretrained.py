@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from scripts.front_door import enter
-from scripts.run_dir import CONFIG, SUMMARY, RunDir, write_folder_aside
+from scripts.run_dir import SUMMARY, RunDir, write_folder_aside
 
 MODEL = "model"
 
@@ -50,9 +50,9 @@ def main(config: PretrainedConfig) -> dict[str, Any]:
     source = find_gguf(config.package) if config.file is None else Path(config.file)
     if not source.is_file():
         raise ValueError(f"there is no file {source}")
-    with RunDir(config.run_dir, overwrite=config.overwrite) as run:
-        run.write_json(CONFIG, dataclasses.asdict(config))
+    with RunDir(config.run_dir, script="pretrained", overwrite=config.overwrite, reads=(source,)) as run:
         model, tokenizer = unpack(source)
+        run.begin(dataclasses.asdict(config))
 
         def write(folder: Path) -> None:
             model.save_pretrained(folder)

@@ -10,7 +10,7 @@ from scripts.fine_tuning import BatchLimits, FineTuning
 from scripts.fit_run import fit_in, log_samples
 from scripts.fitting import Fit, perplexity_of
 from scripts.language_model_config import TrainLanguageModelConfig
-from scripts.run_dir import CONFIG, SUMMARY, RunDir
+from scripts.run_dir import SUMMARY, RunDir
 from scripts.sampling import write_samples
 from scripts.sft_data import read_examples
 from scripts.sft_parts import build_policy, build_rows
@@ -40,9 +40,9 @@ def fine_tune(config: TrainLanguageModelConfig, run: RunDir) -> dict[str, Any]:
         micro_positions=config.microbatch_tokens,
     )
     learner = FineTuning(policy, rows.train, rows.heldout, limits=limits, seed=config.seed)
-    run.write_json(CONFIG, config.identity())
     book = SampleBook(config, tokenizer, policy, rows.heldout)
     before = book.write()
+    run.begin(config.identity())
     fit, finished = fit_in(run, learner, config.fit_options(num_steps(config, learner)), resume=config.resume)
     peak_bytes = peak.bytes()
     save_model(policy, tokenizer, run.path / MODEL)

@@ -60,6 +60,11 @@ class TextTask:
     temperature: float = 1.0
     """Of sampling, in training and evaluation alike."""
 
+    @property
+    def reads(self) -> tuple[str | None, ...]:
+        """Files and folders that the task is read from, and names of what lies elsewhere."""
+        return (self.model, *self.reward_model, self.prompts, self.eval_prompts, self.adapter)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTextConfig(TextTask, AlgorithmFlags):

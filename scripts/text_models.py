@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
 from agents.adapters import POLICY, AdaptedTrunk, LoraOptions
 from agents.causal_lm import CausalLMPolicy
 from agents.token_distribution import TokenSampling
 from scripts.text_config import TrainTextConfig
 from textenvs.reference import load_causal_lm
+from textenvs.text import load_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -48,6 +50,19 @@ def end_of_text(model: Any, tokenizer: Any) -> int:
         raise ValueError(f"{model.name_or_path}: config.json names no end-of-text token: set eos_token_id in it")
     ends = named if isinstance(named, list) else [named]
     return int(tokenizer.eos_token_id if tokenizer.eos_token_id in ends else ends[0])
+
+
+def check_model(path: str) -> None:
+    """Refuse what holds no model with a tokenizer, without loading weights.
+
+    Raises:
+        ValueError: naming the path.
+    """
+    load_tokenizer(path)
+    try:
+        AutoConfig.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path}: no language model could be loaded from there: {error}") from error
 
 
 def build_models(config: TrainTextConfig, path: str, tokenizer: Any) -> TextModels:

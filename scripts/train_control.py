@@ -30,6 +30,7 @@ from agents.environments import make_vector
 from agents.evaluation import evaluate
 from agents.loading import ALGORITHMS
 from agents.logging import FileSink
+from scripts.devices import check_device
 from scripts.front_door import enter
 from scripts.run_dir import CONFIG, SUMMARY, RunDir, RunDirError
 
@@ -88,10 +89,11 @@ def main(config: Config) -> dict[str, Any]:
 
     Raises:
         RunDirError: if the run directory cannot be used, or holds a run of another algorithm or with other settings.
-        ValueError: if the id is unknown, or its spaces are not supported.
+        ValueError: if the id is unknown, its spaces are not supported, or there is no such device.
         CheckpointError: if the checkpoint to resume from cannot be used.
         KeyboardInterrupt: after Ctrl-C, once what was trained is saved.
     """
+    check_device(config.device)
     torch.set_num_threads(config.threads)
     preset = preset_for(config.env, config.algorithm)
     settings = replace(preset.config, seed=config.seed, device=config.device)
@@ -101,12 +103,11 @@ def main(config: Config) -> dict[str, Any]:
     except (gym.error.Error, ModuleNotFoundError) as error:
         raise ValueError(f"cannot make the environment {config.env!r}: {error}") from error
     agent = ALGORITHMS[config.algorithm](config.env, settings)
-    with RunDir(config.run_dir, resume=config.resume, overwrite=config.overwrite) as run:
+    with RunDir(config.run_dir, script="train_control", resume=config.resume, overwrite=config.overwrite) as run:
         described = {**_plain(config), "total_steps": total_steps, "settings": settings.to_dict()}
         if config.resume:
             _check_same_settings(described, run)
-        else:
-            run.write_json(CONFIG, described)
+        run.begin(None if config.resume else described)
         summary = _train(config, agent, evaluation, run)
         run.write_json(SUMMARY, summary)
         return summary

@@ -24,13 +24,14 @@ from typing import Any
 
 import torch
 
+from scripts.devices import check_device
 from scripts.fit_run import CHECKPOINT, fit_in
 from scripts.fitting import perplexity_of
 from scripts.from_scratch import FromScratch, encode_reviews, loss_per_token, new_model, train_tokenizer
 from scripts.front_door import enter
 from scripts.language_model_config import TrainLanguageModelConfig
 from scripts.movie_reviews import SHA256, movie_review_splits
-from scripts.run_dir import CONFIG, SUMMARY, RunDir, write_folder_aside
+from scripts.run_dir import SUMMARY, RunDir, write_folder_aside
 from scripts.sft_run import fine_tune
 
 
@@ -42,7 +43,11 @@ def main(config: TrainLanguageModelConfig) -> dict[str, Any]:
         ValueError, CheckpointError, FloatingPointError: each with a message that says what to do.
     """
     config = config.settled()
-    with RunDir(config.run_dir, overwrite=config.overwrite, resume=config.resume) as run:
+    check_device(config.device)
+    reads = (config.model, config.data, config.heldout_data)
+    with RunDir(
+        config.run_dir, script="train_language_model", overwrite=config.overwrite, resume=config.resume, reads=reads
+    ) as run:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         if config.resume:
@@ -59,7 +64,6 @@ def movie_reviews(config: TrainLanguageModelConfig, run: RunDir) -> dict[str, An
     assert config.max_length is not None
     assert config.train_tokens is not None
     assert config.batch_tokens is not None
-    run.write_json(CONFIG, config.identity())
     torch.manual_seed(config.seed)
     splits = movie_review_splits()
     sentences = [sentence for review in splits.train for sentence in review]
@@ -71,6 +75,7 @@ def movie_reviews(config: TrainLanguageModelConfig, run: RunDir) -> dict[str, An
     model.to(torch.device(config.device))  # type: ignore[arg-type]
     num_steps = max(1, config.train_tokens // config.batch_tokens)
     learner = FromScratch(model, reviews, validation, config)
+    run.begin(config.identity())
     fit, finished = fit_in(run, learner, config.fit_options(num_steps), resume=config.resume)
 
     def save(folder: Path) -> None:

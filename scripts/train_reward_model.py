@@ -18,8 +18,9 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +38,17 @@ from reward_models.comparisons import (
     split_pairs,
     split_snippets,
 )
-from reward_models.ensemble import RewardEnsemble, new_members
+from reward_models.ensemble import RewardEnsemble, is_ensemble, new_members
+from reward_models.files import DESCRIPTION
 from reward_models.model import RewardModel
 from reward_models.movie_ratings import RatedSnippet, load_rated_snippets, load_rated_words, normalise_text
 from reward_models.pairs import PreferencePair, read_pairs
 from reward_models.training import FitResult, TrainingOptions, fit
+from scripts.devices import check_device
 from scripts.front_door import enter
 from scripts.movie_reviews import judge_sentences
 from scripts.reward_report import BINS, PICTURE, bins_table, draw_bins, pair_report, rating_report
-from scripts.run_dir import CONFIG, SUMMARY, RunDir
+from scripts.run_dir import SUMMARY, RunDir, lies_in, write_folder_aside
 
 LANGUAGE_MODEL = Path(__file__).parent.parent / "textenvs" / "assets" / "language_model"
 VALIDATION_SEED = 1
@@ -59,11 +62,12 @@ class TrainRewardModelConfig:
     run_dir: str
     """Folder for the model, config.json, progress.csv, TensorBoard events and summary.json."""
     overwrite: bool = False
-    """Throw away a finished run in that folder."""
+    """Throw away a finished run in that folder, and the reward model in `model_dir`."""
     model: str = str(LANGUAGE_MODEL)
     """The language model to start from: a directory, or a name, that transformers loads; with its tokenizer."""
     model_dir: str = ""
-    """Folder for the reward model. Default: `model` inside the run directory."""
+    """Folder for the reward model; with overwrite a reward model there is replaced. Default: `model` inside the run
+    directory."""
     pairs: str = ""
     """JSONL file of preference pairs (prompt, chosen, rejected, maybe margin). Default: the movie ratings."""
     heldout_pairs: str = ""
@@ -87,8 +91,20 @@ class TrainRewardModelConfig:
     """How to fit."""
 
     def __post_init__(self) -> None:
-        if self.members < 1:
-            raise ValueError(f"members must be at least 1, received {self.members}")
+        for name in ("members", "group_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
+        if self.lora_rank is not None and self.lora_rank < 1:
+            raise ValueError(f"lora_rank must be at least 1, or None for all weights, received {self.lora_rank}")
+        if self.heldout_pairs and not self.pairs:
+            raise ValueError("heldout_pairs needs pairs: movie ratings have held-out snippets of their own")
+        if self.pairs and not self.words:
+            raise ValueError("words are of the movie ratings, and pairs are learnt from instead: leave no-words out")
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Files and folders that the run is made from."""
+        return tuple(path for path in (self.model, self.pairs, self.heldout_pairs) if path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,15 +124,23 @@ def main(config: TrainRewardModelConfig) -> dict[str, Any]:
         ValueError: if model or pairs cannot be used; the message says what to do.
         TrainingDiverged: if the loss is no longer a number.
     """
-    with RunDir(config.run_dir, overwrite=config.overwrite) as run:
-        run.write_json(CONFIG, dataclasses.asdict(config))
+    check_device(config.device)
+    if config.model_dir:
+        _refuse_to_bury(Path(config.model_dir), config)
+    run_dir, reads = config.run_dir, config.reads
+    with RunDir(run_dir, script="train_reward_model", overwrite=config.overwrite, reads=reads) as run:
         if config.pairs:
             data, heldout = pair_data(config)
         else:
             data, snippets = rating_data(config)
-        members, results, wall_s = fit_members(data, config)
+        made = new_members(
+            config.model, config.members, seed=config.seed, lora_rank=config.lora_rank, device=config.device
+        )
+        unfitted = chain([next(made)], made)  # what is wrong with the model shows here
+        run.begin(dataclasses.asdict(config))
+        members, results, wall_s = fit_members(unfitted, data, config)
         kept = members[0] if config.members == 1 else RewardEnsemble(members)
-        kept.save(config.model_dir or run.path / "model")
+        write_folder_aside(Path(config.model_dir or run.path / "model"), kept.save)
         figures, bins = pair_report(members, heldout) if config.pairs else rating_report(members, snippets)
         run.write_json(BINS, bins_table(bins))
         draw_bins(bins, run.path / PICTURE)
@@ -131,6 +155,21 @@ def main(config: TrainRewardModelConfig) -> dict[str, Any]:
         }
         run.write_json(SUMMARY, summary)
         return summary
+
+
+def _refuse_to_bury(folder: Path, config: TrainRewardModelConfig) -> None:
+    """Refuse a ``model_dir`` with something in it that the model would replace, but a reward model that is to go."""
+    inside = [path for path in (config.run_dir, *config.reads) if path and lies_in(Path(path), folder)]
+    if inside:
+        raise ValueError(f"{inside[0]} lies in {folder}, which the reward model will fill: choose another --model-dir")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; --model-dir takes a folder")
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not (folder / DESCRIPTION).exists() and not is_ensemble(folder):
+        raise ValueError(f"{folder} holds files but no reward model: choose another --model-dir")
+    if not config.overwrite:
+        raise ValueError(f"{folder} holds a reward model: choose another --model-dir or pass --overwrite")
 
 
 def rated_splits() -> tuple[list[RatedSnippet], list[RatedSnippet]]:
@@ -172,8 +211,15 @@ def pair_data(config: TrainRewardModelConfig) -> tuple[Data, list[PreferencePair
     return Data(train=PairBatches(pairs=train, batch_size=size), validation=batches, reference=reference), heldout
 
 
-def fit_members(data: Data, config: TrainRewardModelConfig) -> tuple[list[RewardModel], list[FitResult], float]:
+def fit_members(
+    unfitted: Iterator[tuple[int, RewardModel]], data: Data, config: TrainRewardModelConfig
+) -> tuple[list[RewardModel], list[FitResult], float]:
     """Fit and calibrate one member after the other, all on the same texts; after Ctrl-C there are those so far.
+
+    Args:
+        unfitted: the members, as `new_members` makes them.
+        data: what they learn from.
+        config: of the run.
 
     Returns:
         The members, what `fit` did for each, and the seconds that it took.
@@ -184,11 +230,10 @@ def fit_members(data: Data, config: TrainRewardModelConfig) -> tuple[list[Reward
     members: list[RewardModel] = []
     results: list[FitResult] = []
     seconds = 0.0
-    made = new_members(config.model, config.members, seed=config.seed, lora_rank=config.lora_rank, device=config.device)
     columns = (*Progress.get_default_columns()[:3], TimeRemainingColumn(), TextColumn("{task.fields[losses]}"))
     try:
         with Progress(*columns) as progress:
-            for index, (seed, model) in enumerate(made):
+            for index, (seed, model) in enumerate(unfitted):
                 name = "reward model" if config.members == 1 else f"member {index + 1} of {config.members}"
                 task = progress.add_task(name, total=None, losses="")
                 on_step = _reporter(progress, task, logger, index, sum(result.steps for result in results))

@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,10 +32,11 @@ from agents.logging import FileSink
 from agents.memory import PeakMemory, held_bytes
 from agents.processes import Processes
 from agents.text_agent import TextAgent
+from scripts.devices import check_device
 from scripts.front_door import enter
 from scripts.frontier_points import FRONTIER, FrontierFollower, updates_between_points
 from scripts.memory_plan import as_text, planned_bytes
-from scripts.run_dir import CONFIG, SUMMARY, RunDir
+from scripts.run_dir import SUMMARY, RunDir
 from scripts.text_config import TrainTextConfig
 from scripts.text_metrics import compare
 from scripts.text_parts import TextParts, build_parts, save_adapter, save_model
@@ -62,33 +64,35 @@ def main(config: TrainTextConfig) -> dict[str, Any]:
         return {}
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    check_device(config.device)
     processes = Processes.launched(config.device)
     if not processes.first:
         _follow(config, processes)
         return {}
-    with RunDir(config.run_dir, overwrite=config.overwrite, resume=config.resume) as run:
+    with RunDir(
+        config.run_dir, script="train_text", overwrite=config.overwrite, resume=config.resume, reads=config.reads
+    ) as run:
         if config.resume:
             run.check_resumable(_identity(config), CHECKPOINT)
         peak = PeakMemory(config.device)
         parts = build_parts(config, processes)
-        run.write_json(CONFIG, _identity(config))
         agent = _agent(config, parts)
         trained = _Clock()
         if config.resume:
             agent.load_state_dict(processes.of_first(checkpoint.load(run.path / CHECKPOINT)))
             trained = _Clock(**json.loads((run.path / STATE).read_text()))
-        before = parts.assess(parts.start)
+        before = parts.assess(parts.start)  # where a reward that cannot be used shows, so the run begins after it
+        run.begin(_identity(config))
         resume_at = agent.steps if config.resume else None
-        agent.logger = sink = FileSink(run.path, resume_at=resume_at)
-        frontier = FrontierFollower(run.path / FRONTIER, before, sink, resume_at=resume_at)
-        finished = _train(agent, config, parts, run, trained, frontier)
-        peak_bytes = peak.bytes()
-        save_model(parts.policy, parts.tokenizer, run.path / MODEL)
-        save_adapter(parts.policy, run.path / ADAPTER)
-        after = parts.assess(parts.policy)
-        if finished:
-            frontier.add(agent.steps, after)
-        sink.close()
+        with closing(FileSink(run.path, resume_at=resume_at)) as agent.logger:
+            frontier = FrontierFollower(run.path / FRONTIER, before, agent.logger, resume_at=resume_at)
+            finished = _train(agent, config, parts, run, trained, frontier)
+            peak_bytes = peak.bytes()
+            save_model(parts.policy, parts.tokenizer, run.path / MODEL)
+            save_adapter(parts.policy, run.path / ADAPTER)
+            after = parts.assess(parts.policy)
+            if finished:
+                frontier.add(agent.steps, after)
         figures, samples = compare(before, after)
         run.write_json(SAMPLES, {"samples": samples})
         summary = {

@@ -70,8 +70,8 @@ def main(config: Config) -> dict[str, Any]:
     else:
         agent = Peer(zoo.theirs(config.env, preset, seed=config.seed))
     evaluation = make_vector(config.env, min(config.eval_episodes, 100))
-    with RunDir(config.run_dir, overwrite=config.overwrite) as run:
-        run.write_json("config.json", {**asdict(config), "zoo": asdict(preset)})
+    with RunDir(config.run_dir, script="train_zoo", overwrite=config.overwrite) as run:
+        run.begin({**asdict(config), "zoo": asdict(preset)})
         agent.logger = sink = FileSink(run.path, ("csv",))
         keeper = BestKeeper(
             evaluation,

@@ -26,7 +26,7 @@ import torch
 import textenvs  # noqa: F401 (registers the ids)
 from scripts.checks import HEADINGS, WIDTHS, Check, Checking, at_most, markdown, not_applicable, printed, run, tally
 from scripts.front_door import enter
-from scripts.run_dir import CONFIG, SUMMARY, RunDir, write_aside
+from scripts.run_dir import SUMMARY, RunDir, write_aside
 
 TABLE = "verify.md"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -78,9 +78,10 @@ def main(config: VerifyConfig) -> dict[str, Any]:
     if config.run_dir is None:
         checks, summary = _verify(config)
     else:
-        with RunDir(config.run_dir, overwrite=config.overwrite) as run_dir:
-            run_dir.write_json(CONFIG, asdict(config))
+        reads = (config.model, config.policy)
+        with RunDir(config.run_dir, script="verify", overwrite=config.overwrite, reads=reads) as run_dir:
             checks, summary = _verify(config)
+            run_dir.begin(asdict(config))
             write_aside(run_dir.path / TABLE, markdown(_title(config), checks))
             run_dir.write_json(SUMMARY, summary)
     print(f"\n{tally(checks)} in {summary['wall_s']:.1f} s")

@@ -11,6 +11,7 @@ from scripts.best_of_n import BestOfNConfig
 from scripts.best_of_subsets import best_of_n_kl
 from scripts.frontier import FrontierConfig
 from scripts.frontier_points import write_points
+from scripts.run_dir import RunDirError
 from scripts.text_config import TrainTextConfig
 
 START, JUDGED = -0.3, 0.1
@@ -131,11 +132,24 @@ def test_bad_input_is_refused(tmp_path):
         FrontierConfig(run_dir=())
     with pytest.raises(ValueError, match="above 0 nats, received 0"):
         FrontierConfig(run_dir=(tmp_path,), budget=0)
+    with pytest.raises(ValueError, match="samples must be at least 64, of which the best is compared with, received 8"):
+        FrontierConfig(run_dir=(tmp_path,), samples=8)
     with pytest.raises(ValueError, match=r"there is no frontier\.csv"):
         frontier.main(FrontierConfig(run_dir=(tmp_path,)))
     run = plant_run(tmp_path / "short", kl=(0.0, 1.0))
     with pytest.raises(ValueError, match="2 points, too few"):
         frontier.main(FrontierConfig(run_dir=(run,)))
+
+
+def test_no_run_that_is_drawn_is_drawn_over(tmp_path):
+    run = plant_run(tmp_path / "run")
+    plant_best_of_n(run / "best_of_n")
+    for script, message in (("train_text", "a run of train_text, not of frontier"), ("frontier", "which is read")):
+        (run / "made_by.txt").write_text(script)
+        with pytest.raises(RunDirError, match=message):
+            frontier.main(FrontierConfig(run_dir=(run,), out=run, overwrite=True))
+    assert (run / "frontier.csv").exists()
+    assert (run / "best_of_n" / "best_of_n.csv").exists()
 
 
 def test_a_real_run_from_training_to_picture(model_dir, tmp_path, monkeypatch):

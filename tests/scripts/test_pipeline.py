@@ -5,7 +5,7 @@ import json
 import pytest
 
 from scripts import pipeline
-from scripts.pipeline import PipelineConfig, main
+from scripts.pipeline import CHECKPOINT, PipelineConfig, main
 from scripts.run_dir import CONFIG, SUMMARY, RunDirError
 
 
@@ -21,6 +21,8 @@ def stages(monkeypatch):
             folder.mkdir(exist_ok=True)
             (folder / CONFIG).write_text("{}")
             if ran[-1][0] == ended.get("at"):
+                if ended["checkpoint"]:
+                    (folder / CHECKPOINT).touch()
                 return {"interrupted": True}
             (folder / SUMMARY).write_text(json.dumps({"figure": len(ran)}))
             if name == "train_text":
@@ -30,6 +32,7 @@ def stages(monkeypatch):
         return run
 
     ended = {}
+    monkeypatch.setattr(pipeline.pretrained, "find_gguf", lambda package: None)
     for name in ("pretrained", "train_language_model", "train_reward_model", "train_text"):
         monkeypatch.setattr(getattr(pipeline, name), "main", fake(name))
     return ran, ended
@@ -42,7 +45,7 @@ def test_each_stage_stands_on_the_ones_before(stages, tmp_path):
     base = str((tmp_path / "run" / "base" / "model").resolve())
     _, language, reward, text = (config for _, config in ran)
     assert language.model == reward.model == text.model == base
-    assert language.lora_rank == reward.lora_rank == text.lora_rank == 8
+    assert language.lora_rank == reward.lora_rank == 8  # the policy's is that of the adapter it starts from
     assert text.adapter == str(tmp_path / "run" / "fine_tuned" / "adapter")
     assert text.reward_model == (str(tmp_path / "run" / "reward_model" / "model"),)
     assert text.memory == "adapters"
@@ -54,23 +57,38 @@ def test_each_stage_stands_on_the_ones_before(stages, tmp_path):
     assert (tmp_path / "run" / "ppo.png").exists()
 
 
-def test_a_model_of_ones_own_is_not_unpacked(stages, tmp_path):
+def test_a_model_of_ones_own_is_not_unpacked(stages, tmp_path, model_dir):
     ran, _ = stages
-    main(PipelineConfig(run_dir=str(tmp_path / "run"), model="some/model", sentences=5))
+    main(PipelineConfig(run_dir=str(tmp_path / "run"), model=str(model_dir), sentences=5))
     assert "pretrained" not in {name for name, _ in ran}
-    assert ran[0][1].model == "some/model"
+    assert ran[0][1].model == str(model_dir)
 
 
-def test_what_is_finished_is_kept_and_what_was_begun_goes_on(stages, tmp_path):
+def test_a_model_that_is_not_there_costs_no_finished_run(stages, tmp_path):
+    ran, _ = stages
+    main(PipelineConfig(run_dir=str(tmp_path / "run"), sentences=5))
+    del ran[:]
+    with pytest.raises(ValueError, match="nowhere"):
+        main(PipelineConfig(run_dir=str(tmp_path / "run"), model=str(tmp_path / "nowhere"), overwrite=True))
+    assert not ran
+    assert (tmp_path / "run" / "ppo" / SUMMARY).exists()
+
+
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_what_is_finished_is_kept_and_what_was_begun_goes_on_from_its_checkpoint_or_starts_anew(
+    stages, tmp_path, checkpoint
+):
     ran, ended = stages
     config = dict(run_dir=str(tmp_path / "run"), sentences=5)
-    ended["at"] = "train_text"
+    ended |= {"at": "train_text", "checkpoint": checkpoint}
     with pytest.raises(KeyboardInterrupt):
         main(PipelineConfig(**config))
     ended.clear()
     ran.clear()
     main(PipelineConfig(**config, resume=True))
-    assert [(name, config.resume) for name, config in ran] == [("train_text", True)]
+    assert [(name, config.resume, config.overwrite) for name, config in ran] == [
+        ("train_text", checkpoint, not checkpoint)
+    ]
     with pytest.raises(RunDirError, match="finished"):
         main(PipelineConfig(**config))
     with pytest.raises(RunDirError, match="lora_rank 8, received 4"):

@@ -18,6 +18,7 @@ from scripts.fine_tuning import BatchLimits, FineTuning, mean_loss
 from scripts.from_scratch import FromScratch, batches, encode_reviews, new_model, next_token_loss, train_tokenizer
 from scripts.language_model_config import TrainLanguageModelConfig
 from scripts.movie_reviews import MovieReviewSplits
+from scripts.run_dir import RunDirError
 from scripts.sft_data import read_examples
 from scripts.sft_rows import RowEncoder
 
@@ -204,7 +205,18 @@ def test_bad_input_is_named_and_leaves_exit_code_two(llama_dir, tmp_path, capsys
     given = ["--run-dir", str(tmp_path / "run"), "--data", str(data), "--model", str(llama_dir), *flags]
     assert lm.command_line(given) == 2
     assert complaint in capsys.readouterr().err
-    assert not (tmp_path / "run" / "model").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_input_costs_no_finished_run(llama_dir, chats, tmp_path):
+    run = tmp_path / "run"
+    lm.main(fine(llama_dir, chats, run, epochs=1.0))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for wrong in ({"model": tmp_path / "typo"}, {"data": tmp_path / "typo"}, {"model": run / "model"}):
+        given = {"model": llama_dir, "data": chats, "folder": run} | wrong
+        with pytest.raises((ValueError, OSError, RunDirError)):
+            lm.main(fine(**given, overwrite=True))
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize(
@@ -212,6 +224,7 @@ def test_bad_input_is_named_and_leaves_exit_code_two(llama_dir, tmp_path, capsys
     [
         ({"model": "m"}, "model needs data"),
         ({"lora_rank": 4, "data": "d"}, "lora_rank needs model"),
+        ({"lora_alpha": 8.0, "model": "m", "data": "d"}, "lora_alpha needs lora_rank"),
         ({"epochs": 2.0}, "epochs needs data"),
         ({"width": 8, "model": "m", "data": "d"}, "width is of a new model"),
         ({"epochs": 2.0, "train_tokens": 9, "data": "d"}, "epochs and train_tokens say the same thing"),

@@ -180,7 +180,7 @@ def test_bad_input_ends_with_exit_code_2_and_a_message(language_model, pairs_fil
     (tmp_path / "wrong.jsonl").write_text('{"prompt": 1}\n')
     message = refused("--run-dir", str(tmp_path / "c"), "--pairs", str(tmp_path / "wrong.jsonl"))
     assert "wrong.jsonl, line 1" in message
-    with RunDir(tmp_path / "used") as run:
+    with RunDir(tmp_path / "used", script="train_reward_model") as run:
         (run.path / "in_use.pid").write_text("1")
         assert "in use by process 1" in refused("--run-dir", str(run.path), *pairs)
     broken = GPT2LMHeadModel.from_pretrained(language_model)
@@ -190,3 +190,47 @@ def test_bad_input_ends_with_exit_code_2_and_a_message(language_model, pairs_fil
     message = refused("--run-dir", str(tmp_path / "d"), "--model", str(bare), *pairs)
     assert "lower the learning rate" in message
     assert not (tmp_path / "d" / "summary.json").exists()
+    assert not [name for name in "abc" if (tmp_path / name).exists()]
+
+
+def test_bad_input_costs_neither_a_finished_run_nor_a_model_elsewhere(language_model, pairs_file, tmp_path, capsys):
+    run, mine = tmp_path / "run", tmp_path / "mine"
+    given = [*arguments(run, language_model, "--training.epochs", "1"), "--pairs", pairs_file]
+    assert script.command_line([*given, "--model-dir", str(mine)]) == 0
+
+    def refused(*flags):
+        before = {path: path.read_bytes() for path in (*run.rglob("*"), *mine.rglob("*")) if path.is_file()}
+        capsys.readouterr()
+        assert script.command_line([*given, *flags]) == 2
+        assert {path: path.read_bytes() for path in before} == before
+        return capsys.readouterr().err
+
+    assert "no tokenizer" in refused("--overwrite", "--model", str(tmp_path / "typo"))
+    assert "typo" in refused("--overwrite", "--pairs", str(tmp_path / "typo"))
+    elsewhere = ["--run-dir", str(tmp_path / "other"), "--model-dir"]
+    assert "mine holds a reward model: choose another --model-dir or pass --overwrite" in refused(*elsewhere, str(mine))
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "thesis.tex").write_text("ten years of work")
+    assert "holds files but no reward model" in refused(*elsewhere, str(thesis), "--overwrite")
+    assert "lies in" in refused(*elsewhere, str(tmp_path), "--overwrite")
+    assert not (tmp_path / "other").exists()
+    flags = ["--members", "2", "--lora-rank", "2", "--overwrite"]
+    assert script.command_line([*given, *elsewhere, str(mine), *flags]) == 0
+    assert len(RewardEnsemble.load(mine)) == 2
+    assert not (mine / "reward_model.json").exists()  # of the single model that lay there
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"heldout_pairs": "h"}, "heldout_pairs needs pairs"),
+        ({"pairs": "p", "words": False}, "words are of the movie ratings"),
+        ({"group_size": 0}, "group_size must be at least 1, received 0"),
+        ({"members": 0}, "members must be at least 1, received 0"),
+        ({"lora_rank": 0}, "lora_rank must be at least 1"),
+    ],
+)
+def test_settings_that_nothing_would_read_or_that_are_out_of_range_are_refused(options, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        script.TrainRewardModelConfig(run_dir="run", **options)

@@ -106,7 +106,7 @@ def test_a_run_leaves_everything_it_promises(inputs, tmp_path):
     assert not (folder / "in_use.pid").exists()
 
 
-def test_evaluating_what_a_run_left_behind_repeats_its_figures(inputs, tmp_path):
+def test_evaluating_what_a_run_left_behind_repeats_its_figures_and_only_such_runs_are_taken(inputs, tmp_path, capsys):
     assert run(inputs, tmp_path / "run") == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     again = evaluate_agent.main(
@@ -115,6 +115,22 @@ def test_evaluating_what_a_run_left_behind_repeats_its_figures(inputs, tmp_path)
     for name in ("score_before", "score_after", "kl_per_sequence", "distinct2_after"):
         assert again[name] == pytest.approx(summary[name])
     assert json.loads((tmp_path / "evaluation" / "summary.json").read_text()) == again
+
+    def complains(message, *flags):
+        assert evaluate_agent.command_line([*flags, "--overwrite"]) == 2
+        assert message in capsys.readouterr().err
+
+    agent = ["--agent", str(tmp_path / "run")]
+    complains("run of train_text: --env, --stochastic", *agent, "--env", "CartPole-v1", "--stochastic")
+    complains("run of train_text, not of evaluate_agent", *agent, "--run-dir", str(tmp_path / "run"))
+    complains("pass the run directory", "--agent", str(tmp_path / "run" / "model"))
+    for script in ("train_reward_model", "train_language_model"):
+        (tmp_path / "run" / "made_by.txt").write_text(script)
+        complains(f"this is a run of {script}; evaluate_agent takes runs of train_control and train_text", *agent)
+    (tmp_path / "run" / "made_by.txt").unlink()  # as an older version left it: the settings tell
+    (tmp_path / "run" / "config.json").write_text('{"pairs": "", "model": "m"}')
+    complains("this is a run of train_reward_model", *agent)
+    assert (tmp_path / "run" / "summary.json").exists()
 
 
 def test_the_frontier_is_measured_along_the_run_and_said_the_same_everywhere(inputs, tmp_path):
@@ -255,6 +271,35 @@ def test_bad_input_is_named_and_leaves_exit_code_two(inputs, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thing").write_text("x")
     complains("choose another --run-dir", "full")
+
+
+@pytest.mark.parametrize("name", ["nan", "interrupt_at_first_evaluation"])
+def test_a_start_that_ends_in_its_first_evaluation_leaves_nothing_new_and_no_old_run_lost(
+    inputs, tmp_path, capsys, name
+):
+    with (tmp_path / "own_reward.py").open("a") as file:
+        file.write("def interrupt_at_first_evaluation(prompts, completions):\n    raise KeyboardInterrupt\n")
+    folder = tmp_path / "run"
+    refused = {"nan": 2, "interrupt_at_first_evaluation": 130}[name]
+    assert run(inputs, folder, reward_model=f"own_reward:{name}") == refused
+    assert not folder.exists()
+    assert ("nothing half-written" in capsys.readouterr().err) == (refused == 130)
+    assert run(inputs, folder, episodes=8) == 0
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert run(inputs, folder, "--overwrite", reward_model=f"own_reward:{name}") == refused
+    assert run(inputs, folder, "--overwrite", prompts=tmp_path / "typo.txt") == 2
+    assert run(inputs, folder, "--overwrite", model=folder / "model") == 2
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_two_ctrl_c_before_the_first_checkpoint_leave_nothing(inputs, tmp_path, capsys):
+    with (tmp_path / "own_reward.py").open("a") as file:
+        file.write("def interrupt_twice(prompts, completions):\n")
+        file.write("    for _ in range(2 * (len(prompts) == 8)):\n        os.kill(os.getpid(), signal.SIGINT)\n")
+        file.write("    return good(prompts, completions)\n")
+    assert run(inputs, tmp_path / "run", reward_model="own_reward:interrupt_twice") == 130
+    assert "nothing half-written" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_critic_warm_up_leaves_the_model_as_it_was(inputs, tmp_path):
