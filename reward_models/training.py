@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from reward_models.averaging import WeightAverage, put_back
 from reward_models.comparisons import BatchSource, ComparisonBatch
+from reward_models.dropout import restore_dropout, set_dropout
 from reward_models.losses import bradley_terry_loss
 from reward_models.model import RewardModel
 
@@ -37,7 +38,8 @@ class TrainingOptions:
     warmup_share: float = 0.1
     """Share of the steps in which the learning rate rises."""
     dropout: float = 0.0
-    """Dropout rate that is set in the backbone while it is trained, in [0, 1)."""
+    """Rate of all dropout in the backbone while it is trained, whatever its configuration says, in [0, 1); with 0 it is
+    trained in evaluation mode, in which nothing is drawn."""
     token_noise: float = 0.05
     """Share of the tokens that is replaced by random ones while training, in [0, 1)."""
     truncation_share: float = 0.15
@@ -174,7 +176,7 @@ def training_step(
     Raises:
         TrainingDiverged: if the loss or its gradient is NaN or infinite; the weights are then left as they were.
     """
-    model.train()
+    model.train(options.dropout > 0)
     noisy = [disturb(row, model, options, rng) for row in rows(batch.texts)]
     loss = batch_loss(model, noisy, batch, options.chunk_size, options.centring_coef)
     optimizer.zero_grad()
@@ -265,20 +267,6 @@ class _RowCache:
         new = [text for text in texts if text not in self.known]
         self.known.update(zip(new, self.model.encode(new), strict=True))
         return [self.known[text] for text in texts]
-
-
-def set_dropout(model: nn.Module, rate: float) -> list[tuple[nn.Dropout, float]]:
-    """Set every dropout layer's rate; returns the layers with the rates they had."""
-    layers = [(m, m.p) for m in model.modules() if isinstance(m, nn.Dropout)]
-    for layer, _ in layers:
-        layer.p = rate
-    return layers
-
-
-def restore_dropout(layers: list[tuple[nn.Dropout, float]]) -> None:
-    """Undo `set_dropout`."""
-    for layer, rate in layers:
-        layer.p = rate
 
 
 def _endless(source: BatchSource, rng: np.random.Generator) -> Iterable[ComparisonBatch]:
