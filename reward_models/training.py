@@ -112,13 +112,18 @@ def fit(
     Args:
         model: what to fit; its calibration is reset, as its rewards change.
         train: source of training batches.
-        heldout: batches on which early stopping looks.
+        heldout: batches on which early stopping looks, at least one.
         options: how.
         on_step: told ``(step, num_steps, training loss, best held-out loss)`` after every step.
 
     Raises:
+        ValueError: if nothing is held out.
         TrainingDiverged: if a loss is NaN or infinite; the model then has the best weights so far.
     """
+    if not len(heldout):
+        raise ValueError(
+            "heldout is empty: without a held-out loss there are no best weights; hold out at least a batch"
+        )
     torch.manual_seed(options.seed)
     rng = np.random.default_rng(options.seed)
     model.mean.zero_()
@@ -144,6 +149,11 @@ def fit(
             if result.steps % options.eval_every == 0 or result.steps == num_steps:
                 with average.swapped_in(model):
                     current = heldout_loss(model, heldout, rows)
+                if not math.isfinite(current):
+                    raise TrainingDiverged(
+                        f"the held-out loss is {current} after step {result.steps}: lower the learning rate, or look "
+                        "for comparisons held out whose weight or margin is no number"
+                    )
                 result.history.append((result.steps, current))
                 stale = 0 if current < result.best_loss else stale + 1
                 if current < result.best_loss:
