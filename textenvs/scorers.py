@@ -94,12 +94,13 @@ class Scorers:
         finished = ended_by_themselves(completions, self._eos_token_id).tolist()
         scores = []
         for member in self._members:
+            # Each gets copies: one that sorts or clears what it is given changes nothing for the next.
             if member.reads_tokens:
-                values = member.scorer.score_tokens(prompts, completions)
+                values = member.scorer.score_tokens(prompts.copy(), completions.copy())
             elif member.takes_finished:
-                values = member.scorer(*texts, finished=finished)
+                values = member.scorer(*map(list, texts), finished=list(finished))
             else:
-                values = member.scorer(*texts)
+                values = member.scorer(*map(list, texts))
             scores.append(as_numbers(values, (len(completions),), member.place))
         return np.stack(scores)
 
