@@ -49,8 +49,8 @@ class CausalLMPolicy(nn.Module):
         compile: run the passes over whole rows (update, reference, values; not cached decoding) through torch.compile.
 
     Raises:
-        ValueError: for an unknown ``critic``, one that has no adapter, a model without end-of-text token, or one that
-            treats its logits further (soft caps, scaling), which would go unseen here.
+        ValueError: for an unknown ``critic``, one that has no adapter, a model without end-of-text token, tokens beyond
+            its vocabulary, or one that treats its logits further (soft caps, scaling), which would go unseen here.
     """
 
     keeps_rows = True
@@ -82,6 +82,7 @@ class CausalLMPolicy(nn.Module):
         self.vocab_size = int(head.weight.shape[0])
         if self.eos_token_id is not None and not 0 <= self.eos_token_id < self.vocab_size:
             raise ValueError(f"eos_token_id {self.eos_token_id} is not in the vocabulary [0, {self.vocab_size})")
+        self.sampling.check_vocabulary(self.vocab_size)
         speed_up(model)
         attend(model)
         if recompute:
