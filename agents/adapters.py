@@ -234,6 +234,21 @@ class RoleTrunk(nn.Module):
                 input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=use_cache
             )
 
+    @property
+    def base_name(self) -> str:
+        """Directory or name that the trunk's model was loaded from."""
+        return str(self._trunk.model.name_or_path)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the role's adapter for ``PeftModel.from_pretrained``.
+
+        Raises:
+            ValueError: if the role is the trunk alone.
+        """
+        if self.role is None:
+            raise ValueError("the trunk without an adapter has nothing of its own to save: save its model instead")
+        self._trunk.save(folder, self.role)
+
 
 def _belongs(name: str, role: str) -> bool:
     return ".lora_" in name and role in name.rpartition(".lora_")[2].split(".")

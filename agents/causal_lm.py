@@ -52,7 +52,8 @@ class CausalLMPolicy(nn.Module):
 
     Raises:
         ValueError: for an unknown ``critic``, one that has no adapter, a model without end-of-text token or key-value
-            cache, or one that treats its logits further (soft caps, scaling), which would go unseen here.
+            cache, tokens beyond its vocabulary, or one that treats its logits further (soft caps, scaling), which would
+            go unseen here.
     """
 
     keeps_rows = True
@@ -85,6 +86,7 @@ class CausalLMPolicy(nn.Module):
         self.vocab_size = int(head.weight.shape[0])
         if self.eos_token_id is not None and not 0 <= self.eos_token_id < self.vocab_size:
             raise ValueError(f"eos_token_id {self.eos_token_id} is not in the vocabulary [0, {self.vocab_size})")
+        self.sampling.check_vocabulary(self.vocab_size)
         speed_up(model)
         attend(model)
         if recompute:

@@ -42,10 +42,22 @@ class TokenSampling:
             raise ValueError(f"min_new_tokens must be >= 0, got {self.min_new_tokens}")
         if self.allowed_tokens is not None and len(self.allowed_tokens) == 0:
             raise ValueError("allowed_tokens is empty: no token could be sampled")
+        if self.allowed_tokens is not None and min(self.allowed_tokens) < 0:
+            raise ValueError(f"allowed_tokens holds {min(self.allowed_tokens)}; ids are in the vocabulary [0, V)")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k must be >= 1 or None, got {self.top_k}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Whether all allowed tokens are among the ``vocab_size`` that the model has.
+
+        Raises:
+            ValueError: if one is not.
+        """
+        largest = max(self.allowed_tokens or (0,))
+        if largest >= vocab_size:
+            raise ValueError(f"allowed_tokens holds {largest}, which is not in the vocabulary [0, {vocab_size})")
 
     @property
     def filters(self) -> bool:

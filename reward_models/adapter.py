@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors.torch import save_file
@@ -19,6 +19,20 @@ ADAPTER = "adapter"
 """Folder of the adapter inside a reward model's folder, as peft writes it."""
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 """What peft calls the file in it."""
+
+
+@runtime_checkable
+class Adapter(Protocol):
+    """A backbone of which only the adapter is kept: `AdapterBackbone`, or a trunk that a policy shares, in a role."""
+
+    @property
+    def base_name(self) -> str:
+        """Directory or name of the model below the adapter; empty if it came from nowhere."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter for ``PeftModel.from_pretrained``."""
+        ...
 
 
 class AdapterBackbone(nn.Module):
@@ -98,9 +112,8 @@ class AdapterBackbone(nn.Module):
 
     @property
     def base_name(self) -> str:
-        """Directory or name of the model below the adapter; a directory as an absolute path."""
-        name = str(self.peft_model.get_base_model().name_or_path)
-        return str(Path(name).resolve()) if Path(name).is_dir() else name
+        """Directory or name of the model below the adapter."""
+        return str(self.peft_model.get_base_model().name_or_path)
 
     def save(self, folder: Path) -> None:
         """Write the adapter for ``PeftModel.from_pretrained``."""
@@ -127,3 +140,14 @@ class AdapterBackbone(nn.Module):
         return self.peft_model.get_base_model().base_model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=use_cache
         )
+
+
+def lasting_name(name: str) -> str:
+    """By what a model is found again from anywhere: of a directory its absolute path, else its name.
+
+    Raises:
+        ValueError: if ``name`` is empty.
+    """
+    if not name:
+        raise ValueError("the model below the adapter was not loaded by a name: save it, and load it from there")
+    return str(Path(name).resolve()) if Path(name).is_dir() else name

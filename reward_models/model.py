@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel
 
-from reward_models.adapter import ADAPTER, AdapterBackbone
+from reward_models.adapter import ADAPTER, Adapter, AdapterBackbone, lasting_name
 from reward_models.files import first_line, load_tokenizer, read_model, write_model
 from textenvs.attention import attend
 from textenvs.kernels import speed_up
@@ -251,14 +251,17 @@ class RewardModel(nn.Module):
         """Write ``model.safetensors`` (backbone, head, calibration), configuration and tokenizer into a folder.
 
         Where the backbone is an adapter, ``adapter/`` holds it, and of the model below only the name is kept.
+
+        Raises:
+            ValueError: if it is one over a model without a name, or a shared trunk without an adapter.
         """
         folder = Path(path)
+        base = lasting_name(self.backbone.base_name) if isinstance(self.backbone, Adapter) else None
         folder.mkdir(parents=True, exist_ok=True)
         self.backbone.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        if isinstance(self.backbone, AdapterBackbone):
+        if base is not None:
             self.backbone.save(folder / ADAPTER)
-            base = self.backbone.base_name
             write_model(folder, self._without_backbone(), max_length=self.max_length, base=base)
         else:
             write_model(folder, self.state_dict(), max_length=self.max_length)

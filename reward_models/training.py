@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from reward_models.averaging import WeightAverage, put_back
 from reward_models.comparisons import BatchSource, ComparisonBatch
+from reward_models.dropout import restore_dropout, set_dropout
 from reward_models.losses import bradley_terry_loss
 from reward_models.model import RewardModel
 
@@ -37,7 +38,8 @@ class TrainingOptions:
     warmup_share: float = 0.1
     """Share of the steps in which the learning rate rises."""
     dropout: float = 0.0
-    """Dropout rate that is set in the backbone while it is trained, in [0, 1)."""
+    """Rate of all dropout in the backbone while it is trained, whatever its configuration says, in [0, 1); with 0 it is
+    trained in evaluation mode, in which nothing is drawn."""
     token_noise: float = 0.05
     """Share of the tokens that is replaced by random ones while training, in [0, 1)."""
     truncation_share: float = 0.15
@@ -110,13 +112,18 @@ def fit(
     Args:
         model: what to fit; its calibration is reset, as its rewards change.
         train: source of training batches.
-        heldout: batches on which early stopping looks.
+        heldout: batches on which early stopping looks, at least one.
         options: how.
         on_step: told ``(step, num_steps, training loss, best held-out loss)`` after every step.
 
     Raises:
+        ValueError: if nothing is held out.
         TrainingDiverged: if a loss is NaN or infinite; the model then has the best weights so far.
     """
+    if not len(heldout):
+        raise ValueError(
+            "heldout is empty: without a held-out loss there are no best weights; hold out at least a batch"
+        )
     torch.manual_seed(options.seed)
     rng = np.random.default_rng(options.seed)
     model.mean.zero_()
@@ -142,6 +149,11 @@ def fit(
             if result.steps % options.eval_every == 0 or result.steps == num_steps:
                 with average.swapped_in(model):
                     current = heldout_loss(model, heldout, rows)
+                if not math.isfinite(current):
+                    raise TrainingDiverged(
+                        f"the held-out loss is {current} after step {result.steps}: lower the learning rate, or look "
+                        "for comparisons held out whose weight or margin is no number"
+                    )
                 result.history.append((result.steps, current))
                 stale = 0 if current < result.best_loss else stale + 1
                 if current < result.best_loss:
@@ -174,7 +186,7 @@ def training_step(
     Raises:
         TrainingDiverged: if the loss or its gradient is NaN or infinite; the weights are then left as they were.
     """
-    model.train()
+    model.train(options.dropout > 0)
     noisy = [disturb(row, model, options, rng) for row in rows(batch.texts)]
     loss = batch_loss(model, noisy, batch, options.chunk_size, options.centring_coef)
     optimizer.zero_grad()
@@ -265,20 +277,6 @@ class _RowCache:
         new = [text for text in texts if text not in self.known]
         self.known.update(zip(new, self.model.encode(new), strict=True))
         return [self.known[text] for text in texts]
-
-
-def set_dropout(model: nn.Module, rate: float) -> list[tuple[nn.Dropout, float]]:
-    """Set every dropout layer's rate; returns the layers with the rates they had."""
-    layers = [(m, m.p) for m in model.modules() if isinstance(m, nn.Dropout)]
-    for layer, _ in layers:
-        layer.p = rate
-    return layers
-
-
-def restore_dropout(layers: list[tuple[nn.Dropout, float]]) -> None:
-    """Undo `set_dropout`."""
-    for layer, rate in layers:
-        layer.p = rate
 
 
 def _endless(source: BatchSource, rng: np.random.Generator) -> Iterable[ComparisonBatch]:

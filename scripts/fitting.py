@@ -130,7 +130,8 @@ class Fit:
             show: called after every step.
 
         Raises:
-            FloatingPointError: if the loss or its gradient is not finite; the weights are then as before that step.
+            FloatingPointError: if the loss or its gradient is not finite (the weights are then as before that step), or
+                what is held out has no finite loss.
         """
         options, progress = self.options, self.progress
         began = time.perf_counter()
@@ -181,11 +182,20 @@ class Fit:
         }
 
     def evaluate(self, *, log: bool = True) -> dict[str, float]:
-        """Look at what is held out, and keep the weights if they are the best so far; the figures."""
+        """Look at what is held out, and keep the weights if they are the best so far; the figures.
+
+        Raises:
+            FloatingPointError: if the loss is not finite: nothing is less than NaN, so it would be kept as the best.
+        """
         progress, loss = self.progress, self.learner.heldout_loss()
         progress.last_step = progress.step
         if loss is None:
             return {}
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"step {progress.step}: the held-out loss is {loss}: lower the learning rate, or, at step 0, look at "
+                "the model that training starts from"
+            )
         progress.last_loss = loss
         if progress.first_loss is None:
             progress.first_loss = loss
@@ -198,7 +208,11 @@ class Fit:
         return figures
 
     def settle(self) -> None:
-        """End with the weights that are kept: the best, or the last."""
+        """End with the weights that are kept: the best, or the last.
+
+        Raises:
+            FloatingPointError: as `evaluate`, if the last weights had not been looked at.
+        """
         progress = self.progress
         if progress.last_step != progress.step:
             self.evaluate(log=False)

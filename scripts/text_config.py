@@ -87,7 +87,8 @@ class TrainTextConfig(TextTask, AlgorithmFlags):
     policy's hidden states, and its loss moves the policy's adapter, too (memory adapters)."""
     critic_start: Literal["model", "reward-model"] = "model"
     """What a critic of its own (memory full, or an adapter) begins as: the model to be tuned with a head of zeros, or
-    the first reward model, head included (Stiennon et al. 2020), which knows from the first text on what is good."""
+    the first reward model, head included (Stiennon et al. 2020), which knows from the first text on what is good. Its
+    values equal the rewards if prompts open with a bos token, as the reward model's texts do; else they are near."""
     gradient_checkpointing: bool = False
     """Keep only each layer's input for the backward pass and compute the rest again: less memory, a third more time."""
     slots: int | None = None

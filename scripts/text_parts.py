@@ -174,7 +174,7 @@ def build_parts(config: TrainTextConfig, processes: Processes = ALONE) -> TextPa
     )
     found = build_scorers(config, models)
     if config.critic_start == "reward-model":
-        start_critic_as_reward(models, found.scorers[0])
+        start_critic_as_reward(models, found.scorers[0], base.prompts.tokens[0].tolist())
     reward = PreferenceReward(
         base,
         found.scorers if chat is None else [chat.scorer(scorer) for scorer in found.scorers],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,8 +122,17 @@ def stands_on(folder: Path, model: str) -> bool:
     return base == model or (Path(base).is_dir() and Path(model).is_dir() and Path(base).samefile(model))
 
 
-def start_critic_as_reward(models: TextModels, scorer: Any) -> None:
+def start_critic_as_reward(models: TextModels, scorer: Any, first_prompt: Sequence[int]) -> None:
     """Let the policy's critic begin as a reward model, an ensemble's first member: its trunk or adapter, and its head.
+
+    Its values are then the reward model's scores if both read the same tokens. The reward model opens a text with its
+    tokenizer's bos; where prompts have none (GPT-2's own tokenizer adds none) the critic reads the text without it, and
+    its values are near the scores, not equal. A start all the same; a warning tells.
+
+    Args:
+        models: whose critic.
+        scorer: as what.
+        first_prompt: token ids of a prompt of the run.
 
     Raises:
         ValueError: if it is no reward model, reads other tokens, or is of another shape than the critic.
@@ -141,3 +151,10 @@ def start_critic_as_reward(models: TextModels, scorer: Any) -> None:
         models.policy.start_critic(weight, bias)
     else:
         raise ValueError("critic_start reward-model: with memory adapters the reward model is one over the same trunk")
+    bos = one.tokenizer.bos_token_id
+    if bos is not None and first_prompt[0] != bos:
+        warnings.warn(
+            f"critic_start reward-model: the reward model opens a text with {one.tokenizer.bos_token!r}, the prompts "
+            "do not, so the critic's first values are near the rewards, not equal",
+            stacklevel=2,
+        )

@@ -97,13 +97,14 @@ class Scorers:
         finished = ended_by_themselves(completions, self._eos_token_id).tolist()
         scores = []
         for member in self._members:
+            # Each gets copies: one that sorts or clears what it is given changes nothing for the next.
             try:
                 if member.reads_tokens:
-                    values = member.scorer.score_tokens(prompts, completions)
+                    values = member.scorer.score_tokens(prompts.copy(), completions.copy())
                 elif member.takes_finished:
-                    values = member.scorer(*texts, finished=finished)
+                    values = member.scorer(*map(list, texts), finished=list(finished))
                 else:
-                    values = member.scorer(*texts)
+                    values = member.scorer(*map(list, texts))
             except Exception as fault:
                 last = traceback.extract_tb(fault.__traceback__)[-1]
                 where = f"{type(fault).__name__}: {fault} ({last.filename}:{last.lineno})"

@@ -321,6 +321,9 @@ def test_bad_arguments_are_named():
         CausalLMPolicy(gpt2(), critic="twin")
     with pytest.raises(ValueError, match="99"):
         CausalLMPolicy(gpt2(), eos_token_id=99)
+    with pytest.raises(ValueError, match=rf"allowed_tokens holds {V}, which is not in the vocabulary \[0, {V}\)"):
+        CausalLMPolicy(gpt2(), sampling=TokenSampling(allowed_tokens=(V, 3)))
+    CausalLMPolicy(gpt2(), sampling=TokenSampling(allowed_tokens=(0, V - 1)))
     with pytest.raises(ValueError, match="no end-of-text"):
         CausalLMPolicy(gpt2(eos_token_id=None))
     with pytest.raises(ValueError, match="empty"):
@@ -445,6 +448,11 @@ def test_logits_that_are_no_numbers_are_told():
 def test_impossible_sampling_options_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         TokenSampling(**options)
+
+
+def test_an_id_that_would_count_from_the_end_is_refused():
+    with pytest.raises(ValueError, match=r"allowed_tokens holds -1; ids are in the vocabulary \[0, V\)"):
+        TokenSampling(allowed_tokens=(3, -1))
 
 
 def test_a_critic_that_begins_as_another_model_values_states_as_its_head_does(model):

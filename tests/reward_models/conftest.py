@@ -5,12 +5,16 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    FalconConfig,
+    FalconModel,
     GPT2Config,
     GPT2LMHeadModel,
     GPT2Model,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaModel,
+    OPTConfig,
+    OPTModel,
     PreTrainedTokenizerFast,
 )
 
@@ -37,8 +41,13 @@ def tiny_backbone(family, dropout=0.3):
     if family == "gpt2":
         rates = {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}
         return GPT2Model(GPT2Config(n_positions=32, n_embd=16, n_layer=2, n_head=2, **rates, **common))
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    return LlamaModel(LlamaConfig(max_position_embeddings=32, attention_dropout=dropout, **sizes, **common))
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    if family == "falcon":
+        return FalconModel(FalconConfig(hidden_dropout=dropout, **sizes, **common))
+    sizes["max_position_embeddings"] = 32
+    if family == "opt":  # has dropout by default
+        return OPTModel(OPTConfig(ffn_dim=32, word_embed_proj_dim=16, **sizes, **common))
+    return LlamaModel(LlamaConfig(intermediate_size=32, attention_dropout=dropout, **sizes, **common))
 
 
 @pytest.fixture

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from agents.adapters import REWARD, AdaptedTrunk, RoleTrunk
 from reward_models import RewardModel
 from reward_models.adapter import ADAPTER
+from reward_models.files import base_of
 
 TEXTS = (["the film ", "the plot "], ["is good", "was dull bad a"])
 
@@ -42,8 +44,6 @@ def test_only_adapter_and_head_are_trained_and_kept(base, tmp_path):
 
 
 def test_the_adapter_scores_the_same_on_a_trunk_that_it_shares(base, tmp_path):
-    from transformers import AutoModelForCausalLM
-
     model = trained(base)
     model.save(tmp_path / "reward")
     trunk = AdaptedTrunk(AutoModelForCausalLM.from_pretrained(base))
@@ -51,6 +51,24 @@ def test_the_adapter_scores_the_same_on_a_trunk_that_it_shares(base, tmp_path):
     shared = RewardModel.load(tmp_path / "reward", backbone=RoleTrunk(trunk, REWARD))
     assert (shared(*TEXTS) == model(*TEXTS)).all()
     assert sum(p.numel() for p in shared.parameters()) == 16
+
+
+def test_a_reward_model_on_a_shared_trunk_saves_its_adapter_and_stands_alone_again(base, tmp_path):
+    model = trained(base)
+    model.save(tmp_path / "reward")
+    trunk = AdaptedTrunk(AutoModelForCausalLM.from_pretrained(base))
+    trunk.load(tmp_path / "reward" / ADAPTER, REWARD)
+    RewardModel.load(tmp_path / "reward", backbone=RoleTrunk(trunk, REWARD)).save(tmp_path / "again")
+    alone = RewardModel.load(tmp_path / "again")
+    assert (alone(*TEXTS) == model(*TEXTS)).all()
+    assert base_of(tmp_path / "again") == str(base)
+    bare = RewardModel(RoleTrunk(trunk, None), model.tokenizer)
+    with pytest.raises(ValueError, match="without an adapter"):
+        bare.save(tmp_path / "bare")
+    trunk.model.name_or_path = ""
+    with pytest.raises(ValueError, match="not loaded by a name"):
+        RewardModel(RoleTrunk(trunk, REWARD), model.tokenizer).save(tmp_path / "nameless")
+    assert not (tmp_path / "nameless").exists()
 
 
 def test_bad_input_is_named(base, tmp_path):

@@ -110,6 +110,31 @@ def test_a_loss_that_is_no_number_is_refused_and_leaves_finite_weights(gpt2):
     assert torch.equal(gpt2.backbone.wte.weight, before)
 
 
+def test_without_anything_held_out_fit_refuses_and_leaves_the_model_as_it_was(gpt2):
+    before = gpt2.head.weight.clone()
+    gpt2.mean.fill_(0.5)
+    with pytest.raises(ValueError, match="heldout is empty"):
+        fit(gpt2, PairBatches(pairs=PAIRS, batch_size=6), [], QUICK)
+    assert torch.equal(gpt2.head.weight, before)
+    assert gpt2.mean == 0.5
+
+
+def test_a_heldout_loss_that_is_no_number_ends_training_with_the_best_weights_so_far(gpt2):
+    heldout = [pair_comparisons(PAIRS[:4])]
+    losses = []
+
+    def spoil(step, num_steps, loss, best):
+        losses.append(best)
+        if step == 25:
+            heldout[0].margins[0] = math.nan
+
+    with pytest.raises(TrainingDiverged, match="held-out loss is nan after step 30"):
+        fit(gpt2, PairBatches(pairs=PAIRS, batch_size=6), heldout, QUICK, on_step=spoil)
+    heldout[0].margins[0] = 0.0
+    assert heldout_loss(gpt2, heldout) == pytest.approx(losses[-1], abs=1e-5)
+    assert not gpt2.training
+
+
 def test_chunks_change_neither_loss_nor_gradient(gpt2):
     gpt2.eval()
     batch = pair_comparisons(PAIRS[:5])

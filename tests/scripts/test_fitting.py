@@ -152,3 +152,12 @@ def test_a_loss_that_is_no_number_ends_the_fit_with_the_weights_before_it():
     with pytest.raises(FloatingPointError, match="step 4: the loss is nan"):
         fit.run(stopped=lambda: False, checkpoint=lambda: None, show=lambda: before.append(weights(learner)))
     torch.testing.assert_close(weights(learner), before[-1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("heldout", "step"), [([math.nan], 0), ([5.0, 4.0, math.inf], 4)])
+def test_a_heldout_loss_that_is_no_number_is_not_kept_as_the_best(heldout, step):
+    fit = Fit(Line(heldout=heldout), FitOptions(**OPTIONS), Sink())
+    with pytest.raises(FloatingPointError, match=f"step {step}: the held-out loss is (nan|inf)"):
+        run(fit)
+    assert fit.progress.step == step
+    assert fit.progress.best_loss == (None if step == 0 else 4.0)

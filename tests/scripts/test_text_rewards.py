@@ -309,6 +309,28 @@ def test_a_critic_that_begins_as_the_reward_model_says_what_that_says_of_unfinis
     assert float(values.std()) > 0
 
 
+def test_a_critic_that_reads_no_bos_where_the_reward_model_does_begins_near_it_and_says_so(
+    base, prompts, tmp_path, recwarn
+):
+    def critic_and_reward(model):
+        reward = calibrated_reward(model, tmp_path / f"reward of {model.name}")
+        parts = build_parts(config_of(model, prompts, reward, memory="full", critic_start="reward-model"))
+        return parts.policy, RewardModel.load(reward)
+
+    critic_and_reward(base)
+    assert not [one for one in recwarn if "critic_start" in str(one.message)]
+    bare = tmp_path / "bare"  # a tokenizer that has a bos token and does not put it before a text, as GPT-2's
+    shutil.copytree(base, bare)
+    written = json.loads((bare / "tokenizer.json").read_text())
+    (bare / "tokenizer.json").write_text(json.dumps(written | {"post_processor": None}))
+    with pytest.warns(UserWarning, match="opens a text with '<end>', the prompts do not"):
+        critic, reward = critic_and_reward(bare)
+    text = torch.tensor([[4, 5, 6, 7, 8]])
+    value = float(critic.values(text))
+    assert value == pytest.approx(float(reward.score_rows(text.tolist())[0]), abs=1e-5)
+    assert value != pytest.approx(float(reward.score_tokens(text[:, :2], text[:, 2:])[0]), abs=1e-3)
+
+
 def test_a_run_whose_critic_begins_as_the_reward_model_resumes_like_any_other(base, own_reward, prompts, tmp_path):
     folder = calibrated_reward(base, tmp_path / "reward")
     flags = ("--memory", "full", "--critic-start", "reward-model")

@@ -103,6 +103,27 @@ def test_several_scorers_pay_their_mean(make_envs):
     np.testing.assert_allclose(envs.score_each(rows.prompts, rows.completions), [[1], [2], [6]])
 
 
+def test_what_a_scorer_does_to_its_input_reaches_neither_the_next_nor_the_texts(make_envs):
+    class Wipes:
+        def score_tokens(self, prompts, completions):
+            prompts[:], completions[:] = PAD, PAD
+            return np.zeros(len(prompts))
+
+    def clears(prompts, completions, finished):
+        for given in (prompts, completions, finished):
+            given.clear()
+        return np.zeros(2)
+
+    def ended(prompts, completions, finished):
+        return [float(one) for one in finished]
+
+    envs = PreferenceReward(make_envs(2, max_new_tokens=2), [Wipes(), clears, TokenScorer(), number_of_words, ended])
+    completions = np.array([[5, 0], [5, 5]])
+    rows = envs.play(envs.draw_prompts(), completions)
+    np.testing.assert_array_equal(rows.completions, completions)
+    np.testing.assert_array_equal(envs.score_each(rows.prompts, completions), [[0, 0], [0, 0], [2, 2], [1, 2], [1, 0]])
+
+
 @pytest.mark.parametrize(
     ("returned", "said"),
     [

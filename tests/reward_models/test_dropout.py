@@ -1,0 +1,56 @@
+"""Dropout while a reward model is trained: the option says how much, wherever a family keeps its rates (trap T9)."""
+
+import pytest
+import torch
+
+from reward_models.comparisons import PairBatches, pair_comparisons
+from reward_models.dropout import dropout_rates, restore_dropout, set_dropout
+from reward_models.pairs import PreferencePair
+from reward_models.training import TrainingOptions, fit
+
+ALL_FAMILIES = pytest.mark.parametrize("model", ["gpt2", "llama", "opt", "falcon"], indirect=True)
+PAIRS = [PreferencePair(prompt="the film", chosen=" is good", rejected=f" is bad {word}") for word in "abcd"]
+
+
+@torch.no_grad()
+def two_passes_differ(model):
+    rows = model.encode(["the film is good", "a bad plot"] * 3)
+    first, second = (model.raw(*model.pad(rows)) for _ in range(2))
+    return not torch.equal(first, second)
+
+
+@ALL_FAMILIES
+def test_a_rate_reaches_all_that_draws_and_0_leaves_nothing_that_does(model):
+    model.train()
+    before = dropout_rates(model)
+    assert two_passes_differ(model)
+    usual = set_dropout(model, 0.0)
+    assert not two_passes_differ(model)
+    set_dropout(model, 0.5)
+    assert two_passes_differ(model)
+    assert {rate for _, _, rate in dropout_rates(model)} == {0.5}
+    restore_dropout(usual)
+    assert dropout_rates(model) == usual == before
+
+
+@ALL_FAMILIES
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_fit_trains_with_the_dropout_that_its_options_ask_for_and_gives_the_usual_back(model, rate):
+    before, noticed = dropout_rates(model), []
+
+    def look(step, num_steps, *_):
+        if step < num_steps:  # after the last step the held-out loss was taken
+            noticed.append(two_passes_differ(model))
+
+    options = TrainingOptions(epochs=2, dropout=rate, eval_every=1000)
+    fit(model, PairBatches(pairs=PAIRS, batch_size=2), [pair_comparisons(PAIRS)], options, on_step=look)
+    assert noticed == [rate > 0] * 3
+    assert dropout_rates(model) == before
+    assert not two_passes_differ(model)
+
+
+@pytest.mark.parametrize("model", ["opt"], indirect=True)
+def test_a_number_that_is_no_dropout_rate_stays_what_it_is(model):
+    usual = set_dropout(model, 0.5)
+    assert {"p", "dropout", "attention_dropout"} >= {name for _, name, _ in usual}
+    assert model.backbone.config.layerdrop == model.backbone.decoder.layerdrop == 0.0
