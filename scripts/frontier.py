@@ -13,7 +13,8 @@ starting model wrote for best-of-n, which strays less than one text a prompt doe
 at most 3.17: 1 is as good as choosing among 64 texts, at the price of one. It is read where the run last spends no more
 than the budget (see `scripts.frontier_curves.at_budget`).
 
-The best of n is measured once for a task and kept in the first run's `best_of_n/`. The pictures go to its `frontier/`:
+The best of n is measured once for a task and kept in the first run's `best_of_n/`; what lies there is refused if its
+largest n is not 64, or its `--samples` are not those that are asked for. The pictures go to the run's `frontier/`:
 frontier.png, frontier.json (every point, every fit), summary.json.
 """
 
@@ -56,15 +57,16 @@ class FrontierConfig:
     """throw away what was drawn there before"""
     best_of_n: Path | None = None
     """folder of scripts.best_of_n; measured if there is nothing. None: `best_of_n` in the first run's folder"""
-    samples: int = 128
-    """texts to write for every prompt, 64 or more, if best-of-n is to be measured"""
+    samples: int | None = None
+    """texts to write for every prompt, 64 or more, if best-of-n is to be measured, or that it was measured with. None:
+    128, or as many as it was"""
     budget: float = 3.2
     """nats per sequence at which a run is compared with the best of 64"""
 
     def __post_init__(self) -> None:
         if not self.run_dir:
             raise ValueError("run_dir needs at least one run")
-        if self.samples < BestOfNConfig.max_n:
+        if self.samples is not None and self.samples < BestOfNConfig.max_n:
             raise ValueError(
                 f"samples must be at least {BestOfNConfig.max_n}, of which the best is compared with, "
                 f"received {self.samples}"
@@ -201,15 +203,18 @@ def _best_of_n_wanted(config: FrontierConfig) -> BestOfNConfig:
     """Best-of-n of the runs' task, which lies there or is to be measured.
 
     Raises:
-        ValueError: if a run, or what lies there, is of another task.
+        ValueError: if a run, or what lies there, is of another task, or what lies there is of another n or N.
     """
     settings = [json.loads((folder / CONFIG).read_text()) for folder in config.run_dir]
     folder = config.best_of_n or config.run_dir[0] / BEST_OF_N
-    wanted = BestOfNConfig(run_dir=str(folder), samples=config.samples, **task_of(settings[0]))
+    size: dict[str, Any] = {} if config.samples is None else {"samples": config.samples}
+    wanted = BestOfNConfig(run_dir=str(folder), **size, **task_of(settings[0]))
     for path, other in zip(config.run_dir[1:], settings[1:], strict=True):
         _refuse_other(wanted, other, path)
     if (folder / best_of_n.TABLE).exists():
-        _refuse_other(wanted, json.loads((folder / CONFIG).read_text()), folder)
+        there = json.loads((folder / CONFIG).read_text())
+        _refuse_other(wanted, there, folder)
+        _refuse_other_size(there, folder, samples=config.samples, max_n=wanted.max_n)
     return wanted
 
 
@@ -219,6 +224,20 @@ def _refuse_other(wanted: BestOfNConfig, settings: dict[str, Any], path: Path) -
     for name, value in task_of(asdict(wanted.as_run())).items():
         if name not in ("seed", "device", "threads", "memory") and here[name] != value:
             raise ValueError(f"{path} is of another task: {name} {here[name]!r}, the first run has {value!r}")
+
+
+def _refuse_other_size(there: dict[str, Any], folder: Path, *, samples: int | None, max_n: int) -> None:
+    """What a run is compared with is the best of ``max_n``; of how many texts matters if ``samples`` was asked for."""
+    if there["max_n"] != max_n:
+        raise ValueError(
+            f"{folder} has the best of {there['max_n']}, a run is compared with the best of {max_n}: name a new folder "
+            "with --best-of-n to measure it there"
+        )
+    if samples not in (None, there["samples"]):
+        raise ValueError(
+            f"{folder} was measured with {there['samples']} samples, asked for are {samples}: name a new folder with "
+            "--best-of-n to measure it there, or leave --samples out to take what is here"
+        )
 
 
 def _named(folders: tuple[Path, ...]) -> dict[str, Path]:

@@ -127,6 +127,19 @@ def test_several_runs_stand_in_one_picture_if_their_task_is_one(tmp_path):
     assert not (tmp_path / "nowhere").exists()
 
 
+def test_best_of_another_n_or_from_other_samples_is_refused(tmp_path):
+    run = plant_run(tmp_path / "run")
+    small, many = (plant_best_of_n(tmp_path / f"{n}", samples=n, max_n=min(n, 64)) for n in (4, 256))
+    for samples in (None, 256):
+        with pytest.raises(ValueError, match=r"4 has the best of 4, .* best of 64: .* new folder with --best-of-n"):
+            frontier.main(FrontierConfig(run_dir=(run,), best_of_n=small, samples=samples))
+    with pytest.raises(ValueError, match=r"measured with 256 samples, asked for are 128: .* or leave --samples out"):
+        frontier.main(FrontierConfig(run_dir=(run,), best_of_n=many, samples=128))
+    assert not (run / "frontier").exists()
+    asked = frontier.main(FrontierConfig(run_dir=(run,), best_of_n=many, samples=256))
+    assert frontier.main(FrontierConfig(run_dir=(run,), best_of_n=many, overwrite=True)) == asked
+
+
 def test_bad_input_is_refused(tmp_path):
     with pytest.raises(ValueError, match="at least one run"):
         FrontierConfig(run_dir=())
