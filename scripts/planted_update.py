@@ -20,7 +20,6 @@ MUTANTS = (
     Mutant("P1", "the one-step error is discounted by lambda", GAE, "rewards + gamma * next", "rewards + lam * next", T_GAE),
     Mutant("P1", "the value is added instead of taken away", GAE, "0.0) - values, mask)", "0.0) + values, mask)", T_GAE),
     Mutant("T6", "masked steps pass advantages on", GAE, "goes_on if mask is None else goes_on & mask", "goes_on", T_GAE),
-    Mutant("T6", "mask forgotten in the ratio", LOSSES, "ratio = keep(logprobs - old_logprobs, mask).clamp(max=LARGEST_LOG_RATIO).exp()", "ratio = (logprobs - old_logprobs).clamp(max=LARGEST_LOG_RATIO).exp()", T_LOSSES),
     Mutant("T6", "mask forgotten in the policy loss's mean", LOSSES, "return -average(gain, mask)", "return -gain.mean()", T_LOSSES),
     Mutant("T6", "mask forgotten in the value loss", LOSSES, "0.5 * average(keep(values - returns, mask).square(), mask)", "0.5 * (values - returns).square().mean()", T_LOSSES),
     Mutant("T6", "mask forgotten in the entropy bonus", LOSSES, "return -average(entropy, mask)", "return -entropy.mean()", T_LOSSES),

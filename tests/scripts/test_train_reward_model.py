@@ -126,14 +126,16 @@ def test_margins_in_the_file_and_the_pull_to_zero_reach_the_loss(language_model,
         more = ["--pairs", str(tmp_path / f"{name}.jsonl"), "--training.patience", "100", *flags]
         assert script.command_line(arguments(tmp_path / name, language_model, *more)) == 0
         model = RewardModel.load(tmp_path / name / "model")
-        good, bad = model(["noun1 is"] * 2, [" good", " bad"]) * model.std.item() + model.mean.item()
-        return good, bad
+        prompts = [f"{n} is" for n in NOUNS]
+        return np.array([model(prompts, [said] * len(NOUNS)) for said in (" good", " bad")]) * model.std.item() + (
+            model.mean.item()
+        )
 
-    plain, asked = raw_rewards("plain"), raw_rewards("asked", 5.0)
-    assert asked[0] - asked[1] > plain[0] - plain[1] + 1
+    (good, bad), (asked_good, asked_bad) = raw_rewards("plain"), raw_rewards("asked", 5.0)
+    assert (asked_good - asked_bad > good - bad + 1).all()
     pulled = raw_rewards("pulled", 0.0, "--training.centring-coef", "10")
     free = raw_rewards("free", 0.0, "--training.centring-coef", "0")
-    assert abs(pulled[0] + pulled[1]) < abs(free[0] + free[1])
+    assert (pulled.sum(0) ** 2).mean() < (free.sum(0) ** 2).mean()
     with pytest.raises(SystemExit):
         raw_rewards("wrong", 0.0, "--training.centring-coef", "-1")
 
