@@ -93,11 +93,6 @@ class RunDir:
             raise RunDirError(f"{self.path} holds {state}: {elsewhere} or pass --overwrite")
         if made_by is None and not (self.path / CONFIG).exists():
             raise RunDirError(f"{self.path} holds files but no {CONFIG}: it is not a run, so it is not overwritten")
-        if made_by is None:
-            raise RunDirError(
-                f"{self.path} has no {MADE_BY}, so nothing says that {self.script} made the run there (an older "
-                f"version did not write it down), and it is not overwritten: {elsewhere}, or delete it yourself"
-            )
 
     def _refuse_to_lose(self, reads: Iterable[str | Path | None]) -> None:
         for path in (Path(read) for read in reads if read is not None):

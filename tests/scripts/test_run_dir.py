@@ -104,15 +104,17 @@ def test_another_scripts_run_is_neither_overwritten_nor_gone_on_with(tmp_path):
     assert content(tmp_path / "run") == before
 
 
-def test_an_old_run_that_does_not_say_whose_it_is_is_gone_on_with_and_not_overwritten(tmp_path):
+def test_an_old_run_that_does_not_say_whose_it_is_is_gone_on_with_or_overwritten(tmp_path):
     (tmp_path / CONFIG).write_text("{}")
     with claim(tmp_path, resume=True) as run:
         run.begin(None)
     assert (tmp_path / CONFIG).read_text() == "{}"
     assert (tmp_path / MADE_BY).read_text() == "train_text\n"
     (tmp_path / MADE_BY).unlink()
-    with pytest.raises(RunDirError, match="nothing says that train_text made the run"):
-        claim(tmp_path, overwrite=True)
+    (tmp_path / "samples.json").write_text("{}")
+    with claim(tmp_path, overwrite=True) as run:
+        run.begin({"new": True})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [CONFIG, MADE_BY]
 
 
 def test_what_a_run_reads_is_not_overwritten_by_it(tmp_path):
