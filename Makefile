@@ -20,7 +20,7 @@ $(VENV)/installed: pyproject.toml
 	touch $@
 
 data: install
-	$(BIN)/python -m reward_models.movie_ratings
+	$(BIN)/python -m reward_models.data.movie_ratings
 
 demo: data
 	$(BIN)/python -m scripts.demo --overwrite

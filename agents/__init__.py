@@ -9,17 +9,17 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "PPO": "agents.ppo",
+    "PPO": "agents.control.ppo",
     "PPOConfig": "agents.config",
-    "TRPO": "agents.trpo",
+    "TRPO": "agents.control.trpo",
     "TRPOConfig": "agents.config",
-    "load_agent": "agents.loading",
-    "MLPPolicy": "agents.mlp",
+    "load_agent": "agents.control.loading",
+    "MLPPolicy": "agents.control.mlp",
     "Rollout": "agents.rollout",
     "Batch": "agents.rollout",
-    "StepCollector": "agents.step_collector",
+    "StepCollector": "agents.control.collector",
     "Linear": "agents.schedules",
-    "evaluate": "agents.evaluation",
+    "evaluate": "agents.control.evaluation",
 }
 
 __all__ = sorted(_HOMES)

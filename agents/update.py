@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from agents import losses
 from agents.config import UpdateConfig
-from agents.kl import k3
-from agents.masked import Average, keep, masked_mean, masked_var, whiten
-from agents.policy import Evaluation
-from agents.processes import ALONE, Processes
+from agents.functional import losses
+from agents.functional.kl import k3
+from agents.functional.masked import Average, keep, masked_mean, masked_var, whiten
+from agents.interfaces import Evaluation
 from agents.rollout import Batch
+from agents.runs.distributed import ALONE, Processes
 
 Objective = Callable[[Evaluation, Batch, "Tensor | None"], "tuple[Tensor, dict[str, Tensor]]"]
 """``(evaluation, minibatch, mask) -> (loss, parts to log)``: means over the steps that count; mask None counts all."""
 
 Share = Literal["steps", "rows"]
-"""What a minibatch's means are over: its steps that count, or its rows (see ``agents.masked``)."""
+"""What a minibatch's means are over: its steps that count, or its rows (see ``agents.functional.masked``)."""
 
 
 def ppo_objective(config: UpdateConfig, *, clip: float) -> Objective:
@@ -44,7 +44,7 @@ def ppo_objective(config: UpdateConfig, *, clip: float) -> Objective:
 def critic_loss(
     config: UpdateConfig, evaluation: Evaluation, batch: Batch, mask: Tensor | None, average: Average = masked_mean
 ) -> Tensor:
-    """The value loss that ``config`` asks for, plain or clipped; see ``agents.losses``."""
+    """The value loss that ``config`` asks for, plain or clipped; see ``agents.functional.losses``."""
     if config.value_clip is None:
         return losses.value_loss(evaluation.values, batch.returns, mask, average=average)
     return losses.clipped_value_loss(
@@ -84,7 +84,7 @@ def update(
         processes: that have the same batch and policy; each takes its share of every minibatch.
 
     Returns:
-        ``train/...`` figures (``agents.logging.METRICS`` explains them); those of the critic where it is trained.
+        ``train/...`` figures (``agents.runs.logging.METRICS`` explains them); those of the critic where it is trained.
 
     Raises:
         ValueError: if the batch has no step that counts.

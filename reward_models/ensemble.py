@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from reward_models.adapter import ADAPTER, AdapterBackbone
 from reward_models.files import base_of, read_description, write_json
+from reward_models.lora import ADAPTER, AdapterBackbone
 from reward_models.model import RewardModel
 
 DESCRIPTION = "reward_ensemble.json"

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel
 
-from reward_models.adapter import ADAPTER, Adapter, AdapterBackbone, lasting_name
 from reward_models.files import first_line, load_tokenizer, read_model, write_model
-from textenvs.attention import attend
-from textenvs.kernels import speed_up
-from textenvs.rows import PAD
-from textenvs.trunk import can_pack, hidden_states
+from reward_models.lora import ADAPTER, Adapter, AdapterBackbone, lasting_name
+from textenvs.lm.linear_kernels import speed_up
+from textenvs.lm.packed_attention import attend
+from textenvs.lm.packed_forward import can_pack, hidden_states
+from textenvs.tokens.rows import PAD
 
 
 class RewardModel(nn.Module):

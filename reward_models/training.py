@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reward_models.averaging import WeightAverage, put_back
-from reward_models.comparisons import BatchSource, ComparisonBatch
+from reward_models.data.comparisons import BatchSource, ComparisonBatch
 from reward_models.dropout import restore_dropout, set_dropout
 from reward_models.losses import bradley_terry_loss
 from reward_models.model import RewardModel
+from reward_models.weight_average import WeightAverage, put_back
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents import checkpoint
-from scripts.front_door import enter
-from scripts.plots import read_columns
-from scripts.run_dir import CONFIG, SUMMARY, RunDir
-from scripts.train_control import BEST, LAST
+from agents.recipes.control import BEST, LAST
+from agents.runs import checkpoint
+from agents.runs.cli import enter
+from agents.runs.plots import read_columns
+from agents.runs.run_dir import CONFIG, SUMMARY, RunDir
 
 SECONDS = ("wall_s", "train_s", "seconds", "cpu_s", "train_cpu_s", "cpu_seconds")
 """What two equal runs may differ in."""

@@ -1,73 +1,102 @@
-"""Who may import whom, read from the sources: every import statement, also those inside functions."""
+"""Which room may import which, read from the sources: every import statement, also those inside functions."""
 
 import ast
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OURS = {"textenvs", "reward_models", "agents", "scripts"}
-MAY_IMPORT = {
-    "textenvs": {"textenvs"},
-    "reward_models": {
-        "reward_models", "textenvs.attention", "textenvs.chats", "textenvs.kernels", "textenvs.rows", "textenvs.trunk",
-    },
-    "agents": {
-        "agents", "textenvs.attention", "textenvs.kernels", "textenvs.key_order", "textenvs.rows", "textenvs.trunk",
-    },
+ORDER = {
+    "textenvs": 0,
+    "reward_models": 1,
+    "agents": 2,
+    "scripts": 3,
+}
+"""A package imports only itself and packages before it."""
+TOKEN_ROOMS = {
+    "agents.lm", "agents.text", "agents.evaluation", "agents.recipes", "agents.recipes.rlhf", "agents.recipes.sft",
+    "agents.verification",
 }  # fmt: skip
-EXCEPTIONS = {("textenvs/assets.py", "load_scorer", "reward_models")}
-"""(file, function, module): the shipped reward model is loaded only when the function is called."""
+"""Rooms of agents that may know tokens; the core and control are Gymnasium's alone."""
 
-TOKEN_MODULES = {
-    "adapters", "causal_lm", "decisions", "generation", "heads", "output_head", "plain_cache", "tabular_text", "text",
-    "text_collector", "token_distribution", "token_head",
-}  # fmt: skip
-"""Modules of agents that may know tokens."""
+
+def modules() -> dict[str, Path]:
+    paths = (path for package in ORDER for path in sorted((ROOT / package).rglob("*.py")))
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
+
+
+MODULES = modules()
+
+
+def room(module: str) -> str:
+    return ".".join(MODULES[module].parent.relative_to(ROOT).parts)
 
 
 def imports(path: Path):
-    """Triples (enclosing function or None, imported module, line)."""
-
-    def walk(node, function):
-        for child in ast.iter_child_nodes(node):
-            inside = child.name if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) else function
-            if isinstance(child, ast.Import):
-                yield from ((function, alias.name, child.lineno) for alias in child.names)
-            elif isinstance(child, ast.ImportFrom):
-                assert child.level == 0, f"{path}:{child.lineno}: relative import"
-                # `from textenvs import rows` imports textenvs.rows
-                for alias in child.names:
-                    whole = f"{child.module}.{alias.name}"
-                    is_module = (ROOT / Path(*whole.split("."))).with_suffix(".py").exists()
-                    yield function, whole if is_module else child.module, child.lineno
-            yield from walk(child, inside)
-
-    yield from walk(ast.parse(path.read_text(encoding="utf-8")), None)
+    """Pairs (imported module of ours, line)."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names if alias.name in MODULES)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            # `from textenvs import rows` imports textenvs.rows
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                found = whole if whole in MODULES else node.module
+                if found in MODULES:
+                    yield found, node.lineno
 
 
-@pytest.mark.parametrize("package", sorted(MAY_IMPORT))
-def test_packages_import_only_along_the_arrows(package):
-    wrong = []
-    for path in sorted((ROOT / package).glob("*.py")):
-        for function, module, line in imports(path):
-            if module.split(".")[0] not in OURS:
-                continue
-            allowed = any(module == name or module.startswith(name + ".") for name in MAY_IMPORT[package])
-            if not allowed and (f"{package}/{path.name}", function, module) not in EXCEPTIONS:
-                wrong.append(f"{package}/{path.name}:{line} imports {module}")
+def arrows() -> dict[str, dict[str, list[str]]]:
+    """Room to room, with the places that draw the arrow."""
+    found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for module, path in MODULES.items():
+        for imported, line in imports(path):
+            if room(imported) != room(module):
+                found[room(module)][room(imported)].append(f"{path.relative_to(ROOT)}:{line}")
+    return found
+
+
+ARROWS = arrows()
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_packages_import_only_what_comes_before_them(package):
+    wrong = [
+        place
+        for start, ends in ARROWS.items()
+        for end, places in ends.items()
+        for place in places
+        if start.split(".")[0] == package and ORDER[end.split(".")[0]] > ORDER[package]
+    ]
     assert wrong == []
 
 
-def test_only_the_text_modules_of_agents_know_tokens():
-    knowing = {
-        path.stem
-        for path in (ROOT / "agents").glob("*.py")
-        if any(module.startswith("textenvs") for _, module, _ in imports(path))
-    }
-    assert knowing <= TOKEN_MODULES, f"{sorted(knowing - TOKEN_MODULES)} import textenvs"
+def test_there_is_no_circle_between_rooms():
+    def path_from(start: str, goal: str, seen: set[str]) -> list[str] | None:
+        for end in ARROWS[start] if start in ARROWS else ():
+            if end == goal:
+                return [start, end]
+            if end not in seen:
+                seen.add(end)
+                rest = path_from(end, goal, seen)
+                if rest is not None:
+                    return [start, *rest]
+        return None
+
+    circles = [circle for start in list(ARROWS) if (circle := path_from(start, start, set())) is not None]
+    assert circles == []
 
 
-def test_the_packages_are_flat():
-    for package in MAY_IMPORT:
-        assert [path for path in (ROOT / package).rglob("*.py") if path.parent != ROOT / package] == []
+def test_only_the_rooms_for_text_import_textenvs():
+    knowing = {start for start, ends in ARROWS.items() if any(end.split(".")[0] == "textenvs" for end in ends)}
+    knowing = {start for start in knowing if start.split(".")[0] == "agents"}
+    assert knowing <= TOKEN_ROOMS, f"{sorted(knowing - TOKEN_ROOMS)} import textenvs"
+
+
+def test_every_room_says_what_it_holds():
+    inits = [path for package in ORDER for path in sorted((ROOT / package).rglob("__init__.py"))]
+    assert [path for path in inits if not ast.get_docstring(ast.parse(path.read_text()))] == []
+    rooms = {path.parent for package in ORDER for path in (ROOT / package).rglob("*.py")}
+    assert sorted(rooms - {path.parent for path in inits}) == []

@@ -6,27 +6,27 @@ agents that learn, and how reward models are trained.
 
 from gymnasium.envs.registration import register
 
-from textenvs.preference import PreferenceReward
-from textenvs.rows import PAD, TokenRows
-from textenvs.scalar import TokenEnv
-from textenvs.shaping import KLShaping
-from textenvs.vector import TokenVectorEnv
+from textenvs.envs.scalar import TokenEnv
+from textenvs.envs.vector import TokenVectorEnv
+from textenvs.tokens.rows import PAD, TokenRows
+from textenvs.wrappers.kl_shaping import KLShaping
+from textenvs.wrappers.preference import PreferenceReward
 
 __all__ = ["PAD", "KLShaping", "PreferenceReward", "TokenEnv", "TokenRows", "TokenVectorEnv"]
 
 register(
     "textenvs/MovieReview-v0",
-    entry_point="textenvs.entry:movie_review",
-    vector_entry_point="textenvs.entry:movie_review_vec",
+    entry_point="reward_models.movie_review:movie_review",
+    vector_entry_point="reward_models.movie_review:movie_review_vec",
 )
 register(
     "textenvs/TextGeneration-v0",
-    entry_point="textenvs.entry:text_generation",
-    vector_entry_point="textenvs.entry:text_generation_vec",
+    entry_point="textenvs.factories:text_generation",
+    vector_entry_point="textenvs.factories:text_generation_vec",
 )
 for _name in ("Spelling", "Sentiment", "Random"):
     register(
         f"textenvs/Exact{_name}-v0",
-        entry_point=f"textenvs.exact_envs:exact_{_name.lower()}",
-        vector_entry_point=f"textenvs.exact_envs:exact_{_name.lower()}_vec",
+        entry_point=f"textenvs.exact.envs:exact_{_name.lower()}",
+        vector_entry_point=f"textenvs.exact.envs:exact_{_name.lower()}_vec",
     )

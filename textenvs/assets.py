@@ -26,26 +26,16 @@ def reward_model_dir() -> Path:
 
 def load_language_model() -> Any:
     """The shipped causal LM, in float32 and evaluation mode."""
-    from textenvs.reference import load_causal_lm
+    from textenvs.wrappers.reference import load_causal_lm
 
     return load_causal_lm(language_model_dir())
 
 
 def load_tokenizer() -> Any:
     """The shipped language model's tokenizer."""
-    from textenvs import text
+    from textenvs.tokens import tokenizers as text
 
     return text.load_tokenizer(language_model_dir())
-
-
-def load_scorer() -> Any:
-    """The shipped reward model, a scorer for `PreferenceReward`.
-
-    The one place where this package imports another of the distribution, and only when called.
-    """
-    from reward_models import RewardModel
-
-    return RewardModel.load(reward_model_dir())
 
 
 def _asset(name: str) -> Path:

@@ -11,13 +11,13 @@ import torch
 from gymnasium import spaces
 
 from agents.config import PPOConfig, UpdateConfig
-from agents.mlp import MLPPolicy
-from agents.policy import Evaluation
-from agents.ppo import PPO
+from agents.control.mlp import MLPPolicy
+from agents.control.ppo import PPO
+from agents.interfaces import Evaluation
 from agents.rollout import Batch
 from agents.update import explained_variance, update
-from scripts.peer_sb3 import update_difference
-from scripts.reference_ppo import NumpyPPO
+from agents.verification.numpy_ppo import NumpyPPO
+from agents.verification.sb3_peer import update_difference
 
 BOX = spaces.Box(-1, 1, (4,))
 ACTIONS = {
@@ -264,7 +264,7 @@ def test_explained_variance_is_1_for_a_perfect_critic_and_0_for_a_constant_one()
 
 
 def test_the_metrics_are_all_explained():
-    from agents.logging import METRICS
+    from agents.runs.logging import METRICS
 
     agent = PPO("CartPole-v1", PPOConfig(num_envs=2, num_steps=64, epochs=1))
     agent.learn(128)

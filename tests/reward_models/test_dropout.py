@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from reward_models.comparisons import PairBatches, pair_comparisons
+from reward_models.data.comparisons import PairBatches, pair_comparisons
+from reward_models.data.pairs import PreferencePair
 from reward_models.dropout import dropout_rates, restore_dropout, set_dropout
-from reward_models.pairs import PreferencePair
 from reward_models.training import TrainingOptions, fit
 
 ALL_FAMILIES = pytest.mark.parametrize("model", ["gpt2", "llama", "opt", "falcon"], indirect=True)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from textenvs import PreferenceReward, TokenVectorEnv
-from textenvs.rows import PAD
+from textenvs.tokens.rows import PAD
 
 COMPLETIONS = np.array([[6, 7, 0, PAD], [6, 7, 8, 9], [0, PAD, PAD, PAD], [9, 8, 7, 0]])
 """Two texts that ended before the budget, one that it cut, one that ended with it."""

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from reward_models.comparisons import PairBatches, RatedGroups, group_comparisons, pair_comparisons
+from reward_models.data.comparisons import PairBatches, RatedGroups, group_comparisons, pair_comparisons
+from reward_models.data.movie_ratings import RatedSnippet
+from reward_models.data.pairs import PreferencePair
 from reward_models.losses import bradley_terry_loss
-from reward_models.movie_ratings import RatedSnippet
-from reward_models.pairs import PreferencePair
 from reward_models.training import (
     TrainingDiverged,
     TrainingOptions,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from agents import checkpoint
+from agents.recipes.control import BEST, LAST
+from agents.recipes.control import Config as TrainConfig
+from agents.recipes.control import main as train
+from agents.runs import checkpoint
 from scripts.kill_and_resume import Config, differences, main
-from scripts.train_control import BEST, LAST
-from scripts.train_control import Config as TrainConfig
-from scripts.train_control import main as train
 
 
 def test_two_equal_runs_differ_in_nothing_and_one_bit_more_is_named(tmp_path):

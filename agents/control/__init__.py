@@ -1,0 +1,2 @@
+"""Control tasks: any Gymnasium vector environment, small networks, PPO and TRPO. May import the core, functional and
+runs."""

@@ -1,0 +1,183 @@
+"""An agent for Gymnasium spaces: the policy and the collector that an environment asks for, ``predict`` and ``load``.
+
+What a batch teaches is not here: see ``agents.control.ppo`` and ``agents.control.trpo``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from torch import nn
+
+from agents.agent import Agent
+from agents.control.collector import StepCollector
+from agents.control.environments import EnvLike, make_vector
+from agents.control.mlp import MLPPolicy
+from agents.control.normalise import ObservationNormaliser, RewardScaler
+from agents.control.space_codec import space_from_dict, space_to_dict
+from agents.control.spaces import ActionDecoder, ObservationEncoder
+from agents.interfaces import Collector
+from agents.runs import checkpoint
+from agents.runs.logging import MetricSink
+
+Self = TypeVar("Self", bound="ControlAgent")
+
+
+class ControlAgent(Agent):
+    """Build policy and collector for an environment.
+
+    Args:
+        env: an id (``"CartPole-v1"``, ``"module:Env-v0"``), an ``Env``, a ``VectorEnv``, or None for an agent that
+            only predicts.
+        config: see ``agents.config``.
+        policy: any module that implements ``agents.interfaces.Policy``; None builds an ``MLPPolicy`` for the spaces.
+        collector: another source of rollouts than steps of ``env``; ``env`` may then be None.
+        logger: receives metrics; see ``agents.runs.logging``.
+        spaces: observation and action space, where there is no ``env``.
+
+    Raises:
+        ValueError: for spaces that are not supported, or neither ``env`` nor ``collector`` nor ``policy``.
+    """
+
+    def __init__(
+        self,
+        env: EnvLike | None,
+        config: Any = None,
+        policy: nn.Module | None = None,
+        *,
+        collector: Collector | None = None,
+        logger: MetricSink | None = None,
+        spaces: tuple[Any, Any] | None = None,
+    ) -> None:
+        config = config or self.config_type()
+        self.env_id = env if isinstance(env, str) else None
+        self.env: VectorEnv | None = None if env is None else make_vector(env, config.num_envs)
+        if self.env is not None:
+            spaces = (self.env.single_observation_space, self.env.single_action_space)
+        self.spaces = spaces
+        generator = torch.Generator().manual_seed(config.seed)
+        if policy is None:
+            policy = self._default_policy(config)
+        if collector is None and self.env is not None:
+            collector = self._step_collector(config, generator)
+        super().__init__(config, policy, collector, generator=generator, logger=logger)
+
+    def _default_policy(self, config: Any) -> MLPPolicy:
+        if self.spaces is None:
+            raise ValueError(f"{type(self).__name__} needs an environment to learn in, or a policy and a collector")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            return MLPPolicy(
+                *self.spaces,
+                hidden=config.hidden,
+                activation=config.activation,
+                log_std=config.log_std,
+                sde_sample_freq=config.sde_sample_freq,
+            )
+
+    def _step_collector(self, config: Any, generator: torch.Generator) -> StepCollector:
+        assert self.env is not None
+        encoder = ObservationEncoder(self.env.single_observation_space)
+        return StepCollector(
+            self.env,
+            config.num_steps,
+            generator=generator,
+            seed=config.seed,
+            device=config.device,
+            normaliser=ObservationNormaliser(encoder.size, free=encoder.mask_size)
+            if config.normalise_observations
+            else None,
+            reward_scaler=RewardScaler(self.env.num_envs, config.gamma) if config.normalise_rewards else None,
+        )
+
+    @torch.no_grad()
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[np.ndarray, Any]:
+        """Actions for one observation or a batch of them; statistics of normalisation stay as they are.
+
+        Args:
+            observation: as the environment gives it, single or batched.
+            state: passed through (the policy has no memory).
+            episode_start: ignored, as the policy has no memory.
+            deterministic: the likeliest action, or the mean, instead of a sample.
+
+        Returns:
+            Actions as the environment takes them, and ``state``.
+        """
+        encode, decode = self._codecs()
+        single = encode.is_single(observation)
+        features = encode.single(observation) if single else encode(observation)
+        normaliser = getattr(self.collector, "normaliser", None)
+        if normaliser is not None:
+            features = normaliser(features)
+        actions, _ = self.policy.act(
+            torch.from_numpy(features).to(self.config.device),
+            deterministic=deterministic,
+            generator=self.predict_generator,
+        )
+        decoded = decode(actions.cpu().numpy())
+        return (decoded[0] if single else decoded), state
+
+    def _codecs(self) -> tuple[ObservationEncoder, ActionDecoder]:
+        if not hasattr(self, "_codec_pair"):
+            if self.spaces is None:
+                raise ValueError("predict needs to know the spaces: build the agent with an environment")
+            self._codec_pair = ObservationEncoder(self.spaces[0]), ActionDecoder(self.spaces[1])
+        return self._codec_pair
+
+    def state_dict(self) -> dict[str, Any]:
+        """As every agent's, with the environment's id and its spaces."""
+        spaces = None if self.spaces is None else [space_to_dict(space) for space in self.spaces]
+        return {**super().state_dict(), "env_id": self.env_id, "spaces": spaces}
+
+    @classmethod
+    def load(
+        cls: type[Self],
+        path: str | Path,
+        env: EnvLike | None = None,
+        *,
+        policy: nn.Module | None = None,
+        device: str | None = None,
+        logger: MetricSink | None = None,
+    ) -> Self:
+        """The agent saved at ``path``.
+
+        Args:
+            path: what ``save`` wrote.
+            env: to go on training in; None takes the id it was trained on, if it was given by id. Without either the
+                agent predicts only.
+            policy: the module to fill, where it was not the default one.
+            device: another device than it was saved from.
+            logger: as in ``PPO``.
+
+        Raises:
+            CheckpointError: if the file is missing, damaged, or of another version or algorithm.
+        """
+        return cls.from_state(checkpoint.load(path), env, policy=policy, device=device, logger=logger)
+
+    @classmethod
+    def from_state(
+        cls: type[Self],
+        state: dict[str, Any],
+        env: EnvLike | None = None,
+        *,
+        policy: nn.Module | None = None,
+        device: str | None = None,
+        logger: MetricSink | None = None,
+    ) -> Self:
+        """The agent that ``state_dict`` gave ``state`` of; arguments and errors as in ``load``."""
+        cls._refuse_other(state)
+        if device is not None:
+            state["config"]["device"] = device
+        config = cls.config_type.from_dict(state["config"])
+        known = state["spaces"]
+        spaces = None if known is None else (space_from_dict(known[0]), space_from_dict(known[1]))
+        agent = cls(env if env is not None else state["env_id"], config, policy, logger=logger, spaces=spaces)
+        agent.env_id = agent.env_id or state["env_id"]
+        agent.load_state_dict(state)
+        return agent

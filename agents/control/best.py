@@ -1,0 +1,110 @@
+"""Watches an agent from ``learn``: evaluates it now and then, keeps the best weights, and may end the training."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from gymnasium.vector import VectorEnv
+
+from agents.control.evaluation import evaluate
+
+
+class BestKeeper:
+    """A callback for ``PPO.learn``: greedy evaluations in environments of its own.
+
+    The best weights are kept by the mean return, and the later of two equal ones: they stem from more experience.
+    Nothing of the agent changes by being evaluated.
+
+    Args:
+        envs: for evaluation only.
+        every: steps between two evaluations, >= 1.
+        episodes: per evaluation, >= 1.
+        seed: of each evaluation's first reset.
+        stop_at_return: end the training once an evaluation's mean reaches this, reward units.
+        on_best: called with the agent whenever it is the best so far (to save it, for instance).
+    """
+
+    def __init__(
+        self,
+        envs: VectorEnv,
+        *,
+        every: int,
+        episodes: int = 100,
+        seed: int = 0,
+        stop_at_return: float | None = None,
+        on_best: Callable[[Any], object] | None = None,
+    ) -> None:
+        if every < 1 or episodes < 1:
+            raise ValueError(f"every and episodes must be at least 1, received {every} and {episodes}")
+        self.envs, self.every, self.episodes, self.seed = envs, every, episodes, seed
+        self.stop_at_return, self.on_best = stop_at_return, on_best
+        self.best_mean, self.best_steps, self.last_steps = -math.inf, 0, -1
+        self.best_policy: dict[str, Any] | None = None
+        self.best_normaliser: dict[str, Any] | None = None
+        self.reached = False
+        self.seconds = self.cpu_seconds = 0.0
+        self._due: int | None = None
+
+    def __call__(self, agent: Any) -> bool:
+        """Evaluate if it is time; False once ``stop_at_return`` is reached."""
+        if self._due is None:
+            self._due = self.every * math.ceil(agent.steps / self.every)
+        if agent.steps < self._due:
+            return True
+        self._due = self.every * (agent.steps // self.every + 1)
+        return self.evaluate(agent)
+
+    def evaluate(self, agent: Any) -> bool:
+        """Evaluate now; False once ``stop_at_return`` is reached."""
+        began, began_cpu = time.perf_counter(), time.process_time()
+        returns, _ = evaluate(agent, self.envs, self.episodes, seed=self.seed)
+        self.last_steps = agent.steps
+        mean, std = float(returns.mean()), float(returns.std())
+        figures = {"eval/return_mean": mean, "eval/return_std": std, "time/steps": float(agent.steps)}
+        agent.logger.write(figures, agent.steps)
+        if mean >= self.best_mean:
+            self.best_mean, self.best_steps = mean, agent.steps
+            self.best_policy = {name: value.clone() for name, value in agent.policy.state_dict().items()}
+            normaliser = getattr(agent.collector, "normaliser", None)
+            self.best_normaliser = None if normaliser is None else normaliser.state_dict()
+            if self.on_best is not None:
+                self.on_best(agent)
+        self.seconds += time.perf_counter() - began
+        self.cpu_seconds += time.process_time() - began_cpu
+        self.reached = self.stop_at_return is not None and mean >= self.stop_at_return
+        return not self.reached
+
+    def give_back(self, agent: Any) -> None:
+        """Put the best weights (and the statistics they were trained with) into ``agent``; nothing before the first."""
+        if self.best_policy is None:
+            return
+        with torch.no_grad():
+            agent.policy.load_state_dict(self.best_policy)
+        if self.best_normaliser is not None:
+            agent.collector.normaliser.load_state_dict(self.best_normaliser)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Exact state, the best weights included."""
+        return {
+            "best_mean": self.best_mean,
+            "best_steps": self.best_steps,
+            "last_steps": self.last_steps,
+            "best_policy": self.best_policy,
+            "best_normaliser": self.best_normaliser,
+            "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
+            "reached": self.reached,
+            "due": self._due,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken."""
+        self.best_mean, self.best_steps = state["best_mean"], state["best_steps"]
+        self.best_policy, self.best_normaliser = state["best_policy"], state["best_normaliser"]
+        self.last_steps = state["last_steps"]
+        self.seconds, self.cpu_seconds, self._due = state["seconds"], state["cpu_seconds"], state["due"]
+        self.reached = state["reached"]

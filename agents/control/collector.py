@@ -1,0 +1,233 @@
+"""Collects rollouts from any Gymnasium vector environment, one step of all environments at a time.
+
+The three autoreset modes give the same training data:
+
+    SAME_STEP   the next observation already belongs to a new episode; the last one is in ``info["final_obs"]``
+    NEXT_STEP   the last observation comes back as usual, and one step later a reset pretends to be a step: masked
+    DISABLED    the last observation comes back as usual; the collector resets those environments itself
+
+While acting, only the actor runs; the critic and the log-probabilities follow in one pass over the whole rollout.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from numpy.typing import NDArray
+from torch import Tensor
+
+from agents.control.env_state import replay as env_replay
+from agents.control.env_state import snapshot as env_state
+from agents.control.environments import autoreset_mode
+from agents.control.episodes import EpisodeStatistics
+from agents.control.normalise import ObservationNormaliser, RewardScaler
+from agents.control.spaces import ActionDecoder, ObservationEncoder
+from agents.rollout import Rollout
+
+
+class StepCollector:
+    """Plays ``num_steps`` steps in every environment, remembers where it stopped, and goes on from there.
+
+    Args:
+        envs: a gymnasium vector environment in any autoreset mode.
+        num_steps: T, steps of each environment per rollout, >= 1.
+        generator: source of the policy's randomness; its owner saves it.
+        seed: for the environments' first reset.
+        device: where the policy lives.
+        normaliser: of observations, or None.
+        reward_scaler: or None.
+    """
+
+    counts = "steps"
+
+    def __init__(
+        self,
+        envs: VectorEnv,
+        num_steps: int,
+        *,
+        generator: torch.Generator,
+        seed: int | None = None,
+        device: str | torch.device = "cpu",
+        normaliser: ObservationNormaliser | None = None,
+        reward_scaler: RewardScaler | None = None,
+    ) -> None:
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, received {num_steps}")
+        env_replay.record(envs)
+        self.envs = envs
+        self.num_steps = num_steps
+        self.generator = generator
+        self.device = torch.device(device)
+        self.normaliser = normaliser
+        self.reward_scaler = reward_scaler
+        self.mode = autoreset_mode(envs)
+        self.encode = ObservationEncoder(envs.single_observation_space)
+        self.decode = ActionDecoder(envs.single_action_space)
+        self.episodes = EpisodeStatistics(envs.num_envs)
+        self._seed = seed
+        self._observation: NDArray[np.float32] | None = None
+        self._resetting = np.zeros(envs.num_envs, np.bool_)
+
+    def collect(self, policy: Any) -> tuple[Rollout, dict[str, float]]:
+        """``[B, num_steps]`` steps with ``policy``, and the statistics of the episodes that ended so far."""
+        num_steps, num_envs = self.num_steps, self.envs.num_envs
+        if self._observation is None:
+            self._observation = self.encode(self.envs.reset(seed=self._seed)[0]).copy()
+        raw = np.empty((num_steps + 1, num_envs, self.encode.size), np.float32)
+        rewards = np.empty((num_steps, num_envs), np.float32)
+        terminated, truncated, mask = (np.empty((num_steps, num_envs), np.bool_) for _ in range(3))
+        finals: list[tuple[int, int, NDArray[np.float32]]] = []
+        actor = _Actor(policy, num_steps, num_envs, self.generator, self.device)
+        raw[0] = self._observation
+        for t in range(num_steps):
+            mask[t] = ~self._resetting
+            self._allow_all_while_resetting(raw[t])
+            actions = actor.step(t, raw[t] if self.normaliser is None else self.normaliser(raw[t]))
+            observations, reward, terminated[t], truncated[t], info = self.envs.step(self.decode(actions))
+            raw[t + 1] = self.encode(observations)
+            rewards[t] = reward
+            ended = (terminated[t] | truncated[t]) & mask[t]
+            self.episodes.add(reward, ended, mask[t])
+            self._resetting = ended if self.mode is AutoresetMode.NEXT_STEP else self._resetting
+            if self.mode is not AutoresetMode.NEXT_STEP and ended.any():
+                bootstrapped = np.flatnonzero(truncated[t] & ~terminated[t])
+                last = self._finals(raw[t + 1], info, bootstrapped)
+                finals += [(t, int(i), x) for i, x in zip(bootstrapped, last, strict=True)]
+                if self.mode is AutoresetMode.DISABLED:
+                    fresh, _ = self.envs.reset(options={"reset_mask": ended})
+                    raw[t + 1][ended] = self.encode(fresh)[ended]
+        self._observation = raw[num_steps].copy()
+        if self.reward_scaler is not None:
+            rewards = self.reward_scaler(rewards, terminated | truncated, mask)
+        rollout = self._judge(policy, actor, raw, finals, rewards, terminated, truncated, mask)
+        if self.normaliser is not None:
+            self.normaliser.update(raw[:num_steps][mask])
+        return rollout, self.episodes.metrics()
+
+    def _allow_all_while_resetting(self, observation: NDArray[np.float32]) -> None:
+        """A phantom step's action is ignored, so its action mask, which may forbid everything, must not matter."""
+        if self.encode.mask_size and self._resetting.any():
+            observation[self._resetting, -self.encode.mask_size :] = 1.0
+
+    def _finals(self, observations: NDArray[np.float32], info: dict[str, Any], index: Any) -> list[NDArray[np.float32]]:
+        """The last observations of the episodes that hit their time limit in environments ``index``."""
+        if self.mode is AutoresetMode.DISABLED:
+            return list(observations[index].copy())
+        if len(index) == 0:
+            return []
+        final = info["final_obs"]
+        if isinstance(final, np.ndarray) and final.dtype == object:
+            return [self.encode.single(final[i])[0] for i in index]
+        return list(self.encode(final)[index])
+
+    @torch.no_grad()
+    def _judge(
+        self,
+        policy: Any,
+        actor: _Actor,
+        raw: NDArray[np.float32],
+        finals: list[tuple[int, int, NDArray[np.float32]]],
+        rewards: NDArray[np.float32],
+        terminated: NDArray[np.bool_],
+        truncated: NDArray[np.bool_],
+        mask: NDArray[np.bool_],
+    ) -> Rollout:
+        """One pass over everything that was seen: values, values after each step, log-probabilities."""
+        last = np.stack([x for _, _, x in finals]) if finals else raw[:0, 0]
+        beyond = np.concatenate([raw[-1], last])
+        seen, beyond = (raw, beyond) if self.normaliser is None else (self.normaliser(raw), self.normaliser(beyond))
+        observations = _rows(seen[:-1]).to(self.device)
+        actions = actor.actions()
+        logprobs, values = actor.logprobs_and_values(observations, actions)
+        after = policy.values(torch.from_numpy(beyond).to(self.device))
+        num_envs = raw.shape[1]
+        next_values = torch.cat([values[:, 1:], after[:num_envs, None]], dim=1)
+        if finals:
+            steps, rows = torch.tensor([[t, i] for t, i, _ in finals]).T
+            next_values[rows, steps] = after[num_envs:]
+        ended = terminated | truncated
+        ended[-1] = True
+        return Rollout(
+            observations=observations,
+            actions=actions,
+            logprobs=logprobs,
+            values=values,
+            next_values=next_values,
+            rewards=_rows(rewards).to(self.device),
+            terminated=_rows(terminated).to(self.device),
+            ended=_rows(ended).to(self.device),
+            mask=_rows(mask).to(self.device),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the next rollout depends on, the environments included (see
+        ``agents.control.env_state.snapshot``)."""
+        return {
+            "observation": None if self._observation is None else self._observation.copy(),
+            "resetting": self._resetting.copy(),
+            "episodes": self.episodes.state_dict(),
+            "normaliser": None if self.normaliser is None else self.normaliser.state_dict(),
+            "reward_scaler": None if self.reward_scaler is None else self.reward_scaler.state_dict(),
+            "envs": None if self._observation is None else env_state.capture(self.envs),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken.
+
+        Raises:
+            ValueError: if the environments are of another kind or number.
+        """
+        if len(state["resetting"]) != self.envs.num_envs:
+            raise ValueError(f"the state is of {len(state['resetting'])} environments, here are {self.envs.num_envs}")
+        self.episodes.load_state_dict(state["episodes"])
+        if self.normaliser is not None:
+            self.normaliser.load_state_dict(state["normaliser"])
+        if self.reward_scaler is not None:
+            self.reward_scaler.load_state_dict(state["reward_scaler"])
+        self._resetting = np.array(state["resetting"], np.bool_)
+        if state["observation"] is not None:
+            self.envs.reset(seed=self._seed)
+            env_state.restore(self.envs, state["envs"])
+            self._observation = np.array(state["observation"], np.float32)
+
+
+class _Actor:
+    """Asks the policy for actions: the actor alone where the policy can do that, ``act`` otherwise."""
+
+    def __init__(
+        self, policy: Any, num_steps: int, num_envs: int, generator: torch.Generator, device: torch.device
+    ) -> None:
+        self.policy, self.generator, self.device = policy, generator, device
+        self.quick = hasattr(policy, "choose")
+        self.noise = policy.draw_noise(num_steps, num_envs, generator).to(device) if self.quick else None
+        self._actions: list[Tensor] = []
+        self._logprobs: list[Tensor] = []
+
+    @torch.no_grad()
+    def step(self, t: int, observations: NDArray[np.float32]) -> NDArray[Any]:
+        seen = torch.from_numpy(observations).to(self.device)
+        if self.noise is not None:
+            actions = self.policy.choose(seen, self.noise[t])
+        else:
+            actions, logprobs = self.policy.act(seen, generator=self.generator)
+            self._logprobs.append(logprobs)
+        self._actions.append(actions)
+        return actions.cpu().numpy()
+
+    def actions(self) -> Tensor:
+        return torch.stack(self._actions, 1)
+
+    def logprobs_and_values(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.quick:
+            # A copy: what a policy gives may be a view of its parameters, which are about to change.
+            return torch.stack(self._logprobs, 1), self.policy.values(observations).clone()
+        evaluation = self.policy.evaluate(observations, actions, None)
+        return evaluation.logprobs, evaluation.values
+
+
+def _rows(array: NDArray[Any]) -> Tensor:
+    """``[T, B, ...]`` to ``[B, T, ...]`` in memory of its own."""
+    return torch.from_numpy(np.swapaxes(array, 0, 1).copy())

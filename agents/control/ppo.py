@@ -1,0 +1,42 @@
+"""Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347): what an agent learns from a batch.
+
+The parts live in rooms of their own (``agent``, ``step_collector``, ``advantages``, ``update``); this file joins them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from agents.config import PPOConfig
+from agents.control.agent import ControlAgent
+from agents.control.fast_mlp import FastMLP, is_fast
+from agents.rollout import Batch
+from agents.schedules import value_at
+from agents.update import update
+
+
+class PPO(ControlAgent):
+    """An agent that learns by PPO; see ``agents.control.agent.ControlAgent`` for its arguments and ``PPOConfig`` for
+    its settings."""
+
+    algorithm = "ppo"
+    config_type = PPOConfig
+
+    def _learning_parts(self) -> tuple[Any, torch.optim.Optimizer]:
+        config = self.config
+        plain_loss = config.value_clip is None and config.microbatch_size is None
+        learner: Any = FastMLP(self.policy) if plain_loss and is_fast(self.policy) else self.policy
+        fast = isinstance(learner, FastMLP)
+        trained: Any = [learner.flat] if fast else [p for p in self.policy.parameters() if p.requires_grad]
+        rate = value_at(config.learning_rate, 0.0)
+        return learner, torch.optim.Adam(trained, lr=rate, eps=config.adam_eps, fused=True)
+
+    def improve(self, batch: Batch) -> dict[str, float]:
+        """A few epochs of clipped updates; figures as in ``agents.update.update``."""
+        rate, clip = value_at(self.config.learning_rate, self.progress), value_at(self.config.clip, self.progress)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        figures = update(self.learner, self.optimiser, batch, self.config, clip=clip, generator=self.generator)
+        return {**figures, "train/learning_rate": rate, "train/clip": clip}

@@ -1,0 +1,2 @@
+"""What a trained policy writes, measured: metrics, curves, the token page. May import lm, functional, runs,
+textenvs."""

@@ -1,0 +1,79 @@
+"""The picture of `scripts.frontier`: gains against the square root of KL, a panel for each of those who score."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from agents.evaluation.gao_fit import GaoFit
+
+PANELS = (
+    ("score", "gain in the reward trained on (reward units)"),
+    ("judge", "gain by the independent judge (log-odds)"),
+)
+GREY = "0.35"
+
+
+class TrailLike(Protocol):
+    """What is drawn; see `scripts.frontier.Trail`."""
+
+    name: str
+    points: dict[str, np.ndarray]
+    gains: dict[str, np.ndarray]
+    fits: dict[str, GaoFit]
+
+
+def draw(path: Path, runs: Sequence[Any], rival: Any, budget: float) -> None:
+    """Draw runs and best-of-n as a PNG, aside first.
+
+    Args:
+        path: of the PNG.
+        runs: `TrailLike`, a colour each; dots are measured, dashes fitted, a diamond is the peak of the fit.
+        rival: best-of-n, in grey.
+        budget: nats, a dotted line.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    panels = [(name, label) for name, label in PANELS if name in rival.gains]
+    figure, axes = plt.subplots(1, len(panels), figsize=(5.6 * len(panels), 4.4), squeeze=False)
+    for axis, (measure, label) in zip(axes[0], panels, strict=True):
+        for i, run in enumerate(runs):
+            _trail(axis, run, measure, color=f"C{i}")
+        _trail(axis, rival, measure, color=GREY)
+        axis.axvline(math.sqrt(budget), color=GREY, linewidth=0.8, linestyle=":")
+        axis.set_xlabel("√KL to the start (√nats per sequence)")
+        axis.set_title(label, fontsize=10)
+        axis.grid(alpha=0.3)
+        _second_scale(axis)
+    axes[0][0].legend(fontsize=8)
+    figure.tight_layout()
+    aside = path.with_suffix(".part")
+    figure.savefig(aside, format="png", dpi=110)
+    plt.close(figure)
+    os.replace(aside, path)
+
+
+def _trail(axis: Any, trail: TrailLike, measure: str, *, color: str) -> None:
+    kl, fit = trail.points["kl_per_sequence"], trail.fits[measure]
+    axis.plot(np.sqrt(np.maximum(kl, 0.0)), trail.gains[measure], ".", color=color, markersize=4, label=trail.name)
+    along = np.linspace(0.0, float(kl.max()), 200)
+    axis.plot(np.sqrt(along), fit(along), "--", color=color, linewidth=1.0)
+    if fit.peak_kl is not None and fit.peak_kl <= kl.max():
+        axis.plot(math.sqrt(fit.peak_kl), fit(np.array(fit.peak_kl)), "D", color=color, markersize=7, fillstyle="none")
+
+
+def _second_scale(axis: Any) -> None:
+    """Nats themselves, above."""
+    above = axis.secondary_xaxis("top", functions=(np.square, lambda kl: np.sqrt(np.maximum(kl, 0.0))))
+    largest = axis.get_xlim()[1] ** 2
+    above.set_xticks([kl for kl in (0, 1, 2, 4, 8, 16, 32, 64, 128) if kl <= largest])
+    above.tick_params(labelsize=8)
+    above.set_xlabel("KL (nats)", fontsize=8)

@@ -1,0 +1,132 @@
+"""How good is what a policy wrote on held-out prompts? Figures of one set of samples, and of two side by side."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from agents.evaluation.samples import Samples
+from textenvs.wrappers.preference import Judged
+
+
+class TextJudge(Protocol):
+    """Scores whole texts, apart from the reward that was trained on."""
+
+    def score(self, texts: Any) -> np.ndarray:
+        """``[N]``, higher is better."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Assessment:
+    """Samples and what was found about them.
+
+    Attributes:
+        samples: N texts of one policy.
+        scored: what the reward that is trained on says, reward units.
+        judged: ``[N]`` log-odds, by the judge that training never asks; None without one.
+        ref_logprobs: ``[N, T]`` nats, of the tokens under the starting model.
+        kl: ``[N]`` nats: along each text the exact KL to the starting model in every state, summed. Its mean is the KL
+            per sequence, and strays less than the mean log-ratio (Amini et al. 2025, arXiv:2504.10637).
+    """
+
+    samples: Samples
+    scored: Judged
+    judged: np.ndarray | None
+    ref_logprobs: np.ndarray
+    kl: np.ndarray
+
+    @property
+    def scores(self) -> np.ndarray:
+        """``[N]`` reward units: what would be paid."""
+        return self.scored.scores
+
+    def figures(self) -> dict[str, Any]:
+        """Means over the texts, and what is of all of them together.
+
+        Of several scorers also each member's mean score, ``score/NAME``, and ``score_disagreement``: the mean over
+        texts of the standard deviation over members.
+        """
+        return {
+            "score": float(self.scores.mean()),
+            **self._by_member(),
+            "judge": None if self.judged is None else float(self.judged.mean()),
+            "perplexity": perplexity_under(self.ref_logprobs, self.samples.mask),
+            "distinct2": distinct_bigrams_of_all(self.samples),
+            "mean_length": float(self.samples.mask.sum(1).mean()),
+        }
+
+    def _by_member(self) -> dict[str, float]:
+        members = self.scored.members
+        if len(members) < 2:
+            return {}
+        means = {f"score/{name}": float(scores.mean()) for name, scores in members.items()}
+        return {"score_disagreement": float(self.scored.std.mean()), **means}
+
+    def win_rate(self, rival: Assessment) -> float | None:
+        """Share of prompts on which the judge prefers these texts to the ``rival``'s; ties count half.
+
+        Raises:
+            ValueError: if the prompts differ.
+        """
+        if self.samples.openings != rival.samples.openings:
+            raise ValueError("the samples were written for different prompts; they cannot be compared")
+        return None if self.judged is None or rival.judged is None else win_rate(self.judged, rival.judged)
+
+
+def distinct_bigrams_of_all(samples: Samples) -> float:
+    """Different bigrams of token ids divided by bigrams, over all completions together (Li et al. 2016, distinct-2).
+
+    Unlike an average over single texts it also falls when all texts become alike. It depends on how many texts there
+    are, so it is compared between equal numbers only. 1 if there is no bigram.
+    """
+    bigrams = [
+        pair
+        for row, length in zip(samples.completions, samples.mask.sum(1), strict=True)
+        for pair in zip(row[: length - 1].tolist(), row[1:length].tolist(), strict=True)
+    ]
+    return len(set(bigrams)) / len(bigrams) if bigrams else 1.0
+
+
+def perplexity_under(ref_logprobs: np.ndarray, mask: np.ndarray) -> float:
+    """``exp`` of the mean negative log-probability per token: ``ref_logprobs [N, T]`` nats, over ``mask [N, T]``."""
+    return math.exp(-float(ref_logprobs[mask].mean()))
+
+
+def win_rate(scores: np.ndarray, rivals: np.ndarray) -> float:
+    """Share of places where ``scores [N]`` beat ``rivals [N]``; ties count half."""
+    return float(((scores > rivals) + 0.5 * (scores == rivals)).mean())
+
+
+def standard_error(values: np.ndarray) -> float:
+    """Of the mean of ``values [P]``, one a prompt; NaN for a single one."""
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+def compare(before: Assessment, after: Assessment) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Figures of both, and the samples side by side.
+
+    Args:
+        before: of what the starting model wrote.
+        after: of what the tuned model wrote for the same prompts, in the same order.
+
+    Raises:
+        ValueError: if the prompts differ.
+    """
+    preferred = after.win_rate(before)
+    both = {"before": before, "after": after}
+    figures: dict[str, Any] = {
+        f"{name}_{side}": value for side, found in both.items() for name, value in found.figures().items()
+    }
+    figures |= {"kl_per_sequence": float(after.kl.mean()), "judge_win_rate": preferred}
+    columns = {f"score_{side}": found.scores for side, found in both.items()}
+    judged = {f"judge_{side}": found.judged for side, found in both.items()}
+    texts = zip(before.samples.openings, before.samples.endings, after.samples.endings, strict=True)
+    table = [
+        {"prompt": opening, "before": old, "after": new}
+        | {name: None if column is None else float(column[i]) for name, column in (columns | judged).items()}
+        for i, (opening, old, new) in enumerate(texts)
+    ]
+    return figures, table

@@ -1,0 +1,64 @@
+"""How good was each action? Advantage estimators as pure functions over ``[B, T]``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from agents.functional.masked import keep
+
+
+def generalized_advantages(
+    rewards: Tensor,
+    values: Tensor,
+    next_values: Tensor,
+    terminated: Tensor,
+    ended: Tensor,
+    *,
+    gamma: float,
+    lam: float,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Generalised advantage estimation, with the end of a task and the end of a record kept apart.
+
+        delta_t = r_t + gamma (1 - terminated_t) V(s'_t) - V(s_t)
+        A_t     = delta_t + gamma lam (1 - ended_t) A_{t+1}
+
+    ``s'_t`` is the state after the step, before any reset: at a time limit the value of the final observation is
+    bootstrapped, exactly once, and the sum stops there.
+
+    Source: Schulman et al. 2016, eq. 16 (arXiv:1506.02438); time limits: Pardo et al. 2018 (arXiv:1712.00378).
+
+    Args:
+        rewards: ``[B, T]`` reward units.
+        values: ``[B, T]`` V(s_t).
+        next_values: ``[B, T]`` V(s'_t); ignored where terminated.
+        terminated: ``[B, T]`` bool, the task ended here.
+        ended: ``[B, T]`` bool, the chain is cut after this step: terminated, truncated, or the end of the row.
+        gamma: discount per step, [0, 1].
+        lam: how far advantages look along the chain, [0, 1]: 0 is one step, 1 is Monte Carlo.
+        mask: ``[B, T]`` bool, True on steps that count; None counts all. Masked steps have advantage 0, pass nothing
+            on, and may hold anything.
+
+    Returns:
+        ``[B, T]`` reward units; ``advantages + values`` is the return that the critic learns.
+
+    Raises:
+        ValueError: if the shapes differ or are not ``[B, T]``.
+    """
+    shapes = {tuple(x.shape) for x in (rewards, values, next_values, terminated, ended)}
+    if mask is not None:
+        shapes.add(tuple(mask.shape))
+    if len(shapes) != 1 or rewards.dim() != 2:
+        raise ValueError(f"generalized_advantages takes tensors of one shape [B, T], received {sorted(shapes)}")
+    with torch.no_grad():
+        delta = keep(rewards + gamma * next_values.masked_fill(terminated, 0.0) - values, mask)
+        goes_on = ~ended & ~terminated
+        decay = (gamma * lam) * (goes_on if mask is None else goes_on & mask).to(delta.dtype)
+        # Time first, so that each step of the loop reads and writes one contiguous line.
+        delta, decay = delta.t().contiguous(), decay.t().contiguous()
+        advantages = torch.empty_like(delta)
+        following = torch.zeros_like(delta[0])
+        for t in range(delta.shape[0] - 1, -1, -1):
+            following = torch.addcmul(delta[t], decay[t], following, out=advantages[t])
+        return advantages.t().contiguous()

@@ -1,0 +1,73 @@
+"""How good was each text, beside others? Advantages that need no critic, as pure functions over ``[B]`` returns.
+
+The return of a text is the sum of its rewards, prices included; B texts stand in blocks of ``group_size``, the texts
+of one block written for the same prompt. A critic's advantages, token by token, are in
+``agents.functional.advantages``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def group_advantages(returns: Tensor, group_size: int, *, normalise_std: bool = True, epsilon: float = 1e-4) -> Tensor:
+    """A text's return beside its group's: ``(R_i - mean) / (std + epsilon)``.
+
+    Source: GRPO, Shao et al. 2024, section 4.1.2 (arXiv:2402.03300). Without ``normalise_std`` it is Dr. GRPO's
+    ``R_i - mean`` (Liu et al. 2025, arXiv:2503.20783): the division gives groups in which little differs the weight of
+    those in which much does.
+
+    Args:
+        returns: ``[B]`` reward units, groups in blocks.
+        group_size: texts of one prompt.
+        normalise_std: divide by the group's standard deviation (with Bessel's correction).
+        epsilon: added to the standard deviation, reward units.
+
+    Returns:
+        ``[B]`` standard deviations, or reward units; 0 in a group of one and in a group of equal returns.
+
+    Raises:
+        ValueError: if the returns are not ``[B]`` in whole groups.
+    """
+    groups = _groups(returns, group_size)
+    centred = groups - groups.mean(1, keepdim=True)
+    # Rounding leaves a trace in the mean of equal numbers, which a small deviation would blow up.
+    centred = torch.where((groups == groups[:, :1]).all(1, keepdim=True), 0.0, centred)
+    if normalise_std and group_size > 1:
+        centred = centred / (groups.std(1, keepdim=True) + epsilon)
+    return centred.flatten()
+
+
+def leave_one_out_advantages(returns: Tensor, group_size: int) -> Tensor:
+    """A text's return minus the mean of the others' in its group: a baseline that does not depend on the text.
+
+        A_i = R_i - 1 / (k - 1) sum_{j != i} R_j = k / (k - 1) (R_i - mean)
+
+    Source: Kool et al. 2019; as RLOO for language models Ahmadian et al. 2024, eq. 7 (arXiv:2402.14740).
+
+    Args:
+        returns: ``[B]`` reward units, groups in blocks.
+        group_size: k, texts of one prompt.
+
+    Returns:
+        ``[B]`` reward units; 0 in a group of one (nothing to compare with) and in a group of equal returns.
+
+    Raises:
+        ValueError: if the returns are not ``[B]`` in whole groups.
+    """
+    scale = group_size / max(group_size - 1, 1)
+    return scale * group_advantages(returns, group_size, normalise_std=False)
+
+
+def flat_groups(returns: Tensor, group_size: int) -> float:
+    """Share of groups, [0, 1], whose returns ``[B]`` are all equal: they teach nothing (DAPO, arXiv:2503.14476)."""
+    groups = _groups(returns, group_size)
+    return float((groups == groups[:, :1]).all(1).float().mean())
+
+
+def _groups(returns: Tensor, group_size: int) -> Tensor:
+    """``[B / group_size, group_size]``."""
+    if returns.dim() != 1 or group_size < 1 or len(returns) % group_size:
+        raise ValueError(f"expected returns [B] in groups of {group_size}, received shape {tuple(returns.shape)}")
+    return returns.view(-1, group_size)

@@ -1,0 +1,204 @@
+"""How many bytes a text run takes: counted on torch's meta device before anything is allocated, and measured after."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from agents.lm.causal_lm import CausalLMPolicy
+from agents.lm.lora import AdaptedTrunk, LoraOptions
+from agents.lm.token_head import LOGITS_AT_ONCE
+
+FLOAT32 = 4
+LOGITS_COPIES = 4
+"""Arrays of logits' size alive at once in the update: logits, log-softmax, probabilities, gradient."""
+SAMPLING_COPIES = 5
+"""The same while a token is drawn: logits, log-softmax, probabilities, their running sum, one temporary."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """The shapes of a run that memory depends on."""
+
+    rollout_rows: int
+    """Texts written together."""
+    update_rows: int
+    """Texts in one backward pass."""
+    prompt_tokens: int
+    """Of the longest prompt."""
+    new_tokens: int
+    """Budget of a completion."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How the models live; see ``agents.recipes.rlhf.config`` for the fields' meaning."""
+
+    memory: str
+    """"full", "shared" or "adapters"."""
+    critic: str
+    """As `CausalLMPolicy` calls it."""
+    lora: LoraOptions = LoraOptions()  # noqa: RUF009 (frozen)
+    """Of the adapters."""
+    starts_from_adapter: bool = False
+    """Whether the reference is an adapter, too."""
+    dtype: torch.dtype = torch.float32
+    """Of matrix products, and of the trunk that adapters share."""
+    recompute: bool = False
+    """Whether layers are computed again in the backward pass."""
+
+
+def plan(model_config: Any, layout: Layout, workload: Workload, *, reward: int = 0) -> dict[str, int]:
+    """Bytes of each role. Weights, gradients and Adam's states are exact; activations, cache and sampling estimated.
+
+    Update, rollout and checkpoint (which is copied before it is written) take turns, so the total holds the largest of
+    the three. Not in it: the program and its libraries, and what an allocator cannot use again.
+
+    Args:
+        model_config: a transformers configuration of a causal LM.
+        layout: how the models live.
+        workload: the run's shapes.
+        reward: bytes of the reward models' weights, found elsewhere.
+    """
+    policy = _on_meta(model_config, layout)
+    critic = policy.critic_parameters()
+    own = {id(parameter) for parameter in critic}
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    model = [*policy.model.parameters(), *policy.model.buffers()]
+    actor = [tensor for tensor in model if id(tensor) not in own]
+    critic_buffers = [] if policy.critic_trunk is None else list(policy.critic_trunk.buffers())
+    adapter = num_bytes(policy.actor_parameters()) if layout.starts_from_adapter else 0
+    adam = 2 * num_bytes(trained) + FLOAT32 * len(trained)
+    roles = {
+        "policy_weights": num_bytes(actor),
+        "critic_weights": num_bytes([*critic, *critic_buffers]),
+        "reference_weights": adapter if layout.memory == "adapters" else num_bytes(model),
+        "reward_weights": reward,
+        "gradients": num_bytes(trained),
+        "adam_states": adam,
+        "update_activations": activation_bytes(model_config, layout, workload),
+        "rollout_cache": cache_bytes(model_config, layout.dtype, workload),
+        "checkpoint_copy": num_bytes(policy.state_dict().values()) + adam,
+        "rollout_sampling": SAMPLING_COPIES * FLOAT32 * workload.rollout_rows * policy.vocab_size,
+    }
+    rollout = roles["rollout_cache"] + roles["rollout_sampling"]
+    turns = rollout, roles["update_activations"], roles["checkpoint_copy"]
+    return roles | {"total": sum(roles.values()) - sum(turns) + max(turns)}
+
+
+def num_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of tensors, each counted once however often it is named."""
+    return sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in tensors}.values())
+
+
+def activation_bytes(model_config: Any, layout: Layout, workload: Workload) -> int:
+    """What one backward pass keeps of ``update_rows`` texts at full length, and its logits: an estimate.
+
+    The trunk's pass is made on the meta device, where what autograd would keep can be weighed without being computed.
+    """
+    width = workload.prompt_tokens + workload.new_tokens - 1
+    policy = _on_meta(model_config, layout, weights=layout.dtype)
+    tokens = torch.zeros(workload.update_rows, width, dtype=torch.int64, device="meta")
+    passes = 1 if policy.critic in ("shared", "none") else 2
+    kept = passes * _saved_bytes(policy, tokens)
+    if layout.recompute:
+        layers = model_config.num_hidden_layers
+        inputs = tokens.numel() * model_config.hidden_size * layout.dtype.itemsize
+        kept = passes * layers * inputs + kept // (passes * layers)
+    logits = min(workload.update_rows * workload.new_tokens * policy.vocab_size, LOGITS_AT_ONCE)
+    return kept + LOGITS_COPIES * FLOAT32 * logits
+
+
+def cache_bytes(model_config: Any, dtype: torch.dtype, workload: Workload) -> int:
+    """Keys and values of ``rollout_rows`` texts at full length."""
+    heads = model_config.num_attention_heads
+    head_size = getattr(model_config, "head_dim", None) or model_config.hidden_size // heads
+    kv_heads = getattr(model_config, "num_key_value_heads", None) or heads
+    columns = workload.prompt_tokens + workload.new_tokens - 1
+    a_row = 2 * model_config.num_hidden_layers * kv_heads * head_size * columns
+    return int(a_row * workload.rollout_rows * dtype.itemsize)
+
+
+def _on_meta(model_config: Any, layout: Layout, weights: torch.dtype | None = None) -> CausalLMPolicy:
+    """The policy without memory behind it; its weights float32 unless the layout or ``weights`` says otherwise."""
+    weights = weights or (layout.dtype if layout.memory == "adapters" else torch.float32)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(model_config, dtype=weights)
+        trunk = None
+        if layout.memory == "adapters":
+            trunk = AdaptedTrunk(model, layout.lora, value=layout.critic == "adapter")
+        return CausalLMPolicy(model, eos_token_id=None, critic=layout.critic, adapters=trunk)
+
+
+def _saved_bytes(policy: CausalLMPolicy, tokens: Tensor) -> int:
+    weights = {parameter.untyped_storage()._cdata for parameter in policy.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.setdefault(tensor.untyped_storage()._cdata, tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        # transformers looks into token ids and flat masks, and on the meta device there is nothing to see.
+        embedded = policy.model.get_input_embeddings()(tokens)
+        mask = torch.ones(1, 1, tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=tokens.device)
+        trunk = policy.model.base_model
+        hidden = trunk(inputs_embeds=embedded, attention_mask=mask, use_cache=False).last_hidden_state
+    total = sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in weights)
+    return total + hidden.nbytes
+
+
+class PeakMemory:
+    """The most memory this process had at once since ``start``, beyond what it had then.
+
+    On a GPU what torch allocated there; otherwise resident memory of the process. That peak cannot be reset: one from
+    before ``start`` that was never exceeded makes the figure 0.
+    """
+
+    def __init__(self, device: str | torch.device = "cpu") -> None:
+        self.device = torch.device(device)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self.start = resident_bytes()
+        self._before = peak_resident_bytes()
+
+    def bytes(self) -> int:
+        """The peak so far."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        peak = peak_resident_bytes()
+        # The kernel counts the two apart, and the peak may lag behind by a few pages.
+        return max(peak - self.start, 0) if peak > self._before else 0
+
+
+def peak_resident_bytes() -> int:
+    """The process's highest resident memory ever."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def resident_bytes() -> int:
+    """The process's resident memory now; where the system does not tell, the highest ever."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return peak_resident_bytes()
+
+
+def held_bytes(policy: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, int]:
+    """What is really there of a policy and its optimiser: weights, gradients, Adam's states."""
+    states = [value for state in optimiser.state.values() for value in state.values() if isinstance(value, Tensor)]
+    return {
+        "weights": num_bytes([*policy.parameters(), *policy.buffers()]),
+        "gradients": num_bytes(p.grad for p in policy.parameters() if p.grad is not None),
+        "adam_states": num_bytes(states),
+    }

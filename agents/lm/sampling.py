@@ -1,0 +1,214 @@
+"""From logits to the distribution that is sampled, logged and trained: one place, so the three cannot disagree.
+
+`TokenSampling` says how logits become a distribution (temperature, top-k, top-p, shortest completion, allowed tokens);
+`token_logprobs` reads log-probabilities and entropies off it with a backward pass that keeps one `[N, V]` array only;
+`sample_tokens` draws from it. No model is known here; `agents.lm.fused_logprobs` has a linear layer in front.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenSampling:
+    """How next-token logits become the policy's distribution.
+
+    Filters act in the order of the fields. The tokens a row really took are kept by every filter (see ``shape``), so a
+    later policy still gives them a finite log-probability; at the policy that sampled them this changes nothing.
+    """
+
+    temperature: float = 1.0
+    """Logits are divided by it; > 0."""
+    min_new_tokens: int = 0
+    """Tokens before which the end-of-text token has probability 0."""
+    allowed_tokens: tuple[int, ...] | None = None
+    """Token ids that may be sampled; all others have probability 0. None: all may."""
+    top_k: int | None = None
+    """Only the k likeliest tokens are kept; None: all."""
+    top_p: float = 1.0
+    """The smallest set of likeliest tokens whose probability reaches it is kept; (0, 1]."""
+
+    def __post_init__(self) -> None:
+        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+            raise ValueError(f"temperature must be positive and finite, got {self.temperature}")
+        if self.min_new_tokens < 0:
+            raise ValueError(f"min_new_tokens must be >= 0, got {self.min_new_tokens}")
+        if self.allowed_tokens is not None and len(self.allowed_tokens) == 0:
+            raise ValueError("allowed_tokens is empty: no token could be sampled")
+        if self.allowed_tokens is not None and min(self.allowed_tokens) < 0:
+            raise ValueError(f"allowed_tokens holds {min(self.allowed_tokens)}; ids are in the vocabulary [0, V)")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k must be >= 1 or None, got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Whether all allowed tokens are among the ``vocab_size`` that the model has.
+
+        Raises:
+            ValueError: if one is not.
+        """
+        largest = max(self.allowed_tokens or (0,))
+        if largest >= vocab_size:
+            raise ValueError(f"allowed_tokens holds {largest}, which is not in the vocabulary [0, {vocab_size})")
+
+    @property
+    def filters(self) -> bool:
+        """Whether some tokens may get probability 0."""
+        return self.min_new_tokens > 0 or self.allowed_tokens is not None or self.top_k is not None or self.top_p < 1.0
+
+    def shape(
+        self, logits: Tensor, steps: Tensor | int, eos_token_id: int | None, taken: Tensor | None = None
+    ) -> Tensor:
+        """Logits of the distribution that acts: float32, ``-inf`` where the probability is 0.
+
+        Args:
+            logits: ``[N, V]`` of the model.
+            steps: ``[N]`` or one number for all, tokens already produced in the completion.
+            eos_token_id: the token that ``min_new_tokens`` forbids; None: there is none.
+            taken: ``[N]`` tokens that top-k and top-p keep even if they fell out of the set since.
+        """
+        logits = logits.float()
+        if self.temperature != 1.0:
+            logits = logits / self.temperature
+        if not self.filters:
+            return logits
+        forbidden = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
+        if self.allowed_tokens is not None:
+            forbidden[:] = True
+            forbidden[:, list(self.allowed_tokens)] = False
+        if self.min_new_tokens > 0 and eos_token_id is not None:
+            early = torch.as_tensor(steps, device=logits.device).expand(logits.shape[0]) < self.min_new_tokens
+            forbidden[:, eos_token_id] |= early
+        if bool(forbidden.all(dim=-1).any()):
+            raise ValueError("every token is forbidden: allowed_tokens holds only the end-of-text token, too early")
+        logits = logits.masked_fill(forbidden, -math.inf)
+        if self.top_k is None and self.top_p >= 1.0:
+            return logits
+        with torch.no_grad():
+            dropped = self._outside_top(logits)
+            if taken is not None:
+                dropped.scatter_(1, taken[:, None], False)
+        return logits.masked_fill(dropped, -math.inf)
+
+    def _outside_top(self, logits: Tensor) -> Tensor:
+        """``[N, V]`` bool, True on what top-k and then top-p throw away; ties at the border of top-k stay in."""
+        ranked, order = logits.sort(dim=-1, descending=True)
+        if self.top_k is not None and self.top_k < ranked.shape[-1]:
+            ranked = ranked.masked_fill(ranked < ranked[:, self.top_k - 1 : self.top_k], -math.inf)
+        probabilities = ranked.softmax(dim=-1)
+        above = probabilities.cumsum(dim=-1) - probabilities
+        dropped = (above >= self.top_p) if self.top_p < 1.0 else torch.zeros_like(above, dtype=torch.bool)
+        dropped |= ranked == -math.inf
+        dropped[:, 0] = False
+        return torch.empty_like(dropped).scatter_(1, order, dropped)
+
+
+IN_CACHE = 2**19
+"""Entries of a logits array that are worked on together (2 MB of float32)."""
+
+
+def read_off(logits: Tensor, tokens: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    """Fill ``probabilities [N, V]``; give log-probability and entropy, ``[N]`` each. No gradient."""
+    # Below the largest, so that what is nearly certain has its small numbers exact; clamped, as 0 x -inf is none.
+    below = (logits - logits.amax(-1, keepdim=True)).clamp_(min=torch.finfo(logits.dtype).min)
+    torch.softmax(below, dim=-1, out=probabilities)
+    largest = probabilities.amax(-1).log()
+    chosen = below.gather(1, tokens[:, None])[:, 0] + largest
+    return chosen, -largest - below.mul_(probabilities).sum(-1)
+
+
+def parts_in_cache(rows: int, vocab_size: int) -> Iterator[slice]:
+    """A few rows at a time, so that what one kernel writes is in the cache when the next reads it."""
+    step = max(1, IN_CACHE // vocab_size)
+    return (slice(begin, begin + step) for begin in range(0, rows, step))
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """Gathered log-softmax and entropy; only the probabilities are kept for the backward pass.
+
+    d logp(a) / d z = 1_a - p          d H / d z = -p (log p + H)
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, tokens: Tensor):  # type: ignore[no-untyped-def, override]
+        probabilities = torch.empty_like(logits)
+        chosen, entropy = logits.new_empty(len(tokens)), logits.new_empty(len(tokens))
+        for part in parts_in_cache(*logits.shape):
+            chosen[part], entropy[part] = read_off(logits[part], tokens[part], probabilities[part])
+        ctx.save_for_backward(probabilities, tokens, entropy)
+        ctx.set_materialize_grads(False)
+        return chosen, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_chosen: Tensor | None, grad_entropy: Tensor | None):  # type: ignore[no-untyped-def, override]
+        probabilities, tokens, entropy = ctx.saved_tensors
+        grad = None
+        if grad_chosen is not None:
+            grad = probabilities * -grad_chosen[:, None]
+            grad.scatter_add_(-1, tokens[:, None], grad_chosen[:, None])
+        if grad_entropy is not None:
+            part = entropy_gradient(probabilities, entropy, grad_entropy)
+            grad = part if grad is None else grad + part
+        return grad, None
+
+
+def entropy_gradient(probabilities: Tensor, entropy: Tensor, grad: Tensor) -> Tensor:
+    """What a gradient ``[N]`` of the entropy is to the logits, ``[N, V]``."""
+    plogp = torch.special.xlogy(probabilities, probabilities)
+    return (plogp + probabilities * entropy[:, None]) * -grad[:, None]
+
+
+def token_logprobs(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability of one token and entropy of the distribution, per row.
+
+    Args:
+        logits: ``[N, V]`` float32 (or float64); ``-inf`` marks probability 0.
+        tokens: ``[N]`` int64 in ``[0, V)``.
+
+    Returns:
+        ``(logprobs [N], entropy [N])`` in nats; both differentiable, the entropy at no cost if its gradient is unused.
+
+    Raises:
+        ValueError: if the shapes do not belong together.
+    """
+    if logits.dim() != 2 or tokens.shape != logits.shape[:1]:
+        raise ValueError(f"logits [N, V] and tokens [N] expected, got {tuple(logits.shape)} and {tuple(tokens.shape)}")
+    return _TokenLogprobs.apply(logits, tokens)
+
+
+def sample_tokens(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+    """One token per row, by inversion of the distribution function; the likeliest token where ``noise`` is None.
+
+    One uniform number a row is all the randomness, so what a row draws does not depend on the rows beside it.
+
+    Args:
+        logits: ``[N, V]`` float32; ``-inf`` marks probability 0.
+        noise: ``[N]`` uniform in ``[0, 1)``.
+
+    Returns:
+        ``(tokens [N], logprobs [N])``, nats.
+
+    Raises:
+        FloatingPointError: if a row's logits are NaN or infinite.
+    """
+    if noise is None:
+        tokens = logits.argmax(dim=-1)
+        return tokens, torch.log_softmax(logits, dim=-1).gather(-1, tokens[:, None])[:, 0]
+    logprobs = torch.log_softmax(logits, dim=-1)
+    heights = logprobs.exp().cumsum(dim=-1)
+    total = heights[:, -1:]
+    if bool(total.isnan().any()):
+        raise FloatingPointError("there is no distribution to sample from: the logits are not finite any more")
+    # Strictly below the total, so that the first height above it belongs to a token of positive probability.
+    target = torch.minimum(noise[:, None].to(total) * total, torch.nextafter(total, torch.zeros_like(total)))
+    tokens = torch.searchsorted(heights, target, right=True)
+    return tokens[:, 0], logprobs.gather(-1, tokens)[:, 0]

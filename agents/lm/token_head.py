@@ -1,0 +1,88 @@
+"""What a language model says of tokens in given states: their log-probability, the entropy, the exact KL to another.
+
+Logits of many states and a large vocabulary are made in pieces, and again in the backward pass, so that they never lie
+in memory all at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from agents.functional.kl import full_kl
+from agents.lm.fused_logprobs import linear_token_logprobs
+from agents.lm.sampling import TokenSampling, token_logprobs
+
+LOGITS_AT_ONCE = 2**24
+"""Entries of a logits array above which it is computed in pieces and again in the backward pass (64 MB of float32)."""
+
+
+@dataclass(frozen=True)
+class TokenHead:
+    """An output layer and the rules by which the distribution behind it is sampled."""
+
+    layer: Any
+    """A model's output embedding: ``[N, D]`` hidden states to ``[N, V]`` logits; it has a weight ``[V, D]``."""
+    sampling: TokenSampling
+    """How logits become the distribution that acts."""
+    eos_token_id: int | None
+    """The token that ends a completion; None: there is none."""
+
+    def judge(self, hidden: Tensor, tokens: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probability of one token in each state, and the distribution's entropy, with gradient.
+
+        Args:
+            hidden: ``[N, D]`` last hidden states.
+            tokens: ``[N]`` what was taken there.
+            steps: ``[N]`` tokens of the completion before it.
+
+        Returns:
+            ``(logprobs [N], entropy [N])``, nats.
+        """
+        plain = type(self.layer) is nn.Linear and self.layer.bias is None and not self.sampling.filters
+
+        def judge(hidden: Tensor, tokens: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+            if plain:
+                return linear_token_logprobs(hidden, self.layer.weight, tokens, temperature=self.sampling.temperature)
+            logits = self._logits(hidden, tokens, steps)
+            with torch.autocast(logits.device.type, enabled=False):
+                return token_logprobs(logits, tokens)
+
+        logprobs, entropy = self._in_pieces(judge, 1, hidden, tokens, steps)
+        return logprobs, entropy
+
+    def exact_kl(
+        self, hidden: Tensor, tokens: Tensor, steps: Tensor, reference: TokenHead, ref_hidden: Tensor
+    ) -> Tensor:
+        """KL ``[N]``, nats, to ``reference`` with its own ``ref_hidden [N, D]`` in each state, with gradient to ours.
+
+        ``tokens`` and ``steps`` as in ``judge``.
+        """
+
+        def kl(hidden: Tensor, tokens: Tensor, steps: Tensor, ref_hidden: Tensor) -> tuple[Tensor]:
+            logits = self._logits(hidden, tokens, steps)
+            with torch.no_grad():
+                ref_logits = reference._logits(ref_hidden, tokens, steps)
+            return (full_kl(torch.log_softmax(logits, -1), torch.log_softmax(ref_logits, -1)),)
+
+        (found,) = self._in_pieces(kl, 4, hidden, tokens, steps, ref_hidden)  # about four such arrays live at once
+        return found
+
+    def _in_pieces(
+        self, compute: Callable[..., tuple[Tensor, ...]], logits_at_a_time: int, *arrays: Tensor
+    ) -> tuple[Tensor, ...]:
+        """``compute(*arrays)``; in pieces of their rows, each made again backward, if its logits would be large."""
+        piece = max(1, LOGITS_AT_ONCE // (logits_at_a_time * len(self.layer.weight)))
+        if len(arrays[0]) <= piece:
+            return compute(*arrays)
+        parts = zip(*(array.split(piece) for array in arrays), strict=True)
+        found = [checkpoint(compute, *part, use_reentrant=False) for part in parts]
+        return tuple(torch.cat(column) for column in zip(*found, strict=True))
+
+    def _logits(self, hidden: Tensor, tokens: Tensor, steps: Tensor) -> Tensor:
+        return self.sampling.shape(self.layer(hidden), steps, self.eos_token_id, taken=tokens)

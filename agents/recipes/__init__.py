@@ -1,0 +1,1 @@
+"""What the commands run, from flags to summary. May import everything but verification."""

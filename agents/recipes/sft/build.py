@@ -1,0 +1,131 @@
+"""The parts of a fine-tuning run, made from its configuration: tokenizer, model, rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from agents.lm.causal_lm import CausalLMPolicy
+from agents.lm.lora import POLICY, AdaptedTrunk, LoraOptions
+from agents.recipes.rlhf.models import DTYPES, end_of_text
+from agents.recipes.sft.config import TrainLanguageModelConfig
+from agents.recipes.sft.data import Examples, read_examples
+from agents.recipes.sft.from_scratch import new_model, train_tokenizer
+from agents.recipes.sft.rows import RowEncoder, TokenRow, check_vocabulary, limit_rows, split_rows
+from textenvs.tokens.tokenizers import load_tokenizer
+from textenvs.wrappers.reference import load_causal_lm
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rows:
+    """What a run learns from and is judged by, and what became of rows that needed a decision."""
+
+    train: list[TokenRow]
+    heldout: list[TokenRow]
+    counts: dict[str, int]
+    """For the summary."""
+
+
+def build_policy(config: TrainLanguageModelConfig, examples: Examples) -> tuple[Any, CausalLMPolicy]:
+    """Tokenizer and model: those that ``config`` names, or new ones as large as it says.
+
+    Raises:
+        ValueError: if they cannot be loaded, or name no token, or not the same one, as the end of a text.
+    """
+    autocast = None if config.dtype == "float32" else DTYPES[config.dtype]
+    if config.model is None:
+        if examples.kind == "chats":
+            raise ValueError("rows with messages need --model: a new model's tokenizer has no chat template")
+        texts = ["".join(example.content.values()) for example in examples.rows]
+        assert config.max_length is not None
+        tokenizer: Any = train_tokenizer(texts, config.vocab_size, config.max_length)
+        torch.manual_seed(config.seed)
+        model: Any = new_model(config, tokenizer).eval()
+    else:
+        tokenizer = load_tokenizer(config.model)
+        # A frozen weight is only ever read, and autocast would round it at each reading.
+        dtype = torch.float32 if config.lora_rank is None else DTYPES[config.dtype]
+        model = load_causal_lm(config.model, dtype=dtype)
+    eos_token_id = agree_on_end_of_text(model, tokenizer, frozen=config.lora_rank is not None)
+    model.to(config.device)
+    trunk = None
+    if config.lora_rank is not None:
+        options = LoraOptions(rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed)
+        trunk = AdaptedTrunk(model, options, value=False)
+    policy = CausalLMPolicy(
+        model,
+        eos_token_id=eos_token_id,
+        critic="none",
+        adapters=trunk,
+        role=POLICY,
+        autocast=autocast,
+        recompute=config.gradient_checkpointing,
+    )
+    return tokenizer, policy
+
+
+def agree_on_end_of_text(model: Any, tokenizer: Any, *, frozen: bool) -> int:
+    """The tokenizer's end-of-text token, which the model's configuration names, too, if need be from now on.
+
+    Args:
+        model: whose configuration the later stages read.
+        tokenizer: its tokenizer.
+        frozen: whether the model is kept as it is, so that its configuration cannot be corrected.
+
+    Raises:
+        ValueError: if the tokenizer has none, or a frozen model ends its texts with another one.
+    """
+    token = tokenizer.eos_token_id
+    if token is None:
+        raise ValueError(
+            "the tokenizer has no end-of-text token (eos_token), so the model could not learn to stop: set one in "
+            "tokenizer_config.json"
+        )
+    if model.config.eos_token_id is None or end_of_text(model, tokenizer) != token:
+        if frozen:
+            raise ValueError(
+                f"the model ends texts with token {model.config.eos_token_id}, its tokenizer with {token}; an adapter "
+                f"cannot carry that: set eos_token_id to {token} in the model's config.json"
+            )
+        model.config.eos_token_id = int(token)
+        if model.generation_config is not None:
+            model.generation_config.eos_token_id = int(token)
+    return int(token)
+
+
+def build_rows(config: TrainLanguageModelConfig, examples: Examples, tokenizer: Any, policy: CausalLMPolicy) -> Rows:
+    """Rows to learn and rows to evaluate on.
+
+    Raises:
+        ValueError: naming the file and line of what cannot be used.
+    """
+    assert policy.eos_token_id is not None
+    encode = RowEncoder(tokenizer, eos_token_id=policy.eos_token_id, wrap=config.chat_template)
+    positions = policy.max_positions
+    longest = positions if config.max_length is None else config.max_length
+    if positions is not None and longest is not None and longest > positions:
+        raise ValueError(f"max_length {longest} is more than the model's {positions} positions")
+    num_long = 0
+
+    def ready(examples: Examples) -> list[TokenRow]:
+        nonlocal num_long
+        rows, longer = limit_rows(encode(examples), longest, config.too_long)
+        check_vocabulary(rows, policy.vocab_size)
+        num_long += longer
+        return rows
+
+    train, heldout = ready(examples), []
+    if config.heldout_data is not None:
+        heldout = ready(read_examples(config.heldout_data, examples.kind))[: config.heldout_rows]
+    elif config.heldout_share > 0:
+        train, heldout = split_rows(train, share=config.heldout_share, most=config.heldout_rows, seed=config.seed)
+    counts = {
+        "rows": len(train),
+        "heldout_rows": len(heldout),
+        "rows_cut": num_long if config.too_long == "cut" else 0,
+        "rows_skipped": num_long if config.too_long == "skip" else 0,
+        "rows_tokenised_apart": encode.num_apart,
+    }
+    return Rows(train=train, heldout=heldout, counts=counts)

@@ -1,0 +1,135 @@
+"""A fine-tuning run from its configuration: rows and model, the fit, samples before and after, the summary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agents.evaluation.samples import write_samples
+from agents.lm.causal_lm import CausalLMPolicy
+from agents.lm.memory import PeakMemory
+from agents.recipes.rlhf.build import EVAL_SEED, save_adapter, save_model
+from agents.recipes.sft.build import build_policy, build_rows
+from agents.recipes.sft.config import TrainLanguageModelConfig
+from agents.recipes.sft.data import read_examples
+from agents.recipes.sft.fit import Fit, perplexity_of
+from agents.recipes.sft.fit_run import fit_in, log_samples
+from agents.recipes.sft.loss import BatchLimits, FineTuning
+from agents.recipes.sft.rows import TokenRow
+from agents.runs.run_dir import SUMMARY, RunDir
+
+MODEL, ADAPTER, SAMPLES = "model", "adapter", "samples.json"
+SHOWN = 3
+"""Samples that are printed; all are in the file."""
+
+
+def fine_tune(config: TrainLanguageModelConfig, run: RunDir) -> dict[str, Any]:
+    """Run it; returns what ``summary.json`` holds, or after Ctrl-C ``{"interrupted": True, ...}`` so far.
+
+    Raises:
+        ValueError, CheckpointError, FloatingPointError: each with a message that says what to do.
+    """
+    peak = PeakMemory(config.device)
+    assert config.data is not None
+    examples = read_examples(config.data)
+    tokenizer, policy = build_policy(config, examples)
+    rows = build_rows(config, examples, tokenizer, policy)
+    limits = BatchLimits(
+        rows=config.batch_size,
+        tokens=config.batch_tokens,
+        micro_rows=config.microbatch_size,
+        micro_positions=config.microbatch_tokens,
+    )
+    learner = FineTuning(policy, rows.train, rows.heldout, limits=limits, seed=config.seed)
+    book = SampleBook(config, tokenizer, policy, rows.heldout)
+    before = book.write()
+    run.begin(config.identity())
+    fit, finished = fit_in(run, learner, config.fit_options(num_steps(config, learner)), resume=config.resume)
+    peak_bytes = peak.bytes()
+    save_model(policy, tokenizer, run.path / MODEL)
+    save_adapter(policy, run.path / ADAPTER)
+    after = book.write()
+    samples = book.compare(before, after)
+    run.write_json(SAMPLES, {"samples": samples})
+    for sample in samples[:SHOWN]:
+        print(f"{sample['prompt']!r}\n  before: {sample['before']!r}\n  after:  {sample['after']!r}")
+    log_samples(run.path, book.pages(before), 0)
+    log_samples(run.path, book.pages(after), fit.progress.best_step)
+    summary = {
+        "kind": examples.kind,
+        "seed": config.seed,
+        **figures(fit),
+        **rows.counts,
+        "trained_parameters": sum(parameter.numel() for parameter in fit.parameters),
+        "peak_memory_bytes": peak_bytes,
+    }
+    if not finished:
+        return summary | {"interrupted": True}
+    run.write_json(SUMMARY, summary)
+    return summary
+
+
+def num_steps(config: TrainLanguageModelConfig, learner: FineTuning) -> int:
+    """Optimiser steps of the run: so many epochs, or so many tokens."""
+    if config.epochs is not None:
+        return learner.steps_in(config.epochs)
+    assert config.train_tokens is not None
+    return learner.steps_in(config.train_tokens / sum(len(row.tokens) for row in learner.train))
+
+
+def figures(fit: Fit) -> dict[str, Any]:
+    """What the summary says of a fit; perplexities are per learnt token of the held-out rows, None without any.
+
+    ``perplexity_after`` is of the weights that are kept, ``perplexity_last`` of the last ones.
+    """
+    progress = fit.progress
+    losses = {"before": progress.first_loss, "after": progress.best_loss, "last": progress.last_loss}
+    return {
+        **{f"perplexity_{when}": None if loss is None else perplexity_of(loss) for when, loss in losses.items()},
+        **{f"heldout_loss_{when}": loss for when, loss in losses.items()},
+        "steps": progress.step,
+        "kept_step": progress.best_step,
+        "tokens": progress.tokens,
+        "tokens_per_s": progress.tokens / max(progress.step_seconds, 1e-9),
+        "wall_s": progress.seconds,
+    }
+
+
+class SampleBook:
+    """What a policy writes on a few held-out prompts, with the same luck each time.
+
+    Args:
+        config: says how many and how long.
+        tokenizer: of the policy.
+        policy: what writes, as it is at the time.
+        heldout: rows whose openings are the prompts; a row that fills the model's positions is passed over.
+    """
+
+    def __init__(
+        self, config: TrainLanguageModelConfig, tokenizer: Any, policy: CausalLMPolicy, heldout: list[TokenRow]
+    ) -> None:
+        self.tokenizer, self.policy = tokenizer, policy
+        limit = policy.max_positions
+        fitting = [row for row in heldout if limit is None or row.opening < limit]
+        self.rows = fitting[: config.num_samples]
+        room = [] if limit is None else [limit - row.opening for row in self.rows]
+        self.budget = min([config.sample_tokens, *room])
+
+    def write(self) -> list[str]:
+        """A completion for every prompt."""
+        if not self.rows:
+            return []
+        prompts: list[Any] = [row.tokens[: row.opening].tolist() for row in self.rows]
+        samples = write_samples(self.policy, self.tokenizer, prompts, max_new_tokens=self.budget, seed=EVAL_SEED)
+        return samples.endings
+
+    def compare(self, before: list[str], after: list[str]) -> list[dict[str, str]]:
+        """Prompt, what the data says, and what was written before and after."""
+        targets = [self.tokenizer.decode(row.tokens[row.opening :], skip_special_tokens=True) for row in self.rows]
+        return [
+            {"prompt": row.prompt, "target": target, "before": first, "after": second}
+            for row, target, first, second in zip(self.rows, targets, before, after, strict=True)
+        ]
+
+    def pages(self, endings: list[str]) -> list[str]:
+        """For TensorBoard: the prompt set apart by a bar."""
+        return [f"{row.prompt} |{ending}" for row, ending in zip(self.rows, endings, strict=True)]

@@ -1,0 +1,2 @@
+"""Learning from whole texts: collector, advantages, objective, KL controllers. May import the core, functional, lm,
+runs."""

@@ -1,0 +1,86 @@
+"""The loss of a language model's update, put together as ``TextAgentConfig`` says from the pure losses and KLs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agents.functional import kl, losses
+from agents.functional.masked import Average, constant_mean, keep, masked_mean, sequence_mean
+from agents.interfaces import Evaluation
+from agents.rollout import Batch
+from agents.text.config import TextAgentConfig
+from agents.update import Objective, Share, critic_loss
+
+AVERAGES: dict[str, tuple[Average, Share]] = {
+    "token": (masked_mean, "steps"),
+    "sequence": (sequence_mean, "rows"),
+    "constant": (constant_mean, "rows"),
+}
+"""Each ``average`` with what its means are over."""
+ESTIMATORS = {"k1": kl.k1, "k2": kl.k2, "k3": kl.k3}
+
+
+def text_objective(config: TextAgentConfig, *, clip: float, beta: float) -> Objective:
+    """``L_policy + value_coef L_value + entropy_coef L_entropy + beta KL``, of which each only where it is asked for.
+
+    Args:
+        config: which of them, and how tokens are averaged, the same way in all.
+        clip: eps of this update.
+        beta: price of the KL in the loss, reward units per nat; unused where only the reward charges it.
+    """
+    average, _ = AVERAGES[config.average]
+
+    def objective(evaluation: Evaluation, batch: Batch, mask: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        if config.policy_loss == "plain":
+            total = losses.policy_gradient_loss(evaluation.logprobs, batch.advantages, mask, average=average)
+        else:
+            total = losses.clipped_policy_loss(
+                evaluation.logprobs,
+                batch.old_logprobs,
+                batch.advantages,
+                mask,
+                clip=clip,
+                clip_high=config.clip_high,
+                dual_clip=config.dual_clip,
+                average=average,
+            )
+        parts = {"policy_loss": total}
+        if config.uses_critic:
+            parts["value_loss"] = critic_loss(config, evaluation, batch, mask, average)
+            total = torch.add(total, parts["value_loss"], alpha=config.value_coef)
+        if config.entropy_coef:
+            entropy = losses.entropy_loss(evaluation.entropy, mask, average=average)
+            total = torch.add(total, entropy, alpha=config.entropy_coef)
+        if config.kl_in != "reward":
+            parts["kl_loss"] = average(keep(_kl(config.kl_estimator, evaluation, batch), mask), mask)
+            total = torch.add(total, parts["kl_loss"], alpha=beta)
+        return total, parts
+
+    return objective
+
+
+def _kl(estimator: str, evaluation: Evaluation, batch: Batch) -> Tensor:
+    """KL to the reference, ``[B, T]`` nats, with gradient."""
+    if estimator == "full":
+        if evaluation.kl is None:
+            raise ValueError('kl_estimator "full" needs the reference itself: pass it to the agent')
+        return evaluation.kl
+    if batch.ref_logprobs is None:
+        raise ValueError("a KL in the loss needs the reference's log-probs: put KLShaping around the environment")
+    return ESTIMATORS[estimator](evaluation.logprobs, batch.ref_logprobs)
+
+
+class AgainstReference:
+    """A policy whose evaluations bring the exact KL to ``reference`` along; what ``agents.update`` asks of a policy."""
+
+    keeps_rows = True
+
+    def __init__(self, policy: Any, reference: Any) -> None:
+        self.policy, self.reference = policy, reference
+
+    def evaluate(self, observations: Tensor, actions: Tensor, mask: Tensor | None) -> Evaluation:
+        """As the policy's own."""
+        return self.policy.evaluate(observations, actions, mask, reference=self.reference)

@@ -1,0 +1,286 @@
+"""The proof of the core: update, advantages, autoreset, ratios and gradients against independent derivations.
+
+Nothing here needs data or an environment of one's own. What takes training is in ``verify_training``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+
+from agents.config import UpdateConfig
+from agents.control.classic.base import make_vector
+from agents.control.fast_mlp import FastMLP, is_fast
+from agents.control.mlp import MLPPolicy
+from agents.functional.advantages import generalized_advantages
+from agents.rollout import Batch
+from agents.update import update
+from agents.verification import learning as verify_learning
+from agents.verification.checks import Check, Checking, at_least, at_most, joint, near
+from agents.verification.env import modes_agree
+from agents.verification.env_subject import Subject
+from agents.verification.kl_bias import TASKS, kl_biases
+from agents.verification.model import model_checks
+from agents.verification.model_subject import Model
+from agents.verification.numpy_ppo import NumpyPPO, advantages_by_definition
+from agents.verification.sb3_peer import advantage_difference, update_difference
+from agents.verification.text import text_checks
+
+SEEN = spaces.Box(-1, 1, (4,))
+ACTIONS: dict[str, spaces.Space] = {
+    "Discrete": spaces.Discrete(3, start=5),
+    "Box": spaces.Box(-1, 1, (2,)),
+    "MultiDiscrete": spaces.MultiDiscrete([2, 3]),
+    "MultiBinary": spaces.MultiBinary(3),
+}
+CLASSIC = ("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1")
+
+
+def core_checks() -> list[Checking]:
+    """All of them; a second or so each."""
+    checkings: list[Checking] = [
+        ("the update equals an independent numpy PPO in float64", update_equals_numpy),
+        ("the update equals Stable-Baselines3's PPO.train()", update_equals_sb3),
+        ("GAE equals its O(T^2) definition and SB3's RolloutBuffer", advantages),
+        ("autoreset modes give the same batch", autoreset_modes),
+    ]
+    checkings += [(f"{name}: ratio 1, KL 0, gradient", partial(first_minibatch, name)) for name in ACTIONS]
+    checkings += [
+        (f"{name}: the native vector form equals the scalar original", partial(native, name)) for name in CLASSIC
+    ]
+    checkings += [(f"KL estimators on {task}", partial(kl_estimators, task)) for task in TASKS]
+    return checkings
+
+
+def language_model_checks() -> list[Checking]:
+    """A tiny random GPT-2 (absolute positions) and Llama (rotary ones), by the checks of ``--model``."""
+    checkings: list[Checking] = []
+    for name, model in tiny_models().items():
+        subject = Model(model)
+        for claim, function in [*model_checks(subject), *text_checks(subject)]:
+            checkings.append((f"tiny {name}: {claim}", partial(_named, f"tiny {name}: ", function)))
+    return checkings
+
+
+def tiny_models() -> dict[str, Any]:
+    """Two layers by 24 with weights large enough for a distribution of their own; 31 tokens, 48 positions."""
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    common: dict[str, Any] = {
+        "vocab_size": 31,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+        "initializer_range": 0.3,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        gpt2 = GPT2LMHeadModel(GPT2Config(n_positions=48, n_embd=24, n_layer=2, n_head=4, **common))
+        llama = LlamaForCausalLM(
+            LlamaConfig(
+                hidden_size=24,
+                intermediate_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=48,
+                **common,
+            )
+        )
+    return {"GPT-2": gpt2.eval(), "Llama": llama.eval()}
+
+
+def update_equals_numpy() -> Check:
+    """Three epochs of three minibatches, clipping, entropy bonus and gradient clipping at work."""
+    policy = _policy(spaces.Discrete(3), hidden=(8, 8)).double()
+    batch, reference = _batch(policy), NumpyPPO(policy)
+    config = UpdateConfig(epochs=3, minibatch_size=10, value_coef=0.7, entropy_coef=0.01)
+    optimiser = torch.optim.Adam(policy.parameters(), lr=1e-3, eps=1e-5)
+    update(policy, optimiser, batch, config, clip=0.05, generator=torch.Generator().manual_seed(7))
+    names = ("observations", "actions", "old_logprobs", "advantages", "returns")
+    x, actions, old, advantages, returns = (getattr(batch, name).flatten(0, 1).numpy() for name in names)
+    advantages = (advantages - advantages.mean()) / (advantages.std(ddof=1) + 1e-8)
+    settings = {"clip": 0.05, "value_coef": 0.7, "entropy_coef": 0.01, "max_norm": 0.5, "rate": 1e-3}
+    shuffles = torch.Generator().manual_seed(7)
+    for _ in range(3):
+        for part in np.split(torch.randperm(30, generator=shuffles).numpy(), 3):
+            reference.step(x[part], actions[part], old[part], advantages[part], returns[part], **settings)
+    gaps = [np.abs(value.detach().numpy() - reference.p[name]).max() for name, value in policy.named_parameters()]
+    return at_most("the update equals an independent numpy PPO in float64, parameters", float(np.max(gaps)), 1e-9)
+
+
+def update_equals_sb3() -> list[Check]:
+    """Discrete and Box, by autograd and by the written-out gradient."""
+    kinds = [(env_id, fast) for env_id in ("CartPole-v1", "Pendulum-v1") for fast in (False, True)]
+    return [
+        at_most(
+            f"the update equals SB3's PPO.train(), {env_id}{', gradient written out' if fast else ''}, parameters",
+            update_difference(env_id, fast=fast),
+            1e-6,
+        )
+        for env_id, fast in kinds
+    ]
+
+
+def advantages() -> list[Check]:
+    """Five random mixtures of terminated, truncated and masked steps."""
+    worst = 0.0
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        terminated = rng.random((6, 17)) < 0.15
+        ended = terminated | (rng.random((6, 17)) < 0.15)
+        ended[:, -1] = True
+        mask = rng.random((6, 17)) < 0.85
+        rollout = dict(zip(("rewards", "values", "next_values"), rng.normal(size=(3, 6, 17)), strict=True))
+        rollout |= {"terminated": terminated, "ended": ended}
+        tensors = {name: torch.from_numpy(value) for name, value in rollout.items()}
+        ours = generalized_advantages(**tensors, gamma=0.97, lam=0.9, mask=torch.from_numpy(mask)).numpy()
+        gap = np.abs(ours - advantages_by_definition(rollout, gamma=0.97, lam=0.9, mask=mask)).max()
+        worst = float(np.maximum(worst, gap))
+    return [
+        at_most("GAE equals its O(T^2) definition, any mixture of ends and masks", worst, 1e-12),
+        at_most("GAE and returns equal SB3's RolloutBuffer (float32)", advantage_difference(), 1e-5),
+    ]
+
+
+def autoreset_modes() -> list[Check]:
+    """Acrobot and Pendulum cut after 25 steps, CartPole also ended."""
+    checks = []
+    for env_id in ("CartPole-v1", "Acrobot-v1", "Pendulum-v1"):
+        subject = Subject(env_id)
+        found = [modes_agree(subject), *verify_learning.counted(subject)]
+        checks += [check._replace(claim=f"{env_id}: {check.claim}") for check in found]
+    return checks
+
+
+def first_minibatch(kind: str) -> list[Check]:
+    """At learning rate 0: two epochs of ratio 1. At ratio 1: PPO's gradient against that of ``-mean(log pi A)``."""
+    policy = _policy(ACTIONS[kind])
+    batch = _batch(policy)
+    optimiser = torch.optim.Adam(policy.parameters(), lr=0.0)
+    config = UpdateConfig(epochs=2, minibatch_size=7)
+    figures = update(policy, optimiser, batch, config, clip=1e-3, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        now = policy.evaluate(batch.observations, batch.actions).logprobs
+    ratio = float((now - batch.old_logprobs).exp().sub(1).abs().max())
+    policy.zero_grad()
+    (-(policy.evaluate(batch.observations, batch.actions).logprobs * batch.advantages).mean()).backward()
+    plain = _flat_gradient(policy.actor)
+    policy.zero_grad()
+    whole = UpdateConfig(epochs=1, minibatch_size=10**6, normalise_advantages="none", max_grad_norm=1e9)
+    update(policy, optimiser, batch, whole, clip=0.2, generator=torch.Generator())
+    ours = _flat_gradient(policy.actor)
+    checks = [
+        at_most(f"{kind}: first minibatch, largest |ratio - 1|", ratio, 1e-5),
+        at_most(f"{kind}: approximate KL, nats, without learning", figures["train/approx_kl"], 1e-9),
+        at_most(f"{kind}: clip fraction at 0.001, without learning", figures["train/clip_fraction"], 0.0),
+        at_most(f"{kind}: at ratio 1 PPO's gradient = policy gradient's", _relative(ours, plain), 1e-5),
+    ]
+    if is_fast(policy):
+        fast = FastMLP(policy)
+        fast.ppo_gradient(batch.single_steps(), whole, 0.2)
+        quick = torch.cat([p.flatten() for p in _actor_gradients(fast)])
+        checks.append(at_most(f"{kind}: the same of the written-out gradient", _relative(quick, plain), 1e-5))
+    return checks
+
+
+def native(env_id: str) -> Check:
+    """Sixteen copies; after every one of 60 steps each is held against the original put into the same state."""
+    envs = make_vector(env_id, 16, AutoresetMode.SAME_STEP)
+    observations, _ = envs.reset(seed=3)
+    scalar = gym.make(env_id).unwrapped
+    worst = max(
+        float(np.abs(gym.make(env_id).reset(seed=3 + i)[0] - observations[i]).max()) for i in range(envs.num_envs)
+    )
+    rng, wrong, steps = np.random.default_rng(0), 0, 0
+    for _ in range(60):
+        before = envs.state_dict()["state"].T.copy()  # type: ignore[attr-defined]
+        actions = _random_actions(envs, rng)
+        observations, rewards, terminated, _, info = envs.step(actions)
+        for i in range(envs.num_envs):
+            scalar.reset(seed=0)
+            scalar.state = before[i].astype(np.float32) if env_id == "MountainCarContinuous-v0" else before[i]  # type: ignore[attr-defined]
+            seen, reward, ended, _, _ = scalar.step(actions[i])
+            mine = info["final_obs"][i] if "final_obs" in info and info["_final_obs"][i] else observations[i]
+            gap = np.abs(mine - seen).max() + abs(float(rewards[i]) - float(reward))
+            worst, wrong, steps = float(np.maximum(worst, gap)), wrong + (bool(terminated[i]) != ended), steps + 1
+    note = f" over {steps} steps; {wrong} ends differ"
+    return at_most(
+        f"{env_id}: the native vector form equals the scalar original", worst if not wrong else np.inf, 1e-5, note
+    )
+
+
+def kl_estimators(task: str) -> list[Check]:
+    """Halfway from the reference to the optimum, by enumeration (``scripts.kl_bias`` explains the two truths)."""
+    found, exact = kl_biases(TASKS[task]()), 1e-9
+    value = {name: found[name].value_error for name in found}
+    token = {name: found[name].token_gradient_error for name in found}
+    priced = near("", found["k1 in the reward"].sequence_gradient_error, 0.0, exact)
+    rows = {
+        "k1: value exact; as a loss it has no gradient": [
+            near("", value["k1"], 0, exact),
+            near("", token["k1"], 1, exact),
+        ],
+        "k2: value biased; gradient exact": [at_least("", abs(value["k2"]), 1e-3), near("", token["k2"], 0, exact)],
+        "k3: value exact; gradient biased": [near("", value["k3"], 0, exact), at_least("", token["k3"], 0.01)],
+        "full KL: value and gradient exact": [near("", value["full"], 0, exact), near("", token["full"], 0, exact)],
+        "k1 as a price in the reward: the sequences' gradient exact": [priced],
+    }
+    return [joint(f"{task}, relative errors, {claim}", parts) for claim, parts in rows.items()]
+
+
+def _policy(action_space: spaces.Space, **options: Any) -> MLPPolicy:
+    """Weights large enough that the policy prefers something."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        policy = MLPPolicy(SEEN, action_space, **options)
+        for parameter in policy.parameters():
+            parameter.data += 0.3 * torch.randn_like(parameter)
+    return policy
+
+
+def _batch(policy: MLPPolicy, rows: int = 6, steps: int = 5) -> Batch:
+    """Its own actions on random observations, with random values, advantages and returns."""
+    generator, kind = torch.Generator().manual_seed(0), next(policy.parameters()).dtype
+    draw = partial(torch.randn, rows, steps, generator=generator)
+    observations = torch.randn(rows, steps, 4, generator=generator).to(kind)
+    actions, logprobs = policy.act(observations, generator=generator)
+    values, advantages, returns = (draw().to(kind) for _ in range(3))
+    mask = torch.ones(rows, steps, dtype=torch.bool)
+    return Batch(observations, actions, logprobs.to(kind), values, advantages, returns, mask)
+
+
+def _flat_gradient(module: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.grad.flatten().clone() for p in module.parameters() if p.grad is not None])
+
+
+def _actor_gradients(fast: FastMLP) -> list[torch.Tensor]:
+    """In the order of ``policy.actor.parameters()``."""
+    found = []
+    for weights, bias in zip(fast.weight_gradients, fast.bias_gradients, strict=True):
+        found += [weights[0], bias[: len(weights[0])]]
+    return found
+
+
+def _random_actions(envs: Any, rng: np.random.Generator) -> Any:
+    """Continuous ones also leave their bounds."""
+    if isinstance(envs.single_action_space, spaces.Box):
+        return rng.normal(0.0, 1.5, envs.action_space.shape).astype(np.float32)
+    return rng.integers(envs.single_action_space.n, size=envs.num_envs)
+
+
+def _relative(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).norm() / other.norm())
+
+
+def _named(prefix: str, function: Callable[[], Any]) -> list[Check]:
+    found = function()
+    results = [found] if isinstance(found, Check) else found
+    return [check._replace(claim=prefix + check.claim) for check in results]

@@ -1,0 +1,239 @@
+"""The environment that `verify --env` looks at: how copies of it are made, recorded and replayed. No checks here."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+
+from agents.agent import Agent
+from agents.config import PPOConfig
+from agents.control.classic import base as vector_classic
+from agents.control.collector import StepCollector
+from agents.control.loading import load_agent
+from agents.control.ppo import PPO
+from agents.control.spaces import ActionDecoder, ObservationEncoder
+from agents.rollout import Rollout
+
+NUM_ENVS, NUM_STEPS, LIMIT = 3, 64, 25
+"""Copies side by side; steps of each; time limit put on them, so that truncation is seen."""
+
+
+class Recorder(gym.Wrapper):
+    """Notes what one environment is told, what it shows before each action, and its episodes' returns."""
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        self.acted_on: list[Any] = []
+        self.actions: list[Any] = []
+        self.episodes: list[tuple[float, int]] = []
+        self._current: Any = None
+        self._total, self._length = 0.0, 0
+
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        """As the environment."""
+        observation, info = self.env.reset(**options)
+        self._current, self._total, self._length = copy.deepcopy(observation), 0.0, 0
+        return observation, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """As the environment."""
+        self.acted_on.append(self._current)
+        self.actions.append(copy.deepcopy(action))
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self._current = copy.deepcopy(observation)
+        self._total, self._length = self._total + float(reward), self._length + 1
+        if terminated or truncated:
+            self.episodes.append((self._total, self._length))
+        return observation, reward, terminated, truncated, info
+
+
+@dataclass
+class Replay:
+    """How a rollout differs from the same actions in single environments; largest ``|x - y| / (1 + |x|)``."""
+
+    observations: float = 0.0
+    rewards: float = 0.0
+    flags: int = 0
+    """Steps whose terminated or end of episode differ."""
+    bootstrap: float = 0.0
+    """Of V after a truncation, from V of the single environment's last observation."""
+    truncations: int = 0
+    episodes: list[list[tuple[float, int]]] = field(default_factory=list)
+    """Return and length of every episode, by environment."""
+
+
+class Subject:
+    """One environment id, with an agent for it.
+
+    Args:
+        env_id: as ``gym.make`` takes it, ``module:Env-v0`` included; it may have a vector form only.
+        checkpoint: an agent that PPO.save wrote, whose policy acts; None: a fresh network.
+        seed: of everything.
+
+    Raises:
+        gymnasium.error.Error: no such id.
+        ValueError: the environment cannot be made, or the checkpoint's spaces are not the environment's.
+    """
+
+    def __init__(self, env_id: str, *, checkpoint: Any = None, seed: int = 0) -> None:
+        module, _, name = env_id.rpartition(":")
+        if module:
+            importlib.import_module(module)
+        self.env_id, self.seed = env_id, seed
+        self.spec = gym.spec(name)
+        self.is_scalar = self.spec.entry_point is not None
+        limit = self.spec.max_episode_steps
+        self.limit: int | None = LIMIT if limit is None else min(LIMIT, limit)
+        if self.is_scalar and self.spec.vector_entry_point is not None and name not in vector_classic._OURS:
+            self.limit = None  # a vector form of the environment's own keeps its own time limit
+        try:
+            known = self.spaces
+        except Exception as error:  # without an environment there is nothing to check
+            raise ValueError(f"{env_id} cannot be made: {type(error).__name__}: {error}") from error
+        loaded = None if checkpoint is None else load_agent(checkpoint)
+        self.loaded: Agent | None = loaded
+        if loaded is not None and (loaded.spaces is None or tuple(loaded.spaces) != known):
+            raise ValueError(f"{checkpoint} is of the spaces {loaded.spaces}, {env_id} has {known}")
+
+    @property
+    def spaces(self) -> tuple[gym.Space, gym.Space]:
+        """Of one environment: observations and actions."""
+        if self.is_scalar:
+            env = self.single()
+            return env.observation_space, env.action_space
+        envs = self.vector()
+        return envs.single_observation_space, envs.single_action_space
+
+    def single(self, *, limited: bool = True) -> gym.Env:
+        """One environment, with a time limit of ``limit`` steps or with its own."""
+        options: dict[str, Any] = {"max_episode_steps": self.limit} if limited and self.limit else {}
+        return gym.make(self.env_id, disable_env_checker=True, **options)
+
+    def reset_single(self, row: int) -> Any:
+        """The first observation of a single environment, seeded as row ``row`` of a vector environment."""
+        return self.single().reset(seed=self.seed + row)[0]
+
+    def recorded(self, mode: AutoresetMode = AutoresetMode.SAME_STEP) -> tuple[SyncVectorEnv, list[Recorder]]:
+        """Single environments side by side, and what each notes."""
+        recorders = [Recorder(self.single()) for _ in range(NUM_ENVS)]
+        return SyncVectorEnv([partial(_same, one) for one in recorders], autoreset_mode=mode), recorders
+
+    def vector(self, mode: AutoresetMode = AutoresetMode.SAME_STEP) -> VectorEnv:
+        """The form that training would use; for an id with single environments it has the same time limit.
+
+        Raises:
+            TypeError: it has no such autoreset mode.
+        """
+        if self.is_scalar:
+            options = {} if self.limit is None else {"max_episode_steps": self.limit}
+            return vector_classic.make_vector(self.env_id, NUM_ENVS, mode, **options)
+        if mode is AutoresetMode.SAME_STEP:
+            try:
+                return vector_classic.make_vector(self.env_id, NUM_ENVS)
+            except Exception:  # an id that has a vector form only, in a mode of its own
+                return gym.make_vec(self.env_id, num_envs=NUM_ENVS, vectorization_mode="vector_entry_point")
+        return gym.make_vec(
+            self.env_id, num_envs=NUM_ENVS, vectorization_mode="vector_entry_point", autoreset_mode=mode
+        )
+
+    def agent(self, envs: VectorEnv, **settings: Any) -> PPO:
+        """PPO in ``envs`` with the policy under test."""
+        options: dict[str, Any] = {
+            "num_envs": NUM_ENVS,
+            "num_steps": NUM_STEPS,
+            "minibatch_size": 48,
+            "epochs": 3,
+            "hidden": (16,),
+            "seed": self.seed,
+        }
+        policy = None if self.loaded is None else copy.deepcopy(self.loaded.policy)
+        return PPO(envs, PPOConfig(**(options | settings)), policy)
+
+    def replay(self, rollout: Rollout, policy: Any) -> Replay:
+        """Take a rollout's actions again in single environments, seeded as vector environments seed theirs."""
+        encode, decode = ObservationEncoder(self.spaces[0]), ActionDecoder(self.spaces[1])
+        found = Replay()
+        for row in range(rollout.num_rows):
+            env, episodes = self.single(), []
+            seen, _ = env.reset(seed=self.seed + row)
+            total, length = 0.0, 0
+            for t in rollout.mask[row].nonzero().flatten().tolist():
+                now = encode.single(seen)[0]
+                gap = (np.abs(now - rollout.observations[row, t].numpy()) / (1 + np.abs(now))).max()
+                action = decode(rollout.actions[row, t : t + 1].numpy())[0]
+                seen, reward, terminated, truncated, _ = env.step(action)
+                total, length = total + float(reward), length + 1
+                found.observations = _larger(found.observations, gap)
+                gap = abs(float(rollout.rewards[row, t]) - float(np.float32(reward))) / (1 + abs(float(reward)))
+                found.rewards = _larger(found.rewards, gap)
+                over = bool(terminated or truncated)
+                cut = over or t == rollout.mask.shape[1] - 1
+                same = bool(rollout.terminated[row, t]) == terminated and bool(rollout.ended[row, t]) == cut
+                found.flags += not same
+                if truncated and not terminated:
+                    with torch.no_grad():
+                        value = policy.values(torch.from_numpy(encode.single(seen)))[0]
+                    found.truncations += 1
+                    gap = abs(float((value - rollout.next_values[row, t]) / (1 + value.abs())))
+                    found.bootstrap = _larger(found.bootstrap, gap)
+                if over:
+                    episodes.append((total, length))
+                    seen, _ = env.reset()
+                    total, length = 0.0, 0
+            found.episodes.append(episodes)
+        return found
+
+
+class ByObservation(torch.nn.Module):
+    """Acts by the observation alone (a policy's likeliest action there), so that phantom steps shift no draw."""
+
+    keeps_rows = False
+
+    def __init__(self, policy: Any) -> None:
+        super().__init__()
+        self.policy = copy.deepcopy(policy)
+        actor = getattr(self.policy, "actor", None)
+        if actor is not None:
+            with torch.no_grad():
+                actor[-1].weight.mul_(100.0)  # the fresh network is all but indifferent
+
+    @torch.no_grad()
+    def act(self, observations: Any, *, deterministic: bool = False, generator: Any = None) -> Any:
+        """One row at a time: a product of one row and of many may differ in the last digit."""
+        parts = [self.policy.act(row[None], deterministic=True) for row in observations]
+        return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+    def values(self, observations: Any) -> Any:
+        """The policy's."""
+        return self.policy.values(observations)
+
+
+def lived(collector: StepCollector, policy: Any, rollouts: int = 1) -> list[list[list[float]]]:
+    """Everything training sees of each environment, step by step, phantoms left out."""
+    rows: list[list[list[float]]] = [[] for _ in range(collector.envs.num_envs)]
+    for _ in range(rollouts):
+        r, _ = collector.collect(policy)
+        after = r.next_values.masked_fill(r.terminated, 0.0)
+        for row, steps in enumerate(rows):
+            for t in r.mask[row].nonzero().flatten().tolist():
+                numbers = [r.rewards[row, t], r.terminated[row, t], r.values[row, t], after[row, t]]
+                actions = r.actions[row, t].flatten().tolist()
+                steps.append([*r.observations[row, t].tolist(), *actions, *(float(x) for x in numbers)])
+    return rows
+
+
+def _same(env: gym.Env) -> gym.Env:
+    return env
+
+
+def _larger(one: float, other: Any) -> float:
+    """The maximum, in which NaN wins."""
+    return float(np.maximum(one, float(other)))

@@ -1,0 +1,195 @@
+"""Checks of PPO in an environment of one's own: what is trained on, statistics, seeds, resuming."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+
+from agents.control.ppo import PPO
+from agents.control.spaces import ObservationEncoder
+from agents.verification.checks import Check, at_most, near, not_applicable
+from agents.verification.env_subject import NUM_ENVS, NUM_STEPS, Subject
+
+
+def learning_checks(subject: Subject) -> list[tuple[str, Callable[[Subject], Check | Sequence[Check]]]]:
+    """All checks that apply."""
+    parts: list[tuple[str, Callable[[Subject], Check | Sequence[Check]]]] = [
+        ("learning rate 0: every minibatch of every epoch has ratio 1 (P2)", ratio_one),
+        ("every transition is used exactly once an epoch (P7)", used_once),
+        ("forbidden actions have probability 0 and are never taken (P11)", masks),
+        ("same seed, same parameters after two updates (S1)", same_parameters),
+        ("saved, loaded and gone on = undisturbed, bit for bit (S2)", resumed),
+    ]
+    if subject.is_scalar:
+        parts += [
+            ("only real steps are trained on (A1)", counted),
+            ("the environment gets the clipped action, the log-prob is the unclipped one's (P9)", clipped),
+            ("running statistics are the stream's own (N1)", statistics),
+        ]
+    return parts
+
+
+def ratio_one(subject: Subject) -> list[Check]:
+    """The whole update with learning rate 0."""
+    agent = subject.agent(subject.vector(), learning_rate=0.0, clip=1e-3)
+    collect, kept = agent.collector.collect, []  # type: ignore[union-attr]
+
+    def collecting(policy: Any) -> Any:
+        kept.append(collect(policy))
+        return kept[-1]
+
+    agent.collector.collect = collecting  # type: ignore[union-attr, method-assign]
+    agent.iterate()
+    rollout = kept[0][0]
+    with torch.no_grad():
+        now = agent.policy.evaluate(rollout.observations, rollout.actions, rollout.mask)
+        ratio = (now.logprobs - rollout.logprobs)[rollout.mask].exp()
+    claim = "learning rate 0: every minibatch of every epoch has ratio 1 (P2)"
+    return [
+        at_most(f"{claim}: largest |ratio - 1|", float((ratio - 1).abs().max()), 1e-4),
+        at_most("approximate KL there, nats", agent.metrics["train/approx_kl"], 1e-8),
+        at_most("clip fraction there, with a clip of 0.001", agent.metrics["train/clip_fraction"], 0.0),
+    ]
+
+
+def used_once(subject: Subject) -> Check:
+    """Counts what the learner is asked about in one update."""
+    agent = subject.agent(subject.vector())
+    seen: Counter[bytes] = Counter()
+    learner, judge = agent.learner, agent.judge
+    asked = "ppo_gradient" if hasattr(learner, "ppo_gradient") else "evaluate"
+    original, batches = getattr(learner, asked), []
+
+    def note(observations: torch.Tensor, actions: torch.Tensor) -> None:
+        flat = torch.cat([observations.reshape(len(actions), -1), actions.reshape(len(actions), -1)], 1)
+        seen.update(row.numpy().tobytes() for row in flat)
+
+    def spying(first: Any, *rest: Any) -> Any:
+        note(*((first.observations, first.actions) if asked == "ppo_gradient" else (first, rest[0])))
+        return original(first, *rest)
+
+    def judging(rollout: Any) -> Any:
+        batches.append(judge(rollout))
+        setattr(learner, asked, spying)
+        return batches[-1]
+
+    agent.judge = judging  # type: ignore[method-assign]
+    agent.iterate()
+    used, seen = seen, Counter()
+    batch = batches[0].single_steps()
+    note(batch.observations, batch.actions)
+    wrong = sum(abs(used[row] - 3 * number) for row, number in (seen | used).items() for number in [seen[row]])
+    return at_most(
+        "every transition is used exactly once an epoch (P7)", wrong, 0, f" uses off, of {3 * batch.num_rows}"
+    )
+
+
+def counted(subject: Subject) -> list[Check]:
+    """Rows of the batch against the steps the environments were really asked for."""
+    checks = []
+    for mode in AutoresetMode:
+        envs, recorders = subject.recorded(mode)
+        agent = subject.agent(envs)
+        rollout, _ = agent.collector.collect(agent.learner)  # type: ignore[union-attr]
+        rows = agent.judge(rollout).single_steps().num_rows
+        real = sum(len(one.actions) for one in recorders)
+        checks.append(near(f"only real steps are trained on, {mode.value} (A1)", rows, real, 0))
+    return checks
+
+
+def clipped(subject: Subject) -> list[Check]:
+    """A wide policy leaves the box; the environment must not notice."""
+    claim = "the environment gets the clipped action (P9)"
+    space = subject.spaces[1]
+    if not isinstance(space, spaces.Box):
+        return [not_applicable(claim, "actions are not a Box")]
+    envs, recorders = subject.recorded()
+    agent = subject.agent(envs, log_std=1.0)
+    rollout, _ = agent.collector.collect(agent.learner)  # type: ignore[union-attr]
+    gaps, outside = [], 0
+    for row, recorder in enumerate(recorders):
+        stored = rollout.actions[row].numpy().reshape(-1, *space.shape)
+        kept = np.clip(stored, space.low, space.high)
+        outside += int((kept != stored).any(tuple(range(1, kept.ndim))).sum())
+        gaps.append(np.abs(np.array(recorder.actions) - kept).max())
+    with torch.no_grad():
+        now = agent.policy.evaluate(rollout.observations, rollout.actions, rollout.mask).logprobs
+    note = f"; {outside} of {rollout.num_steps} left the box"
+    return [
+        at_most(claim, float(np.max(gaps)), 1e-6, note),
+        at_most("the log-prob is that of the unclipped action (P9)", float((now - rollout.logprobs).abs().max()), 1e-4),
+    ]
+
+
+def masks(subject: Subject) -> Check:
+    """Where observations carry an action mask."""
+    claim = "forbidden actions have probability 0 and are never taken (P11)"
+    agent = subject.agent(subject.vector())
+    size = agent.collector.encode.mask_size  # type: ignore[union-attr]
+    if size == 0:
+        return not_applicable(claim, "observations hold no action_mask")
+    rollout, _ = agent.collector.collect(agent.learner)  # type: ignore[union-attr]
+    seen, actions = rollout.observations[rollout.mask], rollout.actions[rollout.mask]
+    forbidden = seen[:, -size:] <= 0
+    with torch.no_grad():
+        outputs = agent.policy.outputs(seen)
+        entropy = agent.policy.evaluate(seen, actions, None).entropy
+    parts = torch.cat([part.softmax(-1) for part in outputs.split(agent.policy.head.sizes, -1)], -1)
+    starts = torch.tensor(np.cumsum([0, *agent.policy.head.sizes[:-1]]))
+    taken = forbidden.gather(1, actions.reshape(len(actions), -1) + starts).sum()
+    mass = parts[forbidden].max() if forbidden.any() else torch.zeros(())
+    passed = bool(mass == 0 and taken == 0 and torch.isfinite(entropy).all())
+    return Check(claim, "0; 0 taken", f"{float(mass):.3g}; {int(taken)} taken, of {int(forbidden.sum())}", passed)
+
+
+def statistics(subject: Subject) -> Check:
+    """Mean and variance of the normaliser against those of everything that was acted on."""
+    envs, recorders = subject.recorded()
+    agent = subject.agent(envs, normalise_observations=True)
+    for _ in range(2):
+        agent.collector.collect(agent.learner)  # type: ignore[union-attr]
+    normaliser = agent.collector.normaliser  # type: ignore[union-attr]
+    encode, moments = ObservationEncoder(subject.spaces[0]), normaliser.moments
+    stream = np.concatenate([encode.single(seen) for one in recorders for seen in one.acted_on]).astype(np.float64)
+    stream = stream[:, : len(moments.mean)]
+    scale = np.maximum(np.abs(stream).max(0), 1e-12)
+    gaps = [np.abs(moments.mean - stream.mean(0)) / scale, np.abs(moments.variance - stream.var(0)) / scale**2]
+    return at_most("running statistics are the stream's own (N1)", float(np.max(gaps)), 1e-10, f" of {len(stream)}")
+
+
+def same_parameters(subject: Subject) -> Check:
+    """Two runs of two updates."""
+    hashes = [_hash(subject.agent(subject.vector()).learn(2 * NUM_ENVS * NUM_STEPS)) for _ in range(2)]
+    claim = "same seed, same parameters after two updates (S1)"
+    return Check(claim, hashes[0], hashes[1], hashes[0] == hashes[1])
+
+
+def resumed(subject: Subject) -> Check:
+    """Four updates, and two saved, loaded into fresh environments, and two more."""
+    claim, total = "saved, loaded and gone on = undisturbed, bit for bit (S2)", 4 * NUM_ENVS * NUM_STEPS
+    straight = subject.agent(subject.vector()).learn(total)
+    broken = subject.agent(subject.vector()).learn(total, lambda agent: agent.updates < 2)
+    with tempfile.TemporaryDirectory() as folder:
+        path = broken.save(Path(folder) / "agent")
+        again = subject.agent(subject.vector())
+        try:
+            again.restore(path)
+        except (ValueError, RuntimeError) as error:
+            return not_applicable(claim, f"its state cannot be saved: {str(error)[:160]}")
+    return Check(claim, _hash(straight), _hash(again.learn()), _hash(straight) == _hash(again))
+
+
+def _hash(agent: PPO) -> str:
+    digest = hashlib.sha256()
+    for value in agent.policy.state_dict().values():
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,247 @@
+"""Probes: tasks so small that value and policy are known by hand, each learnt by the real PPO in under two seconds.
+
+    constant, observation, two steps    only the critic has something to learn; a little entropy keeps the policy even
+    action, both, identity_*, masked    one action is best, in every kind of action space
+    truncated, terminated               the same chain, cut by a time limit or ended by it
+    mixture                             the best policy is stochastic, with known probabilities
+    spelling                            a word, letter by letter, paid at its end
+
+Idea: Andy Jones, "Debugging RL, Without the Agonizing Pain" (2021), extended from values to policies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+
+from agents.config import PPOConfig
+from agents.control.ppo import PPO
+from agents.schedules import Linear
+from agents.verification.checks import Check, joint, near
+from agents.verification.probe_envs import GAMMA, Chain, OneStep, judged, trained
+
+EVEN: dict[str, Any] = {"normalise_advantages": "none", "entropy_coef": 0.1}
+"""With nothing to prefer the optimum of reward plus entropy is the even policy, whatever the bonus."""
+
+
+def constant() -> Check:
+    """Reward 1 whatever happens: V = 1; nothing to prefer."""
+    agent = trained(lambda: OneStep(spaces.Discrete(1), spaces.Discrete(2), lambda o, a: 1.0), **EVEN)
+    value, policy = judged(agent, np.array([0]))
+    return _both("constant reward: V = 1, no action preferred", value, 1.0, policy[0], [0.5, 0.5])
+
+
+def observation() -> Check:
+    """Reward -1 or 1 by the observation: V = (-1, 1); nothing to prefer."""
+    agent = trained(lambda: OneStep(spaces.Discrete(2), spaces.Discrete(2), lambda o, a: 2.0 * o - 1), **EVEN)
+    value, policy = judged(agent, np.array([0, 1]))
+    return _both("reward by observation: V = (-1, 1), no action preferred", value, [-1, 1], policy[:, 0], [0.5, 0.5])
+
+
+def two_steps() -> Check:
+    """0, then 1 after the second step: V = (gamma, 1) = (0.9, 1)."""
+    make = lambda: Chain(2, pay=0.0, pay_last=1.0, cash=None, limit=False)  # noqa: E731
+    value, policy = judged(trained(make, **EVEN), np.array([0, 1]))
+    return _both(
+        "two-step discount: V = (gamma, 1), no action preferred", value, [GAMMA, 1.0], policy[:, 0], [0.5, 0.5]
+    )
+
+
+def action() -> Check:
+    """Reward 1 for action 1, -1 for action 0: V = 1."""
+    agent = trained(lambda: OneStep(spaces.Discrete(1), spaces.Discrete(2), lambda o, a: 2.0 * a - 1))
+    value, policy = judged(agent, np.array([0]))
+    return _both("reward by action: V = 1, p(best) = 1", value, 1.0, policy[0, 1], 1.0)
+
+
+def both() -> Check:
+    """Reward 1 where the action is the observation, -1 where not: V = 1 everywhere."""
+    agent = trained(lambda: OneStep(spaces.Discrete(2), spaces.Discrete(2), lambda o, a: 1.0 if a == o else -1.0))
+    value, policy = judged(agent, np.array([0, 1]))
+    return _both("reward by observation and action: V = 1", value, [1, 1], np.diag(policy), [1, 1])
+
+
+def truncated(mode: AutoresetMode = AutoresetMode.SAME_STEP) -> Check:
+    """1 a step for ever, looked at through windows of 5 steps: V = 1 / (1 - 0.9) = 10; leaving for 1.5 is never right.
+
+    The policy stays: Q(stay) = 10 > 1.5.
+    """
+    make = lambda: Chain(5, pay=1.0, cash=1.5, limit=True)  # noqa: E731
+    value, policy = judged(trained(make, updates=46, num_envs=4, num_steps=20, mode=mode), np.array([0]))
+    claim = f"chain cut by a time limit ({mode.value}): V = 1/(1-gamma), stay"
+    return _both(claim, value, 10.0, policy[:, 1], 1)
+
+
+def terminated(mode: AutoresetMode = AutoresetMode.SAME_STEP) -> Check:
+    """The same chain, ended by its clock: one step before the end 1.5 is more than 1, so the policy leaves there.
+
+    V(last) = 1.5, then V(k) = 1 + 0.9 V(k + 1): 2.35, 3.115, 3.8035, 4.42315.
+    """
+    make = lambda: Chain(5, pay=1.0, cash=1.5, limit=False)  # noqa: E731
+    value, policy = judged(trained(make, updates=36, num_envs=4, num_steps=20, mode=mode), np.arange(5))
+    claim = f"its terminated twin ({mode.value}): V(k) = 1 + gamma V(k+1), leave at the last step"
+    return _both(claim, value, [4.42315, 3.8035, 3.115, 2.35, 1.5], policy[:, 1], [1, 1, 1, 1, 0])
+
+
+def mixture() -> Check:
+    """Rewards (0, 0.5, 1) with an entropy bonus of 0.5 a nat: pi = exp(r / 0.5) / Z = (1, e, e^2) / (1 + e + e^2).
+
+    V is the mean reward, the bonus is no reward: 0.5 * 0.2447 + 1 * 0.6652 = 0.7876.
+    """
+    agent = trained(
+        lambda: OneStep(spaces.Discrete(1), spaces.Discrete(3), lambda o, a: a / 2),
+        entropy_coef=0.5,
+        normalise_advantages="none",
+        updates=44,
+        num_steps=64,
+    )
+    value, policy = judged(agent, np.array([0]))
+    best = [0.09003, 0.24473, 0.66524]
+    return _both("a stochastic optimum: pi = exp(r / alpha) / Z", value, 0.7876, policy[0], best, within=0.03)
+
+
+def masked() -> Check:
+    """Rewards (0, 0.5, 1), the last arm forbidden: p = (0, 1, 0), V = 0.5."""
+    seen = spaces.Dict({"x": spaces.Discrete(1), "action_mask": spaces.Box(0, 1, (3,), np.int8)})
+
+    class Forbidding(OneStep):
+        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+            super().reset(seed=seed)
+            self.seen = {"x": np.int64(0), "action_mask": np.array([1, 1, 0], np.int8)}
+            return self.seen, {}
+
+    def pay(seen: Any, chosen: int) -> float:
+        assert seen["action_mask"][chosen], "a forbidden arm was pulled"
+        return chosen / 2
+
+    agent = trained(lambda: Forbidding(seen, spaces.Discrete(3), pay), updates=25)
+    value, policy = judged(agent, {"x": np.array([0]), "action_mask": np.array([[1, 1, 0]])})
+    exact = near("", policy[0, 2], 0.0, 0.0)
+    return joint(
+        "the best arm is masked: p = 0 exactly, the second best is found",
+        [_both("", value, 0.5, policy[0], [0, 1, 0]), exact],
+    )
+
+
+def identity_discrete() -> Check:
+    """Discrete(4, start=-1): 1 for the action that names the observation, so V = 1."""
+    make = lambda: OneStep(  # noqa: E731
+        spaces.Discrete(4), spaces.Discrete(4, start=-1), lambda o, a: float(a == o - 1)
+    )
+    agent = trained(make, updates=20, num_steps=32)
+    value, policy = judged(agent, np.arange(4))
+    chosen, _ = agent.predict(np.arange(4), deterministic=True)
+    parts = [_both("", value, [1] * 4, np.diag(policy), [1] * 4), near("", chosen, [-1, 0, 1, 2], 0)]
+    return joint("identity, Discrete(4, start=-1)", parts)
+
+
+def identity_multidiscrete() -> Check:
+    """MultiDiscrete([2, 3], start=[1, 0]): half a point for each part that is right, so V = 1."""
+    pairs = [(i, j) for i in range(2) for j in range(3)]
+    make = lambda: OneStep(  # noqa: E731
+        spaces.MultiDiscrete([2, 3]),
+        spaces.MultiDiscrete([2, 3], start=[1, 0]),
+        lambda o, a: np.mean(a == o + np.array([1, 0])),
+    )
+    agent = trained(make, updates=20, num_steps=32)
+    value, _ = judged(agent, np.array(pairs))
+    chosen, _ = agent.predict(np.array(pairs), deterministic=True)
+    right = (chosen - [1, 0] == pairs).mean(0)
+    return _both("identity, MultiDiscrete([2, 3], start=[1, 0])", value, [1] * 6, right, [1, 1])
+
+
+def identity_multibinary() -> Check:
+    """MultiBinary(3): a third of a point for each bit that is right, so V = 1."""
+    bits = np.array([[i >> 2 & 1, i >> 1 & 1, i & 1] for i in range(8)], np.int8)
+    make = lambda: OneStep(spaces.MultiBinary(3), spaces.MultiBinary(3), lambda o, a: np.mean(o == a))  # noqa: E731
+    agent = trained(make, updates=20, num_steps=32)
+    value, _ = judged(agent, bits)
+    chosen, _ = agent.predict(bits, deterministic=True)
+    return _both("identity, MultiBinary(3)", value, [1] * 8, (chosen == bits).mean(0), [1] * 3)
+
+
+def identity_box() -> Check:
+    """Box(2): 1 minus the squared distance, so the mean is the observation and V = 1 - (sum of the variances)."""
+    make = lambda: OneStep(  # noqa: E731
+        spaces.Box(-0.5, 0.5, (2,)), spaces.Box(-2, 2, (2,)), lambda o, a: 1 - np.square(o - a).sum()
+    )
+    agent = trained(make, updates=26, num_steps=32, log_std=-1.0)
+    targets = np.array([[0, 0], [0.4, -0.4], [-0.3, 0.2]], np.float32)
+    value, means = judged(agent, targets)
+    spread = float((2 * agent.policy.head.log_std).exp().sum().detach())
+    return _both("identity, Box: mean = observation, V = 1 - variance", value, [1 - spread] * 3, means, targets)
+
+
+def spelling() -> Check:
+    """Spell "c a b" and stop, in token environments: a quarter for each token in its place, paid at the end; V = 1."""
+    from agents.verification.tabular import TabularPolicy
+    from textenvs import PreferenceReward, TokenVectorEnv
+    from textenvs.exact.enumeration import TokenTree
+
+    class Spelling:
+        @staticmethod
+        def score_tokens(prompts: np.ndarray, completions: np.ndarray) -> np.ndarray:
+            return (completions == np.array([3, 1, 2, 0])).mean(1)
+
+    tree = TokenTree.build(vocab_size=4, eos_token_id=0, max_new_tokens=4)
+    states = np.concatenate([np.ones((len(tree.prefixes), 1), np.int64), tree.prefixes], 1)
+    envs = TokenVectorEnv(32, prompts=[[1]], eos_token_id=0, vocab_size=4, max_new_tokens=4)
+    policy = TabularPolicy(states, 4)
+    settings = PPOConfig(
+        num_steps=16, epochs=4, minibatch_size=512, learning_rate=Linear(0.1), gamma=1.0, value_coef=1.0
+    )
+    agent = PPO(PreferenceReward(envs, Spelling()), settings, policy).learn(36 * 512)
+    row, found, values, likely = states[:1].copy(), [], [], []
+    for place in range(1, 5):
+        with torch.no_grad():
+            values.append(float(policy.values(torch.from_numpy(row))))
+            likely.append(float(policy.logits[policy.index(torch.from_numpy(row))].softmax(-1).max()))
+        found.append(int(agent.predict(row, deterministic=True)[0][0]))
+        row[0, place] = found[-1]
+    parts = [near("", found, [3, 1, 2, 0], 0), _both("", values, [1] * 4, likely, [1] * 4)]
+    return joint("a word to spell, token by token: V = 1, p(word) = 1", parts)
+
+
+PROBES: dict[str, Callable[[], Check]] = {
+    probe.__name__: probe
+    for probe in (
+        constant,
+        observation,
+        two_steps,
+        action,
+        both,
+        mixture,
+        masked,
+        identity_discrete,
+        identity_multidiscrete,
+        identity_multibinary,
+        identity_box,
+        spelling,
+    )
+}
+PROBES |= {
+    f"{probe.__name__}_{mode.value}": (lambda probe=probe, mode=mode: probe(mode))  # type: ignore[misc]
+    for probe in (truncated, terminated)
+    for mode in AutoresetMode
+}
+
+
+def _both(
+    claim: str,
+    value: Any,
+    known_value: Any,
+    policy: Any,
+    known_policy: Any,
+    *,
+    within: float = 0.05,
+    slack: float = 0.1,
+) -> Check:
+    """Value to ``within`` reward units and policy to ``slack``."""
+    return joint(
+        claim, [near("", value, known_value, within), near("", np.ravel(policy), np.ravel(known_policy), slack)]
+    )

@@ -1,0 +1,207 @@
+"""The proof: run every check of this project, or hold an environment or a language model of your own to them.
+
+    python -m scripts.verify                                          the whole proof, a few minutes
+    python -m scripts.verify --env CartPole-v1                        an environment: any Gymnasium id
+    python -m scripts.verify --env my_module:MyEnv-v0 --policy agent  with an agent that PPO.save wrote
+    python -m scripts.verify --model path/or/name                     a causal language model
+
+Prints a table: claim, expected, measured, verdict. The exit code is 1 if a check fails. With --run-dir the table stays
+as verify.md, beside config.json and summary.json.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import gymnasium as gym
+import torch
+
+import textenvs  # noqa: F401 (registers the ids)
+from agents.runs.cli import enter
+from agents.runs.run_dir import SUMMARY, RunDir, write_aside
+from agents.verification.checks import (
+    HEADINGS,
+    WIDTHS,
+    Check,
+    Checking,
+    at_most,
+    markdown,
+    not_applicable,
+    printed,
+    run,
+    tally,
+)
+
+TABLE = "verify.md"
+ADAPTER_CONFIG = "adapter_config.json"
+"""What peft leaves beside an adapter."""
+Room = Literal["core", "text", "probes", "gap", "resume", "cartpole"]
+
+
+class CheckFailed(RuntimeError):
+    """At least one check failed; the table says which."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """What is verified."""
+
+    env: str | None = None
+    """Gymnasium id of an environment of your own, single or vector; "module:Env-v0" imports the module first"""
+    policy: Path | None = None
+    """an agent that PPO.save wrote, to act in --env; default: a fresh network"""
+    model: str | None = None
+    """directory or name of a causal language model of your own"""
+    rooms: tuple[Room, ...] = get_args(Room)
+    """parts of the proof, where neither --env nor --model is given"""
+    gap: Literal["quick", "full"] = "quick"
+    """optimality gaps: each algorithm on a table, and PPO on a GPT-2 in one environment; or all of them"""
+    seed: int = 0
+    """of what is played in --env and written by --model"""
+    run_dir: Path | None = None
+    """folder for config.json, summary.json and verify.md; None writes nothing"""
+    overwrite: bool = False
+    """throw away a finished run in that folder"""
+
+    def __post_init__(self) -> None:
+        if self.policy is not None and self.env is None:
+            raise ValueError(f"--policy {self.policy} needs an --env to act in")
+
+
+def main(config: VerifyConfig) -> dict[str, Any]:
+    """Make the checks, print and keep the table.
+
+    Returns:
+        The summary: counts, seconds, and a line for each claim.
+
+    Raises:
+        CheckFailed: if a check fails; the run directory is complete then, too.
+        gymnasium.error.Error: if the environment's id is unknown.
+        ValueError: if model or policy cannot be loaded.
+    """
+    if config.run_dir is None:
+        checks, summary = _verify(config)
+    else:
+        reads = (config.model, config.policy)
+        with RunDir(config.run_dir, script="verify", overwrite=config.overwrite, reads=reads) as run_dir:
+            checks, summary = _verify(config)
+            run_dir.begin(asdict(config))
+            write_aside(run_dir.path / TABLE, markdown(_title(config), checks))
+            run_dir.write_json(SUMMARY, summary)
+    print(f"\n{tally(checks)} in {summary['wall_s']:.1f} s")
+    if summary["failed"]:
+        names = "; ".join(check.claim for check in checks if check.passed is False)
+        raise CheckFailed(f"{summary['failed']} of {len(checks)} checks failed: {names}")
+    return summary
+
+
+def _verify(config: VerifyConfig) -> tuple[list[Check], dict[str, Any]]:
+    torch.set_num_threads(1)  # the networks are small: a second thread costs more than it brings
+    began = time.perf_counter()
+    print(printed(HEADINGS))
+    print("  ".join("-" * width for width in WIDTHS))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gym.logger.min_level, before = gym.logger.ERROR, gym.logger.min_level
+        try:
+            checks = [check for checkings in _rooms(config) for check in run(checkings(), _show)]
+        finally:
+            gym.logger.min_level = before
+    summary: dict[str, Any] = {
+        "passed": sum(check.passed is True for check in checks),
+        "failed": sum(check.passed is False for check in checks),
+        "not_applicable": sum(check.passed is None for check in checks),
+        "wall_s": round(time.perf_counter() - began, 3),
+    }
+    return checks, summary | {check.claim: f"{check.verdict}: {check.measured}" for check in checks}
+
+
+def _rooms(config: VerifyConfig) -> list[Callable[[], Sequence[Checking]]]:
+    """What to check; imported only where it is needed."""
+    rooms: list[Callable[[], Sequence[Checking]]] = []
+    if config.env is not None:
+        from agents.verification.env import env_checks
+        from agents.verification.env_subject import Subject
+
+        subject = Subject(config.env, checkpoint=config.policy, seed=config.seed)
+        rooms.append(lambda: env_checks(subject))
+    if config.model is not None:
+        rooms.append(_model_room(config.model, config.seed))
+    if rooms:
+        return rooms
+    from agents.verification import core as verify_core
+    from agents.verification import training as verify_training
+
+    proof: dict[str, Callable[[], Sequence[Checking]]] = {
+        "core": verify_core.core_checks,
+        "text": verify_core.language_model_checks,
+        "probes": verify_training.probe_checks,
+        "gap": lambda: verify_training.gap_checks(full=config.gap == "full"),
+        "resume": verify_training.resume_checks,
+        "cartpole": verify_training.cart_pole_checks,
+    }
+    return [proof[room] for room in config.rooms]
+
+
+def _model_room(path: str, seed: int) -> Callable[[], Sequence[Checking]]:
+    """The checks of a model; that it is steady and can be a policy at all come first."""
+    from transformers.utils import logging
+
+    from textenvs.wrappers.reference import load_causal_lm
+
+    logging.disable_progress_bar()
+    if (Path(path) / ADAPTER_CONFIG).exists():
+        raise ValueError(f"{path} holds an adapter: --model takes the merged model, which train_text leaves in model/")
+    loaded = load_causal_lm(path)
+    claim = "the model has an embedding for every token of its tokenizer"
+    return lambda: [(claim, partial(tokenizer_fits, claim, path, loaded)), *checks_of_model(loaded, seed)]
+
+
+def tokenizer_fits(claim: str, path: str, loaded: Any) -> Check:
+    """The tokenizer beside the model knows no token that the model does not."""
+    from textenvs.tokens.tokenizers import load_tokenizer
+
+    try:
+        known = len(load_tokenizer(path))
+    except (ValueError, OSError):
+        return not_applicable(claim, "there is no tokenizer beside the model")
+    embedded = loaded.get_input_embeddings().num_embeddings
+    return at_most(claim, known, embedded, f" tokens; {embedded} embeddings")
+
+
+def checks_of_model(loaded: Any, seed: int = 0) -> Sequence[Checking]:
+    """All checks of a ``transformers`` model that is in memory."""
+    from agents.verification.model import model_checks, plain_checks
+    from agents.verification.model_subject import Model
+    from agents.verification.text import text_checks
+
+    try:
+        model = Model(loaded, seed=seed)
+    except Exception as error:  # said by the check below, as any other failure
+        refusal = error
+
+        def refused() -> Check:
+            raise refusal
+
+        return [*plain_checks(loaded), ("the model can be a policy", refused)]
+    return [*plain_checks(loaded), *model_checks(model), *text_checks(model)]
+
+
+def _show(check: Check) -> None:
+    print(printed([*check[:3], check.verdict]), flush=True)
+
+
+def _title(config: VerifyConfig) -> str:
+    subjects = [str(one) for one in (config.env, config.model) if one is not None]
+    return f"Verified: {', '.join(subjects) or 'the whole proof'}"
+
+
+def command_line(arguments: Sequence[str] | None = None) -> int:
+    """Run with command-line arguments; the exit code: 0, 1 if a check fails, 2 on bad input, 130 after Ctrl-C."""
+    return enter(VerifyConfig, main, description=__doc__, arguments=arguments, refusals={CheckFailed: 1}, show=False)

@@ -1,0 +1,94 @@
+"""A policy that is a table: one row of logits and one value for every state. It can represent any policy, the best too.
+
+It serves problems whose states can be listed, above all token environments whose optimum is known by enumeration: what
+PPO falls short of there is PPO's own doing, not that of a network.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from agents.functional.distributions import categorical_entropy, categorical_logprob, categorical_logprobs
+from agents.interfaces import Evaluation
+
+
+class TabularPolicy(nn.Module):
+    """Logits ``[K + 1, A]`` and values ``[K + 1]``, looked up by the observation.
+
+    Observations are rows of integers, in any dtype. Those that are not among ``states`` share the last row of the
+    tables: a finished text, say, which comes back under ``NEXT_STEP`` autoreset and in which nothing is decided.
+
+    Args:
+        states: ``[K, L]`` integers, the observations in which an action can be chosen, each once.
+        num_actions: A.
+        logits: ``[K, A]`` to start from; zeros if None.
+
+    Raises:
+        ValueError: if a state occurs twice, the shapes do not belong together, or the rows are too long to be numbered.
+    """
+
+    keeps_rows = False
+    weights: Tensor
+    keys: Tensor
+    order: Tensor
+
+    def __init__(self, states: np.ndarray, num_actions: int, logits: np.ndarray | None = None) -> None:
+        super().__init__()
+        rows = torch.as_tensor(np.asarray(states)).long()
+        if rows.dim() != 2 or (logits is not None and np.shape(logits) != (len(rows), num_actions)):
+            raise ValueError(f"expected states [K, L] and logits [K, {num_actions}], got {tuple(rows.shape)}")
+        lowest, base = int(rows.min()), int(rows.max()) - int(rows.min()) + 1
+        if base ** rows.shape[1] >= 2**62:
+            raise ValueError(f"rows of {rows.shape[1]} numbers out of {base} cannot be told apart by 62 bits")
+        self.lowest, self.base = lowest, base
+        self.register_buffer("weights", base ** torch.arange(rows.shape[1]))
+        keys, order = ((rows - lowest) @ self.weights).sort()
+        if bool((keys[1:] == keys[:-1]).any()):
+            raise ValueError("a state is listed twice")
+        self.register_buffer("keys", keys)
+        self.register_buffer("order", order)
+        self.logits = nn.Parameter(torch.zeros(len(rows) + 1, num_actions))
+        self.value_table = nn.Parameter(torch.zeros(len(rows) + 1))
+        if logits is not None:
+            with torch.no_grad():
+                self.logits[:-1] = torch.as_tensor(logits)
+
+    def index(self, observations: Tensor) -> Tensor:
+        """The table's row ``[...]`` of each observation ``[..., L]``."""
+        offsets = observations.long() - self.lowest
+        inside = ((offsets >= 0) & (offsets < self.base)).all(-1)
+        keys = offsets @ self.weights
+        place = torch.searchsorted(self.keys, keys).clamp(max=len(self.keys) - 1)
+        return torch.where(inside & (self.keys[place] == keys), self.order[place], len(self.keys))
+
+    @torch.no_grad()
+    def act(
+        self, observations: Tensor, *, deterministic: bool = False, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Actions ``[B]`` and their log-probabilities ``[B]`` (nats)."""
+        logprobs = categorical_logprobs(self.logits[self.index(observations)])
+        if deterministic:
+            actions = logprobs.argmax(-1)
+        else:
+            actions = torch.multinomial(logprobs.exp(), 1, generator=generator)[:, 0]
+        return actions, categorical_logprob(logprobs, actions)
+
+    def values(self, observations: Tensor) -> Tensor:
+        """V of ``observations`` ``[..., L]``: ``[...]`` reward units."""
+        return self.value_table[self.index(observations)]
+
+    def evaluate(self, observations: Tensor, actions: Tensor, mask: Tensor | None = None) -> Evaluation:
+        """Log-probabilities, entropies and values ``[B, T]`` of ``actions`` taken at ``observations`` ``[B, T, L]``."""
+        index = self.index(observations)
+        logprobs = categorical_logprobs(self.logits[index])
+        return Evaluation(
+            categorical_logprob(logprobs, actions), categorical_entropy(logprobs), self.value_table[index]
+        )
+
+    def acting(self, observations: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        """Log-probabilities ``[N]``, nats, for an environment that prices the KL (``KLShaping(..., acting=)``)."""
+        with torch.no_grad():
+            logprobs = categorical_logprobs(self.logits[self.index(torch.from_numpy(observations))])
+            return categorical_logprob(logprobs, torch.from_numpy(actions)).numpy()

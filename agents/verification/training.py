@@ -1,0 +1,126 @@
+"""What the proof shows by training: probes, the distance from known optima, a resumed run, CartPole solved."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from agents.config import PPOConfig
+from agents.control.best import BestKeeper
+from agents.control.environments import make_vector
+from agents.control.evaluation import evaluate
+from agents.control.ppo import PPO
+from agents.control.presets import preset_for
+from agents.recipes.rlhf.algorithm_flags import Algorithm
+from agents.schedules import Linear
+from agents.verification.checks import Check, Checking, at_least, at_most
+from agents.verification.exact_gap import ENVS
+from agents.verification.exact_training import ALGORITHMS, TRAINERS
+from agents.verification.probes import PROBES
+
+ROOT = Path(__file__).resolve().parents[2]
+SOLVED = 475.0
+"""CartPole-v1's reward threshold, reward units."""
+GAP: dict[Algorithm, float] = {"ppo": 0.02, "grpo": 0.03, "rloo": 0.03, "reinforce": 0.03}
+"""What may be missing to the optimum, share of (optimum - start)."""
+RESUMED = PPOConfig(
+    num_envs=3,
+    num_steps=24,
+    minibatch_size=20,
+    epochs=2,
+    learning_rate=Linear(1e-3),
+    clip=Linear(0.2),
+    normalise_observations=True,
+    normalise_rewards=True,
+    hidden=(8, 8),
+    seed=5,
+)
+CONTINUE = """
+import sys, torch
+torch.set_num_threads(1)
+from agents import PPO
+from agents.verification.training import fingerprint
+for path in sys.argv[1:]:
+    print(fingerprint(PPO.load(path).learn()))
+"""
+
+
+def probe_checks() -> list[Checking]:
+    """Every probe; about a second each."""
+    return [(f"probe {name}", probe) for name, probe in PROBES.items()]
+
+
+def resume_checks() -> list[Checking]:
+    """One new process for all tasks."""
+    return [("saved, loaded in a new process and gone on = undisturbed, bit for bit", resumed)]
+
+
+def cart_pole_checks() -> list[Checking]:
+    """The preset of ``train_control``."""
+    return [("CartPole-v1 is solved by its preset: greedy mean over 100 episodes", cart_pole)]
+
+
+def gap_checks(*, full: bool) -> list[Checking]:
+    """The optimality gap of each algorithm: one line for all environments.
+
+    Args:
+        full: a table and a tiny GPT-2 on every environment; else a table on all of them, and PPO's GPT-2 on one.
+    """
+    asked: list[tuple[str, Algorithm, Sequence[str]]] = [("tabular", algorithm, ENVS) for algorithm in ALGORITHMS]
+    asked += [("gpt2", algorithm, ENVS) for algorithm in ALGORITHMS] if full else [("gpt2", "ppo", ENVS[:1])]
+    return [
+        (f"optimality gap, {policy}, {algorithm}, {len(envs)} environments", partial(gap, policy, algorithm, envs))
+        for policy, algorithm, envs in asked
+    ]
+
+
+def gap(policy: str, algorithm: Algorithm, envs: Sequence[str]) -> Check:
+    """Trainings of their usual length, seed 0; the worst of them counts."""
+    gaps = {env_id: TRAINERS[policy](env_id, algorithm, seed=0).gap for env_id in envs}
+    shares = [f"{env_id.removeprefix('textenvs/Exact').removesuffix('-v0')} {gaps[env_id]:.2%}" for env_id in envs]
+    claim = f"optimality gap, {policy}, {algorithm}: worst environment"
+    return at_most(claim, max(gaps.values()), GAP[algorithm], f": {', '.join(shares)}")
+
+
+def resumed() -> list[Check]:
+    """Six updates, and three, a new process, and three more; normalisers and schedules at work."""
+    tasks = ("CartPole-v1", "Pendulum-v1", "MountainCar-v0", "Acrobot-v1")
+    total = 6 * RESUMED.num_envs * RESUMED.num_steps
+    with tempfile.TemporaryDirectory() as folder:
+        straight = [fingerprint(PPO(env_id, RESUMED).learn(total)) for env_id in tasks]
+        paths = [
+            str(PPO(env_id, RESUMED).learn(total, lambda agent: agent.updates < 3).save(Path(folder) / env_id))
+            for env_id in tasks
+        ]
+        done = subprocess.run([sys.executable, "-c", CONTINUE, *paths], capture_output=True, text=True, cwd=ROOT)
+    if done.returncode:
+        raise RuntimeError(f"the new process failed: {done.stderr[-200:]}")
+    rows = zip(tasks, straight, done.stdout.split(), strict=True)
+    claim = "saved, loaded in a new process and gone on = undisturbed, bit for bit"
+    return [Check(f"{env_id}: {claim}", mine, other, mine == other) for env_id, mine, other in rows]
+
+
+def fingerprint(agent: PPO) -> str:
+    """A hash of the parameters and of the last loss."""
+    digest = hashlib.sha256()
+    for value in agent.policy.state_dict().values():
+        digest.update(value.numpy().tobytes())
+    digest.update(repr(agent.metrics["train/loss"]).encode())
+    return digest.hexdigest()[:16]
+
+
+def cart_pole() -> Check:
+    """Train for the preset's steps, keep the best weights, judge them by episodes of their own."""
+    preset = preset_for("CartPole-v1")
+    agent, envs = PPO("CartPole-v1", preset.config), make_vector("CartPole-v1", 100)
+    keeper = BestKeeper(envs, every=preset.evaluate_every, seed=77)
+    agent.learn(preset.total_steps, keeper)
+    keeper.give_back(agent)
+    returns, _ = evaluate(agent, envs, 100, seed=99)
+    claim = "CartPole-v1 is solved by its preset: greedy mean over 100 episodes"
+    return at_least(claim, returns.mean(), SOLVED, f" after {agent.steps} steps")

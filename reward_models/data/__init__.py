@@ -1,0 +1,1 @@
+"""Preference pairs, human ratings and reviews, as they are read and split."""

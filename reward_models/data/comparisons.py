@@ -1,0 +1,231 @@
+"""From judgements to minibatches of comparisons, in which each text stands once.
+
+Human ratings become comparisons rater against rater: any rater of one snippet is compared with any rater of another, so
+that where raters disagree, the comparisons do too. A group of K snippets yields all its comparisons at once, as in
+InstructGPT (Ouyang et al. 2022, sec. 3.5, arXiv:2203.02155), so that K encodings serve K (K - 1) / 2 snippet pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from reward_models.data.movie_ratings import RatedSnippet, normalise_text
+from reward_models.data.pairs import PreferencePair
+
+SPLIT_SEED = 2014
+RATINGS = np.arange(-4, 5)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ComparisonBatch:
+    """Comparisons among a few texts, each of which is encoded once.
+
+    Attributes:
+        texts: K texts.
+        chosen: ``[M]`` indices into ``texts`` of the preferred ones.
+        rejected: ``[M]`` indices of the others.
+        weights: ``[M]`` float32, share of the judgements that prefer this way round; >= 0.
+        margins: ``[M]`` float32, by how much the chosen one should lead, in reward units.
+    """
+
+    texts: Sequence[str]
+    chosen: np.ndarray
+    rejected: np.ndarray
+    weights: np.ndarray
+    margins: np.ndarray
+
+    @property
+    def num_pairs(self) -> int:
+        """Unordered pairs of texts that are compared."""
+        return len({(min(a, b), max(a, b)) for a, b in zip(self.chosen.tolist(), self.rejected.tolist(), strict=True)})
+
+
+class BatchSource(Protocol):
+    """What the training loop draws from."""
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+
+    def epoch(self, rng: np.random.Generator) -> Iterator[ComparisonBatch]:
+        """The batches of one epoch; their order and grouping come from ``rng``."""
+
+
+# ------------------------------------------------------------------------------------------------------- ratings
+def split_snippets(
+    snippets: Sequence[RatedSnippet], *, heldout_share: float = 0.2, seed: int = SPLIT_SEED
+) -> tuple[list[RatedSnippet], list[RatedSnippet]]:
+    """Training and held-out snippets, in their order; snippets of the same normalised text fall on the same side.
+
+    Args:
+        snippets: what to split.
+        heldout_share: share of the distinct texts that is held out, in (0, 1).
+        seed: of the division.
+
+    Raises:
+        ValueError: if one side would be left empty.
+    """
+    keys = sorted({normalise_text(snippet.text) for snippet in snippets})
+    num_heldout = round(heldout_share * len(keys))
+    if not 0 < num_heldout < len(keys):
+        raise ValueError(f"holding out {heldout_share} of {len(keys)} distinct texts leaves one side empty")
+    chosen = np.random.default_rng(seed).permutation(len(keys))[:num_heldout]
+    heldout = {keys[i] for i in chosen}
+    sides: tuple[list[RatedSnippet], list[RatedSnippet]] = ([], [])
+    for snippet in snippets:
+        sides[normalise_text(snippet.text) in heldout].append(snippet)
+    return sides
+
+
+def rating_counts(snippets: Sequence[RatedSnippet]) -> np.ndarray:
+    """``[N, 9]`` float64: how many raters gave each snippet -4, -3, ..., 4."""
+    counts = np.zeros((len(snippets), len(RATINGS)))
+    for row, snippet in zip(counts, snippets, strict=True):
+        np.add.at(row, np.array(snippet.ratings) - RATINGS[0], 1)
+    return counts
+
+
+def preference_shares(counts: np.ndarray) -> np.ndarray:
+    """``[N, N]``: the share of all pairs of a rater of i and a rater of j of whom the first gave more.
+
+    ``shares[i, j] + shares[j, i]`` is 1 less the share of ties, which prefer neither.
+    """
+    probabilities = counts / counts.sum(axis=1, keepdims=True)
+    below = np.cumsum(probabilities, axis=1) - probabilities
+    return probabilities @ below.T
+
+
+def group_comparisons(snippets: Sequence[RatedSnippet]) -> ComparisonBatch:
+    """All comparisons, rater against rater, among a group of snippets.
+
+    The weighted loss of such a batch is the expected loss of comparisons whose snippets and raters are drawn at random.
+    """
+    shares = preference_shares(rating_counts(snippets))
+    chosen, rejected = np.nonzero(shares * ~np.eye(len(snippets), dtype=bool))
+    return ComparisonBatch(
+        texts=[snippet.text for snippet in snippets],
+        chosen=chosen,
+        rejected=rejected,
+        weights=shares[chosen, rejected].astype(np.float32),
+        margins=np.zeros(len(chosen), dtype=np.float32),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RatedGroups:
+    """Batches of ``group_size`` rated snippets, grouped anew each epoch; a remainder waits for the next epoch."""
+
+    snippets: Sequence[RatedSnippet]
+    group_size: int
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.group_size <= len(self.snippets):
+            raise ValueError(f"group_size must lie in [2, {len(self.snippets)}], got {self.group_size}")
+
+    def __len__(self) -> int:
+        return len(self.snippets) // self.group_size
+
+    def epoch(self, rng: np.random.Generator) -> Iterator[ComparisonBatch]:
+        """The groups of one epoch."""
+        order = rng.permutation(len(self.snippets))
+        for start in range(0, len(self) * self.group_size, self.group_size):
+            yield group_comparisons([self.snippets[i] for i in order[start : start + self.group_size]])
+
+
+# --------------------------------------------------------------------------------------------------------- pairs
+def pair_comparisons(pairs: Sequence[PreferencePair]) -> ComparisonBatch:
+    """One comparison a pair; texts that several pairs share stand once."""
+    places: dict[str, int] = {}
+    chosen = [places.setdefault(pair.prompt + pair.chosen, len(places)) for pair in pairs]
+    rejected = [places.setdefault(pair.prompt + pair.rejected, len(places)) for pair in pairs]
+    return ComparisonBatch(
+        texts=list(places),
+        chosen=np.array(chosen),
+        rejected=np.array(rejected),
+        weights=np.ones(len(pairs), dtype=np.float32),
+        margins=np.array([pair.margin for pair in pairs], dtype=np.float32),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PairBatches:
+    """Batches of ``batch_size`` pairs in random order; pairs of one prompt stay together, so shared texts do too."""
+
+    pairs: Sequence[PreferencePair]
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        if not self.pairs or self.batch_size < 1:
+            raise ValueError(f"need at least one pair and a batch_size >= 1, got {len(self.pairs)}, {self.batch_size}")
+
+    def __len__(self) -> int:
+        return -(-len(self.pairs) // self.batch_size)
+
+    def epoch(self, rng: np.random.Generator) -> Iterator[ComparisonBatch]:
+        """The batches of one epoch, the last one maybe smaller."""
+        by_prompt: dict[str, list[PreferencePair]] = {}
+        for i in rng.permutation(len(self.pairs)):
+            by_prompt.setdefault(self.pairs[i].prompt, []).append(self.pairs[i])
+        alone = len(by_prompt) == 1
+        ordered = [pair for group in by_prompt.values() for pair in group] if not alone else by_prompt.popitem()[1]
+        for start in range(0, len(ordered), self.batch_size):
+            yield pair_comparisons(ordered[start : start + self.batch_size])
+
+
+def split_pairs(
+    pairs: Sequence[PreferencePair], *, heldout_share: float = 0.1, seed: int = SPLIT_SEED
+) -> tuple[list[PreferencePair], list[PreferencePair]]:
+    """Training and held-out pairs; two pairs that share a text (normalised), or a prompt, fall on the same side.
+
+    Raises:
+        ValueError: if all pairs hang together, so that no side can be held out.
+    """
+    leader: dict[str, str] = {}
+
+    def find(key: str) -> str:
+        while leader.setdefault(key, key) != key:
+            leader[key] = leader[leader[key]]
+            key = leader[key]
+        return key
+
+    for pair in pairs:
+        keys = [normalise_text(pair.prompt + pair.chosen), normalise_text(pair.prompt + pair.rejected)]
+        if pair.prompt.strip():
+            keys.append("prompt: " + normalise_text(pair.prompt))
+        for key in keys[1:]:
+            leader[find(key)] = find(keys[0])
+    members: dict[str, list[int]] = {}
+    for i, pair in enumerate(pairs):
+        members.setdefault(find(normalise_text(pair.prompt + pair.chosen)), []).append(i)
+    groups = list(members.values())
+    target = heldout_share * len(pairs)
+    heldout: set[int] = set()
+    for g in np.random.default_rng(seed).permutation(len(groups)):
+        if len(heldout) < target and len(heldout) + len(groups[g]) <= max(2 * target, len(pairs) / 2):
+            heldout.update(groups[g])
+    if not heldout:
+        raise ValueError(f"all {len(pairs)} pairs share texts or prompts: none can be held out; give a held-out file")
+    return (
+        [pair for i, pair in enumerate(pairs) if i not in heldout],
+        [pair for i, pair in enumerate(pairs) if i in heldout],
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Mixture:
+    """Several sources in random alternation, each batch of each once an epoch."""
+
+    sources: Sequence[BatchSource]
+
+    def __len__(self) -> int:
+        return sum(len(source) for source in self.sources)
+
+    def epoch(self, rng: np.random.Generator) -> Iterator[ComparisonBatch]:
+        """The batches of all sources."""
+        turns = np.repeat(np.arange(len(self.sources)), [len(source) for source in self.sources])
+        running = [source.epoch(rng) for source in self.sources]
+        for turn in rng.permutation(turns):
+            yield next(running[turn])

@@ -1,0 +1,177 @@
+"""What a reward model, or an ensemble, is worth on texts that it has not seen: accuracy, calibration, length bias.
+
+Of an ensemble the scores are the members' mean, and its probability of a choice is
+the mean of theirs (Lakshminarayanan et al. 2017, arXiv:1612.01474); what each member does alone stands beside it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reward_models.data.comparisons import ComparisonBatch, group_comparisons, pair_comparisons
+from reward_models.data.movie_ratings import RatedSnippet
+from reward_models.data.pairs import PreferencePair
+from reward_models.evaluation.accuracy import accuracy_by_length, comparison_accuracy, gap_accuracy, human_pair_accuracy
+from reward_models.evaluation.calibration import Reliability, choice_probabilities, reliability
+from reward_models.model import RewardModel
+
+CUT = 24  # tokens; the default budget of a completion
+BINS = "reliability.json"
+PICTURE = "reliability.png"
+GIBBERISH_SEED = 0
+
+
+def rating_report(
+    members: Sequence[RewardModel], heldout: Sequence[RatedSnippet]
+) -> tuple[dict[str, Any], Reliability]:
+    """Figures on rated snippets; those of `report`, and more that only ratings can tell.
+
+    ``pair_accuracy`` is over comparisons rater against rater, ``pair_accuracy_gap1`` over snippet pairs whose mean
+    ratings differ by at least 1, ``pair_accuracy_gap1_cut`` over the same pairs when each text is cut after 24 tokens.
+    """
+    figures, bins, scores = report(members, group_comparisons(heldout))
+    rows = members[0].encode([snippet.text for snippet in heldout])
+    cut = _scores(members, [row[: CUT + 1] for row in rows]).mean(axis=0)
+    lengths = np.array([len(row) for row in rows])
+    means = np.array([snippet.mean for snippet in heldout])
+    return {
+        **figures,
+        "pair_accuracy_gap1": gap_accuracy(scores.mean(axis=0), heldout),
+        "pair_accuracy_gap1_cut": gap_accuracy(cut, heldout),
+        "human_pair_accuracy": human_pair_accuracy(heldout),
+        "num_heldout_pairs": len(heldout) * (len(heldout) - 1) // 2,
+        "correlation_with_mean_rating": correlation(scores.mean(axis=0), means),
+        "human_correlation_with_length": correlation(means, lengths),
+    }, bins
+
+
+def pair_report(
+    members: Sequence[RewardModel], heldout: Sequence[PreferencePair]
+) -> tuple[dict[str, Any], Reliability]:
+    """Figures on pairs. They do not say how far apart they are or who chose: the figures about that are None."""
+    figures, bins, _ = report(members, pair_comparisons(heldout))
+    return figures | {
+        "pair_accuracy_gap1": None,
+        "human_pair_accuracy": None,
+        "num_heldout_pairs": len(heldout),
+    }, bins
+
+
+def report(
+    members: Sequence[RewardModel], comparisons: ComparisonBatch
+) -> tuple[dict[str, Any], Reliability, np.ndarray]:
+    """What can be said of any comparisons.
+
+    Returns:
+        Figures: ``pair_accuracy``, ``calibration_error`` (expected, [0, 1]), ``score_mean`` and ``score_std`` over the
+        texts, ``correlation_with_length`` (tokens), those of `accuracy_by_length`; of an ensemble those of
+        `ensemble_figures`, too. Then the bins behind the calibration error, and the members' scores ``[K, N]``.
+    """
+    rows = members[0].encode(comparisons.texts)
+    lengths = np.array([len(row) for row in rows])
+    each = _scores(members, rows)
+    scores = each.mean(axis=0)
+    probabilities = [
+        choice_probabilities(own * float(member.std), comparisons.chosen, comparisons.rejected)
+        for member, own in zip(members, each, strict=True)
+    ]
+    bins = reliability(np.mean(probabilities, axis=0), comparisons.weights)
+    figures: dict[str, Any] = {
+        "pair_accuracy": comparison_accuracy(scores, comparisons),
+        "calibration_error": bins.error,
+        "score_mean": float(scores.mean()),
+        "score_std": float(scores.std()),
+        "correlation_with_length": correlation(scores, lengths),
+        **accuracy_by_length(scores, lengths, comparisons),
+    }
+    if len(members) > 1:
+        figures |= {"members": len(members)} | ensemble_figures(members, rows, each)
+        for index, (own, p) in enumerate(zip(each, probabilities, strict=True)):
+            figures[f"member_{index}_pair_accuracy"] = comparison_accuracy(own, comparisons)
+            figures[f"member_{index}_calibration_error"] = reliability(p, comparisons.weights).error
+    return figures, bins, each
+
+
+def ensemble_figures(
+    members: Sequence[RewardModel], rows: Sequence[Sequence[int]], scores: np.ndarray
+) -> dict[str, float]:
+    """How far members are apart, in score units: mean over texts of the standard deviation over members.
+
+    ``disagreement`` is on held-out texts, ``disagreement_gibberish`` on as many rows of the same lengths whose tokens
+    are drawn at random: an ensemble is of use where the second is the larger.
+
+    Args:
+        members: K reward models.
+        rows: N held-out token rows.
+        scores: ``[K, N]`` the members' scores of them.
+    """
+    return {
+        "disagreement": float(scores.std(axis=0).mean()),
+        "disagreement_gibberish": float(_scores(members, gibberish(members[0], rows)).std(axis=0).mean()),
+    }
+
+
+def gibberish(model: RewardModel, rows: Sequence[Sequence[int]], seed: int = GIBBERISH_SEED) -> list[list[int]]:
+    """Rows of the same lengths and with the same special tokens; every other token is drawn evenly from the others."""
+    special = set(model.tokenizer.all_special_ids)
+    words = np.array([token for token in range(len(model.tokenizer)) if token not in special])
+    rng = np.random.default_rng(seed)
+    return [[token if token in special else int(rng.choice(words)) for token in row] for row in rows]
+
+
+def correlation(x: np.ndarray, y: np.ndarray) -> float | None:
+    """Pearson's correlation in [-1, 1]; None if either is constant."""
+    return float(np.corrcoef(x, y)[0, 1]) if x.std() and y.std() else None
+
+
+def bins_table(bins: Reliability) -> dict[str, Any]:
+    """The bins for a JSON file, a row each; an empty bin has None for what it lacks."""
+    filled = bins.share > 0
+    rows = [
+        {
+            "from": float(bins.edges[i]),
+            "to": float(bins.edges[i + 1]),
+            "share": float(bins.share[i]),
+            "confidence": float(bins.confidence[i]) if filled[i] else None,
+            "accuracy": float(bins.accuracy[i]) if filled[i] else None,
+        }
+        for i in range(len(bins.share))
+    ]
+    return {"calibration_error": bins.error, "bins": rows}
+
+
+def draw_bins(bins: Reliability, out: Path) -> Path:
+    """A picture: how often the likelier choice was made over how likely it was said to be, and how often that is."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    filled = bins.share > 0
+    width = bins.edges[1] - bins.edges[0]
+    figure, (above, below) = plt.subplots(2, 1, sharex=True, figsize=(4.6, 5.2), height_ratios=(3, 1))
+    above.plot([0.5, 1], [0.5, 1], linestyle="--", color="grey", linewidth=1, label="as sure as right")
+    above.plot(bins.confidence[filled], bins.accuracy[filled], marker="o", linewidth=1.6, label="this model")
+    above.set_ylabel("the likelier choice was made (share)")
+    above.set_title(f"expected calibration error {bins.error:.3f}", fontsize=9)
+    above.legend(fontsize=8)
+    below.bar(bins.edges[:-1] + width / 2, bins.share, width=0.9 * width)
+    below.set_ylabel("share")
+    below.set_xlabel("predicted probability of the likelier choice")
+    for axis in (above, below):
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    aside = out.with_suffix(".part")
+    figure.savefig(aside, format="png", dpi=110)
+    plt.close(figure)
+    os.replace(aside, out)
+    return out
+
+
+def _scores(members: Sequence[RewardModel], rows: Sequence[Sequence[int]]) -> np.ndarray:
+    return np.stack([member.score_rows(rows) for member in members])

@@ -1,0 +1,59 @@
+"""``textenvs/MovieReview-v0``: sentences of movie reviews, scored by the shipped reward model.
+
+Here and not in ``textenvs``, because that package imports nothing of ours; it registers this module's factories by
+name.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from reward_models.model import RewardModel
+from textenvs import assets
+from textenvs.envs.scalar import TokenEnv
+from textenvs.envs.vector import TokenVectorEnv
+from textenvs.envs.wrapper import TokenVectorWrapper
+from textenvs.factories import scalar, text_generation_vec
+from textenvs.tokens.prompts import PromptSource
+
+
+def load_scorer() -> RewardModel:
+    """Load the shipped reward model, a scorer for `PreferenceReward`."""
+    return RewardModel.load(assets.reward_model_dir())
+
+
+def movie_review_vec(
+    num_envs: int = 1,
+    *,
+    prompts: PromptSource | None = None,
+    tokenizer: Any = None,
+    scorer: Any = None,
+    reference: Any = None,
+    **options: Any,
+) -> TokenVectorEnv | TokenVectorWrapper:
+    """``gym.make_vec("textenvs/MovieReview-v0", ...)``: sentences of movie reviews, praised or panned.
+
+    Whatever is None is the part that ships with the package: openings, tokenizer, reward model, language model. The
+    other `options` are those of `textenvs.factories.text_generation_vec`. Works offline.
+
+    Raises:
+        ValueError: parts that are wrong or do not belong together.
+    """
+    if reference is None:
+        reference = assets.language_model_dir()
+    if tokenizer is None and not isinstance(reference, str | os.PathLike):
+        tokenizer = getattr(reference, "tokenizer", None) or assets.load_tokenizer()
+    return text_generation_vec(
+        num_envs,
+        prompts=assets.OPENINGS if prompts is None else prompts,
+        tokenizer=tokenizer,
+        scorer=load_scorer() if scorer is None else scorer,
+        reference=reference,
+        **options,
+    )
+
+
+def movie_review(**options: Any) -> TokenEnv:
+    """``gym.make("textenvs/MovieReview-v0", ...)``: `movie_review_vec` as one scalar environment."""
+    return scalar(movie_review_vec, **options)

@@ -1,0 +1,1 @@
+"""Control tasks beside Stable-Baselines3 with rl-zoo's settings."""

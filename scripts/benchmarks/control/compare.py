@@ -1,0 +1,219 @@
+"""Ours and Stable-Baselines3 (with rl-zoo's settings) on the same control tasks, steps and episodes, in one run.
+
+    python -m scripts.benchmark_control --run-dir runs/benchmark_control
+    python -m scripts.benchmark_control --tasks Acrobot-v1 --seeds 3 --run-dir runs/quick
+
+Every training is a process of its own with one thread and leaves a run directory under `runs/`; `--resume` keeps those
+that are finished. Scores are means of 100 greedy episodes of the best kept weights, on both sides judged by other
+episodes than those that chose them; over seeds the interquartile mean, with a stratified-bootstrap 95% interval. The
+time to solve CartPole and the speed at equal work are wall-clock, one process at a time; trainings run side by side, so
+theirs is CPU time. All are without evaluations. Left behind: `summary.json` (one key a row), `table.md`, `curves.png`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agents.runs.cli import enter
+from agents.runs.run_dir import SUMMARY, RunDir, write_aside
+from scripts.benchmarks.interquartile import interquartile_mean, stratified_interval
+from scripts.benchmarks.table import Row, plot_curves, read_curve, timing_row, to_markdown
+
+TASKS = {
+    "CartPole-v1": 100_000,
+    "Acrobot-v1": 200_000,
+    "MountainCar-v0": 500_000,
+    "MountainCarContinuous-v0": 100_000,
+    "Pendulum-v1": 150_000,
+    "LunarLander-v3": 1_000_000,
+}
+"""Transitions that both sides train for."""
+TRPO_TASKS = {
+    "CartPole-v1": (100_000, 500.0),
+    "Acrobot-v1": (100_000, -83.1),
+    "Pendulum-v1": (100_000, -174.6),
+    "MountainCarContinuous-v0": (50_000, 92.5),
+}
+"""Transitions that our TRPO trains for, and the return rl-zoo's benchmark.md states for sb3-contrib's (one run)."""
+SIDES = ("ours", "sb3")
+EVALUATIONS = 20
+"""Greedy evaluations along a training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Compare ours with Stable-Baselines3 on control tasks."""
+
+    run_dir: Path
+    """folder for the table, the plots and every single run"""
+    tasks: tuple[str, ...] = tuple(TASKS)
+    """ids to train on"""
+    seeds: int = 10
+    """trainings a task and side, seeds 0, 1, ..."""
+    peer_seeds: int | None = None
+    """fewer trainings on the peer's side, which is several times slower; None: as many"""
+    jobs: int = 2
+    """trainings side by side, one thread each; times are measured one at a time all the same"""
+    trpo: bool = True
+    """also train our TRPO, beside rl-zoo's published figures"""
+    timings: bool = True
+    """also measure the time to solve CartPole and the speed at equal work"""
+    timing_seeds: int = 5
+    """seeds of the time to solve"""
+    resume: bool = False
+    """keep the finished runs in --run-dir"""
+    overwrite: bool = False
+    """throw away the benchmark in --run-dir"""
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.tasks) - set(TASKS))
+        if unknown:
+            raise ValueError(f"tasks must be of {sorted(TASKS)}, received {unknown}")
+        for name in ("seeds", "jobs", "timing_seeds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Run what is missing, and write table and plots.
+
+    Raises:
+        RuntimeError: if a training fails; the message holds the end of its output.
+    """
+    with RunDir(config.run_dir, script="benchmark_control", overwrite=config.overwrite, resume=config.resume) as run:
+        run.begin(asdict(config))
+        runs = run.path / "runs"
+        rows: list[Row] = []
+        if config.timings:
+            rows += [seconds_to_solve(runs, config.timing_seeds), equal_work(runs)]
+        trpo_tasks = [task for task in TRPO_TASKS if config.trpo and task in config.tasks]
+        jobs = [(task, side, seed) for task in config.tasks for side in SIDES for seed in _seeds(config, side)]
+        jobs += [(task, "trpo", seed) for task in trpo_tasks for seed in range(config.seeds)]
+        with ThreadPoolExecutor(config.jobs) as pool:
+            list(pool.map(lambda job: train(runs, *job), jobs))
+        for task in config.tasks:
+            rows += task_rows(runs, task, config)
+        rows += [trpo_row(runs, task, config.seeds) for task in trpo_tasks]
+        summary = {row.name: row.figures() for row in rows}
+        run.write_json(SUMMARY, summary)
+        write_aside(run.path / "table.md", to_markdown(rows))
+        curves = {
+            task: {
+                side: [read_curve(runs / f"{task}-{side}-{seed}") for seed in _seeds(config, side)] for side in SIDES
+            }
+            for task in config.tasks
+        }
+        plot_curves(curves, run.path / "curves.png")
+        print(to_markdown(rows))
+    return summary
+
+
+def _seeds(config: Config, side: str) -> range:
+    return range(config.seeds if side == "ours" or config.peer_seeds is None else config.peer_seeds)
+
+
+def train(runs: Path, task: str, side: str, seed: int) -> dict[str, Any]:
+    """One training by ``side``: "ours" or "sb3", ``TASKS[task]`` steps of PPO, or "trpo", ours; its summary."""
+    steps = TRPO_TASKS[task][0] if side == "trpo" else TASKS[task]
+    flags = ["--env", task, "--seed", seed, "--total-steps", steps, "--evaluate-every", steps // EVALUATIONS]
+    ours = ["scripts.train_control", "--quiet", "--algorithm", "trpo" if side == "trpo" else "ppo"]
+    return run_once(runs / f"{task}-{side}-{seed}", [*(["scripts.train_zoo"] if side == "sb3" else ours), *flags])
+
+
+def seconds_to_solve(runs: Path, seeds: int) -> Row:
+    """Seconds of training until a greedy mean of 475 over 100 episodes: each with its own settings, alternating."""
+    found: dict[str, list[float]] = {side: [] for side in SIDES}
+    for seed in range(seeds):
+        for side in SIDES:
+            module = ["scripts.train_control", "--quiet"] if side == "ours" else ["scripts.train_zoo"]
+            flags = ["--env", "CartPole-v1", "--seed", seed, "--stop-at-return", 475, "--evaluate-every", 1024]
+            steps = [] if side == "ours" else ["--total-steps", TASKS["CartPole-v1"]]
+            summary = run_once(runs / f"solve-{side}-{seed}", [*module, *flags, *steps])
+            found[side].append(summary["train_s"] if summary["reached"] else float("inf"))
+    return timing_row("CartPole-v1: seconds to 475", found, statistic="median", unit="s")
+
+
+def equal_work(runs: Path, repeats: int = 3) -> Row:
+    """Steps a second at rl-zoo's CartPole settings, 100,000 steps on either side, alternating."""
+    found: dict[str, list[float]] = {side: [] for side in SIDES}
+    for repeat in range(repeats):
+        for side in SIDES:
+            flags = ["--env", "CartPole-v1", "--library", side, "--seed", repeat, "--total-steps", 100_000]
+            summary = run_once(runs / f"equal_work-{side}-{repeat}", ["scripts.train_zoo", *flags])
+            found[side].append(summary["steps_per_s"])
+    return timing_row("CartPole-v1: equal work, steps/s", found, statistic="median", unit="steps/s")
+
+
+def task_rows(runs: Path, task: str, config: Config) -> list[Row]:
+    """Return and training time of one task."""
+    summaries = {
+        side: [json.loads((runs / f"{task}-{side}-{seed}" / SUMMARY).read_text()) for seed in _seeds(config, side)]
+        for side in SIDES
+    }
+    scores = {side: np.array([s["eval_return_mean"] for s in found]) for side, found in summaries.items()}
+    means = {side: interquartile_mean(values) for side, values in scores.items()}
+    returns = Row(
+        name=f"{task}: return at {TASKS[task]:,} steps",
+        ours=means["ours"],
+        peer=means["sb3"],
+        unit="IQM",
+        intervals={side: stratified_interval([values]) for side, values in scores.items()},
+        extremes={side: (float(values.min()), float(values.max())) for side, values in scores.items()},
+        counts={side: len(values) for side, values in scores.items()},
+    )
+    times = {side: [s["train_cpu_s"] for s in found] for side, found in summaries.items()}
+    return [returns, timing_row(f"{task}: training, CPU seconds", times, statistic="median", unit="s")]
+
+
+def trpo_row(runs: Path, task: str, seeds: int) -> Row:
+    """Return of our TRPO beside the published one, which has no spread over seeds."""
+    steps, published = TRPO_TASKS[task]
+    found = [json.loads((runs / f"{task}-trpo-{seed}" / SUMMARY).read_text()) for seed in range(seeds)]
+    scores = np.array([summary["eval_return_mean"] for summary in found])
+    return Row(
+        name=f"{task}: TRPO's return at {steps:,} steps, beside rl-zoo's published one",
+        ours=interquartile_mean(scores),
+        peer=published,
+        unit="IQM",
+        intervals={"ours": stratified_interval([scores])},
+        extremes={"ours": (float(scores.min()), float(scores.max()))},
+        counts={"ours": seeds, "sb3": 1},
+    )
+
+
+def run_once(folder: Path, module_and_flags: Sequence[object], *, threads: int = 1) -> dict[str, Any]:
+    """Run a script on that many threads into ``folder`` unless it is finished there; its summary.
+
+    Raises:
+        RuntimeError: if it fails.
+    """
+    if not (folder / SUMMARY).exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        module, *flags = [str(part) for part in module_and_flags]
+        print(f"{folder.name} ...", flush=True)
+        done = subprocess.run(
+            [sys.executable, "-m", module, *flags, "--run-dir", str(folder)],
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode != 0 or not (folder / SUMMARY).exists():
+            raise RuntimeError(f"{module} failed in {folder} ({done.returncode}): {done.stderr[-2000:]}")
+    return json.loads((folder / SUMMARY).read_text())
+
+
+def command_line(arguments: Sequence[str] | None = None) -> int:
+    """Run with command-line arguments; returns the exit code."""
+    show: Callable[[Config], dict[str, Any]] = main
+    return enter(Config, show, description=__doc__, arguments=arguments, show=False)

@@ -1,0 +1,155 @@
+"""Peak memory of `scripts.train_text` beyond the trunk's own weights, for each way the models can live.
+
+    python -m scripts.benchmark_memory --run-dir runs/memory
+    python -m scripts.benchmark_memory --run-dir runs/memory --model runs/smollm2/model --microbatch-size 2
+
+Each way is a process of its own that trains for a few updates and reports ``peak_memory_bytes``: the process's highest
+resident memory until training ends (``getrusage``), less its resident memory before the first model is loaded, when
+Python and all libraries are. From that the weights of one trunk are subtracted, and nothing else: activations, caches,
+the reward model's text handling, allocator slack and threads' buffers all count. Without ``--model`` the trunk has
+SmolLM2-135M's shape and random weights, which take the same memory. Training ends with a checkpoint, which copies what
+is trained and Adam's states: that is in the peak, too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from agents.runs.cli import enter
+from agents.runs.run_dir import SUMMARY, RunDir
+
+MIB = 2**20
+MODES = ("full", "shared", "adapters")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkMemoryConfig:
+    """Measure the memory of text runs."""
+
+    run_dir: str
+    """Folder for the runs, config.json and summary.json."""
+    overwrite: bool = False
+    """Throw away a finished benchmark in that folder."""
+    model: str | None = None
+    """Directory of a causal LM with its tokenizer. None: SmolLM2-135M's shape with random weights."""
+    memory: tuple[Literal["full", "shared", "adapters"], ...] = ("full", "adapters")
+    """Which ways to measure."""
+    updates: int = 2
+    """Updates of each."""
+    batch_size: int = 16
+    """Texts an update."""
+    minibatch_size: int = 8
+    """Texts an optimiser step."""
+    microbatch_size: int | None = 2
+    """Texts a backward pass, for every way alike. None: the minibatch."""
+    max_new_tokens: int = 48
+    """Budget of a completion, tokens."""
+    gradient_checkpointing: bool = True
+    """For every way alike."""
+    timeout_s: float = 1800.0
+    """Seconds after which a run is given up."""
+
+
+def number_of_letters(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+    """A reward that takes no memory."""
+    return [float(len(completion)) for completion in completions]
+
+
+def main(config: BenchmarkMemoryConfig) -> dict[str, Any]:
+    """Run it; returns what ``summary.json`` holds: bytes beyond the trunk for each way, and adapters ÷ full.
+
+    Raises:
+        RunDirError, RuntimeError: if the folder cannot be used, or a run fails.
+    """
+    script, reads = "benchmark_memory", (config.model,)
+    with RunDir(config.run_dir, script=script, overwrite=config.overwrite, reads=reads) as run:
+        if config.model:
+            trunk_bytes(Path(config.model))  # before the run begins: whether it loads
+        run.begin(dataclasses.asdict(config))
+        model = Path(config.model) if config.model else write_random_model(run.path / "trunk")
+        prompts = run.path / "prompts.txt"
+        prompts.write_text("\n".join(f"the film number {i} is about a" for i in range(2 * config.batch_size)) + "\n")
+        weights = trunk_bytes(model)
+        summary: dict[str, Any] = {"trunk_bytes": weights}
+        for memory in config.memory:
+            figures = measure(config, memory, model, prompts, run.path / memory)
+            summary[f"{memory}_peak_bytes"] = figures["peak_memory_bytes"]
+            summary[f"{memory}_beyond_trunk_bytes"] = figures["peak_memory_bytes"] - weights
+            summary[f"{memory}_seconds_per_update"] = figures["wall_s"] / config.updates
+            print(f"{memory:10} {summary[f'{memory}_beyond_trunk_bytes'] / MIB:8.0f} MiB beyond the trunk", flush=True)
+        if "adapters" in config.memory and "full" in config.memory:
+            summary["adapters_over_full"] = summary["adapters_beyond_trunk_bytes"] / summary["full_beyond_trunk_bytes"]
+        run.write_json(SUMMARY, summary)
+        return summary
+
+
+def measure(config: BenchmarkMemoryConfig, memory: str, model: Path, prompts: Path, run_dir: Path) -> dict[str, Any]:
+    """The summary of one run in a process of its own.
+
+    Raises:
+        RuntimeError: if it fails; the message holds the end of what it said.
+    """
+    flags = {
+        "--run-dir": run_dir, "--model": model, "--prompts": prompts, "--memory": memory,
+        "--reward-model": f"{__spec__.name if __spec__ else __name__}:{number_of_letters.__name__}",
+        "--episodes": config.updates * config.batch_size, "--batch-size": config.batch_size,
+        "--minibatch-size": config.minibatch_size, "--epochs": 1, "--max-new-tokens": config.max_new_tokens,
+        "--learning-rate": 1e-5, "--num-eval-prompts": 2, "--threads": torch.get_num_threads(),
+        "--checkpoint-every": 10**6,
+    }  # fmt: skip
+    if config.microbatch_size is not None:
+        flags["--microbatch-size"] = config.microbatch_size
+    arguments = [str(part) for pair in flags.items() for part in pair] + ["--no-judge"]
+    if config.gradient_checkpointing:
+        arguments.append("--gradient-checkpointing")
+    command = [sys.executable, "-m", "scripts.train_text", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=config.timeout_s, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"train_text --memory {memory} ended with {done.returncode}: {done.stderr[-500:]}")
+    figures: dict[str, Any] = json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))
+    return figures
+
+
+def trunk_bytes(folder: Path) -> int:
+    """Bytes of the model's float32 weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
+    return sum(parameter.nbytes for parameter in model.parameters())
+
+
+def write_random_model(folder: Path) -> Path:
+    """A Llama of SmolLM2-135M's shape (arXiv:2502.02737, table 8) with random weights, and a tokenizer of its size."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = ["<end>", "the", "film", "number", "is", "about", "a", *map(str, range(1000))]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    vocabulary |= {f"w{i}": i for i in range(len(words), 49152)}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<end>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {name: "<end>" for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+    PreTrainedTokenizerFast(tokenizer_object=core, **special).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, max_position_embeddings=8192, tie_word_embeddings=True,
+        bos_token_id=0, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def command_line(arguments: Sequence[str] | None = None) -> int:
+    """Run with command-line arguments; returns the exit code: 0, 2 on bad input, 130 after Ctrl-C."""
+    return enter(BenchmarkMemoryConfig, main, description=__doc__, arguments=arguments)

@@ -1,0 +1,1 @@
+"""Text training beside TRL."""

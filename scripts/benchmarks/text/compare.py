@@ -1,0 +1,169 @@
+"""Language models' training, ours and TRL's, and where it stands to what is possible: every figure in one run.
+
+    python -m scripts.benchmark_text --run-dir runs/benchmark_text
+    python -m scripts.benchmark_text --run-dir runs/quick --rows speed,arithmetic --rounds 1
+    python -m scripts.benchmark_text --run-dir runs/benchmark_text --resume
+
+TRL lives in environments of its own below ``--peers``, made if they are missing. What each side does, and what each
+figure means, is in docs/benchmark_text.md. Left behind: ``summary.json`` (one key a row: both sides, their ratio, its
+bounds), ``table.md``, ``rows/`` (a file for each measurement that is finished; ``--resume`` keeps those) and ``runs/``
+(every single run).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agents.runs.cli import enter
+from agents.runs.run_dir import CONFIG, SUMMARY, RunDir, write_aside
+from scripts.benchmarks.table import Row, to_markdown
+from scripts.benchmarks.text.models import BenchSizes
+from scripts.benchmarks.text.rows import ALGORITHMS, POLICIES, gap_row, kl_row, learning_row, memory_row, reviews_row
+from scripts.benchmarks.text.speed import arithmetic_row, speed_rows
+
+HOW = ("run_dir", "rows", "resume", "overwrite", "peers")
+"""Settings that may differ when a benchmark is resumed: they do not change a figure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Measure language models' training."""
+
+    run_dir: Path
+    """folder for the table, the rows and every single run"""
+    rows: str = "speed,arithmetic,memory,gap,reviews,kl,learning"
+    """what to measure, separated by commas"""
+    peers: Path = Path("runs/peers")
+    """folder with TRL's environments, made if they are missing"""
+    rounds: int = 5
+    """updates of each side that are timed, in turn"""
+    seeds: int = 3
+    """trainings of each kind, seeds 0, 1, ..."""
+    threads: int = 2
+    """CPU threads of every process"""
+    sizes: BenchSizes = field(default_factory=BenchSizes)
+    """of models and updates whose speed is measured"""
+    resume: bool = False
+    """keep the finished rows and runs in --run-dir"""
+    overwrite: bool = False
+    """throw away the benchmark in --run-dir"""
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.selected) - set(MEASUREMENTS))
+        if unknown:
+            raise ValueError(f"rows are of {', '.join(MEASUREMENTS)}; received {', '.join(unknown)}")
+        for name in ("rounds", "seeds", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
+
+    @property
+    def selected(self) -> list[str]:
+        """Names of the measurements."""
+        return [name.strip() for name in self.rows.split(",")]
+
+
+def _speed(config: Config, runs: Path) -> list[Row]:
+    return speed_rows(runs / "speed", config.peers, sizes=config.sizes, rounds=config.rounds, threads=config.threads)
+
+
+def _arithmetic(config: Config, runs: Path) -> list[Row]:
+    return [arithmetic_row(runs / "speed", sizes=config.sizes, rounds=config.rounds, threads=config.threads)]
+
+
+def _memory(config: Config, runs: Path) -> list[Row]:
+    return [memory_row(runs, threads=config.threads)]
+
+
+def _gap(config: Config, runs: Path) -> list[Row]:
+    return [gap_row(runs, algorithm, policy, seeds=config.seeds) for policy in POLICIES for algorithm in ALGORITHMS]
+
+
+def _reviews(config: Config, runs: Path) -> list[Row]:
+    return [reviews_row(runs, algorithm, seeds=config.seeds, threads=config.threads) for algorithm in ("ppo", "grpo")]
+
+
+def _kl(config: Config, runs: Path) -> list[Row]:
+    return [kl_row(runs, seeds=config.seeds, threads=config.threads)]
+
+
+def _learning(config: Config, runs: Path) -> list[Row]:
+    return [learning_row(runs, config.peers, seeds=config.seeds, threads=config.threads)]
+
+
+MEASUREMENTS: dict[str, Callable[[Config, Path], list[Row]]] = {
+    "speed": _speed,
+    "arithmetic": _arithmetic,
+    "memory": _memory,
+    "gap": _gap,
+    "reviews": _reviews,
+    "kl": _kl,
+    "learning": _learning,
+}
+"""By name, in the table's order; each gives one row or more."""
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Measure what is missing, and write the table anew after each measurement.
+
+    Raises:
+        RunDirError, ValueError: if the run directory cannot be used, or holds rows of other settings.
+        RuntimeError: if measurements failed; all others are finished by then, and the message says which and why.
+    """
+    with RunDir(config.run_dir, script="benchmark_text", overwrite=config.overwrite, resume=config.resume) as run:
+        if config.resume:
+            _refuse_other_settings(config, run.path / CONFIG)
+        run.begin(asdict(config))
+        (run.path / "rows").mkdir(exist_ok=True)
+        failed: dict[str, Exception] = {}
+        for name in config.selected:
+            try:
+                measure(config, name, run.path)
+            except (RuntimeError, OSError, ValueError, KeyError) as error:  # hours of other rows must not be lost
+                print(f"{name} failed: {error}", file=sys.stderr, flush=True)
+                failed[name] = error
+            rows = finished_rows(run.path)
+            run.write_json(SUMMARY, {row.name: row.figures() for row in rows})
+            write_aside(run.path / "table.md", to_markdown(rows, peer="peer"))
+        print(to_markdown(rows, peer="peer"))
+        if failed:
+            raise RuntimeError("; ".join(f"{name} failed: {error!r}" for name, error in failed.items()))
+        return {row.name: row.figures() for row in rows}
+
+
+def measure(config: Config, name: str, folder: Path) -> None:
+    """Leave the rows of measurement ``name`` in the benchmark's folder, unless they are there."""
+    kept = folder / "rows" / f"{name}.json"
+    if not kept.exists():
+        load = os.getloadavg()[0]
+        rows = MEASUREMENTS[name](config, folder / "runs")
+        described = [asdict(row) for row in rows]
+        for row in described:
+            row["details"] |= {"load_before": load}
+        write_aside(kept, json.dumps(described, indent=2) + "\n")
+
+
+def finished_rows(folder: Path) -> list[Row]:
+    """Those that the benchmark's folder holds, in the table's order."""
+    files = [folder / "rows" / f"{name}.json" for name in MEASUREMENTS]
+    return [Row(**row) for file in files if file.exists() for row in json.loads(file.read_text())]
+
+
+def _refuse_other_settings(config: Config, file: Path) -> None:
+    theirs = json.loads(file.read_text())
+    ours = {name: value for name, value in asdict(config).items() if name not in HOW}
+    other = [
+        f"{name}={theirs.get(name)!r} (now {value!r})" for name, value in ours.items() if theirs.get(name) != value
+    ]
+    if other:
+        raise ValueError(f"the benchmark in {file.parent} has other settings: {', '.join(other)}")
+
+
+def command_line(arguments: Sequence[str] | None = None) -> int:
+    """Run with command-line arguments; returns the exit code: 0, 2 if something failed, 130 after Ctrl-C."""
+    return enter(Config, main, description=__doc__, arguments=arguments, show=False)

@@ -1,0 +1,138 @@
+"""TRL in environments of its own: making them, and updates of several processes that take turns.
+
+TRL's last release with PPO needs transformers 4, its newest GRPO takes transformers 5: two environments, neither ours.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from agents.runs.run_dir import write_aside
+from scripts.benchmarks.text.models import LM, PROMPTS, REWARD_MODEL
+
+TRL_VERSIONS = {"ppo": "0.29.1", "grpo": "1.16.0"}
+"""Of TRL, by what is measured."""
+REQUIREMENTS = {"ppo": ["transformers<5", "datasets"], "grpo": ["transformers>=5,<6", "datasets"]}
+PEER_SCRIPT = Path(__file__).parent / "trl_peer.py"
+
+
+def peer_python(peers: Path, algorithm: str) -> Path:
+    """The interpreter of the environment for ``algorithm`` in ``peers``; made if it is missing or holds other versions.
+
+    Raises:
+        RuntimeError: if it cannot be made; the message holds the end of what pip said.
+    """
+    folder = peers / algorithm
+    python = folder / "bin" / "python"
+    if _installed(python) != TRL_VERSIONS[algorithm]:
+        print(f"{folder}: installing trl {TRL_VERSIONS[algorithm]} ...", flush=True)
+        _run([sys.executable, "-m", "venv", "--clear", str(folder)])
+        same_torch = f"torch=={torch.__version__.partition('+')[0]}"
+        wanted = [f"trl=={TRL_VERSIONS[algorithm]}", same_torch, *REQUIREMENTS[algorithm]]
+        _run([str(python), "-m", "pip", "install", "--quiet", *wanted])
+    return python
+
+
+def _installed(python: Path) -> str | None:
+    """TRL's version there, or None."""
+    if not python.exists():
+        return None
+    ask = "from importlib.metadata import version; print(version('trl'))"
+    done = subprocess.run([str(python), "-I", "-c", ask], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _run(command: Sequence[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-1000:]}")
+
+
+def peer_command(peers: Path, folder: Path, algorithm: str, *, models: Path, **job: Any) -> list[str]:
+    """The command of TRL's ``algorithm`` on the models that `write_models` left; ``job`` as in `peer_trl.JOB`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {"lm": models / LM, "reward_model": models / REWARD_MODEL, "prompts": models / PROMPTS}
+    paths |= {"scratch": folder / "scratch"}
+    whole = {"algorithm": algorithm, **{name: str(path.resolve()) for name, path in paths.items()}, **job}
+    write_aside(folder / "job.json", json.dumps(whole, indent=2) + "\n")
+    return [str(peer_python(peers, algorithm)), "-I", str(PEER_SCRIPT), str(folder / "job.json")]
+
+
+def quiet_environment(threads: int) -> dict[str, str]:
+    """What a measured process finds in its environment: its number of threads, and no way to a model hub."""
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+class OnDemand:
+    """A process that makes one update for each line it is sent, and answers with a JSON object; idle in between.
+
+    Args:
+        command: to start it; its first answer only says that it is ready.
+        log: file for what it says on standard error.
+        threads: it may use.
+
+    Raises:
+        RuntimeError: whenever it has ended instead of answering; the message holds the end of what it said.
+    """
+
+    def __init__(self, command: Sequence[str], log: Path, *, threads: int) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self.log = log
+        with log.open("w", encoding="utf-8") as errors:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env=quiet_environment(threads),
+            )
+        try:
+            self._answer()
+        except BaseException:
+            self.close()
+            raise
+
+    def update(self) -> dict[str, float]:
+        """Its figures of one more update."""
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):  # it has ended, which the missing answer says, too
+            self.process.stdin.write("\n")
+            self.process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            said = self.log.read_text(encoding="utf-8", errors="replace")[-1000:]
+            raise RuntimeError(f"{self.log.stem} ended with {self.process.wait()}: {said}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """End it."""
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            with suppress(BrokenPipeError):  # a line that it never read
+                pipe.close()
+
+    def __enter__(self) -> OnDemand:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

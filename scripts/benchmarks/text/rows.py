@@ -1,0 +1,236 @@
+"""The rows of `scripts.benchmark_text` that are no speeds: memory, gaps, movie reviews, the KL, TRL's learning.
+
+Every one reads the summary of another script's run, which lies in a folder of its own and is kept if it is finished.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agents.evaluation.curve import FRONTIER, read_points
+from agents.recipes.rlhf.config import TrainTextConfig
+from agents.runs.run_dir import SUMMARY, write_aside
+from agents.schedules import value_at
+from scripts.benchmarks.control.compare import run_once
+from scripts.benchmarks.table import Row
+from scripts.benchmarks.text.models import LM, PROMPTS, REWARD_MODEL
+from scripts.benchmarks.text.peer_environments import peer_command, quiet_environment
+from textenvs import assets
+
+ALGORITHMS = ("ppo", "grpo", "rloo", "reinforce")
+POLICIES = ("tabular", "gpt2")
+"""Whose gap is measured: a table can represent the optimum, so that its gap is the algorithm's alone."""
+KL_BUDGET = 8.0
+"""Nats per sequence; a text model further away from where it began has won nothing."""
+REWARD_CRITIC = ("--memory", "full", "--critic-start", "reward-model")
+"""Flags of a critic that starts as the reward model."""
+KL_POINT = 3.2
+"""Nats per sequence where gains are compared; best-of-64 is at most 3.17 from the start."""
+KL_SETTINGS = (
+    *("--beta", 0.24, "--value-coef", 0.5, "--lam", 0.8, "--critic-lam", 1.0, "--batch-size", 512),
+    *("--minibatch-size", 128, "--learning-rate", 2e-4, "--episodes", 32768, "--evaluate-every", 4),
+)
+"""Flags of a PPO that ends near there: a higher price; and what buys more with a nat: a critic that learns whole
+returns, advantages that lean on it, larger batches, smaller steps, more texts."""
+
+
+def memory_row(runs: Path, *, threads: int) -> Row:
+    """Peak memory of training beyond one trunk's own weights, 135M parameters: adapters beside full."""
+    found = run_once(runs / "memory", ["scripts.benchmark_memory"], threads=threads)
+    return Row(
+        name="peak memory beyond the trunk's weights, 135M model: adapters ÷ full",
+        ours=found["adapters_beyond_trunk_bytes"] / 2**20,
+        peer=found["full_beyond_trunk_bytes"] / 2**20,
+        unit="MiB",
+        must=1 / 4,
+        aim=1 / 8,
+        at_most=True,
+        details={"trunk_mib": found["trunk_bytes"] / 2**20},
+    )
+
+
+def gap_row(runs: Path, algorithm: str, policy: str, *, seeds: int) -> Row:
+    """Optimality gap of an algorithm on a table or a tiny GPT-2, exactly: its worst environment's, mean over seeds.
+
+    Ours is what is missing to the optimum, the peer what the start was missing, both as shares of the latter.
+    """
+    flags = ["scripts.exact_gap", "--policy", policy, "--algorithm", algorithm]
+    found = [run_once(runs / f"gap-{policy}-{algorithm}-{seed}", [*flags, "--seed", seed]) for seed in range(seeds)]
+    gaps = [summary["gap_worst"] for summary in found]
+    by_environment = {
+        name: float(np.mean([summary[name] for summary in found])) for name in found[0] if name.endswith("_gap")
+    }
+    return Row(
+        name=f"optimality gap, {algorithm}, {policy}: missing to the optimum ÷ missing at the start, worst environment",
+        ours=float(np.mean(gaps)),
+        peer=1.0,
+        unit="share",
+        extremes={"ours": (min(gaps), max(gaps))},
+        counts={"ours": seeds},
+        must=0.03,
+        aim=0.01,
+        at_most=True,
+        details=by_environment,
+    )
+
+
+def tuned(runs: Path, algorithm: str, seed: int, *, threads: int) -> dict[str, Any]:
+    """The summary of our preset on movie reviews."""
+    flags = ["scripts.train_text", "--algorithm", algorithm, "--seed", seed]
+    return run_once(runs / f"reviews-{algorithm}-{seed}", flags, threads=threads)
+
+
+def tuned_with_peers_critic(runs: Path, seed: int, *, threads: int) -> dict[str, Any]:
+    """The summary of PPO's preset with the critic that the peer has: a trunk of its own that starts as the reward."""
+    flags = ["scripts.train_text", *REWARD_CRITIC, "--seed", seed]
+    return run_once(runs / f"learning-ppo-{seed}", flags, threads=threads)
+
+
+def reviews_row(runs: Path, algorithm: str, *, seeds: int, threads: int) -> Row:
+    """How often the judge prefers what was tuned on movie reviews to what it was before, mean over seeds.
+
+    A seed that ends beyond the KL budget counts as 0.
+    """
+    found = [tuned(runs, algorithm, seed, threads=threads) for seed in range(seeds)]
+    rates = [s["judge_win_rate"] if s["kl_per_sequence"] <= KL_BUDGET else 0.0 for s in found]
+    return Row(
+        name=f"movie reviews, {algorithm}: judge prefers the tuned model at ≤ {KL_BUDGET:.0f} nats ÷ all texts",
+        ours=float(np.mean(rates)),
+        peer=1.0,
+        unit="share",
+        extremes={"ours": (min(rates), max(rates))},
+        counts={"ours": seeds},
+        must=0.75,
+        aim=0.85,
+        details=_figures("ours", found),
+    )
+
+
+def kl_row(runs: Path, *, seeds: int, threads: int) -> Row:
+    """What PPO gains in reward-model score within `KL_POINT` nats, beside what best-of-64 gains; mean over seeds.
+
+    A run's figure is that of its last evaluation within the point; both gains are over the mean score of what the start
+    writes.
+    """
+    best = run_once(runs / "best_of_n", ["scripts.best_of_n"], threads=threads)
+    start = best["score_best_of_1"]
+    flags = ["scripts.train_text", *REWARD_CRITIC, *KL_SETTINGS]
+    found = []
+    for seed in range(seeds):
+        folder = runs / f"kl-{seed}"
+        run_once(folder, [*flags, "--seed", seed], threads=threads)
+        found.append(last_within(read_points(folder / FRONTIER), KL_POINT))
+    gains = [point["score"] - start for point in found]
+    return Row(
+        name=f"KL efficiency, ppo: gain in score within {KL_POINT} nats ÷ best-of-64's",
+        ours=float(np.mean(gains)),
+        peer=best["score_best_of_64"] - start,
+        unit="reward",
+        extremes={"ours": (min(gains), max(gains))},
+        counts={"ours": seeds},
+        must=0.5,
+        aim=0.9,
+        details={f"ours_{name}_by_seed": [point[name] for point in found] for name in ("kl_per_sequence", "judge")}
+        | {"peer_kl_per_sequence": best["kl_per_sequence_best_of_64"], "peer_judge": best["judge_best_of_64"]},
+    )
+
+
+def last_within(points: Sequence[dict[str, Any]], nats: float) -> dict[str, Any]:
+    """The last point whose KL per sequence is at most ``nats``; the start's is 0."""
+    return [point for point in points if point["kl_per_sequence"] <= nats][-1]
+
+
+def learning_row(runs: Path, peers: Path, *, seeds: int, threads: int) -> Row:
+    """The judge's win rate of our PPO and of TRL's after the same episodes, with the same models, reward, settings."""
+    sides = {
+        "ours": [tuned_with_peers_critic(runs, seed, threads=threads) for seed in range(seeds)],
+        "peer": [tuned_by_peer(runs, peers, seed, threads=threads) for seed in range(seeds)],
+    }
+    rates = {side: [summary["judge_win_rate"] for summary in found] for side, found in sides.items()}
+    return Row(
+        name="learning: judge prefers the tuned model after the same episodes, PPO",
+        ours=float(np.mean(rates["ours"])),
+        peer=float(np.mean(rates["peer"])),
+        unit="share",
+        extremes={side: (min(values), max(values)) for side, values in rates.items()},
+        counts={side: seeds for side in sides},
+        must=1.0,
+        details=_figures("ours", sides["ours"]) | _figures("peer", sides["peer"]),
+    )
+
+
+def _figures(side: str, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    names = ("judge_win_rate", "kl_per_sequence", "score_after", "distinct2_after", "mean_length_after")
+    return {f"{side}_{name}_by_seed": [summary[name] for summary in found] for name in names}
+
+
+def tuned_by_peer(runs: Path, peers: Path, seed: int, *, threads: int) -> dict[str, Any]:
+    """TRL's PPO on movie reviews with our preset's settings, compared with the start as our runs are.
+
+    Raises:
+        RuntimeError: if TRL fails; the message holds the end of what it said.
+    """
+    folder = runs / f"reviews-trl-{seed}"
+    if (folder / SUMMARY).exists():
+        return json.loads((folder / SUMMARY).read_text())  # type: ignore[no-any-return]
+    shutil.rmtree(folder, ignore_errors=True)
+    print(f"{folder.name} ...", flush=True)
+    preset = TrainTextConfig(run_dir=str(folder), seed=seed)
+    models, saved = write_review_inputs(folder / "inputs", preset), folder / "model"
+    job = peer_settings(preset) | {"threads": threads, "save": str(saved.resolve())}
+    command = peer_command(peers, folder, "ppo", models=models, **job)
+    done = subprocess.run(command, capture_output=True, text=True, env=quiet_environment(threads), check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{folder.name} ended with {done.returncode}: {done.stderr[-2000:]}")
+    summary = judged(saved, preset) | json.loads(done.stdout.splitlines()[-1])
+    write_aside(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def peer_settings(preset: TrainTextConfig) -> dict[str, Any]:
+    """Our preset in TRL's words; lambda, gamma, the weight of the value loss and the clip are TRL's defaults, too."""
+    settings = preset.agent_config()
+    return {
+        "rows": preset.batch_size,
+        "minibatches": preset.batch_size // settings.minibatch_size,
+        "epochs": settings.epochs,
+        "new_tokens": preset.max_new_tokens,
+        "learning_rate": value_at(settings.learning_rate, 0.0),
+        "kl_coef": preset.beta,
+        "updates": preset.episodes // preset.batch_size,
+        "seed": preset.seed,
+        "pad_token_id": assets.load_language_model().config.vocab_size,
+    }
+
+
+def write_review_inputs(folder: Path, preset: TrainTextConfig) -> Path:
+    """The shipped models and the preset's training prompts, laid out as `write_models` does."""
+    from agents.recipes.rlhf.build import prompt_sets
+    from textenvs.tokens.prompts import load_prompts
+
+    tokenizer = assets.load_tokenizer()
+    for name, source in ((LM, assets.language_model_dir()), (REWARD_MODEL, assets.reward_model_dir())):
+        shutil.copytree(source, folder / name)
+    prompts = load_prompts(prompt_sets(preset, tokenizer)[0], tokenizer, vocab_size=len(tokenizer))
+    rows = [row[:length].tolist() for row, length in zip(prompts.tokens, prompts.lengths, strict=True)]
+    write_aside(folder / PROMPTS, json.dumps(rows))
+    return folder
+
+
+def judged(model: Path, preset: TrainTextConfig) -> dict[str, Any]:
+    """The figures of `scripts.train_text`'s summary that compare the model in a folder with the start."""
+    from agents.evaluation.metrics import compare
+    from agents.lm.causal_lm import CausalLMPolicy
+    from agents.recipes.rlhf.build import build_parts
+    from textenvs.wrappers.reference import load_causal_lm
+
+    parts = build_parts(preset)
+    policy = CausalLMPolicy(load_causal_lm(model), eos_token_id=parts.policy.eos_token_id)
+    return compare(parts.assess(parts.start), parts.assess(policy))[0]

@@ -1,0 +1,254 @@
+"""TRL's PPO or GRPO on the models that ours are measured on. Run by a Python that has TRL; imports nothing of ours.
+
+    PEER_PYTHON -I scripts/benchmarks/text/trl_peer.py job.json
+
+TRL's last release with PPO (0.29.1) and its newest GRPO need different environments, so this file knows both. The job
+is one JSON object, see ``JOB``. With ``on_demand`` it makes one update for each line on standard input, and answers
+each with a line of JSON: the update's seconds, and the response tokens in it up to each text's end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+JOB: dict[str, Any] = {
+    "algorithm": "ppo",  # or "grpo"
+    "lm": None,  # folder of the language model and tokenizer
+    "reward_model": None,  # folder of the reward model, as ours saves it; PPO only
+    "prompts": None,  # JSON file: lists of token ids
+    "pad_token_id": 0,  # one that no text contains
+    "rows": 64,  # texts an update
+    "minibatches": 4,  # optimiser steps a pass
+    "epochs": 4,  # passes over each batch
+    "new_tokens": 48,  # budget of a completion
+    "group_size": 8,  # texts of a prompt; GRPO only
+    "learning_rate": 1e-6,  # at the start, linear to 0
+    "adam_eps": 1e-5,
+    "kl_coef": 0.05,  # reward units per nat
+    "max_grad_norm": 1.0,
+    "updates": 1000,
+    "seed": 0,
+    "threads": 2,
+    "on_demand": False,
+    "scratch": None,  # folder that TRL may write to
+    "save": None,  # folder for the tuned language model
+}
+"""Every setting with its default."""
+
+
+def main(job: dict[str, Any]) -> dict[str, Any]:
+    """Train as the job says; TRL's last logged figures."""
+    torch.set_num_threads(job["threads"])
+    answers = os.fdopen(os.dup(1), "w", buffering=1)  # TRL prints to standard output, too
+    os.dup2(2, 1)
+    trainer, meter = {"ppo": ppo, "grpo": grpo}[job["algorithm"]](job)
+    if job["on_demand"]:
+        trainer.add_callback(on_demand(meter, answers))
+    began = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - began
+    if job["save"] is not None:
+        getattr(trainer, "policy_model", trainer.model).save_pretrained(job["save"], safe_serialization=True)
+    logged = {k: v for entry in trainer.state.log_history for k, v in entry.items() if isinstance(v, int | float)}
+    answers.write(json.dumps({"train_s": seconds, **logged}) + "\n")
+    return logged
+
+
+class Meter:
+    """Counts what an update holds: response tokens up to each text's end, and how many steps of TRL make an update."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self.tokens = 0
+
+
+def ppo(job: dict[str, Any]) -> tuple[Any, Meter]:
+    """TRL's PPO: policy, value model, reference and reward model are four networks."""
+    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM
+    from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
+
+    meter = Meter(steps=1)
+    cut = ppo_trainer.truncate_response
+
+    def counting(stop_token_id: int, pad_token_id: int, responses: Tensor) -> Tensor:
+        kept = cut(stop_token_id, pad_token_id, responses)
+        meter.tokens += int((kept != pad_token_id).sum())
+        return kept
+
+    ppo_trainer.truncate_response = counting
+    data = Dataset.from_dict({"input_ids": json.loads(Path(job["prompts"]).read_text())})
+    config = PPOConfig(
+        # One micro-batch a minibatch and no accumulation: an optimiser step for every minibatch.
+        per_device_train_batch_size=job["rows"],
+        gradient_accumulation_steps=1,
+        num_mini_batches=job["minibatches"],
+        num_ppo_epochs=job["epochs"],
+        local_rollout_forward_batch_size=job["rows"],
+        response_length=job["new_tokens"],
+        total_episodes=job["rows"] * job["updates"],
+        num_sample_generations=0,
+        eval_strategy="no",
+        stop_token="eos",
+        temperature=1.0,
+        kl_coef=job["kl_coef"],
+        **_common(job),
+    )
+    lm, reference = (AutoModelForCausalLM.from_pretrained(job["lm"]) for _ in range(2))
+    trainer = PPOTrainer(
+        args=config,
+        processing_class=_tokenizer(job),
+        model=lm,
+        ref_model=reference,
+        reward_model=scorer(job["reward_model"]),
+        value_model=scorer(job["reward_model"]),
+        train_dataset=data,
+        eval_dataset=data.select(range(8)),
+    )
+    return trainer, meter
+
+
+def grpo(job: dict[str, Any]) -> tuple[Any, Meter]:
+    """TRL's GRPO with the KL in the loss, and a reward that costs nothing."""
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM
+    from trl import GRPOConfig, GRPOTrainer
+
+    meter = Meter(steps=job["minibatches"] * job["epochs"])
+    tokenizer = _tokenizer(job)
+
+    def length_modulo_seven(completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
+        meter.tokens += sum(len(ids) for ids in completion_ids)
+        return [float(len(completion) % 7) for completion in completions]
+
+    config = GRPOConfig(
+        per_device_train_batch_size=job["rows"] // job["minibatches"],
+        gradient_accumulation_steps=1,
+        steps_per_generation=job["minibatches"],
+        num_iterations=job["epochs"],
+        num_generations=job["group_size"],
+        max_completion_length=job["new_tokens"],
+        max_steps=job["updates"] * meter.steps,
+        temperature=1.0,
+        top_k=0,
+        beta=job["kl_coef"],
+        **_common(job),
+    )
+    prompts = [tokenizer.decode(ids) for ids in json.loads(Path(job["prompts"]).read_text())]
+    trainer = GRPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(job["lm"], dtype=torch.float32),
+        args=config,
+        processing_class=tokenizer,
+        reward_funcs=length_modulo_seven,
+        train_dataset=Dataset.from_dict({"prompt": prompts}),
+    )
+    return trainer, meter
+
+
+def _common(job: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "output_dir": job["scratch"],
+        "learning_rate": job["learning_rate"],
+        "adam_epsilon": job["adam_eps"],
+        "max_grad_norm": job["max_grad_norm"],
+        "lr_scheduler_type": "linear",
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "seed": job["seed"],
+        "save_strategy": "no",
+        "report_to": "none",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+    }
+
+
+def on_demand(meter: Meter, answers: Any) -> Any:
+    """A callback of TRL's trainers that waits for a line before each update, and answers it with its figures."""
+    from transformers import TrainerCallback
+
+    class OnDemand(TrainerCallback):
+        steps, began, cpu = 0, 0.0, 0.0
+
+        def wait(self) -> None:
+            if not sys.stdin.readline():
+                raise SystemExit(0)
+            meter.tokens, self.began, self.cpu = 0, time.perf_counter(), time.process_time()
+
+        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+            answers.write(json.dumps({"ready": True}) + "\n")
+            self.wait()
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            self.steps += 1
+            if self.steps % meter.steps == 0:
+                figures = {
+                    "seconds": time.perf_counter() - self.began,
+                    "cpu_s": time.process_time() - self.cpu,
+                    "response_tokens": meter.tokens,
+                }
+                answers.write(json.dumps(figures) + "\n")
+                self.wait()
+
+    return OnDemand()
+
+
+def _tokenizer(job: dict[str, Any]) -> Any:
+    """The language model's own, padding on the left with the job's padding token."""
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(Path(job["lm"]) / "tokenizer.json"), padding_side="left")
+    described = json.loads((Path(job["lm"]) / "tokenizer_config.json").read_text())
+    pad = tokenizer.convert_ids_to_tokens(job["pad_token_id"]) if job["pad_token_id"] < len(tokenizer) else "<padding>"
+    tokenizer.add_special_tokens({"eos_token": described["eos_token"], "pad_token": pad})
+    if tokenizer.pad_token_id != job["pad_token_id"]:
+        raise ValueError(f"padding is token {tokenizer.pad_token_id}, the job says {job['pad_token_id']}")
+    return tokenizer
+
+
+class Calibrated(nn.Module):
+    """A score head whose output is ``(raw - mean) / std``."""
+
+    def __init__(self, weight: Tensor, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.head = nn.Linear(weight.shape[1], 1, bias=False)
+        self.head.weight = nn.Parameter(weight)
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``[..., D]`` to ``[..., 1]``."""
+        return (self.head(hidden) - self.mean) / self.std
+
+
+def scorer(folder: str | Path) -> Any:
+    """The reward model that ours saved at ``folder``, in the form that TRL takes: GPT-2 with a ``score`` head.
+
+    Ours reads ``bos + text (+ eos)`` at the last real token; prompts here begin with bos already where there is one,
+    and TRL keeps a response's eos and reads before the padding, so both read the same rows at the same place.
+    """
+    from safetensors.torch import load_file
+    from transformers import GPT2Config, GPT2ForSequenceClassification
+
+    weights = load_file(Path(folder) / "model.safetensors")
+    config = GPT2Config.from_pretrained(folder, num_labels=1)
+    model = GPT2ForSequenceClassification(config)
+    backbone = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
+    missing, unexpected = model.transformer.load_state_dict(backbone, strict=False)
+    if unexpected or [name for name in missing if not name.endswith((".attn.bias", ".attn.masked_bias"))]:
+        raise ValueError(f"{folder}: weights do not fit GPT-2: missing {missing}, unexpected {unexpected}")
+    model.score = Calibrated(weights["head.weight"], weights["mean"], weights["std"])  # type: ignore[assignment]
+    return model.eval()
+
+
+if __name__ == "__main__":
+    main(JOB | json.loads(Path(sys.argv[1]).read_text()))

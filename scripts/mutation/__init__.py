@@ -1,0 +1,1 @@
+"""Known mistakes, planted one by one; the tests must catch each."""

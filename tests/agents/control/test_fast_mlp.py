@@ -1,0 +1,78 @@
+"""The fast gradient against autograd through the plain policy and the pure losses."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from gymnasium import spaces
+
+from agents.config import UpdateConfig
+from agents.control.fast_mlp import FastMLP, is_fast
+from agents.control.mlp import MLPPolicy
+from agents.rollout import Batch
+from agents.update import ppo_objective
+
+BOX = spaces.Box(-1, 1, (4,))
+MASKED = spaces.Dict({"position": BOX, "action_mask": spaces.MultiBinary(3)})
+
+
+def _batch(policy: MLPPolicy, number: int = 33) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    observations = draw(number, 1, 4)
+    if policy.mask_size:
+        allowed = (torch.rand(number, 1, 3, generator=generator) < 0.5).float()
+        allowed[..., 0] = 1.0
+        observations = torch.cat([observations, allowed], -1)
+    actions, logprobs = policy.act(observations, generator=generator)
+    old = logprobs + 0.3 * draw(number, 1)  # some ratios fall outside the interval, on both sides
+    return Batch(observations, actions, old, draw(number, 1), draw(number, 1), draw(number, 1), draw(number, 1) < 9)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("hidden", [(8,), (16, 16), (8, 8, 8)])
+@pytest.mark.parametrize("observations, actions", [(BOX, spaces.Discrete(3)), (BOX, BOX), (MASKED, spaces.Discrete(3))])
+def test_fast_gradient_equals_autograd(observations, actions, hidden, activation):
+    torch.manual_seed(1)
+    plain = MLPPolicy(observations, actions, hidden=hidden, activation=activation, log_std=-0.3)
+    for parameter in plain.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    flattened = copy.deepcopy(plain)
+    fast = FastMLP(flattened)
+    config = UpdateConfig(value_coef=0.7, entropy_coef=0.05)
+    batch = _batch(plain)
+    expected = plain.evaluate(batch.observations, batch.actions)
+    loss, parts = ppo_objective(config, clip=0.2)(expected, batch, None)
+    loss.backward()
+    evaluation, fast_loss, fast_parts = fast.ppo_gradient(batch, config, 0.2)
+    torch.testing.assert_close(fast_loss, loss.detach())
+    assert set(parts) >= set(fast_parts)
+    for one, other in zip(evaluation[:3], expected[:3], strict=True):
+        torch.testing.assert_close(one, other.detach().view(-1), atol=2e-6, rtol=1e-5)
+    for (name, view), reference in zip(flattened.named_parameters(), plain.parameters(), strict=True):
+        start = (view.data_ptr() - fast.flat.data_ptr()) // 4
+        assert fast.flat.grad is not None
+        gradient = fast.flat.grad[start : start + view.numel()].view_as(view)
+        torch.testing.assert_close(gradient, reference.grad, atol=1e-6, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("observations, actions", [(BOX, spaces.Discrete(3)), (BOX, BOX), (MASKED, spaces.Discrete(3))])
+def test_fast_choice_equals_the_plain_one(observations, actions):
+    plain = MLPPolicy(observations, actions)
+    batch = _batch(plain)
+    fast = FastMLP(copy.deepcopy(plain))
+    noise = plain.draw_noise(1, 33, torch.Generator().manual_seed(3))[0]
+    with torch.no_grad():
+        torch.testing.assert_close(
+            fast.choose(batch.observations[:, 0], noise), plain.choose(batch.observations[:, 0], noise)
+        )
+
+
+def test_policies_of_another_kind_are_refused():
+    assert not is_fast(MLPPolicy(BOX, spaces.MultiDiscrete([2, 3])))
+    assert not is_fast(MLPPolicy(BOX, spaces.Discrete(2), hidden=()))
+    assert not is_fast(MLPPolicy(BOX, spaces.Discrete(2)).double())
+    with pytest.raises(ValueError, match="Discrete or Box"):
+        FastMLP(MLPPolicy(BOX, spaces.MultiBinary(3)))

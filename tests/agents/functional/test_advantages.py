@@ -1,0 +1,118 @@
+"""GAE by hand, against its definition, and against Stable-Baselines3."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from agents.functional.advantages import generalized_advantages
+from agents.verification.numpy_ppo import advantages_by_definition
+from agents.verification.sb3_peer import advantage_difference
+
+
+def row(*values):
+    return torch.tensor([values])
+
+
+def random_rollout(rows: int, steps: int, seed: int) -> dict[str, torch.Tensor]:
+    rng = np.random.default_rng(seed)
+    terminated = rng.random((rows, steps)) < 0.15
+    ended = terminated | (rng.random((rows, steps)) < 0.15)
+    ended[:, -1] = True
+    draw = lambda: torch.tensor(rng.normal(size=(rows, steps)))  # noqa: E731
+    return {
+        "rewards": draw(),
+        "values": draw(),
+        "next_values": draw(),
+        "terminated": torch.tensor(terminated),
+        "ended": torch.tensor(ended),
+    }
+
+
+def by_definition(rollout: dict[str, torch.Tensor], gamma: float, lam: float, mask: np.ndarray) -> np.ndarray:
+    arrays = {name: value.numpy() for name, value in rollout.items()}
+    return advantages_by_definition(arrays, gamma=gamma, lam=lam, mask=mask)
+
+
+def test_truncation_bootstraps_but_does_not_leak_across_the_border():
+    advantages = generalized_advantages(
+        rewards=row(1.0, 2.0),
+        values=row(0.5, 1.0),
+        next_values=row(3.0, 4.0),
+        terminated=row(False, False),
+        ended=row(True, False),
+        gamma=0.5,
+        lam=0.5,
+    )
+    torch.testing.assert_close(advantages, row(1 + 0.5 * 3 - 0.5, 2 + 0.5 * 4 - 1))
+
+
+def test_termination_bootstraps_nothing_also_where_the_time_ran_out_at_once():
+    advantages = generalized_advantages(
+        row(1.0, 2.0), row(0.5, 1.0), row(3.0, 4.0), row(True, False), row(True, True), gamma=0.5, lam=0.5
+    )
+    torch.testing.assert_close(advantages, row(1 - 0.5, 2 + 0.5 * 4 - 1))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_equals_the_definition_under_any_mixture_of_ends_and_masks(seed):
+    rollout = random_rollout(6, 17, seed)
+    mask = np.random.default_rng(100 + seed).random((6, 17)) < (1.0 if seed == 0 else 0.8)
+    ours = generalized_advantages(**rollout, gamma=0.97, lam=0.9, mask=torch.tensor(mask))
+    np.testing.assert_allclose(ours.numpy(), by_definition(rollout, 0.97, 0.9, mask), rtol=1e-12, atol=1e-12)
+
+
+def test_lambda_0_is_the_one_step_error():
+    rollout = random_rollout(4, 9, 1)
+    expected = rollout["rewards"] + 0.9 * rollout["next_values"] * ~rollout["terminated"] - rollout["values"]
+    torch.testing.assert_close(generalized_advantages(**rollout, gamma=0.9, lam=0.0), expected)
+
+
+def test_lambda_1_is_the_discounted_return_minus_the_value():
+    rollout = random_rollout(3, 11, 2)
+    ours = generalized_advantages(**rollout, gamma=0.9, lam=1.0)
+    # With next values consistent along the chain the bootstraps telescope away.
+    values, after = rollout["values"], rollout["next_values"].clone()
+    inside = ~rollout["ended"][:, :-1]
+    after[:, :-1][inside] = values[:, 1:][inside]
+    rollout["next_values"] = after
+    ours = generalized_advantages(**rollout, gamma=0.9, lam=1.0)
+    for b in range(3):
+        for t in range(11):
+            total, discount = 0.0, 1.0
+            for later in range(t, 11):
+                total += discount * rollout["rewards"][b, later].item()
+                discount *= 0.9
+                if rollout["ended"][b, later]:
+                    total += discount * after[b, later].item() * (not rollout["terminated"][b, later])
+                    break
+            assert ours[b, t].item() == pytest.approx(total - values[b, t].item())
+
+
+def test_nothing_leaks_between_rows():
+    rollout = random_rollout(5, 8, 3)
+    whole = generalized_advantages(**rollout, gamma=0.99, lam=0.95)
+    alone = generalized_advantages(**{k: v[2:3] for k, v in rollout.items()}, gamma=0.99, lam=0.95)
+    torch.testing.assert_close(whole[2:3], alone, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("poison", [1e6, float("inf"), float("nan")])
+def test_masked_steps_may_hold_anything(poison):
+    rollout = random_rollout(4, 9, 4)
+    mask = torch.rand(4, 9, generator=torch.Generator().manual_seed(0)) < 0.7
+    clean = generalized_advantages(**rollout, gamma=0.99, lam=0.95, mask=mask)
+    for name in ("rewards", "values", "next_values"):
+        rollout[name] = rollout[name].masked_fill(~mask, poison)
+    poisoned = generalized_advantages(**rollout, gamma=0.99, lam=0.95, mask=mask)
+    torch.testing.assert_close(poisoned, clean, rtol=0, atol=0)
+    assert (clean[~mask] == 0).all()
+
+
+def test_equals_stable_baselines3():
+    assert advantage_difference() <= 1e-5  # SB3 computes in float32
+
+
+def test_other_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"\[B, T\]"):
+        generalized_advantages(row(1.0), row(1.0, 2.0), row(1.0), row(False), row(True), gamma=1.0, lam=1.0)

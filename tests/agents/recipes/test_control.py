@@ -1,0 +1,204 @@
+"""The script as a user meets it: files, messages, exit codes, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from dataclasses import asdict
+
+import pytest
+
+from agents import load_agent
+from agents.recipes import control as train_control
+from agents.recipes import evaluate as evaluate_agent
+from agents.recipes.control import BEST, LAST, Config, command_line, main
+from agents.runs import checkpoint
+
+
+def config(path, **changes) -> Config:
+    return Config(**{"run_dir": path, "total_steps": 2048, "eval_episodes": 4, "quiet": True, **changes})
+
+
+def run(settings: Config) -> int:
+    """From the command line."""
+    flags = []
+    for name, value in asdict(settings).items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            flags += [f"--{flag}", str(value)]
+    return command_line(flags)
+
+
+def test_a_run_leaves_everything_behind_and_its_agent_can_be_evaluated(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert run(config(folder)) == 0
+    summary = json.loads((folder / "summary.json").read_text())
+    keys = {"env", "seed", "steps", "wall_s", "eval_return_mean", "eval_return_std", "eval_episodes", "train_s"}
+    assert keys <= set(summary)
+    assert 0 < summary["train_s"] <= summary["wall_s"]
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.json", "progress.csv", BEST, LAST, "summary.json"} <= names
+    assert any(name.startswith("events") for name in names)
+    assert run(config(folder)) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    result = evaluate_agent.main(evaluate_agent.EvaluateAgentConfig(agent=folder, episodes=3))
+    assert result["eval_episodes"] == 3
+
+
+def test_an_interrupted_run_resumes_to_where_an_undisturbed_one_ends(tmp_path, monkeypatch):
+    whole = main(config(tmp_path / "whole"))
+    broken = config(tmp_path / "broken")
+    write = train_control._Watch.save
+
+    def interrupt(self, agent):
+        write(self, agent)
+        if agent.updates == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(train_control._Watch, "save", interrupt)
+    assert threading.current_thread() is threading.main_thread()
+    with pytest.raises(KeyboardInterrupt):
+        main(config(tmp_path / "broken", save_every=1))
+    monkeypatch.undo()
+    assert not (tmp_path / "broken" / "summary.json").exists()
+    resumed = main(config(broken.run_dir, resume=True))
+    assert resumed["steps"] == whole["steps"]
+    one, other = (checkpoint.load(tmp_path / name / LAST)["agent"] for name in ("whole", "broken"))
+    for name, value in one["policy"].items():
+        assert (value == other["policy"][name]).all(), name
+
+
+def test_ctrl_c_exits_130_and_says_what_was_kept(tmp_path, monkeypatch, capsys):
+    write = train_control._Watch.save
+
+    def interrupt(self, agent):
+        write(self, agent)
+        if signal.getsignal(signal.SIGINT) == self._interrupt:  # not while the last checkpoint is written
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(train_control._Watch, "save", interrupt)
+    assert run(config(tmp_path, save_every=1)) == 130
+    assert f"{LAST} holds what was trained; go on with --resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "trpo"])
+def test_each_algorithm_trains_says_its_name_and_refuses_to_go_on_with_the_other(algorithm, tmp_path, capsys):
+    other = {"ppo": "trpo", "trpo": "ppo"}[algorithm]
+    folder = tmp_path / "run"
+    assert run(config(folder, algorithm=algorithm)) == 0
+    assert json.loads((folder / "summary.json").read_text())["algorithm"] == algorithm
+    assert load_agent(folder / BEST).algorithm == algorithm
+    result = evaluate_agent.main(evaluate_agent.EvaluateAgentConfig(agent=folder, episodes=3))
+    assert result["env"] == "CartPole-v1"
+    (folder / "summary.json").unlink()
+    assert run(config(folder, algorithm=other, resume=True)) == 2
+    assert f"is of --algorithm {algorithm}, not {other}" in capsys.readouterr().err
+
+
+def test_an_environment_of_ones_own_is_taken_by_module_and_id(tmp_path, monkeypatch, capsys):
+    (tmp_path / "corridors.py").write_text(CORRIDOR)
+    monkeypatch.syspath_prepend(tmp_path)
+    for algorithm in ("ppo", "trpo"):
+        folder = tmp_path / algorithm
+        assert run(config(folder, env="corridors:Corridor-v0", algorithm=algorithm)) == 0
+        assert "corridors:Corridor-v0 seed 0: " in capsys.readouterr().out
+        assert json.loads((folder / "summary.json").read_text())["eval_episodes"] == 4
+
+
+CORRIDOR = """
+import gymnasium as gym
+import numpy as np
+
+
+class Corridor(gym.Env):
+    observation_space = gym.spaces.Box(-1.0, 1.0, (1,))
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.clock = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.clock += 1
+        return np.zeros(1, np.float32), float(action), self.clock == 3, False, {}
+
+
+gym.register("Corridor-v0", Corridor)
+"""
+
+
+@pytest.mark.parametrize(
+    "bad", [{"total_steps": 0}, {"eval_episodes": 0}, {"evaluate_every": 0}, {"algorithm": "sarsa"}]
+)
+def test_flags_out_of_range_are_refused_by_name(bad, tmp_path, capsys):
+    (name, value), *_ = bad.items()
+    with pytest.raises(SystemExit) as leaving:
+        command_line(["--run-dir", str(tmp_path / "run"), f"--{name.replace('_', '-')}", str(value)])
+    assert leaving.value.code == 2
+    assert name.replace("_", "-") in capsys.readouterr().err.replace("_", "-")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("env", ["CartPol-v1", "no_such_module:Env-v0"])
+def test_an_unknown_environment_is_a_message_and_exit_code_2(env, tmp_path, capsys):
+    assert run(config(tmp_path / "run", env=env)) == 2
+    assert env.split(":")[0].split("-")[0] in capsys.readouterr().err
+
+
+def test_stop_at_return_ends_early(tmp_path):
+    summary = main(config(tmp_path / "run", stop_at_return=1.0, evaluate_every=512))
+    assert summary["reached"]
+    assert summary["steps"] < 2048
+
+
+def test_the_last_weights_are_evaluated_also_where_no_evaluation_was_due(tmp_path):
+    summary = main(config(tmp_path / "run", evaluate_every=1500))
+    assert (tmp_path / "run" / "progress.csv").read_text().count("\n") >= 3
+    assert summary["steps"] == 2048
+
+
+def test_a_damaged_checkpoint_is_a_message(tmp_path, capsys):
+    main(config(tmp_path / "run"))
+    (tmp_path / "run" / LAST).write_bytes(b"half of it")
+    assert run(config(tmp_path / "run", resume=True)) == 2
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_progress_csv_holds_the_whole_run_and_other_settings_are_refused(tmp_path, monkeypatch, capsys):
+    from agents.runs.plots import read_columns
+
+    folder = tmp_path / "run"
+    write = train_control._Watch.save
+
+    def save(self, agent):
+        if agent.updates == 2:
+            raise RuntimeError("killed after update 2, of which progress.csv has a line and no checkpoint speaks")
+        write(self, agent)
+
+    monkeypatch.setattr(train_control._Watch, "save", save)
+    with pytest.raises(RuntimeError):
+        main(config(folder, save_every=1, evaluate_every=512, total_steps=4096))
+    monkeypatch.undo()
+    assert max(read_columns(folder / "progress.csv")["time/steps"]) == 2048
+    assert run(config(folder, resume=True, evaluate_every=1024, total_steps=4096)) == 2
+    assert "evaluate_every=512 (now 1024)" in capsys.readouterr().err
+    main(config(folder, resume=True, evaluate_every=512, total_steps=4096))
+    whole = tmp_path / "whole"
+    main(config(whole, evaluate_every=512, total_steps=4096))
+    ours, expected = (read_columns(path / "progress.csv") for path in (folder, whole))
+    for name in ("time/steps", "train/updates", "eval/return_mean"):
+        assert str(ours[name]) == str(expected[name]), name
+
+
+def test_a_run_killed_after_it_reached_its_return_does_not_train_on(tmp_path):
+    settings = {"stop_at_return": 1.0, "evaluate_every": 512}
+    first = main(config(tmp_path / "run", **settings))
+    (tmp_path / "run" / "summary.json").unlink()  # killed just before it was written
+    again = main(config(tmp_path / "run", resume=True, **settings))
+    assert again["steps"] == first["steps"] < 2048
+    assert again["reached"]

@@ -1,0 +1,150 @@
+"""Several processes beside one: the same texts, figures and weights, with every algorithm; one resumes what they began.
+
+`torchrun` starts this file, too: as a script it trains every case and leaves the outcomes in the file that it is told.
+"""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from agents.runs.distributed import ALONE, Processes
+from tests.agents.text.test_agent import ROWS, agent_of
+from textenvs.tokens.rows import PAD
+
+COUNT = 3
+CASES = {
+    "ppo": dict(algorithm="ppo", rows=ROWS - 1, minibatch_size=8, epochs=2, normalise_advantages="minibatch"),
+    "slots": dict(algorithm="ppo", kind="llama", rows=ROWS, collecting=dict(slots=3, missing_eos_penalty=0.5)),
+    "empty shares": dict(algorithm="ppo", rows=4, minibatch_size=1, epochs=1),
+    "early stop": dict(algorithm="ppo", rows=ROWS, minibatch_size=8, epochs=4, target_kl=1e-3),
+    "grpo": dict(
+        algorithm="grpo", group_size=6, kl_estimator="full", average="sequence", minibatch_size=12, microbatch_size=3
+    ),
+    "rloo": dict(algorithm="rloo", group_size=3, kind="llama"),
+    "reinforce": dict(algorithm="reinforce", average="constant", entropy_coef=0.01),
+}
+
+
+def outcome(case, processes):
+    """Two iterations: rows and figures of each, the state between them, and the weights after them."""
+    options = copy.deepcopy(CASES[case])
+    options["collecting"] = {**options.get("collecting", {}), "processes": processes}
+    agent = agent_of(**options)
+    found = {"rows": [], "figures": []}
+    for _ in range(2):
+        agent.iterate()
+        found["rows"].append(vars(agent.collector.last))
+        found["figures"].append(agent.metrics)
+        found.setdefault("between", copy.deepcopy(agent.state_dict()))
+    return {**found, "weights": agent.policy.state_dict(), "generator": agent.collector.generator.get_state()}
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    file = tmp_path_factory.mktemp("processes") / "outcome.pt"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(COUNT)]
+    command = [*launcher, "-m", "tests.agents.runs.test_distributed", str(file)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    root = Path(__file__).parents[3]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root, timeout=180)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(file, weights_only=False)
+
+
+def assert_same(one, other):
+    """But for the seconds, and what rounding does; ``logprob_drift`` is of the first process's share."""
+    for ours, theirs in zip(one["rows"], other["rows"], strict=True):
+        assert (ours["completions"] == theirs["completions"]).all()
+        for name in ("rewards", "kl", "scores", "logprobs"):
+            np.testing.assert_allclose(ours[name], theirs[name], atol=1e-4)
+    for ours, theirs in zip(one["figures"], other["figures"], strict=True):
+        names = {name for name in ours if not name.startswith("time/")} - {"train/logprob_drift"}
+        assert names <= set(theirs)
+        expected = {name: theirs[name] for name in names}
+        assert {name: ours[name] for name in names} == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    assert (one["generator"] == other["generator"]).all()
+    torch.testing.assert_close(one["weights"], other["weights"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_several_processes_do_what_one_does(together, case):
+    alone = outcome(case, ALONE)
+    assert_same(alone, together[case])
+    moved = [(alone["between"]["policy"][name] - value).abs().max() for name, value in alone["weights"].items()]
+    assert max(moved) > 3e-3
+    if case != "empty shares":
+        lengths = (alone["rows"][0]["completions"] != PAD).sum(1)
+        assert lengths.min() < lengths.max()  # so shares end at different times, with one generator all the same
+    if case == "early stop":
+        assert alone["figures"][0]["train/early_stop"] == 1.0
+
+
+def test_one_process_goes_on_where_several_stopped(together):
+    agent = agent_of(**CASES["slots"])
+    agent.load_state_dict(together["slots"]["between"])
+    agent.iterate()
+    torch.testing.assert_close(dict(agent.policy.state_dict()), together["slots"]["weights"], atol=1e-4, rtol=0)
+    assert (agent.collector.generator.get_state() == together["slots"]["generator"]).all()
+
+
+def test_all_begin_as_the_first_and_hear_of_each_other(together):
+    heard = together["heard"]
+    assert heard["weights"] == [0.0] * COUNT
+    assert heard["of_first"] == ["said by 0"] * COUNT
+    assert heard["any"] == [(True, False)] * COUNT
+    assert heard["gathered"] == list(range(COUNT))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+@pytest.mark.parametrize("rows", [1, 3, 16, 23])
+def test_shares_are_all_rows_once_and_in_order(count, rows):
+    parts = [list(range(rows))[Processes(index, count).part(rows)] for index in range(count)]
+    assert [row for part in parts for row in part] == list(range(rows))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_one_process_waits_for_nobody():
+    assert ALONE.first
+    assert ALONE.gathered("mine") == ["mine"]
+    assert ALONE.of_first("mine") == "mine"
+    assert ALONE.any(True)
+    assert not ALONE.any(False)
+    parameter = torch.nn.Parameter(torch.ones(2))
+    ALONE.add_gradients([parameter])
+    ALONE.begin_alike([parameter])
+    assert parameter.grad is None
+
+
+def test_what_cannot_be_shared_out_is_refused():
+    with pytest.raises(ValueError, match=r"index must lie in \[0, 2\), received 2"):
+        Processes(2, 2)
+    with pytest.raises(ValueError, match="4 texts cannot be shared out among 5 processes"):
+        agent_of("ppo", rows=4, collecting={"processes": Processes(0, 5)})
+
+
+def main(file):
+    torch.set_num_threads(1)
+    processes = Processes.launched("cpu")
+    assert processes.count == COUNT
+    begun = torch.full((2,), float(processes.index))
+    processes.begin_alike([begun])
+    heard = {
+        "weights": [float(weights[0]) for weights in processes.gathered(begun)],
+        "of_first": processes.gathered(processes.of_first(f"said by {processes.index}")),
+        "any": processes.gathered((processes.any(processes.index == 1), processes.any(False))),
+        "gathered": processes.gathered(processes.index),
+    }
+    found = {"heard": heard} | {case: outcome(case, processes) for case in CASES}
+    if processes.first:
+        torch.save(found, file)
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,191 @@
+import errno
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from agents.runs.run_dir import CONFIG, LOCK, MADE_BY, SUMMARY, RunDir, RunDirError, write_aside, write_folder_aside
+
+
+def claim(path, script="train_text", **options):
+    return RunDir(path, script=script, **options)
+
+
+def finished(path, script="train_text"):
+    """A finished run, with a model in it; its files and what they hold."""
+    with claim(path, script) as run:
+        run.begin({"seed": 0})
+        (path / "model").mkdir()
+        (path / "model" / "weights").write_text("old")
+        run.write_json(SUMMARY, {"score": 1})
+    return content(path)
+
+
+def end_in_the_middle(path, end, *files):
+    """Begin a run, leave ``files``, and let ``end`` happen to it."""
+    with claim(path) as run:
+        run.begin({"seed": 0})
+        for name in files:
+            (path / name).write_text("")
+        raise end
+
+
+def content(path):
+    return {file.relative_to(path): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def test_a_folder_in_use_is_refused_and_names_the_process(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        (tmp_path / LOCK).write_text(str(other.pid))
+        with pytest.raises(RunDirError, match=f"in use by process {other.pid}"):
+            claim(tmp_path, overwrite=True)
+        other.communicate(b"\n")
+    (tmp_path / CONFIG).write_text("{}")
+    with claim(tmp_path, resume=True):  # its process is gone, so the folder is free
+        assert (tmp_path / LOCK).read_text() == str(os.getpid())
+    assert not (tmp_path / LOCK).exists()
+
+
+def test_a_finished_run_is_kept_unless_told_otherwise(tmp_path):
+    before = finished(tmp_path / "run")
+    with pytest.raises(RunDirError, match=r"a finished run.*--overwrite"):
+        claim(tmp_path / "run")
+    assert content(tmp_path / "run") == before
+    with claim(tmp_path / "run", overwrite=True) as run:
+        run.begin({"seed": 1})
+        assert {path.name for path in run.path.iterdir()} == {CONFIG, MADE_BY, LOCK}
+        assert json.loads((run.path / CONFIG).read_text()) == {"seed": 1}
+
+
+@pytest.mark.parametrize("end", [ValueError, KeyboardInterrupt])
+def test_a_start_that_ends_before_the_run_begins_leaves_the_old_run_as_it_was(tmp_path, end):
+    before = finished(tmp_path / "run")
+    with pytest.raises(end), claim(tmp_path / "run", overwrite=True):
+        raise end
+    assert content(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("end", [ValueError, KeyboardInterrupt])
+def test_a_folder_that_a_start_made_is_gone_if_the_run_did_not_begin(tmp_path, end):
+    (tmp_path / "empty").mkdir()
+    for name in ("runs/of/mine", "empty"):
+        with pytest.raises(end), claim(tmp_path / name):
+            raise end
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
+
+
+def test_what_an_interrupted_run_left_is_thrown_away_unless_it_is_worth_something(tmp_path):
+    for name in ("progress.csv", "events.out.tfevents.1.host.1.0", "frontier.csv", "checkpoint.safetensors"):
+        with pytest.raises(KeyboardInterrupt):
+            end_in_the_middle(tmp_path / name, KeyboardInterrupt, name)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.safetensors"]
+    assert (tmp_path / "checkpoint.safetensors" / CONFIG).exists()
+
+
+def test_a_run_that_failed_without_a_checkpoint_is_in_nobodys_way_but_another_scripts(tmp_path):
+    with pytest.raises(FloatingPointError):
+        end_in_the_middle(tmp_path, FloatingPointError, "progress.csv")
+    assert (tmp_path / "progress.csv").exists()  # it says how the run failed
+    with pytest.raises(RunDirError, match="holds a run of train_text, not of train_control"):
+        claim(tmp_path, "train_control")
+    with claim(tmp_path) as run:
+        run.begin({})
+        assert not (tmp_path / "progress.csv").exists()
+
+
+def test_another_scripts_run_is_neither_overwritten_nor_gone_on_with(tmp_path):
+    before = finished(tmp_path / "run")
+    with pytest.raises(RunDirError, match="holds a run of train_text, not of frontier: choose another --out"):
+        claim(tmp_path / "run", "frontier", overwrite=True, flag="--out")
+    with pytest.raises(RunDirError, match="holds a run of train_text: pipeline cannot resume it"):
+        claim(tmp_path / "run", "pipeline", resume=True)
+    assert content(tmp_path / "run") == before
+
+
+def test_an_old_run_that_does_not_say_whose_it_is_is_gone_on_with_or_overwritten(tmp_path):
+    (tmp_path / CONFIG).write_text("{}")
+    with claim(tmp_path, resume=True) as run:
+        run.begin(None)
+    assert (tmp_path / CONFIG).read_text() == "{}"
+    assert (tmp_path / MADE_BY).read_text() == "train_text\n"
+    (tmp_path / MADE_BY).unlink()
+    (tmp_path / "samples.json").write_text("{}")
+    with claim(tmp_path, overwrite=True) as run:
+        run.begin({"new": True})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [CONFIG, MADE_BY]
+
+
+def test_what_a_run_reads_is_not_overwritten_by_it(tmp_path):
+    before = finished(tmp_path / "run")
+    for path in (tmp_path / "run", tmp_path / "run" / "model"):
+        with pytest.raises(RunDirError, match=f"{path}, which is read, lies in"):
+            claim(tmp_path / "run", overwrite=True, reads=(None, "some/name", path))
+    assert content(tmp_path / "run") == before
+    with claim(tmp_path / "run" / "below", overwrite=True, reads=(tmp_path / "run",)) as run:
+        run.begin({})
+    assert content(tmp_path / "run").items() >= before.items()
+
+
+def test_a_resumed_run_keeps_what_lies_there_but_for_halves(tmp_path):
+    with pytest.raises(FloatingPointError):
+        end_in_the_middle(tmp_path, FloatingPointError, "checkpoint.safetensors")
+    (tmp_path / "model.part").mkdir()
+    with claim(tmp_path, resume=True) as run:
+        assert (tmp_path / "model.part").exists()
+        run.begin({"seed": 0})
+    assert {path.name for path in tmp_path.iterdir()} == {CONFIG, MADE_BY, "checkpoint.safetensors"}
+
+
+def test_a_folder_that_is_no_run_is_never_thrown_away(tmp_path):
+    (tmp_path / "thesis.tex").write_text("ten years of work")
+    with pytest.raises(RunDirError, match="not a run"):
+        claim(tmp_path, overwrite=True)
+    with pytest.raises(RunDirError, match="no run to resume"):
+        claim(tmp_path, resume=True)
+    with pytest.raises(RunDirError, match="is a file"):
+        claim(tmp_path / "thesis.tex")
+    assert (tmp_path / "thesis.tex").read_text() == "ten years of work"
+
+
+def test_a_full_disk_leaves_the_old_file_whole_and_no_part_of_the_new_one(tmp_path, monkeypatch):
+    path = tmp_path / "summary.json"
+    write_aside(path, "old")
+
+    def full(self, text, encoding=None):
+        with open(self, "w") as file:
+            file.write(text[:1])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_aside(path, "new")
+    monkeypatch.undo()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["summary.json"]
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    write_folder_aside(tmp_path / "model", lambda folder: (folder / "weights").write_text("old"))
+
+    def fails(folder):
+        (folder / "weights").write_text("ne")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_folder_aside(tmp_path / "model", fails)
+    assert (tmp_path / "model" / "weights").read_text() == "old"
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_what_a_kill_in_mid_write_left_behind_is_thrown_away_and_in_nobodys_way(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "in_use.pid").write_text("99999999")  # of a process that is gone
+    (folder / "config.json.part").write_text("{")
+    (folder / "last.safetensors.99999999.part").write_bytes(b"half")
+    (folder / "model.part").mkdir()
+    with claim(folder) as run:  # nothing was finished there, so nothing need be overwritten or resumed
+        run.begin({})
+        assert {path.name for path in run.path.iterdir()} == {CONFIG, MADE_BY, LOCK}

@@ -1,0 +1,119 @@
+import json
+
+import pytest
+
+from reward_models.data.comparisons import PairBatches, split_pairs
+from reward_models.data.pairs import PreferencePair, read_pairs, write_pairs
+
+
+def pair(prompt, chosen, rejected, **more):
+    return PreferencePair(prompt=prompt, chosen=chosen, rejected=rejected, **more)
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    pairs = [pair("a", " b\u2028c", " c\n"), pair("", "ü", "v", margin=0.5)]
+    write_pairs(tmp_path / "pairs.jsonl", pairs)
+    assert read_pairs(tmp_path / "pairs.jsonl") == pairs
+    marked = tmp_path / "marked.jsonl"  # as some editors begin a file
+    marked.write_bytes(b"\xef\xbb\xbf" + (tmp_path / "pairs.jsonl").read_bytes())
+    assert read_pairs(marked) == pairs
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "expected an object, got list"),
+        ('{"prompt": "a", "chosen": "b"}', "missing 'rejected'"),
+        ('{"prompt": "a", "chosen": "b", "rejected": 3}', "'rejected' must be a string, got 3"),
+        ('{"prompt": "a", "chosen": "b", "rejected": "c", "margin": -1}', "'margin' must be"),
+        ('{"prompt": "a", "chosen": "b", "rejected": "c", "margin": NaN}', "'margin' must be"),
+        ('{"prompt": "a", "chosen": "b", "rejected": "c", "margin": "1"}', "'margin' must be"),
+        ('{"prompt": "a", "chosen": "b", "rejected": "b"}', "the same text"),
+    ],
+)
+def test_a_line_that_is_not_a_pair_is_named(tmp_path, line, reason):
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n\n' + line + "\n")
+    with pytest.raises(ValueError, match=rf"mine\.jsonl, line 3: not a preference pair: .*{reason}"):
+        read_pairs(path)
+
+
+def turns(*pairs):
+    return [{"role": role, "content": content} for role, content in pairs]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"prompt": turns(("system", "Be brief."), ("user", "Sky?")), "chosen": "Blue.", "rejected": "Red."},
+        {
+            "prompt": turns(("system", "Be brief."), ("user", "Sky?")),
+            "chosen": turns(("assistant", "Blue.")),
+            "rejected": turns(("assistant", "Red.")),
+        },
+        {
+            "prompt": "Sky?",
+            "chosen": turns(("system", "Be brief."), ("user", "Sky?"), ("assistant", "Blue.")),
+            "rejected": turns(("system", "Be brief."), ("user", "Sky?"), ("assistant", "Red.")),
+        },
+    ],
+)
+def test_chats_are_read_as_they_are_said(tmp_path, content):
+    (tmp_path / "chats.jsonl").write_text(json.dumps(content))
+    assert read_pairs(tmp_path / "chats.jsonl") == [pair("Be brief.\nSky?\n", "Blue.", "Red.")]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"prompt": turns(("assistant", "a")), "chosen": "b", "rejected": "c"}, "the assistant speaks first"),
+        ({"prompt": [{"role": "user"}], "chosen": "b", "rejected": "c"}, "turn 1 must be an object"),
+        ({"prompt": [], "chosen": "b", "rejected": "c"}, "'prompt' must be a string"),
+        ({"prompt": "a", "chosen": turns(("user", "b")), "rejected": "c"}, "'chosen' must end with the assistant's"),
+        (
+            {
+                "chosen": turns(("user", "a"), ("assistant", "b")),
+                "rejected": turns(("user", "other"), ("assistant", "c")),
+            },
+            "answer to different turns",
+        ),
+        ({"chosen": turns(("assistant", "b")), "rejected": turns(("assistant", "c"))}, "missing 'prompt'"),
+    ],
+)
+def test_a_chat_that_is_not_a_pair_is_named(tmp_path, content, reason):
+    (tmp_path / "mine.jsonl").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"mine\.jsonl, line 1: not a preference pair: .*{reason}"):
+        read_pairs(tmp_path / "mine.jsonl")
+
+
+def test_a_missing_and_an_empty_file_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"none\.jsonl"):
+        read_pairs(tmp_path / "none.jsonl")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match="no preference pair"):
+        read_pairs(tmp_path / "empty.jsonl")
+
+
+def test_pairs_that_share_a_text_or_a_prompt_are_never_split():
+    pairs = [pair(f"prompt {i // 2}", f"c{i}", f"r{i}") for i in range(40)]
+    pairs += [pair("", f"text {i}", f"Text {i + 1}!") for i in range(0, 5)]
+    train, heldout = split_pairs(pairs, heldout_share=0.2)
+    assert sorted(map(repr, [*train, *heldout])) == sorted(map(repr, pairs))
+    assert 4 <= len(heldout) <= 18
+    assert not {p.prompt for p in train if p.prompt} & {p.prompt for p in heldout if p.prompt}
+    assert len({p in heldout for p in pairs[40:]}) == 1
+
+
+def test_pairs_that_all_hang_together_cannot_be_split():
+    with pytest.raises(ValueError, match="none can be held out"):
+        split_pairs([pair("same", f"{i}", f"{i + 1}") for i in range(9)])
+
+
+def test_an_epoch_has_every_pair_once_and_encodes_shared_texts_once(rng):
+    pairs = [pair("p", "best", f"worse {i}") for i in range(10)]
+    batches = list(PairBatches(pairs=pairs, batch_size=4).epoch(rng))
+    assert [len(batch.chosen) for batch in batches] == [4, 4, 2]
+    assert sum(list(batch.texts).count("pbest") for batch in batches) == 3
+    seen = sorted(batch.texts[i] for batch in batches for i in batch.rejected)
+    assert seen == sorted(f"pworse {i}" for i in range(10))

@@ -1,0 +1,98 @@
+import json
+
+import numpy as np
+import pytest
+
+from textenvs.tokens.prompts import PromptSampler, load_prompts
+
+
+def read(source, tokenizer=None, **options):
+    return load_prompts(source, tokenizer, **{"vocab_size": 40} | options)
+
+
+def test_lists_text_files_and_jsonl_files_give_the_same_prompts(tmp_path, tokenizer):
+    texts = ["w1 w2", "w3"]
+    (tmp_path / "p.txt").write_text("w1 w2\r\n\nw3\n", encoding="utf-8")
+    (tmp_path / "p.jsonl").write_text('{"prompt": "w1 w2"}\n{"prompt": [0, 5], "more": 1}\n', encoding="utf-8-sig")
+    for source in (texts, iter(texts), tmp_path / "p.txt", str(tmp_path / "p.jsonl"), [[0, 3, 4], np.array([0, 5])]):
+        prompts = read(source, tokenizer)
+        np.testing.assert_array_equal(prompts.tokens, [[0, 3, 4], [0, 5, -1]])
+        np.testing.assert_array_equal(prompts.lengths, [3, 2])
+    assert read(tmp_path / "p.txt", tokenizer).places[1].endswith("p.txt:3")
+    assert read(read(tmp_path / "p.txt", tokenizer)[1:]).places == (f"{tmp_path / 'p.txt'}:3",)
+    with pytest.raises(ValueError, match=r"p\.txt:1: a prompt of 3 tokens is longer than the 2"):
+        read(read(tmp_path / "p.txt", tokenizer), max_tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("line", "received"),
+    [
+        ("{oops", "oops"),
+        ('{"question": "w1"}', "question"),
+        ('["w1"]', "w1"),
+        ('{"prompt": 7}', "7"),
+        ('{"prompt": [1.5]}', "1.5"),
+        ('{"prompt": ""}', "no tokens"),
+    ],
+)
+def test_a_bad_jsonl_line_is_named_by_file_and_number_with_what_was_received(tmp_path, line, received):
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps({"prompt": [1]}) + "\n" + line + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"p\.jsonl:2: .*" + received.replace("[", r"\[")):
+        read(path, lambda text: {"input_ids": []})
+
+
+def test_empty_sources_are_refused(tmp_path, tokenizer):
+    (tmp_path / "empty.txt").write_text("\n \n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"empty\.txt: no prompts"):
+        read(tmp_path / "empty.txt", tokenizer)
+    with pytest.raises(ValueError, match="prompts: no prompts"):
+        read([])
+    with pytest.raises(ValueError, match=r"prompts\[1\]: .*no tokens"):
+        read([[1], []])
+
+
+def test_wrong_prompts_are_refused_by_place(tmp_path, tokenizer):
+    with pytest.raises(FileNotFoundError, match=r"missing\.txt"):
+        read(tmp_path / "missing.txt")
+    with pytest.raises(ValueError, match=r"prompts\[1\]: a prompt of 4 tokens is longer than the 3"):
+        read(["w1 w2", "w1 w2 w3"], tokenizer, max_tokens=3)
+    with pytest.raises(ValueError, match=r"prompts\[0\]: token id 40 is outside the vocabulary \[0, 40\)"):
+        read([[1, 40]])
+    with pytest.raises(ValueError, match=r"prompts\[0\]: token id -1 "):
+        read([[1, -1]])
+    with pytest.raises(ValueError, match=r"prompts\[0\]: the prompt 'w1' is text"):
+        read(["w1"])
+    (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin\.txt: not UTF-8"):
+        read(tmp_path / "latin.txt", tokenizer)
+
+
+def test_every_prompt_is_drawn_once_an_epoch_in_an_order_of_its_own():
+    sampler, generator = PromptSampler(20, shuffle=True), np.random.default_rng(0)
+    epochs = [tuple(sampler.draw(20, generator)) for _ in range(3)]
+    assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
+    assert len(set(epochs)) == 3
+    np.testing.assert_array_equal(PromptSampler(2, shuffle=False).draw(5, generator), [0, 1, 0, 1, 0])
+
+
+def test_a_sampler_goes_on_from_its_saved_state_through_json():
+    sampler, generator = PromptSampler(7, shuffle=True), np.random.default_rng(0)
+    sampler.draw(10, generator)
+    saved, generator_state = json.loads(json.dumps(sampler.state_dict())), generator.bit_generator.state
+    expected = sampler.draw(30, generator)
+    other, other_generator = PromptSampler(7, shuffle=True), np.random.default_rng(9)
+    other_generator.bit_generator.state = generator_state
+    other.load_state_dict(saved)
+    np.testing.assert_array_equal(other.draw(30, other_generator), expected)
+    with pytest.raises(ValueError, match="of 7 prompts, this environment has 8"):
+        PromptSampler(8, shuffle=True).load_state_dict(saved)
+
+
+def test_repeated_prompts_come_in_a_row_and_each_once_an_epoch():
+    sampler, generator = PromptSampler(3, shuffle=True, repeats=2), np.random.default_rng(0)
+    drawn = sampler.draw(12, generator).reshape(6, 2)
+    assert (drawn[:, 0] == drawn[:, 1]).all()
+    assert sorted(drawn[:3, 0]) == sorted(drawn[3:, 0]) == [0, 1, 2]
+    with pytest.raises(ValueError, match="each 1 times in a row"):
+        PromptSampler(3, shuffle=True).load_state_dict(sampler.state_dict())

@@ -1,0 +1,79 @@
+"""What the wrappers of token environments share: both roads of the environment below, and how they tell their info."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from numpy.typing import NDArray
+
+from textenvs.envs.vector import TokenVectorEnv
+from textenvs.tokens.rows import TokenRows
+
+
+class TokenVectorWrapper(VectorWrapper[Any, Any, Any, Any, Any]):
+    """A wrapper of a `TokenVectorEnv` that keeps its fast road open; it changes nothing itself.
+
+    Args:
+        envs: a `TokenVectorEnv` or a wrapper of this kind. Gymnasium's own wrappers go outside of all of these: `play`
+            would pass them by.
+    """
+
+    def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
+        if not isinstance(envs, TokenVectorEnv | TokenVectorWrapper):
+            raise ValueError(
+                f"{type(self).__name__} wraps a TokenVectorEnv or one of textenvs' wrappers, received {envs}; "
+                "put other wrappers outside of it"
+            )
+        super().__init__(envs)
+        self._inner: TokenVectorEnv | TokenVectorWrapper = envs
+        inner: Any = envs
+        while isinstance(inner, TokenVectorWrapper):
+            if type(inner) is type(self):
+                raise ValueError(f"{type(self).__name__} is there already; it would be counted twice")
+            inner = inner.env
+
+    @property
+    def base(self) -> TokenVectorEnv:
+        """The environment under all wrappers."""
+        base = self.unwrapped
+        assert isinstance(base, TokenVectorEnv)
+        return base
+
+    def hand_logprobs(self, logprobs: Any) -> None:
+        """See `TokenVectorEnv.hand_logprobs`."""
+        self._inner.hand_logprobs(logprobs)
+
+    def draw_prompts(self, *, seed: int | None = None) -> NDArray[np.int64]:
+        """See `TokenVectorEnv.draw_prompts`."""
+        return self._inner.draw_prompts(seed=seed)
+
+    def play(
+        self, prompts: NDArray[np.int64], completions: NDArray[np.int64], logprobs: NDArray[Any] | None = None
+    ) -> TokenRows:
+        """See `TokenVectorEnv.play`; the rewards include what this wrapper adds."""
+        return self._inner.play(prompts, completions, logprobs)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `TokenVectorEnv.state_dict`; includes this wrapper's state."""
+        return self._inner.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `TokenVectorEnv.load_state_dict`."""
+        self._inner.load_state_dict(state)
+
+    def _tell(self, infos: dict[str, Any], key: str, values: NDArray[Any], mask: NDArray[np.bool_]) -> None:
+        """Adds an entry about the action just taken: beside the others, and for ended episodes in final_info too.
+
+        Args:
+            infos: changed in place.
+            key: name of the entry; its mask is ``_key``, as everywhere in Gymnasium.
+            values: ``[num_envs]``.
+            mask: ``[num_envs]`` True where there is a value.
+        """
+        infos[key], infos[f"_{key}"] = np.where(mask, values, values.dtype.type(0)), mask.copy()
+        if self.base.autoreset_mode is AutoresetMode.SAME_STEP and "final_info" in infos:
+            final = mask & infos["_final_info"]
+            infos["final_info"][key] = np.where(final, values, values.dtype.type(0))
+            infos["final_info"][f"_{key}"] = final

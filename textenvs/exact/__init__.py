@@ -1,0 +1,1 @@
+"""Token problems small enough that the best policy is computed, not trained."""

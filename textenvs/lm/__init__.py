@@ -1,0 +1,1 @@
+"""transformers' layers over rows without padding, and faster kernels. The one room that reaches into its internals."""

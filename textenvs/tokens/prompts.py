@@ -1,0 +1,198 @@
+"""Where episodes begin: prompts from lists, text files or JSONL files, and the order they are drawn in.
+
+Every fault of a prompt is found here, when the environment is built, and named by file and line. Not here: the episodes
+themselves (see `vector`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textenvs.tokens.chats import Turn, chat_ids, chat_text, check_turns, is_chat, question_of
+from textenvs.tokens.rows import pad_rows
+from textenvs.tokens.tokenizers import Tokenizer
+
+Prompt: TypeAlias = "str | Sequence[int] | Sequence[Turn]"
+PromptSource: TypeAlias = "str | os.PathLike[str] | Iterable[Prompt] | Prompts"
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """M tokenised prompts, each of which knows where it came from."""
+
+    tokens: NDArray[np.int64]
+    """``[M, P]`` right-padded with PAD."""
+    lengths: NDArray[np.int64]
+    """``[M]`` tokens."""
+    places: tuple[str, ...]
+    """M names for messages: "prompts.txt:3", or "prompts[2]" for a list."""
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, part: slice) -> Prompts:
+        """Some of them, as wide as all."""
+        return Prompts(self.tokens[part], self.lengths[part], self.places[part])
+
+    def fingerprint(self) -> int:
+        """A checksum of the tokens, by which a saved state recognises its prompts."""
+        return zlib.crc32(self.tokens.tobytes())
+
+
+def load_prompts(
+    source: PromptSource,
+    tokenizer: Tokenizer | None = None,
+    *,
+    vocab_size: int,
+    max_tokens: int | None = None,
+) -> Prompts:
+    """Reads, tokenises and checks prompts.
+
+    Args:
+        source: a path to a text file (one prompt a line; blank lines are skipped), a path to a ``.jsonl`` file (one
+            object a line, its field ``prompt`` a string, a list of token ids or a chat, or its field ``messages`` a
+            chat), any iterable of such prompts, or what this function gave before. A chat is a list of turns, objects
+            with role and content; the assistant's answer at its end is left out. A ``str`` is a path; a lone prompt
+            goes into a list.
+        tokenizer: turns strings into token ids, and chats by its chat template; one that has no
+            ``apply_chat_template`` is called with the turns instead. None if all prompts are token ids.
+        vocab_size: token ids are below this.
+        max_tokens: longest prompt allowed, tokens; None allows any.
+
+    Raises:
+        ValueError: no prompts, an empty prompt, a bad JSONL line, a prompt that is too long or not in the vocabulary,
+            text without tokenizer, a chat that the template refuses. The message names the file and line, or the
+            index, and what was received.
+        FileNotFoundError: there is no such file.
+    """
+    rows: list[list[int]] = []
+    places: list[str] = []
+    for place, prompt in _read(source):
+        row = _tokenise(prompt, tokenizer, place)
+        if not row:
+            raise ValueError(f"{place}: the prompt {prompt!r} has no tokens; a prompt needs one token at least")
+        if max_tokens is not None and len(row) > max_tokens:
+            raise ValueError(f"{place}: a prompt of {len(row)} tokens is longer than the {max_tokens} tokens allowed")
+        wrong = [token for token in row if not 0 <= token < vocab_size]
+        if wrong:
+            raise ValueError(f"{place}: token id {wrong[0]} is outside the vocabulary [0, {vocab_size})")
+        rows.append(row)
+        places.append(place)
+    if not rows:
+        name = os.fspath(source) if isinstance(source, str | os.PathLike) else "prompts"
+        raise ValueError(f"{name}: no prompts in it; at least one is needed")
+    return Prompts(pad_rows(rows), np.array([len(row) for row in rows], dtype=np.int64), tuple(places))
+
+
+def _read(source: PromptSource) -> Iterator[tuple[str, Any]]:
+    """Pairs of a place and a raw prompt."""
+    if isinstance(source, Prompts):
+        rows = zip(source.places, source.tokens, source.lengths, strict=True)
+        yield from ((place, row[:length]) for place, row, length in rows)
+        return
+    if not isinstance(source, str | os.PathLike):
+        yield from ((f"prompts[{index}]", prompt) for index, prompt in enumerate(source))
+        return
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"no prompt file {str(path)!r} (a single prompt is given as a list: [{str(path)!r}])")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as fault:
+        raise ValueError(f"{path}: not UTF-8 text: {fault}") from fault
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            place = f"{path}:{number}"
+            yield place, _jsonl_prompt(line, place) if path.suffix == ".jsonl" else line.rstrip("\r")
+
+
+def _jsonl_prompt(line: str, place: str) -> Any:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as fault:
+        raise ValueError(f"{place}: not a JSON object: {line[:80]!r} ({fault})") from fault
+    if not isinstance(record, dict) or not ("prompt" in record or "messages" in record):
+        raise ValueError(f'{place}: expected an object with a field "prompt" or "messages", received {line[:80]!r}')
+    return record["prompt"] if "prompt" in record else record["messages"]
+
+
+def _tokenise(prompt: Any, tokenizer: Tokenizer | None, place: str) -> list[int]:
+    if isinstance(prompt, str) or is_chat(prompt):
+        if tokenizer is None:
+            raise ValueError(f"{place}: the prompt {prompt!r} is text; give a tokenizer, or prompts as token ids")
+        try:
+            return _encode(prompt, tokenizer)
+        except ValueError as fault:
+            raise ValueError(f"{place}: {fault}") from fault
+    tokens = np.asarray(prompt) if isinstance(prompt, Sequence | np.ndarray) else None
+    if tokens is None or tokens.ndim != 1 or (tokens.size and not np.issubdtype(tokens.dtype, np.integer)):
+        raise ValueError(f"{place}: expected a string, a list of token ids or of turns, received {prompt!r}")
+    return [int(token) for token in tokens]
+
+
+def _encode(prompt: Any, tokenizer: Any) -> list[int]:
+    if isinstance(prompt, str):
+        return [int(token) for token in tokenizer(prompt)["input_ids"]]
+    turns = question_of(check_turns(list(prompt)))
+    if hasattr(tokenizer, "apply_chat_template"):
+        return chat_ids(tokenizer, chat_text(tokenizer, turns, answering=True))
+    return [int(token) for token in tokenizer(turns)["input_ids"]]
+
+
+class PromptSampler:
+    """Draws prompt indices without replacement: every prompt once an epoch, in an order shuffled anew each epoch.
+
+    With `repeats` each comes that many times in a row, so that the texts of one prompt can be compared.
+    """
+
+    def __init__(self, num_prompts: int, *, shuffle: bool, repeats: int = 1) -> None:
+        """With `shuffle` False each epoch goes from 0 to ``num_prompts - 1``."""
+        self._num_prompts = num_prompts
+        self._shuffle = shuffle
+        self._repeats = repeats
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was drawn: the next draw opens an epoch."""
+        self._order = np.zeros(0, dtype=np.int64)
+        self._position = 0
+
+    def draw(self, count: int, generator: np.random.Generator) -> NDArray[np.int64]:
+        """The next `count` indices ``[count]``, across epochs where needed; `generator` shuffles new epochs."""
+        drawn = np.empty(count, dtype=np.int64)
+        for place in range(count):
+            if self._position == len(self._order):
+                everything = np.arange(self._num_prompts)
+                order = generator.permutation(everything) if self._shuffle else everything
+                self._order = order.repeat(self._repeats)
+                self._position = 0
+            drawn[place] = self._order[self._position]
+            self._position += 1
+        return drawn
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to go on exactly here, of JSON types (the generator's state is not in it)."""
+        return {"order": self._order.tolist(), "position": self._position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken.
+
+        Raises:
+            ValueError: the state is of another number of prompts, or of other repeats.
+        """
+        order = np.array(state["order"], dtype=np.int64)
+        if len(order) not in (0, self._num_prompts * self._repeats):
+            raise ValueError(
+                f"the state is of {len(order)} prompts, this environment has {self._num_prompts}, "
+                f"each {self._repeats} times in a row"
+            )
+        self._order, self._position = order, int(state["position"])

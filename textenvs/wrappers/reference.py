@@ -1,0 +1,266 @@
+"""A causal language model as the reference of KL shaping: log-probs of whole rows, and of single steps with a cache.
+
+This module imports torch and transformers; nothing else in the package does before it is needed. Not here: the price
+(see `shaping`), and generation.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+from transformers.cache_utils import Cache
+
+from textenvs.envs.vector import TokenVectorEnv
+from textenvs.lm.cache_layout import any_key_order
+from textenvs.lm.linear_kernels import cache_keyword
+from textenvs.tokens.rows import PAD, concatenate
+from textenvs.tokens.tokenizers import load_tokenizer, same_tokenizer
+
+
+class CausalLMReference:
+    """Log-probs, nats, under the plain distribution of a causal LM: temperature 1, float32 log-softmax, no dropout.
+
+    Padding is no token: rows are compacted to the left, so that positions are the same whichever side was padded, for
+    absolute (GPT-2) and rotary (Llama) positions alike.
+
+    Args:
+        model: a `transformers` causal LM, or its directory or name. Loaded from safetensors only.
+        tokenizer: the model's; loaded from beside the model if that is a directory or name. With None any environment
+            is trusted to use the model's token ids.
+        device: torch device to load onto; a model handed over stays where it is.
+        max_logits: numbers of logits held at once, ``rows * tokens * vocabulary``; more rows go in several passes.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        tokenizer: Any = None,
+        device: str | torch.device = "cpu",
+        max_logits: int = 2**24,
+    ) -> None:
+        if isinstance(model, str | os.PathLike):
+            tokenizer = load_tokenizer(model) if tokenizer is None else tokenizer
+            model = load_causal_lm(model).to(device)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.vocab_size: int = model.get_input_embeddings().num_embeddings
+        self.max_positions: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._max_logits = max_logits
+        self._cache_keyword = cache_keyword(model)
+        self._cache = _RowCache(0, 0)
+        self._cached = np.zeros((0, 0), dtype=np.int64)
+
+    def check_fits(self, envs: TokenVectorEnv) -> None:
+        """Whether the model can read every row of `envs`.
+
+        Raises:
+            ValueError: another tokenizer, a smaller vocabulary, or fewer positions than the longest prompt and the
+                budget need; the message names the prompt's place.
+        """
+        tokenizers = (self.tokenizer, envs.tokenizer)
+        if None not in tokenizers and not same_tokenizer(*tokenizers):
+            raise ValueError("reference: its tokenizer is not the environment's; its log-probs are of other texts")
+        if self.vocab_size < envs.vocab_size:
+            raise ValueError(f"reference: it knows {self.vocab_size} tokens, the environment {envs.vocab_size}")
+        longest = int(envs.prompts.lengths.max())
+        if self.max_positions is not None and longest + envs.max_new_tokens > self.max_positions:
+            raise ValueError(
+                f"{envs.prompts.places[int(envs.prompts.lengths.argmax())]}: a prompt of {longest} tokens and "
+                f"{envs.max_new_tokens} new ones do not fit into the {self.max_positions} positions of the reference"
+            )
+
+    @torch.no_grad()
+    def __call__(self, prompts: NDArray[np.int64], completions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Log-probs ``[N, T]`` of the tokens of finished rows, 0 at padding, in batched passes.
+
+        Args:
+            prompts: ``[N, P]`` token ids, padded with PAD on any side; one token at least in each row.
+            completions: ``[N, T]`` token ids, likewise.
+        """
+        mask = completions != PAD
+        logprobs = np.zeros(completions.shape, dtype=np.float32)
+        rows_a_pass = max(1, self._max_logits // (max(1, completions.shape[1]) * self.vocab_size))
+        for start in range(0, len(prompts), rows_a_pass):
+            part = slice(start, start + rows_a_pass)
+            logprobs[part][mask[part]] = self._score(prompts[part], completions[part])
+        return logprobs
+
+    def _score(self, prompts: NDArray[np.int64], completions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Log-probs of all tokens of the completions, row after row ``[number of tokens]``."""
+        prompt_lengths, counts = (prompts != PAD).sum(axis=1), (completions != PAD).sum(axis=1)
+        width, first = int((prompt_lengths + counts).max()), int(prompt_lengths.min())
+        rows = concatenate(prompts, completions)[:, :width]
+        tokens = self._tensor(rows)
+        logits = self._model()(
+            input_ids=tokens.clamp(min=0),
+            attention_mask=(tokens != PAD).long(),
+            use_cache=False,
+            logits_to_keep=torch.arange(first - 1, width - 1, device=tokens.device),
+        ).logits.float()
+        chosen = tokens[:, first:].clamp(min=0)
+        logprobs = logits.gather(2, chosen[:, :, None])[:, :, 0] - logits.logsumexp(dim=2)
+        places = np.arange(first, width)[None, :]
+        mine = (places >= prompt_lengths[:, None]) & (places < (prompt_lengths + counts)[:, None])
+        return logprobs.cpu().numpy()[mine]
+
+    @torch.no_grad()
+    def step(
+        self,
+        tokens: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        actions: NDArray[np.int64],
+        running: NDArray[np.bool_],
+    ) -> NDArray[np.float32]:
+        """Log-probs ``[N]`` of one more token in each row; 0 where not `running`.
+
+        Keys and values of what was read before are kept, a row for each sub-environment. A row that is not last step's
+        row and one token more (a new episode, say) is read from its beginning. So is every row, each time, with a model
+        that minds where its keys stand (see `textenvs.lm.cache_layout`): sliding windows, local attention, ALiBi.
+
+        Args:
+            tokens: ``[N, L]`` rows so far, right-padded.
+            lengths: ``[N]`` tokens in each, 1 or more where running.
+            actions: ``[N]`` the next token of each.
+            running: ``[N]`` bool.
+        """
+        if not any_key_order(self.model):
+            return self._step_without_cache(tokens, lengths, actions, running)
+        if self._cached.shape != tokens.shape:
+            self._cache = _RowCache(*tokens.shape)
+            self._cached = np.full(tokens.shape, PAD, dtype=np.int64)
+        before = np.where(np.arange(tokens.shape[1]) < lengths[:, None] - 1, tokens, PAD)
+        known = running & (lengths > 1) & (before == self._cached).all(axis=1)
+        logits = torch.zeros(len(tokens), self.vocab_size, device=self.model.device)
+        if known.any():
+            self._cache.extend(self._tensor(np.where(known, lengths - 1, 0)), int(lengths[known].max()))
+            newest = tokens[np.arange(len(tokens)), np.where(known, lengths - 1, 0)]
+            logits = self._read(np.maximum(newest, 0)[:, None])
+        fresh = np.flatnonzero(running & ~known)
+        if fresh.size:
+            self._cache.fill(self._tensor(fresh))
+            rows = tokens[fresh, : int(lengths[fresh].max())]
+            logits[self._tensor(fresh)] = self._read(np.maximum(rows, 0), lengths[fresh] - 1)
+        self._cached = np.where(running[:, None] & (np.arange(tokens.shape[1]) < lengths[:, None]), tokens, PAD)
+        chosen = logits.gather(1, self._tensor(np.where(running, actions, 0))[:, None])[:, 0]
+        return np.where(running, (chosen - logits.logsumexp(dim=1)).cpu().numpy(), np.float32(0))
+
+    def _step_without_cache(
+        self,
+        tokens: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        actions: NDArray[np.int64],
+        running: NDArray[np.bool_],
+    ) -> NDArray[np.float32]:
+        logprobs = np.zeros(len(tokens), dtype=np.float32)
+        if running.any():
+            lengths = lengths[running]
+            before = np.where(np.arange(tokens.shape[1]) < lengths[:, None], tokens[running], PAD)
+            rows, common = concatenate(before, actions[running, None]), lengths.min()
+            logprobs[running] = self(rows[:, :common], rows[:, common:])[np.arange(len(rows)), lengths - common]
+        return logprobs
+
+    def _read(self, tokens: NDArray[np.int64], last: NDArray[np.int64] | None = None) -> Tensor:
+        """Float32 logits ``[n, V]`` after column `last` ``[n]`` (the only one by default) of ``tokens [n, S]``."""
+        keep = 0 if last is None else self._tensor(np.unique(last))
+        logits = self._model()(
+            input_ids=self._tensor(tokens),
+            attention_mask=self._cache.attention_mask(tokens.shape[1], self.model.dtype),
+            position_ids=self._cache.position_ids(len(tokens), tokens.shape[1]),
+            use_cache=True,
+            logits_to_keep=keep,
+            **{self._cache_keyword: self._cache},
+        ).logits
+        column = np.zeros(len(tokens), dtype=np.int64) if last is None else np.searchsorted(np.unique(last), last)
+        chosen: Tensor = logits[torch.arange(len(tokens)), self._tensor(column)].float()
+        return chosen
+
+    def _model(self) -> Any:
+        if self.model.training:
+            self.model.eval()
+        return self.model
+
+    def _tensor(self, array: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.model.device)
+
+
+class _RowCache(Cache):
+    """Keys and values of N rows of different lengths in memory of ``[N, heads, L, size]`` a layer.
+
+    Each row holds its own positions from 0 on, so there is no padding between them; what lies beyond a row's length is
+    never attended to, and is written over when the row gets there.
+    """
+
+    def __init__(self, num_rows: int, width: int) -> None:
+        super().__init__(layers=[])
+        self._shape = (num_rows, width)
+        self._memory: list[tuple[Tensor, Tensor]] = []
+        self._filled: Tensor | None = None
+        self._positions = torch.zeros(num_rows, dtype=torch.long)
+        self._used = 0
+
+    def extend(self, positions: Tensor, used: int) -> None:
+        """The next pass brings one token for every row, at ``positions [N]``; no row is longer than `used` then."""
+        self._filled, self._positions, self._used = None, positions, used
+
+    def fill(self, rows: Tensor) -> None:
+        """The next pass brings ``rows [n]`` from their beginning."""
+        self._filled = rows
+
+    def attention_mask(self, width: int, dtype: torch.dtype) -> Tensor:
+        """Additive ``[n, 1, width, keys]``: 0 for a key at or before the query's own position."""
+        device = self._positions.device
+        if self._filled is not None:
+            allowed = torch.ones(1, width, width, dtype=torch.bool, device=device).tril()
+        else:
+            allowed = (torch.arange(self._used, device=device) <= self._positions[:, None])[:, None]
+        mask = torch.zeros(allowed.shape, dtype=dtype, device=device)
+        mask = mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
+        return mask if self._filled is None else mask.expand(len(self._filled), -1, -1, -1)
+
+    def position_ids(self, num_rows: int, width: int) -> Tensor:
+        """``[num_rows, width]`` positions of the next pass's tokens."""
+        if self._filled is not None:
+            return torch.arange(width, device=self._filled.device).expand(num_rows, width)
+        return self._positions[:, None]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Stores the pass's ``[n, heads, S, size]`` and returns all that its queries may look at."""
+        num_rows, width = self._shape
+        while len(self._memory) <= layer_idx:
+            shapes = [(num_rows, state.shape[1], width, state.shape[3]) for state in (key_states, value_states)]
+            self._memory.append((key_states.new_zeros(shapes[0]), value_states.new_zeros(shapes[1])))
+        keys, values = self._memory[layer_idx]
+        if self._filled is not None:
+            keys[self._filled, :, : key_states.shape[2]] = key_states
+            values[self._filled, :, : value_states.shape[2]] = value_states
+            return key_states, value_states
+        rows = torch.arange(num_rows, device=keys.device)
+        keys[rows, :, self._positions] = key_states[:, :, 0]
+        values[rows, :, self._positions] = value_states[:, :, 0]
+        return keys[:, :, : self._used], values[:, :, : self._used]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """0: positions are given with every pass."""
+        return 0
+
+
+def load_causal_lm(path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> Any:
+    """A causal LM in evaluation mode, from a directory or by name, its weights as ``dtype``; safetensors only.
+
+    Raises:
+        ValueError: none can be loaded from there.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(os.fspath(path), use_safetensors=True, dtype=dtype)
+    except (OSError, ValueError, KeyError) as fault:
+        raise ValueError(f"{os.fspath(path)}: no causal language model could be loaded from there: {fault}") from fault
+    return model.eval()
