@@ -75,7 +75,7 @@ def test_packages_import_only_what_comes_before_them(package):
 
 def test_there_is_no_circle_between_rooms():
     def path_from(start: str, goal: str, seen: set[str]) -> list[str] | None:
-        for end in ARROWS[start] if start in ARROWS else ():
+        for end in ARROWS.get(start, ()):
             if end == goal:
                 return [start, end]
             if end not in seen:

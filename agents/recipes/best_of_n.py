@@ -15,6 +15,7 @@ model itself, against which `scripts.train_text` measures.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
