@@ -24,7 +24,7 @@ Self = TypeVar("Self", bound="Agent")
 
 
 class Agent:
-    """The life of an agent; a subclass says in ``improve`` what it learns from a batch.
+    """The life of an agent; a subclass says in ``update`` what it learns from a batch.
 
     It is given everything that knows an environment: ``agents.control.agent`` builds policy and collector for Gymnasium
     spaces, ``agents.text.agent`` is handed those of a language model.
@@ -57,7 +57,7 @@ class Agent:
         self.policy = policy
         self.policy.to(config.device)
         self.collector = collector
-        self.learner, self.optimiser = self._learning_parts()
+        self.learner, self.optimizer = self._learning_parts()
         self.logger: MetricSink = logger or NullSink()
         self.metrics: dict[str, float] = {}
         self.steps = 0
@@ -65,10 +65,10 @@ class Agent:
         self.span = (0, 0)
 
     def _learning_parts(self) -> tuple[Any, torch.optim.Optimizer]:
-        """What acts and is trained (the policy, or a faster form of it), and the optimiser of its parameters."""
+        """What acts and is trained (the policy, or a faster form of it), and the optimizer of its parameters."""
         raise NotImplementedError
 
-    def improve(self, batch: Batch) -> dict[str, float]:
+    def update(self, batch: Batch) -> dict[str, float]:
         """Learn from ``batch``; the figures to log. ``progress`` is still that of the rollout's beginning."""
         raise NotImplementedError
 
@@ -109,8 +109,8 @@ class Agent:
             self.metrics["time/seconds_per_update"] = time.perf_counter() - began
             if self.updates % log_interval == 0:
                 self.logger.write(self.metrics, self.steps)
-            goes_on = None if callback is None else callback(self)
-            if goes_on is not None and not goes_on:  # numpy's False is not the object False
+            should_continue = None if callback is None else callback(self)
+            if should_continue is not None and not should_continue:  # numpy's False is not the object False
                 break
         return self
 
@@ -120,7 +120,7 @@ class Agent:
         began = time.perf_counter()
         rollout, metrics = self.collector.collect(self.learner)
         collected = time.perf_counter()
-        figures = self.improve(self.judge(rollout))
+        figures = self.update(self.compute_advantages(rollout))
         steps = rollout.num_rows if self.collector.counts == "rows" else rollout.num_steps
         self.steps += steps
         self.updates += 1
@@ -134,9 +134,9 @@ class Agent:
             "time/steps_per_second": steps / (finished - began),
         }
 
-    def judge(self, rollout: Rollout) -> Batch:
+    def compute_advantages(self, rollout: Rollout) -> Batch:
         """Advantages and returns for a rollout, by GAE."""
-        return rollout.judged(
+        return rollout.to_batch(
             generalized_advantages(
                 rollout.rewards,
                 rollout.values,
@@ -155,7 +155,7 @@ class Agent:
             "algorithm": self.algorithm,
             "config": self.config.to_dict(),
             "policy": dict(self.policy.state_dict()),
-            "optimiser": self.optimiser.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "collector": None if self.collector is None else self.collector.state_dict(),
             "generators": {"learn": self.generator.get_state(), "predict": self.predict_generator.get_state()},
             "progress": {"steps": self.steps, "updates": self.updates, "span": list(self.span)},
@@ -180,7 +180,7 @@ class Agent:
             raise checkpoint.CheckpointError(f"the checkpoint is of another configuration: {there}")
         try:
             self.policy.load_state_dict(state["policy"])
-            self.optimiser.load_state_dict(state["optimiser"])
+            self.optimizer.load_state_dict(state["optimizer"])
             if self.collector is not None and state["collector"] is not None:
                 self.collector.load_state_dict(state["collector"])
         except (RuntimeError, ValueError, KeyError) as error:

@@ -10,12 +10,12 @@ from agents.schedules import Linear, Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateConfig:
-    """How a batch is learnt from; see ``agents.update``."""
+    """How a batch is learned from; see ``agents.update``."""
 
     epochs: int = 10
     """passes over each batch"""
     minibatch_size: int = 64
-    """rows per optimiser step: single steps, or whole rows for a policy that keeps them"""
+    """rows per optimizer step: single steps, or whole rows for a policy that keeps them"""
     microbatch_size: int | None = None
     """rows per backward pass; gradients add up to the minibatch's. None: the whole minibatch"""
     value_coef: float = 0.5
@@ -28,7 +28,7 @@ class UpdateConfig:
     """the gradient is scaled down to this Euclidean norm"""
     target_kl: float | None = None
     """stop learning from a batch once the approximate KL exceeds 1.5 times this, nats. None: never"""
-    normalise_advantages: str = "batch"
+    normalize_advantages: str = "batch"
     """"batch": once over all steps that count; "minibatch": in each minibatch; "none" """
 
     def __post_init__(self) -> None:
@@ -37,9 +37,9 @@ class UpdateConfig:
                 raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
         if self.microbatch_size is not None and self.microbatch_size < 1:
             raise ValueError(f"microbatch_size must be at least 1 or None, received {self.microbatch_size}")
-        if self.normalise_advantages not in ("batch", "minibatch", "none"):
+        if self.normalize_advantages not in ("batch", "minibatch", "none"):
             raise ValueError(
-                f"normalise_advantages is 'batch', 'minibatch' or 'none', not {self.normalise_advantages!r}"
+                f"normalize_advantages is 'batch', 'minibatch' or 'none', not {self.normalize_advantages!r}"
             )
         for name in ("value_coef", "entropy_coef", "max_grad_norm"):
             if getattr(self, name) < 0:
@@ -66,9 +66,9 @@ class AgentConfig:
     """discount per step, [0, 1]"""
     lam: float = 0.95
     """GAE's lambda, [0, 1]"""
-    normalise_observations: bool = False
+    normalize_observations: bool = False
     """running mean 0 and standard deviation 1 for every observation column"""
-    normalise_rewards: bool = False
+    normalize_rewards: bool = False
     """divide rewards by the running standard deviation of the discounted return"""
     hidden: tuple[int, ...] = (64, 64)
     """widths of the hidden layers of actor and critic"""
@@ -147,8 +147,8 @@ class TRPOConfig(AgentConfig):
     critic_epochs: int = 10
     """the critic's passes over each batch"""
     critic_minibatch_size: int = 128
-    """steps per optimiser step of the critic"""
-    normalise_advantages: str = "batch"
+    """steps per optimizer step of the critic"""
+    normalize_advantages: str = "batch"
     """"batch": once over all steps that count; "none" """
 
     def __post_init__(self) -> None:
@@ -162,8 +162,8 @@ class TRPOConfig(AgentConfig):
             raise ValueError(f"cg_damping must not be negative, received {self.cg_damping}")
         if not 0.0 < self.line_search_shrink < 1.0:
             raise ValueError(f"line_search_shrink must lie between 0 and 1, received {self.line_search_shrink}")
-        if self.normalise_advantages not in ("batch", "none"):
-            raise ValueError(f"normalise_advantages is 'batch' or 'none', not {self.normalise_advantages!r}")
+        if self.normalize_advantages not in ("batch", "none"):
+            raise ValueError(f"normalize_advantages is 'batch' or 'none', not {self.normalize_advantages!r}")
 
 
 def _check_schedule(name: str, schedule: Schedule) -> None:

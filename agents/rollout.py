@@ -1,4 +1,4 @@
-"""What was lived (``Rollout``) and what is learnt from it (``Batch``): rows by steps, ``[B, T]``, with a mask.
+"""What was lived (``Rollout``) and what is learned from it (``Batch``): rows by steps, ``[B, T]``, with a mask.
 
 Control: B environments by T steps. Text: B episodes by T tokens. Neither class computes anything but cuts.
 """
@@ -74,7 +74,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Batch:
-    """Experience with its advantages, ready to be shuffled and learnt from."""
+    """Experience with its advantages, ready to be shuffled and learned from."""
 
     observations: Tensor
     """``[B, T, *obs]`` or ``[B, P]``, as in ``Rollout``."""

@@ -1,4 +1,4 @@
-"""The one optimiser loop: epochs, minibatches, microbatches, clipping, early stop. Nothing here collects or logs."""
+"""The one optimizer loop: epochs, minibatches, microbatches, clipping, early stop. Nothing here collects or logs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from agents.config import UpdateConfig
 from agents.functional import losses
 from agents.functional.kl import k3
-from agents.functional.masked import Average, keep, masked_mean, masked_var, whiten
+from agents.functional.masked import Reduction, fill_masked, masked_mean, masked_var, whiten
 from agents.interfaces import Evaluation
 from agents.rollout import Batch
 from agents.runs.distributed import ALONE, Processes
@@ -42,7 +42,7 @@ def ppo_objective(config: UpdateConfig, *, clip: float) -> Objective:
 
 
 def critic_loss(
-    config: UpdateConfig, evaluation: Evaluation, batch: Batch, mask: Tensor | None, average: Average = masked_mean
+    config: UpdateConfig, evaluation: Evaluation, batch: Batch, mask: Tensor | None, average: Reduction = masked_mean
 ) -> Tensor:
     """The value loss that ``config`` asks for, plain or clipped; see ``agents.functional.losses``."""
     if config.value_clip is None:
@@ -54,7 +54,7 @@ def critic_loss(
 
 def update(
     policy: Any,
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     batch: Batch,
     config: UpdateConfig,
     *,
@@ -62,7 +62,7 @@ def update(
     generator: torch.Generator,
     objective: Objective | None = None,
     clip_high: float | None = None,
-    share_by: Share = "steps",
+    reduction: Share = "steps",
     processes: Processes = ALONE,
 ) -> dict[str, float]:
     """Learn from ``batch``: every step that counts is used exactly once per epoch.
@@ -73,14 +73,14 @@ def update(
 
     Args:
         policy: with ``evaluate`` and ``keeps_rows``.
-        optimiser: over the policy's parameters, with the learning rate set.
+        optimizer: over the policy's parameters, with the learning rate set.
         batch: ``[B, T]``.
         config: see ``UpdateConfig``.
         clip: eps of this update, >= 0.
         generator: shuffles; a CPU generator.
         objective: another loss than ``ppo_objective``.
         clip_high: upper eps, where it differs from the lower one; for the clip fraction (the loss has its own).
-        share_by: what the objective's means are over.
+        reduction: what the objective's means are over.
         processes: that have the same batch and policy; each takes its share of every minibatch.
 
     Returns:
@@ -96,22 +96,22 @@ def update(
         raise ValueError("a FastMLP knows PPO's plain loss on whole minibatches only; pass the policy itself")
     objective = objective or ppo_objective(config, clip=clip)
     raw = batch
-    if config.normalise_advantages == "batch":
+    if config.normalize_advantages == "batch":
         batch = _with_advantages(batch, whiten(batch.advantages, batch.mask))
     if not policy.keeps_rows:
         batch = batch.single_steps()
     record = _Record(dense=bool(batch.mask.all()))
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     stopped = False
     for _ in range(config.epochs):
         for minibatch in minibatches(batch, config.minibatch_size, generator):
-            if config.normalise_advantages == "minibatch":
+            if config.normalize_advantages == "minibatch":
                 minibatch = _with_advantages(minibatch, whiten(minibatch.advantages, record.mask_of(minibatch)))
             if quick:
                 log_ratio = record.add(minibatch, None, *policy.ppo_gradient(minibatch, config, clip))
             else:
-                log_ratio = _gradient(policy, optimiser, minibatch, config, objective, record, share_by, processes)
-                processes.add_gradients(parameters)
+                log_ratio = _gradient(policy, optimizer, minibatch, config, objective, record, reduction, processes)
+                processes.all_reduce_gradients(parameters)
             if config.target_kl is not None and _mean_k3_of_all(log_ratio, processes) > 1.5 * config.target_kl:
                 stopped = True
                 break
@@ -121,19 +121,19 @@ def update(
                     f"the gradient is not finite any more (its norm is {norm.item()}); this step was not taken"
                 )
             record.grad_norms.append(norm)
-            optimiser.step()
+            optimizer.step()
         if stopped:
             break
     record = record.of_all(processes)
     metrics = record.metrics(clip, clip if clip_high is None else clip_high)
-    metrics |= _judgement(raw, valued="value_loss" in record.parts)
+    metrics |= _judgment(raw, valued="value_loss" in record.parts)
     metrics["train/early_stop"] = float(stopped)
     if not math.isfinite(metrics["train/loss"]):
         raise FloatingPointError(f"the loss is not finite: {metrics}")
     return metrics
 
 
-def _judgement(batch: Batch, *, valued: bool) -> dict[str, float]:
+def _judgment(batch: Batch, *, valued: bool) -> dict[str, float]:
     """How the batch was judged, before any whitening; returns and values only where a critic learns them."""
     columns = {"advantage": batch.advantages, "return": batch.returns} if valued else {"advantage": batch.advantages}
     found: dict[str, Tensor] = {}
@@ -157,30 +157,30 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor | None) -> 
         0-dimensional; 0 where the returns do not vary.
     """
     spread = masked_var(returns, mask, unbiased=False)
-    left = masked_var(keep(returns - values, mask), mask, unbiased=False)
+    left = masked_var(fill_masked(returns - values, mask), mask, unbiased=False)
     return torch.where(spread > 0, 1.0 - left / spread.clamp(min=torch.finfo(spread.dtype).tiny), 0.0)
 
 
 def _gradient(
     policy: Any,
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     minibatch: Batch,
     config: UpdateConfig,
     objective: Objective,
     record: _Record,
-    share_by: Share,
+    reduction: Share,
     processes: Processes,
 ) -> Tensor:
     """Fill the gradients from this process's share of ``minibatch``; log-ratios there, flat, of steps that count."""
-    optimiser.zero_grad()
-    ours = processes.part(minibatch.num_rows)
+    optimizer.zero_grad()
+    ours = processes.shard(minibatch.num_rows)
     size = config.microbatch_size or minibatch.num_rows
     whole = size >= minibatch.num_rows and processes.count == 1
-    count = 1.0 if whole else _weight(minibatch, share_by)
+    count = 1.0 if whole else _weight(minibatch, reduction)
     log_ratios = []
     for start in range(ours.start, ours.stop, size):
         part = minibatch if whole else minibatch.rows(slice(start, min(start + size, ours.stop)))
-        share = 1.0 if whole else _weight(part, share_by) / count
+        share = 1.0 if whole else _weight(part, reduction) / count
         if share == 0.0:
             continue
         mask = record.mask_of(part)
@@ -191,9 +191,9 @@ def _gradient(
     return torch.cat(log_ratios) if log_ratios else minibatch.old_logprobs.new_empty(0)
 
 
-def _weight(batch: Batch, share_by: Share) -> float:
+def _weight(batch: Batch, reduction: Share) -> float:
     """The number of steps, or of rows, that count."""
-    return float((batch.mask if share_by == "steps" else batch.mask.any(1)).sum())
+    return float((batch.mask if reduction == "steps" else batch.mask.any(1)).sum())
 
 
 class _Record:
@@ -235,7 +235,7 @@ class _Record:
         if processes.count == 1:
             return self
         known = (self.parts, self.log_ratios, self.entropies)
-        shares = processes.gathered((self.minibatches, pytree.tree_map(Tensor.cpu, known)))
+        shares = processes.all_gather((self.minibatches, pytree.tree_map(Tensor.cpu, known)))
         merged = _Record(dense=self.dense)
         merged.grad_norms = [norm.cpu() for norm in self.grad_norms]
         for minibatches, (parts, log_ratios, entropies) in shares:
@@ -291,7 +291,7 @@ def clip_gradient(parameters: list[Tensor], max_norm: float) -> Tensor:
 
 def _mean_k3_of_all(log_ratio: Tensor, processes: Processes) -> float:
     """The same over the shares of all processes."""
-    return float(_mean_k3(torch.cat([log_ratio.cpu() for log_ratio in processes.gathered(log_ratio)])))
+    return float(_mean_k3(torch.cat([log_ratio.cpu() for log_ratio in processes.all_gather(log_ratio)])))
 
 
 def _mean_k3(log_ratio: Tensor) -> Tensor:

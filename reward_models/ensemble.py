@@ -26,7 +26,7 @@ DESCRIPTION = "reward_ensemble.json"
 FORMAT = "textenvs reward ensemble"
 VERSION = 1
 SEEDS_APART = 1000
-"""Member i of an ensemble has the ensemble's seed + 1000 i, so ensembles of neighbouring seeds share no member."""
+"""Member i of an ensemble has the ensemble's seed + 1000 i, so ensembles of neighboring seeds share no member."""
 
 
 class RewardEnsemble:

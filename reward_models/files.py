@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from safetensors.torch import save as serialise
+from safetensors.torch import save as serialize
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
@@ -40,7 +40,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_model(folder: Path, weights: dict[str, Tensor], **description: Any) -> None:
     """``model.safetensors`` and, after it, ``reward_model.json``: format, version and what else describes the model."""
     kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
-    write_bytes(folder / WEIGHTS, serialise(kept, metadata={"format": "pt"}))
+    write_bytes(folder / WEIGHTS, serialize(kept, metadata={"format": "pt"}))
     write_json(folder / DESCRIPTION, {"format": FORMAT, "version": VERSION, **description})
 
 

@@ -53,12 +53,12 @@ class TrainingOptions:
     chunk_size: int = 32
     """Texts of like length encoded together; smaller wastes less on padding."""
     eval_every: int = 60
-    """Optimiser steps between evaluations of the held-out loss."""
+    """Optimizer steps between evaluations of the held-out loss."""
     patience: int = 4
     """Evaluations without a better held-out loss after which training stops."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the backbone's matrix products (autocast), which the model keeps until it is loaded anew; rewards, loss,
-    weights and optimiser are float32."""
+    weights and optimizer are float32."""
     seed: int = 0
     """Seed of order, grouping, dropout and noise."""
 
@@ -79,7 +79,7 @@ class FitResult:
     """What `fit` did.
 
     Attributes:
-        steps: optimiser steps made.
+        steps: optimizer steps made.
         num_pairs: pairs of texts compared, counted each time.
         best_loss: held-out loss (nats) of the weights that were kept.
         history: ``(step, held-out loss)`` of each evaluation.
@@ -181,7 +181,7 @@ def training_step(
     options: TrainingOptions,
     rng: np.random.Generator,
 ) -> float:
-    """One optimiser step on one batch; returns its loss in nats.
+    """One optimizer step on one batch; returns its loss in nats.
 
     Raises:
         TrainingDiverged: if the loss or its gradient is NaN or infinite; the weights are then left as they were.
@@ -191,7 +191,7 @@ def training_step(
     loss = batch_loss(model, noisy, batch, options.chunk_size, options.centring_coef)
     optimizer.zero_grad()
     loss.backward()
-    # Of what is trained here only: a frozen neighbour on the same trunk may still have an old gradient.
+    # Of what is trained here only: a frozen neighbor on the same trunk may still have an old gradient.
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     norm = torch.nn.utils.clip_grad_norm_(trained, options.max_grad_norm)
     if not (torch.isfinite(loss) and torch.isfinite(norm)):
@@ -267,7 +267,7 @@ def parameter_groups(model: RewardModel, options: TrainingOptions) -> list[dict[
 
 
 class _RowCache:
-    """Token rows of texts; each text is tokenised once."""
+    """Token rows of texts; each text is tokenized once."""
 
     def __init__(self, model: RewardModel) -> None:
         self.model = model

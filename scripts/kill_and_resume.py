@@ -3,7 +3,7 @@
     python -m scripts.kill_and_resume --env CartPole-v1 --kills 20
 
 Each run is a process of its own, killed with SIGKILL, which no program can catch. Every fourth kill waits for a file
-that is being written at that moment. What is compared: weights, optimiser, schedules, normalisers, environment state,
+that is being written at that moment. What is compared: weights, optimizer, schedules, normalizers, environment state,
 episode statistics, generators, the best weights kept, the lines of ``progress.csv`` and the figures of
 ``summary.json``; of all of these only the seconds may differ.
 """

@@ -17,7 +17,7 @@ from agents.agent import Agent
 from agents.control.collector import StepCollector
 from agents.control.environments import EnvLike, make_vector
 from agents.control.mlp import MLPPolicy
-from agents.control.normalise import ObservationNormaliser, RewardScaler
+from agents.control.normalize import ObservationNormalizer, RewardScaler
 from agents.control.space_codec import space_from_dict, space_to_dict
 from agents.control.spaces import ActionDecoder, ObservationEncoder
 from agents.interfaces import Collector
@@ -88,17 +88,17 @@ class ControlAgent(Agent):
             generator=generator,
             seed=config.seed,
             device=config.device,
-            normaliser=ObservationNormaliser(encoder.size, free=encoder.mask_size)
-            if config.normalise_observations
+            normalizer=ObservationNormalizer(encoder.size, free=encoder.mask_size)
+            if config.normalize_observations
             else None,
-            reward_scaler=RewardScaler(self.env.num_envs, config.gamma) if config.normalise_rewards else None,
+            reward_scaler=RewardScaler(self.env.num_envs, config.gamma) if config.normalize_rewards else None,
         )
 
     @torch.no_grad()
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[np.ndarray, Any]:
-        """Actions for one observation or a batch of them; statistics of normalisation stay as they are.
+        """Actions for one observation or a batch of them; statistics of normalization stay as they are.
 
         Args:
             observation: as the environment gives it, single or batched.
@@ -112,9 +112,9 @@ class ControlAgent(Agent):
         encode, decode = self._codecs()
         single = encode.is_single(observation)
         features = encode.single(observation) if single else encode(observation)
-        normaliser = getattr(self.collector, "normaliser", None)
-        if normaliser is not None:
-            features = normaliser(features)
+        normalizer = getattr(self.collector, "normalizer", None)
+        if normalizer is not None:
+            features = normalizer(features)
         actions, _ = self.policy.act(
             torch.from_numpy(features).to(self.config.device),
             deterministic=deterministic,

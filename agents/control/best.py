@@ -44,7 +44,7 @@ class BestKeeper:
         self.stop_at_return, self.on_best = stop_at_return, on_best
         self.best_mean, self.best_steps, self.last_steps = -math.inf, 0, -1
         self.best_policy: dict[str, Any] | None = None
-        self.best_normaliser: dict[str, Any] | None = None
+        self.best_normalizer: dict[str, Any] | None = None
         self.reached = False
         self.seconds = self.cpu_seconds = 0.0
         self._due: int | None = None
@@ -69,8 +69,8 @@ class BestKeeper:
         if mean >= self.best_mean:
             self.best_mean, self.best_steps = mean, agent.steps
             self.best_policy = {name: value.clone() for name, value in agent.policy.state_dict().items()}
-            normaliser = getattr(agent.collector, "normaliser", None)
-            self.best_normaliser = None if normaliser is None else normaliser.state_dict()
+            normalizer = getattr(agent.collector, "normalizer", None)
+            self.best_normalizer = None if normalizer is None else normalizer.state_dict()
             if self.on_best is not None:
                 self.on_best(agent)
         self.seconds += time.perf_counter() - began
@@ -84,8 +84,8 @@ class BestKeeper:
             return
         with torch.no_grad():
             agent.policy.load_state_dict(self.best_policy)
-        if self.best_normaliser is not None:
-            agent.collector.normaliser.load_state_dict(self.best_normaliser)
+        if self.best_normalizer is not None:
+            agent.collector.normalizer.load_state_dict(self.best_normalizer)
 
     def state_dict(self) -> dict[str, Any]:
         """Exact state, the best weights included."""
@@ -94,7 +94,7 @@ class BestKeeper:
             "best_steps": self.best_steps,
             "last_steps": self.last_steps,
             "best_policy": self.best_policy,
-            "best_normaliser": self.best_normaliser,
+            "best_normalizer": self.best_normalizer,
             "seconds": self.seconds,
             "cpu_seconds": self.cpu_seconds,
             "reached": self.reached,
@@ -104,7 +104,7 @@ class BestKeeper:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where ``state_dict`` was taken."""
         self.best_mean, self.best_steps = state["best_mean"], state["best_steps"]
-        self.best_policy, self.best_normaliser = state["best_policy"], state["best_normaliser"]
+        self.best_policy, self.best_normalizer = state["best_policy"], state["best_normalizer"]
         self.last_steps = state["last_steps"]
         self.seconds, self.cpu_seconds, self._due = state["seconds"], state["cpu_seconds"], state["due"]
         self.reached = state["reached"]

@@ -23,7 +23,7 @@ from agents.control.env_state import replay as env_replay
 from agents.control.env_state import snapshot as env_state
 from agents.control.environments import autoreset_mode
 from agents.control.episodes import EpisodeStatistics
-from agents.control.normalise import ObservationNormaliser, RewardScaler
+from agents.control.normalize import ObservationNormalizer, RewardScaler
 from agents.control.spaces import ActionDecoder, ObservationEncoder
 from agents.rollout import Rollout
 
@@ -37,7 +37,7 @@ class StepCollector:
         generator: source of the policy's randomness; its owner saves it.
         seed: for the environments' first reset.
         device: where the policy lives.
-        normaliser: of observations, or None.
+        normalizer: of observations, or None.
         reward_scaler: or None.
     """
 
@@ -51,7 +51,7 @@ class StepCollector:
         generator: torch.Generator,
         seed: int | None = None,
         device: str | torch.device = "cpu",
-        normaliser: ObservationNormaliser | None = None,
+        normalizer: ObservationNormalizer | None = None,
         reward_scaler: RewardScaler | None = None,
     ) -> None:
         if num_steps < 1:
@@ -61,7 +61,7 @@ class StepCollector:
         self.num_steps = num_steps
         self.generator = generator
         self.device = torch.device(device)
-        self.normaliser = normaliser
+        self.normalizer = normalizer
         self.reward_scaler = reward_scaler
         self.mode = autoreset_mode(envs)
         self.encode = ObservationEncoder(envs.single_observation_space)
@@ -85,7 +85,7 @@ class StepCollector:
         for t in range(num_steps):
             mask[t] = ~self._resetting
             self._allow_all_while_resetting(raw[t])
-            actions = actor.step(t, raw[t] if self.normaliser is None else self.normaliser(raw[t]))
+            actions = actor.step(t, raw[t] if self.normalizer is None else self.normalizer(raw[t]))
             observations, reward, terminated[t], truncated[t], info = self.envs.step(self.decode(actions))
             raw[t + 1] = self.encode(observations)
             rewards[t] = reward
@@ -103,8 +103,8 @@ class StepCollector:
         if self.reward_scaler is not None:
             rewards = self.reward_scaler(rewards, terminated | truncated, mask)
         rollout = self._judge(policy, actor, raw, finals, rewards, terminated, truncated, mask)
-        if self.normaliser is not None:
-            self.normaliser.update(raw[:num_steps][mask])
+        if self.normalizer is not None:
+            self.normalizer.update(raw[:num_steps][mask])
         return rollout, self.episodes.metrics()
 
     def _allow_all_while_resetting(self, observation: NDArray[np.float32]) -> None:
@@ -138,7 +138,7 @@ class StepCollector:
         """One pass over everything that was seen: values, values after each step, log-probabilities."""
         last = np.stack([x for _, _, x in finals]) if finals else raw[:0, 0]
         beyond = np.concatenate([raw[-1], last])
-        seen, beyond = (raw, beyond) if self.normaliser is None else (self.normaliser(raw), self.normaliser(beyond))
+        seen, beyond = (raw, beyond) if self.normalizer is None else (self.normalizer(raw), self.normalizer(beyond))
         observations = _rows(seen[:-1]).to(self.device)
         actions = actor.actions()
         logprobs, values = actor.logprobs_and_values(observations, actions)
@@ -169,7 +169,7 @@ class StepCollector:
             "observation": None if self._observation is None else self._observation.copy(),
             "resetting": self._resetting.copy(),
             "episodes": self.episodes.state_dict(),
-            "normaliser": None if self.normaliser is None else self.normaliser.state_dict(),
+            "normalizer": None if self.normalizer is None else self.normalizer.state_dict(),
             "reward_scaler": None if self.reward_scaler is None else self.reward_scaler.state_dict(),
             "envs": None if self._observation is None else env_state.capture(self.envs),
         }
@@ -183,8 +183,8 @@ class StepCollector:
         if len(state["resetting"]) != self.envs.num_envs:
             raise ValueError(f"the state is of {len(state['resetting'])} environments, here are {self.envs.num_envs}")
         self.episodes.load_state_dict(state["episodes"])
-        if self.normaliser is not None:
-            self.normaliser.load_state_dict(state["normaliser"])
+        if self.normalizer is not None:
+            self.normalizer.load_state_dict(state["normalizer"])
         if self.reward_scaler is not None:
             self.reward_scaler.load_state_dict(state["reward_scaler"])
         self._resetting = np.array(state["resetting"], np.bool_)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 class EpisodeStatistics:
     """Running sums of every environment, and the last ``window`` finished episodes.
 
-    Rewards are those of the environment: never normalised, never clipped, summed in float64.
+    Rewards are those of the environment: never normalized, never clipped, summed in float64.
 
     Args:
         num_envs: environments side by side.

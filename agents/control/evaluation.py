@@ -1,4 +1,4 @@
-"""How good is an agent? Whole episodes in fresh environments; nothing is learnt, normalised statistics stay frozen."""
+"""How good is an agent? Whole episodes in fresh environments; nothing is learned, normalized statistics stay frozen."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class FastMLP:
         actor = [layer for layer in policy.actor if isinstance(layer, nn.Linear)]
         critic = [layer for layer in policy.critic if isinstance(layer, nn.Linear)]
         self.width, self.num_outputs = actor[0].out_features, self.head.num_outputs
-        # Neighbours in the flat vector can be computed at once: the first layers' weights, each pair of biases.
+        # Neighbors in the flat vector can be computed at once: the first layers' weights, each pair of biases.
         order: list[Any] = []
         for one, other in zip(actor, critic, strict=True):
             order += [one.weight, other.weight, one.bias, other.bias]
@@ -160,10 +160,10 @@ class FastMLP:
             entropy = -(finite.exp() * finite).sum(0)
             return finite.gather(0, actions).view(-1), entropy, values, hidden, finite
         log_std = self.head.log_std.detach().unsqueeze(1)
-        standardised = (actions - outputs) * torch.exp(-log_std)
-        logprobs = (-0.5 * standardised.square() - log_std - HALF_LOG_2PI).sum(0)
+        standardized = (actions - outputs) * torch.exp(-log_std)
+        logprobs = (-0.5 * standardized.square() - log_std - HALF_LOG_2PI).sum(0)
         entropy = (log_std.sum() + last * (HALF_LOG_2PI + 0.5)).expand(len(rows))
-        return logprobs, entropy, values, hidden, standardised
+        return logprobs, entropy, values, hidden, standardized
 
     def _head_gradient(self, actions: Tensor, kept: Tensor, logprob: Tensor, entropy_weight: float) -> Tensor:
         """From ``dL/dlogp`` ``[N]`` (and ``-dL/dH``, one number) to the gradient of the outputs ``[A, N]``."""
@@ -228,6 +228,6 @@ def _layers(flat: Tensor, order: list[Any]) -> tuple[list[tuple[Tensor, Tensor]]
 
 
 def _joint(pair: tuple[Tensor, Tensor]) -> Tensor:
-    """The two weights of a layer, neighbours in the flat vector, as one ``[2 * width, in]`` matrix."""
+    """The two weights of a layer, neighbors in the flat vector, as one ``[2 * width, in]`` matrix."""
     one = pair[0]
     return one.as_strided((one.shape[0] + pair[1].shape[0], one.shape[1]), one.stride())

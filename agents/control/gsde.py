@@ -23,7 +23,7 @@ SMALLEST_VARIANCE = 1e-6
 
 
 class StateDependentHead(nn.Module):
-    """Normals around the network's outputs, whose spread is learnt per hidden unit and dimension.
+    """Normals around the network's outputs, whose spread is learned per hidden unit and dimension.
 
     The policy hands over means and hidden layer side by side, ``[..., D + L]``; no gradient reaches the hidden layer
     through the spread.

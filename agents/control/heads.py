@@ -63,7 +63,7 @@ class CategoricalHead(nn.Module):
 
 
 class GaussianHead(nn.Module):
-    """Independent normals around the network's outputs, with one learnt log standard deviation per dimension.
+    """Independent normals around the network's outputs, with one learned log standard deviation per dimension.
 
     Actions are stored as sampled; the environment gets them clipped (``agents.control.spaces.ActionDecoder``).
 

@@ -1,4 +1,4 @@
-"""Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347): what an agent learns from a batch.
+"""Proximal policy optimization (Schulman et al. 2017, arXiv:1707.06347): what an agent learns from a batch.
 
 The parts live in rooms of their own (``agent``, ``step_collector``, ``advantages``, ``update``); this file joins them.
 """
@@ -33,10 +33,10 @@ class PPO(ControlAgent):
         rate = value_at(config.learning_rate, 0.0)
         return learner, torch.optim.Adam(trained, lr=rate, eps=config.adam_eps, fused=True)
 
-    def improve(self, batch: Batch) -> dict[str, float]:
+    def update(self, batch: Batch) -> dict[str, float]:
         """A few epochs of clipped updates; figures as in ``agents.update.update``."""
         rate, clip = value_at(self.config.learning_rate, self.progress), value_at(self.config.clip, self.progress)
-        for group in self.optimiser.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = rate
-        figures = update(self.learner, self.optimiser, batch, self.config, clip=clip, generator=self.generator)
+        figures = update(self.learner, self.optimizer, batch, self.config, clip=clip, generator=self.generator)
         return {**figures, "train/learning_rate": rate, "train/clip": clip}

@@ -1,4 +1,4 @@
-"""Trust region policy optimisation (Schulman et al. 2015, arXiv:1502.05477): what an agent learns from a batch.
+"""Trust region policy optimization (Schulman et al. 2015, arXiv:1502.05477): what an agent learns from a batch.
 
 One step of the policy for each batch, as far as the KL allows (``agents.functional.trust_region``), then several
 passes of plain
@@ -52,7 +52,7 @@ class TRPO(ControlAgent):
         rate = value_at(self.config.learning_rate, 0.0)
         return learner, torch.optim.Adam(critic, lr=rate, eps=self.config.adam_eps, fused=True)
 
-    def improve(self, batch: Batch) -> dict[str, float]:
+    def update(self, batch: Batch) -> dict[str, float]:
         """One step of the policy within its trust region, then regression of the critic.
 
         Raises:
@@ -60,7 +60,7 @@ class TRPO(ControlAgent):
             FloatingPointError: if the gradient or the critic's loss is not finite any more.
         """
         explained = float(explained_variance(batch.old_values, batch.returns, batch.mask))
-        if self.config.normalise_advantages == "batch":
+        if self.config.normalize_advantages == "batch":
             batch = replace(batch, advantages=whiten(batch.advantages, batch.mask))
         batch = batch.single_steps()
         figures = {**self._improve_policy(batch), **self._fit_critic(batch)}
@@ -116,15 +116,15 @@ class TRPO(ControlAgent):
 
     def _fit_critic(self, batch: Batch) -> dict[str, float]:
         config, rate = self.config, value_at(self.config.learning_rate, self.progress)
-        for group in self.optimiser.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = rate
         seen = []
         for _ in range(config.critic_epochs):
             for part in minibatches(batch, config.critic_minibatch_size, self.generator):
-                self.optimiser.zero_grad()
+                self.optimizer.zero_grad()
                 loss = losses.value_loss(self.policy.values(part.observations), part.returns, None)
                 loss.backward()
-                self.optimiser.step()
+                self.optimizer.step()
                 seen.append(loss.detach())
         mean = float(torch.stack(seen).mean())
         if not math.isfinite(mean):

@@ -33,8 +33,8 @@ def draw(path: Path, runs: Sequence[Any], rival: Any, budget: float) -> None:
 
     Args:
         path: of the PNG.
-        runs: `TrailLike`, a colour each; dots are measured, dashes fitted, a diamond is the peak of the fit.
-        rival: best-of-n, in grey.
+        runs: `TrailLike`, a color each; dots are measured, dashes fitted, a diamond is the peak of the fit.
+        rival: best-of-n, in gray.
         budget: nats, a dotted line.
     """
     import matplotlib

@@ -52,7 +52,7 @@ def write_samples(
     max_new_tokens: int,
     seed: int,
     batch_size: int = 256,
-    slots: int | None = None,
+    max_concurrent_rows: int | None = None,
 ) -> Samples:
     """Let ``policy`` write one completion for every prompt; the same seed gives every policy the same luck.
 
@@ -63,7 +63,7 @@ def write_samples(
         max_new_tokens: budget, tokens.
         seed: of the draws.
         batch_size: rows that are handed over together.
-        slots: rows of them decoded at a time, as ``agents.lm.generation.generate`` takes it. None: all.
+        max_concurrent_rows: rows of them decoded at a time, as ``agents.lm.generation.generate`` takes it. None: all.
     """
     tokens = load_prompts(prompts, tokenizer, vocab_size=policy.vocab_size).tokens
     generator = torch.Generator().manual_seed(seed)
@@ -74,7 +74,7 @@ def write_samples(
             max_new_tokens=max_new_tokens,
             generator=generator,
             with_values=False,
-            slots=slots,
+            max_concurrent_rows=max_concurrent_rows,
         )
         for start in range(0, len(tokens), batch_size)
     ]

@@ -28,7 +28,7 @@ class Snapshot:
     Attributes:
         algorithm: that judged them.
         updates: that came before it.
-        texts: learnt from before it.
+        texts: learned from before it.
         beta: price of a nat of KL, reward units.
         tables: the texts.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agents.functional.masked import keep
+from agents.functional.masked import fill_masked
 
 
 def generalized_advantages(
@@ -19,7 +19,7 @@ def generalized_advantages(
     lam: float,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Generalised advantage estimation, with the end of a task and the end of a record kept apart.
+    """Generalized advantage estimation, with the end of a task and the end of a record kept apart.
 
         delta_t = r_t + gamma (1 - terminated_t) V(s'_t) - V(s_t)
         A_t     = delta_t + gamma lam (1 - ended_t) A_{t+1}
@@ -52,9 +52,9 @@ def generalized_advantages(
     if len(shapes) != 1 or rewards.dim() != 2:
         raise ValueError(f"generalized_advantages takes tensors of one shape [B, T], received {sorted(shapes)}")
     with torch.no_grad():
-        delta = keep(rewards + gamma * next_values.masked_fill(terminated, 0.0) - values, mask)
-        goes_on = ~ended & ~terminated
-        decay = (gamma * lam) * (goes_on if mask is None else goes_on & mask).to(delta.dtype)
+        delta = fill_masked(rewards + gamma * next_values.masked_fill(terminated, 0.0) - values, mask)
+        should_continue = ~ended & ~terminated
+        decay = (gamma * lam) * (should_continue if mask is None else should_continue & mask).to(delta.dtype)
         # Time first, so that each step of the loop reads and writes one contiguous line.
         delta, decay = delta.t().contiguous(), decay.t().contiguous()
         advantages = torch.empty_like(delta)

@@ -30,7 +30,7 @@ def mask_logits(logits: Tensor, allowed: Tensor) -> Tensor:
 
 
 def categorical_logprobs(logits: Tensor) -> Tensor:
-    """Normalised log-probabilities in float32 or wider, ``[..., A]`` nats; ``-inf`` stays ``-inf``."""
+    """Normalized log-probabilities in float32 or wider, ``[..., A]`` nats; ``-inf`` stays ``-inf``."""
     return torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
 
 
@@ -38,7 +38,7 @@ def categorical_logprob(all_logprobs: Tensor, actions: Tensor) -> Tensor:
     """Log-probability of the actions taken.
 
     Args:
-        all_logprobs: ``[..., A]`` nats, normalised.
+        all_logprobs: ``[..., A]`` nats, normalized.
         actions: ``[...]`` int64 in ``[0, A)``.
     """
     return all_logprobs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
@@ -48,7 +48,7 @@ def categorical_entropy(all_logprobs: Tensor) -> Tensor:
     """``-sum_a p log p`` in nats, ``[...]``; impossible actions contribute nothing, to value or gradient.
 
     Args:
-        all_logprobs: ``[..., A]`` nats, normalised.
+        all_logprobs: ``[..., A]`` nats, normalized.
     """
     finite = torch.where(all_logprobs > -torch.inf, all_logprobs, 0.0)
     return -(all_logprobs.exp() * finite).sum(-1)
@@ -73,8 +73,8 @@ def gaussian_logprob(actions: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
         mean: ``[..., D]``.
         log_std: ``[D]`` or ``[..., D]``, log of the standard deviation.
     """
-    standardised = (actions - mean) * torch.exp(-log_std)
-    return (-0.5 * standardised.square() - log_std - HALF_LOG_2PI).sum(-1)
+    standardized = (actions - mean) * torch.exp(-log_std)
+    return (-0.5 * standardized.square() - log_std - HALF_LOG_2PI).sum(-1)
 
 
 def gaussian_entropy(mean: Tensor, log_std: Tensor) -> Tensor:

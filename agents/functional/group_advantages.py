@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 
-def group_advantages(returns: Tensor, group_size: int, *, normalise_std: bool = True, epsilon: float = 1e-4) -> Tensor:
+def group_advantages(returns: Tensor, group_size: int, *, normalize_std: bool = True, epsilon: float = 1e-4) -> Tensor:
     """A text's return beside its group's: ``(R_i - mean) / (std + epsilon)``.
 
-    Source: GRPO, Shao et al. 2024, section 4.1.2 (arXiv:2402.03300). Without ``normalise_std`` it is Dr. GRPO's
+    Source: GRPO, Shao et al. 2024, section 4.1.2 (arXiv:2402.03300). Without ``normalize_std`` it is Dr. GRPO's
     ``R_i - mean`` (Liu et al. 2025, arXiv:2503.20783): the division gives groups in which little differs the weight of
     those in which much does.
 
     Args:
         returns: ``[B]`` reward units, groups in blocks.
         group_size: texts of one prompt.
-        normalise_std: divide by the group's standard deviation (with Bessel's correction).
+        normalize_std: divide by the group's standard deviation (with Bessel's correction).
         epsilon: added to the standard deviation, reward units.
 
     Returns:
@@ -31,12 +31,12 @@ def group_advantages(returns: Tensor, group_size: int, *, normalise_std: bool = 
         ValueError: if the returns are not ``[B]`` in whole groups.
     """
     groups = _groups(returns, group_size)
-    centred = groups - groups.mean(1, keepdim=True)
+    centered = groups - groups.mean(1, keepdim=True)
     # Rounding leaves a trace in the mean of equal numbers, which a small deviation would blow up.
-    centred = torch.where((groups == groups[:, :1]).all(1, keepdim=True), 0.0, centred)
-    if normalise_std and group_size > 1:
-        centred = centred / (groups.std(1, keepdim=True) + epsilon)
-    return centred.flatten()
+    centered = torch.where((groups == groups[:, :1]).all(1, keepdim=True), 0.0, centered)
+    if normalize_std and group_size > 1:
+        centered = centered / (groups.std(1, keepdim=True) + epsilon)
+    return centered.flatten()
 
 
 def leave_one_out_advantages(returns: Tensor, group_size: int) -> Tensor:
@@ -57,7 +57,7 @@ def leave_one_out_advantages(returns: Tensor, group_size: int) -> Tensor:
         ValueError: if the returns are not ``[B]`` in whole groups.
     """
     scale = group_size / max(group_size - 1, 1)
-    return scale * group_advantages(returns, group_size, normalise_std=False)
+    return scale * group_advantages(returns, group_size, normalize_std=False)
 
 
 def flat_groups(returns: Tensor, group_size: int) -> float:

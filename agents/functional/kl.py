@@ -50,8 +50,8 @@ def full_kl(all_logprobs: Tensor, all_ref_logprobs: Tensor) -> Tensor:
     """The exact ``sum_a pi(a) (log pi(a) - log pi_ref(a))``.
 
     Args:
-        all_logprobs: ``[..., A]`` nats, normalised; ``-inf`` marks an action that cannot happen.
-        all_ref_logprobs: ``[..., A]`` nats, normalised.
+        all_logprobs: ``[..., A]`` nats, normalized; ``-inf`` marks an action that cannot happen.
+        all_ref_logprobs: ``[..., A]`` nats, normalized.
 
     Returns:
         ``[...]`` nats; infinite where pi can do what pi_ref cannot.

@@ -1,6 +1,6 @@
 """The losses of PPO as pure functions, ``[B, T]`` in and one number out; lower is better in all of them.
 
-Coefficients (``value_coef``, ``entropy_coef``) and the optimiser loop are not here: see ``agents.update``. How the
+Coefficients (``value_coef``, ``entropy_coef``) and the optimizer loop are not here: see ``agents.update``. How the
 terms of the steps become one number is ``average``, one of ``agents.functional.masked``'s means.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agents.functional.masked import Average, keep, masked_mean
+from agents.functional.masked import Reduction, fill_masked, masked_mean
 
 LARGEST_LOG_RATIO = 80.0
 """Nats beyond which a ratio is not told apart any more: exp overflows float32 at 88.7, and infinity times a gradient of
@@ -25,7 +25,7 @@ def clipped_policy_loss(
     clip: float,
     clip_high: float | None = None,
     dual_clip: float | None = None,
-    average: Average = masked_mean,
+    average: Reduction = masked_mean,
 ) -> Tensor:
     """PPO's clipped surrogate, negated so that lower is better.
 
@@ -49,9 +49,9 @@ def clipped_policy_loss(
     Raises:
         ValueError: if ``mask`` selects no step.
     """
-    ratio = keep(logprobs - old_logprobs, mask).clamp(max=LARGEST_LOG_RATIO).exp()
+    ratio = fill_masked(logprobs - old_logprobs, mask).clamp(max=LARGEST_LOG_RATIO).exp()
     clipped = ratio.clamp(1.0 - clip, 1.0 + (clip if clip_high is None else clip_high))
-    advantages = keep(advantages, mask)
+    advantages = fill_masked(advantages, mask)
     gain = torch.minimum(ratio * advantages, clipped * advantages)
     if dual_clip is not None:
         gain = torch.where(advantages < 0, torch.maximum(gain, dual_clip * advantages), gain)
@@ -59,11 +59,11 @@ def clipped_policy_loss(
 
 
 def policy_gradient_loss(
-    logprobs: Tensor, advantages: Tensor, mask: Tensor | None, *, average: Average = masked_mean
+    logprobs: Tensor, advantages: Tensor, mask: Tensor | None, *, average: Reduction = masked_mean
 ) -> Tensor:
     """The plain policy gradient, ``-E_t[ log pi(a_t|s_t) A_t ]``; its value means nothing, its gradient does.
 
-    Source: Williams 1992 (REINFORCE). It holds for actions of the present policy only: one optimiser step a batch.
+    Source: Williams 1992 (REINFORCE). It holds for actions of the present policy only: one optimizer step a batch.
 
     Args:
         logprobs: ``[B, T]`` nats; carries gradient.
@@ -74,7 +74,7 @@ def policy_gradient_loss(
     Raises:
         ValueError: if ``mask`` selects no step.
     """
-    return -average(keep(logprobs, mask) * keep(advantages, mask), mask)
+    return -average(fill_masked(logprobs, mask) * fill_masked(advantages, mask), mask)
 
 
 def surrogate_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor | None) -> Tensor:
@@ -93,10 +93,10 @@ def surrogate_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, m
     Raises:
         ValueError: if ``mask`` selects no step.
     """
-    return -masked_mean(keep(logprobs - old_logprobs, mask).exp() * keep(advantages, mask), mask)
+    return -masked_mean(fill_masked(logprobs - old_logprobs, mask).exp() * fill_masked(advantages, mask), mask)
 
 
-def value_loss(values: Tensor, returns: Tensor, mask: Tensor | None, *, average: Average = masked_mean) -> Tensor:
+def value_loss(values: Tensor, returns: Tensor, mask: Tensor | None, *, average: Reduction = masked_mean) -> Tensor:
     """Half the mean squared error, ``E_t[(V_t - R_t)^2] / 2``.
 
     The half is part of the loss (as in OpenAI baselines and CleanRL); Stable-Baselines3 has none, so one of its
@@ -111,7 +111,7 @@ def value_loss(values: Tensor, returns: Tensor, mask: Tensor | None, *, average:
     Raises:
         ValueError: if ``mask`` selects no step.
     """
-    return 0.5 * average(keep(values - returns, mask).square(), mask)
+    return 0.5 * average(fill_masked(values - returns, mask).square(), mask)
 
 
 def clipped_value_loss(
@@ -121,7 +121,7 @@ def clipped_value_loss(
     mask: Tensor | None,
     *,
     clip: float,
-    average: Average = masked_mean,
+    average: Reduction = masked_mean,
 ) -> Tensor:
     """Half the mean of the larger of two squared errors: the plain one, and that of V kept near the old V.
 
@@ -141,14 +141,14 @@ def clipped_value_loss(
     Raises:
         ValueError: if ``mask`` selects no step.
     """
-    change = keep(values - old_values, mask)
-    error = keep(values - returns, mask)
-    near_error = keep(old_values - returns, mask) + change.clamp(-clip, clip)
+    change = fill_masked(values - old_values, mask)
+    error = fill_masked(values - returns, mask)
+    near_error = fill_masked(old_values - returns, mask) + change.clamp(-clip, clip)
     return 0.5 * average(torch.maximum(error.square(), near_error.square()), mask)
 
 
-def entropy_loss(entropy: Tensor, mask: Tensor | None, *, average: Average = masked_mean) -> Tensor:
-    """The negated mean entropy, nats per step: minimising it keeps the policy exploring.
+def entropy_loss(entropy: Tensor, mask: Tensor | None, *, average: Reduction = masked_mean) -> Tensor:
+    """The negated mean entropy, nats per step: minimizing it keeps the policy exploring.
 
     Source: Williams & Peng 1991; Mnih et al. 2016 (arXiv:1602.01783).
 

@@ -11,11 +11,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-Average = Callable[[Tensor, "Tensor | None"], Tensor]
+Reduction = Callable[[Tensor, "Tensor | None"], Tensor]
 """``(values [B, T], mask [B, T] or None) -> 0-dimensional``: `masked_mean`, `sequence_mean` or `constant_mean`."""
 
 
-def keep(values: Tensor, mask: Tensor | None, fill: float = 0.0) -> Tensor:
+def fill_masked(values: Tensor, mask: Tensor | None, fill: float = 0.0) -> Tensor:
     """``values`` with ``fill`` where ``mask`` is False; its gradient is exactly 0 there.
 
     Args:
@@ -56,7 +56,7 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     """
     if mask is None:
         return values.mean()
-    return keep(values, mask).sum() / count(values, mask)
+    return fill_masked(values, mask).sum() / count(values, mask)
 
 
 def sequence_mean(values: Tensor, mask: Tensor | None) -> Tensor:
@@ -76,7 +76,7 @@ def sequence_mean(values: Tensor, mask: Tensor | None) -> Tensor:
         return values.mean()
     count(values, mask)
     lengths = mask.sum(1).to(values.dtype)
-    return (keep(values, mask).sum(1) / lengths.clamp(min=1.0)).sum() / (lengths > 0).sum()
+    return (fill_masked(values, mask).sum(1) / lengths.clamp(min=1.0)).sum() / (lengths > 0).sum()
 
 
 def constant_mean(values: Tensor, mask: Tensor | None) -> Tensor:
@@ -95,7 +95,7 @@ def constant_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return values.mean()
     count(values, mask)
-    return keep(values, mask).sum() / (mask.any(1).sum() * values.shape[1])
+    return fill_masked(values, mask).sum() / (mask.any(1).sum() * values.shape[1])
 
 
 def masked_var(values: Tensor, mask: Tensor | None, *, unbiased: bool = True) -> Tensor:
@@ -109,7 +109,7 @@ def masked_var(values: Tensor, mask: Tensor | None, *, unbiased: bool = True) ->
     Raises:
         ValueError: if ``mask`` selects no step, or its shape differs.
     """
-    squares = keep((values - masked_mean(values, mask)).square(), mask).sum()
+    squares = fill_masked((values - masked_mean(values, mask)).square(), mask).sum()
     return squares / (count(values, mask) - float(unbiased)).clamp(min=1.0)
 
 
@@ -134,5 +134,5 @@ def whiten(values: Tensor, mask: Tensor | None, *, shift_mean: bool = True, epsi
     deviation = masked_var(values, mask).sqrt()
     rounding = 8.0 * torch.finfo(values.dtype).eps * mean.abs()
     deviation = torch.where(deviation > rounding, deviation + epsilon, torch.inf)
-    centred = (values - mean) / deviation
-    return keep(centred if shift_mean else centred + mean, mask)
+    centered = (values - mean) / deviation
+    return fill_masked(centered if shift_mean else centered + mean, mask)

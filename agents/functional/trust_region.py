@@ -1,9 +1,9 @@
-"""The mathematics of a trust-region step: tensors and functions of tensors in, tensors out; no policy, no optimiser.
+"""The mathematics of a trust-region step: tensors and functions of tensors in, tensors out; no policy, no optimizer.
 
 The largest step that keeps the KL from the old policy within ``target_kl``, to second order: with ``g`` the gradient of
 what is to grow and ``F`` the Hessian of the mean KL at the old policy (its Fisher matrix),
 
-    maximise g.s  subject to  s.F s / 2 <= target_kl        has the solution  s = sqrt(2 target_kl / x.F x) x,  F x = g
+    maximize g.s  subject to  s.F s / 2 <= target_kl        has the solution  s = sqrt(2 target_kl / x.F x) x,  F x = g
 
 ``F`` is never built: conjugate gradients ask for its product with vectors only. Where curvature of higher order spoils
 the step, a line search shortens it.

@@ -154,7 +154,7 @@ class CausalLMPolicy(nn.Module):
         tokens = actions[mask]
         completions = actions.masked_fill(~mask, PAD)
         hidden, critic_hidden = self._hidden_at_decisions(observations, completions, mask)
-        logprobs, entropy = self.token_head.judge(hidden, tokens, steps)
+        logprobs, entropy = self.token_head.logprobs_and_entropy(hidden, tokens, steps)
         values = self.value_of(critic_hidden) if self.has_critic else torch.zeros_like(logprobs)
         kl = None
         if ref_hidden is not None:
@@ -177,7 +177,7 @@ class CausalLMPolicy(nn.Module):
             raise ValueError("the first token of a row cannot be judged: there is no state before it")
         with self.acting():
             hidden = hidden_states(self.model.base_model, rows[:, :-1], (rows != PAD).sum(1) - 1, row, column - 1)
-            logprobs, _ = self.token_head.judge(hidden, rows[row, column], column)
+            logprobs, _ = self.token_head.logprobs_and_entropy(hidden, rows[row, column], column)
         return logprobs
 
     @torch.no_grad()
@@ -215,7 +215,7 @@ class CausalLMPolicy(nn.Module):
             ``[B, T]`` reward units, 0 on PAD.
         """
         mask = actions != PAD
-        with self.acting(), self._criticising() as trunk:
+        with self.acting(), self._critic_trunk_on() as trunk:
             hidden = states_at_decisions(trunk, pack_rows(observations, actions), observations, mask)
             return spread(self.value_of(hidden), mask)
 
@@ -229,12 +229,12 @@ class CausalLMPolicy(nn.Module):
         steps, tokens = mask.long().cumsum(1)[mask] - 1, actions[mask]
         with self.acting():
             hidden = states_at_decisions(self.model.base_model, pack_rows(observations, actions), observations, mask)
-            return spread(self.token_head.judge(hidden, tokens, steps)[0], mask)
+            return spread(self.token_head.logprobs_and_entropy(hidden, tokens, steps)[0], mask)
 
     @torch.no_grad()
     def values(self, observations: Tensor) -> Tensor:
         """V of each state: ``[B, L]`` right-padded with PAD to ``[B]``, reward units."""
-        with self.acting(), self._criticising() as trunk:
+        with self.acting(), self._critic_trunk_on() as trunk:
             return self.value_of(states_at_ends(trunk, observations))
 
     @contextmanager
@@ -248,7 +248,7 @@ class CausalLMPolicy(nn.Module):
             yield
 
     @contextmanager
-    def _criticising(self) -> Iterator[Any]:
+    def _critic_trunk_on(self) -> Iterator[Any]:
         """The trunk that the value head reads, with the value's adapter on inside if it has one."""
         value = self.adapters.role(VALUE) if self.adapters is not None and self.critic == "adapter" else nullcontext()
         with value:
@@ -334,7 +334,7 @@ class CausalLMPolicy(nn.Module):
         policy = states_at_decisions(self.model.base_model, rows, prompts, mask)
         if self.critic in ("shared", "none"):
             return policy, policy
-        with self._criticising() as trunk:
+        with self._critic_trunk_on() as trunk:
             return policy, states_at_decisions(trunk, rows, prompts, mask)
 
     @torch.no_grad()

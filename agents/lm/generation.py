@@ -1,7 +1,8 @@
 """Batched decoding with a key-value cache: whole completions, their log-probabilities and values as they are sampled.
 
 Little happens per token: one forward pass, one draw. The cache is allocated once; rows that ended leave the batch, the
-last rows moving into their places, and with ``slots`` the next prompts join in their stead (continuous batching: Yu et
+last rows moving into their places, and with ``max_concurrent_rows`` the next prompts join in their stead (continuous
+batching: Yu et
 al. 2022, "Orca", section 3.1). Prompts that repeat (groups) and begin together are read once. Equal to a full forward
 pass of the finished rows (a test says so).
 """
@@ -45,7 +46,7 @@ def generate(
     generator: torch.Generator | None = None,
     deterministic: bool = False,
     with_values: bool = True,
-    slots: int | None = None,
+    max_concurrent_rows: int | None = None,
     beside: tuple[int, int] = (0, 0),
 ) -> Generation:
     """Let the policy write one completion for every prompt.
@@ -58,18 +59,22 @@ def generate(
             as the longest completion has tokens.
         deterministic: always take the likeliest token.
         with_values: whether values are wanted; zeros if not, and from a policy without critic.
-        slots: rows decoded at a time, which bounds the cache; a row that ended makes room for the next prompt. None:
+        max_concurrent_rows: rows decoded at a time, which bounds the cache; a row that ended makes room for the next
+        prompt. None:
             all at once. What is written, and where ``generator`` ends, is the same (up to rounding).
         beside: rows of the same batch that stand before and after these and are written elsewhere: their numbers are
             drawn, too, so that what these rows say is the same as if all were here.
 
     Raises:
-        ValueError: if a prompt is empty, if prompt and budget exceed the model's positions, for ``slots`` below 1, or
+        ValueError: if a prompt is empty, if prompt and budget exceed the model's positions, for
+        ``max_concurrent_rows`` below 1, or
             with a model that does not attend to everything, or minds where it stands (see
             ``textenvs.lm.cache_layout``).
     """
     with policy.acting():
-        return _generate(policy, prompts, max_new_tokens, generator, deterministic, with_values, slots, beside)
+        return _generate(
+            policy, prompts, max_new_tokens, generator, deterministic, with_values, max_concurrent_rows, beside
+        )
 
 
 def _generate(
@@ -79,26 +84,26 @@ def _generate(
     generator: torch.Generator | None,
     deterministic: bool,
     with_values: bool,
-    slots: int | None,
+    max_concurrent_rows: int | None,
     beside: tuple[int, int],
 ) -> Generation:
     lengths = (prompts != PAD).sum(1)
-    _check(policy, prompts, lengths, max_new_tokens, slots)
+    _check(policy, prompts, lengths, max_new_tokens, max_concurrent_rows)
     batch, device = prompts.shape[0], prompts.device
-    slots = batch if slots is None else min(slots, batch)
+    max_concurrent_rows = batch if max_concurrent_rows is None else min(max_concurrent_rows, batch)
     tokens_out = torch.full((batch, max_new_tokens), PAD, dtype=torch.int64, device=device)
     logprobs_out = torch.zeros(batch, max_new_tokens, device=device)
     values_out = torch.zeros(batch, max_new_tokens, device=device)
     with_values = with_values and policy.has_critic
     shared = with_values and policy.critic == "shared"
-    decoder = _Decoder(policy, slots, int(lengths.max()), max_new_tokens, device)
+    decoder = _Decoder(policy, max_concurrent_rows, int(lengths.max()), max_new_tokens, device)
     noise = _Noise(batch, max_new_tokens, generator, device, beside)
     begun = 0
     rows = steps = torch.zeros(0, dtype=torch.int64, device=device)  # of each row decoded, which it is and how far
     running = torch.zeros(0, dtype=torch.bool, device=device)
     while True:
-        if begun < batch and len(rows) < slots:
-            joining = torch.arange(begun, min(batch, begun + slots - len(rows)), device=device)
+        if begun < batch and len(rows) < max_concurrent_rows:
+            joining = torch.arange(begun, min(batch, begun + max_concurrent_rows - len(rows)), device=device)
             decoder.join(prompts[joining], lengths[joining])
             begun += len(joining)
             rows, steps = torch.cat([rows, joining]), torch.cat([steps, torch.zeros_like(joining)])
@@ -154,7 +159,7 @@ class _Decoder:
     """The cache of the rows decoded now, their lengths in it, and their newest hidden states ``[N, D]``."""
 
     def __init__(
-        self, policy: CausalLMPolicy, slots: int, longest_prompt: int, budget: int, device: torch.device
+        self, policy: CausalLMPolicy, max_concurrent_rows: int, longest_prompt: int, budget: int, device: torch.device
     ) -> None:
         self.trunk = policy.model.base_model
         self.cache_keyword = cache_keyword(self.trunk)
@@ -162,7 +167,9 @@ class _Decoder:
         kind = policy.model.config._attn_implementation
         float32 = kind == OURS and device.type == "cpu"
         self.longest_prompt, self.capacity = longest_prompt, longest_prompt + budget - 1
-        self.cache = new_cache(self.trunk, slots=slots, capacity=self.capacity, float32=float32)
+        self.cache = new_cache(
+            self.trunk, max_concurrent_rows=max_concurrent_rows, capacity=self.capacity, float32=float32
+        )
         # A mask of rank 4 is taken as it is; one of rank 2 goes through transformers' own mask making, each step.
         self.takes_mask = isinstance(self.cache, PlainCache) and kind in (OURS, SDPA)
         self.column = 0
@@ -241,14 +248,16 @@ class _Decoder:
         return keep
 
 
-def _check(policy: CausalLMPolicy, prompts: Tensor, lengths: Tensor, max_new_tokens: int, slots: int | None) -> None:
+def _check(
+    policy: CausalLMPolicy, prompts: Tensor, lengths: Tensor, max_new_tokens: int, max_concurrent_rows: int | None
+) -> None:
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be >= 1, got {max_new_tokens}")
-    check_slots(slots)
-    if slots is not None and not any_key_order(policy.model.base_model):
+    check_max_concurrent_rows(max_concurrent_rows)
+    if max_concurrent_rows is not None and not any_key_order(policy.model.base_model):
         raise ValueError(
-            "slots needs a model whose layers all attend to everything, wherever it stands, which "
-            f"{type(policy.model).__name__}'s do not: pass slots=None, which decodes all rows at once"
+            "max_concurrent_rows needs a model whose layers all attend to everything, wherever it stands, which "
+            f"{type(policy.model).__name__}'s do not: pass max_concurrent_rows=None, which decodes all rows at once"
         )
     if bool((lengths == 0).any()):
         raise ValueError(f"prompt {int((lengths == 0).nonzero()[0])} is empty; begin prompts with a token")
@@ -260,7 +269,9 @@ def _check(policy: CausalLMPolicy, prompts: Tensor, lengths: Tensor, max_new_tok
         )
 
 
-def check_slots(slots: int | None) -> None:
-    """Raises ValueError unless ``slots`` is None or at least 1."""
-    if slots is not None and slots < 1:
-        raise ValueError(f"slots must be at least 1 row, or None for all at once, got {slots}")
+def check_max_concurrent_rows(max_concurrent_rows: int | None) -> None:
+    """Raises ValueError unless ``max_concurrent_rows`` is None or at least 1."""
+    if max_concurrent_rows is not None and max_concurrent_rows < 1:
+        raise ValueError(
+            f"max_concurrent_rows must be at least 1 row, or None for all at once, got {max_concurrent_rows}"
+        )

@@ -22,11 +22,12 @@ from textenvs.lm.linear_kernels import HALF, cache_keyword
 
 
 class _PlainLayer(DynamicLayer):
-    """Keys and values of one layer: ``[slots, H, capacity, D]``, of which the first ``rows`` rows are in use."""
+    """Keys and values of one layer: ``[max_concurrent_rows, H, capacity, D]``, of which the first ``rows`` rows are
+    in use."""
 
-    def __init__(self, slots: int, capacity: int, float32: bool) -> None:
+    def __init__(self, max_concurrent_rows: int, capacity: int, float32: bool) -> None:
         super().__init__()
-        self.slots, self.capacity, self.float32 = slots, capacity, float32
+        self.max_concurrent_rows, self.capacity, self.float32 = max_concurrent_rows, capacity, float32
         self.rows = 0
         self.column = 0
         """Where the next token goes, not yet wrapped round the ring: so many columns were used."""
@@ -57,7 +58,7 @@ class _PlainLayer(DynamicLayer):
 
     def _zeros(self, states: Tensor) -> Tensor:
         dtype = torch.float32 if self.float32 and states.dtype in HALF else states.dtype
-        return states.new_zeros(self.slots, states.shape[1], self.capacity, states.shape[-1], dtype=dtype)
+        return states.new_zeros(self.max_concurrent_rows, states.shape[1], self.capacity, states.shape[-1], dtype=dtype)
 
     def _take_in(self, key_states: Tensor, value_states: Tensor, source: Tensor) -> None:
         begin, self.rows = self.rows, self.rows + len(source)
@@ -87,13 +88,13 @@ class PlainCache(Cache):
 
     Args:
         num_layers: of the model.
-        slots: rows that it can hold at a time.
+        max_concurrent_rows: rows that it can hold at a time.
         capacity: columns; a row in it is never longer, its newest token included.
         float32: keep keys and values of half types as float32.
     """
 
-    def __init__(self, num_layers: int, *, slots: int, capacity: int, float32: bool = False) -> None:
-        super().__init__(layers=[_PlainLayer(slots, capacity, float32) for _ in range(num_layers)])
+    def __init__(self, num_layers: int, *, max_concurrent_rows: int, capacity: int, float32: bool = False) -> None:
+        super().__init__(layers=[_PlainLayer(max_concurrent_rows, capacity, float32) for _ in range(num_layers)])
 
     def expect(self, source: Tensor, column: int) -> None:
         """The next forward pass reads prompts, ``[M, W]`` flush right, of rows that join behind those in use.
@@ -111,13 +112,15 @@ class PlainCache(Cache):
             layer.move(movers, holes, count)  # type: ignore[union-attr]
 
 
-def new_cache(trunk: Any, *, slots: int, capacity: int, float32: bool = False) -> Cache:
+def new_cache(trunk: Any, *, max_concurrent_rows: int, capacity: int, float32: bool = False) -> Cache:
     """An empty cache for ``trunk``: ours if its keys may stand in any order, else transformers' own.
 
     The arguments are `PlainCache`'s; transformers' own grows as it needs.
     """
     if any_key_order(trunk):
-        return PlainCache(trunk.config.num_hidden_layers, slots=slots, capacity=capacity, float32=float32)
+        return PlainCache(
+            trunk.config.num_hidden_layers, max_concurrent_rows=max_concurrent_rows, capacity=capacity, float32=float32
+        )
     return DynamicCache(config=trunk.config)
 
 

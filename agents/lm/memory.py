@@ -194,9 +194,9 @@ def resident_bytes() -> int:
         return peak_resident_bytes()
 
 
-def held_bytes(policy: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, int]:
-    """What is really there of a policy and its optimiser: weights, gradients, Adam's states."""
-    states = [value for state in optimiser.state.values() for value in state.values() if isinstance(value, Tensor)]
+def held_bytes(policy: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
+    """What is really there of a policy and its optimizer: weights, gradients, Adam's states."""
+    states = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
     return {
         "weights": num_bytes([*policy.parameters(), *policy.buffers()]),
         "gradients": num_bytes(p.grad for p in policy.parameters() if p.grad is not None),

@@ -172,14 +172,14 @@ class _Watch:
         began_cpu, earlier_cpu = time.process_time(), self.cpu_s
 
         def callback(agent: Agent) -> bool:
-            goes_on = self.keeper(agent)
+            should_continue = self.keeper(agent)
             self.wall_s = earlier + time.perf_counter() - began
             self.cpu_s = earlier_cpu + time.process_time() - began_cpu
             self.evaluation_s, self.evaluation_cpu_s = self.keeper.seconds, self.keeper.cpu_seconds
             progress(agent)
             if agent.updates % self.save_every == 0:
                 self.save(agent)
-            return goes_on and not self.interrupted
+            return should_continue and not self.interrupted
 
         try:
             agent.learn(None if agent.span[1] else total_steps, callback)

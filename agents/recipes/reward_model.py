@@ -40,7 +40,7 @@ from reward_models.data.comparisons import (
     split_pairs,
     split_snippets,
 )
-from reward_models.data.movie_ratings import RatedSnippet, load_rated_snippets, load_rated_words, normalise_text
+from reward_models.data.movie_ratings import RatedSnippet, load_rated_snippets, load_rated_words, normalize_text
 from reward_models.data.movie_reviews import judge_sentences
 from reward_models.data.pairs import PreferencePair, read_pairs
 from reward_models.ensemble import RewardEnsemble, is_ensemble, new_members
@@ -75,9 +75,9 @@ class TrainRewardModelConfig:
     words: bool = True
     """Learn from the human ratings of single words in the same archive, too (movie ratings only)."""
     group_size: int = 64
-    """Rated snippets compared with one another in one optimiser step, or, for `pairs`, pairs an optimiser step."""
+    """Rated snippets compared with one another in one optimizer step, or, for `pairs`, pairs an optimizer step."""
     seed: int = 0
-    """Seed of the head's initialisation, order, dropout and noise; it replaces `training.seed`. Member i of an ensemble
+    """Seed of the head's initialization, order, dropout and noise; it replaces `training.seed`. Member i of an ensemble
     has seed + 1000 i."""
     device: str = "cpu"
     """Torch device."""
@@ -99,7 +99,7 @@ class TrainRewardModelConfig:
         if self.heldout_pairs and not self.pairs:
             raise ValueError("heldout_pairs needs pairs: movie ratings have held-out snippets of their own")
         if self.pairs and not self.words:
-            raise ValueError("words are of the movie ratings, and pairs are learnt from instead: leave no-words out")
+            raise ValueError("words are of the movie ratings, and pairs are learned from instead: leave no-words out")
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -177,8 +177,8 @@ def rated_splits() -> tuple[list[RatedSnippet], list[RatedSnippet]]:
     judged = judge_sentences()
     train, heldout = split_snippets(load_rated_snippets())
     return (
-        [snippet for snippet in train if normalise_text(snippet.text) not in judged],
-        [snippet for snippet in heldout if normalise_text(snippet.text) not in judged],
+        [snippet for snippet in train if normalize_text(snippet.text) not in judged],
+        [snippet for snippet in heldout if normalize_text(snippet.text) not in judged],
     )
 
 
@@ -188,8 +188,8 @@ def rating_data(config: TrainRewardModelConfig) -> tuple[Data, list[RatedSnippet
     train, validation = split_snippets(train, heldout_share=0.1, seed=VALIDATION_SEED)
     sources: list[BatchSource] = [RatedGroups(snippets=train, group_size=config.group_size)]
     if config.words:
-        taken = {normalise_text(snippet.text) for snippet in (*validation, *heldout)} | judge_sentences()
-        words = [word for word in load_rated_words() if normalise_text(word.text) not in taken]
+        taken = {normalize_text(snippet.text) for snippet in (*validation, *heldout)} | judge_sentences()
+        words = [word for word in load_rated_words() if normalize_text(word.text) not in taken]
         sources.append(RatedGroups(snippets=words, group_size=config.group_size))
     num_groups = len(validation) // VALIDATION_BATCH
     batches = [group_comparisons(validation[i::num_groups]) for i in range(num_groups)]

@@ -60,7 +60,7 @@ class Processes:
         """This process's share of ``rows`` rows: contiguous, in the processes' order, of nearly equal length."""
         return slice(self.index * rows // self.count, (self.index + 1) * rows // self.count)
 
-    def gathered(self, mine: T) -> list[T]:
+    def all_gather(self, mine: T) -> list[T]:
         """What each process has, in their order, on all of them."""
         if self.count == 1:
             return [mine]
@@ -68,7 +68,7 @@ class Processes:
         dist.all_gather_object(found, mine)
         return found  # type: ignore[return-value]
 
-    def of_first(self, mine: T | None) -> T:
+    def broadcast(self, mine: T | None) -> T:
         """What the first process has, on all of them; what the others pass is ignored."""
         held = [mine]
         if self.count > 1:
@@ -78,17 +78,17 @@ class Processes:
 
     def any(self, mine: bool) -> bool:
         """Whether one of them says so."""
-        return any(self.gathered(mine))
+        return any(self.all_gather(mine))
 
     @torch.no_grad()
-    def begin_alike(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast_in_place(self, tensors: Iterable[Tensor]) -> None:
         """Give all of them the first process's values, in place."""
         if self.count > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
     @torch.no_grad()
-    def add_gradients(self, parameters: Sequence[Tensor]) -> None:
+    def all_reduce_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Make each gradient the sum of all processes', in place; one that has none counts as zeros.
 
         Parameters that are not trained now (``requires_grad`` False) are left out.

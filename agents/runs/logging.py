@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 METRICS: dict[str, str] = {
-    "rollout/return_mean": "mean undiscounted return of the last 100 finished episodes, reward units, never normalised",
+    "rollout/return_mean": "mean undiscounted return of the last 100 finished episodes, reward units, never normalized",
     "rollout/length_mean": "mean length of the last 100 finished episodes, steps",
     "rollout/episodes": "episodes finished since training began",
     "train/loss": "L_policy + value_coef L_value + entropy_coef L_entropy, mean over the update's minibatches",

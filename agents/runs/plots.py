@@ -11,7 +11,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One panel: a column of `progress.csv`, and how it is labelled (with its unit)."""
+    """One panel: a column of `progress.csv`, and how it is labeled (with its unit)."""
 
     column: str
     label: str

@@ -184,7 +184,7 @@ def lies_in(path: Path, folder: Path) -> bool:
 
 
 def write_aside(path: Path, text: str) -> None:
-    """Write ``text`` to a neighbour of ``path`` and rename it into place, so a reader never sees half of it."""
+    """Write ``text`` to a neighbor of ``path`` and rename it into place, so a reader never sees half of it."""
     aside = path.with_name(path.name + PART)
     try:
         aside.write_text(text, encoding="utf-8")
@@ -194,7 +194,7 @@ def write_aside(path: Path, text: str) -> None:
 
 
 def write_folder_aside(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a neighbour of ``path``, then put it in place: a half-written folder never stands there."""
+    """Let ``write`` fill a neighbor of ``path``, then put it in place: a half-written folder never stands there."""
     aside = path.with_name(path.name + PART)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)

@@ -1,6 +1,6 @@
 """An agent that tunes a language model: PPO, GRPO, RLOO or REINFORCE, told apart by ``TextAgentConfig`` alone.
 
-    rollout ─► judge: GAE with a critic, or a text's return beside other texts' ─► improve: one loss, one optimiser loop
+    rollout ─► judge: GAE with a critic, or a text's return beside other texts' ─► improve: one loss, one optimizer loop
 
 How texts come about is ``agents.text.collector``'s; what surrounds both methods below is ``agents.agent``'s.
 """
@@ -16,14 +16,14 @@ from torch import Tensor
 from agents.agent import Agent
 from agents.functional.advantages import generalized_advantages
 from agents.functional.group_advantages import flat_groups, group_advantages, leave_one_out_advantages
-from agents.functional.masked import keep, masked_mean, whiten
+from agents.functional.masked import fill_masked, masked_mean, whiten
 from agents.rollout import Batch, Rollout
 from agents.runs.checkpoint import CheckpointError
 from agents.runs.distributed import ALONE
 from agents.runs.logging import MetricSink
 from agents.schedules import value_at
-from agents.text.config import IN_GROUPS, TextAgentConfig
-from agents.text.objective import AVERAGES, AgainstReference, text_objective
+from agents.text.config import GROUP_ALGORITHMS, TextAgentConfig
+from agents.text.objective import REDUCTIONS, AgainstReference, text_objective
 from agents.update import update
 
 METRICS: dict[str, str] = {
@@ -66,8 +66,8 @@ class TextAgent(Agent):
         self.reference = reference
         self.processes = getattr(collector, "processes", ALONE)
         """That train the policy together; the collector's."""
-        self.processes.begin_alike(self.policy.state_dict().values())
-        self._judgement: dict[str, float] = {}
+        self.processes.broadcast_in_place(self.policy.state_dict().values())
+        self._judgment: dict[str, float] = {}
         self.moving_baseline: float | None = None
         """Running average of the returns, reward units, before the newest rollout; None before the first."""
         self.newest: tuple[Rollout, Batch] | None = None
@@ -102,7 +102,7 @@ class TextAgent(Agent):
         actions = tokens.cpu().numpy()
         return (actions[0] if rows.dim() == 1 else actions), state
 
-    def judge(self, rollout: Rollout) -> Batch:
+    def compute_advantages(self, rollout: Rollout) -> Batch:
         """Advantages: by GAE and the critic, or by comparing the returns of whole texts."""
         batch = self._by_critic(rollout) if self.config.uses_critic else self._by_comparison(rollout)
         self.newest = rollout, batch
@@ -114,8 +114,8 @@ class TextAgent(Agent):
             rewards = whiten(rewards, rollout.mask, shift_mean=config.whiten_shift_mean)
         advantages = self._gae(rollout, rewards, config.lam)
         if config.critic_lam is None:
-            return rollout.judged(advantages)
-        return rollout.judged(advantages, self._gae(rollout, rewards, config.critic_lam) + rollout.values)
+            return rollout.to_batch(advantages)
+        return rollout.to_batch(advantages, self._gae(rollout, rewards, config.critic_lam) + rollout.values)
 
     def _gae(self, rollout: Rollout, rewards: Tensor, lam: float) -> Tensor:
         values, next_values, terminated = rollout.values, rollout.next_values, rollout.terminated
@@ -127,17 +127,17 @@ class TextAgent(Agent):
         if bool((rollout.ended & ~rollout.terminated).any()):
             raise ValueError(f"{self.config.algorithm} has no critic to bootstrap from: a budget must not truncate")
         config, mask = self.config, rollout.mask
-        returns = keep(rollout.rewards, mask).sum(1)
-        if config.algorithm in IN_GROUPS:
-            self._judgement["train/flat_groups"] = flat_groups(returns, config.group_size)
+        returns = fill_masked(rollout.rewards, mask).sum(1)
+        if config.algorithm in GROUP_ALGORITHMS:
+            self._judgment["train/flat_groups"] = flat_groups(returns, config.group_size)
         if config.algorithm == "grpo":
-            advantages = group_advantages(returns, config.group_size, normalise_std=config.normalise_std)
+            advantages = group_advantages(returns, config.group_size, normalize_std=config.normalize_std)
         elif config.algorithm == "rloo":
             advantages = leave_one_out_advantages(returns, config.group_size)
         else:
-            return rollout.judged(self._less_baseline(rollout, returns), torch.zeros_like(rollout.rewards))
-        spread = keep(advantages[:, None].expand_as(rollout.rewards), mask)
-        return rollout.judged(spread, torch.zeros_like(rollout.rewards))
+            return rollout.to_batch(self._less_baseline(rollout, returns), torch.zeros_like(rollout.rewards))
+        spread = fill_masked(advantages[:, None].expand_as(rollout.rewards), mask)
+        return rollout.to_batch(spread, torch.zeros_like(rollout.rewards))
 
     def _less_baseline(self, rollout: Rollout, returns: Tensor) -> Tensor:
         """REINFORCE's advantages ``[B, T]``: returns, of the text or from the token on, less one number."""
@@ -150,29 +150,29 @@ class TextAgent(Agent):
         earlier = mean if self.moving_baseline is None else self.moving_baseline
         baseline = {"none": 0.0, "batch": mean, "moving": earlier}[config.baseline]
         self.moving_baseline = config.baseline_decay * earlier + (1.0 - config.baseline_decay) * mean
-        self._judgement["train/baseline"] = baseline
-        return keep(credit - baseline, mask)
+        self._judgment["train/baseline"] = baseline
+        return fill_masked(credit - baseline, mask)
 
-    def improve(self, batch: Batch) -> dict[str, float]:
+    def update(self, batch: Batch) -> dict[str, float]:
         """A few passes of the loss that the configuration describes; figures as in ``agents.update.update``."""
         config = self.config
         rate, clip = value_at(config.learning_rate, self.progress), value_at(config.clip, self.progress)
-        for group in self.optimiser.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = rate
         exact = config.kl_in != "reward" and config.kl_estimator == "full"
         figures = update(
             AgainstReference(self.policy, self.reference) if exact else self.policy,
-            self.optimiser,
+            self.optimizer,
             batch,
             config,
             clip=clip,
             clip_high=config.clip_high,
             generator=self.generator,
             objective=text_objective(config, clip=clip, beta=getattr(self.collector, "beta", 0.0)),
-            share_by=AVERAGES[config.average][1],
+            reduction=REDUCTIONS[config.average][1],
             processes=self.processes,
         )
-        return {**figures, **self._judgement, "train/learning_rate": rate, "train/clip": clip}
+        return {**figures, **self._judgment, "train/learning_rate": rate, "train/clip": clip}
 
     def state_dict(self) -> dict[str, Any]:
         """As every agent's, under the algorithm's own name and with the running baseline."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from agents.lm.causal_lm import CausalLMPolicy, uniform
-from agents.lm.generation import Generation, check_slots, generate
+from agents.lm.generation import Generation, check_max_concurrent_rows, generate
 from agents.rollout import Rollout
 from agents.runs.distributed import ALONE, Processes
 from agents.text.kl_controllers import KLController
@@ -35,7 +35,7 @@ METRICS: dict[str, str] = {
     "rollout/score_disagreement/NAME": "the same within the ensemble of that name, where it is not all there is",
     "rollout/score/NAME": "several scorers: mean score by the member of that name, before scores are combined; members "
     "of an ensemble are NAME/0, NAME/1, ...",
-    "rollout/return_mean": "mean over texts of the sum of the rewards that are learnt from: prices, penalties and "
+    "rollout/return_mean": "mean over texts of the sum of the rewards that are learned from: prices, penalties and "
     "scaling of scores included, reward units",
     "rollout/kl_per_sequence": "mean over texts of sum_t (log pi - log pi_ref), nats: the k1 estimate that is charged",
     "rollout/kl_per_token": "the same sum divided by the number of tokens, nats",
@@ -66,11 +66,12 @@ class TextCollector:
         kl_controller: moves ``envs.beta``, e.g. ``agents.text.kl_controllers.AdaptiveKL``; None leaves it.
         score_scaler: what the score is turned into before it is paid; figures keep the raw one. None: nothing.
         write: what lets the policy write: ``agents.lm.generation.generate``, or another function of its arguments.
-        slots: texts written at a time, as ``write`` takes it if it is not None; None: all at once.
+        max_concurrent_rows: texts written at a time, as ``write`` takes it if it is not None; None: all at once.
         processes: that share the work, each with such a collector; see ``agents.runs.distributed``.
 
     Raises:
-        ValueError: for a negative penalty, ``slots`` below 1, a controller over an environment without ``beta``, or
+        ValueError: for a negative penalty, ``max_concurrent_rows`` below 1, a controller over an environment without
+        ``beta``, or
             fewer sub-environments than processes.
     """
 
@@ -85,10 +86,10 @@ class TextCollector:
         kl_controller: KLController | None = None,
         score_scaler: ScoreScaler | None = None,
         write: Callable[..., Generation] = generate,
-        slots: int | None = None,
+        max_concurrent_rows: int | None = None,
         processes: Processes = ALONE,
     ) -> None:
-        check_slots(slots)
+        check_max_concurrent_rows(max_concurrent_rows)
         if not missing_eos_penalty >= 0:
             raise ValueError(f"missing_eos_penalty must be >= 0 reward units, got {missing_eos_penalty}")
         self.envs = envs
@@ -96,15 +97,15 @@ class TextCollector:
         self.missing_eos_penalty = float(missing_eos_penalty)
         self.kl_controller = kl_controller
         self.score_scaler = score_scaler
-        self.write, self.slots, self.processes = write, slots, processes
+        self.write, self.max_concurrent_rows, self.processes = write, max_concurrent_rows, processes
         if self.base.num_envs < processes.count:
             raise ValueError(f"{self.base.num_envs} texts cannot be shared out among {processes.count} processes")
-        self._priced = _wrapper_with_beta(envs)
-        if kl_controller is not None and self._priced is None:
+        self._kl_wrapper = _wrapper_with_beta(envs)
+        if kl_controller is not None and self._kl_wrapper is None:
             raise ValueError("kl_controller needs an environment with KLShaping: none of its wrappers has a beta")
         if kl_controller is not None and kl_controller.start is not None:
-            self._priced.beta = kl_controller.start
-        self.beta = 0.0 if self._priced is None else float(self._priced.beta)
+            self._kl_wrapper.beta = kl_controller.start
+        self.beta = 0.0 if self._kl_wrapper is None else float(self._kl_wrapper.beta)
         """Price of a nat in the newest rollout, reward units."""
         self.generator = torch.Generator().manual_seed(seed)
         self._seed: int | None = seed
@@ -119,7 +120,7 @@ class TextCollector:
     @property
     def charges_kl(self) -> bool | None:
         """Whether rewards pay the KL's price; None: it is not measured."""
-        return None if self._priced is None else bool(self._priced.charge)
+        return None if self._kl_wrapper is None else bool(self._kl_wrapper.charge)
 
     def collect(self, policy: CausalLMPolicy) -> tuple[Rollout, dict[str, float]]:
         """Play one episode in each sub-environment.
@@ -138,18 +139,18 @@ class TextCollector:
         groups = drawn.reshape(-1, self.group_size, drawn.shape[1])
         if (groups != groups[:, :1]).any():
             raise ValueError(f"the prompts drawn do not stand in groups of {self.group_size}: reset(seed=...) first")
-        part = self.processes.part(len(drawn))
+        part = self.processes.shard(len(drawn))
         written = self._written(policy, torch.from_numpy(drawn[part]).to(policy.device), part, len(drawn))
         wrote = time.perf_counter()
         rows = self.envs.play(drawn[part], written.completions.cpu().numpy(), written.logprobs.cpu().numpy())
         if self.processes.count > 1:
-            written, rows = self._gathered(written, rows)
+            written, rows = self._all_gather(written, rows)
         self.last = rows
         rollout = self._rollout(policy, torch.from_numpy(drawn).to(policy.device), written, rows)
         metrics = {f"rollout/{name}": value for name, value in figures(rows).items()}
         metrics["rollout/return_mean"] = float(rollout.rewards.sum()) / len(drawn)
         metrics |= {"time/generate_s": wrote - began, "time/score_s": time.perf_counter() - wrote}
-        metrics |= self._reprice(metrics, len(drawn))
+        metrics |= self._update_kl_coef(metrics, len(drawn))
         return rollout, metrics
 
     def state_dict(self) -> dict[str, Any]:
@@ -187,22 +188,24 @@ class TextCollector:
         scaler, controller = self.score_scaler, self.kl_controller
         return {
             "missing_eos_penalty": self.missing_eos_penalty,
-            "score_scaler": None if scaler is None else [scaler.standardise, scaler.limit],
+            "score_scaler": None if scaler is None else [scaler.standardize, scaler.limit],
             "kl_controller": None if controller is None else [type(controller).__name__, dict(vars(controller))],
         }
 
     def _written(self, policy: CausalLMPolicy, prompts: Tensor, part: slice, whole: int) -> Generation:
         """What the policy writes for ``prompts``, which are the rows ``part`` of a batch of ``whole``."""
-        options: dict[str, Any] = {} if self.slots is None else {"slots": self.slots}
+        options: dict[str, Any] = (
+            {} if self.max_concurrent_rows is None else {"max_concurrent_rows": self.max_concurrent_rows}
+        )
         if self.processes.count > 1:
             options["beside"] = (part.start, whole - part.stop)
         budget = self.base.max_new_tokens
         return self.write(policy, prompts, max_new_tokens=budget, generator=self.generator, **options)
 
-    def _gathered(self, written: Generation, rows: TokenRows) -> tuple[Generation, TokenRows]:
+    def _all_gather(self, written: Generation, rows: TokenRows) -> tuple[Generation, TokenRows]:
         """All processes' rows; and the generator stands where the longest completion of all has left it."""
         own = int((written.completions != PAD).sum(1).max())
-        shares = self.processes.gathered(([part.cpu() for part in written], rows))
+        shares = self.processes.all_gather(([part.cpu() for part in written], rows))
         device = written.completions.device
         together = Generation(*(torch.cat(parts).to(device) for parts in zip(*(w for w, _ in shares), strict=True)))
         for _ in range(own, int((together.completions != PAD).sum(1).max())):
@@ -241,12 +244,12 @@ class TextCollector:
             ref_logprobs=None if rows.ref_logprobs is None else tensor(rows.ref_logprobs),
         )
 
-    def _reprice(self, metrics: dict[str, float], episodes: int) -> dict[str, float]:
-        if self._priced is None:
+    def _update_kl_coef(self, metrics: dict[str, float], episodes: int) -> dict[str, float]:
+        if self._kl_wrapper is None:
             return {}
-        beta = self.beta = float(self._priced.beta)
+        beta = self.beta = float(self._kl_wrapper.beta)
         if self.kl_controller is not None:
-            self._priced.beta = self.kl_controller.updated(beta, metrics["rollout/kl_per_sequence"], episodes)
+            self._kl_wrapper.beta = self.kl_controller.updated(beta, metrics["rollout/kl_per_sequence"], episodes)
         return {"rollout/beta": beta}
 
     def _check(self, policy: CausalLMPolicy) -> None:

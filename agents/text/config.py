@@ -1,6 +1,7 @@
 """The settings of language models' training: how texts are judged, and the loss; PPO, GRPO, RLOO and REINFORCE.
 
-The four differ in these settings only. ``TextAgentConfig.of("grpo")`` is an algorithm as its paper has it; whatever
+The four differ in these settings only. ``TextAgentConfig.for_algorithm("grpo")`` is an algorithm as its paper has
+it; whatever
 does not apply to an algorithm is refused rather than ignored.
 """
 
@@ -15,33 +16,33 @@ from agents.schedules import value_at
 OF_CONTROL = (
     "num_envs",
     "num_steps",
-    "normalise_observations",
-    "normalise_rewards",
+    "normalize_observations",
+    "normalize_rewards",
     "sde_sample_freq",
     "hidden",
     "log_std",
 )
-WITH_CRITIC, IN_GROUPS = ("ppo",), ("grpo", "rloo")
+WITH_CRITIC, GROUP_ALGORITHMS = ("ppo",), ("grpo", "rloo")
 
 PAPERS: dict[str, dict[str, Any]] = {
     "ppo": {},
     "grpo": {
         "group_size": 8,
-        "normalise_std": True,
-        "normalise_advantages": "none",
+        "normalize_std": True,
+        "normalize_advantages": "none",
         "average": "sequence",
         "kl_in": "loss",
     },
     "rloo": {
         "group_size": 4,
-        "normalise_advantages": "none",
+        "normalize_advantages": "none",
         "policy_loss": "plain",
         "average": "constant",
         "epochs": 1,
     },
     "reinforce": {
         "baseline": "batch",
-        "normalise_advantages": "none",
+        "normalize_advantages": "none",
         "policy_loss": "plain",
         "average": "constant",
         "epochs": 1,
@@ -56,12 +57,12 @@ class TextAdvantageConfig:
 
     group_size: int = 1
     """texts of each prompt, in a row in every batch"""
-    normalise_std: bool = False
+    normalize_std: bool = False
     """GRPO: divide by the group's standard deviation (Shao et al. 2024, arXiv:2402.03300); Dr. GRPO does not
     (arXiv:2503.20783)"""
     baseline: str = "none"
     """REINFORCE (Williams 1992): "batch", the mean return of the batch; "moving", its running average; "none". With
-    "none" and normalise_advantages "batch" it is REINFORCE++ (Hu et al. 2025, arXiv:2501.03262)"""
+    "none" and normalize_advantages "batch" it is REINFORCE++ (Hu et al. 2025, arXiv:2501.03262)"""
     baseline_decay: float = 0.9
     """of the running average, [0, 1)"""
     reward_to_go: bool = False
@@ -78,7 +79,7 @@ class TextAdvantageConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TextLossConfig:
-    """What an optimiser step minimises."""
+    """What an optimizer step minimizes."""
 
     policy_loss: str = "clipped"
     """"clipped", PPO's surrogate; "plain", the policy gradient, which holds for one step a batch"""
@@ -120,7 +121,7 @@ class TextAgentConfig(TextAdvantageConfig, TextLossConfig, PPOConfig):
 
     @property
     def uses_critic(self) -> bool:
-        """Whether values are computed and learnt."""
+        """Whether values are computed and learned."""
         return self.algorithm in WITH_CRITIC
 
     def __post_init__(self) -> None:
@@ -139,8 +140,8 @@ class TextAgentConfig(TextAdvantageConfig, TextLossConfig, PPOConfig):
         self._refuse_what_does_not_apply()
 
     def _check_ranges(self) -> None:
-        if self.group_size < 1 or (self.algorithm in IN_GROUPS and self.group_size < 2):
-            least = 2 if self.algorithm in IN_GROUPS else 1
+        if self.group_size < 1 or (self.algorithm in GROUP_ALGORITHMS and self.group_size < 2):
+            least = 2 if self.algorithm in GROUP_ALGORITHMS else 1
             raise ValueError(f"group_size must be at least {least} for {self.algorithm}, received {self.group_size}")
         if self.clip_high is not None and self.clip_high < 0:
             raise ValueError(f"clip_high must not be negative, received {self.clip_high}")
@@ -164,7 +165,7 @@ class TextAgentConfig(TextAdvantageConfig, TextLossConfig, PPOConfig):
             raise ValueError(f"this is of control tasks, and texts have none of it: {', '.join(of_control)}")
         plain = self.policy_loss == "plain"
         wrong = {
-            "normalise_std is GRPO's": self.normalise_std and self.algorithm != "grpo",
+            "normalize_std is GRPO's": self.normalize_std and self.algorithm != "grpo",
             "baseline is REINFORCE's": self.baseline != "none" and self.algorithm != "reinforce",
             "reward_to_go is REINFORCE's": self.reward_to_go and self.algorithm != "reinforce",
             "critic_lam needs a critic": self.critic_lam is not None and not self.uses_critic,

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from agents.functional import kl, losses
-from agents.functional.masked import Average, constant_mean, keep, masked_mean, sequence_mean
+from agents.functional.masked import Reduction, constant_mean, fill_masked, masked_mean, sequence_mean
 from agents.interfaces import Evaluation
 from agents.rollout import Batch
 from agents.text.config import TextAgentConfig
 from agents.update import Objective, Share, critic_loss
 
-AVERAGES: dict[str, tuple[Average, Share]] = {
+REDUCTIONS: dict[str, tuple[Reduction, Share]] = {
     "token": (masked_mean, "steps"),
     "sequence": (sequence_mean, "rows"),
     "constant": (constant_mean, "rows"),
@@ -31,7 +31,7 @@ def text_objective(config: TextAgentConfig, *, clip: float, beta: float) -> Obje
         clip: eps of this update.
         beta: price of the KL in the loss, reward units per nat; unused where only the reward charges it.
     """
-    average, _ = AVERAGES[config.average]
+    average, _ = REDUCTIONS[config.average]
 
     def objective(evaluation: Evaluation, batch: Batch, mask: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         if config.policy_loss == "plain":
@@ -55,7 +55,7 @@ def text_objective(config: TextAgentConfig, *, clip: float, beta: float) -> Obje
             entropy = losses.entropy_loss(evaluation.entropy, mask, average=average)
             total = torch.add(total, entropy, alpha=config.entropy_coef)
         if config.kl_in != "reward":
-            parts["kl_loss"] = average(keep(_kl(config.kl_estimator, evaluation, batch), mask), mask)
+            parts["kl_loss"] = average(fill_masked(_kl(config.kl_estimator, evaluation, batch), mask), mask)
             total = torch.add(total, parts["kl_loss"], alpha=beta)
         return total, parts
 

@@ -1,4 +1,4 @@
-"""Scores of texts brought to a scale that does not depend on the reward model: running standardisation and a clip."""
+"""Scores of texts brought to a scale that does not depend on the reward model: running standardization and a clip."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ class ScoreScaler:
     Source: Zheng et al. 2023, section 5.3.1, "reward normalization and clipping" (arXiv:2307.04964).
 
     Args:
-        standardise: subtract the running mean and divide by the running standard deviation.
-        limit: of the absolute value, standard deviations (reward units without ``standardise``), > 0; None: no clip.
+        standardize: subtract the running mean and divide by the running standard deviation.
+        limit: of the absolute value, standard deviations (reward units without ``standardize``), > 0; None: no clip.
 
     Raises:
         ValueError: for a limit that is not positive, or a scaler that does nothing.
     """
 
-    def __init__(self, *, standardise: bool = False, limit: float | None = None) -> None:
+    def __init__(self, *, standardize: bool = False, limit: float | None = None) -> None:
         if limit is not None and not limit > 0:
             raise ValueError(f"limit must be positive or None, received {limit}")
-        if limit is None and not standardise:
-            raise ValueError("neither standardise nor limit: this scaler would do nothing; pass None instead of it")
-        self.standardise, self.limit = standardise, limit
+        if limit is None and not standardize:
+            raise ValueError("neither standardize nor limit: this scaler would do nothing; pass None instead of it")
+        self.standardize, self.limit = standardize, limit
         self.moments = RunningMoments()
 
     def __call__(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """Learn from ``scores`` ``[N]`` and return them scaled."""
         self.moments.update(scores)
         scaled = scores.astype(np.float64)
-        if self.standardise:
+        if self.standardize:
             scaled = (scaled - self.moments.mean) / np.sqrt(self.moments.variance + 1e-8)
         if self.limit is not None:
             scaled = scaled.clip(-self.limit, self.limit)

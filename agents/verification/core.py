@@ -102,8 +102,8 @@ def update_equals_numpy() -> Check:
     policy = _policy(spaces.Discrete(3), hidden=(8, 8)).double()
     batch, reference = _batch(policy), NumpyPPO(policy)
     config = UpdateConfig(epochs=3, minibatch_size=10, value_coef=0.7, entropy_coef=0.01)
-    optimiser = torch.optim.Adam(policy.parameters(), lr=1e-3, eps=1e-5)
-    update(policy, optimiser, batch, config, clip=0.05, generator=torch.Generator().manual_seed(7))
+    optimizer = torch.optim.Adam(policy.parameters(), lr=1e-3, eps=1e-5)
+    update(policy, optimizer, batch, config, clip=0.05, generator=torch.Generator().manual_seed(7))
     names = ("observations", "actions", "old_logprobs", "advantages", "returns")
     x, actions, old, advantages, returns = (getattr(batch, name).flatten(0, 1).numpy() for name in names)
     advantages = (advantages - advantages.mean()) / (advantages.std(ddof=1) + 1e-8)
@@ -164,9 +164,9 @@ def first_minibatch(kind: str) -> list[Check]:
     """At learning rate 0: two epochs of ratio 1. At ratio 1: PPO's gradient against that of ``-mean(log pi A)``."""
     policy = _policy(ACTIONS[kind])
     batch = _batch(policy)
-    optimiser = torch.optim.Adam(policy.parameters(), lr=0.0)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=0.0)
     config = UpdateConfig(epochs=2, minibatch_size=7)
-    figures = update(policy, optimiser, batch, config, clip=1e-3, generator=torch.Generator().manual_seed(0))
+    figures = update(policy, optimizer, batch, config, clip=1e-3, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         now = policy.evaluate(batch.observations, batch.actions).logprobs
     ratio = float((now - batch.old_logprobs).exp().sub(1).abs().max())
@@ -174,8 +174,8 @@ def first_minibatch(kind: str) -> list[Check]:
     (-(policy.evaluate(batch.observations, batch.actions).logprobs * batch.advantages).mean()).backward()
     plain = _flat_gradient(policy.actor)
     policy.zero_grad()
-    whole = UpdateConfig(epochs=1, minibatch_size=10**6, normalise_advantages="none", max_grad_norm=1e9)
-    update(policy, optimiser, batch, whole, clip=0.2, generator=torch.Generator())
+    whole = UpdateConfig(epochs=1, minibatch_size=10**6, normalize_advantages="none", max_grad_norm=1e9)
+    update(policy, optimizer, batch, whole, clip=0.2, generator=torch.Generator())
     ours = _flat_gradient(policy.actor)
     checks = [
         at_most(f"{kind}: first minibatch, largest |ratio - 1|", ratio, 1e-5),

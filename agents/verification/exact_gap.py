@@ -6,7 +6,7 @@
 
 The gap is (optimum - attained) / (optimum - start) of the objective ``E[score] - beta KL(pi || pi_ref)``, all three by
 enumeration: no sampling enters the measurement. The start is the reference, as in the tuning of a language model: the
-table starts as the task's own, the GPT-2 as itself before training. 0 % is optimal, 100 % has learnt nothing.
+table starts as the task's own, the GPT-2 as itself before training. 0 % is optimal, 100 % has learned nothing.
 """
 
 from __future__ import annotations

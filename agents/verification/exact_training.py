@@ -109,7 +109,7 @@ def train_tabular(
     policy = TabularTextPolicy(task.states, logits, prompt_length=task.prompts.shape[1], eos_token_id=EOS_TOKEN)
     collector = TextCollector(envs, seed=seed, write=write)
     agent = TextAgent(config, policy=policy, collector=collector)
-    return _learn(agent, task, lambda: _normalised(policy.table.logits, task), number * num_envs)
+    return _learn(agent, task, lambda: _normalized(policy.table.logits, task), number * num_envs)
 
 
 def _train_table_by_steps(env_id: str, seed: int, updates: int, num_envs: int) -> GapResult:
@@ -119,7 +119,7 @@ def _train_table_by_steps(env_id: str, seed: int, updates: int, num_envs: int) -
     num_actions = len(task.words)
     policy = TabularPolicy(task.states, num_actions, task.ref_logprobs.reshape(-1, num_actions))
     agent = PPO(envs, replace(PPO_TABLE, seed=seed), policy=policy)
-    return _learn(agent, task, lambda: _normalised(policy.logits, task), updates * num_envs * PPO_TABLE.num_steps)
+    return _learn(agent, task, lambda: _normalized(policy.logits, task), updates * num_envs * PPO_TABLE.num_steps)
 
 
 def train_gpt2(
@@ -153,7 +153,7 @@ TRAINERS: dict[str, Callable[..., GapResult]] = {"tabular": train_tabular, "gpt2
 def settings(algorithm: Algorithm, chosen: dict[str, Any], num_envs: int, seed: int) -> TextAgentConfig:
     """The algorithm as its paper has it, but for the KL in the reward and what is ``chosen`` here."""
     asked = {"minibatch_size": num_envs, "max_grad_norm": 1.0, "kl_in": "reward", "seed": seed} | chosen
-    return TextAgentConfig.of(algorithm, **(asked | {"learning_rate": Linear(chosen["learning_rate"], 0.0)}))
+    return TextAgentConfig.for_algorithm(algorithm, **(asked | {"learning_rate": Linear(chosen["learning_rate"], 0.0)}))
 
 
 def tiny_gpt2(vocab_size: int, *, seed: int) -> Any:
@@ -176,7 +176,7 @@ def tiny_gpt2(vocab_size: int, *, seed: int) -> Any:
         ).eval()
 
 
-def _normalised(logits: torch.Tensor, task: ExactTask) -> np.ndarray:
+def _normalized(logits: torch.Tensor, task: ExactTask) -> np.ndarray:
     """Log-probs ``[M, S, V]`` of a table whose last row is of no prefix."""
     return torch.log_softmax(logits[:-1].detach().double(), -1).numpy().reshape(task.ref_logprobs.shape)
 

@@ -100,7 +100,7 @@ def counted(subject: Subject) -> list[Check]:
         envs, recorders = subject.recorded(mode)
         agent = subject.agent(envs)
         rollout, _ = agent.collector.collect(agent.learner)  # type: ignore[union-attr]
-        rows = agent.judge(rollout).single_steps().num_rows
+        rows = agent.compute_advantages(rollout).single_steps().num_rows
         real = sum(len(one.actions) for one in recorders)
         checks.append(near(f"only real steps are trained on, {mode.value} (A1)", rows, real, 0))
     return checks
@@ -152,13 +152,13 @@ def masks(subject: Subject) -> Check:
 
 
 def statistics(subject: Subject) -> Check:
-    """Mean and variance of the normaliser against those of everything that was acted on."""
+    """Mean and variance of the normalizer against those of everything that was acted on."""
     envs, recorders = subject.recorded()
-    agent = subject.agent(envs, normalise_observations=True)
+    agent = subject.agent(envs, normalize_observations=True)
     for _ in range(2):
         agent.collector.collect(agent.learner)  # type: ignore[union-attr]
-    normaliser = agent.collector.normaliser  # type: ignore[union-attr]
-    encode, moments = ObservationEncoder(subject.spaces[0]), normaliser.moments
+    normalizer = agent.collector.normalizer  # type: ignore[union-attr]
+    encode, moments = ObservationEncoder(subject.spaces[0]), normalizer.moments
     stream = np.concatenate([encode.single(seen) for one in recorders for seen in one.acted_on]).astype(np.float64)
     stream = stream[:, : len(moments.mean)]
     scale = np.maximum(np.abs(stream).max(0), 1e-12)

@@ -34,7 +34,7 @@ def model_checks(model: Model) -> list[Checking]:
         ("each token is judged from its own prefix (T3)", shift),
         ("changing token t changes nothing at or before t (T3)", causality),
         ("cached steps, full forward and fast rollout agree (T2)", caches),
-        ("behaviour = logged policy under temperature, top-k, top-p (T8)", behaviour),
+        ("behavior = logged policy under temperature, top-k, top-p (T8)", behavior),
         ("log-softmax is taken in float32 (T10)", precision),
         ("entropy lies within [0, log V], whatever the padding (T15)", entropy),
         ("edge rows give finite numbers (T17)", edges),
@@ -129,7 +129,7 @@ def caches(model: Model) -> list[Check]:
     ]
 
 
-def behaviour(model: Model) -> list[Check]:
+def behavior(model: Model) -> list[Check]:
     """Three samplings; the distribution once more by hand, from the model's plain logits, by sorting in numpy."""
     checks = []
     for sampling in (TokenSampling(temperature=0.7), TokenSampling(top_k=5), TokenSampling(top_p=0.8)):
@@ -148,7 +148,7 @@ def behaviour(model: Model) -> list[Check]:
             _gap(written.logprobs, judged, mask), float(np.abs(expected - written.logprobs[:, 0].numpy()).max())
         )
         name = f"temperature {sampling.temperature}, top-k {sampling.top_k}, top-p {sampling.top_p}"
-        checks.append(at_most(f"behaviour = logged = evaluated policy at {name} (T8)", worst, TOLERANCE))
+        checks.append(at_most(f"behavior = logged = evaluated policy at {name} (T8)", worst, TOLERANCE))
     return checks
 
 
@@ -164,7 +164,7 @@ def dropout(model: Model) -> list[Check]:
 
 
 def precision(model: Model) -> list[Check]:
-    """A bfloat16 copy: its own logits, normalised in float64 by hand; and how far it is from float32."""
+    """A bfloat16 copy: its own logits, normalized in float64 by hand; and how far it is from float32."""
     half = copy.deepcopy(model.model).to(torch.bfloat16)
     policy = CausalLMPolicy(half, eos_token_id=model.eos)
     with torch.no_grad():

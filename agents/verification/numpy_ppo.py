@@ -1,6 +1,6 @@
 """PPO's update and GAE written a second time, in float64 numpy and derived by hand: what ours is held against.
 
-Nothing here is shared with ``agents``: no autograd, no torch optimiser, no recursion over time.
+Nothing here is shared with ``agents``: no autograd, no torch optimizer, no recursion over time.
 """
 
 from __future__ import annotations

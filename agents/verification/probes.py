@@ -1,4 +1,4 @@
-"""Probes: tasks so small that value and policy are known by hand, each learnt by the real PPO in under two seconds.
+"""Probes: tasks so small that value and policy are known by hand, each learned by the real PPO in under two seconds.
 
     constant, observation, two steps    only the critic has something to learn; a little entropy keeps the policy even
     action, both, identity_*, masked    one action is best, in every kind of action space
@@ -25,7 +25,7 @@ from agents.schedules import Linear
 from agents.verification.checks import Check, joint, near
 from agents.verification.probe_envs import GAMMA, Chain, OneStep, judged, trained
 
-EVEN: dict[str, Any] = {"normalise_advantages": "none", "entropy_coef": 0.1}
+EVEN: dict[str, Any] = {"normalize_advantages": "none", "entropy_coef": 0.1}
 """With nothing to prefer the optimum of reward plus entropy is the even policy, whatever the bonus."""
 
 
@@ -96,7 +96,7 @@ def mixture() -> Check:
     agent = trained(
         lambda: OneStep(spaces.Discrete(1), spaces.Discrete(3), lambda o, a: a / 2),
         entropy_coef=0.5,
-        normalise_advantages="none",
+        normalize_advantages="none",
         updates=44,
         num_steps=64,
     )

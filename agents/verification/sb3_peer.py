@@ -38,12 +38,12 @@ def update_difference(env_id: str, *, fast: bool, seed: int = 1) -> float:
         minibatch_size=MINIBATCH,
         value_coef=2 * VALUE_COEF,  # SB3's value loss has no half
         entropy_coef=ENTROPY_COEF,
-        normalise_advantages="minibatch",
+        normalize_advantages="minibatch",
     )
     learner: Any = FastMLP(ours) if fast else ours
-    optimiser = torch.optim.Adam([learner.flat] if fast else ours.parameters(), lr=3e-4, eps=1e-5)
+    optimizer = torch.optim.Adam([learner.flat] if fast else ours.parameters(), lr=3e-4, eps=1e-5)
     with mock.patch.object(torch, "randperm", side_effect=orders):
-        update(learner, optimiser, batch, config, clip=CLIP, generator=torch.Generator())
+        update(learner, optimizer, batch, config, clip=CLIP, generator=torch.Generator())
     theirs = [value for net in ("policy", "value") for layer in _layers(peer, net) for value in layer.parameters()]
     mine = [*ours.actor.parameters(), *ours.critic.parameters(), *ours.head.parameters()]
     theirs += [peer.policy.log_std] if hasattr(peer.policy, "log_std") else []

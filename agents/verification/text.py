@@ -181,9 +181,9 @@ def _judged(r: Rollout) -> Batch:
 
 def _gradient(model: Model, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
     """The gradient of one update over the whole batch, policy loss alone, with a learning rate of 0."""
-    config = UpdateConfig(epochs=1, minibatch_size=ROWS, value_coef=0.0, normalise_advantages="none", max_grad_norm=1e9)
-    optimiser = torch.optim.SGD(model.policy.parameters(), lr=0.0)
-    figures = update(model.policy, optimiser, batch, config, clip=0.2, generator=torch.Generator())
+    config = UpdateConfig(epochs=1, minibatch_size=ROWS, value_coef=0.0, normalize_advantages="none", max_grad_norm=1e9)
+    optimizer = torch.optim.SGD(model.policy.parameters(), lr=0.0)
+    figures = update(model.policy, optimizer, batch, config, clip=0.2, generator=torch.Generator())
     return _flat(model), figures
 
 

@@ -35,8 +35,8 @@ RESUMED = PPOConfig(
     epochs=2,
     learning_rate=Linear(1e-3),
     clip=Linear(0.2),
-    normalise_observations=True,
-    normalise_rewards=True,
+    normalize_observations=True,
+    normalize_rewards=True,
     hidden=(8, 8),
     seed=5,
 )
@@ -88,7 +88,7 @@ def gap(policy: str, algorithm: Algorithm, envs: Sequence[str]) -> Check:
 
 
 def resumed() -> list[Check]:
-    """Six updates, and three, a new process, and three more; normalisers and schedules at work."""
+    """Six updates, and three, a new process, and three more; normalizers and schedules at work."""
     tasks = ("CartPole-v1", "Pendulum-v1", "MountainCar-v0", "Acrobot-v1")
     total = 6 * RESUMED.num_envs * RESUMED.num_steps
     with tempfile.TemporaryDirectory() as folder:

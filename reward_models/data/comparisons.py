@@ -1,4 +1,4 @@
-"""From judgements to minibatches of comparisons, in which each text stands once.
+"""From judgments to minibatches of comparisons, in which each text stands once.
 
 Human ratings become comparisons rater against rater: any rater of one snippet is compared with any rater of another, so
 that where raters disagree, the comparisons do too. A group of K snippets yields all its comparisons at once, as in
@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from reward_models.data.movie_ratings import RatedSnippet, normalise_text
+from reward_models.data.movie_ratings import RatedSnippet, normalize_text
 from reward_models.data.pairs import PreferencePair
 
 SPLIT_SEED = 2014
@@ -28,7 +28,7 @@ class ComparisonBatch:
         texts: K texts.
         chosen: ``[M]`` indices into ``texts`` of the preferred ones.
         rejected: ``[M]`` indices of the others.
-        weights: ``[M]`` float32, share of the judgements that prefer this way round; >= 0.
+        weights: ``[M]`` float32, share of the judgments that prefer this way round; >= 0.
         margins: ``[M]`` float32, by how much the chosen one should lead, in reward units.
     """
 
@@ -58,7 +58,7 @@ class BatchSource(Protocol):
 def split_snippets(
     snippets: Sequence[RatedSnippet], *, heldout_share: float = 0.2, seed: int = SPLIT_SEED
 ) -> tuple[list[RatedSnippet], list[RatedSnippet]]:
-    """Training and held-out snippets, in their order; snippets of the same normalised text fall on the same side.
+    """Training and held-out snippets, in their order; snippets of the same normalized text fall on the same side.
 
     Args:
         snippets: what to split.
@@ -68,7 +68,7 @@ def split_snippets(
     Raises:
         ValueError: if one side would be left empty.
     """
-    keys = sorted({normalise_text(snippet.text) for snippet in snippets})
+    keys = sorted({normalize_text(snippet.text) for snippet in snippets})
     num_heldout = round(heldout_share * len(keys))
     if not 0 < num_heldout < len(keys):
         raise ValueError(f"holding out {heldout_share} of {len(keys)} distinct texts leaves one side empty")
@@ -76,7 +76,7 @@ def split_snippets(
     heldout = {keys[i] for i in chosen}
     sides: tuple[list[RatedSnippet], list[RatedSnippet]] = ([], [])
     for snippet in snippets:
-        sides[normalise_text(snippet.text) in heldout].append(snippet)
+        sides[normalize_text(snippet.text) in heldout].append(snippet)
     return sides
 
 
@@ -178,7 +178,7 @@ class PairBatches:
 def split_pairs(
     pairs: Sequence[PreferencePair], *, heldout_share: float = 0.1, seed: int = SPLIT_SEED
 ) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """Training and held-out pairs; two pairs that share a text (normalised), or a prompt, fall on the same side.
+    """Training and held-out pairs; two pairs that share a text (normalized), or a prompt, fall on the same side.
 
     Raises:
         ValueError: if all pairs hang together, so that no side can be held out.
@@ -192,14 +192,14 @@ def split_pairs(
         return key
 
     for pair in pairs:
-        keys = [normalise_text(pair.prompt + pair.chosen), normalise_text(pair.prompt + pair.rejected)]
+        keys = [normalize_text(pair.prompt + pair.chosen), normalize_text(pair.prompt + pair.rejected)]
         if pair.prompt.strip():
-            keys.append("prompt: " + normalise_text(pair.prompt))
+            keys.append("prompt: " + normalize_text(pair.prompt))
         for key in keys[1:]:
             leader[find(key)] = find(keys[0])
     members: dict[str, list[int]] = {}
     for i, pair in enumerate(pairs):
-        members.setdefault(find(normalise_text(pair.prompt + pair.chosen)), []).append(i)
+        members.setdefault(find(normalize_text(pair.prompt + pair.chosen)), []).append(i)
     groups = list(members.values())
     target = heldout_share * len(pairs)
     heldout: set[int] = set()

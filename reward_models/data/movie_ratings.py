@@ -60,7 +60,7 @@ class _Kept(dict[int, str]):
 _KEPT = _Kept()
 
 
-def normalise_text(text: str) -> str:
+def normalize_text(text: str) -> str:
     """The form under which two texts count as the same: lower case, letters and digits only, single spaces."""
     return " ".join(text.lower().translate(_KEPT).split())
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from reward_models.data.movie_ratings import load_rated_snippets, normalise_text
+from reward_models.data.movie_ratings import load_rated_snippets, normalize_text
 
 SHA256 = "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"
 JUDGE_REVIEWS = 12_500
@@ -25,7 +25,7 @@ SPLIT_SEED = 2014
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledReview:
+class LabeledReview:
     """A review with its sentiment label, 1 for positive and 0 for negative."""
 
     text: str
@@ -37,14 +37,14 @@ class MovieReviewSplits:
     """Disjoint parts of the package's texts.
 
     Attributes:
-        judge: labelled reviews that only the judge is fitted on.
+        judge: labeled reviews that only the judge is fitted on.
         train: reviews of the language model's training part, each a list of sentences in their order.
         validation: sentences for validation perplexity.
         prompt_train: sentences whose openings are prompts for training the policy.
         prompt_test: sentences whose openings are prompts for evaluating it.
     """
 
-    judge: list[LabelledReview]
+    judge: list[LabeledReview]
     train: list[list[str]]
     validation: list[str]
     prompt_train: list[str]
@@ -68,7 +68,7 @@ def reviews_csv() -> Path:
     return path
 
 
-def read_reviews(source: str) -> list[LabelledReview]:
+def read_reviews(source: str) -> list[LabeledReview]:
     """Reviews of one source (``"imdb"`` or ``"rotten_tomatoes"``) in file order, without repeated texts."""
     seen: set[str] = set()
     reviews = []
@@ -76,10 +76,10 @@ def read_reviews(source: str) -> list[LabelledReview]:
         for row in csv.DictReader(file):
             if row["source"] != source:
                 continue
-            key = normalise_text(row["text"])
+            key = normalize_text(row["text"])
             if key not in seen:
                 seen.add(key)
-                reviews.append(LabelledReview(text=row["text"], label=int(row["label"])))
+                reviews.append(LabeledReview(text=row["text"], label=int(row["label"])))
     return reviews
 
 
@@ -89,18 +89,18 @@ def sentences_of(review: str) -> list[str]:
     return re.split(r"(?<=[.!?])[\"')]*\s+(?=[\"'(]*[A-Z0-9])", plain)
 
 
-def judge_reviews() -> list[LabelledReview]:
+def judge_reviews() -> list[LabeledReview]:
     """`MovieReviewSplits.judge` alone, at a fraction of the work."""
     return _imdb_parts()[0]
 
 
 def judge_sentences() -> set[str]:
-    """Normalised sentences of the judge's reviews."""
-    return {normalise_text(sentence) for review in judge_reviews() for sentence in sentences_of(review.text)}
+    """Normalized sentences of the judge's reviews."""
+    return {normalize_text(sentence) for review in judge_reviews() for sentence in sentences_of(review.text)}
 
 
 @cache
-def _imdb_parts() -> tuple[list[LabelledReview], list[LabelledReview]]:
+def _imdb_parts() -> tuple[list[LabeledReview], list[LabeledReview]]:
     reviews = read_reviews("imdb")
     random.Random(SPLIT_SEED).shuffle(reviews)
     return reviews[:JUDGE_REVIEWS], reviews[JUDGE_REVIEWS:]
@@ -111,13 +111,13 @@ def movie_review_splits() -> MovieReviewSplits:
     """The project's fixed division of the package's texts; see the module docstring."""
     judge, rest = _imdb_parts()
     taken = judge_sentences()
-    taken |= {normalise_text(snippet.text) for snippet in load_rated_snippets()}
-    taken |= {normalise_text(review.text) for review in read_reviews("rotten_tomatoes")}
+    taken |= {normalize_text(snippet.text) for snippet in load_rated_snippets()}
+    taken |= {normalize_text(review.text) for review in read_reviews("rotten_tomatoes")}
 
-    def fresh(part: list[LabelledReview]) -> list[list[str]]:
+    def fresh(part: list[LabeledReview]) -> list[list[str]]:
         kept = []
         for review in part:
-            keyed = [(s, normalise_text(s)) for s in sentences_of(review.text) if _is_usable(s)]
+            keyed = [(s, normalize_text(s)) for s in sentences_of(review.text) if _is_usable(s)]
             keyed = [(s, key) for s, key in keyed if key not in taken]
             taken.update(key for _, key in keyed)
             kept.append([s for s, _ in keyed])

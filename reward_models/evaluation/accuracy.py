@@ -59,7 +59,7 @@ def accuracy_by_length(
         comparisons: texts of equal length are left out.
 
     Returns:
-        ``longer_chosen_share`` (of the judgements' weight, in [0, 1]: the people's own liking of length),
+        ``longer_chosen_share`` (of the judgments' weight, in [0, 1]: the people's own liking of length),
         ``pair_accuracy_longer_chosen`` and ``pair_accuracy_longer_rejected``; None where there is no such pair.
     """
     difference = lengths[comparisons.chosen] - lengths[comparisons.rejected]

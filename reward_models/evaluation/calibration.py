@@ -53,7 +53,7 @@ def reliability(
     """How sure and how right, bin by bin.
 
     Which of two texts stands first says nothing, so what is binned is the probability of the likelier choice,
-    ``max(p, 1 - p)``, and the outcome is whether that choice was made (half, where p is 0.5). A judgement that is
+    ``max(p, 1 - p)``, and the outcome is whether that choice was made (half, where p is 0.5). A judgment that is
     divided is two comparisons, one for each way round, weighted by their shares.
 
     Args:

@@ -155,7 +155,7 @@ def draw_bins(bins: Reliability, out: Path) -> Path:
     filled = bins.share > 0
     width = bins.edges[1] - bins.edges[0]
     figure, (above, below) = plt.subplots(2, 1, sharex=True, figsize=(4.6, 5.2), height_ratios=(3, 1))
-    above.plot([0.5, 1], [0.5, 1], linestyle="--", color="grey", linewidth=1, label="as sure as right")
+    above.plot([0.5, 1], [0.5, 1], linestyle="--", color="gray", linewidth=1, label="as sure as right")
     above.plot(bins.confidence[filled], bins.accuracy[filled], marker="o", linewidth=1.6, label="this model")
     above.set_ylabel("the likelier choice was made (share)")
     above.set_title(f"expected calibration error {bins.error:.3f}", fontsize=9)

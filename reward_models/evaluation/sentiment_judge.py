@@ -3,7 +3,7 @@
     python -m scripts.judge
 
 prints its accuracy on the human ratings. It shares neither texts, nor raters, nor features with the reward model. It
-is fitted on 12,500 of the 25,000 labelled reviews (pair accuracy on the human ratings at a gap of 1: 0.80), although
+is fitted on 12,500 of the 25,000 labeled reviews (pair accuracy on the human ratings at a gap of 1: 0.80), although
 all of them would make it a little better (0.81): the other half is the language model's text, which the judge must not
 have seen. A bag of words is fooled by repetition, so its win rate never stands alone.
 """
@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 
 from reward_models.data.movie_ratings import cache_dir, load_rated_snippets
-from reward_models.data.movie_reviews import JUDGE_REVIEWS, SHA256, SPLIT_SEED, LabelledReview, judge_reviews
+from reward_models.data.movie_reviews import JUDGE_REVIEWS, SHA256, SPLIT_SEED, LabeledReview, judge_reviews
 from reward_models.evaluation.accuracy import gap_accuracy
 
 NGRAM_RANGE = (1, 2)
 MIN_DF = 2
-INVERSE_REGULARISATION = 10.0
+INVERSE_REGULARIZATION = 10.0
 RECIPE = {  # what a cached judge must have been made by
     "version": 1,
     "data_sha256": SHA256,
@@ -34,7 +34,7 @@ RECIPE = {  # what a cached judge must have been made by
     "split_seed": SPLIT_SEED,
     "ngram_range": list(NGRAM_RANGE),
     "min_df": MIN_DF,
-    "inverse_regularisation": INVERSE_REGULARISATION,
+    "inverse_regularization": INVERSE_REGULARIZATION,
 }
 
 
@@ -43,7 +43,7 @@ class Judge:
     """A fitted judge.
 
     Attributes:
-        vocabulary: terms (a word, or two neighbouring words), each at its feature's place.
+        vocabulary: terms (a word, or two neighboring words), each at its feature's place.
         idf: ``[F]`` inverse document frequencies.
         coefficients: ``[F]`` of the logistic regression.
         intercept: of the logistic regression.
@@ -63,8 +63,8 @@ class Judge:
         object.__setattr__(self, "_vectorizer", vectorizer)
 
     @classmethod
-    def fit(cls, reviews: Sequence[LabelledReview]) -> Judge:
-        """Fit on labelled reviews.
+    def fit(cls, reviews: Sequence[LabeledReview]) -> Judge:
+        """Fit on labeled reviews.
 
         Raises:
             ValueError: if all labels are the same.
@@ -75,7 +75,7 @@ class Judge:
             raise ValueError("the judge needs reviews of both labels")
         vectorizer = _vectorizer(min_df=MIN_DF)
         features = vectorizer.fit_transform([_plain(review.text) for review in reviews])
-        model = LogisticRegression(C=INVERSE_REGULARISATION, max_iter=1000)
+        model = LogisticRegression(C=INVERSE_REGULARIZATION, max_iter=1000)
         model.fit(features, [review.label for review in reviews])
         return cls(
             vocabulary=vectorizer.get_feature_names_out().tolist(),

@@ -48,7 +48,7 @@ class BenchmarkMemoryConfig:
     batch_size: int = 16
     """Texts an update."""
     minibatch_size: int = 8
-    """Texts an optimiser step."""
+    """Texts an optimizer step."""
     microbatch_size: int | None = 2
     """Texts a backward pass, for every way alike. None: the minibatch."""
     max_new_tokens: int = 48

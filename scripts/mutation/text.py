@@ -24,7 +24,7 @@ MODEL, BRADLEY_TERRY = "reward_models/model.py", "reward_models/losses.py"
 T_POLICY = "tests/agents/lm/test_causal_lm.py"
 T_HEAD = "tests/agents/lm/test_fused_logprobs.py"
 T_GENERATION = "tests/agents/lm/test_generation.py"
-T_SLOTS = "tests/agents/lm/test_slots.py"
+T_SLOTS = "tests/agents/lm/test_continuous_batching.py"
 T_COLLECT = "tests/agents/text/test_collector.py"
 T_TEXT_UPDATE = "tests/agents/text/test_update.py"
 T_ENV = "tests/textenvs/envs/test_vector.py"
@@ -45,12 +45,12 @@ MUTANTS = (
     Mutant("T2", "decoding: padding is attended to", GENERATION, "age < self.lengths[:, None]", "age >= 0 * self.lengths[:, None]", T_GENERATION),
     Mutant("T2", "cache compaction moves the wrong rows", GENERATION, "keep[holes] = movers", "keep[holes] = movers.flip(0)", T_GENERATION),
     Mutant("T2", "cache compaction forgets the values", CACHE, "            self.values[holes, :, :end] = self.values[movers, :, :end]\n", "", T_GENERATION),
-    Mutant("T2", "slots: prompts that join stand a column too far to the left", CACHE, "torch.arange(self.column - key_states.shape[-2], self.column, device=source.device)", "torch.arange(self.column - key_states.shape[-2] - 1, self.column - 1, device=source.device)", T_SLOTS),
-    Mutant("T2", "slots: what a row that ended has left is seen", GENERATION, "age < self.lengths[:, None], ragged", "age <= self.lengths[:, None], ragged", T_SLOTS),
+    Mutant("T2", "max_concurrent_rows: prompts that join stand a column too far to the left", CACHE, "torch.arange(self.column - key_states.shape[-2], self.column, device=source.device)", "torch.arange(self.column - key_states.shape[-2] - 1, self.column - 1, device=source.device)", T_SLOTS),
+    Mutant("T2", "max_concurrent_rows: what a row that ended has left is seen", GENERATION, "age < self.lengths[:, None], ragged", "age <= self.lengths[:, None], ragged", T_SLOTS),
     Mutant("T2", "a model that minds where its keys stand gets the plain cache", CACHE, "if any_key_order(trunk):", "if True:", T_GENERATION),
     Mutant("T15", "the logged return leaves out penalties and scaling", "agents/text/collector.py", "float(rollout.rewards.sum()) / len(drawn)", "float(rows.rewards.sum()) / len(drawn)", T_COLLECT),
     Mutant("S2", "rollouts that were paid otherwise are gone on with", "agents/text/collector.py", '"missing_eos_penalty": self.missing_eos_penalty,', '"missing_eos_penalty": 0.0,', T_COLLECT),
-    Mutant("T2", "slots: a row draws what belongs to its place", GENERATION, "return self.numbers[steps, self.before + rows]", "return self.numbers[steps, torch.arange(len(rows))]", T_SLOTS),
+    Mutant("T2", "max_concurrent_rows: a row draws what belongs to its place", GENERATION, "return self.numbers[steps, self.before + rows]", "return self.numbers[steps, torch.arange(len(rows))]", T_SLOTS),
     Mutant("T2", "reference: a row's cache is taken for another's", REFERENCE, "known = running & (lengths > 1) & (before == self._cached).all(axis=1)", "known = running & (lengths > 1) & ((before != PAD).sum(axis=1) == (self._cached != PAD).sum(axis=1))", T_REFERENCE),
     Mutant("T3", "reference: log-probs shifted by one", REFERENCE, "logits_to_keep=torch.arange(first - 1, width - 1, device=tokens.device)", "logits_to_keep=torch.arange(first, width, device=tokens.device)", T_REFERENCE),
     Mutant("T8", "the temperature is not in the logged log-probs", TOKEN_HEAD, "tokens, temperature=self.sampling.temperature)", "tokens, temperature=1.0)", T_GENERATION),
@@ -77,15 +77,15 @@ MUTANTS = (
     Mutant("A4", "a used-up budget truncates", ENV, "truncated = at_budget if self.budget == \"truncate\" else np.zeros_like(running)", "truncated = at_budget", T_ENV),
     Mutant("A4", "a budget that truncates is not bootstrapped", COLLECT, "final[:, None], next_values)", "0.0 * final[:, None], next_values)", T_COLLECT),
     Mutant("T13", "the price of KL has the wrong sign", SHAPING, "rewards - np.float32(self._beta) * kl if", "rewards + np.float32(self._beta) * kl if", T_SHAPING),
-    Mutant("T13", "KL is charged twice when playing", SHAPING, "rewards = self._priced(rows.rewards, kl)", "rewards = self._priced(self._priced(rows.rewards, kl), kl)", T_SHAPING),
-    Mutant("T13", "KL is charged twice when stepping", SHAPING, "return observations, self._priced(rewards, kl), ", "return observations, self._priced(self._priced(rewards, kl), kl), ", T_SHAPING),
+    Mutant("T13", "KL is charged twice when playing", SHAPING, "rewards = self._kl_wrapper(rows.rewards, kl)", "rewards = self._kl_wrapper(self._kl_wrapper(rows.rewards, kl), kl)", T_SHAPING),
+    Mutant("T13", "KL is charged twice when stepping", SHAPING, "return observations, self._kl_wrapper(rewards, kl), ", "return observations, self._kl_wrapper(self._kl_wrapper(rewards, kl), kl), ", T_SHAPING),
     Mutant("T13", "two KL wrappers may be stacked", "textenvs/envs/wrapper.py", "if type(inner) is type(self):", "if False:", T_SHAPING),
     Mutant("T13", "resets are charged for", SHAPING, "kl[running] = self._acting_logprobs(actions)[running] - self._reference_logprobs(actions, running)[running]", "kl = self._acting_logprobs(actions) - self._reference_logprobs(actions, running)", T_SHAPING),
     Mutant("T6", "what the reference says at padding is charged", SHAPING, "return as_numbers(np.where(mask, array, 0), mask.shape, name)", "return as_numbers(array, mask.shape, name)", f"{T_SHAPING} {T_ROADS}"),
     Mutant("T13", "log-probs handed over are used for every later step", ENV, "        actions = self.check_actions(actions)\n        self._handed = None\n", "        actions = self.check_actions(actions)\n", f"{T_SHAPING} {T_ENV}"),
     Mutant("T12", "the KL's controller lowers the price when the policy strays", KL_PRICE, "beta * (1.0 + error * episodes / self.horizon)", "beta * (1.0 - error * episodes / self.horizon)", T_COLLECT),
     Mutant("T12", "an annealed price goes beyond its end", KL_PRICE, "return min(moved, self.end) if self._step > 0 else max(moved, self.end)", "return max(moved, 0.0)", T_COLLECT),
-    Mutant("T12", "an annealed price begins at its end", COLLECT, "self._priced.beta = kl_controller.start", "pass", T_COLLECT),
+    Mutant("T12", "an annealed price begins at its end", COLLECT, "self._kl_wrapper.beta = kl_controller.start", "pass", T_COLLECT),
     Mutant("T12", "KL per sequence is reported per token", COLLECT, '"kl_per_sequence": float(rows.kl.sum() / len(mask))', '"kl_per_sequence": float(rows.kl.sum() / count)', T_COLLECT),
     Mutant("T15", "the reported surprisal counts padding", COLLECT, "float(-rows.logprobs[mask].mean())", "float(-rows.logprobs.mean())", T_COLLECT),
     Mutant("T7", "the missing end is charged to texts that ended", COLLECT, '(rows.stop_reason == "length")', '(rows.stop_reason == "eos")', T_COLLECT),

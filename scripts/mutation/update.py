@@ -1,4 +1,4 @@
-"""Mistakes in advantages, losses and the optimiser loop, for ``scripts.mutants`` to plant."""
+"""Mistakes in advantages, losses and the optimizer loop, for ``scripts.mutants`` to plant."""
 
 # A line a mistake, however long: it is a table.
 # ruff: noqa: E501
@@ -22,29 +22,29 @@ T_FAST = "tests/agents/control/test_fast_mlp.py"
 MUTANTS = (
     Mutant("A4", "bootstraps after termination", GAE, "next_values.masked_fill(terminated, 0.0)", "next_values", T_GAE),
     Mutant("A4", "a time limit is not bootstrapped", GAE, "next_values.masked_fill(terminated, 0.0)", "next_values.masked_fill(ended, 0.0)", T_GAE),
-    Mutant("A4", "the chain is not cut at a time limit", GAE, "goes_on = ~ended & ~terminated", "goes_on = ~terminated", T_GAE),
+    Mutant("A4", "the chain is not cut at a time limit", GAE, "should_continue = ~ended & ~terminated", "should_continue = ~terminated", T_GAE),
     Mutant("P1", "lambda left out of the chain", GAE, "(gamma * lam)", "(gamma * gamma)", T_GAE),
     Mutant("P1", "the one-step error is discounted by lambda", GAE, "rewards + gamma * next", "rewards + lam * next", T_GAE),
     Mutant("P1", "the value is added instead of taken away", GAE, "0.0) - values, mask)", "0.0) + values, mask)", T_GAE),
-    Mutant("T6", "masked steps pass advantages on", GAE, "goes_on if mask is None else goes_on & mask", "goes_on", T_GAE),
+    Mutant("T6", "masked steps pass advantages on", GAE, "should_continue if mask is None else should_continue & mask", "should_continue", T_GAE),
     Mutant("T6", "mask forgotten in the policy loss's mean", LOSSES, "return -average(gain, mask)", "return -gain.mean()", T_LOSSES),
-    Mutant("T6", "mask forgotten in the value loss", LOSSES, "0.5 * average(keep(values - returns, mask).square(), mask)", "0.5 * (values - returns).square().mean()", T_LOSSES),
+    Mutant("T6", "mask forgotten in the value loss", LOSSES, "0.5 * average(fill_masked(values - returns, mask).square(), mask)", "0.5 * (values - returns).square().mean()", T_LOSSES),
     Mutant("T6", "mask forgotten in the entropy bonus", LOSSES, "return -average(entropy, mask)", "return -entropy.mean()", T_LOSSES),
     Mutant("T14", "mask forgotten in whitening", MASKED, "mean = masked_mean(values, mask)\n    deviation = masked_var(values, mask)", "mean = values.mean()\n    deviation = values.var()", T_LOSSES),
     Mutant("P4", "the clip takes the larger term", LOSSES, "torch.minimum(ratio * advantages", "torch.maximum(ratio * advantages", T_LOSSES),
     Mutant("P4", "the clip's lower side is missing", LOSSES, "ratio.clamp(1.0 - clip,", "ratio.clamp(0.0,", T_LOSSES),
     Mutant("P4", "the policy loss has the wrong sign", LOSSES, "return -average(gain, mask)", "return average(gain, mask)", T_LOSSES),
-    Mutant("P3", "the ratio is left in logarithms", LOSSES, "ratio = keep(logprobs - old_logprobs, mask).clamp(max=LARGEST_LOG_RATIO).exp()", "ratio = 1.0 + keep(logprobs - old_logprobs, mask)", T_LOSSES),
+    Mutant("P3", "the ratio is left in logarithms", LOSSES, "ratio = fill_masked(logprobs - old_logprobs, mask).clamp(max=LARGEST_LOG_RATIO).exp()", "ratio = 1.0 + fill_masked(logprobs - old_logprobs, mask)", T_LOSSES),
     Mutant("P5", "value clipping takes the smaller error", LOSSES, "torch.maximum(error.square(), near_error.square())", "torch.minimum(error.square(), near_error.square())", T_LOSSES),
-    Mutant("P5", "the value loss without its half", LOSSES, "return 0.5 * average(keep(values", "return average(keep(values", T_LOSSES),
+    Mutant("P5", "the value loss without its half", LOSSES, "return 0.5 * average(fill_masked(values", "return average(fill_masked(values", T_LOSSES),
     Mutant("P4", "entropy is punished", LOSSES, "return -average(entropy, mask)", "return average(entropy, mask)", T_LOSSES),
     Mutant("P6", "advantages divided by a deviation that may be 0", MASKED, "torch.where(deviation > rounding, deviation + epsilon, torch.inf)", "deviation", f"{T_LOSSES} {T_UPDATE}"),
     Mutant("P6", "variance divided by n - 1 where n is 1", MASKED, "(count(values, mask) - float(unbiased)).clamp(min=1.0)", "(count(values, mask) - float(unbiased))", f"{T_LOSSES} {T_UPDATE}"),
     Mutant("P7", "the last remainder is dropped", UPDATE, "pieces = math.ceil(rows / size)", "pieces = math.ceil(rows / size)\n    batch = batch.rows(slice(0, rows - rows % size)) if rows > size else batch", T_UPDATE),
     Mutant("P7", "minibatches overlap by a row", UPDATE, "slice(i * rows // pieces, (i + 1) * rows // pieces)", "slice(max(i * rows // pieces - 1, 0), (i + 1) * rows // pieces)", T_UPDATE),
-    Mutant("P13", "every microbatch weighs the same", UPDATE, "_weight(part, share_by) / count", "part.num_rows / minibatch.num_rows", T_UPDATE),
-    Mutant("P13", "gradients of earlier minibatches stay", UPDATE, "    optimiser.zero_grad()\n", "", T_UPDATE),
-    Mutant("P6", "advantages of the whole batch are whitened again in each minibatch", UPDATE, 'if config.normalise_advantages == "minibatch":', 'if config.normalise_advantages != "none":', T_UPDATE),
+    Mutant("P13", "every microbatch weighs the same", UPDATE, "_weight(part, reduction) / count", "part.num_rows / minibatch.num_rows", T_UPDATE),
+    Mutant("P13", "gradients of earlier minibatches stay", UPDATE, "    optimizer.zero_grad()\n", "", T_UPDATE),
+    Mutant("P6", "advantages of the whole batch are whitened again in each minibatch", UPDATE, 'if config.normalize_advantages == "minibatch":', 'if config.normalize_advantages != "none":', T_UPDATE),
     Mutant("T15", "masked steps enter the logged entropy and KL", UPDATE, "log_ratio, entropy = log_ratio[mask.flatten()], entropy[mask.flatten()]", "pass", "tests/agents/text/test_update.py tests/agents/test_update.py"),
     Mutant("P2", "the clip fraction counts ratios at 1", UPDATE, "(change > clip_high)", "(change >= 0)", T_UPDATE),
     Mutant("P13", "the gradient is never scaled down", UPDATE, "gradient.mul_((max_norm / (norm + 1e-6)).clamp_(max=1.0))", "gradient.mul_(1.0)", T_UPDATE),
@@ -65,7 +65,7 @@ MUTANTS = (
     Mutant("P2", "the logged KL turned round", UPDATE, "k3(torch.zeros_like(log_ratio), log_ratio)", "k3(log_ratio, torch.zeros_like(log_ratio))", T_UPDATE),
     Mutant("P6", "a ratio beyond all numbers makes the gradient NaN", LOSSES, ".clamp(max=LARGEST_LOG_RATIO).exp()", ".exp()", T_LOSSES),
     Mutant("P6", "a gradient that is not finite is applied", UPDATE, "if not math.isfinite(norm.item()):", "if math.isnan(float(norm.numel())):", T_UPDATE),
-    Mutant("P1", "whitening forgets the mean", MASKED, "centred = (values - mean) / deviation", "centred = values / deviation", T_LOSSES),
+    Mutant("P1", "whitening forgets the mean", MASKED, "centered = (values - mean) / deviation", "centered = values / deviation", T_LOSSES),
     Mutant("P6", "TRPO: the trust region is ignored by the line search", "agents/functional/trust_region.py", "gain > 0.0 and kl <= target_kl", "gain > 0.0", "tests/agents/functional/test_trust_region.py"),
     Mutant("P4", "TRPO: the step's length without the root", "agents/functional/trust_region.py", "math.sqrt(2.0 * target_kl / curvature)", "(2.0 * target_kl / curvature)", "tests/agents/functional/test_trust_region.py"),
 )  # fmt: skip

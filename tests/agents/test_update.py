@@ -1,4 +1,4 @@
-"""The optimiser loop against a float64 numpy PPO and against Stable-Baselines3's own ``train``."""
+"""The optimizer loop against a float64 numpy PPO and against Stable-Baselines3's own ``train``."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_update_equals_a_numpy_reference_in_float64():
     batch = make_batch(policy)
     reference = NumpyPPO(policy)
     config = UpdateConfig(
-        epochs=3, minibatch_size=10, value_coef=0.7, entropy_coef=0.01, max_grad_norm=0.5, normalise_advantages="batch"
+        epochs=3, minibatch_size=10, value_coef=0.7, entropy_coef=0.01, max_grad_norm=0.5, normalize_advantages="batch"
     )
     update(policy, adam(policy), batch, config, clip=0.05, generator=torch.Generator().manual_seed(7))
     flat = lambda x: x.flatten(0, 1).numpy()  # noqa: E731
@@ -146,8 +146,8 @@ def test_masked_steps_are_never_trained_on():
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("normalise", ["batch", "minibatch", "none"])
-def test_logged_ratios_advantages_and_returns_are_those_of_the_steps_that_count_before_whitening(masked, normalise):
+@pytest.mark.parametrize("normalize", ["batch", "minibatch", "none"])
+def test_logged_ratios_advantages_and_returns_are_those_of_the_steps_that_count_before_whitening(masked, normalize):
     mask = torch.ones(4, 3, dtype=torch.bool)
     if masked:
         mask[1, 2] = mask[3, 0] = False
@@ -155,7 +155,7 @@ def test_logged_ratios_advantages_and_returns_are_those_of_the_steps_that_count_
     for values in (batch.old_logprobs, batch.advantages, batch.returns):
         values[~mask] = float("nan")
     policy = Recorder(keeps_rows=True)
-    config = UpdateConfig(epochs=2, minibatch_size=2, normalise_advantages=normalise)
+    config = UpdateConfig(epochs=2, minibatch_size=2, normalize_advantages=normalize)
     figures = update(policy, adam(policy, 0.0), batch, config, clip=0.2, generator=torch.Generator())
     x = (torch.arange(12.0) / 10)[mask.flatten()].numpy()
     ratio = np.exp(x**2 - (x - 0.1) ** 2)  # a is 0.1 and stays there
@@ -199,7 +199,7 @@ def test_logged_figures_do_not_see_masked_steps(keeps_rows):
 
 def test_single_step_minibatches_make_no_nan():
     policy = MLPPolicy(BOX, spaces.Discrete(2))
-    config = UpdateConfig(epochs=1, minibatch_size=1, normalise_advantages="minibatch")
+    config = UpdateConfig(epochs=1, minibatch_size=1, normalize_advantages="minibatch")
     update(policy, adam(policy), make_batch(policy), config, clip=0.2, generator=torch.Generator())
     assert all(torch.isfinite(p).all() for p in policy.parameters())
 

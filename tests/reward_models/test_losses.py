@@ -58,8 +58,8 @@ def test_a_lead_of_a_hundred_either_way_is_finite_and_has_the_right_gradient():
 
 def test_centring_charges_the_square_of_the_sum_by_hand():
     plain = bradley_terry_loss(torch.tensor([2.0]), torch.tensor([1.0]))
-    centred = bradley_terry_loss(torch.tensor([2.0]), torch.tensor([1.0]), centring_coef=0.1)
-    torch.testing.assert_close(centred - plain, torch.tensor(0.9))
+    centered = bradley_terry_loss(torch.tensor([2.0]), torch.tensor([1.0]), centring_coef=0.1)
+    torch.testing.assert_close(centered - plain, torch.tensor(0.9))
 
 
 @pytest.mark.parametrize("garbage", [math.nan, math.inf, -1e30])

@@ -31,7 +31,7 @@ def test_the_score_is_the_head_at_the_last_real_token(model):
 
 @pytest.mark.parametrize("padded", [left_padded, right_padded])
 @torch.no_grad()
-def test_padding_on_either_side_and_neighbours_change_no_score(model, padded):
+def test_padding_on_either_side_and_neighbors_change_no_score(model, padded):
     model.eval()
     alone = torch.cat([model(torch.tensor([row]), torch.ones(1, len(row))) for row in ROWS])
     for garbage in (0, 11):

@@ -31,7 +31,7 @@ QUICK = TrainingOptions(
 )
 
 
-def test_pairs_are_learnt_and_carry_over_to_held_out_prompts(model):
+def test_pairs_are_learned_and_carry_over_to_held_out_prompts(model):
     heldout = [pair_comparisons([PreferencePair(prompt="b c", chosen=" is good", rejected=" is bad")])]
     before = heldout_loss(model, heldout)
     result = fit(model, PairBatches(pairs=PAIRS, batch_size=6), heldout, QUICK)
@@ -43,7 +43,7 @@ def test_pairs_are_learnt_and_carry_over_to_held_out_prompts(model):
     assert not model.training
 
 
-def test_ratings_are_learnt_in_the_same_loop(gpt2):
+def test_ratings_are_learned_in_the_same_loop(gpt2):
     words = {"good": 3, "fine": 1, "dull": -1, "bad": -3}
     snippets = [
         RatedSnippet(text=f"{x} {y} is {word}", ratings=(rating, rating + 1, rating - 1))
@@ -90,7 +90,7 @@ def test_the_same_seed_gives_the_same_weights(gpt2):
     assert not torch.equal(ends[0], state["head.weight"])
 
 
-def test_ctrl_c_keeps_what_was_learnt(gpt2):
+def test_ctrl_c_keeps_what_was_learned(gpt2):
     def interrupt(step, *_):
         if step == 25:
             raise KeyboardInterrupt

@@ -51,7 +51,7 @@ def other_tokenizer():
 
 
 def build_gpt2(seed: int = 0, positions: int = 32) -> GPT2LMHeadModel:
-    # a wide initialisation and live dropout, so that a wrong position or a model left in training mode is seen
+    # a wide initialization and live dropout, so that a wrong position or a model left in training mode is seen
     torch.manual_seed(seed)
     ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     config = GPT2Config(

@@ -108,7 +108,7 @@ class Outcome:
     """What a policy attains, exactly; reward units and nats per sequence, ``[M]`` each."""
 
     objective: Array
-    """``score - beta * kl``: what PPO maximises."""
+    """``score - beta * kl``: what PPO maximizes."""
     score: Array
     """E[r]."""
     kl: Array
@@ -137,11 +137,11 @@ def sequence_logprobs(tree: TokenTree, logprobs: Array) -> Array:
 
 
 def soft_optimum(tree: TokenTree, ref_logprobs: Array, scores: Array, beta: float) -> Optimum:
-    """The policy that maximises J, by one sweep from the longest prefixes to the empty one.
+    """The policy that maximizes J, by one sweep from the longest prefixes to the empty one.
 
     Args:
         tree: the enumeration.
-        ref_logprobs: ``[M, S, V]`` nats, finite and normalised.
+        ref_logprobs: ``[M, S, V]`` nats, finite and normalized.
         scores: ``[M, Y]`` reward units, r(x, y) of each completion.
         beta: price of the KL, reward units per nat, > 0.
 

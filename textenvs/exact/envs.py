@@ -11,7 +11,7 @@ takes; only reference and score are tables, small enough for `exact` to enumerat
 |----------------------------|-------------------------------------------------------------------------------------|
 | textenvs/ExactSpelling-v0  | one word a prompt, against a reference of random letters                            |
 | textenvs/ExactSentiment-v0 | praise, in a language of five words with a bigram grammar; "not" turns what follows |
-| textenvs/ExactRandom-v0    | scores and reference drawn at random for every completion: nothing generalises      |
+| textenvs/ExactRandom-v0    | scores and reference drawn at random for every completion: nothing generalizes      |
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Chats: lists of turns, each with a role and its content; as a template writes them, and as people read them.
 
-Every fault of a chat is found here. Not here: files (see `prompts`) and what is learnt from a chat.
+Every fault of a chat is found here. Not here: files (see `prompts`) and what is learned from a chat.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ PromptSource: TypeAlias = "str | os.PathLike[str] | Iterable[Prompt] | Prompts"
 
 @dataclass(frozen=True)
 class Prompts:
-    """M tokenised prompts, each of which knows where it came from."""
+    """M tokenized prompts, each of which knows where it came from."""
 
     tokens: NDArray[np.int64]
     """``[M, P]`` right-padded with PAD."""
@@ -44,7 +44,7 @@ class Prompts:
         return Prompts(self.tokens[part], self.lengths[part], self.places[part])
 
     def fingerprint(self) -> int:
-        """A checksum of the tokens, by which a saved state recognises its prompts."""
+        """A checksum of the tokens, by which a saved state recognizes its prompts."""
         return zlib.crc32(self.tokens.tobytes())
 
 
@@ -55,7 +55,7 @@ def load_prompts(
     vocab_size: int,
     max_tokens: int | None = None,
 ) -> Prompts:
-    """Reads, tokenises and checks prompts.
+    """Reads, tokenizes and checks prompts.
 
     Args:
         source: a path to a text file (one prompt a line; blank lines are skipped), a path to a ``.jsonl`` file (one
@@ -77,7 +77,7 @@ def load_prompts(
     rows: list[list[int]] = []
     places: list[str] = []
     for place, prompt in _read(source):
-        row = _tokenise(prompt, tokenizer, place)
+        row = _tokenize(prompt, tokenizer, place)
         if not row:
             raise ValueError(f"{place}: the prompt {prompt!r} has no tokens; a prompt needs one token at least")
         if max_tokens is not None and len(row) > max_tokens:
@@ -125,7 +125,7 @@ def _jsonl_prompt(line: str, place: str) -> Any:
     return record["prompt"] if "prompt" in record else record["messages"]
 
 
-def _tokenise(prompt: Any, tokenizer: Tokenizer | None, place: str) -> list[int]:
+def _tokenize(prompt: Any, tokenizer: Tokenizer | None, place: str) -> list[int]:
     if isinstance(prompt, str) or is_chat(prompt):
         if tokenizer is None:
             raise ValueError(f"{place}: the prompt {prompt!r} is text; give a tokenizer, or prompts as token ids")

@@ -47,7 +47,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Any:
 def same_tokenizer(first: Any, second: Any) -> bool:
     """Whether both give every token id the same text and every text the same ids.
 
-    Fast tokenizers are compared by what they serialise to (padding and truncation aside, which calls may change),
+    Fast tokenizers are compared by what they serialize to (padding and truncation aside, which calls may change),
     others by class, vocabulary and special tokens.
     """
     return first is second or _identity(first) == _identity(second)
@@ -59,8 +59,8 @@ def _identity(tokenizer: Any) -> Any:
         name: str(token) for name, token in getattr(tokenizer, "special_tokens_map", {}).items() if name != "pad_token"
     }
     if backend is not None:
-        serialised = json.loads(backend.to_str())
-        return {key: value for key, value in serialised.items() if key not in ("padding", "truncation")}, special
+        serialized = json.loads(backend.to_str())
+        return {key: value for key, value in serialized.items() if key not in ("padding", "truncation")}, special
     return type(tokenizer), tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else id(tokenizer), special
 
 

@@ -45,7 +45,7 @@ class PreferenceReward(TokenVectorWrapper):
             ``(prompts: list[str], completions: list[str]) -> [N]`` on text without special tokens, or has a method
             ``score_tokens(prompts [N, P], completions [N, T]) -> [N]`` on token ids padded with PAD = -1. The method is
             preferred if the scorer has no attribute ``tokenizer``, or if that is the environment's own; with another
-            tokenizer the text is handed over, to be tokenised anew. A callable with a parameter ``finished`` is also
+            tokenizer the text is handed over, to be tokenized anew. A callable with a parameter ``finished`` is also
             told, as a list of N bools, which texts ended by themselves: that the budget cut a text cannot be read off
             the text. An ensemble has ``members``, a list of scorers.
         combine: "mean", "worst" (the least score) or "uncertainty" (the mean less `uncertainty_coef` times the

@@ -12,12 +12,12 @@ from agents.control.classic.base import ClassicVectorEnv, start_bounds
 
 DT = 0.2  # s
 MAX_SPEEDS = np.array([4 * np.pi, 9 * np.pi])  # rad/s
-GRAVITY = 9.8  # m/s²; both links: 1 m, 1 kg, centre of mass at 0.5 m, moment of inertia 1 kg m²
+GRAVITY = 9.8  # m/s²; both links: 1 m, 1 kg, center of mass at 0.5 m, moment of inertia 1 kg m²
 HALF_TURN = np.pi / 2.0
 
 
 class AcrobotVectorEnv(ClassicVectorEnv):
-    """Swing a two-link pendulum above the bar: `gymnasium.envs.classic_control.AcrobotEnv`, vectorised.
+    """Swing a two-link pendulum above the bar: `gymnasium.envs.classic_control.AcrobotEnv`, vectorized.
 
     | Observation | Box((6,), float32): cos and sin of both joints' angles, and their speeds (rad/s) |
     | Action      | Discrete(3): torque -1, 0 or +1 N m on the joint between the links |

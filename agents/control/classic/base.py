@@ -44,7 +44,7 @@ _OURS = {
 def make_vector(
     env_id: str, num_envs: int, autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP, **kwargs: Any
 ) -> VectorEnv:
-    """Make the fastest vector environment of an id that honours the autoreset mode.
+    """Make the fastest vector environment of an id that honors the autoreset mode.
 
     That is, in this order: ours for classic control; the id's own vector form, if that takes an ``autoreset_mode``;
     scalar environments in a `gymnasium.vector.SyncVectorEnv`.

@@ -28,7 +28,7 @@ LIMITS = np.array([[MAX_POSITION], [MAX_ANGLE]])
 
 
 class CartPoleVectorEnv(ClassicVectorEnv):
-    """Balance a pole on a cart: `gymnasium.envs.classic_control.CartPoleEnv`, vectorised.
+    """Balance a pole on a cart: `gymnasium.envs.classic_control.CartPoleEnv`, vectorized.
 
     | Observation | Box((4,), float32): position (m), velocity (m/s), angle (rad), angular velocity (rad/s) |
     | Action      | Discrete(2): push left, push right, with 10 N |

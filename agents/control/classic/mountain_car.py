@@ -17,7 +17,7 @@ _SPACE_HIGH = np.array([MAX_POSITION, MAX_SPEED], dtype=np.float32)
 
 
 class MountainCarVectorEnv(ClassicVectorEnv):
-    """Rock a weak car out of a valley: `gymnasium.envs.classic_control.MountainCarEnv`, vectorised.
+    """Rock a weak car out of a valley: `gymnasium.envs.classic_control.MountainCarEnv`, vectorized.
 
     | Observation | Box((2,), float32): position in [-1.2, 0.6], velocity in [-0.07, 0.07] |
     | Action      | Discrete(3): push left, do nothing, push right |
@@ -59,7 +59,7 @@ class MountainCarVectorEnv(ClassicVectorEnv):
 
 
 class MountainCarContinuousVectorEnv(ClassicVectorEnv):
-    """The same with a throttle: `gymnasium.envs.classic_control.Continuous_MountainCarEnv`, vectorised.
+    """The same with a throttle: `gymnasium.envs.classic_control.Continuous_MountainCarEnv`, vectorized.
 
     | Observation | Box((2,), float32): position in [-1.2, 0.6], velocity in [-0.07, 0.07] |
     | Action      | Box(-1, 1, (1,), float32): the force, clipped to the bounds |

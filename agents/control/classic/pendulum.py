@@ -17,7 +17,7 @@ START = {"x_init": np.pi, "y_init": 1.0}  # rad, rad/s: half-widths of the start
 
 
 class PendulumVectorEnv(ClassicVectorEnv):
-    """Swing a pendulum up and hold it: `gymnasium.envs.classic_control.PendulumEnv`, vectorised.
+    """Swing a pendulum up and hold it: `gymnasium.envs.classic_control.PendulumEnv`, vectorized.
 
     | Observation | Box((3,), float32): cos and sin of the angle, angular velocity (rad/s) |
     | Action      | Box(-2, 2, (1,), float32): torque (N m), clipped to the bounds |

@@ -15,7 +15,7 @@ Algorithm = Literal["ppo", "grpo", "rloo", "reinforce"]
 PRESETS: dict[str, dict[str, Any]] = {
     "ppo": {"epochs": 2, "minibatch_size": 64, "learning_rate": 4e-4, "lam": 0.95, "value_coef": 0.1},
     "grpo": {
-        "epochs": 2, "minibatch_size": 64, "learning_rate": 4e-4, "kl_in": "reward", "normalise_std": False,
+        "epochs": 2, "minibatch_size": 64, "learning_rate": 4e-4, "kl_in": "reward", "normalize_std": False,
         "average": "constant",
     },
     "rloo": {"epochs": 1, "learning_rate": 1e-3},
@@ -39,7 +39,7 @@ class AlgorithmFlags:
     batch_size: int = 256
     """Texts an update."""
     minibatch_size: int | None = None
-    """Texts an optimiser step. None: 64; the whole batch for the plain policy gradient."""
+    """Texts an optimizer step. None: 64; the whole batch for the plain policy gradient."""
     microbatch_size: int | None = None
     """Texts a backward pass; their gradients add up to the minibatch's. None: the whole minibatch."""
     epochs: int | None = None
@@ -78,9 +78,9 @@ class AlgorithmFlags:
 
     group_size: int | None = None
     """Texts of each prompt in a batch. None: 1; GRPO 8, RLOO 4."""
-    normalise_std: bool | None = None
+    normalize_std: bool | None = None
     """GRPO: divide by the group's standard deviation, as its paper does. None: no, as Dr. GRPO."""
-    normalise_advantages: Literal["batch", "minibatch", "none"] | None = None
+    normalize_advantages: Literal["batch", "minibatch", "none"] | None = None
     """Whiten advantages over the tokens of a batch. None: batch for PPO, else none."""
     baseline: Literal["batch", "moving", "none"] | None = None
     """REINFORCE: what returns are compared with. None: batch, the batch's mean."""
@@ -104,10 +104,10 @@ class AlgorithmFlags:
     """PPO: tokens' rewards to standard deviation 1 before advantages are taken."""
     whiten_shift_mean: bool = False
     """Whether that also subtracts their mean."""
-    normalise_scores: bool = False
+    normalize_scores: bool = False
     """Scores less their running mean, by their running standard deviation, before they are paid."""
     score_clip: float | None = None
-    """Scores are clipped to this absolute value, reward units, or deviations with normalise_scores. None: not."""
+    """Scores are clipped to this absolute value, reward units, or deviations with normalize_scores. None: not."""
     missing_eos_penalty: float = 0.0
     """Reward units taken from texts that ran out of budget."""
 
@@ -168,9 +168,9 @@ class AlgorithmFlags:
 
     def score_scaler(self) -> ScoreScaler | None:
         """What turns scores into what is paid."""
-        if self.score_clip is None and not self.normalise_scores:
+        if self.score_clip is None and not self.normalize_scores:
             return None
-        return ScoreScaler(standardise=self.normalise_scores, limit=self.score_clip)
+        return ScoreScaler(standardize=self.normalize_scores, limit=self.score_clip)
 
     def agent_config(self) -> TextAgentConfig:
         """The agent's settings: the flags of the same names, over the preset, over what the paper chose.
@@ -185,4 +185,4 @@ class AlgorithmFlags:
             preset.pop("kl_in", None)  # an estimator is of a KL in the loss
         settings = {"minibatch_size": self.batch_size, "max_grad_norm": 1.0} | preset | given
         settings["learning_rate"] = Linear(settings["learning_rate"], 0.0)
-        return TextAgentConfig.of(**settings)
+        return TextAgentConfig.for_algorithm(**settings)

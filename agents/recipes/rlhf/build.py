@@ -108,7 +108,7 @@ class TextParts:
                 self.eval_prompts,
                 max_new_tokens=self.collector.base.max_new_tokens,
                 seed=EVAL_SEED,
-                slots=self.collector.slots,
+                max_concurrent_rows=self.collector.max_concurrent_rows,
             )
         )
 
@@ -189,7 +189,7 @@ def build_parts(config: TrainTextConfig, processes: Processes = ALONE) -> TextPa
         missing_eos_penalty=config.missing_eos_penalty,
         kl_controller=config.kl_controller(config.episodes),
         score_scaler=config.score_scaler(),
-        slots=config.slots,
+        max_concurrent_rows=config.max_concurrent_rows,
         processes=processes,
     )
     return TextParts(
@@ -200,7 +200,7 @@ def build_parts(config: TrainTextConfig, processes: Processes = ALONE) -> TextPa
         reward=reward,
         chat=chat,
         collector=collector,
-        judge=_judge() if config.judge and processes.first else None,
+        judge=_judge() if config.judge and processes.is_main else None,
         eval_prompts=eval_prompts,
     )
 

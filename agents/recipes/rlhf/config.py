@@ -53,7 +53,7 @@ class TextTask:
     adapter: str | None = None
     """Folder of a LoRA adapter to start from; frozen, it is also the reference (memory adapters). None: a new one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of matrix products in rollout and update (autocast); log-softmax, values, losses, adapters and optimiser are
+    """Type of matrix products in rollout and update (autocast); log-softmax, values, losses, adapters and optimizer are
     float32. With memory adapters the frozen trunk is loaded as this type, too."""
     max_new_tokens: int = 24
     """Budget of a completion, tokens."""
@@ -91,7 +91,7 @@ class TrainTextConfig(TextTask, AlgorithmFlags):
     values equal the rewards if prompts open with a bos token, as the reward model's texts do; else they are near."""
     gradient_checkpointing: bool = False
     """Keep only each layer's input for the backward pass and compute the rest again: less memory, a third more time."""
-    slots: int | None = None
+    max_concurrent_rows: int | None = None
     """Texts written at a time, in training and evaluation: the cache of keys and values is no larger, and a text that
     ended makes room for the next. What is written stays the same, up to rounding. None: all at once."""
     compile: bool = False
@@ -120,8 +120,10 @@ class TrainTextConfig(TextTask, AlgorithmFlags):
         for name in ("num_eval_prompts", "episodes", "checkpoint_every", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
-        if self.slots is not None and self.slots < 1:
-            raise ValueError(f"slots must be at least 1, or None for all at once, received {self.slots}")
+        if self.max_concurrent_rows is not None and self.max_concurrent_rows < 1:
+            raise ValueError(
+                f"max_concurrent_rows must be at least 1, or None for all at once, received {self.max_concurrent_rows}"
+            )
         if self.evaluate_every is not None and self.evaluate_every < 0:
             raise ValueError(f"evaluate_every must be 0 or more updates, received {self.evaluate_every}")
         if self.seed < 0:

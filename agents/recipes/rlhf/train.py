@@ -10,7 +10,7 @@ Prompts are openings of held-out movie-review sentences, or lines of a file of y
 model writes on prompts that training never sees; `summary.json` compares the two, `samples.json` shows them side by
 side, and `model/` is a checkpoint that `AutoModelForCausalLM.from_pretrained` loads (with `--memory adapters` the
 merged one; `adapter/` holds the change alone, for peft). Ctrl-C ends training after the
-update in progress, keeps what was learnt, and leaves a run that `--resume` goes on with bit for bit.
+update in progress, keeps what was learned, and leaves a run that `--resume` goes on with bit for bit.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def main(config: TrainTextConfig) -> dict[str, Any]:
         torch.set_num_threads(config.threads)
     check_device(config.device)
     processes = Processes.launched(config.device)
-    if not processes.first:
+    if not processes.is_main:
         _follow(config, processes)
         return {}
     with RunDir(
@@ -78,7 +78,7 @@ def main(config: TrainTextConfig) -> dict[str, Any]:
         agent = _agent(config, parts)
         trained = _Clock()
         if config.resume:
-            agent.load_state_dict(processes.of_first(checkpoint.load(run.path / CHECKPOINT)))
+            agent.load_state_dict(processes.broadcast(checkpoint.load(run.path / CHECKPOINT)))
             trained = _Clock(**json.loads((run.path / STATE).read_text()))
         before = parts.assess(parts.start)  # where a reward that cannot be used shows, so the run begins after it
         run.begin(_identity(config))
@@ -102,7 +102,7 @@ def main(config: TrainTextConfig) -> dict[str, Any]:
             "wall_s": trained.seconds,
             "response_tokens_per_s": trained.tokens / max(trained.seconds, 1e-9),
             "peak_memory_bytes": peak_bytes,
-            **{f"{name}_bytes": size for name, size in held_bytes(parts.policy, agent.optimiser).items()},
+            **{f"{name}_bytes": size for name, size in held_bytes(parts.policy, agent.optimizer).items()},
             **figures,
         }
         if not finished:
@@ -125,7 +125,7 @@ def _follow(config: TrainTextConfig, processes: Processes) -> None:
     parts = build_parts(config, processes)
     agent = _agent(config, parts)
     if config.resume:
-        agent.load_state_dict(processes.of_first(None))
+        agent.load_state_dict(processes.broadcast(None))
     with stop_on_interrupt() as interrupted:
         _learn(agent, config, parts, interrupted)
 
@@ -184,14 +184,14 @@ def _learn(
 ) -> None:
     """Learn to the end, or until one of the processes is interrupted; the policy rests while the critic warms up."""
 
-    def goes_on(agent: TextAgent) -> bool:
+    def should_continue(agent: TextAgent) -> bool:
         set_trainable(parts.policy.actor_parameters(), agent.updates >= config.critic_warmup)
         after_update()
         return not agent.processes.any(interrupted.is_set())
 
     set_trainable(parts.policy.actor_parameters(), agent.updates >= config.critic_warmup)
     if agent.steps < config.episodes:
-        agent.learn(None if config.resume else config.episodes, callback=goes_on)
+        agent.learn(None if config.resume else config.episodes, callback=should_continue)
 
 
 def _snapshot(agent: TextAgent, parts: TextParts) -> Snapshot:

@@ -126,6 +126,6 @@ def build_rows(config: TrainLanguageModelConfig, examples: Examples, tokenizer: 
         "heldout_rows": len(heldout),
         "rows_cut": num_long if config.too_long == "cut" else 0,
         "rows_skipped": num_long if config.too_long == "skip" else 0,
-        "rows_tokenised_apart": encode.num_apart,
+        "rows_tokenized_apart": encode.num_apart,
     }
     return Rows(train=train, heldout=heldout, counts=counts)

@@ -34,10 +34,10 @@ OWN_DATA = (
 
 @dataclass(frozen=True, kw_only=True)
 class _Data:
-    """What is learnt from."""
+    """What is learned from."""
 
     data: str | None = None
-    """JSONL file; every line has `prompt` and `completion` (the completion and its end of text are learnt), or `text`
+    """JSONL file; every line has `prompt` and `completion` (the completion and its end of text are learned), or `text`
     (everything is), or `messages`, a list of {role, content} (the assistant's turns are). None: movie reviews."""
     heldout_data: str | None = None
     """Such a file for evaluation. None: a share of `data` is held out."""
@@ -55,8 +55,8 @@ class _Data:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Optimisation:
-    """How it is learnt."""
+class _Optimization:
+    """How it is learned."""
 
     epochs: float | None = None
     """Passes over the rows. None: 3, unless `train_tokens` says how much."""
@@ -64,9 +64,9 @@ class _Optimisation:
     """Tokens to read in training, repeats and prompts included, instead of `epochs`. None: 9 million; with `data` see
     `epochs`."""
     batch_size: int | None = None
-    """Rows an optimiser step. None: 32 with `model`, unless `batch_tokens` is given."""
+    """Rows an optimizer step. None: 32 with `model`, unless `batch_tokens` is given."""
     batch_tokens: int | None = None
-    """Most tokens an optimiser step, instead of `batch_size`. None: 2048 for a new model."""
+    """Most tokens an optimizer step, instead of `batch_size`. None: 2048 for a new model."""
     microbatch_size: int | None = None
     """Most rows a backward pass; gradients add up to the whole batch's. None: no limit."""
     microbatch_tokens: int | None = None
@@ -82,7 +82,7 @@ class _Optimisation:
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of matrix products (autocast); log-softmax, loss, trained weights and optimiser are float32. With
+    """Type of matrix products (autocast); log-softmax, loss, trained weights and optimizer are float32. With
     `lora_rank` the frozen model is loaded as this type, too."""
     gradient_checkpointing: bool = False
     """Keep only each layer's input for the backward pass and compute the rest again: less memory, a third more time."""
@@ -91,15 +91,15 @@ class _Optimisation:
     lora_alpha: float = 32.0
     """The adapter's change is scaled by lora_alpha / lora_rank."""
     eval_every: int | None = None
-    """Optimiser steps between evaluations. None: 500 for a new model; with `model` a tenth of the run."""
+    """Optimizer steps between evaluations. None: 500 for a new model; with `model` a tenth of the run."""
     checkpoint_every: int = 200
-    """Optimiser steps between checkpoints."""
+    """Optimizer steps between checkpoints."""
     keep: Literal["best", "last"] = "best"
     """Which weights are kept: those with the lowest held-out loss (a copy in memory), or the last."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainLanguageModelConfig(_Data, _Optimisation):
+class TrainLanguageModelConfig(_Data, _Optimization):
     """Train a small language model from scratch, or fine-tune one on data of your own."""
 
     run_dir: str
@@ -109,7 +109,7 @@ class TrainLanguageModelConfig(_Data, _Optimisation):
     resume: bool = False
     """Go on with the unfinished run in that folder; all other settings must be its own."""
     seed: int = 0
-    """Seed of initialisation, data order and what is held out."""
+    """Seed of initialization, data order and what is held out."""
     device: str = "cpu"
     """Torch device."""
     threads: int | None = None

@@ -1,4 +1,4 @@
-"""The optimiser loop of language models: schedule, held-out figures, the best weights, and a state to resume from.
+"""The optimizer loop of language models: schedule, held-out figures, the best weights, and a state to resume from.
 
 What a batch is, and how it fills the gradients, is the learner's: `agents.recipes.sft.from_scratch` and
 `agents.recipes.sft.loss`.
@@ -20,15 +20,15 @@ from agents.runs.checkpoint import CheckpointError
 from agents.runs.logging import MetricSink
 
 METRICS: dict[str, str] = {
-    "train/loss": "negative log-likelihood of the step's learnt tokens, mean over the whole batch, nats per token",
+    "train/loss": "negative log-likelihood of the step's learned tokens, mean over the whole batch, nats per token",
     "train/grad_norm": "Euclidean norm of the gradient before it is clipped",
     "train/learning_rate": "AdamW's step size in this step",
     "train/tokens": "tokens read since training began, prompts and repeats included",
     "train/tokens_per_s": "tokens read since training began / seconds of the steps alone",
-    "validation/loss": "mean negative log-likelihood of the held-out rows' learnt tokens, nats per token",
+    "validation/loss": "mean negative log-likelihood of the held-out rows' learned tokens, nats per token",
     "validation/perplexity": "exp of validation/loss",
 }
-"""Every figure that the loop logs; a step (`time/steps`) is an optimiser step."""
+"""Every figure that the loop logs; a step (`time/steps`) is an optimizer step."""
 LOG_LINES = 200
 """About so many lines a run; a line for every evaluation in any case."""
 
@@ -37,7 +37,7 @@ class StepFigures(NamedTuple):
     """What one batch gave."""
 
     loss: float
-    """Nats per learnt token."""
+    """Nats per learned token."""
     tokens: int
     """Tokens read."""
 
@@ -63,7 +63,7 @@ class Learner(Protocol):
         ...
 
     def fingerprint(self) -> int:
-        """A checksum of the data, by which a saved state recognises it."""
+        """A checksum of the data, by which a saved state recognizes it."""
         ...
 
 
@@ -93,7 +93,7 @@ class Progress:
     seconds: float = 0.0
     """Of the loop, evaluations and checkpoints included."""
     step_seconds: float = 0.0
-    """Of optimiser steps alone."""
+    """Of optimizer steps alone."""
     first_loss: float | None = None
     """Held-out, before the first step, nats per token."""
     last_loss: float | None = None
@@ -117,7 +117,7 @@ class Fit:
     def __init__(self, learner: Learner, options: FitOptions, sink: MetricSink) -> None:
         self.learner, self.options, self.sink = learner, options, sink
         self.parameters = [p for p in learner.module.parameters() if p.requires_grad]
-        self.optimiser = new_optimiser(self.parameters, options)
+        self.optimizer = new_optimizer(self.parameters, options)
         self.progress = Progress()
         self._fingerprint = learner.fingerprint()
         self._best: dict[str, Tensor] | None = None
@@ -161,7 +161,7 @@ class Fit:
         factor = learning_rate_factor(
             progress.step, options.num_steps, warmup_share=options.warmup_share, final_share=options.final_share
         )
-        for group in self.optimiser.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = options.learning_rate * factor
         loss, tokens = self.learner.gradient(batch)
         norm = float(nn.utils.clip_grad_norm_(self.parameters, options.max_grad_norm))
@@ -169,8 +169,8 @@ class Fit:
             raise FloatingPointError(
                 f"step {progress.step + 1}: the loss is {loss}, its gradient norm {norm}: lower the learning rate"
             )
-        self.optimiser.step()
-        self.optimiser.zero_grad()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         progress.step += 1
         progress.tokens += tokens
         progress.step_seconds += time.perf_counter() - began
@@ -228,7 +228,7 @@ class Fit:
             "progress": dict(vars(self.progress)),
             "fingerprint": self._fingerprint,
             "module": dict(self.learner.module.state_dict()),
-            "optimiser": self.optimiser.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "best": self._best,
         }
 
@@ -242,14 +242,14 @@ class Fit:
             raise CheckpointError("the checkpoint is of a run on other data: the files have changed since it began")
         try:
             self.learner.module.load_state_dict(state["module"])
-            self.optimiser.load_state_dict(state["optimiser"])
+            self.optimizer.load_state_dict(state["optimizer"])
             self.progress = Progress(**state["progress"])
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"the checkpoint does not fit this run: {error}") from error
         self._best = state["best"]
 
 
-def new_optimiser(parameters: list[nn.Parameter], options: FitOptions) -> torch.optim.Optimizer:
+def new_optimizer(parameters: list[nn.Parameter], options: FitOptions) -> torch.optim.Optimizer:
     """AdamW whose weight decay falls on matrices alone."""
     matrices = [p for p in parameters if p.ndim == 2]
     others = [p for p in parameters if p.ndim != 2]

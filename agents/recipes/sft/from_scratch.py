@@ -2,7 +2,7 @@
 
 A byte-pair tokenizer (lower case) is fitted first. Rows are runs of consecutive sentences of one review, each sentence
 closed by the end-of-text token that also opens a row; row lengths are mixed so that both a lone sentence and a sentence
-in its context are learnt. Validation perplexity is per token, on lone held-out sentences.
+in its context are learned. Validation perplexity is per token, on lone held-out sentences.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Supervised fine-tuning of a causal LM: the loss of token rows, their batches and microbatches.
 
-    L = - sum_{learnt t} log pi(t | what is before it) / (number of learnt tokens in the whole batch)
+    L = - sum_{learned t} log pi(t | what is before it) / (number of learned tokens in the whole batch)
 
 so a batch cut into microbatches of ragged rows has the gradient of the whole one. Logits are computed where a token is
-learnt and nowhere else, in pieces if they are many (`agents.lm.causal_lm`).
+learned and nowhere else, in pieces if they are many (`agents.lm.causal_lm`).
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class BatchLimits:
     """How rows are gathered; exactly one of ``rows`` and ``tokens`` is given."""
 
     rows: int | None = None
-    """Rows an optimiser step, at most; batches of an epoch differ by one row."""
+    """Rows an optimizer step, at most; batches of an epoch differ by one row."""
     tokens: int | None = None
-    """Tokens an optimiser step, at most; a longer row is a batch of its own."""
+    """Tokens an optimizer step, at most; a longer row is a batch of its own."""
     micro_rows: int | None = None
     """Rows a backward pass, at most."""
     micro_positions: int | None = None
@@ -46,7 +46,7 @@ class BatchLimits:
 
 
 def pad_rows(rows: Sequence[TokenRow]) -> tuple[Tensor, Tensor]:
-    """``(tokens [B, W], mask [B, W])``: right-padded with PAD, True on what is learnt."""
+    """``(tokens [B, W], mask [B, W])``: right-padded with PAD, True on what is learned."""
     width = max(len(row.tokens) for row in rows)
     tokens = torch.full((len(rows), width), PAD, dtype=torch.int64)
     mask = torch.zeros(len(rows), width, dtype=torch.bool)
@@ -58,7 +58,7 @@ def pad_rows(rows: Sequence[TokenRow]) -> tuple[Tensor, Tensor]:
 
 
 def loss_sum(policy: CausalLMPolicy, rows: Sequence[TokenRow]) -> Tensor:
-    """Negative log-likelihood of what is learnt of ``rows``, summed, nats; with gradient."""
+    """Negative log-likelihood of what is learned of ``rows``, summed, nats; with gradient."""
     tokens, mask = (part.to(policy.device) for part in pad_rows(rows))
     return -policy.row_logprobs(tokens, mask).sum()
 
@@ -98,12 +98,12 @@ def epoch_of(rows: Sequence[TokenRow], limits: BatchLimits, rng: random.Random) 
 
 
 def mean_loss(policy: CausalLMPolicy, rows: Sequence[TokenRow], limits: BatchLimits) -> float:
-    """Nats per learnt token over all ``rows``, without gradient."""
+    """Nats per learned token over all ``rows``, without gradient."""
     unlimited = limits.micro_rows is None and limits.micro_positions is None
     limits = BatchLimits(rows=1, micro_positions=EVALUATION_POSITIONS) if unlimited else limits
     with torch.no_grad():
         total = sum(loss_sum(policy, part).item() for part in microbatches(rows, limits))
-    return total / sum(row.num_learnt for row in rows)
+    return total / sum(row.num_learned for row in rows)
 
 
 class FineTuning:
@@ -130,7 +130,7 @@ class FineTuning:
         self.train, self.heldout, self.limits, self.seed = train, heldout, limits, seed
 
     def steps_in(self, epochs: float) -> int:
-        """Optimiser steps that ``epochs`` passes over the rows take, at least 1."""
+        """Optimizer steps that ``epochs`` passes over the rows take, at least 1."""
         return max(1, round(epochs * len(epoch_of(self.train, self.limits, random.Random(self.seed)))))
 
     def batches(self) -> Iterator[list[TokenRow]]:
@@ -140,8 +140,8 @@ class FineTuning:
             yield from epoch_of(self.train, self.limits, rng)
 
     def gradient(self, batch: list[TokenRow]) -> StepFigures:
-        """Of the mean over all learnt tokens of ``batch``, microbatch by microbatch."""
-        count = sum(row.num_learnt for row in batch)
+        """Of the mean over all learned tokens of ``batch``, microbatch by microbatch."""
+        count = sum(row.num_learned for row in batch)
         total = 0.0
         for part in microbatches(batch, self.limits):
             loss = loss_sum(self.module, part) / count
@@ -150,11 +150,11 @@ class FineTuning:
         return StepFigures(total, sum(len(row.tokens) for row in batch))
 
     def heldout_loss(self) -> float | None:
-        """Nats per learnt token of the held-out rows."""
+        """Nats per learned token of the held-out rows."""
         return mean_loss(self.module, self.heldout, self.limits) if self.heldout else None
 
     def fingerprint(self) -> int:
-        """A checksum of all rows' tokens and of what is learnt of them."""
+        """A checksum of all rows' tokens and of what is learned of them."""
         checksum = 0
         for row in (*self.train, *self.heldout):
             checksum = zlib.crc32(row.tokens.tobytes(), zlib.crc32(repr(row.spans).encode(), checksum))

@@ -1,8 +1,8 @@
-"""Examples as rows of tokens that know which of them are learnt; over-long rows; what is held out.
+"""Examples as rows of tokens that know which of them are learned; over-long rows; what is held out.
 
 A prompt's ids are those that `scripts.train_text` gives it, bare or in a chat, so that stage 3 begins where stage 1 was
 taught to go on. A completion's ids are what the joint text has beyond them; where the tokenizer would merge the two,
-the completion is tokenised apart, and such rows are counted. What is learnt ends with the end-of-text token.
+the completion is tokenized apart, and such rows are counted. What is learned ends with the end-of-text token.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ class TokenRow:
     """A row of tokens."""
 
     tokens: NDArray[np.int32]
-    """``[L]``, at least two; the last one is learnt."""
+    """``[L]``, at least two; the last one is learned."""
     spans: tuple[tuple[int, int], ...]
-    """Begin and end of what is learnt, in order; none begins at 0."""
+    """Begin and end of what is learned, in order; none begins at 0."""
     opening: int
-    """Tokens that a sample begins with: those before anything is learnt, or of a text the first few."""
+    """Tokens that a sample begins with: those before anything is learned, or of a text the first few."""
     prompt: str
     """The same for people to read, without a template around it."""
     place: str
     """Where it came from: "my.jsonl:3"."""
 
     @property
-    def num_learnt(self) -> int:
-        """Tokens that are learnt."""
+    def num_learned(self) -> int:
+        """Tokens that are learned."""
         return sum(end - begin for begin, end in self.spans)
 
     def cut(self, length: int) -> TokenRow:
-        """At most the first ``length`` tokens, up to the last learnt one of them.
+        """At most the first ``length`` tokens, up to the last learned one of them.
 
         Raises:
-            ValueError: if nothing learnt is among them.
+            ValueError: if nothing learned is among them.
         """
         spans = tuple((begin, min(end, length)) for begin, end in self.spans if begin < length)
         if not spans:
@@ -63,14 +63,14 @@ class RowEncoder:
 
     Args:
         tokenizer: of the model.
-        eos_token_id: the token that ends what is learnt.
+        eos_token_id: the token that ends what is learned.
         wrap: whether a prompt and its completion become a chat of two turns.
     """
 
     def __init__(self, tokenizer: Any, *, eos_token_id: int, wrap: bool = False) -> None:
         self.tokenizer, self.eos_token_id, self.wrap = tokenizer, eos_token_id, wrap
         self.num_apart = 0
-        """Rows so far with a part that was tokenised apart."""
+        """Rows so far with a part that was tokenized apart."""
 
     def __call__(self, examples: Examples) -> list[TokenRow]:
         """The rows of ``examples``.
@@ -125,7 +125,7 @@ class RowEncoder:
             tokens, first = self._go_on(tokens, text, asked)
             begin = len(tokens)
             tokens, second = self._go_on(tokens, asked, answered)
-            # What a template writes behind the end of text (a line's end) is never generated, so it is not learnt.
+            # What a template writes behind the end of text (a line's end) is never generated, so it is not learned.
             ends = [at for at in range(begin, len(tokens)) if tokens[at] == self.eos_token_id]
             spans.append((begin, ends[-1] + 1 if ends else len(tokens)))
             text, apart = answered, apart or first or second
@@ -148,13 +148,13 @@ class RowEncoder:
         if not (asked.startswith(text) and answered.startswith(asked)):
             raise ValueError(
                 f"{example.place}: with turn {index + 1} the chat template writes what was before it otherwise than "
-                "before, so the prompt that is learnt would not be the prompt that is answered: take a template that "
+                "before, so the prompt that is learned would not be the prompt that is answered: take a template that "
                 "only appends, or rows with one answer each"
             )
         return asked, answered
 
     def _go_on(self, tokens: list[int], text: str, longer: str) -> tuple[list[int], bool]:
-        """Ids of ``longer`` that begin with ``tokens``, those of ``text``; whether its rest was tokenised apart."""
+        """Ids of ``longer`` that begin with ``tokens``, those of ``text``; whether its rest was tokenized apart."""
         joint = chat_ids(self.tokenizer, longer)
         if joint[: len(tokens)] == tokens:
             return joint, False

@@ -69,7 +69,7 @@ def fine_tune(config: TrainLanguageModelConfig, run: RunDir) -> dict[str, Any]:
 
 
 def num_steps(config: TrainLanguageModelConfig, learner: FineTuning) -> int:
-    """Optimiser steps of the run: so many epochs, or so many tokens."""
+    """Optimizer steps of the run: so many epochs, or so many tokens."""
     if config.epochs is not None:
         return learner.steps_in(config.epochs)
     assert config.train_tokens is not None
@@ -77,7 +77,7 @@ def num_steps(config: TrainLanguageModelConfig, learner: FineTuning) -> int:
 
 
 def figures(fit: Fit) -> dict[str, Any]:
-    """What the summary says of a fit; perplexities are per learnt token of the held-out rows, None without any.
+    """What the summary says of a fit; perplexities are per learned token of the held-out rows, None without any.
 
     ``perplexity_after`` is of the weights that are kept, ``perplexity_last`` of the last ones.
     """

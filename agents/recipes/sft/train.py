@@ -11,7 +11,7 @@ the later stages and `AutoModelForCausalLM.from_pretrained` load (with `--lora-r
 the change alone, for `train_text --memory adapters --adapter`).
 
 Without `--model` a small GPT-2 and a lower-case byte-pair tokenizer are made anew: for movie-review sentences (what
-the package ships), or for `--data`. Ctrl-C ends training after the step in progress, keeps what was learnt, and leaves
+the package ships), or for `--data`. Ctrl-C ends training after the step in progress, keeps what was learned, and leaves
 a run that `--resume` goes on with bit for bit.
 """
 

@@ -117,7 +117,7 @@ class Peer:
 
         self.model, self.policy = model, model.policy
         self.envs = model.get_env()
-        self.normaliser = PeerNormaliser(self.envs) if isinstance(self.envs, VecNormalize) else None
+        self.normalizer = PeerNormalizer(self.envs) if isinstance(self.envs, VecNormalize) else None
         self.collector = self
         self.logger: Any = None
 
@@ -133,23 +133,23 @@ class Peer:
         peer = self
 
         class Ask(BaseCallback):
-            goes_on = True
+            should_continue = True
 
             def _on_rollout_start(self) -> None:
-                self.goes_on = peer.steps == 0 or keeper(peer)
+                self.should_continue = peer.steps == 0 or keeper(peer)
 
             def _on_step(self) -> bool:
-                return self.goes_on
+                return self.should_continue
 
         self.model.learn(total_steps, Ask())
 
     def predict(self, observations: Any, deterministic: bool = False) -> tuple[np.ndarray, Any]:
-        """Actions for raw observations, normalised as in training, statistics frozen."""
-        seen = self.envs.normalize_obs(observations) if self.normaliser is not None else observations
+        """Actions for raw observations, normalized as in training, statistics frozen."""
+        seen = self.envs.normalize_obs(observations) if self.normalizer is not None else observations
         return self.model.predict(seen, deterministic=deterministic)
 
 
-class PeerNormaliser:
+class PeerNormalizer:
     """SB3's running statistics of observations, to keep beside the best weights."""
 
     def __init__(self, envs: Any) -> None:

@@ -23,7 +23,7 @@ class ZooPreset:
     n_steps: int = 2048
     """steps of each environment per rollout"""
     batch_size: int = 64
-    """steps per optimiser step"""
+    """steps per optimizer step"""
     n_epochs: int = 10
     """passes over each rollout"""
     gamma: float = 0.99
@@ -42,7 +42,7 @@ class ZooPreset:
     """weight of the squared error of V"""
     max_grad_norm: float = 0.5
     """of the gradient"""
-    normalise: bool = False
+    normalize: bool = False
     """observations and rewards by running statistics"""
     sde_sample_freq: int | None = None
     """gSDE: steps between two draws, -1 once a rollout; None: independent noise"""
@@ -56,8 +56,8 @@ ZOO: dict[str, ZooPreset] = {
     "CartPole-v1": ZooPreset(
         n_envs=8, n_steps=32, batch_size=256, n_epochs=20, gamma=0.98, gae_lambda=0.8, learning_rate=1e-3, linear=True
     ),
-    "Acrobot-v1": ZooPreset(n_envs=16, n_steps=256, n_epochs=4, gae_lambda=0.94, normalise=True),
-    "MountainCar-v0": ZooPreset(n_envs=16, n_steps=16, n_epochs=4, gae_lambda=0.98, normalise=True),
+    "Acrobot-v1": ZooPreset(n_envs=16, n_steps=256, n_epochs=4, gae_lambda=0.94, normalize=True),
+    "MountainCar-v0": ZooPreset(n_envs=16, n_steps=16, n_epochs=4, gae_lambda=0.98, normalize=True),
     "MountainCarContinuous-v0": ZooPreset(
         n_steps=8,
         batch_size=256,
@@ -68,7 +68,7 @@ ZOO: dict[str, ZooPreset] = {
         ent_coef=0.00429,
         vf_coef=0.19,
         max_grad_norm=5.0,
-        normalise=True,
+        normalize=True,
         sde_sample_freq=-1,
         log_std=-3.29,
         ortho_init=False,
@@ -93,9 +93,9 @@ def ours(preset: ZooPreset, *, seed: int) -> PPOConfig:
         entropy_coef=preset.ent_coef,
         value_coef=2.0 * preset.vf_coef,
         max_grad_norm=preset.max_grad_norm,
-        normalise_advantages="minibatch",
-        normalise_observations=preset.normalise,
-        normalise_rewards=preset.normalise,
+        normalize_advantages="minibatch",
+        normalize_observations=preset.normalize,
+        normalize_rewards=preset.normalize,
         sde_sample_freq=preset.sde_sample_freq,
         log_std=preset.log_std,
         seed=seed,
@@ -109,7 +109,7 @@ def theirs(env_id: str, preset: ZooPreset, *, seed: int) -> Any:
     from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
     envs: VecEnv = make_vec_env(env_id, n_envs=preset.n_envs, seed=seed)
-    if preset.normalise:
+    if preset.normalize:
         envs = VecNormalize(envs, gamma=preset.gamma)
 
     def scheduled(start: float) -> Any:

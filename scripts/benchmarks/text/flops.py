@@ -1,7 +1,7 @@
 """Floating-point operations that an update of a GPT-2 needs, and how fast this machine multiplies matrices.
 
 A product of ``[m, k]`` and ``[k, n]`` is ``2 m k n`` operations. Only matrix products count: norms, activations,
-softmaxes and the optimiser are left out, so a time divided by this minimum can only look worse than it is. Nothing
+softmaxes and the optimizer are left out, so a time divided by this minimum can only look worse than it is. Nothing
 that we avoid counts either: no padding, no token read twice, no logits but those of response tokens, nor the last
 layer's feed-forward part where it is not read.
 """

@@ -47,7 +47,7 @@ class BenchSizes:
     epochs: int = 4
     """Passes over each batch."""
     minibatches: int = 4
-    """Optimiser steps a pass."""
+    """Optimizer steps a pass."""
     group_size: int = 8
     """Texts of a prompt, for GRPO."""
     num_prompts: int = 1024

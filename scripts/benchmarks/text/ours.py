@@ -49,7 +49,7 @@ class BenchOursConfig:
     """Type of matrix products (autocast)."""
     mean_length: float | None = None
     """Mean tokens of a completion; the end-of-text token is made that likely. None: none ends before its budget."""
-    slots: int | None = None
+    max_concurrent_rows: int | None = None
     """Texts written at a time; a text that ended makes room for the next. None: all at once."""
     models: Path | None = None
     """Folder that `write_models` filled. None: written anew for this run."""
@@ -72,7 +72,7 @@ def build_agent(config: BenchOursConfig, folder: Path) -> TextAgent:
     tokenizer = load_tokenizer(folder / LM)
     critic = config.critic if ppo else "none"
     policy = CausalLMPolicy(load_causal_lm(folder / LM), critic=critic, autocast=autocast)
-    settings = TextAgentConfig.of(
+    settings = TextAgentConfig.for_algorithm(
         config.algorithm,
         epochs=sizes.epochs,
         minibatch_size=sizes.rows // sizes.minibatches,
@@ -93,7 +93,7 @@ def build_agent(config: BenchOursConfig, folder: Path) -> TextAgent:
         policy=policy,
         collector=TextCollector(
             KLShaping(PreferenceReward(base, scorer), _reference(folder, tokenizer, autocast), 0.05, charge=ppo),
-            slots=config.slots,
+            max_concurrent_rows=config.max_concurrent_rows,
         ),
     )
 

@@ -26,7 +26,7 @@ JOB: dict[str, Any] = {
     "prompts": None,  # JSON file: lists of token ids
     "pad_token_id": 0,  # one that no text contains
     "rows": 64,  # texts an update
-    "minibatches": 4,  # optimiser steps a pass
+    "minibatches": 4,  # optimizer steps a pass
     "epochs": 4,  # passes over each batch
     "new_tokens": 48,  # budget of a completion
     "group_size": 8,  # texts of a prompt; GRPO only
@@ -88,7 +88,7 @@ def ppo(job: dict[str, Any]) -> tuple[Any, Meter]:
     ppo_trainer.truncate_response = counting
     data = Dataset.from_dict({"input_ids": json.loads(Path(job["prompts"]).read_text())})
     config = PPOConfig(
-        # One micro-batch a minibatch and no accumulation: an optimiser step for every minibatch.
+        # One micro-batch a minibatch and no accumulation: an optimizer step for every minibatch.
         per_device_train_batch_size=job["rows"],
         gradient_accumulation_steps=1,
         num_mini_batches=job["minibatches"],

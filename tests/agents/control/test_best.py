@@ -44,7 +44,7 @@ def weights(agent: PPO) -> dict[str, torch.Tensor]:
 
 
 def test_a_policy_wrecked_after_solving_ends_with_the_weights_that_solved():
-    config = PPOConfig(num_steps=8, epochs=1, learning_rate=1e-6, normalise_observations=True)
+    config = PPOConfig(num_steps=8, epochs=1, learning_rate=1e-6, normalize_observations=True)
     agent = PPO(vector(2), config)
     keeper = BestKeeper(vector(5), every=16, episodes=20)
     seen: list[tuple[float, dict[str, torch.Tensor], int]] = []
@@ -53,7 +53,7 @@ def test_a_policy_wrecked_after_solving_ends_with_the_weights_that_solved():
         set_preference(agent, {1: -5.0, 3: 5.0, 5: -5.0}.get(agent.updates, agent.policy.actor[-1].bias[1].item()))
         keeper(agent)
         solved = float(evaluate(agent, keeper.envs, 20, seed=7)[0].mean())
-        seen.append((solved, weights(agent), agent.collector.normaliser.moments.count))
+        seen.append((solved, weights(agent), agent.collector.normalizer.moments.count))
         return True
 
     agent.learn(16 * 8, callback)
@@ -65,7 +65,7 @@ def test_a_policy_wrecked_after_solving_ends_with_the_weights_that_solved():
     _, best, count = seen[3]
     for name, value in agent.policy.state_dict().items():
         assert torch.equal(value, best[name]), name
-    assert agent.collector.normaliser.moments.count == count
+    assert agent.collector.normalizer.moments.count == count
     assert evaluate(agent, keeper.envs, 20, seed=8)[0].mean() == 1.0
 
 

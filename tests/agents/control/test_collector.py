@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorWrapper
 from agents.control.collector import StepCollector
 from agents.control.environments import make_vector
 from agents.control.mlp import MLPPolicy
-from agents.control.normalise import ObservationNormaliser, RewardScaler
+from agents.control.normalize import ObservationNormalizer, RewardScaler
 from agents.functional.advantages import generalized_advantages
 from agents.rollout import Rollout
 
@@ -113,7 +113,7 @@ def test_all_modes_give_the_same_advantages():
             lam=0.8,
             mask=rollout.mask,
         )
-        batch = rollout.judged(advantages).single_steps()
+        batch = rollout.to_batch(advantages).single_steps()
         results.append(batch)
     for batch in results[1:]:
         for name, expected in vars(results[0]).items():
@@ -125,7 +125,7 @@ def test_phantom_steps_are_not_counted():
     # Of 20 vector steps, row 0 spends every 4th on a reset, row 1 every 6th.
     assert (~rollout.mask).sum(1).tolist() == [5, 3]
     assert rollout.num_steps == 40 - 8
-    assert rollout.judged(torch.zeros(2, 20)).single_steps().num_rows == 32
+    assert rollout.to_batch(torch.zeros(2, 20)).single_steps().num_rows == 32
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -206,30 +206,30 @@ def test_the_quick_actor_gives_what_the_policy_itself_says():
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_final_observations_are_normalised_like_all_others(mode):
-    normaliser = ObservationNormaliser(2)
-    normaliser.update(np.array([[0, 0], [2, 4], [4, 8]], np.float32))
-    reference = ObservationNormaliser(2)
-    reference.load_state_dict(normaliser.state_dict())
-    (rollout,) = collect(mode, 8, normaliser=normaliser)
+def test_final_observations_are_normalized_like_all_others(mode):
+    normalizer = ObservationNormalizer(2)
+    normalizer.update(np.array([[0, 0], [2, 4], [4, 8]], np.float32))
+    reference = ObservationNormalizer(2)
+    reference.load_state_dict(normalizer.state_dict())
+    (rollout,) = collect(mode, 8, normalizer=normalizer)
     r = rollout
     # A truncated episode 0 of row 0 ended in the observation (0, 3).
     expected = Scripted().values(torch.from_numpy(reference(np.array([0.0, 3.0], np.float32))))
     torch.testing.assert_close(r.next_values[0, 2], expected)
-    assert normaliser.moments.count == 3 + r.num_steps
+    assert normalizer.moments.count == 3 + r.num_steps
 
 
-def test_nothing_is_learnt_from_phantoms_by_the_normalisers():
-    normaliser, scaler = ObservationNormaliser(2), RewardScaler(2, 0.9)
-    (masked,) = collect(AutoresetMode.NEXT_STEP, 15, lengths=(3, 3), normaliser=normaliser, reward_scaler=scaler)
-    plain, plain_scaler = ObservationNormaliser(2), RewardScaler(2, 0.9)
-    (clean,) = collect(AutoresetMode.SAME_STEP, 12, lengths=(3, 3), normaliser=plain, reward_scaler=plain_scaler)
-    np.testing.assert_array_equal(normaliser.moments.mean, plain.moments.mean)
+def test_nothing_is_learned_from_phantoms_by_the_normalizers():
+    normalizer, scaler = ObservationNormalizer(2), RewardScaler(2, 0.9)
+    (masked,) = collect(AutoresetMode.NEXT_STEP, 15, lengths=(3, 3), normalizer=normalizer, reward_scaler=scaler)
+    plain, plain_scaler = ObservationNormalizer(2), RewardScaler(2, 0.9)
+    (clean,) = collect(AutoresetMode.SAME_STEP, 12, lengths=(3, 3), normalizer=plain, reward_scaler=plain_scaler)
+    np.testing.assert_array_equal(normalizer.moments.mean, plain.moments.mean)
     np.testing.assert_allclose(scaler.moments.variance, plain_scaler.moments.variance, rtol=1e-12)
     torch.testing.assert_close(masked.rewards[masked.mask], clean.rewards[clean.mask])
 
 
-def test_reported_returns_are_the_environments_own_whatever_is_normalised():
+def test_reported_returns_are_the_environments_own_whatever_is_normalized():
     figures = []
     for scaler in (None, RewardScaler(2, 0.9)):
         envs = SyncVectorEnv([lambda n=n: Counter(n) for n in (3, 5)], autoreset_mode=AutoresetMode.SAME_STEP)

@@ -164,7 +164,7 @@ def test_steps_count_transitions_not_phantoms():
         ({"num_envs": 0}, "num_envs"),
         ({"gamma": 1.5}, "gamma"),
         ({"minibatch_size": 0}, "minibatch_size"),
-        ({"normalise_advantages": "row"}, "normalise_advantages"),
+        ({"normalize_advantages": "row"}, "normalize_advantages"),
         ({"target_kl": 0.0}, "target_kl"),
         ({"learning_rate": -1.0}, "learning_rate"),
     ],
@@ -188,7 +188,7 @@ def test_the_learning_rate_follows_its_schedule_and_ends_above_0_where_the_last_
     agent, rates = PPO("CartPole-v1", config), []
 
     def callback(agent: PPO) -> bool:
-        assert agent.optimiser.param_groups[0]["lr"] == agent.metrics["train/learning_rate"]
+        assert agent.optimizer.param_groups[0]["lr"] == agent.metrics["train/learning_rate"]
         rates.append((agent.metrics["train/learning_rate"], agent.metrics["train/clip"]))
         return True
 
@@ -197,24 +197,24 @@ def test_the_learning_rate_follows_its_schedule_and_ends_above_0_where_the_last_
     assert rates == [(pytest.approx(1e-3 * share), pytest.approx(0.2 * share)) for share in expected]
 
 
-def test_predict_sees_observations_as_training_does_and_teaches_the_normaliser_nothing():
-    config = PPOConfig(num_envs=2, num_steps=64, epochs=1, normalise_observations=True)
+def test_predict_sees_observations_as_training_does_and_teaches_the_normalizer_nothing():
+    config = PPOConfig(num_envs=2, num_steps=64, epochs=1, normalize_observations=True)
     agent = PPO("Pendulum-v1", config).learn(128)
-    before = agent.collector.normaliser.state_dict()
+    before = agent.collector.normalizer.state_dict()
     observations = agent.env.reset(seed=5)[0]
     actions, _ = agent.predict(observations, deterministic=True)
     seen = (observations - before["mean"]) / np.sqrt(before["squares"] / before["count"])
     with torch.no_grad():
         expected = agent.policy.actor(torch.tensor(seen, dtype=torch.float32)).clamp(-2, 2)
     np.testing.assert_allclose(actions, expected.numpy(), atol=1e-5)
-    after = agent.collector.normaliser.state_dict()
+    after = agent.collector.normalizer.state_dict()
     assert before["count"] == after["count"]
     np.testing.assert_array_equal(before["mean"], after["mean"])
 
 
-def test_adams_epsilon_is_that_of_baselines_in_config_and_optimiser():
+def test_adams_epsilon_is_that_of_baselines_in_config_and_optimizer():
     agent = PPO("CartPole-v1", TINY)
-    assert agent.optimiser.param_groups[0]["eps"] == agent.config.adam_eps == 1e-5
+    assert agent.optimizer.param_groups[0]["eps"] == agent.config.adam_eps == 1e-5
 
 
 @pytest.mark.slow

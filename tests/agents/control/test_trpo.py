@@ -94,7 +94,7 @@ def test_a_step_gains_within_the_trust_region_as_the_distributions_themselves_sa
     for _ in range(3):
         batch = make_batch(agent)
         before = distributions(copy.deepcopy(agent.policy), batch.observations)
-        figures = agent.improve(batch)
+        figures = agent.update(batch)
         after = distributions(agent.policy, batch.observations)
         kl = sum(kl_divergence(one, other) for one, other in zip(before, after, strict=True)).mean().item()
         assert figures["train/kl"] == pytest.approx(kl, rel=1e-3, abs=1e-6)
@@ -142,7 +142,7 @@ def coins(mask=None, **changes) -> Batch:
 
 def coin_agent(**changes) -> TRPO:
     torch.manual_seed(0)
-    settings = {"target_kl": 0.02, "normalise_advantages": "none", "num_envs": 1, **changes}
+    settings = {"target_kl": 0.02, "normalize_advantages": "none", "num_envs": 1, **changes}
     return TRPO(None, TRPOConfig(**settings), Coin())
 
 
@@ -153,7 +153,7 @@ def test_the_whole_step_of_a_coin_is_the_one_worked_out_by_hand(damping):
     For target 0.02 c is 0.2, heads then has sigmoid(0.4), and the true KL, 0.01987, allows it: one try.
     """
     agent = coin_agent(cg_damping=damping)
-    figures = agent.improve(coins())
+    figures = agent.update(coins())
     torch.testing.assert_close(agent.policy.logits.detach(), torch.tensor([0.2, -0.2]), rtol=1e-4, atol=0)
     heads = 1 / (1 + math.exp(-0.4))
     kl = 0.5 * math.log(0.5 / heads) + 0.5 * math.log(0.5 / (1 - heads))
@@ -163,16 +163,16 @@ def test_the_whole_step_of_a_coin_is_the_one_worked_out_by_hand(damping):
     assert figures["train/entropy"] == pytest.approx(math.log(2))
 
 
-@pytest.mark.parametrize("normalise", ["batch", "none"])
-def test_masked_steps_carry_no_weight_whatever_they_hold(normalise):
-    plain, masked = coin_agent(normalise_advantages=normalise), coin_agent(normalise_advantages=normalise)
+@pytest.mark.parametrize("normalize", ["batch", "none"])
+def test_masked_steps_carry_no_weight_whatever_they_hold(normalize):
+    plain, masked = coin_agent(normalize_advantages=normalize), coin_agent(normalize_advantages=normalize)
     mask = torch.tensor([[True], [True], [False], [False]])
     poisoned = {}
     for name in ("observations", "old_logprobs", "old_values", "advantages", "returns"):
         values = getattr(coins(mask), name)
         values[2:] = float("nan")
         poisoned[name] = values
-    expected, figures = plain.improve(coins()), masked.improve(coins(mask, **poisoned))
+    expected, figures = plain.update(coins()), masked.update(coins(mask, **poisoned))
     assert figures == expected
     for name, value in plain.policy.state_dict().items():
         assert torch.equal(value, masked.policy.state_dict()[name])
@@ -183,15 +183,15 @@ def test_the_policy_is_put_back_if_no_length_will_do_and_the_critic_learns_all_t
     real = agents.control.trpo.natural_step
     monkeypatch.setattr(agents.control.trpo, "natural_step", lambda *a, **k: (-real(*a, **k)[0], 0.0))  # downhill
     before = copy.deepcopy(agent.policy.state_dict())
-    figures = agent.improve(make_batch(agent))
+    figures = agent.update(make_batch(agent))
     assert figures["train/line_search_tries"] == figures["train/kl"] == figures["train/surrogate_gain"] == 0.0
     for name, value in agent.policy.state_dict().items():
         assert torch.equal(value, before[name]) == name.startswith("actor")
 
 
 def test_equal_advantages_move_nothing():
-    agent = coin_agent(normalise_advantages="batch")
-    figures = agent.improve(coins(advantages=torch.full((2, 1), 3.0)))
+    agent = coin_agent(normalize_advantages="batch")
+    figures = agent.update(coins(advantages=torch.full((2, 1), 3.0)))
     assert not agent.policy.logits.any()
     assert figures["train/line_search_tries"] == 0.0
 
@@ -200,9 +200,9 @@ def test_the_critic_learns_the_returns_and_its_step_size_follows_the_schedule():
     agent = make_agent("box", learning_rate=Linear(1e-2, 1e-3), critic_epochs=40, critic_minibatch_size=16)
     batch = make_batch(agent)
     batch = replace(batch, returns=batch.observations.sum(-1))
-    first = agent.improve(batch)
+    first = agent.update(batch)
     agent.span, agent.steps = (0, 80), 40
-    last = agent.improve(batch)
+    last = agent.update(batch)
     assert last["train/value_loss"] < first["train/value_loss"]
     values = agent.policy.values(batch.observations).detach()
     assert float((values - batch.returns).square().mean() / batch.returns.var()) < 0.01
@@ -210,10 +210,10 @@ def test_the_critic_learns_the_returns_and_its_step_size_follows_the_schedule():
     assert last["train/learning_rate"] == pytest.approx(5.5e-3)
 
 
-def test_the_fast_form_acts_by_what_was_learnt():
+def test_the_fast_form_acts_by_what_was_learned():
     agent = make_agent("discrete")
     batch = make_batch(agent)
-    agent.improve(batch)
+    agent.update(batch)
     seen = batch.observations[0]
     assert agent.learner is not agent.policy
     assert torch.equal(agent.learner.choose(seen, None), agent.policy.choose(seen, None))
@@ -223,9 +223,9 @@ def test_the_fast_form_acts_by_what_was_learnt():
 
 def test_what_is_not_finite_is_reported():
     with pytest.raises(FloatingPointError, match="surrogate"):
-        coin_agent().improve(coins(advantages=torch.full((2, 1), float("inf"))))
+        coin_agent().update(coins(advantages=torch.full((2, 1), float("inf"))))
     with pytest.raises(FloatingPointError, match="critic"):
-        coin_agent().improve(coins(returns=torch.full((2, 1), float("inf"))))
+        coin_agent().update(coins(returns=torch.full((2, 1), float("inf"))))
 
 
 def test_every_figure_is_explained():
@@ -251,7 +251,7 @@ def test_a_policy_without_outputs_is_refused():
         {"line_search_shrink": 1.0},
         {"critic_epochs": 0},
         {"critic_minibatch_size": 0},
-        {"normalise_advantages": "minibatch"},
+        {"normalize_advantages": "minibatch"},
         {"gamma": 2.0},
     ],
     ids=lambda bad: next(iter(bad)),
@@ -293,7 +293,7 @@ SETTINGS = {
     "critic_minibatch_size": 20,
     "seed": 5,
 }
-SETTINGS |= {"normalise_observations": True, "normalise_rewards": True, "learning_rate": Linear(1e-3)}
+SETTINGS |= {"normalize_observations": True, "normalize_rewards": True, "learning_rate": Linear(1e-3)}
 CONFIGS = {
     "CartPole-v1": TRPOConfig(**SETTINGS),
     "sync MountainCarContinuous-v0": TRPOConfig(**SETTINGS, sde_sample_freq=4),

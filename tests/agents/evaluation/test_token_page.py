@@ -44,7 +44,7 @@ def rollout_of():
         terminated=np.ones(B, bool), truncated=np.zeros(B, bool), stop_reason=np.array(["length", "eos", "eos"]),
         scores=np.array([0.5, -1.25, 2.0], np.float32),
     )  # fmt: skip
-    return rollout, rollout.judged(numbers()), rows
+    return rollout, rollout.to_batch(numbers()), rows
 
 
 def tables_of(valued=True):

@@ -1,4 +1,4 @@
-"""Distributions, heads, initialisation and schedules."""
+"""Distributions, heads, initialization and schedules."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_a_box_action_is_scored_unclipped_and_clipped_for_the_environment():
     np.testing.assert_array_equal(sent, np.clip(actions.numpy(), -0.1, 0.1).astype(np.float32))
 
 
-def test_initialisation_is_orthogonal_with_the_gains_of_baselines_and_nearly_uniform():
+def test_initialization_is_orthogonal_with_the_gains_of_baselines_and_nearly_uniform():
     policy = MLPPolicy(spaces.Box(-1, 1, (4,)), spaces.Discrete(6))
     for net, last in ((policy.actor, 0.01), (policy.critic, 1.0)):
         for layer, gain in zip((net[0], net[2], net[4]), (math.sqrt(2), math.sqrt(2), last), strict=True):

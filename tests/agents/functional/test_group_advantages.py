@@ -10,7 +10,7 @@ RETURNS = torch.tensor([1.0, 2.0, 6.0, -1.0, 0.0, 1.0])
 
 def test_a_return_beside_its_groups_mean_and_deviation_by_hand():
     plain = torch.tensor([-2.0, -1.0, 3.0, -1.0, 0.0, 1.0])
-    torch.testing.assert_close(group_advantages(RETURNS, 3, normalise_std=False), plain)
+    torch.testing.assert_close(group_advantages(RETURNS, 3, normalize_std=False), plain)
     deviations = torch.tensor([7.0**0.5] * 3 + [1.0] * 3)  # sum of squares 14 and 2, over n - 1 = 2
     torch.testing.assert_close(group_advantages(RETURNS, 3, epsilon=0.5), plain / (deviations + 0.5))
 

@@ -132,7 +132,7 @@ def test_the_step_of_a_coin_is_the_one_worked_out_by_hand(damping):
     assert float(step) == pytest.approx(0.4)
 
 
-def test_the_step_maximises_the_gain_within_the_ellipsoid():
+def test_the_step_maximizes_the_gain_within_the_ellipsoid():
     matrix, gradient = positive_definite(6)
     step, _ = natural_step(lambda v: matrix @ v, gradient, target_kl=0.05, steps=30, damping=0.0)
     assert float(step @ matrix @ step) / 2 == pytest.approx(0.05)

@@ -128,7 +128,7 @@ def test_a_row_writes_the_same_whatever_stands_beside_it():
     ],
     ids=["cold", "top-k", "top-p", "shortest and allowed"],
 )
-def test_logged_is_behaviour_is_evaluated_distribution(sampling):
+def test_logged_is_behavior_is_evaluated_distribution(sampling):
     policy = build("gpt2", sampling=sampling)
     written = generate(policy, RAGGED, max_new_tokens=16, generator=torch.Generator().manual_seed(2))
     judged = policy.evaluate(RAGGED, written.completions)
@@ -189,8 +189,8 @@ def test_a_policy_without_end_of_text_always_uses_its_budget():
 
 @pytest.mark.parametrize("kind", ["sliding", "local", "mpt", "bloom"])
 def test_models_that_mind_where_keys_stand_keep_transformers_own_cache_and_get_no_slots(kind):
-    assert isinstance(new_cache(build("gpt2").model.base_model, slots=2, capacity=4), PlainCache)
+    assert isinstance(new_cache(build("gpt2").model.base_model, max_concurrent_rows=2, capacity=4), PlainCache)
     policy = build(kind)
-    assert not isinstance(new_cache(policy.model.base_model, slots=2, capacity=4), PlainCache)
-    with pytest.raises(ValueError, match=f"{type(policy.model).__name__}'s do not: pass slots=None"):
-        generate(policy, RAGGED, max_new_tokens=20, slots=3)
+    assert not isinstance(new_cache(policy.model.base_model, max_concurrent_rows=2, capacity=4), PlainCache)
+    with pytest.raises(ValueError, match=f"{type(policy.model).__name__}'s do not: pass max_concurrent_rows=None"):
+        generate(policy, RAGGED, max_new_tokens=20, max_concurrent_rows=3)

@@ -204,9 +204,9 @@ def test_a_starting_adapter_is_the_reference_and_a_copy_of_it_is_trained(kind, t
     assert torch.equal(policy.evaluate(*rows()).logprobs, reference.evaluate(*rows()).logprobs)
     torch.testing.assert_close(reference.evaluate(*rows()).logprobs, expected, atol=1e-5, rtol=1e-5)
     frozen = [p.clone() for p in trunk.parameters(REFERENCE)]
-    optimiser = torch.optim.Adam([p for p in policy.parameters() if p.requires_grad], lr=0.05)
+    optimizer = torch.optim.Adam([p for p in policy.parameters() if p.requires_grad], lr=0.05)
     gradients(policy)
-    optimiser.step()
+    optimizer.step()
     assert all(torch.equal(p, was) for p, was in zip(trunk.parameters(REFERENCE), frozen, strict=True))
     torch.testing.assert_close(reference.evaluate(*rows()).logprobs, expected, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(policy.evaluate(*rows()).logprobs, expected, atol=1e-3)

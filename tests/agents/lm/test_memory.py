@@ -47,7 +47,7 @@ def config(request):
 
 
 def real(config, layout):
-    """Policy and optimiser after one step; the reference's weights."""
+    """Policy and optimizer after one step; the reference's weights."""
     from transformers import AutoModelForCausalLM
 
     build = lambda: AutoModelForCausalLM.from_config(config, dtype=layout.dtype)  # noqa: E731
@@ -57,20 +57,20 @@ def real(config, layout):
         trunk = AdaptedTrunk(model, layout.lora, value=layout.critic == "adapter")
     policy = CausalLMPolicy(model, critic=layout.critic, adapters=trunk)
     torch.nn.init.normal_(policy.value_head.weight)
-    optimiser = torch.optim.Adam([p for p in policy.parameters() if p.requires_grad], fused=True)
+    optimizer = torch.optim.Adam([p for p in policy.parameters() if p.requires_grad], fused=True)
     judged = policy.evaluate(torch.ones(2, 3, dtype=torch.long), torch.ones(2, 4, dtype=torch.long))
     (judged.logprobs.sum() + judged.values.sum()).backward()
-    optimiser.step()
+    optimizer.step()
     other = [] if trunk is not None else build()
     reference = 0 if trunk is not None else num_bytes([*other.parameters(), *other.buffers()])
-    return policy, optimiser, reference
+    return policy, optimizer, reference
 
 
 @pytest.mark.parametrize("name", list(LAYOUTS))
 def test_planned_weights_gradients_and_adam_states_are_what_real_tensors_take(config, name):
     planned = plan(config, LAYOUTS[name], WORK, reward=11)
-    policy, optimiser, reference = real(config, LAYOUTS[name])
-    held = held_bytes(policy, optimiser)
+    policy, optimizer, reference = real(config, LAYOUTS[name])
+    held = held_bytes(policy, optimizer)
     assert planned["policy_weights"] + planned["critic_weights"] == held["weights"]
     assert planned["gradients"] == held["gradients"]
     assert planned["adam_states"] == held["adam_states"]
@@ -106,7 +106,9 @@ def test_planned_cache_is_the_cache_that_decoding_allocates(config):
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_config(config).eval()
-    cache = new_cache(model.base_model, slots=WORK.rollout_rows, capacity=WORK.prompt_tokens + WORK.new_tokens - 1)
+    cache = new_cache(
+        model.base_model, max_concurrent_rows=WORK.rollout_rows, capacity=WORK.prompt_tokens + WORK.new_tokens - 1
+    )
     cache.expect(torch.arange(WORK.rollout_rows), 5)
     tokens = torch.ones(WORK.rollout_rows, 5, dtype=torch.long)
     model(input_ids=tokens, use_cache=True, **{cache_keyword(model): cache})
@@ -126,8 +128,8 @@ def test_the_total_holds_the_largest_of_update_rollout_and_checkpoint(config, na
 def test_planned_checkpoint_is_what_is_written_to_disk(config, name, tmp_path):
     from agents.runs import checkpoint
 
-    policy, optimiser, _ = real(config, LAYOUTS[name])
-    path = checkpoint.save(tmp_path / "c", {"p": dict(policy.state_dict()), "o": optimiser.state_dict()})
+    policy, optimizer, _ = real(config, LAYOUTS[name])
+    path = checkpoint.save(tmp_path / "c", {"p": dict(policy.state_dict()), "o": optimizer.state_dict()})
     planned = plan(config, LAYOUTS[name], WORK)["checkpoint_copy"]
     assert planned == sum(tensor.nbytes for tensor in load_file(path).values())
 

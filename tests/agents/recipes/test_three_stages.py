@@ -19,13 +19,13 @@ def turn(role, content):
 
 @pytest.fixture
 def data(tmp_path):
-    """Folder with chats, preferences and prompts; people prefer the true colour."""
+    """Folder with chats, preferences and prompts; people prefer the true color."""
     chats, pairs = [], []
     for index in range(48):
-        thing, colour = list(THINGS.items())[index % 2]
+        thing, color = list(THINGS.items())[index % 2]
         asked = [turn("system", "and " * (index // 4)), turn("user", f"what is {thing}")]
-        chats.append({"messages": [*asked, turn("assistant", colour if index % 3 else "red")]})
-        pairs.append({"prompt": asked, "chosen": colour, "rejected": "red"})
+        chats.append({"messages": [*asked, turn("assistant", color if index % 3 else "red")]})
+        pairs.append({"prompt": asked, "chosen": color, "rejected": "red"})
     for name, rows in (("chats", chats), ("pairs", pairs)):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return tmp_path

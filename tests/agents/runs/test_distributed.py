@@ -19,8 +19,8 @@ from textenvs.tokens.rows import PAD
 
 COUNT = 3
 CASES = {
-    "ppo": dict(algorithm="ppo", rows=ROWS - 1, minibatch_size=8, epochs=2, normalise_advantages="minibatch"),
-    "slots": dict(algorithm="ppo", kind="llama", rows=ROWS, collecting=dict(slots=3, missing_eos_penalty=0.5)),
+    "ppo": dict(algorithm="ppo", rows=ROWS - 1, minibatch_size=8, epochs=2, normalize_advantages="minibatch"),
+    "max_concurrent_rows": dict(algorithm="ppo", kind="llama", rows=ROWS, collecting=dict(max_concurrent_rows=3, missing_eos_penalty=0.5)),
     "empty shares": dict(algorithm="ppo", rows=4, minibatch_size=1, epochs=1),
     "early stop": dict(algorithm="ppo", rows=ROWS, minibatch_size=8, epochs=4, target_kl=1e-3),
     "grpo": dict(
@@ -86,17 +86,17 @@ def test_several_processes_do_what_one_does(together, case):
 
 
 def test_one_process_goes_on_where_several_stopped(together):
-    agent = agent_of(**CASES["slots"])
-    agent.load_state_dict(together["slots"]["between"])
+    agent = agent_of(**CASES["max_concurrent_rows"])
+    agent.load_state_dict(together["max_concurrent_rows"]["between"])
     agent.iterate()
-    torch.testing.assert_close(dict(agent.policy.state_dict()), together["slots"]["weights"], atol=1e-4, rtol=0)
-    assert (agent.collector.generator.get_state() == together["slots"]["generator"]).all()
+    torch.testing.assert_close(dict(agent.policy.state_dict()), together["max_concurrent_rows"]["weights"], atol=1e-4, rtol=0)
+    assert (agent.collector.generator.get_state() == together["max_concurrent_rows"]["generator"]).all()
 
 
 def test_all_begin_as_the_first_and_hear_of_each_other(together):
     heard = together["heard"]
     assert heard["weights"] == [0.0] * COUNT
-    assert heard["of_first"] == ["said by 0"] * COUNT
+    assert heard["broadcast"] == ["said by 0"] * COUNT
     assert heard["any"] == [(True, False)] * COUNT
     assert heard["gathered"] == list(range(COUNT))
 
@@ -111,13 +111,13 @@ def test_shares_are_all_rows_once_and_in_order(count, rows):
 
 def test_one_process_waits_for_nobody():
     assert ALONE.first
-    assert ALONE.gathered("mine") == ["mine"]
-    assert ALONE.of_first("mine") == "mine"
+    assert ALONE.all_gather("mine") == ["mine"]
+    assert ALONE.broadcast("mine") == "mine"
     assert ALONE.any(True)
     assert not ALONE.any(False)
     parameter = torch.nn.Parameter(torch.ones(2))
-    ALONE.add_gradients([parameter])
-    ALONE.begin_alike([parameter])
+    ALONE.all_reduce_gradients([parameter])
+    ALONE.broadcast_in_place([parameter])
     assert parameter.grad is None
 
 
@@ -133,15 +133,15 @@ def main(file):
     processes = Processes.launched("cpu")
     assert processes.count == COUNT
     begun = torch.full((2,), float(processes.index))
-    processes.begin_alike([begun])
+    processes.broadcast_in_place([begun])
     heard = {
-        "weights": [float(weights[0]) for weights in processes.gathered(begun)],
-        "of_first": processes.gathered(processes.of_first(f"said by {processes.index}")),
-        "any": processes.gathered((processes.any(processes.index == 1), processes.any(False))),
-        "gathered": processes.gathered(processes.index),
+        "weights": [float(weights[0]) for weights in processes.all_gather(begun)],
+        "broadcast": processes.all_gather(processes.broadcast(f"said by {processes.index}")),
+        "any": processes.all_gather((processes.any(processes.index == 1), processes.any(False))),
+        "gathered": processes.all_gather(processes.index),
     }
     found = {"heard": heard} | {case: outcome(case, processes) for case in CASES}
-    if processes.first:
+    if processes.is_main:
         torch.save(found, file)
     torch.distributed.destroy_process_group()
 

@@ -24,8 +24,8 @@ CONFIG = PPOConfig(
     epochs=2,
     learning_rate=Linear(1e-3),
     clip=Linear(0.2),
-    normalise_observations=True,
-    normalise_rewards=True,
+    normalize_observations=True,
+    normalize_rewards=True,
     hidden=(8, 8),
     seed=5,
 )

@@ -51,7 +51,7 @@ class Scorer:
 
 def agent_of(algorithm, kind="gpt2", rows=ROWS, collecting=None, beta=BETA, **options):
     settings = dict(minibatch_size=rows, learning_rate=1e-2) | (dict(value_coef=0.1) if algorithm == "ppo" else {})
-    config = TextAgentConfig.of(algorithm, **(settings | options))
+    config = TextAgentConfig.for_algorithm(algorithm, **(settings | options))
     policy = policy_of(kind, "shared" if config.uses_critic else "none")
     start = copy.deepcopy(policy)
 
@@ -79,11 +79,11 @@ def test_grpo_compares_scores_within_groups_and_leaves_the_kl_to_the_loss():
     assert (rollout.observations.view(4, 6, -1) == rollout.observations[::6, None]).all()
     scores = torch.from_numpy(rows.scores).view(4, 6)
     expected = ((scores - scores.mean(1, keepdim=True)) / (scores.std(1, keepdim=True) + 1e-4)).view(-1, 1)
-    batch = agent.judge(rollout)
+    batch = agent.compute_advantages(rollout)
     torch.testing.assert_close(batch.advantages, expected * rollout.mask)
     torch.testing.assert_close(batch.ref_logprobs, torch.from_numpy(rows.ref_logprobs))
     flat = (scores == scores[:, :1]).all(1).float().mean().item()
-    assert agent.improve(batch)["train/flat_groups"] == pytest.approx(flat)
+    assert agent.update(batch)["train/flat_groups"] == pytest.approx(flat)
 
 
 def test_rloo_compares_score_less_kl_with_the_mean_of_the_others():
@@ -94,7 +94,7 @@ def test_rloo_compares_score_less_kl_with_the_mean_of_the_others():
     rows = agent.collector.last
     returns = rows.scores - BETA * rows.kl.sum(1)
     assert np.abs(rows.kl.sum(1)).max() > 0.1
-    for i, advantage in enumerate(agent.judge(rollout).advantages[:, 0].tolist()):
+    for i, advantage in enumerate(agent.compute_advantages(rollout).advantages[:, 0].tolist()):
         others = [j for j in range(3 * (i // 3), 3 * (i // 3) + 3) if j != i]
         assert advantage == pytest.approx(returns[i] - returns[others].mean(), abs=1e-5)
 
@@ -102,7 +102,7 @@ def test_rloo_compares_score_less_kl_with_the_mean_of_the_others():
 def test_reinforce_subtracts_the_baseline_it_was_told():
     def judged_twice(**options):
         agent = agent_of("reinforce", **options)
-        return agent, agent.judge(rollout_of(agent)), agent.judge(rollout_of(agent))
+        return agent, agent.compute_advantages(rollout_of(agent)), agent.compute_advantages(rollout_of(agent))
 
     _, raw, _ = judged_twice(baseline="none")
     rewards = raw.advantages[:, 0]
@@ -121,14 +121,14 @@ def test_reward_to_go_is_the_sum_from_the_token_on():
     agent = agent_of("reinforce", baseline="none", reward_to_go=True)
     rollout = rollout_of(agent)
     expected = rollout.rewards.flip(1).cumsum(1).flip(1) * rollout.mask
-    torch.testing.assert_close(agent.judge(rollout).advantages, expected)
+    torch.testing.assert_close(agent.compute_advantages(rollout).advantages, expected)
 
 
 def test_actor_and_critic_may_look_along_the_text_by_lambdas_of_their_own():
     agent = agent_of("ppo", lam=0.5, critic_lam=1.0, whiten_rewards=True)
     torch.nn.init.normal_(agent.policy.value_head.weight)
     rollout = rollout_of(agent)
-    batch = agent.judge(rollout)
+    batch = agent.compute_advantages(rollout)
     rewards = whiten(rollout.rewards, rollout.mask, shift_mean=False)
     gae = generalized_advantages(
         rewards, rollout.values, rollout.next_values, rollout.terminated, rollout.ended,
@@ -167,22 +167,22 @@ def test_a_critic_is_neither_built_nor_asked_without_need(monkeypatch):
 @pytest.mark.parametrize("average", ["token", "sequence", "constant"])
 @pytest.mark.parametrize("estimator", ["k3", "full"])
 def test_microbatches_of_ragged_rows_equal_the_whole_minibatch(average, estimator):
-    def learnt(microbatch_size):
+    def learned(microbatch_size):
         agent = agent_of(
             "grpo", epochs=2, minibatch_size=12, microbatch_size=microbatch_size, average=average, entropy_coef=0.01,
             kl_estimator=estimator, beta=1.0,
         )  # fmt: skip
         with torch.no_grad():
             agent.policy.model.lm_head.weight.mul_(1.5)
-        batch = agent.judge(rollout_of(agent))
+        batch = agent.compute_advantages(rollout_of(agent))
         assert len(set(batch.mask.sum(1).tolist())) > 2
-        agent.optimiser = torch.optim.SGD(agent.policy.parameters(), lr=0.5)
-        agent.improve(batch)
+        agent.optimizer = torch.optim.SGD(agent.policy.parameters(), lr=0.5)
+        agent.update(batch)
         return parameters_of(agent)
 
-    whole = learnt(None)
+    whole = learned(None)
     for size in (1, 5):
-        torch.testing.assert_close(learnt(size), whole, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(learned(size), whole, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3", "full"])
@@ -190,7 +190,7 @@ def test_the_kl_in_the_loss_is_the_estimators_mean_times_beta(estimator):
     agent = agent_of("grpo", kl_estimator=estimator, average="token")
     with torch.no_grad():
         agent.policy.model.lm_head.weight.mul_(1.5)
-    batch = agent.judge(rollout_of(agent))
+    batch = agent.compute_advantages(rollout_of(agent))
     judged = agent.policy.evaluate(batch.observations, batch.actions, batch.mask, reference=agent.reference)
     ours, theirs = judged.logprobs[batch.mask], batch.ref_logprobs[batch.mask]
     known = {"k1": kl.k1, "k2": kl.k2, "k3": kl.k3}
@@ -218,7 +218,7 @@ def test_the_newest_batch_can_be_looked_at_and_tokens_a_second_are_its_tokens(al
 
 def test_padding_may_hold_anything():
     agent = agent_of("grpo", kl_estimator="k3", average="sequence")
-    batch = agent.judge(rollout_of(agent))
+    batch = agent.compute_advantages(rollout_of(agent))
     judged = agent.policy.evaluate(batch.observations, batch.actions, batch.mask)
     objective = text_objective(agent.config, clip=0.2, beta=0.7)
     expected, _ = objective(judged, batch, batch.mask)
@@ -234,7 +234,7 @@ def test_whatever_padding_was_paid_judges_no_text(algorithm):
     agent = agent_of(algorithm, **({"reward_to_go": True} if algorithm == "reinforce" else {}))
     rollout = rollout_of(agent)
     assert not rollout.mask.all()
-    expected = agent.judge(rollout).advantages
+    expected = agent.compute_advantages(rollout).advantages
     rewards = rollout.rewards.masked_fill(~rollout.mask, float("nan"))
     poisoned = dataclasses.replace(rollout, rewards=rewards)
     torch.testing.assert_close(agent.judge(poisoned).advantages, expected, rtol=0, atol=0)
@@ -281,7 +281,7 @@ def test_tokens_are_averaged_as_the_setting_says(average):
 
 def stray_batch(agent):
     """A batch, and what a policy says of it that has moved far from the one that wrote it."""
-    batch = agent.judge(rollout_of(agent))
+    batch = agent.compute_advantages(rollout_of(agent))
     with torch.no_grad():
         agent.policy.model.lm_head.weight.mul_(-3.0)
     return batch, agent.policy.evaluate(batch.observations, batch.actions, batch.mask)
@@ -292,7 +292,7 @@ def test_a_kl_that_the_reward_charges_is_not_charged_by_the_loss_as_well(algorit
     agent = agent_of(algorithm, kl_in="reward")
     with torch.no_grad():
         agent.policy.model.lm_head.weight.mul_(1.5)
-    batch = agent.judge(rollout_of(agent))
+    batch = agent.compute_advantages(rollout_of(agent))
     assert batch.ref_logprobs is not None
     judged = agent.policy.evaluate(batch.observations, batch.actions, batch.mask)
     losses = [text_objective(agent.config, clip=0.2, beta=beta)(judged, batch, batch.mask)[0] for beta in (0.0, 9.0)]
@@ -317,7 +317,7 @@ def everything(algorithm):
     collecting = {
         "ppo": lambda: {"kl_controller": AdaptiveKL(target=0.1, horizon=60.0)},
         "grpo": lambda: {
-            "score_scaler": ScoreScaler(standardise=True, limit=2.0),
+            "score_scaler": ScoreScaler(standardize=True, limit=2.0),
             "kl_controller": AnnealedKL(start=0.9, end=0.3, horizon=3.0 * ROWS),
         },
         "rloo": lambda: {"score_scaler": ScoreScaler(limit=2.0)},
@@ -327,7 +327,7 @@ def everything(algorithm):
         "ppo": {"critic_lam": 1.0},
         "grpo": {"kl_estimator": "full", "epochs": 2, "minibatch_size": 8, "clip_high": 0.3, "dual_clip": 3.0},
         "rloo": {},
-        "reinforce": {"baseline": "moving", "normalise_advantages": "batch"},
+        "reinforce": {"baseline": "moving", "normalize_advantages": "batch"},
     }[algorithm]
     return agent_of(algorithm, collecting=collecting, **options)
 
@@ -361,8 +361,8 @@ def test_it_learns_to_say_what_is_paid_for(algorithm, kind):
     assert agent.metrics["rollout/kl_per_sequence"] > 0.5
 
 
-def test_scores_are_standardised_by_all_that_was_seen_and_clipped():
-    scaler = ScoreScaler(standardise=True, limit=1.0)
+def test_scores_are_standardized_by_all_that_was_seen_and_clipped():
+    scaler = ScoreScaler(standardize=True, limit=1.0)
     first, second = np.float32([1, 3]), np.float32([5, 11])
     np.testing.assert_allclose(scaler(first), [-1, 1])
     everything = np.float32([1, 3, 5, 11])
@@ -387,7 +387,7 @@ def test_scores_are_standardised_by_all_that_was_seen_and_clipped():
         ("grpo", {"critic_lam": 0.9}, "critic_lam needs a critic"),
         ("grpo", {"value_clip": 0.2}, "value_clip needs a critic"),
         ("grpo", {"gamma": 0.9}, "gamma is 1, not 0.9"),
-        ("rloo", {"normalise_std": True}, "normalise_std is GRPO's"),
+        ("rloo", {"normalize_std": True}, "normalize_std is GRPO's"),
         ("rloo", {"clip_high": 0.3}, "clip_high is of the clipped loss"),
         ("rloo", {"epochs": 2}, "one pass over a batch, not 2"),
         ("ppo", {"baseline": "batch"}, "baseline is REINFORCE's"),
@@ -410,7 +410,7 @@ def test_scores_are_standardised_by_all_that_was_seen_and_clipped():
 )
 def test_what_does_not_apply_is_refused_with_the_reason(algorithm, options, said):
     with pytest.raises(ValueError, match=said):
-        TextAgentConfig.of(algorithm, **options)
+        TextAgentConfig.for_algorithm(algorithm, **options)
 
 
 def test_an_agent_predicts_tokens_for_what_the_environment_shows():
@@ -430,7 +430,7 @@ def test_an_agent_whose_parts_disagree_is_refused():
         agent = agent_of(algorithm)
         with pytest.raises(ValueError, match=said):
             TextAgent(
-                TextAgentConfig.of(algorithm, minibatch_size=ROWS, **options), policy or agent.policy,
+                TextAgentConfig.for_algorithm(algorithm, minibatch_size=ROWS, **options), policy or agent.policy,
                 collector=collector or agent.collector, reference=reference,
             )  # fmt: skip
 
@@ -442,7 +442,7 @@ def test_an_agent_whose_parts_disagree_is_refused():
     refused("needs a critic", "ppo", policy=policy_of("gpt2", "none"))
     agent = agent_of("rloo")
     with pytest.raises(ValueError, match="minibatch_size must be 24 or more, received 8"):
-        TextAgent(TextAgentConfig.of("rloo", minibatch_size=8), agent.policy, collector=agent.collector)
+        TextAgent(TextAgentConfig.for_algorithm("rloo", minibatch_size=8), agent.policy, collector=agent.collector)
     both = agent_of("grpo", kl_in="both")
     assert both.collector.charges_kl
     both.learn(ROWS)
@@ -452,14 +452,14 @@ def test_an_agent_whose_parts_disagree_is_refused():
 def test_the_update_is_ppos_own_where_the_settings_are():
     """The composed objective with PPO's defaults against ``agents.update.ppo_objective``: bit for bit."""
 
-    def learnt(objective):
+    def learned(objective):
         agent = agent_of("ppo", minibatch_size=8)
-        batch = agent.judge(rollout_of(agent))
+        batch = agent.compute_advantages(rollout_of(agent))
         update(
-            agent.policy, agent.optimiser, batch, agent.config, clip=0.2,
+            agent.policy, agent.optimizer, batch, agent.config, clip=0.2,
             generator=torch.Generator().manual_seed(0), objective=objective,
         )  # fmt: skip
         return parameters_of(agent)
 
-    composed = text_objective(TextAgentConfig.of("ppo", value_coef=0.1), clip=0.2, beta=0.0)
-    assert torch.equal(learnt(composed), learnt(None))
+    composed = text_objective(TextAgentConfig.for_algorithm("ppo", value_coef=0.1), clip=0.2, beta=0.0)
+    assert torch.equal(learned(composed), learned(None))

@@ -326,11 +326,13 @@ def test_a_state_of_rollouts_that_were_paid_otherwise_is_refused(other, said):
 
 def test_slots_change_nothing_of_a_rollout_and_reach_whoever_writes():
     policy = policy_of()
-    whole, slotted = (TextCollector(envs_of(), seed=1, slots=slots) for slots in (None, 3))
+    whole, slotted = (
+        TextCollector(envs_of(), seed=1, max_concurrent_rows=max_concurrent_rows) for max_concurrent_rows in (None, 3)
+    )
     for _ in range(2):  # the second rollout shows that the generators ended alike
         (expected, _), (found, _) = whole.collect(policy), slotted.collect(policy)
         assert found.actions.equal(expected.actions)
         for name in ("logprobs", "values", "rewards"):
             torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-5, rtol=1e-5)
-    with pytest.raises(ValueError, match="slots must be at least 1"):
-        TextCollector(envs_of(), slots=0)
+    with pytest.raises(ValueError, match="max_concurrent_rows must be at least 1"):
+        TextCollector(envs_of(), max_concurrent_rows=0)

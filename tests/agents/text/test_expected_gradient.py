@@ -1,7 +1,7 @@
 """What each algorithm climbs in the mean: its own gradient on every batch it could draw, weighted by the probability.
 
 Nothing is sampled. On a problem of seven completions all texts, pairs or triples of a prompt are handed to the agent's
-own ``judge`` and ``improve`` in float64, one batch after the other; the sum is held against the policy gradient
+own ``judge`` and ``update`` in float64, one batch after the other; the sum is held against the policy gradient
 theorem's (``exact.objective_gradient``), at the reference, where no KL is charged yet, and away from it.
 """
 
@@ -24,13 +24,13 @@ SHAPE = (2, len(TREE.prefixes), TREE.vocab_size)
 PROMPTS = np.array([[1], [2]])
 
 
-def normalised(logits):
+def normalized(logits):
     return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
 
 
 RNG = np.random.default_rng(0)
-REFERENCE = normalised(RNG.normal(size=SHAPE))
-AWAY = normalised(REFERENCE + RNG.normal(size=SHAPE))
+REFERENCE = normalized(RNG.normal(size=SHAPE))
+AWAY = normalized(REFERENCE + RNG.normal(size=SHAPE))
 SCORES = RNG.normal(size=(2, len(TREE.completions)))
 WRONG_VALUES = RNG.normal(size=SHAPE[:2])
 
@@ -43,10 +43,10 @@ class Table(TabularTextPolicy):
 
 def agent_of(algorithm, logprobs, rows, **options):
     settings = {"minibatch_size": rows, "learning_rate": 0.0, "max_grad_norm": 1e9, "average": "constant"}
-    settings |= {"normalise_advantages": "none", "kl_in": "reward"} | options
+    settings |= {"normalize_advantages": "none", "kl_in": "reward"} | options
     if algorithm == "grpo":
-        settings.setdefault("normalise_std", False)
-    config = TextAgentConfig.of(algorithm, **settings)
+        settings.setdefault("normalize_std", False)
+    config = TextAgentConfig.for_algorithm(algorithm, **settings)
     states = np.concatenate([np.repeat(PROMPTS, SHAPE[1], 0), np.tile(TREE.prefixes, (2, 1))], axis=1)
     build = Table if config.uses_critic else TabularTextPolicy
     policy = build(states, logprobs.reshape(-1, SHAPE[2]), prompt_length=1, eos_token_id=0).double()
@@ -86,7 +86,7 @@ def expected_gradient(algorithm, logprobs, rows, values=WRONG_VALUES, past=None,
     for prompt in range(2):
         for chosen in itertools.product(range(len(TREE.completions)), repeat=rows):
             agent.moving_baseline = past
-            agent.improve(agent.judge(rollout_of(prompt, chosen, logprobs, values, charged)))
+            agent.update(agent.compute_advantages(rollout_of(prompt, chosen, logprobs, values, charged)))
             weight = probabilities[prompt, list(chosen)].prod()
             found -= weight * agent.policy.table.logits.grad[:-1].numpy().reshape(SHAPE)
     return found
@@ -169,7 +169,7 @@ def test_grpos_deviation_makes_of_a_pair_who_won_and_not_by_how_much():
     np.testing.assert_allclose(won, np.sign(apart) / np.sqrt(2), atol=0.01)
     credit = (won * probabilities[:, None]).sum(2)
     expected = np.einsum("my,my,mysv->msv", probabilities, credit, text_gradients(AWAY)) / T
-    found = expected_gradient("grpo", AWAY, 2, group_size=2, normalise_std=True)
+    found = expected_gradient("grpo", AWAY, 2, group_size=2, normalize_std=True)
     equal(found, expected)
     climbed = objective_gradient(AWAY)
     assert (found * climbed).sum() / np.linalg.norm(found) / np.linalg.norm(climbed) < 0.999
@@ -177,8 +177,8 @@ def test_grpos_deviation_makes_of_a_pair_who_won_and_not_by_how_much():
 
 def test_the_mean_of_texts_means_weighs_a_text_by_one_over_its_length():
     returns, probabilities = returns_of(AWAY)
-    centred = returns - (probabilities * returns).sum(1, keepdims=True)
-    weighed = probabilities * centred / TREE.mask.sum(1)
+    centered = returns - (probabilities * returns).sum(1, keepdims=True)
+    weighed = probabilities * centered / TREE.mask.sum(1)
     # the two of a pair share a baseline: what is subtracted, half a return each, has mean (E R) / 2 beside R / 2
     expected = 0.5 * np.einsum("my,mysv->msv", weighed, text_gradients(AWAY))
     equal(expected_gradient("grpo", AWAY, 2, group_size=2, average="sequence"), expected)
@@ -203,5 +203,5 @@ def test_at_the_optimum_all_returns_are_equal_so_that_no_group_teaches_anything_
     optimum = exact.soft_optimum(TREE, REFERENCE, SCORES, BETA).logprobs
     agent = agent_of("rloo", optimum, 3, group_size=3)
     for chosen in itertools.combinations(range(len(TREE.completions)), 3):
-        batch = agent.judge(rollout_of(1, chosen, optimum, WRONG_VALUES, charged=True))
+        batch = agent.compute_advantages(rollout_of(1, chosen, optimum, WRONG_VALUES, charged=True))
         assert batch.advantages.abs().max() < 1e-12

@@ -59,7 +59,7 @@ def agent_of(kind="gpt2", critic="shared", num_envs=24, **options):
 
 def judged(agent):
     rollout, _ = agent.collector.collect(agent.policy)
-    return rollout.judged(
+    return rollout.to_batch(
         generalized_advantages(
             rollout.rewards, rollout.values, rollout.next_values, rollout.terminated, rollout.ended,
             gamma=1.0, lam=0.95, mask=rollout.mask,
@@ -79,29 +79,29 @@ def test_without_learning_every_minibatch_of_every_epoch_has_ratio_one(kind, cri
 
 
 def test_at_ratio_one_the_gradient_is_the_plain_policy_gradients():
-    agent = agent_of(epochs=1, minibatch_size=24, value_coef=0.0, normalise_advantages="none", max_grad_norm=1e9)
+    agent = agent_of(epochs=1, minibatch_size=24, value_coef=0.0, normalize_advantages="none", max_grad_norm=1e9)
     batch = judged(agent)
     mask = batch.mask
     evaluation = agent.policy.evaluate(batch.observations, batch.actions, mask)
     (-(evaluation.logprobs * batch.advantages)[mask].sum() / mask.sum()).backward()
     expected = [p.grad.clone() for p in agent.policy.model.parameters()]
-    optimiser = torch.optim.SGD(agent.policy.parameters(), lr=0.0)
-    update(agent.policy, optimiser, batch, agent.config, clip=0.2, generator=torch.Generator())
+    optimizer = torch.optim.SGD(agent.policy.parameters(), lr=0.0)
+    update(agent.policy, optimizer, batch, agent.config, clip=0.2, generator=torch.Generator())
     got = [p.grad for p in agent.policy.model.parameters()]
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("size", [1, 5])
 def test_microbatches_of_ragged_rows_equal_the_whole_minibatch(size):
-    def learnt(microbatch_size):
+    def learned(microbatch_size):
         agent = agent_of(epochs=2, minibatch_size=12, microbatch_size=microbatch_size, entropy_coef=0.01)
         batch = judged(agent)
         assert len(set(batch.mask.sum(1).tolist())) > 2
-        optimiser = torch.optim.SGD(agent.policy.parameters(), lr=0.5)
-        update(agent.policy, optimiser, batch, agent.config, clip=0.2, generator=torch.Generator().manual_seed(0))
+        optimizer = torch.optim.SGD(agent.policy.parameters(), lr=0.5)
+        update(agent.policy, optimizer, batch, agent.config, clip=0.2, generator=torch.Generator().manual_seed(0))
         return torch.cat([p.detach().flatten() for p in agent.policy.parameters()])
 
-    torch.testing.assert_close(learnt(size), learnt(None), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(learned(size), learned(None), atol=1e-5, rtol=1e-5)
 
 
 def parameters_of(agent):
@@ -140,7 +140,7 @@ def test_it_learns_to_say_what_is_paid_for(kind):
 def test_logprob_drift_is_the_gap_between_sampled_and_recomputed_log_probs_before_any_step():
     agent = agent_of(epochs=2, minibatch_size=8, learning_rate=0.05)
     rollout, _ = agent.collector.collect(agent.policy)
-    batch = agent.judge(rollout)
+    batch = agent.compute_advantages(rollout)
     shifted = type(batch)(**{**vars(batch), "old_logprobs": batch.old_logprobs - 0.25 * batch.mask})
-    figures = agent.improve(shifted)
+    figures = agent.update(shifted)
     assert figures["train/logprob_drift"] == pytest.approx(0.25, abs=1e-5)  # later minibatches drift on top of it

@@ -1,4 +1,4 @@
-"""Tasks whose value and policy are known by hand, learnt by the real PPO through its real collector."""
+"""Tasks whose value and policy are known by hand, learned by the real PPO through its real collector."""
 
 import numpy as np
 import pytest

@@ -12,7 +12,7 @@ from reward_models.data.comparisons import (
     rating_counts,
     split_snippets,
 )
-from reward_models.data.movie_ratings import RatedSnippet, normalise_text
+from reward_models.data.movie_ratings import RatedSnippet, normalize_text
 from reward_models.data.pairs import PreferencePair
 from reward_models.evaluation.accuracy import accuracy_by_length, comparison_accuracy, gap_accuracy, human_pair_accuracy
 from reward_models.losses import bradley_terry_loss, pair_accuracy
@@ -59,7 +59,7 @@ def test_an_epoch_has_each_snippet_at_most_once_and_regroups(rng):
 def test_equal_texts_up_to_case_and_punctuation_fall_on_one_side():
     snippets = [RatedSnippet(text=text, ratings=(1,)) for i in range(40) for text in (f"Text {i}.", f"text, {i}")]
     train, heldout = split_snippets(snippets, heldout_share=0.25)
-    sides = [{normalise_text(snippet.text) for snippet in side} for side in (train, heldout)]
+    sides = [{normalize_text(snippet.text) for snippet in side} for side in (train, heldout)]
     assert not sides[0] & sides[1]
     assert (len(train), len(heldout)) == (60, 20)
     assert split_snippets(snippets, heldout_share=0.25) == (train, heldout)
@@ -121,7 +121,7 @@ def test_accuracy_by_length_by_hand():
     assert list(nothing.values()) == [None, None, None]
 
 
-def test_divided_judgements_count_by_their_shares_in_accuracy_by_length():
+def test_divided_judgments_count_by_their_shares_in_accuracy_by_length():
     # Of four comparisons rater against rater a is above b in three and below in one: 3/4 against 1/4.
     two = [RatedSnippet(text="a", ratings=(2, 0)), RatedSnippet(text="b", ratings=(1, -1))]
     found = accuracy_by_length(np.array([1.0, 0.0]), np.array([5, 3]), group_comparisons(two))

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from agents.recipes.reward_model import rated_splits
-from reward_models.data.movie_ratings import load_rated_words, normalise_text
+from reward_models.data.movie_ratings import load_rated_words, normalize_text
 from reward_models.data.movie_reviews import judge_reviews, judge_sentences, movie_review_splits, openings
 
 
@@ -14,16 +14,16 @@ def splits():
 
 @pytest.fixture(scope="module")
 def texts(splits):
-    """Normalised texts by purpose; the language model's and the judge's are sentences."""
+    """Normalized texts by purpose; the language model's and the judge's are sentences."""
     reward_train, reward_heldout = rated_splits()
     return {
-        "language model": {normalise_text(s) for review in splits.train for s in review},
-        "validation": {normalise_text(s) for s in splits.validation},
-        "prompts to train": {normalise_text(s) for s in splits.prompt_train},
-        "prompts to test": {normalise_text(s) for s in splits.prompt_test},
+        "language model": {normalize_text(s) for review in splits.train for s in review},
+        "validation": {normalize_text(s) for s in splits.validation},
+        "prompts to train": {normalize_text(s) for s in splits.prompt_train},
+        "prompts to test": {normalize_text(s) for s in splits.prompt_test},
         "judge": judge_sentences(),
-        "reward model": {normalise_text(snippet.text) for snippet in reward_train},
-        "reward model, held out": {normalise_text(snippet.text) for snippet in reward_heldout},
+        "reward model": {normalize_text(snippet.text) for snippet in reward_train},
+        "reward model, held out": {normalize_text(snippet.text) for snippet in reward_heldout},
     }
 
 
@@ -39,7 +39,7 @@ def test_no_text_serves_two_purposes(texts):
 
 
 def test_whole_reviews_of_the_judge_are_no_rated_snippets(splits, texts):
-    judged = {normalise_text(review.text) for review in splits.judge}
+    judged = {normalize_text(review.text) for review in splits.judge}
     assert len(judged) == 12_500
     for purpose in ("reward model", "reward model, held out", "language model"):
         assert not judged & texts[purpose]
@@ -76,6 +76,6 @@ def test_openings_are_distinct_short_and_the_same_for_the_same_seed(splits):
 @pytest.mark.parametrize(
     "text", ["It's  FINE, really!", "Ünïcode – dashes — “quotes”", "", "10/10 \n would\twatch", "İ"]
 )
-def test_normalised_text_is_its_runs_of_ascii_letters_and_digits(text):
+def test_normalized_text_is_its_runs_of_ascii_letters_and_digits(text):
 
-    assert normalise_text(text) == " ".join(re.findall(r"[a-z0-9]+", text.lower()))
+    assert normalize_text(text) == " ".join(re.findall(r"[a-z0-9]+", text.lower()))

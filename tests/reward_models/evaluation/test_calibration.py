@@ -25,7 +25,7 @@ def test_the_error_by_hand():
     assert found.error == pytest.approx(0.5 * 0.1 + 0.5 * 0.15)
 
 
-def test_weights_are_shares_of_judgements():
+def test_weights_are_shares_of_judgments():
     # Three of four raters took the text that the model gives 0.75: exactly calibrated. One weighing twice is not.
     divided = np.array([0.75, 0.25])
     assert reliability(divided, np.array([0.75, 0.25])).error == pytest.approx(0.0)

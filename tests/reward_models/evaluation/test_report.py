@@ -81,7 +81,7 @@ def test_ratings_have_the_same_figures_and_their_own():
     assert figures["pair_accuracy"] == 1
     assert figures["pair_accuracy_gap1"] == 1
     assert figures["human_pair_accuracy"] > 0.5
-    # Judgements that differ: abc over a in 3 of 3 (one tie), abc over xy 4 of 4, a over xy 4 of 4 (shares 3/4, 1, 1).
+    # Judgments that differ: abc over a in 3 of 3 (one tie), abc over xy 4 of 4, a over xy 4 of 4 (shares 3/4, 1, 1).
     assert figures["longer_chosen_share"] == pytest.approx((3 / 4 + 1) / (3 / 4 + 2))
 
 

@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 
-from reward_models.data.movie_reviews import LabelledReview
+from reward_models.data.movie_reviews import LabeledReview
 from reward_models.evaluation import sentiment_judge
 from reward_models.evaluation.sentiment_judge import Judge
 
 GOOD = ["a fine film", "fine acting, a joy", "a joy of a film", "fine fine plot"]
 BAD = ["a dull film", "dull acting, a bore", "a bore of a film", "dull dull plot"]
-REVIEWS = [LabelledReview(text=t, label=1) for t in GOOD] + [LabelledReview(text=t, label=0) for t in BAD]
+REVIEWS = [LabeledReview(text=t, label=1) for t in GOOD] + [LabeledReview(text=t, label=0) for t in BAD]
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ def test_the_interval_of_equal_scores_is_a_point_and_grows_with_their_spread():
     np.testing.assert_allclose(wide, 5 * np.array(narrow))
 
 
-def test_the_interval_covers_the_true_centre_about_as_often_as_it_says():
+def test_the_interval_covers_the_true_center_about_as_often_as_it_says():
     generator = np.random.default_rng(0)
     hits = [
         low <= 0.0 <= high

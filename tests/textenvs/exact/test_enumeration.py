@@ -14,16 +14,16 @@ def problem():
     """Two prompts over five tokens, of which 1 ends a text, and four places; reference and scores at random."""
     generator = np.random.default_rng(0)
     tree = exact.TokenTree.build(5, 1, 4)
-    ref = _normalised(generator.normal(size=(2, len(tree.prefixes), 5)))
+    ref = _normalized(generator.normal(size=(2, len(tree.prefixes), 5)))
     return tree, ref, generator.normal(size=(2, len(tree.completions)))
 
 
-def _normalised(logits):
+def _normalized(logits):
     return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
 
 
 def _random_policy(tree, seed, scale=1.0):
-    return _normalised(np.random.default_rng(seed).normal(scale=scale, size=(2, len(tree.prefixes), 5)))
+    return _normalized(np.random.default_rng(seed).normal(scale=scale, size=(2, len(tree.prefixes), 5)))
 
 
 def _brute_force_rows():
@@ -103,12 +103,12 @@ def test_the_shortfall_of_any_policy_is_its_kl_to_the_optimum(problem):
 def test_the_gradient_equals_finite_differences_and_vanishes_at_the_optimum(problem):
     tree, ref, scores = problem
     logits = np.random.default_rng(3).normal(size=ref.shape)
-    gradient = exact.objective_gradient(tree, _normalised(logits), ref, scores, BETA)
+    gradient = exact.objective_gradient(tree, _normalized(logits), ref, scores, BETA)
     for index in [(0, 0, 2), (1, 3, 1), (0, 40, 4)]:
         step = np.zeros_like(logits)
         step[index] = 1e-5
         ahead, behind = (
-            exact.outcome(tree, _normalised(logits + sign * step), ref, scores, BETA).objective.sum()
+            exact.outcome(tree, _normalized(logits + sign * step), ref, scores, BETA).objective.sum()
             for sign in (1, -1)
         )
         np.testing.assert_allclose(gradient[index], (ahead - behind) / 2e-5, rtol=1e-5, atol=1e-9)
@@ -121,7 +121,7 @@ def test_every_perturbation_of_the_optimum_is_worse(problem):
     optimum = exact.soft_optimum(tree, ref, scores, BETA)
     for seed in range(20):
         noise = np.random.default_rng(seed).normal(scale=0.01, size=ref.shape)
-        worse = exact.outcome(tree, _normalised(optimum.logprobs + noise), ref, scores, BETA).objective
+        worse = exact.outcome(tree, _normalized(optimum.logprobs + noise), ref, scores, BETA).objective
         assert (worse < optimum.soft_values[:, 0]).all()
 
 

@@ -100,7 +100,7 @@ def test_one_step_from_the_same_state_equals_the_scalar_environment_on_any_cpu(e
         scalar.state = state[row]
         observation, reward, ended, _, _ = scalar.step(actions[row])
         np.testing.assert_allclose(observations[row], observation, rtol=1e-6, atol=1e-7)
-        # Pendulum's torque is float32, and its price 0.001 torque^2 <= 0.004 may round to either neighbour (4.7e-10).
+        # Pendulum's torque is float32, and its price 0.001 torque^2 <= 0.004 may round to either neighbor (4.7e-10).
         np.testing.assert_allclose(rewards[row], reward, rtol=1e-12, atol=1e-9)
         assert terminated[row] == ended
         assert not truncated[row]

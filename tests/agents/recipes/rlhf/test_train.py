@@ -334,7 +334,7 @@ def test_a_run_starts_from_an_adapter_which_is_its_reference(inputs, tmp_path):
     assert run(inputs, tmp_path / "second", "--memory", "adapters", **options) == 0
     second = json.loads((tmp_path / "second" / "summary.json").read_text())
     assert second["score_before"] == pytest.approx(first["score_after"])
-    assert second["kl_per_sequence"] == pytest.approx(0.0, abs=1e-5)  # only the value learnt
+    assert second["kl_per_sequence"] == pytest.approx(0.0, abs=1e-5)  # only the value learned
     assert run(inputs, tmp_path / "third", "--memory", "adapters", adapter=tmp_path) == 2
 
 
@@ -422,7 +422,7 @@ def test_a_reward_model_that_is_an_adapter_over_the_same_trunk_lives_on_it(input
     ("algorithm", "flags"),
     [
         ("grpo", ["--group-size", "4", "--kl-estimator", "full", "--clip-high", "0.28", "--score-clip", "2"]),
-        ("rloo", ["--normalise-scores"]),
+        ("rloo", ["--normalize-scores"]),
         ("reinforce", ["--baseline", "moving", "--reward-to-go"]),
     ],
 )
@@ -468,7 +468,7 @@ def test_every_algorithm_resumes_where_an_undisturbed_run_ends_and_has_no_critic
         (["--memory", "full", "--no-value-adapter"], "value_adapter: this needs memory adapters"),
         (["--memory", "adapters", "--adapter", "x", "--lora-rank", "9"], "the adapter that training starts from"),
         (["--reward-uncertainty-coef", "3"], "reward_uncertainty_coef is of reward_combine uncertainty, received mean"),
-        (["--slots", "0"], "slots must be at least 1, or None for all at once, received 0"),
+        (["--max-concurrent-rows", "0"], "max_concurrent_rows must be at least 1, or None for all at once, received 0"),
     ],
 )
 def test_options_that_do_not_apply_are_refused_at_the_door(flags, said, capsys, tmp_path):
@@ -481,7 +481,7 @@ def test_options_that_do_not_apply_are_refused_at_the_door(flags, said, capsys, 
 
 def test_slots_change_no_text_and_no_lesson_and_bound_the_planned_cache(inputs, tmp_path):
     assert run(inputs, tmp_path / "all", threads=1) == 0
-    assert run(inputs, tmp_path / "three", threads=1, slots=3) == 0
+    assert run(inputs, tmp_path / "three", threads=1, max_concurrent_rows=3) == 0
     samples = [json.loads((tmp_path / name / "samples.json").read_text()) for name in ("all", "three")]
     texts = [[(row["prompt"], row["before"], row["after"]) for row in each["samples"]] for each in samples]
     assert texts[0] == texts[1]
@@ -489,10 +489,10 @@ def test_slots_change_no_text_and_no_lesson_and_bound_the_planned_cache(inputs, 
     for name, tensor in whole.items():
         torch.testing.assert_close(slotted[name], tensor, atol=1e-3, rtol=1e-3)  # Adam divides rounding by its size
     planned = []
-    for slots in (None, 2, 16):
+    for max_concurrent_rows in (None, 2, 16):
         config = TrainTextConfig(
             run_dir="none", model=inputs["--model"], prompts=inputs["--prompts"], reward_model=("own_reward:good",),
-            judge=False, batch_size=8, minibatch_size=8, slots=slots,
+            judge=False, batch_size=8, minibatch_size=8, max_concurrent_rows=max_concurrent_rows,
         )  # fmt: skip
         planned.append(planned_bytes(config)["shared"]["rollout_cache"])
     assert planned[0] == 4 * planned[1] == planned[2]

@@ -1,4 +1,4 @@
-"""The optimiser loop on a line through points, against the same loop written out."""
+"""The optimizer loop on a line through points, against the same loop written out."""
 
 import math
 
@@ -79,14 +79,14 @@ def test_steps_are_those_of_adamw_with_clipped_gradients_and_decay_on_matrices_a
     assert run(Fit(ours, FitOptions(**OPTIONS), Sink())) == (True, [3, 6, 9])
     weight, bias = theirs.module.weight, theirs.module.bias
     groups = [{"params": [weight], "weight_decay": 0.1}, {"params": [bias], "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99))
     for step, batch in zip(range(10), theirs.batches(), strict=False):
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = 0.1 * min(1.0, (step + 1) / 2) * 0.5 * (1 + math.cos(math.pi * step / 10))
         theirs.gradient(batch)
         torch.nn.utils.clip_grad_norm_([weight, bias], 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
     torch.testing.assert_close(weights(ours), weights(theirs))
 
 

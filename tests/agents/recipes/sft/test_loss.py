@@ -38,7 +38,7 @@ def gradients(policy, **limits):
     return found
 
 
-def test_the_loss_is_transformers_own_with_labels_on_what_is_learnt(chat_model_dir):
+def test_the_loss_is_transformers_own_with_labels_on_what_is_learned(chat_model_dir):
     policy = policy_of(chat_model_dir)
     theirs = 0.0
     for row in ROWS:
@@ -46,13 +46,13 @@ def test_the_loss_is_transformers_own_with_labels_on_what_is_learnt(chat_model_d
         labels = torch.full_like(tokens, -100)
         for begin, end in row.spans:
             labels[:, begin:end] = tokens[:, begin:end]
-        theirs += policy.model(input_ids=tokens, labels=labels).loss * row.num_learnt
+        theirs += policy.model(input_ids=tokens, labels=labels).loss * row.num_learned
     torch.testing.assert_close(loss_sum(policy, ROWS), theirs)
-    assert sum(row.num_learnt for row in ROWS) == NUM_LEARNT
+    assert sum(row.num_learned for row in ROWS) == NUM_LEARNT
     assert mean_loss(policy, ROWS, BatchLimits(rows=4)) == pytest.approx(theirs.item() / NUM_LEARNT, rel=1e-5)
 
 
-def test_the_gradient_is_that_of_the_mean_over_learnt_tokens_not_over_rows(chat_model_dir):
+def test_the_gradient_is_that_of_the_mean_over_learned_tokens_not_over_rows(chat_model_dir):
     policy = policy_of(chat_model_dir)
     (loss_sum(policy, ROWS) / NUM_LEARNT).backward()
     mean = {name: parameter.grad.clone() for name, parameter in policy.named_parameters() if parameter.grad is not None}
@@ -83,7 +83,7 @@ def test_a_row_cannot_judge_its_first_token(llama_dir):
         loss_sum(policy_of(llama_dir), [row_of([1, 2], (0, 2))])
 
 
-def test_rows_are_padded_to_the_right_and_masked_where_nothing_is_learnt():
+def test_rows_are_padded_to_the_right_and_masked_where_nothing_is_learned():
     tokens, mask = pad_rows(ROWS[:2])
     assert tokens.tolist() == [[1, 5, 6, 2, 7, 0], [1, 9, 0, -1, -1, -1]]
     assert mask.long().tolist() == [[0, 0, 0, 1, 1, 1], [0, 1, 1, 0, 0, 0]]
@@ -112,7 +112,7 @@ def test_an_epoch_has_every_row_once_in_batches_within_their_limit(limits):
     assert epoch_of(rows, limits, random.Random(1)) != batches
 
 
-def test_the_fingerprint_tells_rows_and_what_is_learnt_of_them(llama_dir):
+def test_the_fingerprint_tells_rows_and_what_is_learned_of_them(llama_dir):
     policy = policy_of(llama_dir)
 
     def of(rows, heldout=()):

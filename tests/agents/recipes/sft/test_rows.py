@@ -1,4 +1,4 @@
-"""Which tokens are learnt, worked out by hand in a vocabulary of words (`conftest.CHAT_WORDS` are the ids)."""
+"""Which tokens are learned, worked out by hand in a vocabulary of words (`conftest.CHAT_WORDS` are the ids)."""
 
 import json
 
@@ -25,7 +25,7 @@ def turns(*pairs):
     return [{"role": role, "content": content} for role, content in pairs]
 
 
-def learnt(row):
+def learned(row):
     return [row.tokens[begin:end].tolist() for begin, end in row.spans]
 
 
@@ -35,28 +35,28 @@ def row_of(tokens, begin=1, place="my.jsonl:1"):
     )
 
 
-def test_of_a_completion_the_completion_and_its_end_are_learnt(chat_tokenizer):
+def test_of_a_completion_the_completion_and_its_end_are_learned(chat_tokenizer):
     row, _ = encode(chat_tokenizer, {"prompt": "two plus", "completion": " three is"})
     assert row.tokens.tolist() == [END, TWO, PLUS, THREE, IS, END]
-    assert learnt(row) == [[THREE, IS, END]]
+    assert learned(row) == [[THREE, IS, END]]
     assert (row.opening, row.prompt) == (3, "two plus")
 
 
-def test_of_a_text_everything_but_the_first_token_is_learnt(chat_tokenizer):
+def test_of_a_text_everything_but_the_first_token_is_learned(chat_tokenizer):
     row, _ = encode(chat_tokenizer, {"text": "sky is blue"})
     assert row.tokens.tolist() == [END, SKY, IS, BLUE, END]
-    assert learnt(row) == [[SKY, IS, BLUE, END]]
+    assert learned(row) == [[SKY, IS, BLUE, END]]
     assert row.opening == 2
 
 
-def test_of_a_chat_the_assistants_words_and_ends_of_turn_are_learnt_and_nothing_else(chat_tokenizer):
+def test_of_a_chat_the_assistants_words_and_ends_of_turn_are_learned_and_nothing_else(chat_tokenizer):
     messages = turns(("system", "and"), ("user", "what"), ("assistant", "sky"), ("user", "is"), ("assistant", "blue"))
     row, encoder = encode(chat_tokenizer, {"messages": messages})
     assert row.tokens.tolist() == [
         SYSTEM, AND, END, NEW, USER, WHAT, END, NEW, ASSISTANT, SKY, END, NEW,
         USER, IS, END, NEW, ASSISTANT, BLUE, END,
     ]  # fmt: skip
-    assert learnt(row) == [[SKY, END], [BLUE, END]]
+    assert learned(row) == [[SKY, END], [BLUE, END]]
     assert (row.opening, row.prompt) == (9, "and\nwhat")
     assert encoder.num_apart == 0
 
@@ -94,7 +94,7 @@ class Merging:
         return {"input_ids": ids[text] if isinstance(text, str) else [ids[one] for one in text]}
 
 
-def test_a_completion_that_would_merge_with_its_prompt_is_tokenised_apart_and_counted():
+def test_a_completion_that_would_merge_with_its_prompt_is_tokenized_apart_and_counted():
     row, encoder = encode(Merging(), {"prompt": "a", "completion": "b"})
     assert row.tokens.tolist() == [1, 2, END]
     assert encoder.num_apart == 1
@@ -144,7 +144,7 @@ def test_longer_rows_are_refused_cut_or_skipped():
     assert limit_rows(rows, 4, "skip") == (rows[:1], 1)
     cut, number = limit_rows(rows, 4, "cut")
     assert number == 1
-    assert learnt(cut[1]) == [[3, 4]]
+    assert learned(cut[1]) == [[3, 4]]
     with pytest.raises(ValueError, match=r"my\.jsonl:2: the first 2 of its 5 tokens are all prompt"):
         rows[1].cut(2)
 

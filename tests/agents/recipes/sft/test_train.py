@@ -50,11 +50,11 @@ def scratch(folder, **options):
 
 @pytest.fixture
 def chats(tmp_path):
-    """Forty chats: colours of things, and a sum after them."""
+    """Forty chats: colors of things, and a sum after them."""
     rows = []
     for index in range(40):
-        thing, colour = [("sky", "blue"), ("grass", "green")][index % 2]
-        turns = [("system", "and " * (index // 2 % 5)), ("user", f"what is {thing}"), ("assistant", colour)]
+        thing, color = [("sky", "blue"), ("grass", "green")][index % 2]
+        turns = [("system", "and " * (index // 2 % 5)), ("user", f"what is {thing}"), ("assistant", color)]
         turns += [("user", "two plus two"), ("assistant", "four")] if index % 3 == 0 else []
         rows.append({"messages": [{"role": role, "content": content} for role, content in turns]})
     path = tmp_path / "chats.jsonl"
@@ -245,7 +245,7 @@ def test_settings_that_do_not_go_together_are_refused(options, complaint):
         TrainLanguageModelConfig(run_dir="run", **options)
 
 
-def test_movie_reviews_are_learnt_as_by_the_loop_written_out(tmp_path, toy_splits):
+def test_movie_reviews_are_learned_as_by_the_loop_written_out(tmp_path, toy_splits):
     config = scratch(tmp_path / "run", train_tokens=4096, eval_every=5).settled()
     lm.main(config)
     torch.manual_seed(0)
@@ -254,16 +254,16 @@ def test_movie_reviews_are_learnt_as_by_the_loop_written_out(tmp_path, toy_split
     matrices = [p for p in model.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if p.ndim != 2]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=2.5e-3, betas=(0.9, 0.95), fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=2.5e-3, betas=(0.9, 0.95), fused=True)
     data = batches(encode_reviews(tokenizer, [SENTENCES] * 60), tokenizer.bos_token_id, 256, random.Random(0))
     for step in range(16):
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = 2.5e-3 * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / 16)))
         tokens, mask = next(data)
         (next_token_loss(model, tokens, mask) / mask[:, 1:].sum()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
     assert equal(weights(tmp_path / "run"), model.state_dict())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agents.control.normalise import ObservationNormaliser, RewardScaler, RunningMoments
+from agents.control.normalize import ObservationNormalizer, RewardScaler, RunningMoments
 
 
 def test_moments_equal_those_of_the_concatenated_stream():
@@ -21,12 +21,12 @@ def test_moments_equal_those_of_the_concatenated_stream():
 
 
 def test_calling_changes_no_statistic_and_an_action_mask_passes_unchanged():
-    normaliser = ObservationNormaliser(4, free=2)
-    normaliser.update(np.array([[1, 10, 0, 1], [3, 30, 1, 1]], np.float32))
-    before = normaliser.state_dict()
-    out = normaliser(np.array([[2, 40, 1, 0]], np.float32))
+    normalizer = ObservationNormalizer(4, free=2)
+    normalizer.update(np.array([[1, 10, 0, 1], [3, 30, 1, 1]], np.float32))
+    before = normalizer.state_dict()
+    out = normalizer(np.array([[2, 40, 1, 0]], np.float32))
     np.testing.assert_allclose(out, [[0.0, 2.0, 1.0, 0.0]], atol=1e-5)
-    after = normaliser.state_dict()
+    after = normalizer.state_dict()
     assert before["count"] == after["count"]
     np.testing.assert_array_equal(before["mean"], after["mean"])
 

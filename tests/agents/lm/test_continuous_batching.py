@@ -1,4 +1,5 @@
-"""Decoding with slots writes what decoding all rows at once writes, however rows follow one another (trap T2)."""
+"""Decoding with max_concurrent_rows writes what decoding all rows at once writes, however rows follow one another
+(trap T2)."""
 
 import pytest
 import torch
@@ -62,29 +63,29 @@ def assert_equal(got, expected):
 
 @pytest.mark.parametrize(("kind", "critic"), [("gpt2", "shared"), ("llama", "separate"), ("eager", "shared")])
 @pytest.mark.parametrize("prompts", [RAGGED, EVEN, GROUPS], ids=["ragged", "even", "groups"])
-@pytest.mark.parametrize("slots", [1, 3, B, B + 5])
-def test_slots_change_nothing_of_what_is_written(kind, prompts, critic, slots):
+@pytest.mark.parametrize("max_concurrent_rows", [1, 3, B, B + 5])
+def test_slots_change_nothing_of_what_is_written(kind, prompts, critic, max_concurrent_rows):
     policy = build(kind, critic=critic)
     expected = write(policy, prompts)
     lengths = (expected[0].completions >= 0).sum(1)
     assert lengths.min() < 6 < lengths.max()  # rows end at different times
-    assert_equal(write(policy, prompts, slots=slots), expected)
+    assert_equal(write(policy, prompts, max_concurrent_rows=max_concurrent_rows), expected)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-@pytest.mark.parametrize("slots", [1, 4])
-def test_what_slots_kept_is_what_a_full_forward_pass_says(kind, slots):
+@pytest.mark.parametrize("max_concurrent_rows", [1, 4])
+def test_what_slots_kept_is_what_a_full_forward_pass_says(kind, max_concurrent_rows):
     policy = build(kind)
-    written, _ = write(policy, slots=slots)
+    written, _ = write(policy, max_concurrent_rows=max_concurrent_rows)
     judged = policy.evaluate(RAGGED, written.completions)
     torch.testing.assert_close(written.logprobs, judged.logprobs, atol=3e-5, rtol=1e-5)
     torch.testing.assert_close(written.values, judged.values, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("slots", [1, 4])
-def test_likeliest_tokens_with_slots(slots):
+@pytest.mark.parametrize("max_concurrent_rows", [1, 4])
+def test_likeliest_tokens_with_slots(max_concurrent_rows):
     policy = build("gpt2")
-    got, expected = (write(policy, deterministic=True, slots=n) for n in (slots, None))
+    got, expected = (write(policy, deterministic=True, max_concurrent_rows=n) for n in (max_concurrent_rows, None))
     assert_equal(got, expected)
     assert got[1].equal(torch.Generator().manual_seed(0).get_state())  # nothing was drawn
 
@@ -95,14 +96,14 @@ def test_when_prompts_join_changes_nothing(share, critic, monkeypatch):
     policy = build("llama", critic=critic, sampling=TokenSampling(temperature=1.2, top_k=9, min_new_tokens=2))
     expected = write(policy, seed=3)
     monkeypatch.setattr(generation, "COMPACT_AT", share)
-    assert_equal(write(policy, seed=3, slots=6), expected)
+    assert_equal(write(policy, seed=3, max_concurrent_rows=6), expected)
 
 
 @pytest.mark.parametrize("budget", [1, 2, T])
 @pytest.mark.parametrize("token", [EOS, 3], ids=["all end at once", "none ends"])
 def test_edge_rows_with_slots(budget, token):
     policy = build("gpt2", sampling=TokenSampling(allowed_tokens=(token,)))
-    assert_equal(write(policy, budget=budget, slots=4), write(policy, budget=budget))
+    assert_equal(write(policy, budget=budget, max_concurrent_rows=4), write(policy, budget=budget))
 
 
 def test_the_cache_has_no_more_rows_than_slots_and_the_batch_stays_full(monkeypatch):
@@ -118,7 +119,7 @@ def test_the_cache_has_no_more_rows_than_slots_and_the_batch_stays_full(monkeypa
         ],
     )
     prompts = RAGGED.repeat(8, 1)
-    write(policy, prompts, slots=32)
+    write(policy, prompts, max_concurrent_rows=32)
     assert len(caches) == 1
     for layer in caches[0].layers:
         assert layer.keys.shape == layer.values.shape == (32, 4, 7 + T - 1, 6)
@@ -136,15 +137,18 @@ def test_prompts_of_a_group_that_begin_together_are_read_once(monkeypatch):
         "_forward",
         lambda self, *args, **kw: (seen.append(tuple(args[0].shape)), forward(self, *args, **kw))[1],
     )
-    write(policy, GROUPS, slots=8)
+    write(policy, GROUPS, max_concurrent_rows=8)
     assert seen[0] == (2, 3)
 
 
 def test_slots_that_cannot_be_are_refused():
-    for slots in (0, -1):
-        with pytest.raises(ValueError, match=f"slots must be at least 1 row, or None for all at once, got {slots}"):
-            write(build("gpt2"), slots=slots)
+    for max_concurrent_rows in (0, -1):
+        with pytest.raises(
+            ValueError,
+            match=f"max_concurrent_rows must be at least 1 row, or None for all at once, got {max_concurrent_rows}",
+        ):
+            write(build("gpt2"), max_concurrent_rows=max_concurrent_rows)
     policy = build("sliding")
-    with pytest.raises(ValueError, match="MistralForCausalLM's do not: pass slots=None"):
-        write(policy, slots=4)
+    with pytest.raises(ValueError, match="MistralForCausalLM's do not: pass max_concurrent_rows=None"):
+        write(policy, max_concurrent_rows=4)
     assert write(policy)[0].completions.shape == (B, T)

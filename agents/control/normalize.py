@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from agents.functional.running_moments import RunningMoments
 
 
-class ObservationNormaliser:
+class ObservationNormalizer:
     """Observations to mean 0 and standard deviation 1, clipped; the statistics grow only when ``update`` is called.
 
     The collector calls ``update`` once a rollout with the observations that were acted on; everything seen during a
-    rollout, final observations included, is therefore normalised alike, and evaluation changes nothing.
+    rollout, final observations included, is therefore normalized alike, and evaluation changes nothing.
 
     Args:
         size: number of observation columns.
@@ -38,7 +38,7 @@ class ObservationNormaliser:
         self._refresh()
 
     def __call__(self, observations: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Normalised copy of raw ``observations`` ``[..., size]``."""
+        """Normalized copy of raw ``observations`` ``[..., size]``."""
         width = self.moments.mean.shape[0]
         scaled = np.clip((observations[..., :width] - self._shift) * self._scale, -self.limit, self.limit)
         if self.free == 0:
