@@ -58,7 +58,7 @@ class Rollout:
         """The number of steps that count."""
         return int(self.mask.sum())
 
-    def judged(self, advantages: Tensor, returns: Tensor | None = None) -> Batch:
+    def to_batch(self, advantages: Tensor, returns: Tensor | None = None) -> Batch:
         """The batch to learn from; ``returns`` default to ``advantages + values``."""
         return Batch(
             observations=self.observations,

@@ -33,7 +33,7 @@ class TokenHead:
     eos_token_id: int | None
     """The token that ends a completion; None: there is none."""
 
-    def judge(self, hidden: Tensor, tokens: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+    def logprobs_and_entropy(self, hidden: Tensor, tokens: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probability of one token in each state, and the distribution's entropy, with gradient.
 
         Args:
@@ -46,14 +46,14 @@ class TokenHead:
         """
         plain = type(self.layer) is nn.Linear and self.layer.bias is None and not self.sampling.filters
 
-        def judge(hidden: Tensor, tokens: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+        def part(hidden: Tensor, tokens: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
             if plain:
                 return linear_token_logprobs(hidden, self.layer.weight, tokens, temperature=self.sampling.temperature)
             logits = self._logits(hidden, tokens, steps)
             with torch.autocast(logits.device.type, enabled=False):
                 return token_logprobs(logits, tokens)
 
-        logprobs, entropy = self._in_pieces(judge, 1, hidden, tokens, steps)
+        logprobs, entropy = self._in_pieces(part, 1, hidden, tokens, steps)
         return logprobs, entropy
 
     def exact_kl(
@@ -61,7 +61,7 @@ class TokenHead:
     ) -> Tensor:
         """KL ``[N]``, nats, to ``reference`` with its own ``ref_hidden [N, D]`` in each state, with gradient to ours.
 
-        ``tokens`` and ``steps`` as in ``judge``.
+        ``tokens`` and ``steps`` as in ``logprobs_and_entropy``.
         """
 
         def kl(hidden: Tensor, tokens: Tensor, steps: Tensor, ref_hidden: Tensor) -> tuple[Tensor]:

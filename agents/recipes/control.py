@@ -21,7 +21,7 @@ import gymnasium as gym
 import torch
 from gymnasium.vector import VectorEnv
 
-from agents.agent import Agent
+from agents.control.agent import ControlAgent
 from agents.control.best import BestKeeper
 from agents.control.environments import make_vector
 from agents.control.evaluation import evaluate
@@ -112,7 +112,7 @@ def main(config: Config) -> dict[str, Any]:
         return summary
 
 
-def _train(config: Config, agent: Agent, evaluation: VectorEnv, run: RunDir) -> dict[str, Any]:
+def _train(config: Config, agent: ControlAgent, evaluation: VectorEnv, run: RunDir) -> dict[str, Any]:
     """Train to the end, keep the best weights, judge them by episodes of their own; the summary."""
     preset = preset_for(config.env, config.algorithm)
     total_steps = config.total_steps or preset.total_steps
@@ -166,12 +166,12 @@ class _Watch:
         self.evaluation_s = self.evaluation_cpu_s = 0.0
         self.interrupted = False
 
-    def train(self, agent: Agent, total_steps: int, progress: Callable[[Agent], None]) -> None:
+    def train(self, agent: ControlAgent, total_steps: int, progress: Callable[[ControlAgent], None]) -> None:
         before = signal.signal(signal.SIGINT, self._interrupt)
         began, earlier = time.perf_counter(), self.wall_s
         began_cpu, earlier_cpu = time.process_time(), self.cpu_s
 
-        def callback(agent: Agent) -> bool:
+        def callback(agent: ControlAgent) -> bool:
             should_continue = self.keeper(agent)
             self.wall_s = earlier + time.perf_counter() - began
             self.cpu_s = earlier_cpu + time.process_time() - began_cpu
@@ -194,11 +194,11 @@ class _Watch:
             raise KeyboardInterrupt
         self.interrupted = True
 
-    def save(self, agent: Agent) -> None:
+    def save(self, agent: ControlAgent) -> None:
         times = {"wall_s": self.wall_s, "cpu_s": self.cpu_s}
         checkpoint.save(self.path, {"agent": agent.state_dict(), "keeper": self.keeper.state_dict(), **times})
 
-    def restore(self, agent: Agent) -> None:
+    def restore(self, agent: ControlAgent) -> None:
         state = checkpoint.load(self.path)
         if state["agent"]["env_id"] != agent.env_id:
             raise checkpoint.CheckpointError(f"{self.path} was trained on {state['agent']['env_id']}")
@@ -218,14 +218,14 @@ class _Progress:
         self._bar = Progress(*columns, TimeRemainingColumn(), disable=quiet, transient=True)
         self._task = self._bar.add_task("training", total=total_steps)
 
-    def __enter__(self) -> Callable[[Agent], None]:
+    def __enter__(self) -> Callable[[ControlAgent], None]:
         self._bar.start()
         return self._show
 
     def __exit__(self, *exception: object) -> None:
         self._bar.stop()
 
-    def _show(self, agent: Agent) -> None:
+    def _show(self, agent: ControlAgent) -> None:
         mean = agent.metrics.get("rollout/return_mean", float("nan"))
         text = f"{agent.steps} steps, return {mean:.1f}"
         self._bar.update(self._task, completed=agent.steps, description=text)

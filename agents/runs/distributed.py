@@ -3,7 +3,7 @@
 All do everything alike, and so stay alike, but for what is dear: each writes and scores its own share of the texts, and
 takes the gradient of its own share of every minibatch. Texts are then handed round and gradients added up. So the
 figures, the order of minibatches, what a controller decides and what a checkpoint holds are those of one process (a
-test says so), and a run may go on with another number of processes. Every call here but `part` waits for all others.
+test says so), and a run may go on with another number of processes. Every call here but `shard` waits for all others.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ class Processes:
         return cls(state.process_index, state.num_processes)
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the one that speaks for all: it evaluates, logs and saves."""
         return self.index == 0
 
-    def part(self, rows: int) -> slice:
+    def shard(self, rows: int) -> slice:
         """This process's share of ``rows`` rows: contiguous, in the processes' order, of nearly equal length."""
         return slice(self.index * rows // self.count, (self.index + 1) * rows // self.count)
 

@@ -113,7 +113,7 @@ class TextAgentConfig(TextAdvantageConfig, TextLossConfig, PPOConfig):
     """discount per token; 1 without a critic"""
 
     @classmethod
-    def of(cls, algorithm: str, **changed: Any) -> TextAgentConfig:
+    def for_algorithm(cls, algorithm: str, **changed: Any) -> TextAgentConfig:
         """``algorithm`` as its paper has it (``PAPERS``), but for what is ``changed``."""
         if algorithm not in PAPERS:
             raise ValueError(f"algorithm is one of {', '.join(PAPERS)}, not {algorithm!r}")

@@ -176,7 +176,7 @@ def _rollout(model: Model) -> Rollout:
 
 def _judged(r: Rollout) -> Batch:
     parts = (r.rewards, r.values, r.next_values, r.terminated, r.ended)
-    return r.judged(generalized_advantages(*parts, gamma=1.0, lam=0.95, mask=r.mask))
+    return r.to_batch(generalized_advantages(*parts, gamma=1.0, lam=0.95, mask=r.mask))
 
 
 def _gradient(model: Model, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:

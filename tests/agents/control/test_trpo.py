@@ -69,7 +69,7 @@ def make_agent(kind: str, **changes) -> TRPO:
 
 
 def make_batch(agent: TRPO) -> Batch:
-    return agent.judge(agent.collector.collect(agent.learner)[0])
+    return agent.compute_advantages(agent.collector.collect(agent.learner)[0])
 
 
 def distributions(policy: MLPPolicy, observations) -> list:

@@ -104,13 +104,13 @@ def test_all_begin_as_the_first_and_hear_of_each_other(together):
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 @pytest.mark.parametrize("rows", [1, 3, 16, 23])
 def test_shares_are_all_rows_once_and_in_order(count, rows):
-    parts = [list(range(rows))[Processes(index, count).part(rows)] for index in range(count)]
+    parts = [list(range(rows))[Processes(index, count).shard(rows)] for index in range(count)]
     assert [row for part in parts for row in part] == list(range(rows))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_one_process_waits_for_nobody():
-    assert ALONE.first
+    assert ALONE.is_main
     assert ALONE.all_gather("mine") == ["mine"]
     assert ALONE.broadcast("mine") == "mine"
     assert ALONE.any(True)
