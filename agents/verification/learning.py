@@ -65,7 +65,7 @@ def used_once(subject: Subject) -> Check:
     """Counts what the learner is asked about in one update."""
     agent = subject.agent(subject.vector())
     seen: Counter[bytes] = Counter()
-    learner, judge = agent.learner, agent.judge
+    learner, judge = agent.learner, agent.compute_advantages
     asked = "ppo_gradient" if hasattr(learner, "ppo_gradient") else "evaluate"
     original, batches = getattr(learner, asked), []
 
@@ -82,7 +82,7 @@ def used_once(subject: Subject) -> Check:
         setattr(learner, asked, spying)
         return batches[-1]
 
-    agent.judge = judging  # type: ignore[method-assign]
+    agent.compute_advantages = judging  # type: ignore[method-assign]
     agent.iterate()
     used, seen = seen, Counter()
     batch = batches[0].single_steps()
