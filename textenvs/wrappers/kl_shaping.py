@@ -101,7 +101,7 @@ class KLShaping(TokenVectorWrapper):
         kl[running] = self._acting_logprobs(actions)[running] - self._reference_logprobs(actions, running)[running]
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
         self._tell(infos, "kl", kl, running)
-        return observations, self._kl_wrapper(rewards, kl), terminated, truncated, infos
+        return observations, self._shaped(rewards, kl), terminated, truncated, infos
 
     def play(
         self, prompts: NDArray[np.int64], completions: NDArray[np.int64], logprobs: NDArray[Any] | None = None
@@ -114,7 +114,7 @@ class KLShaping(TokenVectorWrapper):
         ref_logprobs = self._masked(scored, mask, "reference")
         check_logprobs(ref_logprobs, "reference")
         kl = acting - ref_logprobs
-        rewards = self._kl_wrapper(rows.rewards, kl)
+        rewards = self._shaped(rows.rewards, kl)
         return replace(rows, rewards=rewards, logprobs=acting, ref_logprobs=ref_logprobs, kl=kl)
 
     def state_dict(self) -> dict[str, Any]:
@@ -128,7 +128,7 @@ class KLShaping(TokenVectorWrapper):
         super().load_state_dict(state)
         self.beta = state["beta"]
 
-    def _kl_wrapper(self, rewards: NDArray[Any], kl: NDArray[np.float32]) -> NDArray[Any]:
+    def _shaped(self, rewards: NDArray[Any], kl: NDArray[np.float32]) -> NDArray[Any]:
         return rewards - np.float32(self._beta) * kl if self.charge else rewards
 
     def _acting_logprobs(self, actions: NDArray[np.int64]) -> NDArray[np.float32]:
