@@ -9,11 +9,16 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "PPO": "agents.control.ppo",
+    "PPO": "agents.algorithms.ppo",
     "PPOConfig": "agents.config",
     "TRPO": "agents.control.trpo",
     "TRPOConfig": "agents.config",
-    "load_agent": "agents.control.loading",
+    "GRPO": "agents.algorithms.comparing",
+    "RLOO": "agents.algorithms.comparing",
+    "REINFORCE": "agents.algorithms.comparing",
+    "TextAgentConfig": "agents.text.config",
+    "CausalLMPolicy": "agents.lm.causal_lm",
+    "load_agent": "agents.algorithms.loading",
     "MLPPolicy": "agents.control.mlp",
     "Rollout": "agents.rollout",
     "Batch": "agents.rollout",

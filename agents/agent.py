@@ -6,20 +6,21 @@ How a batch improves the policy is not here: see ``agents.control.ppo`` and ``ag
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
+from gymnasium.vector import VectorEnv
 
+from agents.callbacks import called
+from agents.callbacks import progress_bar as bar_of
 from agents.functional.advantages import generalized_advantages
 from agents.interfaces import Collector
 from agents.rollout import Batch, Rollout
 from agents.runs import checkpoint
 from agents.runs.logging import MetricSink, NullSink
 
-Callback = Callable[[Any], "bool | None"]
-"""Called with the agent after every update; returning False ends ``learn``."""
 Self = TypeVar("Self", bound="Agent")
 
 
@@ -33,6 +34,7 @@ class Agent:
         config: see ``agents.config``.
         policy: any module that implements ``agents.interfaces.Policy``.
         collector: source of rollouts; None for an agent that only predicts.
+        env: the vector environment that ``collector`` steps or plays, for ``get_env``.
         generator: of minibatches, and of whatever the collector draws if it was given the same one.
         logger: receives metrics; see ``agents.runs.logging``.
     """
@@ -48,6 +50,7 @@ class Agent:
         policy: Any,
         collector: Collector | None,
         *,
+        env: VectorEnv | None = None,
         generator: torch.Generator | None = None,
         logger: MetricSink | None = None,
     ) -> None:
@@ -57,6 +60,7 @@ class Agent:
         self.policy = policy
         self.policy.to(config.device)
         self.collector = collector
+        self.env = env
         self.learner, self.optimizer = self._learning_parts()
         self.logger: MetricSink = logger or NullSink()
         self.metrics: dict[str, float] = {}
@@ -78,40 +82,65 @@ class Agent:
         start, end = self.span
         return 0.0 if end <= start else min((self.steps - start) / (end - start), 1.0)
 
+    @property
+    def num_timesteps(self) -> int:
+        """``steps`` by the name that Stable-Baselines3 gives it."""
+        return self.steps
+
+    def get_env(self) -> VectorEnv | None:
+        """The vector environment that the agent learns in."""
+        return self.env
+
     def learn(
-        self: Self, total_steps: int | None = None, callback: Callback | None = None, log_interval: int = 1
+        self: Self,
+        total_timesteps: int | None = None,
+        callback: Any = None,
+        log_interval: int = 1,
+        *,
+        progress_bar: bool = False,
     ) -> Self:
-        """Train for ``total_steps`` more steps (to the end of the last rollout that is needed).
+        """Train for ``total_timesteps`` more steps (to the end of the last rollout that is needed).
 
         Args:
-            total_steps: transitions, or rows where the collector counts those. None goes on with a ``learn`` that was
-                interrupted, to the end it had: its schedules then continue as if nothing had happened.
-            callback: called with the agent after every update; returning False ends the training early.
+            total_timesteps: transitions of a control task, texts of a token environment: the unit of ``steps`` and of
+                the logger's ``time/steps``. None goes on with a ``learn`` that was interrupted, to the end it had; its
+                schedules then continue as if nothing had happened.
+            callback: called with the agent after every update; returning False ends the training early. Also a callback
+                of Stable-Baselines3, or a list; see ``agents.callbacks``.
             log_interval: updates between two lines of the logger.
+            progress_bar: show one.
 
         Returns:
             The agent itself.
 
         Raises:
-            ValueError: if there is nothing to learn in, or nothing to go on with.
+            ValueError: if there is nothing to learn in, nothing to go on with, or a number that is none.
         """
         if self.collector is None:
-            raise ValueError("this agent has no environment: pass one to load(path, env=...)")
-        if total_steps is not None:
-            if total_steps < 1:
-                raise ValueError(f"total_steps must be at least 1, received {total_steps}")
-            self.span = (self.steps, self.steps + total_steps)
+            raise ValueError("this agent has no environment: pass one to load(path, env=...) or set_env")
+        if log_interval < 1:
+            raise ValueError(f"log_interval: expected 1 or more updates, received {log_interval!r}")
+        if total_timesteps is not None:
+            if not 1 <= total_timesteps < float("inf"):
+                raise ValueError(
+                    f"total_timesteps: expected a finite number of 1 or more, received {total_timesteps!r}"
+                )
+            self.span = (self.steps, self.steps + int(total_timesteps))
         elif self.span == (0, 0):
-            raise ValueError("there is no interrupted training to go on with: pass total_steps")
-        while self.steps < self.span[1]:
-            began = time.perf_counter()
-            self.iterate()
-            self.metrics["time/seconds_per_update"] = time.perf_counter() - began
-            if self.updates % log_interval == 0:
-                self.logger.write(self.metrics, self.steps)
-            should_continue = None if callback is None else callback(self)
-            if should_continue is not None and not should_continue:  # numpy's False is not the object False
-                break
+            raise ValueError("there is no interrupted training to go on with: pass total_timesteps")
+        with ExitStack() as stack:
+            calls = [stack.enter_context(called(callback, self))]
+            if progress_bar:
+                unit = "texts" if self.collector.counts == "rows" else "steps"
+                calls.append(stack.enter_context(bar_of(self, unit)))
+            while self.steps < self.span[1]:
+                began = time.perf_counter()
+                self.iterate()
+                self.metrics["time/seconds_per_update"] = time.perf_counter() - began
+                if self.updates % log_interval == 0:
+                    self.logger.write(self.metrics, self.steps)
+                if False in [call(self) for call in calls]:
+                    break
         return self
 
     def iterate(self) -> None:

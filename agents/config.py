@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from agents.schedules import Linear, Schedule
@@ -169,3 +170,21 @@ class TRPOConfig(AgentConfig):
 def _check_schedule(name: str, schedule: Schedule) -> None:
     if not isinstance(schedule, Linear) and schedule < 0:
         raise ValueError(f"{name} must not be negative, received {schedule}")
+
+
+def with_settings(kind: type[C], config: C | None, settings: dict[str, Any]) -> C:
+    """``config`` (None: the defaults of ``kind``) with some fields replaced by ``settings``.
+
+    Raises:
+        ValueError: for another kind of configuration, or a setting it does not have; the nearest name is in the
+        message.
+    """
+    if config is not None and not isinstance(config, kind):
+        raise ValueError(f"config: expected a {kind.__name__}, received {type(config).__name__}")
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    for name in settings:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{name!r} is no setting of {kind.__name__}{hint}")
+    return kind(**settings) if config is None else replace(config, **settings)  # type: ignore[type-var]

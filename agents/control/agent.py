@@ -14,6 +14,7 @@ from gymnasium.vector import VectorEnv
 from torch import nn
 
 from agents.agent import Agent
+from agents.config import with_settings
 from agents.control.collector import StepCollector
 from agents.control.environments import EnvLike, make_vector
 from agents.control.mlp import MLPPolicy
@@ -24,6 +25,8 @@ from agents.interfaces import Collector
 from agents.runs import checkpoint
 from agents.runs.logging import MetricSink
 
+MLP_POLICY = "MlpPolicy"
+"""What Stable-Baselines3 calls a small network for each of actor and critic."""
 Self = TypeVar("Self", bound="ControlAgent")
 
 
@@ -33,38 +36,42 @@ class ControlAgent(Agent):
     Args:
         env: an id (``"CartPole-v1"``, ``"module:Env-v0"``), an ``Env``, a ``VectorEnv``, or None for an agent that
             only predicts.
-        config: see ``agents.config``.
-        policy: any module that implements ``agents.interfaces.Policy``; None builds an ``MLPPolicy`` for the spaces.
+        config: see ``agents.config``; None: the defaults.
+        policy: any module that implements ``agents.interfaces.Policy``; None or ``"MlpPolicy"`` builds an ``MLPPolicy``
+            for the spaces.
         collector: another source of rollouts than steps of ``env``; ``env`` may then be None.
         logger: receives metrics; see ``agents.runs.logging``.
         spaces: observation and action space, where there is no ``env``.
+        settings: fields of ``config`` as keywords, over ``config``.
 
     Raises:
-        ValueError: for spaces that are not supported, or neither ``env`` nor ``collector`` nor ``policy``.
+        ValueError: for spaces that are not supported, an unknown setting, or neither ``env`` nor ``collector`` nor
+            ``policy``.
     """
 
     def __init__(
         self,
         env: EnvLike | None,
         config: Any = None,
-        policy: nn.Module | None = None,
+        policy: nn.Module | str | None = None,
         *,
         collector: Collector | None = None,
         logger: MetricSink | None = None,
         spaces: tuple[Any, Any] | None = None,
+        **settings: Any,
     ) -> None:
-        config = config or self.config_type()
+        config = with_settings(self.config_type, config, settings)
         self.env_id = env if isinstance(env, str) else None
-        self.env: VectorEnv | None = None if env is None else make_vector(env, config.num_envs)
-        if self.env is not None:
-            spaces = (self.env.single_observation_space, self.env.single_action_space)
-        self.spaces = spaces
+        envs = None if env is None else make_vector(env, config.num_envs)
+        self.spaces = spaces if envs is None else (envs.single_observation_space, envs.single_action_space)
         generator = torch.Generator().manual_seed(config.seed)
-        if policy is None:
-            policy = self._default_policy(config)
-        if collector is None and self.env is not None:
-            collector = self._step_collector(config, generator)
-        super().__init__(config, policy, collector, generator=generator, logger=logger)
+        if isinstance(policy, str) and policy != MLP_POLICY:
+            raise ValueError(f"policy: expected a module or {MLP_POLICY!r} for a control task, received {policy!r}")
+        module = self._default_policy(config) if policy is None or isinstance(policy, str) else policy
+        self.normalizer = self._normalizer(config)
+        if collector is None and envs is not None:
+            collector = self._step_collector(envs, config, generator)
+        super().__init__(config, module, collector, env=envs, generator=generator, logger=logger)
 
     def _default_policy(self, config: Any) -> MLPPolicy:
         if self.spaces is None:
@@ -79,20 +86,38 @@ class ControlAgent(Agent):
                 sde_sample_freq=config.sde_sample_freq,
             )
 
-    def _step_collector(self, config: Any, generator: torch.Generator) -> StepCollector:
-        assert self.env is not None
-        encoder = ObservationEncoder(self.env.single_observation_space)
+    def _normalizer(self, config: Any) -> ObservationNormalizer | None:
+        if self.spaces is None or not config.normalize_observations:
+            return None
+        encoder = ObservationEncoder(self.spaces[0])
+        return ObservationNormalizer(encoder.size, free=encoder.mask_size)
+
+    def _step_collector(self, envs: VectorEnv, config: Any, generator: torch.Generator) -> StepCollector:
         return StepCollector(
-            self.env,
+            envs,
             config.num_steps,
             generator=generator,
             seed=config.seed,
             device=config.device,
-            normalizer=ObservationNormalizer(encoder.size, free=encoder.mask_size)
-            if config.normalize_observations
-            else None,
-            reward_scaler=RewardScaler(self.env.num_envs, config.gamma) if config.normalize_rewards else None,
+            normalizer=self.normalizer,
+            reward_scaler=RewardScaler(envs.num_envs, config.gamma) if config.normalize_rewards else None,
         )
+
+    def set_env(self, env: EnvLike) -> None:
+        """Learn in another environment of the same spaces from its first reset on; normalization goes on as it is.
+
+        Args:
+            env: as in the constructor.
+
+        Raises:
+            ValueError: if its spaces differ.
+        """
+        envs = make_vector(env, self.config.num_envs)
+        spaces = (envs.single_observation_space, envs.single_action_space)
+        if self.spaces is not None and spaces != tuple(self.spaces):
+            raise ValueError(f"set_env: expected the spaces {self.spaces}, received {spaces}")
+        self.env, self.env_id = envs, env if isinstance(env, str) else None
+        self.collector = self._step_collector(envs, self.config, self.generator)
 
     @torch.no_grad()
     def predict(
@@ -112,7 +137,7 @@ class ControlAgent(Agent):
         encode, decode = self._codecs()
         single = encode.is_single(observation)
         features = encode.single(observation) if single else encode(observation)
-        normalizer = getattr(self.collector, "normalizer", None)
+        normalizer = self.normalizer if self.collector is None else getattr(self.collector, "normalizer", None)
         if normalizer is not None:
             features = normalizer(features)
         actions, _ = self.policy.act(
@@ -134,6 +159,12 @@ class ControlAgent(Agent):
         """As every agent's, with the environment's id and its spaces."""
         spaces = None if self.spaces is None else [space_to_dict(space) for space in self.spaces]
         return {**super().state_dict(), "env_id": self.env_id, "spaces": spaces}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """As every agent's; without an environment the normalizer is kept all the same, because acting needs it."""
+        super().load_state_dict(state)
+        if self.collector is None and self.normalizer is not None and state["collector"] is not None:
+            self.normalizer.load_state_dict(state["collector"]["normalizer"])
 
     @classmethod
     def load(

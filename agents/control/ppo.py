@@ -17,7 +17,7 @@ from agents.schedules import value_at
 from agents.update import update
 
 
-class PPO(ControlAgent):
+class ControlPPO(ControlAgent):
     """An agent that learns by PPO; see ``agents.control.agent.ControlAgent`` for its arguments and ``PPOConfig`` for
     its settings."""
 

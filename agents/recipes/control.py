@@ -21,11 +21,11 @@ import gymnasium as gym
 import torch
 from gymnasium.vector import VectorEnv
 
+from agents.algorithms.loading import ALGORITHMS
 from agents.control.agent import ControlAgent
 from agents.control.best import BestKeeper
 from agents.control.environments import make_vector
 from agents.control.evaluation import evaluate
-from agents.control.loading import ALGORITHMS
 from agents.control.presets import preset_for
 from agents.runs import checkpoint
 from agents.runs.cli import enter

@@ -14,11 +14,11 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from agents.agent import Agent
+from agents.algorithms.loading import load_agent
+from agents.algorithms.ppo import PPO
 from agents.config import PPOConfig
 from agents.control.classic import base as vector_classic
 from agents.control.collector import StepCollector
-from agents.control.loading import load_agent
-from agents.control.ppo import PPO
 from agents.control.spaces import ActionDecoder, ObservationEncoder
 from agents.rollout import Rollout
 

@@ -19,8 +19,8 @@ import torch
 
 import textenvs  # noqa: F401 (registers the ids)
 from agents.agent import Agent
+from agents.algorithms.ppo import PPO
 from agents.config import PPOConfig
-from agents.control.ppo import PPO
 from agents.recipes.rlhf.algorithm_flags import Algorithm
 from agents.schedules import Linear
 from agents.text.agent import TextAgent

@@ -14,7 +14,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
-from agents.control.ppo import PPO
+from agents.algorithms.ppo import PPO
 from agents.control.spaces import ObservationEncoder
 from agents.verification.checks import Check, at_most, near, not_applicable
 from agents.verification.env_subject import NUM_ENVS, NUM_STEPS, Subject

@@ -19,8 +19,8 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
+from agents.algorithms.ppo import PPO
 from agents.config import PPOConfig
-from agents.control.ppo import PPO
 from agents.schedules import Linear
 from agents.verification.checks import Check, joint, near
 from agents.verification.probe_envs import GAMMA, Chain, OneStep, judged, trained

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from agents.algorithms.ppo import PPO
 from agents.config import PPOConfig
 from agents.control.best import BestKeeper
 from agents.control.environments import make_vector
 from agents.control.evaluation import evaluate
-from agents.control.ppo import PPO
 from agents.control.presets import preset_for
 from agents.recipes.rlhf.algorithm_flags import Algorithm
 from agents.schedules import Linear

@@ -10,9 +10,9 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from agents.algorithms.ppo import PPO
 from agents.config import PPOConfig, UpdateConfig
 from agents.control.mlp import MLPPolicy
-from agents.control.ppo import PPO
 from agents.interfaces import Evaluation
 from agents.rollout import Batch
 from agents.update import explained_variance, update

@@ -88,8 +88,6 @@ class TokenVectorEnv(VectorEnv[NDArray[np.int64], NDArray[np.int64], NDArray[Any
                 raise ValueError(f"{name}: expected 1 or more, received {value!r}")
         if eos_token_id is not None and not 0 <= eos_token_id < vocab_size:
             raise ValueError(f"eos_token_id: {eos_token_id!r} is outside the vocabulary [0, {vocab_size})")
-        if group_size < 1 or num_envs % group_size:
-            raise ValueError(f"group_size: {num_envs} sub-environments cannot stand in groups of {group_size!r}")
         if budget not in ("terminate", "truncate"):
             raise ValueError(f'budget: expected "terminate" or "truncate", received {budget!r}')
         self.num_envs = num_envs
@@ -100,7 +98,7 @@ class TokenVectorEnv(VectorEnv[NDArray[np.int64], NDArray[np.int64], NDArray[Any
         self.prompts: Prompts = load_prompts(prompts, tokenizer, vocab_size=vocab_size, max_tokens=max_prompt_tokens)
         self.max_prompt_tokens = max_prompt_tokens or self.prompts.tokens.shape[1]
         self.budget = budget
-        self.group_size = group_size
+        self._shuffle = shuffle
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {"render_modes": [], "autoreset_mode": self.autoreset_mode}
 
@@ -110,14 +108,27 @@ class TokenVectorEnv(VectorEnv[NDArray[np.int64], NDArray[np.int64], NDArray[Any
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
 
-        self._sampler = PromptSampler(len(self.prompts), shuffle=shuffle, repeats=group_size)
         self._tokens = np.full((num_envs, width), PAD, dtype=np.int64)
         self._lengths = np.zeros(num_envs, dtype=np.int64)
         self._prompt_lengths = np.zeros(num_envs, dtype=np.int64)
         self._ended = np.zeros(num_envs, dtype=np.bool_)
         self._started = np.zeros(num_envs, dtype=np.bool_)
+        self.set_group_size(group_size)
         self._handed: NDArray[np.float32] | None = None
         self.finished = self._finished(np.zeros(0, dtype=np.int64))
+
+    def set_group_size(self, group_size: int) -> None:
+        """Draw each prompt `group_size` times in a row; before the first reset.
+
+        Raises:
+            ValueError: `num_envs` is no multiple of it, or prompts were drawn already.
+        """
+        if group_size < 1 or self.num_envs % group_size:
+            raise ValueError(f"group_size: {self.num_envs} sub-environments cannot stand in groups of {group_size!r}")
+        if self._started.any():
+            raise ValueError(f"group_size: expected before the first reset, received {group_size} after it")
+        self.group_size = group_size
+        self._sampler = PromptSampler(len(self.prompts), shuffle=self._shuffle, repeats=group_size)
 
     # -- stepping ------------------------------------------------------------------------------------------------------
 

@@ -79,7 +79,7 @@ class KLShaping(TokenVectorWrapper):
             reference.check_fits(self.base)
         elif not callable(reference):
             raise ValueError(f"reference: expected a causal LM, a directory or a callable, received {reference!r:.200}")
-        self._reference = reference
+        self.reference = reference
 
     @property
     def beta(self) -> float:
@@ -98,7 +98,7 @@ class KLShaping(TokenVectorWrapper):
         actions = base.check_actions(actions)
         running = base.running
         kl = np.zeros(self.num_envs, dtype=np.float32)
-        kl[running] = self._acting_logprobs(actions)[running] - self._reference_logprobs(actions, running)[running]
+        kl[running] = self._acting_logprobs(actions)[running] - self.reference_logprobs(actions, running)[running]
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
         self._tell(infos, "kl", kl, running)
         return observations, self._shaped(rewards, kl), terminated, truncated, infos
@@ -110,7 +110,7 @@ class KLShaping(TokenVectorWrapper):
         rows = super().play(prompts, completions, logprobs)
         mask = rows.mask
         acting = rows.logprobs if rows.logprobs is not None else self._acting_rows(rows)
-        scored = self._reference(rows.prompts, rows.completions)
+        scored = self.reference(rows.prompts, rows.completions)
         ref_logprobs = self._masked(scored, mask, "reference")
         check_logprobs(ref_logprobs, "reference")
         kl = acting - ref_logprobs
@@ -163,15 +163,15 @@ class KLShaping(TokenVectorWrapper):
         """``[num_envs]`` the reference's log-probs of the actions; 0 where not running."""
         base = self.base
         logprobs = np.zeros(self.num_envs, dtype=np.float32)
-        if hasattr(self._reference, "step"):
-            logprobs[running] = self._reference.step(base.tokens, base.lengths, actions, running)[running]
+        if hasattr(self.reference, "step"):
+            logprobs[running] = self.reference.step(base.tokens, base.lengths, actions, running)[running]
         elif running.any():
             rows = np.flatnonzero(running)
             prompts, completions = base.split_rows(rows)
             lengths = base.lengths[rows] - base.prompt_lengths[rows]
             completions[np.arange(len(rows)), lengths] = actions[rows]
             completions = completions[:, : lengths.max() + 1]
-            scored = self._masked(self._reference(prompts, completions), completions != PAD, "reference")
+            scored = self._masked(self.reference(prompts, completions), completions != PAD, "reference")
             logprobs[rows] = scored[np.arange(len(rows)), lengths]
         check_logprobs(logprobs, "reference")
         return logprobs

@@ -3,30 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Literal
 
 from agents.schedules import Linear
 from agents.text.config import TextAgentConfig
 from agents.text.kl_controllers import AdaptiveKL, AnnealedKL, KLController
+from agents.text.presets import PRESETS
 from agents.text.score_scaling import ScoreScaler
 
 Algorithm = Literal["ppo", "grpo", "rloo", "reinforce"]
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "ppo": {"epochs": 2, "minibatch_size": 64, "learning_rate": 4e-4, "lam": 0.95, "value_coef": 0.1},
-    "grpo": {
-        "epochs": 2, "minibatch_size": 64, "learning_rate": 4e-4, "kl_in": "reward", "normalize_std": False,
-        "average": "constant",
-    },
-    "rloo": {"epochs": 1, "learning_rate": 1e-3},
-    "reinforce": {"epochs": 1, "learning_rate": 1e-3},
-}  # fmt: skip
-"""The project's presets for movie reviews, over the papers' own choices (`agents.text.config.PAPERS`).
-
-GRPO charges the KL in the reward and is otherwise Dr. GRPO. As its paper has it (k3 in the loss, divided by the group's
-standard deviation) three seeds went 42-49 nats away at the same price: in expectation the gradient of k3 is that of
-KL(reference || policy), which hardly resists tokens that the reference holds for rare.
-"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,10 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from agents.algorithms.ppo import PPO
 from agents.config import PPOConfig
 from agents.control.best import BestKeeper
 from agents.control.evaluation import evaluate
-from agents.control.ppo import PPO
 
 
 class Arms(gym.Env):

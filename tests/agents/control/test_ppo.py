@@ -9,11 +9,11 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from agents.algorithms.ppo import PPO
 from agents.config import PPOConfig
 from agents.control.best import BestKeeper
 from agents.control.environments import make_vector
 from agents.control.evaluation import evaluate
-from agents.control.ppo import PPO
 from agents.control.presets import preset_for
 from agents.schedules import Linear
 

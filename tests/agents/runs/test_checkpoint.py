@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from agents.runs import checkpoint
 from agents.config import PPOConfig
-from agents.control.ppo import PPO
+from agents.algorithms.ppo import PPO
 
 STATE = {
     "numbers": [1, 2.5, None, True, "text", 2**100],

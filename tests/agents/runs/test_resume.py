@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode
 
 from agents.config import PPOConfig
 from agents.control.evaluation import evaluate
-from agents.control.ppo import PPO
+from agents.algorithms.ppo import PPO
 from agents.schedules import Linear
 
 CONFIG = PPOConfig(

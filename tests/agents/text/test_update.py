@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from agents.algorithms.ppo import PPO
 from agents.config import PPOConfig
-from agents.control.ppo import PPO
 from agents.functional.advantages import generalized_advantages
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.text.collector import TextCollector

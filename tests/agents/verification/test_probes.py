@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from agents.control.ppo import PPO
+from agents.algorithms.ppo import PPO
 from agents.verification.probe_envs import Chain, OneStep, judged, trained
 from agents.verification.probes import PROBES, truncated
 

@@ -8,11 +8,11 @@ import pytest
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
+from agents.algorithms.ppo import PPO
 from agents.config import PPOConfig
 from agents.control.env_state import replay as env_replay
 from agents.control.env_state import snapshot as env_state
 from agents.control.env_state.plain_state import hidden_in
-from agents.control.ppo import PPO
 from agents.runs import checkpoint
 
 

@@ -6,14 +6,15 @@ from pathlib import Path
 
 from torch import nn
 
-from agents.control.agent import ControlAgent
+from agents.agent import Agent
+from agents.algorithms.comparing import GRPO, REINFORCE, RLOO
+from agents.algorithms.ppo import PPO
 from agents.control.environments import EnvLike
-from agents.control.ppo import PPO
 from agents.control.trpo import TRPO
 from agents.runs import checkpoint
 from agents.runs.logging import MetricSink
 
-ALGORITHMS: dict[str, type[ControlAgent]] = {kind.algorithm: kind for kind in (PPO, TRPO)}
+ALGORITHMS: dict[str, type[Agent]] = {"ppo": PPO, "trpo": TRPO, "grpo": GRPO, "rloo": RLOO, "reinforce": REINFORCE}
 """By the name that a checkpoint gives."""
 
 
@@ -24,8 +25,8 @@ def load_agent(
     policy: nn.Module | None = None,
     device: str | None = None,
     logger: MetricSink | None = None,
-) -> ControlAgent:
-    """The agent saved at ``path``, of the class that saved it; arguments as in ``ControlAgent.load``.
+) -> Agent:
+    """The agent saved at ``path``, of the class that saved it; arguments as in ``PPO.load``.
 
     Raises:
         CheckpointError: if the file is missing, damaged, or of another version, or its algorithm is not known here.

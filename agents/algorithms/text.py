@@ -1,0 +1,302 @@
+"""A text agent from an environment: its policy, its collector and its settings, and the calls that only text has.
+
+What a batch teaches is not here: see ``agents.text``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import gymnasium as gym
+import torch
+from gymnasium.vector import VectorEnv
+
+from agents.algorithms.policies import build_policy, starting_policy
+from agents.algorithms.token_environments import TokenVectorLike, kl_shaping_of, token_vector
+from agents.config import with_settings
+from agents.lm.causal_lm import CausalLMPolicy
+from agents.lm.generation import generate
+from agents.lm.lora import LoraOptions
+from agents.lm.sampling import TokenSampling
+from agents.runs import checkpoint
+from agents.runs.logging import MetricSink
+from agents.schedules import Linear
+from agents.text.agent import TextAgent
+from agents.text.collector import TextCollector
+from agents.text.config import PAPERS, TextAgentConfig
+from agents.text.kl_controllers import KLController
+from agents.text.presets import PRESETS
+from agents.text.score_scaling import ScoreScaler
+from agents.text.stepwise import generate_by_acting
+from textenvs.tokens.prompts import load_prompts
+from textenvs.tokens.tokenizers import decode_rows
+
+if TYPE_CHECKING:
+    pass
+
+Self = TypeVar("Self", bound="TextAlgorithm")
+PolicyLike = "str | os.PathLike[str] | PreTrainedModel | nn.Module | None"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions:
+    """How texts are written and paid, beside the settings of the algorithm."""
+
+    batch_size: int = 64
+    """texts an update, where the environment is given by id; otherwise its number of sub-environments"""
+    critic: str | None = None
+    """where values come from: "shared", "separate", "adapter", "none"; see ``CausalLMPolicy``. None: as the
+    algorithm"""
+    beta: float | None = None
+    """KL coefficient, reward units per nat. None: the environment's"""
+    sampling: TokenSampling | None = None
+    """how logits become the distribution that acts. None: as they are"""
+    lora: LoraOptions | None = None
+    """train low-rank adapters over frozen weights. None: all weights"""
+    dtype: str = "float32"
+    """of matrix products, "float32" or "bfloat16" """
+    gradient_checkpointing: bool = False
+    """compute layers again in the backward pass instead of keeping what they hold"""
+    missing_eos_penalty: float = 0.0
+    """reward units taken from texts that ran out of budget"""
+    max_concurrent_rows: int | None = None
+    """texts decoded at a time. None: all of a batch"""
+    kl_controller: KLController | None = None
+    """what moves the KL coefficient; see ``agents.text.kl_controllers``"""
+    score_scaler: ScoreScaler | None = None
+    """what the score is turned into before it is paid"""
+
+
+class TextAlgorithm(TextAgent):
+    """An algorithm on a token environment; the unit of ``learn``, ``steps`` and the logger is the text.
+
+    Args:
+        env: an id, a `textenvs.TokenEnv`, a `textenvs.TokenVectorEnv` or a wrapper of it; None only with ``load``.
+        config: settings of the algorithm; None: its preset (``agents.text.presets``).
+        policy: directory or name of a causal LM, a transformers model, a ``CausalLMPolicy``, or any module that
+            implements ``agents.interfaces.Policy`` over rows of tokens. None: a copy of the language model that the
+            environment measures the KL against.
+        logger: receives metrics; see ``agents.runs.logging``.
+        settings: fields of ``config`` and of ``TextOptions`` as keywords.
+
+    Raises:
+        ValueError: if no policy can be known, if it does not fit the environment, or for settings that are unknown or
+            do not apply.
+    """
+
+    name: ClassVar[str]
+    """the algorithm's, in ``TextAgentConfig`` and in checkpoints"""
+
+    def __init__(
+        self,
+        env: str | gym.Env[Any, Any] | VectorEnv[Any, Any, Any],
+        config: TextAgentConfig | None = None,
+        policy: Any = None,
+        *,
+        logger: MetricSink | None = None,
+        **settings: Any,
+    ) -> None:
+        own = {field.name for field in fields(TextOptions)}
+        self.options = options = TextOptions(**{key: value for key, value in settings.items() if key in own})
+        settings = {key: value for key, value in settings.items() if key not in own}
+        group_size = settings.get("group_size", PAPERS[self.name].get("group_size", 1))
+        envs = token_vector(env, options.batch_size, group_size if config is None else config.group_size)
+        config = self._config(envs, config, settings)
+        self.env_id = env if isinstance(env, str) else None
+        self.policy_source = os.fspath(policy) if isinstance(policy, str | os.PathLike) else None
+        self._own_policy = policy is None
+        shaping = kl_shaping_of(envs)
+        if shaping is not None:
+            shaping.charge = config.kl_in != "loss"
+            shaping.beta = shaping.beta if options.beta is None else options.beta
+        elif options.beta is not None:
+            raise ValueError("beta: the environment has no KLShaping, so there is no KL to be charged; pass reference=")
+        module = build_policy(envs, policy, config, options)
+        exact = config.kl_in != "reward" and config.kl_estimator == "full"
+        super().__init__(
+            config,
+            module,
+            _collector(envs, module, config, options),
+            reference=starting_policy(envs, module) if exact else None,
+            logger=logger,
+        )
+        self.env = envs
+
+    @classmethod
+    def _config(
+        cls, envs: TokenVectorLike, config: TextAgentConfig | None, settings: dict[str, Any]
+    ) -> TextAgentConfig:
+        if config is not None:
+            if config.algorithm != cls.name:
+                raise ValueError(f"config: expected one of {cls.name}, received one of {config.algorithm}")
+            return with_settings(TextAgentConfig, config, settings)
+        with_settings(TextAgentConfig, None, {name: None for name in settings} and {})  # the class exists
+        rows = envs.num_envs
+        preset: dict[str, Any] = {"minibatch_size": rows, "max_grad_norm": 1.0, **PRESETS[cls.name]}
+        rate = preset.pop("learning_rate")
+        chosen = {"learning_rate": Linear(rate, 0.0), **preset, **settings}
+        if "kl_estimator" in settings and "kl_in" not in settings:
+            chosen.pop("kl_in", None)  # an estimator is of a KL in the loss
+        return TextAgentConfig.for_algorithm(cls.name, **chosen)
+
+    def set_env(self, env: str | gym.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> None:
+        """Learn in another token environment from its first prompts on.
+
+        Raises:
+            ValueError: if the policy does not fit it.
+        """
+        envs = token_vector(env, self.options.batch_size, self.config.group_size)
+        collector = _collector(envs, self.policy, self.config, self.options)
+        self.env, self.env_id, self.collector = envs, env if isinstance(env, str) else None, collector
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: Sequence[str], *, max_new_tokens: int | None = None, deterministic: bool = False
+    ) -> list[str]:
+        """What the policy writes after each of ``prompts``.
+
+        Args:
+            prompts: texts, tokenized as the environment's prompts are.
+            max_new_tokens: budget; None: the environment's.
+            deterministic: always the likeliest token.
+
+        Raises:
+            ValueError: if the environment has no tokenizer, or a prompt has no token.
+        """
+        base = self.env.unwrapped  # type: ignore[union-attr]
+        if base.tokenizer is None:
+            raise ValueError("generate needs text, and this environment has no tokenizer: call policy's own generation")
+        rows = load_prompts(list(prompts), base.tokenizer, vocab_size=base.vocab_size)
+        tokens = torch.from_numpy(rows.tokens).to(self.policy.device)
+        written = _writer(self.policy)(
+            self.policy,
+            tokens,
+            max_new_tokens=max_new_tokens or base.max_new_tokens,
+            generator=self.predict_generator,
+            deterministic=deterministic,
+        )
+        return decode_rows(base.tokenizer, rows.tokens, written.completions.cpu().numpy())[1]
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write model and tokenizer to a folder that ``AutoModelForCausalLM.from_pretrained`` loads, whole or not at
+        all.
+
+        With adapters, the merged model.
+
+        Raises:
+            ValueError: if the policy is no causal LM of transformers.
+        """
+        from agents.lm.saving import save_model
+
+        if not isinstance(self.policy, CausalLMPolicy):
+            raise ValueError(
+                f"save_pretrained: expected a CausalLMPolicy, this agent has a {type(self.policy).__name__}"
+            )
+        save_model(self.policy, self.env.unwrapped.tokenizer, Path(path))  # type: ignore[union-attr]
+
+    def state_dict(self) -> dict[str, Any]:
+        """As every agent's, with what ``load`` needs to build environment and policy again."""
+        text = {
+            "env_id": self.env_id,
+            "policy": self.policy_source,
+            "own_policy": self._own_policy,
+            "options": plain_options(self.options),
+        }
+        return {**super().state_dict(), "text": text}
+
+    @classmethod
+    def from_state(
+        cls: type[Self],
+        state: dict[str, Any],
+        env: Any = None,
+        *,
+        policy: Any = None,
+        device: str | None = None,
+        logger: MetricSink | None = None,
+    ) -> Self:
+        """Build the agent that ``state_dict`` gave ``state`` of; arguments and errors as in ``load``."""
+        cls._refuse_other(state)
+        known = state["text"]
+        env = known["env_id"] if env is None else env
+        policy = known["policy"] if policy is None else policy
+        if env is None:
+            raise checkpoint.CheckpointError("the agent was trained in an environment without an id: pass env=")
+        if policy is None and not known["own_policy"]:
+            raise checkpoint.CheckpointError("the agent's policy was handed over as an object: pass policy=")
+        config = TextAgentConfig.from_dict(state["config"] | ({} if device is None else {"device": device}))
+        agent = cls(env, config, policy, logger=logger, **options_from_plain(known["options"]))
+        state["config"] = agent.config.to_dict()
+        agent.load_state_dict(state)
+        return agent
+
+    @classmethod
+    def load(cls: type[Self], path: str | Path, env: Any = None, **arguments: Any) -> Self:
+        """Load the agent saved at ``path``; training goes on bit for bit.
+
+        Args:
+            path: what ``save`` wrote.
+            env: to go on in; None takes the id it was trained on.
+            arguments: ``policy`` where it was handed over as an object, ``device``, ``logger``.
+
+        Raises:
+            CheckpointError: if the file is missing, damaged, of another version or algorithm, or if environment or
+                policy cannot be built again from it.
+        """
+        return cls.from_state(checkpoint.load(path), env, **arguments)
+
+    @classmethod
+    def _refuse_other(cls, state: dict[str, Any]) -> None:
+        super()._refuse_other(state)
+        if state["algorithm"] != cls.name:
+            raise checkpoint.CheckpointError(f"the checkpoint is of {state['algorithm']!r}, not {cls.name!r}")
+
+
+def _writer(policy: Any) -> Any:
+    return generate if isinstance(policy, CausalLMPolicy) else getattr(type(policy), "generate", generate_by_acting)
+
+
+def _collector(envs: TokenVectorLike, policy: Any, config: TextAgentConfig, options: TextOptions) -> TextCollector:
+    return TextCollector(
+        envs,
+        seed=config.seed,
+        missing_eos_penalty=options.missing_eos_penalty,
+        kl_controller=options.kl_controller,
+        score_scaler=options.score_scaler,
+        write=_writer(policy),
+        max_concurrent_rows=options.max_concurrent_rows,
+    )
+
+
+def plain_options(options: TextOptions) -> dict[str, Any]:
+    """The options as JSON values; the state of a score scaler is the collector's."""
+    found = {field.name: getattr(options, field.name) for field in fields(options)}
+    for name in ("sampling", "lora"):
+        found[name] = None if found[name] is None else asdict(found[name])
+    if options.kl_controller is not None:
+        found["kl_controller"] = [type(options.kl_controller).__name__, dict(vars(options.kl_controller))]
+    if options.score_scaler is not None:
+        found["score_scaler"] = [options.score_scaler.standardize, options.score_scaler.limit]
+    return found
+
+
+def options_from_plain(values: dict[str, Any]) -> dict[str, Any]:
+    """The keywords of ``TextOptions`` that `plain_options` came from."""
+    from agents.text import kl_controllers
+
+    found = dict(values)
+    if found["sampling"] is not None:
+        allowed = found["sampling"]["allowed_tokens"]
+        found["sampling"] = TokenSampling(**found["sampling"] | {"allowed_tokens": allowed and tuple(allowed)})
+    if found["lora"] is not None:
+        found["lora"] = LoraOptions(**found["lora"])
+    if found["kl_controller"] is not None:
+        kind, settings = found["kl_controller"]
+        found["kl_controller"] = getattr(kl_controllers, kind)(**settings)
+    if found["score_scaler"] is not None:
+        standardize, limit = found["score_scaler"]
+        found["score_scaler"] = ScoreScaler(standardize=standardize, limit=limit)
+    return found

@@ -1,0 +1,80 @@
+"""Whatever a user calls a token environment, to the vector environment that texts are collected in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.vector import VectorEnv
+
+from textenvs.envs.scalar import TokenEnv
+from textenvs.envs.vector import TokenVectorEnv
+from textenvs.envs.wrapper import TokenVectorWrapper
+from textenvs.wrappers.kl_shaping import KLShaping
+
+TokenVectorLike = TokenVectorEnv | TokenVectorWrapper
+
+
+def is_token_environment(env: Any) -> bool:
+    """True for an id, an environment or a vector environment whose actions are tokens.
+
+    An id counts if it is of this package, or if its vector form is built by ``textenvs``' classes: that is looked up in
+    the registry, and nothing is built.
+    """
+    if isinstance(env, str):
+        if env not in gym.registry:
+            return env.split(":")[-1].startswith("textenvs/")
+        spec = gym.spec(env)
+        return env.startswith("textenvs/") or bool(spec.kwargs.get("token_environment"))
+    unwrapped = getattr(env, "unwrapped", None)
+    return isinstance(unwrapped, TokenVectorEnv | TokenEnv)
+
+
+def token_vector(env: Any, num_envs: int, group_size: int) -> TokenVectorLike:
+    """The vector environment for ``env``.
+
+    Args:
+        env: an id, a `TokenEnv` (its registered id is built again as a vector of ``num_envs``; without one its single
+            row is the batch), a `TokenVectorEnv` or a wrapper of it.
+        num_envs: sub-environments of what is built from an id.
+        group_size: texts of each prompt in a row; an environment that has not begun is set to it.
+
+    Raises:
+        ValueError: if it is no token environment, is wrapped by something that hides `play`, or has begun with other
+            groups.
+    """
+    spec = None if isinstance(env, str) else getattr(env, "spec", None)
+    if isinstance(env, gym.Env) and spec is not None:
+        return _made(spec.id, num_envs, group_size, dict(spec.kwargs))
+    if isinstance(env, str):
+        return _made(env, num_envs, group_size, {})
+    if isinstance(env, gym.Env) and isinstance(env.unwrapped, TokenEnv):
+        env = env.unwrapped.envs
+    if not isinstance(env, TokenVectorEnv | TokenVectorWrapper):
+        raise ValueError(
+            "env: expected an id, a TokenEnv, a TokenVectorEnv or one of textenvs' wrappers, received "
+            f"{type(env).__name__}: other wrappers hide the batch path"
+        )
+    base = env.unwrapped
+    assert isinstance(base, TokenVectorEnv)
+    if base.group_size != group_size:
+        base.set_group_size(group_size)
+    return env
+
+
+def _made(env_id: str, num_envs: int, group_size: int, kwargs: dict[str, Any]) -> TokenVectorLike:
+    kwargs = {"group_size": group_size, **kwargs}
+    envs: VectorEnv[Any, Any, Any] = gym.make_vec(env_id, num_envs=num_envs, **kwargs)
+    if not isinstance(envs, TokenVectorEnv | TokenVectorWrapper):
+        raise ValueError(f"env: {env_id} is built as a {type(envs).__name__}, which is no token environment")
+    return envs
+
+
+def kl_shaping_of(envs: TokenVectorLike) -> KLShaping | None:
+    """The `KLShaping` among the wrappers of ``envs``; None if there is none."""
+    inner: Any = envs
+    while isinstance(inner, TokenVectorWrapper):
+        if isinstance(inner, KLShaping):
+            return inner
+        inner = inner.env
+    return None

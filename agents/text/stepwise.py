@@ -1,0 +1,71 @@
+"""Whole texts from a policy that only acts: one call of ``act`` a token, each on the row so far."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from agents.lm.generation import Generation
+from textenvs.tokens.rows import PAD
+
+
+class RowPolicy(Protocol):
+    """The part of ``agents.interfaces.Policy`` that writing needs, over rows of tokens."""
+
+    has_critic: bool
+    eos_token_id: int | None
+
+    def act(
+        self, observations: Tensor, *, deterministic: bool = False, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Next tokens ``[B]`` and their log-probabilities ``[B]``, nats, for rows ``[B, L]`` right-padded with PAD."""
+        ...
+
+    def values(self, observations: Tensor) -> Tensor:
+        """V of each row, ``[B]`` reward units."""
+        ...
+
+
+@torch.no_grad()
+def generate_by_acting(
+    policy: RowPolicy,
+    prompts: Tensor,
+    *,
+    max_new_tokens: int,
+    generator: torch.Generator | None = None,
+    deterministic: bool = False,
+) -> Generation:
+    """One completion of each prompt; the same arguments and result as ``agents.lm.generation.generate``.
+
+    Args:
+        policy: acts on rows of tokens.
+        prompts: ``[B, P]`` right-padded with PAD.
+        max_new_tokens: budget of each completion.
+        generator: of the draws.
+        deterministic: always the likeliest token.
+
+    Returns:
+        Completions, log-probabilities and values, ``[B, max_new_tokens]`` each, PAD or 0 after a row's end.
+    """
+    batch, device = len(prompts), prompts.device
+    rows = torch.nn.functional.pad(prompts, (0, max_new_tokens), value=PAD)
+    lengths, every = (prompts != PAD).sum(1), torch.arange(batch, device=device)
+    completions = torch.full((batch, max_new_tokens), PAD, dtype=torch.int64, device=device)
+    logprobs = torch.zeros(batch, max_new_tokens, device=device)
+    values = torch.zeros_like(logprobs)
+    running = torch.ones(batch, dtype=torch.bool, device=device)
+    for step in range(max_new_tokens):
+        tokens, chosen = policy.act(rows, deterministic=deterministic, generator=generator)
+        if policy.has_critic:
+            values[:, step] = torch.where(running, policy.values(rows), 0.0)
+        completions[:, step] = torch.where(running, tokens, PAD)
+        logprobs[:, step] = torch.where(running, chosen, 0.0)
+        rows[every, lengths] = completions[:, step]
+        lengths = lengths + running
+        if policy.eos_token_id is not None:
+            running = running & (tokens != policy.eos_token_id)
+        if not running.any():
+            break
+    return Generation(completions, logprobs, values)
