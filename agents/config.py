@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any, TypeVar
@@ -181,10 +182,15 @@ def with_settings(kind: type[C], config: C | None, settings: dict[str, Any]) -> 
     """
     if config is not None and not isinstance(config, kind):
         raise ValueError(f"config: expected a {kind.__name__}, received {type(config).__name__}")
+    check_settings(kind, settings)
+    return kind(**settings) if config is None else replace(config, **settings)  # type: ignore[type-var]
+
+
+def check_settings(kind: type, settings: Iterable[str]) -> None:
+    """Raise ValueError unless all names are fields of ``kind``; the nearest name is in the message."""
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     for name in settings:
         if name not in known:
             near = get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"{name!r} is no setting of {kind.__name__}{hint}")
-    return kind(**settings) if config is None else replace(config, **settings)  # type: ignore[type-var]

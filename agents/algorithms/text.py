@@ -17,7 +17,7 @@ from gymnasium.vector import VectorEnv
 
 from agents.algorithms.policies import build_policy, starting_policy
 from agents.algorithms.token_environments import TokenVectorLike, kl_shaping_of, token_vector
-from agents.config import with_settings
+from agents.config import check_settings, with_settings
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.generation import generate
 from agents.lm.lora import LoraOptions
@@ -29,7 +29,7 @@ from agents.text.agent import TextAgent
 from agents.text.collector import TextCollector
 from agents.text.config import PAPERS, TextAgentConfig
 from agents.text.kl_controllers import KLController
-from agents.text.presets import PRESETS
+from agents.text.presets import MINIBATCHES, PRESETS
 from agents.text.score_scaling import ScoreScaler
 from agents.text.stepwise import generate_by_acting
 from textenvs.tokens.prompts import load_prompts
@@ -134,9 +134,9 @@ class TextAlgorithm(TextAgent):
             if config.algorithm != cls.name:
                 raise ValueError(f"config: expected one of {cls.name}, received one of {config.algorithm}")
             return with_settings(TextAgentConfig, config, settings)
-        with_settings(TextAgentConfig, None, {name: None for name in settings} and {})  # the class exists
-        rows = envs.num_envs
-        preset: dict[str, Any] = {"minibatch_size": rows, "max_grad_norm": 1.0, **PRESETS[cls.name]}
+        check_settings(TextAgentConfig, settings)
+        preset: dict[str, Any] = {"minibatch_size": envs.num_envs, "max_grad_norm": 1.0, **PRESETS[cls.name]}
+        preset["minibatch_size"] = min(preset["minibatch_size"], max(1, envs.num_envs // MINIBATCHES[cls.name]))
         rate = preset.pop("learning_rate")
         chosen = {"learning_rate": Linear(rate, 0.0), **preset, **settings}
         if "kl_estimator" in settings and "kl_in" not in settings:

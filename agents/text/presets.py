@@ -19,3 +19,6 @@ GRPO charges the KL in the reward and is otherwise Dr. GRPO. As its paper has it
 standard deviation) three seeds went 42-49 nats away at the same price: in expectation the gradient of k3 is that of
 KL(reference || policy), which hardly resists tokens that the reference holds for rare.
 """
+
+MINIBATCHES = {"ppo": 4, "grpo": 4, "rloo": 1, "reinforce": 1}
+"""Optimizer steps a pass over a batch, where the batch is smaller than four of the preset's minibatches."""
