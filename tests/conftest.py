@@ -1,9 +1,17 @@
 """Tiny language models on disk: a GPT-2 of ten words, and GPT-2 and Llama with a tokenizer that has a chat template."""
 
+import os
+
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[name] = "1"  # before torch and NumPy are imported; what tests start inherits it
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+torch.set_num_threads(1)  # these models are so small that a second thread waits, and spins, more than it computes
 
 WORDS = ["<end>", "good", "bad", "the", "film", "is", "a", "very", "plot", "and"]
 CHAT_WORDS = [
