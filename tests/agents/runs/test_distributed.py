@@ -33,7 +33,8 @@ CASES = {
     "empty shares": dict(algorithm="ppo", rows=4, minibatch_size=1, epochs=1),
     "early stop": dict(algorithm="ppo", rows=ROWS, minibatch_size=8, epochs=4, target_kl=1e-3),
     "grpo": dict(
-        algorithm="grpo", group_size=6, kl_estimator="full", average="sequence", minibatch_size=12, microbatch_size=3
+        algorithm="grpo", group_size=6, kl_estimator="full", average="sequence", minibatch_size=12, microbatch_size=3,
+        epochs=2,
     ),
     "rloo": dict(algorithm="rloo", group_size=3, kind="llama"),
     "reinforce": dict(algorithm="reinforce", average="constant", entropy_coef=0.01),
