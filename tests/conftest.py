@@ -3,15 +3,10 @@
 import os
 
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ[name] = "1"  # before torch and NumPy are imported; what tests start inherits it
+    os.environ[name] = "1"  # a second thread would spin more than it computes; what tests start inherits this
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-import pytest
-import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-torch.set_num_threads(1)  # these models are so small that a second thread waits, and spins, more than it computes
+import pytest  # and neither torch nor transformers here: the process that only hands out tests need not load them
 
 WORDS = ["<end>", "good", "bad", "the", "film", "is", "a", "very", "plot", "and"]
 CHAT_WORDS = [
@@ -29,6 +24,10 @@ CHAT = (
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory):
     """A folder with a random GPT-2 of ten words and its tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="a"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     core.post_processor = processors.TemplateProcessing(single="<end> $A", special_tokens=[("<end>", 0)])
@@ -48,6 +47,9 @@ def model_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def chat_tokenizer():
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(CHAT_WORDS)}, unk_token="and"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     core.post_processor = processors.TemplateProcessing(single="<end> $A", special_tokens=[("<end>", 0)])
@@ -58,6 +60,9 @@ def chat_tokenizer():
 
 
 def build_chat_model(family: str):
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(0)
     ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "initializer_range": 0.2}
     if family == "gpt2":
