@@ -102,7 +102,7 @@ MUTANTS = (
     Mutant("T1", "a text goes on from its prompt's place one token too late", ATTENTION, "steps >= common[:, None]", "steps > common[:, None]", f"{T_ATTENTION} {T_POLICY}"),
     Mutant("T1", "a row that ends within what others begin with lends them what is behind it", ATTENTION, "torch.minimum(torch.minimum(beginnings.lengths, lengths), lengths[first])", "torch.minimum(beginnings.lengths, lengths)", T_ATTENTION),
     Mutant("P13", "a prompt that is read once learns from its first text alone", ATTENTION, "of_packed.index_add_(0, sources, grad.index_select(0, twins))", "pass", f"{T_ATTENTION} {T_POLICY}"),
-    Mutant("T1", "texts of different prompts read one prompt", DECISIONS, "Beginnings(which, prompt_lengths)", "Beginnings(which * 0, prompt_lengths)", T_POLICY),
+    Mutant("T1", "texts of different prompts read one prompt", DECISIONS, "return_inverse=True)[1], prompt_lengths)", "return_inverse=True)[1] * 0, prompt_lengths)", T_POLICY),
     Mutant("P13", "rows that fill up a product stay in it", KERNELS, "return out[:rows] if more else out", "return out", T_KERNELS),
     Mutant("T1", "the gradient of packed rows goes to their neighbors", ATTENTION, "torch.index_select(grad, 0, places, out", "torch.index_select(grad, 0, places.flip(0), out", f"{T_ATTENTION} {T_POLICY}"),
     Mutant("T10", "half types are rounded before they are multiplied", KERNELS, "linear(x.float(), weight.float()", "linear(x.bfloat16().float(), weight.bfloat16().float()", T_KERNELS),
