@@ -22,12 +22,11 @@ from torch import Tensor, nn
 
 from agents.interfaces import Evaluation
 from agents.lm.decision_states import Decisions, spread, states_at_ends
-from agents.lm.kv_cache import check_has_cache
 from agents.lm.lora import POLICY, VALUE, AdaptedTrunk
 from agents.lm.sampling import TokenSampling, sample_tokens
 from agents.lm.token_head import TokenHead
-from textenvs.lm.linear_kernels import speed_up
-from textenvs.lm.packed_attention import attend
+from textenvs.lm.fast_paths import accelerate
+from textenvs.lm.kv_cache import check_has_cache
 from textenvs.lm.packed_forward import compile_trunk, hidden_states, recompute_layers, trunk_forward
 from textenvs.tokens.rows import PAD
 
@@ -87,8 +86,7 @@ class CausalLMPolicy(nn.Module):
         if self.eos_token_id is not None and not 0 <= self.eos_token_id < self.vocab_size:
             raise ValueError(f"eos_token_id {self.eos_token_id} is not in the vocabulary [0, {self.vocab_size})")
         self.sampling.check_vocabulary(self.vocab_size)
-        speed_up(model)
-        attend(model)
+        accelerate(model)
         if recompute:
             recompute_layers(model.base_model, nullcontext if adapters is None else adapters.current)
         if compile:

@@ -13,7 +13,7 @@ DECISIONS, TOKEN_HEAD, KL_PRICE = (
     "agents/text/kl_controllers.py",
 )
 POLICY, TRUNK, HEAD = "agents/lm/causal_lm.py", "textenvs/lm/packed_forward.py", "agents/lm/fused_logprobs.py"
-GENERATION, CACHE = "agents/lm/generation.py", "agents/lm/kv_cache.py"
+GENERATION, CACHE = "agents/lm/generation.py", "textenvs/lm/kv_cache.py"
 COLLECT, SAMPLING = "agents/text/collector.py", "agents/lm/sampling.py"
 ENV = "textenvs/envs/vector.py"
 PREFERENCE = "textenvs/wrappers/preference.py"

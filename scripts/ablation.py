@@ -1,6 +1,6 @@
 """What each piece of speed is worth: CPU seconds of an update with all of them, and with one left out, in one process.
 
-    OMP_NUM_THREADS=1 python -m scripts.benchmarks.ablation --repeats 3
+    OMP_NUM_THREADS=1 python -m scripts.ablation --repeats 3
 
 All arms of a workload have the same seeds and one thread, and take turns, so that what else runs on the machine meets
 each alike. Figures are medians [smallest, largest] of user and system seconds of this process.
