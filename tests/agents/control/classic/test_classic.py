@@ -7,7 +7,8 @@ import pytest
 from gymnasium.envs.classic_control import acrobot
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from agents.control.classic.base import ClassicVectorEnv, make_vector
+from agents.control.classic.base import ClassicVectorEnv
+from agents.control.environments import make_vector
 
 IDS = ["CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1"]
 MODES = [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED]
