@@ -6,12 +6,10 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from agents.schedules import Linear
-from agents.text.config import TextAgentConfig
+from agents.text.config import Algorithm, TextAgentConfig
 from agents.text.kl_controllers import AdaptiveKL, AnnealedKL, KLController
-from agents.text.presets import PRESETS
+from agents.text.presets import preset_settings
 from agents.text.score_scaling import ScoreScaler
-
-Algorithm = Literal["ppo", "grpo", "rloo", "reinforce"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +104,7 @@ class AlgorithmFlags:
             raise ValueError(f"this does not apply to {self.algorithm}: {', '.join(wrong)} needs a critic")
         if self.batch_size % settings.group_size:
             raise ValueError(f"batch_size {self.batch_size} is no multiple of group_size {settings.group_size}")
-        if settings.policy_loss == "plain" and settings.minibatch_size < self.batch_size:
+        if settings.policy_loss == "plain" and (settings.minibatch_size or self.batch_size) < self.batch_size:
             raise ValueError(
                 f"the plain policy gradient holds for one step a batch: minibatch_size {settings.minibatch_size} is "
                 f"below batch_size {self.batch_size}; microbatch_size bounds the memory, policy_loss clipped allows it"
@@ -165,9 +163,6 @@ class AlgorithmFlags:
         """
         names = {field.name for field in fields(TextAgentConfig)} & {field.name for field in fields(self)}
         given = {name: getattr(self, name) for name in sorted(names) if getattr(self, name) is not None}
-        preset = dict(PRESETS[self.algorithm])
-        if self.kl_estimator is not None:
-            preset.pop("kl_in", None)  # an estimator is of a KL in the loss
-        settings = {"minibatch_size": self.batch_size, "max_grad_norm": 1.0} | preset | given
-        settings["learning_rate"] = Linear(settings["learning_rate"], 0.0)
-        return TextAgentConfig.for_algorithm(**settings)
+        if "learning_rate" in given:
+            given["learning_rate"] = Linear(given["learning_rate"], 0.0)
+        return TextAgentConfig(**preset_settings(self.algorithm, given))

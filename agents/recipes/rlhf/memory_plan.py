@@ -36,7 +36,7 @@ def planned_bytes(config: TrainTextConfig) -> dict[str, dict[str, int]]:
     settings = config.agent_config()
     workload = Workload(
         rollout_rows=min(config.batch_size, config.max_concurrent_rows or config.batch_size),
-        update_rows=min(settings.microbatch_size or settings.minibatch_size, config.batch_size),
+        update_rows=min(settings.microbatch_size or settings.minibatch_size or config.batch_size, config.batch_size),
         prompt_tokens=_longest_prompt(config, path),
         new_tokens=config.max_new_tokens,
     )

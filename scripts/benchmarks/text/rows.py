@@ -199,7 +199,7 @@ def peer_settings(preset: TrainTextConfig) -> dict[str, Any]:
     settings = preset.agent_config()
     return {
         "rows": preset.batch_size,
-        "minibatches": preset.batch_size // settings.minibatch_size,
+        "minibatches": preset.batch_size // (settings.minibatch_size or preset.batch_size),
         "epochs": settings.epochs,
         "new_tokens": preset.max_new_tokens,
         "learning_rate": value_at(settings.learning_rate, 0.0),
