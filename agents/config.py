@@ -11,7 +11,7 @@ from agents.schedules import Linear, Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateConfig:
-    """How a batch is learned from; see ``agents.update``."""
+    """Update: how a batch is learned from; see ``agents.update``."""
 
     epochs: int = 10
     """passes over each batch"""
@@ -58,7 +58,7 @@ C = TypeVar("C", bound="AgentConfig")
 
 @dataclass(frozen=True, kw_only=True)
 class PlacementConfig:
-    """Seed and device."""
+    """Machine: seed and device."""
 
     seed: int = 0
     """of weights, sampled actions or tokens, minibatches, and the environments' first reset; at least 0"""
@@ -67,17 +67,23 @@ class PlacementConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AgentConfig(PlacementConfig):
-    """Discounting and the optimizer, common to all algorithms."""
+class DiscountConfig:
+    """Advantages: discounts."""
+
+    gamma: float = 0.99
+    """discount per step, [0, 1]"""
+    lam: float = 0.95
+    """GAE's lambda, [0, 1]"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentConfig(DiscountConfig, PlacementConfig):
+    """Update: Adam, common to all algorithms."""
 
     learning_rate: float | Linear = 3e-4
     """Adam's step size, a constant or ``Linear(start, end)``"""
     adam_eps: float = 1e-5
     """Adam's epsilon (baselines' value; torch's default is 1e-8)"""
-    gamma: float = 0.99
-    """discount per step, [0, 1]"""
-    lam: float = 0.95
-    """GAE's lambda, [0, 1]"""
 
     def __post_init__(self) -> None:
         for name in ("gamma", "lam"):

@@ -81,6 +81,12 @@ class TextLossConfig:
     average: Literal["token", "sequence", "constant"] = "token"
     """"token", mean over all tokens (DAPO, arXiv:2503.14476); "sequence", mean of the texts' means (GRPO,
     arXiv:2402.03300, eq. 3); "constant", sum over the batch's texts times budget (Dr. GRPO, arXiv:2503.20783)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextKLConfig:
+    """KL: how the distance to the reference is charged."""
+
     kl_in: Literal["reward", "loss", "both"] = "reward"
     """who charges the KL to the reference: "reward" (Ziegler et al. 2019, arXiv:1909.08593), "loss" (GRPO), or, when
     asked for, "both" """
@@ -91,7 +97,7 @@ class TextLossConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextAgentConfig(TextAdvantageConfig, TextLossConfig, UpdateConfig, AgentConfig):
+class TextAgentConfig(TextAdvantageConfig, TextKLConfig, TextLossConfig, UpdateConfig, AgentConfig):
     """Algorithm: everything that ``agents.text.agent.TextAgent`` reads; the defaults are PPO's.
 
     Raises:
