@@ -1,7 +1,7 @@
 """Score the best of n texts, n = 1, ..., 64: what reinforcement learning must beat, and needs no training.
 
-    python -m scripts.best_of_n --run-dir runs/best_of_n
-    python -m scripts.best_of_n --run-dir runs/best_of_n --model DIR --reward-model DIR --prompts openings.txt
+    textenvs best-of-n --run-dir runs/best_of_n
+    textenvs best-of-n --run-dir runs/best_of_n --model DIR --reward-model DIR --prompts openings.txt
 
 For every held-out prompt the model writes N texts. Of n texts the one that the reward scores highest is kept; its
 score, and what the independent judge says of it, are averaged over all subsets of n of the N, which is unbiased
@@ -27,8 +27,8 @@ from agents.evaluation.best_of_n_estimate import best_of_n_kl, best_of_n_means
 from agents.evaluation.curve import write_points
 from agents.evaluation.metrics import standard_error
 from agents.evaluation.samples import write_samples
-from agents.recipes.rlhf.build import TextParts, build_parts
-from agents.recipes.rlhf.config import TextTask, TrainTextConfig
+from agents.recipes.rlhf.build import TaskParts, build_task
+from agents.recipes.rlhf.task import TextTask
 from agents.runs.cli import enter
 from agents.runs.devices import check_device
 from agents.runs.run_dir import SUMMARY, RunDir
@@ -38,7 +38,7 @@ TABLE = "best_of_n.csv"
 
 @dataclass(frozen=True, kw_only=True)
 class BestOfNConfig(TextTask):
-    """Score the best of n texts."""
+    """Run: folder and number of texts."""
 
     run_dir: str
     """Folder for best_of_n.csv, config.json and summary.json."""
@@ -52,11 +52,7 @@ class BestOfNConfig(TextTask):
     def __post_init__(self) -> None:
         if not 1 <= self.max_n <= self.samples:
             raise ValueError(f"max_n must be from 1 to samples, received {self.max_n} of {self.samples}")
-        self.as_run()
-
-    def as_run(self) -> TrainTextConfig:
-        """The same task as a run's settings, from which its parts are built."""
-        return TrainTextConfig(run_dir=self.run_dir, **task_of(asdict(self)))
+        TextTask.__post_init__(self)
 
 
 def task_of(settings: dict[str, Any]) -> dict[str, Any]:
@@ -74,7 +70,7 @@ def main(config: BestOfNConfig) -> dict[str, Any]:
     with RunDir(config.run_dir, script="best_of_n", overwrite=config.overwrite, reads=config.reads) as run:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        parts = build_parts(config.as_run())
+        parts = build_task(config)
         points = measure(parts, samples=config.samples, max_n=config.max_n, seed=config.seed)
         run.begin({name: value for name, value in asdict(config).items() if name != "overwrite"})
         write_points(run.path / TABLE, points)
@@ -83,14 +79,14 @@ def main(config: BestOfNConfig) -> dict[str, Any]:
         return summary
 
 
-def measure(parts: TextParts, *, samples: int, max_n: int, seed: int) -> list[dict[str, float | None]]:
+def measure(parts: TaskParts, *, samples: int, max_n: int, seed: int) -> list[dict[str, float | None]]:
     """A point for every n up to ``max_n``, with the columns of `best_of_n.csv`.
 
     Args:
         parts: of the task; the starting model writes.
         samples: N texts for every prompt.
         max_n: largest n, at most N.
-        seed: of the draws, which are others than those of `TextParts.assess`.
+        seed: of the draws, which are others than those of `TaskParts.write`.
     """
     rival = None if parts.judge is None else parts.judge.score(parts.write(parts.start).texts)
     columns: list[tuple[np.ndarray, np.ndarray | None]] = []
@@ -99,7 +95,7 @@ def measure(parts: TextParts, *, samples: int, max_n: int, seed: int) -> list[di
             parts.start,
             parts.tokenizer,
             parts.eval_prompts,
-            max_new_tokens=parts.collector.base.max_new_tokens,
+            max_new_tokens=parts.reward.unwrapped.max_new_tokens,
             seed=int(np.random.SeedSequence([seed, number]).generate_state(1)[0]),
         )
         written = parts.as_said(written)

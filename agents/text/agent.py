@@ -209,7 +209,7 @@ def _check(config: TextAgentConfig, policy: Any, collector: Any, reference: Any)
             f"{config.group_size}: give both the same group_size"
         )
     rows = collector.base.num_envs
-    if config.policy_loss == "plain" and config.minibatch_size < rows:
+    if config.policy_loss == "plain" and (config.minibatch_size or rows) < rows:
         raise ValueError(
             f"the plain policy gradient holds for one step a batch: minibatch_size must be {rows} or more, received "
             f"{config.minibatch_size} (microbatch_size bounds the memory)"

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from agents.evaluation.metrics import Assessment
 from agents.evaluation.samples import Samples, write_samples
 from agents.lm.causal_lm import CausalLMPolicy
-from agents.recipes.rlhf.config import TrainTextConfig
-from agents.recipes.rlhf.models import build_models
-from agents.recipes.rlhf.rewards import build_scorers, start_critic_as_reward
+from agents.recipes.rlhf.config import LayoutSettings, TrainTextConfig
+from agents.recipes.rlhf.models import TextModels, build_models, model_path
+from agents.recipes.rlhf.rewards import NamedScorers, build_scorers, start_critic_as_reward
+from agents.recipes.rlhf.task import TextTask
 from agents.runs.distributed import ALONE, Processes
 from agents.runs.run_dir import write_folder_aside
 from agents.text.collector import TextCollector
 from reward_models.data.movie_reviews import movie_review_splits, openings
-from textenvs import assets
 from textenvs.envs.vector import TokenVectorEnv
 from textenvs.tokens.prompts import Prompts, load_prompts
 from textenvs.tokens.tokenizers import decode_rows, load_tokenizer
@@ -74,30 +74,26 @@ class PolicyReference(CausalLMReference):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TextParts:
-    """Everything a run needs but the agent.
+class TaskParts:
+    """What a task is made of, whoever solves it.
 
     Attributes:
         tokenizer: of model and environment.
-        policy: what learns.
-        start: the same model, frozen; the KL is measured against it.
-        reference: its log-probs.
+        start: the model, frozen.
         reward: the environment's preference reward.
         chat: what puts prompts into a chat, or None.
-        collector: of rollouts.
         judge: independent of the reward model, or None.
         eval_prompts: texts that training never sees.
+        max_concurrent_rows: texts written at a time; None: all.
     """
 
     tokenizer: Any
-    policy: CausalLMPolicy
     start: CausalLMPolicy
-    reference: PolicyReference
     reward: PreferenceReward
     chat: ChatTemplate | None
-    collector: TextCollector
     judge: Any
     eval_prompts: list[Any] | Prompts
+    max_concurrent_rows: int | None
 
     def write(self, policy: CausalLMPolicy) -> Samples:
         """What ``policy`` writes on the evaluation prompts, always with the same seed."""
@@ -106,9 +102,9 @@ class TextParts:
                 policy,
                 self.tokenizer,
                 self.eval_prompts,
-                max_new_tokens=self.collector.base.max_new_tokens,
+                max_new_tokens=self.reward.unwrapped.max_new_tokens,
                 seed=EVAL_SEED,
-                max_concurrent_rows=self.collector.max_concurrent_rows,
+                max_concurrent_rows=self.max_concurrent_rows,
             )
         )
 
@@ -123,6 +119,21 @@ class TextParts:
     def judged(self, samples: Samples) -> Judged:
         """The same with what each member says, and how far they are apart."""
         return self.reward.judge(samples.prompts, samples.completions)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TextParts(TaskParts):
+    """Everything a run needs but the agent.
+
+    Attributes:
+        policy: what learns.
+        reference: log-probs of ``start``; the KL is measured against it.
+        collector: of rollouts.
+    """
+
+    policy: CausalLMPolicy
+    reference: PolicyReference
+    collector: TextCollector
 
     def assess(self, policy: CausalLMPolicy) -> Assessment:
         """What ``policy`` writes on the evaluation prompts, and what is to be said of it.
@@ -149,42 +160,29 @@ def build_parts(config: TrainTextConfig, processes: Processes = ALONE) -> TextPa
     """Load and wire everything; whatever is wrong with an input is found here.
 
     Args:
-        config: the run's flags.
-        processes: that the run is shared out among; the first alone gets the judge, because it alone evaluates.
+        config: the run's settings.
+        processes: that the run is shared out among; the main one alone gets the judge, because it alone evaluates.
 
     Raises:
         ValueError, OSError: with a message that names the input.
     """
-    path = str(assets.language_model_dir()) if config.model is None else config.model
-    tokenizer = load_tokenizer(path)
-    reader = prompt_reader(config, tokenizer)
-    train_prompts, eval_prompts = prompt_sets(config, reader)
-    chat = reader if isinstance(reader, ChatTemplate) and reader.heard else None
-    models = build_models(config, path, tokenizer)
-    policy = models.policy
-    reference = PolicyReference(models.plain, tokenizer)
-    base = TokenVectorEnv(
-        config.batch_size,
-        prompts=train_prompts,
-        tokenizer=tokenizer,
-        eos_token_id=policy.eos_token_id,
-        vocab_size=policy.vocab_size,
-        max_new_tokens=config.max_new_tokens,
-        group_size=config.agent_config().group_size,
-    )
+    tokenizer = load_tokenizer(model_path(config))
+    models = build_models(config, config, critic=config.critic(config.memory), tokenizer=tokenizer)
     found = build_scorers(config, models)
-    if config.critic_start == "reward-model":
-        start_critic_as_reward(models, found.scorers[0], base.prompts.tokens[0].tolist())
-    reward = PreferenceReward(
-        base,
-        found.scorers if chat is None else [chat.scorer(scorer) for scorer in found.scorers],
-        combine=config.reward_combine,
-        weights=config.reward_weights or None,
-        uncertainty_coef=config.reward_uncertainty_coef,
-        names=found.names,
+    task = _task_parts(
+        config,
+        models,
+        found,
+        num_rows=config.batch_size,
+        group_size=config.group_size,
+        max_concurrent_rows=config.max_concurrent_rows,
+        judged=config.judge and processes.is_main,
     )
+    if config.critic_start == "reward-model":
+        start_critic_as_reward(models, found.scorers[0], task.reward.unwrapped.prompts.tokens[0].tolist())
+    reference = PolicyReference(models.plain, tokenizer)
     collector = TextCollector(
-        KLShaping(reward, reference, config.beta, charge=config.agent_config().kl_in != "loss"),
+        KLShaping(task.reward, reference, config.beta, charge=config.kl_in != "loss"),
         seed=config.seed,
         missing_eos_penalty=config.missing_eos_penalty,
         kl_controller=config.kl_controller(config.episodes),
@@ -192,16 +190,59 @@ def build_parts(config: TrainTextConfig, processes: Processes = ALONE) -> TextPa
         max_concurrent_rows=config.max_concurrent_rows,
         processes=processes,
     )
-    return TextParts(
+    return TextParts(**vars(task), policy=models.policy, reference=reference, collector=collector)
+
+
+def build_task(task: TextTask) -> TaskParts:
+    """The task's parts without anything that learns.
+
+    Raises:
+        ValueError, OSError: with a message that names the input.
+    """
+    tokenizer = load_tokenizer(model_path(task))
+    models = build_models(task, LayoutSettings(), critic="none", tokenizer=tokenizer)
+    return _task_parts(task, models, build_scorers(task, models), judged=task.judge)
+
+
+def _task_parts(
+    task: TextTask,
+    models: TextModels,
+    found: NamedScorers,
+    *,
+    judged: bool,
+    num_rows: int = 1,
+    group_size: int = 1,
+    max_concurrent_rows: int | None = None,
+) -> TaskParts:
+    tokenizer, policy = models.tokenizer, models.policy
+    reader = prompt_reader(task, tokenizer)
+    train_prompts, eval_prompts = prompt_sets(task, reader)
+    chat = reader if isinstance(reader, ChatTemplate) and reader.heard else None
+    base = TokenVectorEnv(
+        num_rows,
+        prompts=train_prompts,
         tokenizer=tokenizer,
-        policy=policy,
+        eos_token_id=policy.eos_token_id,
+        vocab_size=policy.vocab_size,
+        max_new_tokens=task.max_new_tokens,
+        group_size=group_size,
+    )
+    reward = PreferenceReward(
+        base,
+        found.scorers if chat is None else [chat.scorer(scorer) for scorer in found.scorers],
+        combine=task.reward_combine,
+        weights=task.reward_weights or None,
+        uncertainty_coef=task.reward_uncertainty_coef,
+        names=found.names,
+    )
+    return TaskParts(
+        tokenizer=tokenizer,
         start=models.start,
-        reference=reference,
         reward=reward,
         chat=chat,
-        collector=collector,
-        judge=_judge() if config.judge and processes.is_main else None,
+        judge=_judge() if judged else None,
         eval_prompts=eval_prompts,
+        max_concurrent_rows=max_concurrent_rows,
     )
 
 
@@ -216,7 +257,7 @@ def save_model(policy: CausalLMPolicy, tokenizer: Any, path: Path) -> None:
     write_folder_aside(path, write)
 
 
-def prompt_reader(config: TrainTextConfig, tokenizer: Any) -> Any:
+def prompt_reader(config: TextTask, tokenizer: Any) -> Any:
     """What turns prompts into token ids: the tokenizer, or its chat template around it.
 
     Raises:
@@ -227,7 +268,7 @@ def prompt_reader(config: TrainTextConfig, tokenizer: Any) -> Any:
     return tokenizer
 
 
-def prompt_sets(config: TrainTextConfig, tokenizer: Any) -> tuple[Any, Any]:
+def prompt_sets(config: TextTask, tokenizer: Any) -> tuple[Any, Any]:
     """Training prompts and evaluation prompts; ``tokenizer`` is what `prompt_reader` gives."""
     if config.prompts is None:
         splits = movie_review_splits()

@@ -11,7 +11,9 @@ from transformers import AutoConfig
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.lora import POLICY, AdaptedTrunk, LoraOptions
 from agents.lm.sampling import TokenSampling
-from agents.recipes.rlhf.config import TrainTextConfig
+from agents.recipes.rlhf.config import LayoutSettings
+from agents.recipes.rlhf.task import TextTask
+from textenvs import assets
 from textenvs.tokens.tokenizers import load_tokenizer
 from textenvs.wrappers.reference import load_causal_lm
 
@@ -65,21 +67,33 @@ def check_model(path: str) -> None:
         raise ValueError(f"{path}: no language model could be loaded from there: {error}") from error
 
 
-def build_models(config: TrainTextConfig, path: str, tokenizer: Any) -> TextModels:
-    """The models at ``path``, laid out as ``config.memory`` says, which end texts where ``tokenizer`` does.
+def model_path(task: TextTask) -> str:
+    """Where the language model is loaded from: the task's, or the shipped one."""
+    return str(assets.language_model_dir()) if task.model is None else task.model
+
+
+def build_models(config: TextTask, layout: LayoutSettings, *, critic: str, tokenizer: Any) -> TextModels:
+    """The task's models, laid out as ``config.memory`` says, which end texts where ``tokenizer`` does.
+
+    Args:
+        config: model, memory, number type, temperature.
+        layout: adapters, and what trades time for memory.
+        critic: as `CausalLMPolicy` calls it.
+        tokenizer: of the model.
 
     Raises:
         ValueError: if no model or adapter can be loaded.
     """
+    path = model_path(config)
     sampling = TokenSampling(temperature=config.temperature)
     autocast = None if config.dtype == "float32" else DTYPES[config.dtype]
     trunk: AdaptedTrunk | None = None
-    frozen: dict[str, Any] = {"autocast": autocast, "compile": config.compile}
+    frozen: dict[str, Any] = {"autocast": autocast, "compile": layout.compile}
     if config.memory == "adapters":
         # A frozen weight is only ever read, and autocast would round it at each reading.
         model = load_causal_lm(path, dtype=DTYPES[config.dtype]).to(config.device)
-        options = LoraOptions(rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed)
-        trunk = AdaptedTrunk(model, options, value=config.critic == "adapter", start=config.adapter)
+        options = LoraOptions(rank=layout.lora_rank, alpha=layout.lora_alpha, seed=config.seed)
+        trunk = AdaptedTrunk(model, options, value=critic == "adapter", start=config.adapter)
         start_model = model
         frozen |= {"adapters": trunk, "role": trunk.reference}
     else:
@@ -89,13 +103,13 @@ def build_models(config: TrainTextConfig, path: str, tokenizer: Any) -> TextMode
     policy = CausalLMPolicy(
         model,
         eos_token_id=eos_token_id,
-        critic=config.critic,
+        critic=critic,
         sampling=sampling,
         adapters=trunk,
         role=POLICY,
         autocast=autocast,
-        recompute=config.gradient_checkpointing,
-        compile=config.compile,
+        recompute=layout.gradient_checkpointing,
+        compile=layout.compile,
     )
     start = CausalLMPolicy(start_model, sampling=sampling, **frozen)
     plain = start if config.temperature == 1.0 else CausalLMPolicy(start_model, **frozen)

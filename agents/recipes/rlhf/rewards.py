@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from agents.lm.lora import REWARD, VALUE, AdaptedTrunk, RoleTrunk
-from agents.recipes.rlhf.config import TrainTextConfig
 from agents.recipes.rlhf.models import TextModels
+from agents.recipes.rlhf.task import TextTask
 from reward_models import RewardModel
 from reward_models.ensemble import RewardEnsemble, is_ensemble, member_folders
 from reward_models.files import base_of
@@ -29,7 +29,7 @@ class NamedScorers:
     names: list[str]
 
 
-def build_scorers(config: TrainTextConfig, models: TextModels) -> NamedScorers:
+def build_scorers(config: TextTask, models: TextModels) -> NamedScorers:
     """The scorers that ``--reward-model`` names; adapters over the trunk that the policy shares join it there.
 
     Raises:
@@ -44,7 +44,7 @@ def build_scorers(config: TrainTextConfig, models: TextModels) -> NamedScorers:
     return NamedScorers(scorers=scorers, names=names)
 
 
-def reward_sources(config: TrainTextConfig) -> list[str]:
+def reward_sources(config: TextTask) -> list[str]:
     """What ``--reward-model`` names, or the project's own."""
     return list(config.reward_model) or [str(assets.reward_model_dir())]
 
