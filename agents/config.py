@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any, Literal, TypeVar
 
-from agents.schedules import Linear, Schedule
+from agents.functional.schedules import Linear, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from agents.runs.run_dir import RunDirError
-from agents.schedules import Linear, Schedule
+from agents.functional.schedules import Linear, Schedule
 
 Config = TypeVar("Config")
 Main = Callable[[Config], "dict[str, Any]"]

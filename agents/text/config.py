@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from agents.config import AgentConfig, UpdateConfig
-from agents.schedules import value_at
+from agents.functional.schedules import value_at
 
 Algorithm = Literal["ppo", "grpo", "rloo", "reinforce"]
 WITH_CRITIC, GROUP_ALGORITHMS = ("ppo",), ("grpo", "rloo")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from agents.schedules import Linear
+from agents.functional.schedules import Linear
 from agents.text.config import PAPERS, Algorithm
 
 PRESETS: dict[Algorithm, dict[str, Any]] = {

@@ -21,7 +21,7 @@ import textenvs  # noqa: F401 (registers the ids)
 from agents.agent import Agent
 from agents.algorithms.ppo import PPO
 from agents.config import PPOConfig
-from agents.schedules import Linear
+from agents.functional.schedules import Linear
 from agents.text.agent import TextAgent
 from agents.text.collector import TextCollector
 from agents.text.config import Algorithm, TextAgentConfig

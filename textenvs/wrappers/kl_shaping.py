@@ -98,7 +98,7 @@ class KLShaping(TokenVectorWrapper):
         actions = base.check_actions(actions)
         running = base.running
         kl = np.zeros(self.num_envs, dtype=np.float32)
-        kl[running] = self._acting_logprobs(actions)[running] - self.reference_logprobs(actions, running)[running]
+        kl[running] = self._acting_logprobs(actions)[running] - self._reference_logprobs(actions, running)[running]
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
         self._tell(infos, "kl", kl, running)
         return observations, self._shaped(rewards, kl), terminated, truncated, infos

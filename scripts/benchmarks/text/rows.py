@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from agents.evaluation.curve import FRONTIER, read_points
+from agents.functional.schedules import value_at
 from agents.recipes.rlhf.config import TrainTextConfig
 from agents.runs.run_dir import SUMMARY, write_aside
-from agents.schedules import value_at
 from scripts.benchmarks.control.compare import run_once
 from scripts.benchmarks.table import Row
 from scripts.benchmarks.text.models import LM, PROMPTS, REWARD_MODEL

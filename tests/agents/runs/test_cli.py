@@ -5,7 +5,7 @@ import pytest
 
 from agents.runs.cli import enter, parse, peek
 from agents.runs.run_dir import RunDirError
-from agents.schedules import Linear
+from agents.functional.schedules import Linear
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode
 from agents.config import PPOConfig
 from agents.control.evaluation import evaluate
 from agents.algorithms.ppo import PPO
-from agents.schedules import Linear
+from agents.functional.schedules import Linear
 
 CONFIG = PPOConfig(
     num_envs=3,
