@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agents.lm.critic import start_critic
 from agents.lm.lora import REWARD, VALUE, AdaptedTrunk, RoleTrunk
 from agents.recipes.rlhf.models import TextModels
 from agents.recipes.rlhf.task import TextTask
@@ -145,10 +146,10 @@ def start_critic_as_reward(models: TextModels, scorer: Any, first_prompt: Sequen
     weight, bias = one.head.weight / one.std, float(-one.mean / one.std)
     trunk: Any = one.backbone
     if models.adapters is None:
-        models.policy.start_critic(weight, bias, trunk)
+        start_critic(models.policy, weight, bias, trunk)
     elif isinstance(trunk, RoleTrunk) and trunk.role is not None:
         models.adapters.copy_adapter(trunk.role, VALUE)
-        models.policy.start_critic(weight, bias)
+        start_critic(models.policy, weight, bias)
     else:
         raise ValueError("critic_start reward-model: with memory adapters the reward model is one over the same trunk")
     bos = one.tokenizer.bos_token_id
