@@ -12,7 +12,7 @@ from agents.functional.schedules import Linear, Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateConfig:
-    """Update: how a batch is learned from; see ``agents.update``."""
+    """Update: passes over a batch (``agents.update``)."""
 
     epochs: int = 10
     """passes over each batch"""

@@ -95,7 +95,7 @@ def measure(parts: TaskParts, *, samples: int, max_n: int, seed: int) -> list[di
             parts.start,
             parts.tokenizer,
             parts.eval_prompts,
-            max_new_tokens=parts.reward.unwrapped.max_new_tokens,
+            max_new_tokens=parts.max_new_tokens,
             seed=int(np.random.SeedSequence([seed, number]).generate_state(1)[0]),
         )
         written = parts.as_said(written)

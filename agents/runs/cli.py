@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, make_dataclass
+from functools import lru_cache
 from importlib import import_module
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -106,8 +106,8 @@ def parse(
     if len(groups) == 1:
         return tyro.cli(config_type, description=description, args=arguments)
     made: list[tuple[str, Any]] = [
-        (title, Annotated[_group(title, members, defaults), tyro.conf.OmitArgPrefixes])
-        for title, members in groups.items()
+        (title, Annotated[_group(title, members, defaults), tyro.conf.OmitArgPrefixes, tyro.conf.arg(help=about)])
+        for (title, about), members in groups.items()
     ]
     flags: Any = tyro.cli(
         make_dataclass("Flags", made),
@@ -131,37 +131,44 @@ class _Flag:
     doc: str
 
 
-def _groups(config_type: type[Any]) -> dict[str, list[_Flag]]:
-    """Flags by their group's title, in the order of the base classes; a field overridden stays in its first group."""
+def _groups(config_type: type[Any]) -> dict[tuple[str, str], list[_Flag]]:
+    """Flags by their group's title and subject, in the order of the base classes; an overridden field stays in the
+    group of the class that declared it first."""
     hints = get_type_hints(config_type, include_extras=True)
     docs: dict[str, str] = {}
     home: dict[str, str] = {}
-    titles: list[str] = []
+    abouts: dict[str, list[str]] = {}
     for kind in config_type.__mro__:
         if not is_dataclass(kind) or not inspect.get_annotations(kind):
             continue
-        title = (kind.__doc__ or "").partition(":")[0]
-        title = title if title.isidentifier() else "Run"
-        titles.append(title)
+        title, _, about = (kind.__doc__ or "").partition("\n")[0].partition(":")
+        title, about = (title, about) if title.isidentifier() else ("Run", title)
+        abouts.setdefault(title, []).append(about.strip(" ."))
         for name, doc in _docs(kind).items():
             docs.setdefault(name, doc)
             home[name] = title
-    groups: dict[str, list[_Flag]] = {title: [] for title in titles}
+    groups: dict[str, list[_Flag]] = {title: [] for title in abouts}
     for each in fields(config_type):
         groups[home[each.name]].append(_Flag(each, hints[each.name], docs[each.name]))
-    return {title: members for title, members in groups.items() if members}
+    return {(title, "; ".join(abouts[title])): members for title, members in groups.items() if members}
 
 
 def _docs(kind: type[Any]) -> dict[str, str]:
     """The docstring below each field that ``kind`` itself declares; empty where there is none."""
-    (body,) = (node for node in ast.parse(textwrap.dedent(inspect.getsource(kind))).body)
-    assert isinstance(body, ast.ClassDef)
+    body = _classes(kind.__module__)[kind.__name__].body
     found: dict[str, str] = {}
-    for node, below in zip(body.body, [*body.body[1:], None], strict=True):
+    for node, below in zip(body, [*body[1:], None], strict=True):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             text = below.value.value if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) else ""
             found[node.target.id] = " ".join(str(text).split())
     return found
+
+
+@lru_cache
+def _classes(module: str) -> dict[str, ast.ClassDef]:
+    """The classes of a module's source, read once for all that are asked for."""
+    source = ast.parse(inspect.getsource(sys.modules[module]))
+    return {node.name: node for node in source.body if isinstance(node, ast.ClassDef)}
 
 
 def _group(title: str, members: list[_Flag], defaults: dict[str, Any]) -> type[Any]:

@@ -98,7 +98,9 @@ class TextKLConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TextAgentConfig(TextAdvantageConfig, TextKLConfig, TextLossConfig, UpdateConfig, AgentConfig):
-    """Algorithm: everything that ``agents.text.agent.TextAgent`` reads; the defaults are PPO's.
+    """Algorithm: what tells how good a text was.
+
+    With what it joins, everything that ``agents.text.agent.TextAgent`` reads; the defaults are PPO's.
 
     Raises:
         ValueError: for a value out of range, or an option that does not apply to the algorithm.

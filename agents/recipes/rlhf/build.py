@@ -84,6 +84,7 @@ class TaskParts:
         chat: what puts prompts into a chat, or None.
         judge: independent of the reward model, or None.
         eval_prompts: texts that training never sees.
+        max_new_tokens: budget of a completion.
         max_concurrent_rows: texts written at a time; None: all.
     """
 
@@ -93,6 +94,7 @@ class TaskParts:
     chat: ChatTemplate | None
     judge: Any
     eval_prompts: list[Any] | Prompts
+    max_new_tokens: int
     max_concurrent_rows: int | None
 
     def write(self, policy: CausalLMPolicy) -> Samples:
@@ -102,7 +104,7 @@ class TaskParts:
                 policy,
                 self.tokenizer,
                 self.eval_prompts,
-                max_new_tokens=self.reward.unwrapped.max_new_tokens,
+                max_new_tokens=self.max_new_tokens,
                 seed=EVAL_SEED,
                 max_concurrent_rows=self.max_concurrent_rows,
             )
@@ -179,7 +181,9 @@ def build_parts(config: TrainTextConfig, processes: Processes = ALONE) -> TextPa
         judged=config.judge and processes.is_main,
     )
     if config.critic_start == "reward-model":
-        start_critic_as_reward(models, found.scorers[0], task.reward.unwrapped.prompts.tokens[0].tolist())
+        base = task.reward.unwrapped
+        assert isinstance(base, TokenVectorEnv)
+        start_critic_as_reward(models, found.scorers[0], base.prompts.tokens[0].tolist())
     reference = PolicyReference(models.plain, tokenizer)
     collector = TextCollector(
         KLShaping(task.reward, reference, config.beta, charge=config.kl_in != "loss"),
@@ -242,6 +246,7 @@ def _task_parts(
         chat=chat,
         judge=_judge() if judged else None,
         eval_prompts=eval_prompts,
+        max_new_tokens=task.max_new_tokens,
         max_concurrent_rows=max_concurrent_rows,
     )
 

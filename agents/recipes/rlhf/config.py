@@ -223,11 +223,12 @@ class TrainTextConfig(RunSettings, TextTask, KLSettings, ScoreSettings, LayoutSe
 def command_line(arguments: Sequence[str] | None = None) -> int:
     """Run with command-line arguments; returns the exit code: 0, 2 on bad input, 130 after Ctrl-C."""
     given = peek(arguments, "algorithm", "kl_estimator")
-    algorithm = given.pop("algorithm", "ppo")
+    asked = given.pop("algorithm", "ppo")
+    algorithm: Algorithm = next((each for each in PRESETS if each == asked), "ppo")  # an unknown one is refused below
     return enter(
         TrainTextConfig,
         "agents.recipes.rlhf.train:main",
         description=__doc__,
         arguments=arguments,
-        defaults=preset_settings(algorithm if algorithm in PRESETS else "ppo", given),  # type: ignore[arg-type],
+        defaults=preset_settings(algorithm, given),
     )
