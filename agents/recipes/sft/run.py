@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from agents.evaluation.samples import write_samples
+from agents.evaluation.samples import EVAL_SEED, write_samples
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.memory import PeakMemory
-from agents.recipes.rlhf.build import EVAL_SEED, save_adapter, save_model
+from agents.lm.saving import save_adapter, save_model
 from agents.recipes.sft.build import build_policy, build_rows
 from agents.recipes.sft.config import TrainLanguageModelConfig
 from agents.recipes.sft.data import read_examples
