@@ -81,9 +81,8 @@ def main(config: TrainTextConfig) -> dict[str, Any]:
         if config.resume:
             agent.load_state_dict(processes.broadcast(checkpoint.load(run.path / CHECKPOINT)))
             trained = _Clock(**json.loads((run.path / STATE).read_text()))
-        before = parts.assessor.assess(
-            parts.task.models.start
-        )  # where a reward that cannot be used shows, so the run begins after it
+        # Before the run begins: a reward that cannot be used shows here.
+        before = parts.assessor.assess(parts.task.models.start)
         run.begin(_identity(config))
         resume_at = agent.steps if config.resume else None
         with closing(FileSink(run.path, resume_at=resume_at)) as agent.logger:

@@ -412,8 +412,8 @@ def test_a_reward_model_that_is_an_adapter_over_the_same_trunk_lives_on_it(input
     shared, apart = (
         build_parts(TrainTextConfig(**options, memory=memory, num_eval_prompts=2)) for memory in ("adapters", "shared")
     )
-    samples = shared.write(shared.start)
-    assert (shared.score(samples) == apart.score(samples)).all()
+    samples = shared.assessor.write(shared.task.models.start)
+    assert (shared.assessor.score(samples).scores == apart.assessor.score(samples).scores).all()
     assert "reward_0" in shared.policy.adapters.peft.peft_config
     assert shared.policy.adapters.active == "policy"
 
