@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from agents.recipes.sft.fit import FitOptions
+from reward_models.fitting import FitOptions
 
 SCRATCH: dict[str, Any] = {
     "max_length": 128, "batch_tokens": 2048, "learning_rate": 2.5e-3, "warmup_share": 0.02, "final_share": 0.05,
