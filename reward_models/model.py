@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel
 
-from reward_models.files import first_line, load_tokenizer, read_model, write_model
+from reward_models.files import first_line, read_model, write_model
 from reward_models.lora import ADAPTER, Adapter, AdapterBackbone, lasting_name
 from textenvs.lm.linear_kernels import speed_up
 from textenvs.lm.packed_attention import attend
 from textenvs.lm.packed_forward import can_pack, hidden_states
 from textenvs.tokens.rows import PAD
+from textenvs.tokens.tokenizers import load_tokenizer
 
 
 class RewardModel(nn.Module):

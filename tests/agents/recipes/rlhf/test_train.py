@@ -259,7 +259,7 @@ def test_bad_input_is_named_and_leaves_exit_code_two(inputs, tmp_path, capsys):
     complains("positions", "b", prompts=long)
     complains("lines.jsonl:2", "c", prompts=lines)
     complains("no prompt file", "d", prompts=tmp_path / "nowhere.txt")
-    complains("without tokenizer", "e", model=bare)
+    complains("no tokenizer there", "e", model=bare)
     complains("no-such-model", "f", model=tmp_path / "no-such-model")
     complains("nan", "g", reward_model="own_reward:nan")
     complains("no_such", "h", reward_model="own_reward:no_such")
