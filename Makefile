@@ -8,6 +8,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Each of the workers runs a stretch of neighboring tests, so what a file's tests share is rarely made twice.
+PARALLEL ?= --numprocesses auto --maxprocesses 4 --dist worksteal
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: install data demo pretrained verify test test-slow mutants kills benchmark-control benchmark-text lint format clean
@@ -16,7 +18,7 @@ install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[demo,dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[demo,dev]'
 	touch $@
 
 data: install
@@ -33,8 +35,15 @@ pretrained: data
 verify: install
 	$(BIN)/python -m scripts.verify --run-dir runs/verify --overwrite
 
-test: data lint
-	$(BIN)/python -m pytest
+# The type checker runs beside the tests, and is heard when they are done; either's failure is make's.
+test: data
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@$(BIN)/mypy > $(VENV)/mypy.log 2>&1 & types=$$!; \
+	echo "$(BIN)/python -m pytest $(PARALLEL), and $(BIN)/mypy"; \
+	$(BIN)/python -m pytest $(PARALLEL); tests=$$?; \
+	wait $$types; types=$$?; cat $(VENV)/mypy.log; \
+	exit $$((tests + types > 0))
 
 test-slow: data
 	$(BIN)/python -m pytest -m slow

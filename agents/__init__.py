@@ -23,7 +23,7 @@ _HOMES = {
     "Rollout": "agents.rollout",
     "Batch": "agents.rollout",
     "StepCollector": "agents.control.collector",
-    "Linear": "agents.schedules",
+    "Linear": "agents.functional.schedules",
     "evaluate": "agents.control.evaluation",
 }
 

@@ -7,6 +7,7 @@ look at it, so its callbacks are called at the end of an update, once for each v
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,9 @@ class _Model:
     def __init__(self, agent: Agent) -> None:
         self._agent, self.logger = agent, _Records(agent)
 
+    def get_vec_normalize_env(self) -> None:
+        """None: statistics are the agent's own, not a wrapper's."""
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._agent, name)
 
@@ -53,7 +57,9 @@ class SB3Callback:
     def __init__(self, callback: BaseCallback, agent: Agent) -> None:
         self.callback = callback
         self._steps = agent.steps
-        callback.init_callback(_Model(agent))  # type: ignore[arg-type]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Training and eval env are not of the same type")  # ours are Gymnasium's
+            callback.init_callback(_Model(agent))  # type: ignore[arg-type]
         callback.on_training_start({"self": agent}, {})
         callback.on_rollout_start()
 

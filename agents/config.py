@@ -1,24 +1,27 @@
-"""What a run is made of: frozen dataclasses of plain values, so that they can be saved beside the weights."""
+"""Settings of agents: frozen dataclasses of plain values, saved beside the weights; large ones join small ones."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from agents.schedules import Linear, Schedule
+from agents.functional.schedules import Linear, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateConfig:
-    """How a batch is learned from; see ``agents.update``."""
+    """Update: how a batch is learned from; see ``agents.update``."""
 
     epochs: int = 10
     """passes over each batch"""
-    minibatch_size: int = 64
-    """rows per optimizer step: single steps, or whole rows for a policy that keeps them"""
+    minibatch_size: int | None = 64
+    """rows per optimizer step: single steps, or whole rows for a policy that keeps them. None: the whole batch"""
     microbatch_size: int | None = None
     """rows per backward pass; gradients add up to the minibatch's. None: the whole minibatch"""
+    clip: float | Linear = 0.2
+    """half-width of the interval that the probability ratio is kept in, a constant or ``Linear(start, end)``"""
     value_coef: float = 0.5
     """weight of the value loss, which carries a half (SB3's ``vf_coef`` 0.5 is 1.0 here)"""
     entropy_coef: float = 0.0
@@ -29,19 +32,20 @@ class UpdateConfig:
     """the gradient is scaled down to this Euclidean norm"""
     target_kl: float | None = None
     """stop learning from a batch once the approximate KL exceeds 1.5 times this, nats. None: never"""
-    normalize_advantages: str = "batch"
+    normalize_advantages: Literal["batch", "minibatch", "none"] = "batch"
     """"batch": once over all steps that count; "minibatch": in each minibatch; "none" """
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "minibatch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
-        if self.microbatch_size is not None and self.microbatch_size < 1:
-            raise ValueError(f"microbatch_size must be at least 1 or None, received {self.microbatch_size}")
+        if self.epochs < 1:
+            raise ValueError(f"epochs must be at least 1, received {self.epochs}")
+        for name in ("minibatch_size", "microbatch_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1 or None, received {getattr(self, name)}")
         if self.normalize_advantages not in ("batch", "minibatch", "none"):
             raise ValueError(
                 f"normalize_advantages is 'batch', 'minibatch' or 'none', not {self.normalize_advantages!r}"
             )
+        _check_schedule("clip", self.clip)
         for name in ("value_coef", "entropy_coef", "max_grad_norm"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, received {getattr(self, name)}")
@@ -54,43 +58,35 @@ C = TypeVar("C", bound="AgentConfig")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AgentConfig:
-    """How experience is gathered and judged, and what the networks are: common to all algorithms."""
+class PlacementConfig:
+    """Machine: seed and device."""
 
-    num_envs: int = 8
-    """environments side by side, where the environment is given by id"""
-    num_steps: int = 256
-    """steps of each environment per rollout"""
-    learning_rate: float | Linear = 3e-4
-    """Adam's step size, a constant or ``Linear(start, end)``"""
+    seed: int = 0
+    """of weights, sampled actions or tokens, minibatches, and the environments' first reset; at least 0"""
+    device: str = "cpu"
+    """torch device of the networks"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscountConfig:
+    """Advantages: discounts."""
+
     gamma: float = 0.99
     """discount per step, [0, 1]"""
     lam: float = 0.95
     """GAE's lambda, [0, 1]"""
-    normalize_observations: bool = False
-    """running mean 0 and standard deviation 1 for every observation column"""
-    normalize_rewards: bool = False
-    """divide rewards by the running standard deviation of the discounted return"""
-    hidden: tuple[int, ...] = (64, 64)
-    """widths of the hidden layers of actor and critic"""
-    activation: str = "tanh"
-    """"tanh" or "relu" """
-    log_std: float = 0.0
-    """initial log standard deviation of continuous actions"""
-    sde_sample_freq: int | None = None
-    """steps between two draws of state-dependent exploration (gSDE, continuous actions), -1 for once a rollout. None:
-    independent noise each step"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentConfig(DiscountConfig, PlacementConfig):
+    """Update: Adam, common to all algorithms."""
+
+    learning_rate: float | Linear = 3e-4
+    """Adam's step size, a constant or ``Linear(start, end)``"""
     adam_eps: float = 1e-5
     """Adam's epsilon (baselines' value; torch's default is 1e-8)"""
-    seed: int = 0
-    """of weights, actions, minibatches and the environments' first reset"""
-    device: str = "cpu"
-    """where the networks live"""
 
     def __post_init__(self) -> None:
-        for name in ("num_envs", "num_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
         for name in ("gamma", "lam"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must lie in [0, 1], received {getattr(self, name)}")
@@ -117,20 +113,45 @@ class AgentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPOConfig(UpdateConfig, AgentConfig):
-    """PPO's settings. The defaults are those of Schulman et al. 2017 for continuous control, over 8 environments."""
+class ControlConfig(AgentConfig):
+    """Rollouts and networks of control tasks."""
 
-    clip: float | Linear = 0.2
-    """half-width of the interval the probability ratio is kept in"""
+    num_envs: int = 8
+    """environments side by side, where the environment is given by id"""
+    num_steps: int = 256
+    """steps of each environment per rollout"""
+    normalize_observations: bool = False
+    """running mean 0 and standard deviation 1 for every observation column"""
+    normalize_rewards: bool = False
+    """divide rewards by the running standard deviation of the discounted return"""
+    hidden: tuple[int, ...] = (64, 64)
+    """widths of the hidden layers of actor and critic"""
+    activation: str = "tanh"
+    """"tanh" or "relu" """
+    log_std: float = 0.0
+    """initial log standard deviation of continuous actions"""
+    sde_sample_freq: int | None = None
+    """steps between two draws of state-dependent exploration (gSDE, continuous actions), -1 for once a rollout. None:
+    independent noise each step"""
 
     def __post_init__(self) -> None:
-        UpdateConfig.__post_init__(self)
         AgentConfig.__post_init__(self)
-        _check_schedule("clip", self.clip)
+        for name in ("num_envs", "num_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TRPOConfig(AgentConfig):
+class PPOConfig(UpdateConfig, ControlConfig):
+    """PPO's settings. The defaults are those of Schulman et al. 2017 for continuous control, over 8 environments."""
+
+    def __post_init__(self) -> None:
+        UpdateConfig.__post_init__(self)
+        ControlConfig.__post_init__(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TRPOConfig(ControlConfig):
     """TRPO's settings. Where nothing else is said the defaults are those of Stable-Baselines3's TRPO."""
 
     learning_rate: float | Linear = 1e-3
@@ -153,7 +174,7 @@ class TRPOConfig(AgentConfig):
     """"batch": once over all steps that count; "none" """
 
     def __post_init__(self) -> None:
-        AgentConfig.__post_init__(self)
+        ControlConfig.__post_init__(self)
         for name in ("cg_steps", "line_search_steps", "critic_epochs", "critic_minibatch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
@@ -181,10 +202,15 @@ def with_settings(kind: type[C], config: C | None, settings: dict[str, Any]) -> 
     """
     if config is not None and not isinstance(config, kind):
         raise ValueError(f"config: expected a {kind.__name__}, received {type(config).__name__}")
+    check_settings(kind, settings)
+    return kind(**settings) if config is None else replace(config, **settings)  # type: ignore[type-var]
+
+
+def check_settings(kind: type, settings: Iterable[str]) -> None:
+    """Raise ValueError unless all names are fields of ``kind``; the nearest name is in the message."""
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     for name in settings:
         if name not in known:
             near = get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"{name!r} is no setting of {kind.__name__}{hint}")
-    return kind(**settings) if config is None else replace(config, **settings)  # type: ignore[type-var]

@@ -104,7 +104,7 @@ def update(
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     stopped = False
     for _ in range(config.epochs):
-        for minibatch in minibatches(batch, config.minibatch_size, generator):
+        for minibatch in minibatches(batch, config.minibatch_size or batch.num_rows, generator):
             if config.normalize_advantages == "minibatch":
                 minibatch = _with_advantages(minibatch, whiten(minibatch.advantages, record.mask_of(minibatch)))
             if quick:

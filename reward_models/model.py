@@ -19,8 +19,7 @@ from transformers import AutoModel
 
 from reward_models.files import first_line, read_model, write_model
 from reward_models.lora import ADAPTER, Adapter, AdapterBackbone, lasting_name
-from textenvs.lm.linear_kernels import speed_up
-from textenvs.lm.packed_attention import attend
+from textenvs.lm.fast_paths import accelerate
 from textenvs.lm.packed_forward import can_pack, hidden_states
 from textenvs.tokens.rows import PAD
 from textenvs.tokens.tokenizers import load_tokenizer
@@ -55,9 +54,7 @@ class RewardModel(nn.Module):
                 f"the tokenizer has {len(tokenizer)} entries but the backbone embeds {config.vocab_size}: "
                 "they do not belong together"
             )
-        speed_up(backbone)
-        if hasattr(backbone.config, "_attn_implementation") and hasattr(backbone, "set_attn_implementation"):
-            attend(backbone)
+        accelerate(backbone)
         limit = getattr(config, "max_position_embeddings", None) or 2048
         self.backbone: Any = backbone
         self.autocast: torch.dtype | None = None

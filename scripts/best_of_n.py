@@ -1,8 +1,8 @@
-"""The same as ``textenvs best-of-n``; see `agents.recipes.best_of_n`."""
+"""The same as ``textenvs best-of-n``; see `agents.cli`."""
 
 import sys
 
-from agents.recipes.best_of_n import command_line
+from agents.cli import run
 
 if __name__ == "__main__":
-    sys.exit(command_line())
+    sys.exit(run("best-of-n"))

@@ -1,8 +1,8 @@
-"""The same as ``textenvs demo``; see `agents.recipes.demo`."""
+"""The same as ``textenvs demo``; see `agents.cli`."""
 
 import sys
 
-from agents.recipes.demo import command_line
+from agents.cli import run
 
 if __name__ == "__main__":
-    sys.exit(command_line())
+    sys.exit(run("demo"))

@@ -1,8 +1,8 @@
-"""The same as ``textenvs evaluate``; see `agents.recipes.evaluate`."""
+"""The same as ``textenvs evaluate``; see `agents.cli`."""
 
 import sys
 
-from agents.recipes.evaluate import command_line
+from agents.cli import run
 
 if __name__ == "__main__":
-    sys.exit(command_line())
+    sys.exit(run("evaluate"))

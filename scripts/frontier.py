@@ -1,8 +1,8 @@
-"""The same as ``textenvs frontier``; see `agents.recipes.frontier`."""
+"""The same as ``textenvs frontier``; see `agents.cli`."""
 
 import sys
 
-from agents.recipes.frontier import command_line
+from agents.cli import run
 
 if __name__ == "__main__":
-    sys.exit(command_line())
+    sys.exit(run("frontier"))

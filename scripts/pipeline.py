@@ -1,8 +1,8 @@
-"""The same as ``textenvs pipeline``; see `agents.recipes.pipeline`."""
+"""The same as ``textenvs pipeline``; see `agents.cli`."""
 
 import sys
 
-from agents.recipes.pipeline import command_line
+from agents.cli import run
 
 if __name__ == "__main__":
-    sys.exit(command_line())
+    sys.exit(run("pipeline"))

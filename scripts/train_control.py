@@ -1,8 +1,8 @@
-"""The same as ``textenvs train-control``; see `agents.recipes.control`."""
+"""The same as ``textenvs train-control``; see `agents.cli`."""
 
 import sys
 
-from agents.recipes.control import command_line
+from agents.cli import run
 
 if __name__ == "__main__":
-    sys.exit(command_line())
+    sys.exit(run("train-control"))

@@ -1,8 +1,8 @@
-"""The same as ``textenvs train-language-model``; see `agents.recipes.sft.train`."""
+"""The same as ``textenvs train-language-model``; see `agents.cli`."""
 
 import sys
 
-from agents.recipes.sft.train import command_line
+from agents.cli import run
 
 if __name__ == "__main__":
-    sys.exit(command_line())
+    sys.exit(run("train-language-model"))

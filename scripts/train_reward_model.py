@@ -1,8 +1,8 @@
-"""The same as ``textenvs train-reward-model``; see `agents.recipes.reward_model`."""
+"""The same as ``textenvs train-reward-model``; see `agents.cli`."""
 
 import sys
 
-from agents.recipes.reward_model import command_line
+from agents.cli import run
 
 if __name__ == "__main__":
-    sys.exit(command_line())
+    sys.exit(run("train-reward-model"))

@@ -1,8 +1,8 @@
-"""The same as ``textenvs train-text``; see `agents.recipes.rlhf.train`."""
+"""The same as ``textenvs train-text``; see `agents.cli`."""
 
 import sys
 
-from agents.recipes.rlhf.train import command_line
+from agents.cli import run
 
 if __name__ == "__main__":
-    sys.exit(command_line())
+    sys.exit(run("train-text"))

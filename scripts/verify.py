@@ -1,8 +1,8 @@
-"""The same as ``textenvs verify``; see `agents.verification.run`."""
+"""The same as ``textenvs verify``; see `agents.cli`."""
 
 import sys
 
-from agents.verification.run import command_line
+from agents.cli import run
 
 if __name__ == "__main__":
-    sys.exit(command_line())
+    sys.exit(run("verify"))

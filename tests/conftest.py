@@ -1,9 +1,12 @@
 """Tiny language models on disk: a GPT-2 of ten words, and GPT-2 and Llama with a tokenizer that has a chat template."""
 
-import pytest
-import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+import os
+
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[name] = "1"  # a second thread would spin more than it computes; what tests start inherits this
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest  # and neither torch nor transformers here: the process that only hands out tests need not load them
 
 WORDS = ["<end>", "good", "bad", "the", "film", "is", "a", "very", "plot", "and"]
 CHAT_WORDS = [
@@ -21,6 +24,10 @@ CHAT = (
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory):
     """A folder with a random GPT-2 of ten words and its tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="a"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     core.post_processor = processors.TemplateProcessing(single="<end> $A", special_tokens=[("<end>", 0)])
@@ -40,6 +47,9 @@ def model_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def chat_tokenizer():
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(CHAT_WORDS)}, unk_token="and"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     core.post_processor = processors.TemplateProcessing(single="<end> $A", special_tokens=[("<end>", 0)])
@@ -50,6 +60,9 @@ def chat_tokenizer():
 
 
 def build_chat_model(family: str):
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(0)
     ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "initializer_range": 0.2}
     if family == "gpt2":

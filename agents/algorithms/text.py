@@ -17,19 +17,18 @@ from gymnasium.vector import VectorEnv
 
 from agents.algorithms.policies import build_policy, starting_policy
 from agents.algorithms.token_environments import TokenVectorLike, kl_shaping_of, token_vector
-from agents.config import with_settings
+from agents.config import check_settings, with_settings
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.generation import generate
 from agents.lm.lora import LoraOptions
 from agents.lm.sampling import TokenSampling
 from agents.runs import checkpoint
 from agents.runs.logging import MetricSink
-from agents.schedules import Linear
 from agents.text.agent import TextAgent
 from agents.text.collector import TextCollector
-from agents.text.config import PAPERS, TextAgentConfig
+from agents.text.config import PAPERS, Algorithm, TextAgentConfig
 from agents.text.kl_controllers import KLController
-from agents.text.presets import PRESETS
+from agents.text.presets import preset_settings
 from agents.text.score_scaling import ScoreScaler
 from agents.text.stepwise import generate_by_acting
 from textenvs.tokens.prompts import load_prompts
@@ -88,7 +87,7 @@ class TextAlgorithm(TextAgent):
             do not apply.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[Algorithm]
     """the algorithm's, in ``TextAgentConfig`` and in checkpoints"""
 
     def __init__(
@@ -105,7 +104,7 @@ class TextAlgorithm(TextAgent):
         settings = {key: value for key, value in settings.items() if key not in own}
         group_size = settings.get("group_size", PAPERS[self.name].get("group_size", 1))
         envs = token_vector(env, options.batch_size, group_size if config is None else config.group_size)
-        config = self._config(envs, config, settings)
+        config = self._config(envs.num_envs, config, settings)
         self.env_id = env if isinstance(env, str) else None
         self.policy_source = os.fspath(policy) if isinstance(policy, str | os.PathLike) else None
         self._own_policy = policy is None
@@ -127,21 +126,17 @@ class TextAlgorithm(TextAgent):
         self.env = envs
 
     @classmethod
-    def _config(
-        cls, envs: TokenVectorLike, config: TextAgentConfig | None, settings: dict[str, Any]
-    ) -> TextAgentConfig:
+    def _config(cls, rows: int, config: TextAgentConfig | None, settings: dict[str, Any]) -> TextAgentConfig:
         if config is not None:
             if config.algorithm != cls.name:
                 raise ValueError(f"config: expected one of {cls.name}, received one of {config.algorithm}")
             return with_settings(TextAgentConfig, config, settings)
-        with_settings(TextAgentConfig, None, {name: None for name in settings} and {})  # the class exists
-        rows = envs.num_envs
-        preset: dict[str, Any] = {"minibatch_size": rows, "max_grad_norm": 1.0, **PRESETS[cls.name]}
-        rate = preset.pop("learning_rate")
-        chosen = {"learning_rate": Linear(rate, 0.0), **preset, **settings}
-        if "kl_estimator" in settings and "kl_in" not in settings:
-            chosen.pop("kl_in", None)  # an estimator is of a KL in the loss
-        return TextAgentConfig.for_algorithm(cls.name, **chosen)
+        check_settings(TextAgentConfig, settings)
+        chosen = preset_settings(cls.name, settings)
+        if "minibatch_size" not in settings and chosen["minibatch_size"] is not None:
+            # The preset is for batches of 256: four optimizer steps a pass, whatever the batch.
+            chosen["minibatch_size"] = min(chosen["minibatch_size"], max(1, rows // 4))
+        return TextAgentConfig(**chosen)
 
     def set_env(self, env: str | gym.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> None:
         """Learn in another token environment from its first prompts on.

@@ -12,8 +12,8 @@ import torch
 from agents.config import PPOConfig
 from agents.control.agent import ControlAgent
 from agents.control.fast_mlp import FastMLP, is_fast
+from agents.functional.schedules import value_at
 from agents.rollout import Batch
-from agents.schedules import value_at
 from agents.update import update
 
 

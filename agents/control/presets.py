@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from agents.config import AgentConfig, PPOConfig, TRPOConfig
-from agents.schedules import Linear
+from agents.functional.schedules import Linear
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,10 @@
-"""How good was each action? Advantage estimators as pure functions over ``[B, T]``."""
+"""Advantage estimation as pure functions over ``[B, T]``."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from agents.functional.masked import fill_masked
 
@@ -37,8 +38,8 @@ def generalized_advantages(
         ended: ``[B, T]`` bool, the chain is cut after this step: terminated, truncated, or the end of the row.
         gamma: discount per step, [0, 1].
         lam: how far advantages look along the chain, [0, 1]: 0 is one step, 1 is Monte Carlo.
-        mask: ``[B, T]`` bool, True on steps that count; None counts all. Masked steps have advantage 0, pass nothing
-            on, and may hold anything.
+        mask: ``[B, T]`` bool, True on steps that count; None counts all. Masked steps are skipped: they have advantage
+            0, may hold anything, and the step after one that counts is the next that counts.
 
     Returns:
         ``[B, T]`` reward units; ``advantages + values`` is the return that the critic learns.
@@ -50,15 +51,29 @@ def generalized_advantages(
     if mask is not None:
         shapes.add(tuple(mask.shape))
     if len(shapes) != 1 or rewards.dim() != 2:
-        raise ValueError(f"generalized_advantages takes tensors of one shape [B, T], received {sorted(shapes)}")
+        raise ValueError(f"expected tensors of one shape [B, T], received {sorted(shapes)}")
     with torch.no_grad():
         delta = fill_masked(rewards + gamma * next_values.masked_fill(terminated, 0.0) - values, mask)
         should_continue = ~ended & ~terminated
-        decay = (gamma * lam) * (should_continue if mask is None else should_continue & mask).to(delta.dtype)
+        # Where nothing was decided no time passes: the advantage of the next step that counts goes on undiscounted.
+        decay = fill_masked((gamma * lam) * should_continue.to(delta.dtype), mask, 1.0)
         # Time first, so that each step of the loop reads and writes one contiguous line.
         delta, decay = delta.t().contiguous(), decay.t().contiguous()
         advantages = torch.empty_like(delta)
         following = torch.zeros_like(delta[0])
         for t in range(delta.shape[0] - 1, -1, -1):
             following = torch.addcmul(delta[t], decay[t], following, out=advantages[t])
-        return advantages.t().contiguous()
+        return fill_masked(advantages.t().contiguous(), mask)
+
+
+def values_of_next_steps(values: Tensor, mask: Tensor) -> Tensor:
+    """V of the state that the next step of the row was taken in, skipping masked steps: ``[B, T]``, 0 behind the last.
+
+    Args:
+        values: ``[B, T]`` V(s_t).
+        mask: ``[B, T]`` bool, True on steps that count.
+    """
+    width = values.shape[1]
+    columns = torch.where(mask, torch.arange(width, device=mask.device), width)
+    at_or_after = pad(columns, (0, 1), value=width).flip(1).cummin(1).values.flip(1)
+    return pad(values, (0, 1)).gather(1, at_or_after[:, 1:])

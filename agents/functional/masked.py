@@ -79,23 +79,25 @@ def sequence_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     return (fill_masked(values, mask).sum(1) / lengths.clamp(min=1.0)).sum() / (lengths > 0).sum()
 
 
-def constant_mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Sum over the steps that count, divided by ``B T``: every step weighs the same, whatever the other rows' lengths.
+def constant_mean(values: Tensor, mask: Tensor | None, *, budget: int | None = None) -> Tensor:
+    """Sum over the steps that count, divided by ``B budget``: every step weighs the same, whatever the rows' lengths.
 
-    T, the width, is the budget of a text. Source: Dr. GRPO (Liu et al. 2025, arXiv:2503.20783), whose gradient of the
-    mean over rows of the sum over steps is unbiased; the constant only sets its scale.
+    Source: Dr. GRPO (Liu et al. 2025, arXiv:2503.20783), whose gradient of the mean over rows of the sum over steps is
+    unbiased; the constant only sets its scale.
 
     Args:
         values: ``[B, T]``.
         mask: ``[B, T]`` bool, True on steps that count; None counts all. Rows without such a step do not count.
+        budget: most steps that count in a row, >= 1; None: T, which also counts what others wrote between them.
 
     Raises:
         ValueError: if ``mask`` selects no step, or its shape differs.
     """
+    budget = values.shape[1] if budget is None else budget
     if mask is None:
-        return values.mean()
+        return values.sum() / (values.shape[0] * budget)
     count(values, mask)
-    return fill_masked(values, mask).sum() / (mask.any(1).sum() * values.shape[1])
+    return fill_masked(values, mask).sum() / (mask.any(1).sum() * budget)
 
 
 def masked_var(values: Tensor, mask: Tensor | None, *, unbiased: bool = True) -> Tensor:

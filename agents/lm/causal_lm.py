@@ -21,14 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from agents.interfaces import Evaluation
-from agents.lm.decision_states import spread, states_at_decisions, states_at_ends
-from agents.lm.kv_cache import check_has_cache
+from agents.lm.decision_states import Decisions, spread, states_at_ends
 from agents.lm.lora import POLICY, VALUE, AdaptedTrunk
 from agents.lm.sampling import TokenSampling, sample_tokens
 from agents.lm.token_head import TokenHead
-from textenvs.lm.linear_kernels import speed_up
-from textenvs.lm.packed_attention import attend
-from textenvs.lm.packed_forward import compile_trunk, hidden_states, pack_rows, recompute_layers, trunk_forward
+from textenvs.lm.fast_paths import accelerate
+from textenvs.lm.kv_cache import check_has_cache
+from textenvs.lm.packed_forward import compile_trunk, hidden_states, recompute_layers, trunk_forward
 from textenvs.tokens.rows import PAD
 
 
@@ -87,8 +86,7 @@ class CausalLMPolicy(nn.Module):
         if self.eos_token_id is not None and not 0 <= self.eos_token_id < self.vocab_size:
             raise ValueError(f"eos_token_id {self.eos_token_id} is not in the vocabulary [0, {self.vocab_size})")
         self.sampling.check_vocabulary(self.vocab_size)
-        speed_up(model)
-        attend(model)
+        accelerate(model)
         if recompute:
             recompute_layers(model.base_model, nullcontext if adapters is None else adapters.current)
         if compile:
@@ -133,32 +131,30 @@ class CausalLMPolicy(nn.Module):
         Args:
             observations: ``[B, P]`` prompts, right-padded with PAD.
             actions: ``[B, T]`` completions, right-padded with PAD.
-            mask: ``[B, T]`` True on tokens that count; None: where ``actions`` is not PAD.
+            mask: ``[B, T]`` True on tokens to learn from; the others are context where they are not PAD. None: all that
+                is not PAD.
             reference: another such policy, to have the exact KL to its distribution in every state, too.
 
         Returns:
             ``[B, T]`` each, 0 where ``mask`` is False; values are 0 without a critic.
         """
         mask = actions != PAD if mask is None else mask
+        decisions = Decisions.find(observations, actions, mask)
         ref_hidden = None
         if reference is not None:
             with torch.no_grad(), reference.acting():
-                ref_hidden, _ = reference._hidden_at_decisions(observations, actions.masked_fill(~mask, PAD), mask)
+                ref_hidden = decisions.states(reference.model.base_model)
         with self.acting():
-            return self._evaluate(observations, actions, mask, reference, ref_hidden)
-
-    def _evaluate(
-        self, observations: Tensor, actions: Tensor, mask: Tensor, reference: Any, ref_hidden: Tensor | None
-    ) -> Evaluation:
-        steps = mask.long().cumsum(1)[mask] - 1
-        tokens = actions[mask]
-        completions = actions.masked_fill(~mask, PAD)
-        hidden, critic_hidden = self._hidden_at_decisions(observations, completions, mask)
-        logprobs, entropy = self.token_head.logprobs_and_entropy(hidden, tokens, steps)
-        values = self.value_of(critic_hidden) if self.has_critic else torch.zeros_like(logprobs)
-        kl = None
-        if ref_hidden is not None:
-            kl = self.token_head.exact_kl(hidden, tokens, steps, reference.token_head, ref_hidden)
+            hidden = critic_hidden = decisions.states(self.model.base_model)
+            logprobs, entropy = self.token_head.logprobs_and_entropy(hidden, decisions.tokens, decisions.steps)
+            if self.critic in ("separate", "adapter"):
+                with self._critic_trunk_on() as trunk:
+                    critic_hidden = decisions.states(trunk)
+            values = self.value_of(critic_hidden) if self.has_critic else torch.zeros_like(logprobs)
+            kl = None
+            if ref_hidden is not None:
+                head = reference.token_head
+                kl = self.token_head.exact_kl(hidden, decisions.tokens, decisions.steps, head, ref_hidden)
         columns = [None if flat is None else spread(flat, mask) for flat in (logprobs, entropy, values, kl)]
         return Evaluation(*columns)  # type: ignore[arg-type]
 
@@ -215,9 +211,9 @@ class CausalLMPolicy(nn.Module):
             ``[B, T]`` reward units, 0 on PAD.
         """
         mask = actions != PAD
+        decisions = Decisions.find(observations, actions, mask)
         with self.acting(), self._critic_trunk_on() as trunk:
-            hidden = states_at_decisions(trunk, pack_rows(observations, actions), observations, mask)
-            return spread(self.value_of(hidden), mask)
+            return spread(self.value_of(decisions.states(trunk)), mask)
 
     @torch.no_grad()
     def logprobs_along(self, observations: Tensor, actions: Tensor) -> Tensor:
@@ -226,10 +222,10 @@ class CausalLMPolicy(nn.Module):
         Without gradient, entropies and values: what a reference is asked for.
         """
         mask = actions != PAD
-        steps, tokens = mask.long().cumsum(1)[mask] - 1, actions[mask]
+        decisions = Decisions.find(observations, actions, mask)
         with self.acting():
-            hidden = states_at_decisions(self.model.base_model, pack_rows(observations, actions), observations, mask)
-            return spread(self.token_head.logprobs_and_entropy(hidden, tokens, steps)[0], mask)
+            hidden = decisions.states(self.model.base_model)
+            return spread(self.token_head.logprobs_and_entropy(hidden, decisions.tokens, decisions.steps)[0], mask)
 
     @torch.no_grad()
     def values(self, observations: Tensor) -> Tensor:
@@ -327,15 +323,6 @@ class CausalLMPolicy(nn.Module):
 
     def _learns(self, name: str) -> bool:
         return name.startswith("value_head.") or self.adapters is None or self.adapters.learns(name)
-
-    def _hidden_at_decisions(self, prompts: Tensor, completions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden states of the states that were acted in, ``[N, D]`` in row order: the policy's and the critic's."""
-        rows = pack_rows(prompts, completions)
-        policy = states_at_decisions(self.model.base_model, rows, prompts, mask)
-        if self.critic in ("shared", "none"):
-            return policy, policy
-        with self._critic_trunk_on() as trunk:
-            return policy, states_at_decisions(trunk, rows, prompts, mask)
 
     @torch.no_grad()
     def _check_head(self) -> None:

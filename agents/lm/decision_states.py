@@ -1,41 +1,70 @@
-"""A trunk's hidden states where tokens were chosen: before each token of completions, or behind a whole row."""
+"""Where tokens of completions were chosen: the packed rows, and the positions whose hidden states the heads read."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from textenvs.lm.packed_attention import Beginnings
-from textenvs.lm.packed_forward import hidden_states, trunk_forward
+from textenvs.lm.packed_forward import hidden_states, pack_rows, trunk_forward
 from textenvs.tokens.rows import PAD
 
 
-def states_at_decisions(trunk: Any, rows: Tensor, prompts: Tensor, mask: Tensor) -> Tensor:
-    """The states that were acted in; what several rows have for a prompt is read once.
+class Decisions(NamedTuple):
+    """The N tokens of a batch of rows that count, row after row, and the states that they were chosen in."""
 
-    Args:
-        trunk: a transformers model.
-        rows: ``[B, W]`` prompts and completions without a hole between them, right-padded with PAD.
-        prompts: ``[B, P]`` with PAD.
-        mask: ``[B, T]`` True on completions' tokens that count.
+    rows: Tensor
+    """``[B, W]`` prompts and completions without a hole between them, right-padded with PAD."""
+    lengths: Tensor
+    """``[B]`` tokens of each row up to its last state that is read, at least 1."""
+    row: Tensor
+    """``[N]`` row of each token."""
+    position: Tensor
+    """``[N]`` position in ``rows`` of the token before it, where its state is read."""
+    tokens: Tensor
+    """``[N]`` the tokens."""
+    steps: Tensor
+    """``[N]`` tokens of the completion before it."""
+    beginnings: Beginnings
+    """Which rows share their prompt."""
 
-    Returns:
-        ``[N, D]`` before each token that counts, row after row.
+    @classmethod
+    def find(cls, prompts: Tensor, completions: Tensor, mask: Tensor) -> Decisions:
+        """The tokens that ``mask`` selects. All that is not PAD is context, whether ``mask`` selects it or not.
 
-    Raises:
-        ValueError: if a prompt is empty.
-    """
-    prompt_lengths = (prompts != PAD).sum(1)
-    # The state before token t is read at the position of token t - 1; the last token is never an input.
-    where = (prompt_lengths[:, None] - 1 + torch.arange(mask.shape[1], device=mask.device))[mask]
-    row = torch.arange(mask.shape[0], device=mask.device)[:, None].expand_as(mask)[mask]
-    if bool((where < 0).any()):
-        raise ValueError("a prompt is empty: there is no state before the first token; begin prompts with a token")
-    lengths = (rows != PAD).sum(1) - 1
-    which = prompts.unique(dim=0, return_inverse=True)[1]
-    return hidden_states(trunk, rows[:, :-1], lengths, row, where, beginnings=Beginnings(which, prompt_lengths))
+        Args:
+            prompts: ``[B, P]`` with PAD.
+            completions: ``[B, T]`` with PAD.
+            mask: ``[B, T]`` True on tokens of completions that count.
+
+        Raises:
+            ValueError: if ``mask`` selects padding, or a prompt is empty where it selects a token.
+        """
+        real = completions != PAD
+        prompt_lengths = (prompts != PAD).sum(1)
+        if bool((mask & ~real).any()):
+            raise ValueError("expected a mask that is False on padding, received one that selects it")
+        before = real.long().cumsum(1) - 1
+        # The state before token t is read at the position of token t - 1.
+        positions = prompt_lengths[:, None] - 1 + before
+        if bool((mask & (positions < 0)).any()):
+            raise ValueError("a prompt is empty: there is no state before the first token; begin prompts with a token")
+        row = torch.arange(len(mask), device=mask.device)[:, None].expand_as(mask)[mask]
+        return cls(
+            rows=pack_rows(prompts, completions),
+            lengths=positions.masked_fill(~mask, 0).amax(1) + 1,
+            row=row,
+            position=positions[mask],
+            tokens=completions[mask],
+            steps=before[mask],
+            beginnings=Beginnings(prompts.unique(dim=0, return_inverse=True)[1], prompt_lengths),
+        )
+
+    def states(self, trunk: Any) -> Tensor:
+        """``[N, D]`` last hidden states of ``trunk``, a transformers model; a shared prompt is read once."""
+        return hidden_states(trunk, self.rows, self.lengths, self.row, self.position, beginnings=self.beginnings)
 
 
 def states_at_ends(trunk: Any, rows: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from agents.lm.causal_lm import CausalLMPolicy, uniform
-from agents.lm.kv_cache import PlainCache, new_cache
 from agents.lm.sampling import sample_tokens
 from textenvs.lm.cache_layout import any_key_order
+from textenvs.lm.kv_cache import PlainCache, new_cache
 from textenvs.lm.linear_kernels import cache_keyword
 from textenvs.lm.packed_attention import OURS, SDPA
 from textenvs.tokens.rows import PAD

@@ -1,7 +1,7 @@
 """Score the best of n texts, n = 1, ..., 64: what reinforcement learning must beat, and needs no training.
 
-    python -m scripts.best_of_n --run-dir runs/best_of_n
-    python -m scripts.best_of_n --run-dir runs/best_of_n --model DIR --reward-model DIR --prompts openings.txt
+    textenvs best-of-n --run-dir runs/best_of_n
+    textenvs best-of-n --run-dir runs/best_of_n --model DIR --reward-model DIR --prompts openings.txt
 
 For every held-out prompt the model writes N texts. Of n texts the one that the reward scores highest is kept; its
 score, and what the independent judge says of it, are averaged over all subsets of n of the N, which is unbiased
@@ -29,7 +29,7 @@ from agents.evaluation.curve import write_points
 from agents.evaluation.metrics import standard_error
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.recipes.rlhf.build import build_task
-from agents.recipes.rlhf.config import TextTask, TrainTextConfig
+from agents.recipes.rlhf.task import TextTask
 from agents.runs.cli import enter
 from agents.runs.devices import check_device
 from agents.runs.run_dir import SUMMARY, RunDir
@@ -39,7 +39,7 @@ TABLE = "best_of_n.csv"
 
 @dataclass(frozen=True, kw_only=True)
 class BestOfNConfig(TextTask):
-    """Score the best of n texts."""
+    """Run: folder and number of texts."""
 
     run_dir: str
     """Folder for best_of_n.csv, config.json and summary.json."""
@@ -53,11 +53,7 @@ class BestOfNConfig(TextTask):
     def __post_init__(self) -> None:
         if not 1 <= self.max_n <= self.samples:
             raise ValueError(f"max_n must be from 1 to samples, received {self.max_n} of {self.samples}")
-        self.as_run()
-
-    def as_run(self) -> TrainTextConfig:
-        """The same task as a run's settings, from which its parts are built."""
-        return TrainTextConfig(run_dir=self.run_dir, **task_of(asdict(self)))
+        TextTask.__post_init__(self)
 
 
 def task_of(settings: dict[str, Any]) -> dict[str, Any]:

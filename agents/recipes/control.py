@@ -1,7 +1,7 @@
 """Train PPO or TRPO on a control task: any Gymnasium id, your own included.
 
-    python -m scripts.train_control --env CartPole-v1 --seed 0 --run-dir runs/cartpole
-    python -m scripts.train_control --env my_module:MyEnv-v0 --algorithm trpo --run-dir runs/mine
+    textenvs train-control --env CartPole-v1 --seed 0 --run-dir runs/cartpole
+    textenvs train-control --env my_module:MyEnv-v0 --algorithm trpo --run-dir runs/mine
 
 The run directory gets ``config.json``, ``progress.csv`` and TensorBoard events, ``last.safetensors`` (from which
 ``--resume`` goes on, bit for bit), ``best.safetensors`` (the best greedy evaluation's agent) and ``summary.json``.

@@ -1,6 +1,6 @@
 """The whole road in one go: CartPole, a language model, a reward model from human ratings, PPO on the language model.
 
-    python -m scripts.demo --run-dir runs/demo
+    textenvs demo --run-dir runs/demo
 
 PPO must first solve CartPole (greedy mean over 100 episodes of at least 475); if it does not, nothing else is trained.
 """
@@ -24,6 +24,7 @@ from agents.lm.loading import check_model
 from agents.recipes import control as train_control
 from agents.recipes import reward_model as train_reward_model
 from agents.recipes.rlhf import train as train_text
+from agents.recipes.rlhf.config import TrainTextConfig
 from agents.runs.cli import enter
 from agents.runs.devices import check_device
 from agents.runs.plots import CONTROL_CURVES, TEXT_CURVES, plot_run
@@ -145,7 +146,7 @@ def tune(config: DemoConfig, folder: Path, reward_model: Path, console: Console)
     """Stage 4: token-level PPO with KL shaping towards the model it started from."""
     console.rule("4  PPO on the language model")
     summary = train_text.main(
-        train_text.TrainTextConfig(
+        TrainTextConfig.preset(
             run_dir=str(folder),
             model=config.model,
             reward_model=(str(reward_model),),

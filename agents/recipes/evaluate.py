@@ -1,7 +1,7 @@
 """Evaluate what a run left behind: a control agent in fresh episodes, or a tuned language model on held-out prompts.
 
-    python -m scripts.evaluate_agent --agent runs/cartpole --episodes 100
-    python -m scripts.evaluate_agent --agent runs/text --episodes 400
+    textenvs evaluate --agent runs/cartpole --episodes 100
+    textenvs evaluate --agent runs/text --episodes 400
 
 A control agent plays whole episodes. A language model writes on as many prompts that its training never saw, and is
 compared with the model it started from, as in `scripts.train_text`. With --run-dir the figures are kept there, too.
@@ -131,7 +131,7 @@ def evaluate_text(config: EvaluateAgentConfig) -> dict[str, Any]:
 
     settings = json.loads((config.agent / CONFIG).read_text())
     settings |= {"run_dir": str(config.agent), "num_eval_prompts": config.episodes, "device": config.device}
-    task = build_task(TrainTextConfig(**settings))
+    task = build_task(TrainTextConfig.from_dict(settings))
     start = task.models.start
     tuned = CausalLMPolicy.from_pretrained(config.agent / MODEL, sampling=start.sampling).to(config.device)
     figures, samples = compare(task.assessor.assess(start), task.assessor.assess(tuned))

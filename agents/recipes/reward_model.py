@@ -1,8 +1,8 @@
 """Fit a reward model on human preferences by the Bradley–Terry likelihood.
 
-    python -m scripts.train_reward_model --run-dir runs/reward_model
-    python -m scripts.train_reward_model --run-dir runs/mine --model DIR --pairs my.jsonl --heldout-pairs heldout.jsonl
-    python -m scripts.train_reward_model --run-dir runs/ensemble --members 4 --lora-rank 8
+    textenvs train-reward-model --run-dir runs/reward_model
+    textenvs train-reward-model --run-dir runs/mine --model DIR --pairs my.jsonl --heldout-pairs heldout.jsonl
+    textenvs train-reward-model --run-dir runs/ensemble --members 4 --lora-rank 8
 
 Without ``--pairs`` it learns from the Hutto & Gilbert ratings of movie snippets, rater against rater, starting from
 the project's small language model. A fifth of the snippets is held out for the figures; a tenth of the others, the

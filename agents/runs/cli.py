@@ -1,39 +1,50 @@
-"""How every script meets its user: flags in, a clear message and an exit code out."""
+"""How every command meets its user: flags in groups, a clear message and an exit code out. Imports nothing heavy."""
 
 from __future__ import annotations
 
+import ast
+import inspect
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, make_dataclass
+from importlib import import_module
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
-from gymnasium.error import Error as GymnasiumError
+from tyro.constructors import PrimitiveConstructorSpec
 
 from agents.runs.run_dir import RunDirError
+from agents.functional.schedules import Linear, Schedule
 
 Config = TypeVar("Config")
+Main = Callable[[Config], "dict[str, Any]"]
 
 BAD_INPUT, INTERRUPTED = 2, 130
-EXPECTED = (RunDirError, GymnasiumError, ValueError, OSError, ImportError, RuntimeError, FloatingPointError)
+EXPECTED = (RunDirError, ValueError, OSError, ImportError, RuntimeError, FloatingPointError)
 """What a user's input, disk or missing package may cause; anything else is a fault of ours and shows its traceback."""
 
 
 def enter(
     config_type: type[Config],
-    main: Callable[[Config], dict[str, Any]],
+    main: str | Main[Config],
     *,
     description: str | None,
     arguments: Sequence[str] | None = None,
+    defaults: dict[str, Any] | None = None,
     refusals: dict[type[Exception], int] | None = None,
     show: bool = True,
 ) -> int:
-    """Parse the command line, run ``main``, and say how it went.
+    """Parse the command line, run ``main``, and report.
 
     Args:
-        config_type: dataclass whose fields are the flags.
-        main: what runs; a summary with ``interrupted`` True means that Ctrl-C ended it and what was trained is kept.
-        description: above the flags in ``--help``; the script's docstring.
+        config_type: dataclass whose fields are the flags. Those that it inherits stand in groups: the docstring of the
+            class that declares a field begins with the group's title and a colon.
+        main: what runs, or its "module:function", imported once the flags are known; a summary with ``interrupted``
+            True means that Ctrl-C ended it and what was trained is kept.
+        description: above the flags in ``--help``.
         arguments: instead of ``sys.argv[1:]``.
+        defaults: of flags, instead of the fields' own.
         refusals: exit codes of exceptions that mean something of their own.
         show: whether to print the summary, a line a figure.
 
@@ -41,12 +52,14 @@ def enter(
         0; 2 if something received cannot be used; 130 after Ctrl-C; or what ``refusals`` says.
     """
     try:
-        config = tyro.cli(config_type, description=description, args=arguments)
-        summary = main(config)
+        config = parse(config_type, description=description, arguments=arguments, defaults=defaults or {})
+        summary = (imported(main) if isinstance(main, str) else main)(config)
     except KeyboardInterrupt as stop:
         print(f"stopped: {str(stop) or 'nothing half-written is left; what was finished is kept'}", file=sys.stderr)
         return INTERRUPTED
-    except EXPECTED as error:
+    except Exception as error:
+        if not isinstance(error, EXPECTED + _gymnasium_errors()):
+            raise
         print(f"error: {error}", file=sys.stderr)
         return next((code for kind, code in (refusals or {}).items() if isinstance(error, kind)), BAD_INPUT)
     if show:
@@ -56,3 +69,126 @@ def enter(
         print(f"stopped: what was trained so far is kept in {getattr(config, 'run_dir', 'the run')}", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def imported(path: str) -> Any:
+    """The object that "module:name" names."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
+
+
+def _gymnasium_errors() -> tuple[type[Exception], ...]:
+    """Gymnasium's own errors; only something that imported it can have raised them."""
+    return (sys.modules["gymnasium"].error.Error,) if "gymnasium" in sys.modules else ()
+
+
+def peek(arguments: Sequence[str] | None, *names: str) -> dict[str, str]:
+    """The values of a few flags before all are parsed, where other flags' defaults depend on them."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    found: dict[str, str] = {}
+    for argument, following in zip(given, [*given[1:], ""], strict=True):
+        flag, equals, value = argument.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        if flag.startswith("--") and name in names:
+            found[name] = value if equals else following
+    return found
+
+
+def parse(
+    config_type: type[Config], *, description: str | None, arguments: Sequence[str] | None, defaults: dict[str, Any]
+) -> Config:
+    """The configuration that the command line describes.
+
+    Raises:
+        SystemExit: after ``--help`` (0), or for flags that cannot be used (2), with a message.
+    """
+    groups = _groups(config_type)
+    if len(groups) == 1:
+        return tyro.cli(config_type, description=description, args=arguments)
+    made: list[tuple[str, Any]] = [
+        (title, Annotated[_group(title, members, defaults), tyro.conf.OmitArgPrefixes])
+        for title, members in groups.items()
+    ]
+    flags: Any = tyro.cli(
+        make_dataclass("Flags", made),
+        description=description,
+        args=arguments,
+    )
+    values = {each.name: getattr(group, each.name) for group in vars(flags).values() for each in fields(group)}
+    try:
+        return config_type(**values)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(BAD_INPUT) from error
+
+
+@dataclass
+class _Flag:
+    """A field on its way to a flag."""
+
+    field: Field[Any]
+    hint: Any
+    doc: str
+
+
+def _groups(config_type: type[Any]) -> dict[str, list[_Flag]]:
+    """Flags by their group's title, in the order of the base classes; a field overridden stays in its first group."""
+    hints = get_type_hints(config_type, include_extras=True)
+    docs: dict[str, str] = {}
+    home: dict[str, str] = {}
+    titles: list[str] = []
+    for kind in config_type.__mro__:
+        if not is_dataclass(kind) or not inspect.get_annotations(kind):
+            continue
+        title = (kind.__doc__ or "").partition(":")[0]
+        title = title if title.isidentifier() else "Run"
+        titles.append(title)
+        for name, doc in _docs(kind).items():
+            docs.setdefault(name, doc)
+            home[name] = title
+    groups: dict[str, list[_Flag]] = {title: [] for title in titles}
+    for each in fields(config_type):
+        groups[home[each.name]].append(_Flag(each, hints[each.name], docs[each.name]))
+    return {title: members for title, members in groups.items() if members}
+
+
+def _docs(kind: type[Any]) -> dict[str, str]:
+    """The docstring below each field that ``kind`` itself declares; empty where there is none."""
+    (body,) = (node for node in ast.parse(textwrap.dedent(inspect.getsource(kind))).body)
+    assert isinstance(body, ast.ClassDef)
+    found: dict[str, str] = {}
+    for node, below in zip(body.body, [*body.body[1:], None], strict=True):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            text = below.value.value if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) else ""
+            found[node.target.id] = " ".join(str(text).split())
+    return found
+
+
+def _group(title: str, members: list[_Flag], defaults: dict[str, Any]) -> type[Any]:
+    made = []
+    for flag in members:
+        annotated: Any = Annotated[flag.hint, tyro.conf.arg(help=flag.doc)]
+        if flag.hint == Schedule:
+            annotated = Annotated[annotated, _SCHEDULE]
+        if flag.field.name in defaults:
+            made.append((flag.field.name, annotated, field(default=defaults[flag.field.name])))
+        elif flag.field.default_factory is not MISSING:
+            made.append((flag.field.name, annotated, field(default_factory=flag.field.default_factory)))
+        else:
+            made.append((flag.field.name, annotated, field(default=flag.field.default)))
+    return make_dataclass(title, made, kw_only=True)
+
+
+def _schedule(words: list[str]) -> Schedule:
+    start, colon, end = words[0].partition(":")
+    return Linear(float(start), float(end)) if colon else float(start)
+
+
+_SCHEDULE = PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="VALUE|START:END",
+    instance_from_str=_schedule,
+    is_instance=lambda value: isinstance(value, float | Linear),
+    str_from_instance=lambda value: [f"{value.start:g}:{value.end:g}" if isinstance(value, Linear) else f"{value:g}"],
+)
+"""A constant, or a straight line over the training."""

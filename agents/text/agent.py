@@ -17,11 +17,11 @@ from agents.agent import Agent
 from agents.functional.advantages import generalized_advantages
 from agents.functional.group_advantages import flat_groups, group_advantages, leave_one_out_advantages
 from agents.functional.masked import fill_masked, masked_mean, whiten
+from agents.functional.schedules import value_at
 from agents.rollout import Batch, Rollout
 from agents.runs.checkpoint import CheckpointError
 from agents.runs.distributed import ALONE
 from agents.runs.logging import MetricSink
-from agents.schedules import value_at
 from agents.text.config import GROUP_ALGORITHMS, TextAgentConfig
 from agents.text.objective import REDUCTIONS, AgainstReference, text_objective
 from agents.update import update
@@ -209,7 +209,7 @@ def _check(config: TextAgentConfig, policy: Any, collector: Any, reference: Any)
             f"{config.group_size}: give both the same group_size"
         )
     rows = collector.base.num_envs
-    if config.policy_loss == "plain" and config.minibatch_size < rows:
+    if config.policy_loss == "plain" and (config.minibatch_size or rows) < rows:
         raise ValueError(
             f"the plain policy gradient holds for one step a batch: minibatch_size must be {rows} or more, received "
             f"{config.minibatch_size} (microbatch_size bounds the memory)"

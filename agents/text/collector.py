@@ -1,8 +1,7 @@
-"""Collects whole episodes of text: draw prompts, let the policy write, let the environment score all rows at once.
+"""Collect whole episodes of text: draw prompts, generate completions, score all rows in one call (the batch path).
 
 The environment is a `textenvs.TokenVectorEnv` or a wrapper of it; any object with its `draw_prompts` and `play` serves.
-Stepping through the same environment gives the same tokens and rewards; this road is faster. Also here: Ziegler's
-controller of the KL price.
+The step path through the same environment gives the same tokens and rewards, more slowly.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agents.functional.advantages import values_of_next_steps
 from agents.lm.causal_lm import CausalLMPolicy, uniform
 from agents.lm.generation import Generation, check_max_concurrent_rows, generate
 from agents.rollout import Rollout
@@ -226,8 +226,7 @@ class TextCollector:
         rewards[np.arange(len(last)), last] -= self.missing_eos_penalty * (rows.stop_reason == "length")
         ended = torch.zeros_like(mask)
         ended[torch.arange(len(last)), torch.from_numpy(last)] = True
-        next_values = torch.cat([written.values[:, 1:], torch.zeros_like(written.values[:, :1])], dim=1)
-        next_values = next_values.masked_fill(ended, 0.0)
+        next_values = values_of_next_steps(written.values, mask)
         if rows.truncated.any() and policy.has_critic:
             final = policy.values(pack_rows(prompts, written.completions))
             next_values = torch.where(ended & tensor(rows.truncated)[:, None], final[:, None], next_values)
@@ -321,9 +320,9 @@ def repetition(completions: np.ndarray, mask: np.ndarray, n: int) -> float:
         n: tokens, >= 1.
     """
     shares = []
-    for row, length in zip(completions, mask.sum(1), strict=True):
-        if length >= n:
-            tokens = row[:length].tolist()
+    for row, counts in zip(completions, mask, strict=True):
+        tokens = row[counts].tolist()
+        if len(tokens) >= n:
             grams = list(zip(*(tokens[i:] for i in range(n)), strict=False))
             shares.append(1.0 - len(set(grams)) / len(grams))
     return float(np.mean(shares)) if shares else 0.0

@@ -1,30 +1,21 @@
-"""The settings of language models' training: how texts are judged, and the loss; PPO, GRPO, RLOO and REINFORCE.
+"""The settings of language models' training: advantages and the loss of PPO, GRPO, RLOO and REINFORCE.
 
-The four differ in these settings only. ``TextAgentConfig.for_algorithm("grpo")`` is an algorithm as its paper has
-it; whatever
-does not apply to an algorithm is refused rather than ignored.
+The four differ in these settings only. ``TextAgentConfig.for_algorithm("grpo")`` is an algorithm as its paper has it;
+whatever does not apply to an algorithm is refused rather than ignored.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from agents.config import PPOConfig
-from agents.schedules import value_at
+from agents.config import AgentConfig, UpdateConfig
+from agents.functional.schedules import value_at
 
-OF_CONTROL = (
-    "num_envs",
-    "num_steps",
-    "normalize_observations",
-    "normalize_rewards",
-    "sde_sample_freq",
-    "hidden",
-    "log_std",
-)
+Algorithm = Literal["ppo", "grpo", "rloo", "reinforce"]
 WITH_CRITIC, GROUP_ALGORITHMS = ("ppo",), ("grpo", "rloo")
 
-PAPERS: dict[str, dict[str, Any]] = {
+PAPERS: dict[Algorithm, dict[str, Any]] = {
     "ppo": {},
     "grpo": {
         "group_size": 8,
@@ -53,14 +44,14 @@ PAPERS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class TextAdvantageConfig:
-    """How good was each token?"""
+    """Advantages: how good each token was."""
 
     group_size: int = 1
     """texts of each prompt, in a row in every batch"""
     normalize_std: bool = False
     """GRPO: divide by the group's standard deviation (Shao et al. 2024, arXiv:2402.03300); Dr. GRPO does not
     (arXiv:2503.20783)"""
-    baseline: str = "none"
+    baseline: Literal["batch", "moving", "none"] = "none"
     """REINFORCE (Williams 1992): "batch", the mean return of the batch; "moving", its running average; "none". With
     "none" and normalize_advantages "batch" it is REINFORCE++ (Hu et al. 2025, arXiv:2501.03262)"""
     baseline_decay: float = 0.9
@@ -79,41 +70,47 @@ class TextAdvantageConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TextLossConfig:
-    """What an optimizer step minimizes."""
+    """Loss: what an optimizer step minimizes."""
 
-    policy_loss: str = "clipped"
+    policy_loss: Literal["clipped", "plain"] = "clipped"
     """"clipped", PPO's surrogate; "plain", the policy gradient, which holds for one step a batch"""
     clip_high: float | None = None
     """upper eps where it differs from ``clip`` (DAPO's clip-higher, Yu et al. 2025, arXiv:2503.14476)"""
     dual_clip: float | None = None
     """bound of the ratio where the advantage is negative, > 1 + eps (Ye et al. 2020, arXiv:1912.09729)"""
-    average: str = "token"
+    average: Literal["token", "sequence", "constant"] = "token"
     """"token", mean over all tokens (DAPO, arXiv:2503.14476); "sequence", mean of the texts' means (GRPO,
     arXiv:2402.03300, eq. 3); "constant", sum over the batch's texts times budget (Dr. GRPO, arXiv:2503.20783)"""
-    kl_in: str = "reward"
-    """who charges the KL to the reference: "reward" (Ziegler et al. 2019, arXiv:1909.08593), "loss" (GRPO), or, when
-    asked for, "both" """
-    kl_estimator: str = "k3"
-    """in the loss: k1, k2, k3 of ``agents.functional.kl`` at the sampled token, or "full", the sum over the
-    vocabulary. Each sees
-    the token at hand, not what it leads to; k1's gradient has mean zero (Tang & Munos 2025, arXiv:2506.09477)"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextAgentConfig(TextAdvantageConfig, TextLossConfig, PPOConfig):
-    """Everything that ``agents.text.agent.TextAgent`` reads; the defaults are PPO's.
+class TextKLConfig:
+    """KL: how the distance to the reference is charged."""
+
+    kl_in: Literal["reward", "loss", "both"] = "reward"
+    """who charges the KL to the reference: "reward" (Ziegler et al. 2019, arXiv:1909.08593), "loss" (GRPO), or, when
+    asked for, "both" """
+    kl_estimator: Literal["k1", "k2", "k3", "full"] = "k3"
+    """in the loss: k1, k2, k3 of ``agents.functional.kl`` at the sampled token, or "full", the sum over the
+    vocabulary. Each sees the token at hand, not what it leads to; k1's gradient has mean zero (Tang & Munos 2025,
+    arXiv:2506.09477)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextAgentConfig(TextAdvantageConfig, TextKLConfig, TextLossConfig, UpdateConfig, AgentConfig):
+    """Algorithm: everything that ``agents.text.agent.TextAgent`` reads; the defaults are PPO's.
 
     Raises:
         ValueError: for a value out of range, or an option that does not apply to the algorithm.
     """
 
-    algorithm: str = "ppo"
+    algorithm: Algorithm = "ppo"
     """"ppo" (Schulman et al. 2017), "grpo" (Shao et al. 2024), "rloo" (Ahmadian et al. 2024), "reinforce" """
     gamma: float = 1.0
     """discount per token; 1 without a critic"""
 
     @classmethod
-    def for_algorithm(cls, algorithm: str, **changed: Any) -> TextAgentConfig:
+    def for_algorithm(cls, algorithm: Algorithm, **changed: Any) -> TextAgentConfig:
         """``algorithm`` as its paper has it (``PAPERS``), but for what is ``changed``."""
         if algorithm not in PAPERS:
             raise ValueError(f"algorithm is one of {', '.join(PAPERS)}, not {algorithm!r}")
@@ -125,7 +122,8 @@ class TextAgentConfig(TextAdvantageConfig, TextLossConfig, PPOConfig):
         return self.algorithm in WITH_CRITIC
 
     def __post_init__(self) -> None:
-        PPOConfig.__post_init__(self)
+        UpdateConfig.__post_init__(self)
+        AgentConfig.__post_init__(self)
         for name, known in {
             "algorithm": tuple(PAPERS),
             "policy_loss": ("clipped", "plain"),
@@ -160,9 +158,6 @@ class TextAgentConfig(TextAdvantageConfig, TextLossConfig, PPOConfig):
         return bool(getattr(self, name) != type(self).__dataclass_fields__[name].default)
 
     def _refuse_what_does_not_apply(self) -> None:
-        of_control = [name for name in OF_CONTROL if self._changed(name)]
-        if of_control:
-            raise ValueError(f"this is of control tasks, and texts have none of it: {', '.join(of_control)}")
         plain = self.policy_loss == "plain"
         wrong = {
             "normalize_std is GRPO's": self.normalize_std and self.algorithm != "grpo",

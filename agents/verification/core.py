@@ -16,7 +16,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
 from agents.config import UpdateConfig
-from agents.control.classic.base import make_vector
+from agents.control.environments import make_vector
 from agents.control.fast_mlp import FastMLP, is_fast
 from agents.control.mlp import MLPPolicy
 from agents.functional.advantages import generalized_advantages

@@ -17,7 +17,7 @@ from agents.agent import Agent
 from agents.algorithms.loading import load_agent
 from agents.algorithms.ppo import PPO
 from agents.config import PPOConfig
-from agents.control.classic import base as vector_classic
+from agents.control import environments
 from agents.control.collector import StepCollector
 from agents.control.spaces import ActionDecoder, ObservationEncoder
 from agents.rollout import Rollout
@@ -92,7 +92,7 @@ class Subject:
         self.is_scalar = self.spec.entry_point is not None
         limit = self.spec.max_episode_steps
         self.limit: int | None = LIMIT if limit is None else min(LIMIT, limit)
-        if self.is_scalar and self.spec.vector_entry_point is not None and name not in vector_classic._OURS:
+        if self.is_scalar and self.spec.vector_entry_point is not None and name not in environments.NATIVE:
             self.limit = None  # a vector form of the environment's own keeps its own time limit
         try:
             known = self.spaces
@@ -134,10 +134,10 @@ class Subject:
         """
         if self.is_scalar:
             options = {} if self.limit is None else {"max_episode_steps": self.limit}
-            return vector_classic.make_vector(self.env_id, NUM_ENVS, mode, **options)
+            return environments.make_vector(self.env_id, NUM_ENVS, mode, **options)
         if mode is AutoresetMode.SAME_STEP:
             try:
-                return vector_classic.make_vector(self.env_id, NUM_ENVS)
+                return environments.make_vector(self.env_id, NUM_ENVS)
             except Exception:  # an id that has a vector form only, in a mode of its own
                 return gym.make_vec(self.env_id, num_envs=NUM_ENVS, vectorization_mode="vector_entry_point")
         return gym.make_vec(

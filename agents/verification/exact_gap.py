@@ -18,9 +18,9 @@ from typing import Any, Literal
 
 import torch
 
-from agents.recipes.rlhf.algorithm_flags import Algorithm
 from agents.runs.cli import enter
 from agents.runs.run_dir import RunDir
+from agents.text.config import Algorithm
 from agents.verification.exact_training import ALGORITHMS, TRAINERS
 
 ENVS = ("textenvs/ExactSpelling-v0", "textenvs/ExactSentiment-v0", "textenvs/ExactRandom-v0")

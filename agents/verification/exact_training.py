@@ -21,11 +21,10 @@ import textenvs  # noqa: F401 (registers the ids)
 from agents.agent import Agent
 from agents.algorithms.ppo import PPO
 from agents.config import PPOConfig
-from agents.recipes.rlhf.algorithm_flags import Algorithm
-from agents.schedules import Linear
+from agents.functional.schedules import Linear
 from agents.text.agent import TextAgent
 from agents.text.collector import TextCollector
-from agents.text.config import TextAgentConfig
+from agents.text.config import Algorithm, TextAgentConfig
 from agents.text.kl_controllers import AnnealedKL
 from agents.verification.tabular import TabularPolicy
 from agents.verification.tabular_text import TabularTextPolicy, write

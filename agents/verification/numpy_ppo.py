@@ -92,7 +92,7 @@ def advantages_by_definition(
         rollout: ``rewards, values, next_values, terminated, ended``, ``[B, T]`` each.
         gamma: discount per step.
         lam: GAE's lambda.
-        mask: ``[B, T]`` True on steps that count.
+        mask: ``[B, T]`` True on steps that count; ``l`` counts these only.
     """
     r, v, after = rollout["rewards"], rollout["values"], rollout["next_values"]
     delta = r + gamma * after * (1 - rollout["terminated"]) - v
@@ -101,10 +101,8 @@ def advantages_by_definition(
         for t in range(r.shape[1]):
             if not mask[b, t]:
                 continue
-            for later in range(t, r.shape[1]):
-                if not mask[b, later]:
-                    break
-                advantages[b, t] += (gamma * lam) ** (later - t) * delta[b, later]
+            for later in np.flatnonzero(mask[b, t:]) + t:
+                advantages[b, t] += (gamma * lam) ** mask[b, t:later].sum() * delta[b, later]
                 if rollout["ended"][b, later]:
                     break
     return advantages

@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from agents.algorithms.ppo import PPO
 from agents.config import PPOConfig
-from agents.schedules import Linear
+from agents.functional.schedules import Linear
 
 GAMMA = 0.9
 """Discount per step of the chains."""

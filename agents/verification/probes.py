@@ -21,7 +21,7 @@ from gymnasium.vector import AutoresetMode
 
 from agents.algorithms.ppo import PPO
 from agents.config import PPOConfig
-from agents.schedules import Linear
+from agents.functional.schedules import Linear
 from agents.verification.checks import Check, joint, near
 from agents.verification.probe_envs import GAMMA, Chain, OneStep, judged, trained
 

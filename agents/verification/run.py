@@ -1,9 +1,9 @@
 """The proof: run every check of this project, or hold an environment or a language model of your own to them.
 
-    python -m scripts.verify                                          the whole proof, a few minutes
-    python -m scripts.verify --env CartPole-v1                        an environment: any Gymnasium id
-    python -m scripts.verify --env my_module:MyEnv-v0 --policy agent  with an agent that PPO.save wrote
-    python -m scripts.verify --model path/or/name                     a causal language model
+    textenvs verify                                          the whole proof, a few minutes
+    textenvs verify --env CartPole-v1                        an environment: any Gymnasium id
+    textenvs verify --env my_module:MyEnv-v0 --policy agent  with an agent that PPO.save wrote
+    textenvs verify --model path/or/name                     a causal language model
 
 Prints a table: claim, expected, measured, verdict. The exit code is 1 if a check fails. With --run-dir the table stays
 as verify.md, beside config.json and summary.json.

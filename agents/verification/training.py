@@ -16,8 +16,8 @@ from agents.control.best import BestKeeper
 from agents.control.environments import make_vector
 from agents.control.evaluation import evaluate
 from agents.control.presets import preset_for
-from agents.recipes.rlhf.algorithm_flags import Algorithm
-from agents.schedules import Linear
+from agents.functional.schedules import Linear
+from agents.text.config import Algorithm
 from agents.verification.checks import Check, Checking, at_least, at_most
 from agents.verification.exact_gap import ENVS
 from agents.verification.exact_training import ALGORITHMS, TRAINERS

@@ -103,7 +103,7 @@ def measure(config: BenchmarkMemoryConfig, memory: str, model: Path, prompts: Pa
         "--reward-model": f"{__spec__.name if __spec__ else __name__}:{number_of_letters.__name__}",
         "--episodes": config.updates * config.batch_size, "--batch-size": config.batch_size,
         "--minibatch-size": config.minibatch_size, "--epochs": 1, "--max-new-tokens": config.max_new_tokens,
-        "--learning-rate": 1e-5, "--num-eval-prompts": 2, "--threads": torch.get_num_threads(),
+        "--learning-rate": "1e-5:0", "--num-eval-prompts": 2, "--threads": torch.get_num_threads(),
         "--checkpoint-every": 10**6,
     }  # fmt: skip
     if config.microbatch_size is not None:

@@ -61,7 +61,7 @@ MUTANTS = (
     Mutant("P12", "Adam's epsilon does not reach the optimizer", "agents/control/ppo.py", "eps=config.adam_eps", "eps=1e-8", T_PPO),
     Mutant("P12", "the policy's last layer starts large", "agents/control/mlp.py", "gain=0.01", "gain=1.0", T_DISTRIBUTIONS),
     Mutant("P12", "hidden layers without the gain of sqrt 2", "agents/control/mlp.py", "gain if last else math.sqrt(2.0)", "gain if last else 1.0", T_DISTRIBUTIONS),
-    Mutant("P8", "schedules go below 0", "agents/schedules.py", "share = min(max(progress, 0.0), 1.0)\n    return max(schedule.start + share * (schedule.end - schedule.start), 0.0)", "return schedule.start + progress * (schedule.end - schedule.start)", T_DISTRIBUTIONS),
+    Mutant("P8", "schedules go below 0", "agents/functional/schedules.py", "share = min(max(progress, 0.0), 1.0)\n    return max(schedule.start + share * (schedule.end - schedule.start), 0.0)", "return schedule.start + progress * (schedule.end - schedule.start)", T_DISTRIBUTIONS),
     Mutant("P8", "the learning rate never moves", "agents/control/ppo.py", 'group["lr"] = rate', 'group["lr"] = group["lr"]', T_PPO),
     Mutant("P14", "the last weights are kept instead of the best", BEST, "if mean >= self.best_mean:", "if True:", f"tests/agents/control/test_best.py {T_PPO}"),
     Mutant("P14", "the best weights are a view of those that train on", BEST, "{name: value.clone() for name, value in agent.policy.state_dict().items()}", "dict(agent.policy.state_dict())", f"tests/agents/control/test_best.py {T_PPO}"),

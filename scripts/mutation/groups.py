@@ -20,6 +20,7 @@ ATTENTION = "textenvs/lm/packed_attention.py"
 SHORT = "textenvs/lm/short_attention.py"
 KERNELS = "textenvs/lm/linear_kernels.py"
 TRUNK = "textenvs/lm/packed_forward.py"
+FAST_PATHS, T_FAST_PATHS = "textenvs/lm/fast_paths.py", "tests/textenvs/lm/test_fast_paths.py"
 T_GROUPS = "tests/agents/functional/test_group_advantages.py"
 T_AGENT = "tests/agents/text/test_agent.py"
 T_UPDATE = "tests/agents/text/test_update.py"
@@ -70,8 +71,8 @@ MUTANTS = (
     Mutant("T14", "a group is flat if two of its texts are alike", GROUPS, "(groups == groups[:, :1]).all(1).float()", "(groups[:, 1:] == groups[:, :1]).any(1).float()", T_GROUPS),
     Mutant("T14", "scores are divided by their variance", SCALING, "np.sqrt(self.moments.variance + 1e-8)", "(self.moments.variance + 1e-8)", T_AGENT),
     Mutant("T13", "the adapter that was on is not on again after an exception", ADAPTERS, "        try:\n            yield\n        finally:\n            self._switch(before)", "        yield\n        self._switch(before)", T_ADAPTERS),
-    Mutant("T13", "the reference acts under the policy's adapter", ADAPTERS, "layer._disable_adapters = name is None", "layer._disable_adapters = False", T_ADAPTERS),
-    Mutant("T13", "the trunk learns beside its adapters", ADAPTERS, "parameter.requires_grad_(any(_belongs(name, role) for role in self.trained))", "parameter.requires_grad_(True)", T_ADAPTERS),
+    Mutant("T13", "the reference acts under the policy's adapter", "textenvs/lm/lora.py", "layer._disable_adapters = adapter is None", "layer._disable_adapters = False", T_ADAPTERS),
+    Mutant("T13", "the trunk learns beside its adapters", ADAPTERS, "parameter.requires_grad_(any(belongs(name, role) for role in self.trained))", "parameter.requires_grad_(True)", T_ADAPTERS),
     Mutant("T13", "the value reads under the policy's adapter", POLICY, 'value = self.adapters.role(VALUE) if self.adapters is not None and self.critic == "adapter" else nullcontext()', "value = nullcontext()", T_ADAPTERS),
     Mutant("T13", "what is saved whole lacks the adapter", ADAPTERS, "merge_and_unload(adapter_names=[POLICY])", "unload()", T_ADAPTERS),
     Mutant("T13", "an adapter begins as another without its scale", ADAPTERS, "weight.mul_(of.scaling[source] / of.scaling[target])", "weight.mul_(1.0)", T_ADAPTERS),
@@ -84,6 +85,9 @@ MUTANTS = (
     Mutant("T16", "weights are made to sum to 1", COMBINING, "np.asarray(weights, dtype=np.float64) @ exact", "np.asarray(weights, dtype=np.float64) @ exact / sum(weights)", T_COMBINING),
     Mutant("T16", "the calibration error weighs all bins the same", CALIBRATION, "(self.share * gaps).sum()", "gaps.mean()", T_CALIBRATION),
     Mutant("T16", "the choice's probability turned round", CALIBRATION, "np.exp(-np.logaddexp(0.0, -lead))", "np.exp(-np.logaddexp(0.0, lead))", T_CALIBRATION),
+    Mutant("T1", "whether rows pack is asked once, whatever the attention is now", TRUNK, "if trunk.config._attn_implementation != OURS:", "if False:", T_FAST_PATHS),
+    Mutant("T1", "a faster path that differs is taken all the same", FAST_PATHS, "if not difference <= allowed:", "if False:", T_FAST_PATHS),
+    Mutant("T1", "faster layers that are wrong stay when they are found out", KERNELS, "delattr(module, name) if original is None else", "None if original is None else", T_FAST_PATHS),
     Mutant("T1", "packed rows begin a token late", ATTENTION, "(own.flatten().cumsum(0) - 1)", "own.flatten().cumsum(0)", f"{T_ATTENTION} {T_POLICY}"),
     Mutant("T1", "packed rows count positions from the batch's beginning", ATTENTION, "return self.places % self.width", "return torch.arange(len(self.places))", f"{T_ATTENTION} {T_POLICY}"),
     Mutant("T1", "packed rows see what comes after", SHORT, "triu(1)", "triu(2)", f"{T_SHORT} {T_ATTENTION}"),
@@ -102,7 +106,7 @@ MUTANTS = (
     Mutant("T1", "a text goes on from its prompt's place one token too late", ATTENTION, "steps >= common[:, None]", "steps > common[:, None]", f"{T_ATTENTION} {T_POLICY}"),
     Mutant("T1", "a row that ends within what others begin with lends them what is behind it", ATTENTION, "torch.minimum(torch.minimum(beginnings.lengths, lengths), lengths[first])", "torch.minimum(beginnings.lengths, lengths)", T_ATTENTION),
     Mutant("P13", "a prompt that is read once learns from its first text alone", ATTENTION, "of_packed.index_add_(0, sources, grad.index_select(0, twins))", "pass", f"{T_ATTENTION} {T_POLICY}"),
-    Mutant("T1", "texts of different prompts read one prompt", DECISIONS, "Beginnings(which, prompt_lengths)", "Beginnings(which * 0, prompt_lengths)", T_POLICY),
+    Mutant("T1", "texts of different prompts read one prompt", DECISIONS, "return_inverse=True)[1], prompt_lengths)", "return_inverse=True)[1] * 0, prompt_lengths)", T_POLICY),
     Mutant("P13", "rows that fill up a product stay in it", KERNELS, "return out[:rows] if more else out", "return out", T_KERNELS),
     Mutant("T1", "the gradient of packed rows goes to their neighbors", ATTENTION, "torch.index_select(grad, 0, places, out", "torch.index_select(grad, 0, places.flip(0), out", f"{T_ATTENTION} {T_POLICY}"),
     Mutant("T10", "half types are rounded before they are multiplied", KERNELS, "linear(x.float(), weight.float()", "linear(x.bfloat16().float(), weight.bfloat16().float()", T_KERNELS),

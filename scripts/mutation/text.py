@@ -13,7 +13,7 @@ DECISIONS, TOKEN_HEAD, KL_PRICE = (
     "agents/text/kl_controllers.py",
 )
 POLICY, TRUNK, HEAD = "agents/lm/causal_lm.py", "textenvs/lm/packed_forward.py", "agents/lm/fused_logprobs.py"
-GENERATION, CACHE = "agents/lm/generation.py", "agents/lm/kv_cache.py"
+GENERATION, CACHE = "agents/lm/generation.py", "textenvs/lm/kv_cache.py"
 COLLECT, SAMPLING = "agents/text/collector.py", "agents/lm/sampling.py"
 ENV = "textenvs/envs/vector.py"
 PREFERENCE = "textenvs/wrappers/preference.py"
@@ -21,7 +21,7 @@ SCORERS = "textenvs/wrappers/scorers.py"
 SHAPING = "textenvs/wrappers/kl_shaping.py"
 REFERENCE = "textenvs/wrappers/reference.py"
 MODEL, BRADLEY_TERRY = "reward_models/model.py", "reward_models/losses.py"
-T_POLICY = "tests/agents/lm/test_causal_lm.py"
+T_POLICY, T_DECISIONS = "tests/agents/lm/test_causal_lm.py", "tests/agents/lm/test_decision_states.py"
 T_HEAD = "tests/agents/lm/test_fused_logprobs.py"
 T_GENERATION = "tests/agents/lm/test_generation.py"
 T_SLOTS = "tests/agents/lm/test_continuous_batching.py"
@@ -36,9 +36,11 @@ T_EXACT = "tests/textenvs/exact/test_enumeration.py"
 T_MODEL, T_BRADLEY_TERRY = "tests/reward_models/test_model.py", "tests/reward_models/test_losses.py"
 
 MUTANTS = (
-    Mutant("T3", "log-probs shifted by one: judged from the token itself", DECISIONS, "where = (prompt_lengths[:, None] - 1 + torch", "where = (prompt_lengths[:, None] + torch", T_POLICY),
+    Mutant("T3", "log-probs shifted by one: judged from the token itself", DECISIONS, "positions = prompt_lengths[:, None] - 1 + before", "positions = prompt_lengths[:, None] + before", T_POLICY),
+    Mutant("T1", "masked tokens are erased from the context", DECISIONS, "rows=pack_rows(prompts, completions)", "rows=pack_rows(prompts, completions.masked_fill(~mask, PAD))", T_DECISIONS),
+    Mutant("T3", "states are read at the count of what is learned from", DECISIONS, "before = real.long().cumsum(1) - 1", "before = mask.long().cumsum(1) - 1", T_DECISIONS),
     Mutant("T3", "the value is read after the action", GENERATION, "            values = policy.value_of(decoder.hidden)\n", "            values = policy.value_of(policy.model.get_input_embeddings()(tokens))\n", T_GENERATION),
-    Mutant("T3", "the value after a step is that of the step", COLLECT, "torch.cat([written.values[:, 1:], torch.zeros_like(written.values[:, :1])], dim=1)", "written.values.clone()", T_COLLECT),
+    Mutant("T3", "the value after a step is that of the step", COLLECT, "values_of_next_steps(written.values, mask)", "written.values.clone()", T_COLLECT),
     Mutant("T1", "padding stands between prompt and completion", TRUNK, "return joint.gather(1, order)[:, : int(real.sum(1).max())]", "return joint", T_POLICY),
     Mutant("T1", "decoding: left padding takes up positions", GENERATION, "self._forward(tokens, positions, columns >= pad,", "self._forward(tokens, columns.expand_as(positions), columns >= pad,", T_GENERATION),
     Mutant("T2", "decoding: the position does not move on", GENERATION, "positions = self.lengths[:, None]", "positions = self.lengths[:, None] - (self.column - self.longest_prompt)", T_GENERATION),
@@ -57,7 +59,7 @@ MUTANTS = (
     Mutant("T8", "logits are multiplied by the temperature", SAMPLING, "logits = logits / self.temperature", "logits = logits * self.temperature", f"{T_POLICY} {T_GENERATION}"),
     Mutant("T8", "top-k keeps one token too many", SAMPLING, "self.top_k - 1 : self.top_k]", "self.top_k : self.top_k + 1]", T_POLICY),
     Mutant("T8", "top-p stops short of its share", SAMPLING, "above = probabilities.cumsum(dim=-1) - probabilities", "above = probabilities.cumsum(dim=-1)", T_POLICY),
-    Mutant("T8", "the shortest length counts from the prompt's beginning", POLICY, "steps = mask.long().cumsum(1)[mask] - 1", "steps = mask.long().cumsum(1)[mask] + 3", f"{T_GENERATION} {T_POLICY}"),
+    Mutant("T8", "the shortest length counts from the prompt's beginning", DECISIONS, "steps=before[mask]", "steps=positions[mask]", f"{T_GENERATION} {T_POLICY}"),
     Mutant("T8", "samples ignore the noise's share of the last token", SAMPLING, "target = torch.minimum(noise[:, None].to(total) * total", "target = torch.minimum(noise[:, None].to(total) * 0.9 * total", f"{T_POLICY} {T_GENERATION}"),
     Mutant("T9", "dropout comes on in training", POLICY, "return super().train(False)", "return super().train(mode)", T_POLICY),
     Mutant("T10", "log-softmax in the model's own precision", SAMPLING, "logits = logits.float()", "logits = logits", T_POLICY),
@@ -77,8 +79,8 @@ MUTANTS = (
     Mutant("A4", "a used-up budget truncates", ENV, "truncated = at_budget if self.budget == \"truncate\" else np.zeros_like(running)", "truncated = at_budget", T_ENV),
     Mutant("A4", "a budget that truncates is not bootstrapped", COLLECT, "final[:, None], next_values)", "0.0 * final[:, None], next_values)", T_COLLECT),
     Mutant("T13", "the price of KL has the wrong sign", SHAPING, "rewards - np.float32(self._beta) * kl if", "rewards + np.float32(self._beta) * kl if", T_SHAPING),
-    Mutant("T13", "KL is charged twice when playing", SHAPING, "rewards = self._kl_wrapper(rows.rewards, kl)", "rewards = self._kl_wrapper(self._kl_wrapper(rows.rewards, kl), kl)", T_SHAPING),
-    Mutant("T13", "KL is charged twice when stepping", SHAPING, "return observations, self._kl_wrapper(rewards, kl), ", "return observations, self._kl_wrapper(self._kl_wrapper(rewards, kl), kl), ", T_SHAPING),
+    Mutant("T13", "KL is charged twice when playing", SHAPING, "rewards = self._shaped(rows.rewards, kl)", "rewards = self._shaped(self._shaped(rows.rewards, kl), kl)", T_SHAPING),
+    Mutant("T13", "KL is charged twice when stepping", SHAPING, "return observations, self._shaped(rewards, kl), ", "return observations, self._shaped(self._shaped(rewards, kl), kl), ", T_SHAPING),
     Mutant("T13", "two KL wrappers may be stacked", "textenvs/envs/wrapper.py", "if type(inner) is type(self):", "if False:", T_SHAPING),
     Mutant("T13", "resets are charged for", SHAPING, "kl[running] = self._acting_logprobs(actions)[running] - self._reference_logprobs(actions, running)[running]", "kl = self._acting_logprobs(actions) - self._reference_logprobs(actions, running)", T_SHAPING),
     Mutant("T6", "what the reference says at padding is charged", SHAPING, "return as_numbers(np.where(mask, array, 0), mask.shape, name)", "return as_numbers(array, mask.shape, name)", f"{T_SHAPING} {T_PATHS}"),

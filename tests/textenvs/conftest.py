@@ -1,7 +1,5 @@
 """Tiny parts, built on the spot: a word tokenizer of 40 entries, random GPT-2, Llama, Mistral and GPT-Neo models."""
 
-import os
-
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -19,8 +17,6 @@ from transformers import (
 
 from textenvs import TokenVectorEnv
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
 WORDS = [f"w{index}" for index in range(38)]
 PROMPTS = ["w1 w2 w3", "w4", "w5 w6", "w7 w8 w9 w10", "w11 w12"]
 
@@ -33,11 +29,6 @@ def word_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
     backend.post_processor = processors.TemplateProcessing(single="<end> $A", special_tokens=[("<end>", 0)])
     special = {"bos_token": "<end>", "eos_token": "<end>", "pad_token": "<end>", "unk_token": "<unk>"}
     return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread():
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

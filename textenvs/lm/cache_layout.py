@@ -1,7 +1,7 @@
 """Whether it is all the same to a model in which order its keys stand, or where; found by trying, not by its name.
 
 Most causal LMs put positions into tokens or keys, and attend to whatever a mask lets them: then rows of different
-lengths can have their keys anywhere in memory, as in `textenvs.wrappers.reference` and ``agents.lm.kv_cache``.
+lengths can have their keys anywhere in memory, as in `textenvs.wrappers.reference` and ``textenvs.lm.kv_cache``.
 Others read a
 distance off the columns: ALiBi's slope (Bloom, MPT), or a window that no mask tells of (GPT-Neo's local layers).
 """

@@ -12,6 +12,7 @@ No model is known here, layers only; attention is in `textenvs.lm.packed_attenti
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -31,15 +32,28 @@ INTEL = "GenuineIntel"
 """What Intel's CPUs call their maker."""
 
 
-def speed_up(model: nn.Module) -> None:
-    """Change `model`'s layers in place; parameters, their names and what is saved stay as they are."""
+def speed_up(model: nn.Module) -> Callable[[], None]:
+    """Change `model`'s layers in place; parameters, their names and what is saved stay as they are.
+
+    Returns:
+        What undoes it.
+    """
+    changed: list[tuple[nn.Module, str, Any]] = []
     for module in list(model.modules()):
         if type(module) in (nn.Linear, Conv1D) and "forward" not in vars(module):
             # On the instance, and by a partial: a deep copy of the layer then computes with its own weights.
             module.forward = partial(_Forward(type(module).forward), module)  # type: ignore[method-assign]
+            changed.append((module, "forward", None))
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):  # 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))
                 setattr(module, name, nn.GELU(approximate="tanh"))
+                changed.append((module, name, child))
+
+    def undo() -> None:
+        for module, name, original in changed:
+            delattr(module, name) if original is None else setattr(module, name, original)
+
+    return undo
 
 
 def cache_keyword(model: Any) -> str:

@@ -35,12 +35,18 @@ WORTH_LEAVING_OUT = 0.95
 """Share of a layer's tokens from which on none are left out."""
 
 
-def attend(model: Any) -> None:
-    """Let ``model`` use this attention, if it uses torch's; others are left alone. What is saved does not name it."""
-    if model.config._attn_implementation == SDPA:
-        AttentionInterface.register(OURS, _attention)
-        AttentionMaskInterface.register(OURS, sdpa_mask)
-        model.set_attn_implementation(OURS)
+def attend(model: Any) -> Callable[[], None]:
+    """Let ``model`` use this attention, if it uses torch's; others are left alone. What is saved does not name it.
+
+    Returns:
+        What undoes it.
+    """
+    if model.config._attn_implementation != SDPA:
+        return lambda: None
+    AttentionInterface.register(OURS, _attention)
+    AttentionMaskInterface.register(OURS, sdpa_mask)
+    model.set_attn_implementation(OURS)
+    return lambda: model.set_attn_implementation(SDPA)
 
 
 def attends_to_everything(config: Any) -> bool:

@@ -73,7 +73,13 @@ def hidden_states(
 
 def _packed_states(trunk: Any, rows: Tensor, layout: RowLayout, row: Tensor, position: Tensor) -> Tensor:
     reads = layout.at(row, position)
-    return _run_packed(trunk, rows, layout, reads).index_select(0, reads)
+    states = _run_packed(trunk, rows, layout, reads)
+    if layout.layers != trunk.config.num_hidden_layers:
+        raise RuntimeError(
+            f"expected {trunk.config.num_hidden_layers} attention layers that keep rows apart, received "
+            f"{layout.layers}: the model was changed below its configuration"
+        )
+    return states.index_select(0, reads)
 
 
 def _few_tokens(lengths: Tensor) -> Iterator[tuple[int, int]]:
@@ -88,8 +94,14 @@ def _few_tokens(lengths: Tensor) -> Iterator[tuple[int, int]]:
 
 
 def can_pack(trunk: Any) -> bool:
-    """Whether ``trunk`` takes rows without padding: every attention layer is ours, sees all, and is told the layout."""
+    """Whether ``trunk`` takes rows without padding: every attention layer is ours, sees all, and is told the layout.
+
+    Which attention it has is asked at every pass, since ``set_attn_implementation`` may change it; the rest is tried
+    once.
+    """
     if not isinstance(trunk, PreTrainedModel) or hasattr(trunk, COMPILED) or trunk.device.type == "meta":
+        return False
+    if trunk.config._attn_implementation != OURS:
         return False
     if not hasattr(trunk, PACKS):
         setattr(trunk, PACKS, _tells_every_layer(trunk))
@@ -99,8 +111,7 @@ def can_pack(trunk: Any) -> bool:
 def _tells_every_layer(trunk: Any) -> bool:
     takes = inspect.signature(trunk.forward).parameters
     if (
-        trunk.config._attn_implementation != OURS
-        or not attends_to_everything(trunk.config)
+        not attends_to_everything(trunk.config)
         or "position_ids" not in takes
         or all(parameter.kind != inspect.Parameter.VAR_KEYWORD for parameter in takes.values())
     ):

@@ -1,4 +1,4 @@
-"""Acrobot as one array of environments. See `vector_classic` for what it shares with the other tasks."""
+"""Acrobot as one array of environments. See `base` for what it shares with the other tasks."""
 
 from __future__ import annotations
 

@@ -1,27 +1,22 @@
-"""Classic control, many environments in one array: what the four tasks share, and `make_vector` which picks a form.
+"""Classic control, many environments in one array: autoreset, time limit, seeds and state, which the tasks share.
 
-The tasks themselves are in `vector_acrobot`, `vector_cart_pole`, `vector_mountain_car` and `vector_pendulum`; here are
-autoreset, time limit, seeds and state. Everything an agent sees equals Gymnasium's scalar environment: sub-environment
-``i`` after ``reset(seed=s)`` is ``gym.make(id)`` after ``reset(seed=s + i)``, in its first and in every later episode.
-Two facts make that so:
+The tasks are in the files beside this one; `agents.control.environments.make_vector` picks a form for an id.
+Everything an agent sees equals Gymnasium's scalar environment: sub-environment ``i`` after ``reset(seed=s)`` is
+``gym.make(id)`` after ``reset(seed=s + i)``, in its first and in every later episode. Two facts make that so:
 
 * each sub-environment owns a generator, as in `gymnasium.vector.SyncVectorEnv`, so that the order in which episodes end
   changes nothing (Gymnasium's own vector CartPole draws from one generator, and equals no scalar environment);
-* arithmetic keeps the originals' order and widths, their float32 stations and their ``**`` included.
+* arithmetic keeps the originals' order and types, their casts to float32 and their ``**`` included.
 
 The equality is bit for bit where numpy computes sin, cos and pow of one number and of an array alike; on CPUs for which
 numpy carries kernels of its own (AVX-512) a single step agrees to about 1e-15, and a chaotic task then drifts apart.
-
-Not here: rendering. Ask `make_vector` for a ``render_mode`` and it returns scalar environments, stepped in turn.
+There is no rendering here: for a ``render_mode``, `make_vector` returns scalar environments, stepped in turn.
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
 from abc import abstractmethod
 from collections.abc import Sequence
-from copy import deepcopy
 from typing import Any
 
 import gymnasium as gym
@@ -30,56 +25,6 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
-
-_OURS = {
-    "Acrobot-v1": "agents.control.classic.acrobot:AcrobotVectorEnv",
-    "CartPole-v0": "agents.control.classic.cart_pole:CartPoleVectorEnv",
-    "CartPole-v1": "agents.control.classic.cart_pole:CartPoleVectorEnv",
-    "MountainCar-v0": "agents.control.classic.mountain_car:MountainCarVectorEnv",
-    "MountainCarContinuous-v0": "agents.control.classic.mountain_car:MountainCarContinuousVectorEnv",
-    "Pendulum-v1": "agents.control.classic.pendulum:PendulumVectorEnv",
-}
-
-
-def make_vector(
-    env_id: str, num_envs: int, autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP, **kwargs: Any
-) -> VectorEnv:
-    """Make the fastest vector environment of an id that honors the autoreset mode.
-
-    That is, in this order: ours for classic control; the id's own vector form, if that takes an ``autoreset_mode``;
-    scalar environments in a `gymnasium.vector.SyncVectorEnv`.
-
-    Args:
-        env_id: any Gymnasium id, ``module:Env-v0`` included.
-        num_envs: sub-environments, at least 1.
-        autoreset_mode: any of Gymnasium's three.
-        **kwargs: go to the environment, e.g. ``g=9.81`` or ``max_episode_steps=100``.
-
-    Raises:
-        ValueError: if ``num_envs`` is below 1 or the mode is unknown.
-        gymnasium.error.Error: if no such id is registered.
-        ModuleNotFoundError: if the module before the colon cannot be found.
-    """
-    _check_num_envs(num_envs)
-    mode = AutoresetMode(autoreset_mode)
-    module, _, name = env_id.rpartition(":")
-    if module:
-        importlib.import_module(module)
-    spec = gym.spec(name)
-    if name in _OURS and kwargs.get("render_mode") is None:
-        kwargs.pop("render_mode", None)
-        module, name = _OURS[name].split(":")
-        limit = kwargs.pop("max_episode_steps", spec.max_episode_steps)
-        envs = getattr(importlib.import_module(module), name)(
-            num_envs, autoreset_mode=mode, max_episode_steps=limit, **kwargs
-        )
-        envs.spec = deepcopy(spec)
-        return envs
-    if spec.vector_entry_point is not None and _takes_autoreset_mode(spec.vector_entry_point):
-        return gym.make_vec(env_id, num_envs=num_envs, autoreset_mode=mode, **kwargs)
-    return gym.make_vec(
-        env_id, num_envs=num_envs, vectorization_mode="sync", vector_kwargs={"autoreset_mode": mode}, **kwargs
-    )
 
 
 class ClassicVectorEnv(VectorEnv):
@@ -115,7 +60,8 @@ class ClassicVectorEnv(VectorEnv):
         autoreset_mode: AutoresetMode,
         max_episode_steps: int | None,
     ) -> None:
-        _check_num_envs(num_envs)
+        if num_envs < 1:
+            raise ValueError(f"expected num_envs of at least 1, received {num_envs}")
         if max_episode_steps is not None and max_episode_steps < 1:
             raise ValueError(f"max_episode_steps must be at least 1, or None for no limit; got {max_episode_steps}")
         self.num_envs = num_envs
@@ -310,15 +256,3 @@ def start_bounds(options: dict[str, Any] | None, low: float, high: float) -> tup
     if low > high:
         raise ValueError(f"option 'low' ({low}) must not exceed option 'high' ({high})")
     return low, high
-
-
-def _check_num_envs(num_envs: int) -> None:
-    if num_envs < 1:
-        raise ValueError(f"num_envs must be at least 1, got {num_envs}")
-
-
-def _takes_autoreset_mode(entry_point: Any) -> bool:
-    if isinstance(entry_point, str):
-        module, name = entry_point.split(":")
-        entry_point = getattr(importlib.import_module(module), name)
-    return "autoreset_mode" in inspect.signature(entry_point).parameters

@@ -1,4 +1,4 @@
-"""CartPole as one array of environments. See `vector_classic` for what it shares with the other tasks.
+"""CartPole as one array of environments. See `base` for what it shares with the other tasks.
 
 Gymnasium has a vector CartPole, but only with ``NEXT_STEP`` autoreset, whose reset rows are not transitions, with one
 generator for all, and without a state that can be saved; hence this one. Its dynamics are the same.

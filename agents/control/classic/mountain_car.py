@@ -1,4 +1,4 @@
-"""Both mountain cars as arrays of environments. See `vector_classic` for what they share with the other tasks."""
+"""Both mountain cars as arrays of environments. See `base` for what they share with the other tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pendulum as one array of environments. See `vector_classic` for what it shares with the other tasks."""
+"""Pendulum as one array of environments. See `base` for what it shares with the other tasks."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class PendulumVectorEnv(ClassicVectorEnv):
         angle, velocity = state
         torque = np.clip(actions[:, 0].astype(np.float32), -MAX_TORQUE, MAX_TORQUE)
         from_upright = (angle + np.pi) % (2 * np.pi) - np.pi
-        # pow with a vector of twos, because the original's `**` is pow; see vector_acrobot
+        # pow with a vector of twos, because the original's `**` is pow; see `acrobot`
         squares = np.power(from_upright, self._two) + 0.1 * np.power(velocity, self._two)
         costs = squares + 0.001 * np.power(torque, self._two.astype(np.float32))
         velocity = velocity + (self._pull * np.sin(angle) + 3.0 * torque) * DT

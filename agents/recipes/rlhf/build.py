@@ -9,13 +9,13 @@ from agents.evaluation.metrics import TextJudge
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.lora import LoraOptions
 from agents.lm.policy_reference import PolicyReference
-from agents.recipes.rlhf.config import TextTask, TrainTextConfig
-from agents.recipes.rlhf.models import StartModels, build_policy, build_start
+from agents.recipes.rlhf.config import TrainTextConfig
+from agents.recipes.rlhf.models import StartModels, build_policy, build_start, model_path
 from agents.recipes.rlhf.prompts import prompt_reader, prompt_sets
 from agents.recipes.rlhf.rewards import build_scorers, start_critic_as_reward
+from agents.recipes.rlhf.task import TextTask
 from agents.runs.distributed import ALONE, Processes
 from agents.text.collector import TextCollector
-from textenvs import assets
 from textenvs.envs.vector import TokenVectorEnv
 from textenvs.tokens.tokenizers import load_tokenizer
 from textenvs.wrappers.chat_prompts import ChatTemplate
@@ -81,12 +81,11 @@ def build_task(
     Raises:
         ValueError, OSError: with a message that names the input.
     """
-    path = str(assets.language_model_dir()) if config.model is None else config.model
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(model_path(config))
     reader = prompt_reader(config, tokenizer)
     train_prompts, eval_prompts = prompt_sets(config, reader)
     chat = reader if isinstance(reader, ChatTemplate) and reader.heard else None
-    models = build_start(config, path, tokenizer, lora=lora, value_adapter=value_adapter, compile=compile)
+    models = build_start(config, tokenizer, lora=lora, value_adapter=value_adapter, compile=compile)
     env = TokenVectorEnv(
         num_envs,
         prompts=train_prompts,
@@ -131,10 +130,10 @@ def build_parts(config: TrainTextConfig, processes: Processes = ALONE) -> TextPa
     task = build_task(
         config,
         num_envs=config.batch_size,
-        group_size=config.agent_config().group_size,
+        group_size=config.group_size,
         max_concurrent_rows=config.max_concurrent_rows,
         lora=LoraOptions(rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed),
-        value_adapter=config.critic == "adapter",
+        value_adapter=config.critic(config.memory) == "adapter",
         compile=config.compile,
         judge=processes.is_main,
     )
@@ -142,7 +141,7 @@ def build_parts(config: TrainTextConfig, processes: Processes = ALONE) -> TextPa
     if config.critic_start == "reward-model":
         start_critic_as_reward(policy, task.models.tokenizer, task.scorers[0], task.env.prompts.tokens[0].tolist())
     assessor = task.assessor
-    charge = config.agent_config().kl_in != "loss"
+    charge = config.kl_in != "loss"
     collector = TextCollector(
         KLShaping(assessor.reward, assessor.reference, config.beta, charge=charge),
         seed=config.seed,

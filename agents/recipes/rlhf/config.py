@@ -1,74 +1,40 @@
-"""The settings of `scripts.train_text`, each with its unit; the defaults are the project's preset for movie reviews."""
+"""Tune a language model against a reward model by PPO, GRPO, RLOO or REINFORCE, near to the model it started from.
+
+    textenvs train-text --run-dir runs/text
+    textenvs train-text --run-dir runs/grpo --algorithm grpo
+    textenvs train-text --run-dir runs/mine --model DIR --reward-model DIR --prompts openings.txt
+    textenvs train-text --run-dir runs/none --model DIR --memory adapters --plan
+    accelerate launch --num_processes 4 -m scripts.train_text --run-dir runs/four --device cuda
+
+Defaults below are those of --algorithm, PPO's unless another is given. Prompts are openings of held-out movie-review
+sentences, or lines of a file of your own. Before and after training the model writes on prompts that training never
+sees; `summary.json` compares the two, `samples.json` shows them side by side, and `model/` is a checkpoint that
+`AutoModelForCausalLM.from_pretrained` loads (with `--memory adapters` the merged one; `adapter/` holds the change
+alone, for peft). Ctrl-C ends training after the update in progress, keeps what was learned, and leaves a run that
+`--resume` goes on with bit for bit.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
 
-import tyro
+from agents.recipes.rlhf.task import Memory, TextTask, changed
+from agents.runs.cli import enter, peek
+from agents.text.config import Algorithm, TextAgentConfig
+from agents.text.kl_controllers import AdaptiveKL, AnnealedKL, KLController
+from agents.text.presets import PRESETS, preset_settings
 
-from agents.recipes.rlhf.algorithm_flags import AlgorithmFlags
-from textenvs.wrappers.combining import check_combination
+if TYPE_CHECKING:
+    from agents.text.score_scaling import ScoreScaler
 
-
-@dataclass(frozen=True, kw_only=True)
-class TextTask:
-    """What is written, after which prompts, and who scores it: the task, whoever solves it and however."""
-
-    model: str | None = None
-    """Causal LM to start from: directory or name that transformers loads, with its tokenizer. None: the project's."""
-    reward_model: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """The directory of a reward model or of an ensemble (see scripts.train_reward_model), or `module:function` of
-    (prompts, completions) -> scores. Repeat the flag for several, in any mixture. None: the project's."""
-    reward_combine: Literal["mean", "worst", "uncertainty"] = "mean"
-    """How the scores of several, an ensemble's members each for itself, become one: their mean, the least, or the mean
-    less reward_uncertainty_coef times their variance (Coste et al. 2023, arXiv:2310.02743)."""
-    reward_weights: tuple[float, ...] = ()
-    """A mixture: one number for each reward_model, in their order, by which its score is multiplied before all are
-    added (an ensemble's score is its members' mean). They need not sum to 1; negative ones punish, 0 only watches.
-    None: no weights."""
-    reward_uncertainty_coef: float = 0.1
-    """Price of the variance with reward_combine uncertainty, per reward unit."""
-    prompts: str | None = None
-    """Text file (a prompt a line) or JSONL (a field `prompt`); a tenth is held out. None: openings of movie reviews."""
-    chat_template: bool = False
-    """Put each prompt into a chat as the user's turn, in the tokenizer's own template; scorers read the bare turn."""
-    eval_prompts: str | None = None
-    """File of prompts for the comparison before/after; needs `prompts`. None: those held out."""
-    num_eval_prompts: int = 400
-    """Prompts that are written on before and after training; all that there are, if there are fewer."""
-    judge: bool = True
-    """Whether the independent judge compares before and after (needs the demo extra). It knows praise from blame in
-    movie reviews, and nothing else: of other texts its figures mean nothing."""
-    seed: int = 0
-    """Seed of prompts' order, tokens drawn and minibatches."""
-    device: str = "cpu"
-    """Torch device."""
-    threads: int | None = None
-    """CPU threads of torch. None: its own choice."""
-    memory: Literal["full", "shared", "adapters"] = "shared"
-    """How the models live. full: the critic and the reference are copies of the model. shared: the value head reads
-    the policy's trunk, the reference is a copy. adapters: one frozen trunk; policy and value are LoRA adapters (so is a
-    reward model that is one over the same trunk), and the reference is the trunk with adapters off."""
-    adapter: str | None = None
-    """Folder of a LoRA adapter to start from; frozen, it is also the reference (memory adapters). None: a new one."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of matrix products in rollout and update (autocast); log-softmax, values, losses, adapters and optimizer are
-    float32. With memory adapters the frozen trunk is loaded as this type, too."""
-    max_new_tokens: int = 24
-    """Budget of a completion, tokens."""
-    temperature: float = 1.0
-    """Of sampling, in training and evaluation alike."""
-
-    @property
-    def reads(self) -> tuple[str | None, ...]:
-        """Files and folders that the task is read from, and names of what lies elsewhere."""
-        return (self.model, *self.reward_model, self.prompts, self.eval_prompts, self.adapter)
+OF_ADAPTERS = ("adapter", "lora_rank", "lora_alpha", "value_adapter")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainTextConfig(TextTask, AlgorithmFlags):
-    """Tune a language model by reinforcement learning on a preference reward."""
+class RunSettings:
+    """Run: folder and length."""
 
     run_dir: str
     """Folder for the model, checkpoints, TensorBoard events, progress.csv, samples.json and summary.json."""
@@ -78,6 +44,95 @@ class TrainTextConfig(TextTask, AlgorithmFlags):
     """Go on with the unfinished run in that folder; all other settings must be its own."""
     episodes: int = 8192
     """Texts to write and learn from, rounded up to whole batches."""
+    batch_size: int = 256
+    """Texts an update."""
+    checkpoint_every: int = 10
+    """Updates between checkpoints."""
+    evaluate_every: int | None = None
+    """Updates between evaluations along the run (eval/... and frontier.csv). None: eight a run; 0: before and after
+    training only."""
+
+    def __post_init__(self) -> None:
+        for name in ("episodes", "batch_size", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
+        if self.evaluate_every is not None and self.evaluate_every < 0:
+            raise ValueError(f"evaluate_every must be 0 or more updates, received {self.evaluate_every}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KLSettings:
+    """KL: its coefficient."""
+
+    beta: float = 0.155
+    """Price of the KL, reward units per nat (where it starts, if kl_target moves it)."""
+    beta_start: float | None = None
+    """Price that the first texts pay; from there it goes in a straight line to beta. None: beta throughout."""
+    beta_share: float = 0.5
+    """Share of the episodes in which it gets there, (0, 1]."""
+    kl_target: float | None = None
+    """Nats per sequence that an adaptive price aims at (Ziegler et al. 2019). None: the price is fixed."""
+    kl_horizon: int = 2560
+    """Episodes over which the adaptive price reacts."""
+
+    def __post_init__(self) -> None:
+        if not self.beta >= 0:
+            raise ValueError(f"beta must be 0 or more reward units per nat, received {self.beta}")
+        if self.kl_target is not None and not self.beta > 0:
+            raise ValueError(
+                f"kl_target multiplies the price, and from beta {self.beta:g} it never moves: begin above 0"
+            )
+        unread = [
+            f"{name} is of {of}"
+            for name, of in (("kl_horizon", "kl_target"), ("beta_share", "beta_start"))
+            if getattr(self, of) is None and changed(self, name)
+        ]
+        if unread:
+            raise ValueError("; ".join(unread) + ", which is not given")
+        if not 0.0 < self.beta_share <= 1.0:
+            raise ValueError(f"beta_share lies in (0, 1], received {self.beta_share}")
+        if self.beta_start is not None and self.kl_target is not None:
+            raise ValueError("beta_start and kl_target both move the price: leave one of them out")
+        self.kl_controller(episodes=1)
+
+    def kl_controller(self, episodes: int) -> KLController | None:
+        """What moves the KL's price in a training of so many ``episodes``."""
+        if self.kl_target is not None:
+            return AdaptiveKL(target=self.kl_target, horizon=self.kl_horizon)
+        if self.beta_start is not None:
+            return AnnealedKL(start=self.beta_start, end=self.beta, horizon=self.beta_share * episodes)
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSettings:
+    """Rewards: what a score is turned into before it is paid."""
+
+    normalize_scores: bool = False
+    """Scores less their running mean, by their running standard deviation, before they are paid."""
+    score_clip: float | None = None
+    """Scores are clipped to this absolute value, reward units, or deviations with normalize_scores. None: not."""
+    missing_eos_penalty: float = 0.0
+    """Reward units taken from texts that ran out of budget."""
+
+    def __post_init__(self) -> None:
+        if not self.missing_eos_penalty >= 0:
+            raise ValueError(f"missing_eos_penalty must be 0 or more reward units, received {self.missing_eos_penalty}")
+        self.score_scaler()
+
+    def score_scaler(self) -> ScoreScaler | None:
+        """What turns scores into what is paid."""
+        if self.score_clip is None and not self.normalize_scores:
+            return None
+        from agents.text.score_scaling import ScoreScaler
+
+        return ScoreScaler(standardize=self.normalize_scores, limit=self.score_clip)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayoutSettings:
+    """Memory: adapters and the critic, and what trades time for memory."""
+
     lora_rank: int = 16
     """Rank of new adapters (memory adapters)."""
     lora_alpha: float = 32.0
@@ -89,6 +144,8 @@ class TrainTextConfig(TextTask, AlgorithmFlags):
     """What a critic of its own (memory full, or an adapter) begins as: the model to be tuned with a head of zeros, or
     the first reward model, head included (Stiennon et al. 2020), which knows from the first text on what is good. Its
     values equal the rewards if prompts open with a bos token, as the reward model's texts do; else they are near."""
+    critic_warmup: int = 0
+    """PPO: updates in which only the value learns; all of them, if the run has no more."""
     gradient_checkpointing: bool = False
     """Keep only each layer's input for the backward pass and compute the rest again: less memory, a third more time."""
     max_concurrent_rows: int | None = None
@@ -99,67 +156,78 @@ class TrainTextConfig(TextTask, AlgorithmFlags):
     a minute, and on the CPU this was measured on nothing is gained."""
     plan: bool = False
     """Print the bytes that each role will take under each `memory`, and stop; nothing is allocated or written."""
-    checkpoint_every: int = 10
-    """Updates between checkpoints."""
-    evaluate_every: int | None = None
-    """Updates between evaluations along the run (eval/... and frontier.csv). None: eight a run; 0: before and after
-    training only."""
 
     def __post_init__(self) -> None:
-        AlgorithmFlags.__post_init__(self)
-        if isinstance(self.reward_model, str):
-            raise ValueError(f"reward_model takes several: write ({self.reward_model!r},) for one")
-        for name in ("reward_model", "reward_weights"):  # lists, where they come out of a config.json
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        check_combination(
-            self.reward_combine,
-            self.reward_weights or None,
-            self.reward_uncertainty_coef,
-            num_scorers=max(1, len(self.reward_model)),
-        )
-        for name in ("num_eval_prompts", "episodes", "checkpoint_every", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
         if self.max_concurrent_rows is not None and self.max_concurrent_rows < 1:
             raise ValueError(
                 f"max_concurrent_rows must be at least 1, or None for all at once, received {self.max_concurrent_rows}"
             )
-        if self.evaluate_every is not None and self.evaluate_every < 0:
-            raise ValueError(f"evaluate_every must be 0 or more updates, received {self.evaluate_every}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more, received {self.seed}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, received {self.temperature}")
-        self._refuse_what_nobody_reads()
-        if self.critic_start == "reward-model" and self.critic not in ("separate", "adapter"):
+        if self.lora_rank < 1 or not self.lora_alpha > 0:
+            raise ValueError(f"lora_rank must be >= 1, lora_alpha > 0, received {self.lora_rank}, {self.lora_alpha}")
+
+    def critic(self, memory: Memory) -> str:
+        """Where a value head reads under ``memory``, as `CausalLMPolicy` calls it."""
+        if memory == "adapters":
+            return "adapter" if self.value_adapter else "shared"
+        return "separate" if memory == "full" else "shared"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTextConfig(RunSettings, TextTask, KLSettings, ScoreSettings, LayoutSettings, TextAgentConfig):
+    """Tune a language model by reinforcement learning; ``preset`` fills in what the algorithm starts from."""
+
+    @classmethod
+    def preset(cls, algorithm: Algorithm = "ppo", **changed: Any) -> TrainTextConfig:
+        """The algorithm's preset for movie reviews (``agents.text.presets``), but for what is ``changed``."""
+        return cls(**preset_settings(algorithm, changed))
+
+    def __post_init__(self) -> None:
+        for part in (RunSettings, TextTask, KLSettings, ScoreSettings, LayoutSettings, TextAgentConfig):
+            part.__post_init__(self)
+        if self.critic_warmup and not self.uses_critic:
+            raise ValueError(f"this does not apply to {self.algorithm}: critic_warmup needs a critic")
+        if self.batch_size % self.group_size:
+            raise ValueError(f"batch_size {self.batch_size} is no multiple of group_size {self.group_size}")
+        if self.policy_loss == "plain" and (self.minibatch_size or self.batch_size) < self.batch_size:
+            raise ValueError(
+                f"the plain policy gradient holds for one step a batch: minibatch_size {self.minibatch_size} is "
+                f"below batch_size {self.batch_size}; microbatch_size bounds the memory, policy_loss clipped allows it"
+            )
+        if self.kl_target is not None and not self.kl_horizon > 0.2 * self.batch_size:
+            raise ValueError(
+                f"kl_horizon must exceed a fifth of batch_size {self.batch_size}, received {self.kl_horizon}: the "
+                "price could fall below 0"
+            )
+        unread = [] if self.memory == "adapters" or self.plan else changed(self, *OF_ADAPTERS)
+        if unread:
+            raise ValueError(f"{', '.join(unread)}: this needs memory adapters, received memory {self.memory}")
+        unread = [] if self.adapter is None else changed(self, "lora_rank", "lora_alpha")
+        if unread:
+            raise ValueError(f"{', '.join(unread)}: the adapter that training starts from has its own; leave this out")
+        own = self.uses_critic and self.critic(self.memory) in ("separate", "adapter")
+        if self.critic_start == "reward-model" and not own:
             raise ValueError(
                 "critic_start reward-model needs a critic of its own, memory full or adapters with value_adapter; "
                 f"received memory {self.memory}, algorithm {self.algorithm}, value_adapter {self.value_adapter}"
             )
-        if self.lora_rank < 1 or not self.lora_alpha > 0:
-            raise ValueError(f"lora_rank must be >= 1, lora_alpha > 0, received {self.lora_rank}, {self.lora_alpha}")
-        if self.eval_prompts is not None and self.prompts is None:
-            raise ValueError("eval_prompts needs prompts: both are files of your own, or neither")
 
-    def _refuse_what_nobody_reads(self) -> None:
-        of_adapters = ("adapter", "lora_rank", "lora_alpha", "value_adapter")
-        without = self.memory != "adapters" and not self.plan  # a plan is of every memory
-        unread = [name for name in of_adapters if without and self._changed(name)]
-        if unread:
-            raise ValueError(f"{', '.join(unread)}: this needs memory adapters, received memory {self.memory}")
-        unread = [name for name in ("lora_rank", "lora_alpha") if self.adapter is not None and self._changed(name)]
-        if unread:
-            raise ValueError(f"{', '.join(unread)}: the adapter that training starts from has its own; leave this out")
-        if self.reward_combine != "uncertainty" and self._changed("reward_uncertainty_coef"):
-            raise ValueError(
-                f"reward_uncertainty_coef is of reward_combine uncertainty, received {self.reward_combine}"
-            )
+    def critic(self, memory: Memory) -> str:
+        """Where the value head reads under ``memory``, as `CausalLMPolicy` calls it."""
+        return LayoutSettings.critic(self, memory) if self.uses_critic else "none"
 
-    @property
-    def critic(self) -> str:
-        """Where the value head reads, as `CausalLMPolicy` calls it."""
-        if not self.agent_config().uses_critic:
-            return "none"
-        if self.memory == "adapters":
-            return "adapter" if self.value_adapter else "shared"
-        return "separate" if self.memory == "full" else "shared"
+    def agent_config(self) -> TextAgentConfig:
+        """The agent's part of the settings."""
+        return TextAgentConfig(**{field.name: getattr(self, field.name) for field in fields(TextAgentConfig)})
+
+
+def command_line(arguments: Sequence[str] | None = None) -> int:
+    """Run with command-line arguments; returns the exit code: 0, 2 on bad input, 130 after Ctrl-C."""
+    given = peek(arguments, "algorithm", "kl_estimator")
+    algorithm = given.pop("algorithm", "ppo")
+    return enter(
+        TrainTextConfig,
+        "agents.recipes.rlhf.train:main",
+        description=__doc__,
+        arguments=arguments,
+        defaults=preset_settings(algorithm if algorithm in PRESETS else "ppo", given),  # type: ignore[arg-type],
+    )

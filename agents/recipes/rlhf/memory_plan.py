@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import get_args
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -13,12 +12,13 @@ from agents.lm.loading import DTYPES
 from agents.lm.lora import LoraOptions
 from agents.lm.memory import Layout, Workload, num_bytes, plan
 from agents.recipes.rlhf.config import TrainTextConfig
+from agents.recipes.rlhf.models import model_path
 from agents.recipes.rlhf.prompts import prompt_reader, prompt_sets
 from agents.recipes.rlhf.rewards import reward_sources, stands_on
+from agents.recipes.rlhf.task import Memory
 from reward_models.ensemble import is_ensemble, member_folders
 from reward_models.files import base_of
 from reward_models.lora import ADAPTER
-from textenvs import assets
 from textenvs.tokens.prompts import load_prompts
 from textenvs.tokens.tokenizers import load_tokenizer
 
@@ -31,28 +31,25 @@ def planned_bytes(config: TrainTextConfig) -> dict[str, dict[str, int]]:
     Raises:
         ValueError, OSError: if model, tokenizer or prompts cannot be read.
     """
-    path = str(assets.language_model_dir()) if config.model is None else config.model
+    path = model_path(config)
     model_config = AutoConfig.from_pretrained(path)
-    settings = config.agent_config()
     workload = Workload(
         rollout_rows=min(config.batch_size, config.max_concurrent_rows or config.batch_size),
-        update_rows=min(settings.microbatch_size or settings.minibatch_size, config.batch_size),
+        update_rows=min(config.microbatch_size or config.minibatch_size or config.batch_size, config.batch_size),
         prompt_tokens=_longest_prompt(config, path),
         new_tokens=config.max_new_tokens,
     )
     table = {}
-    for memory in get_args(get_type_hints(TrainTextConfig)["memory"]):
-        adapter = config.adapter if memory == "adapters" else None
-        one = dataclasses.replace(config, memory=memory, adapter=adapter, plan=True)
+    for memory in get_args(Memory):
         layout = Layout(
             memory=memory,
-            critic=one.critic,
-            lora=LoraOptions(rank=one.lora_rank, alpha=one.lora_alpha),
-            starts_from_adapter=adapter is not None,
-            dtype=DTYPES[one.dtype],
-            recompute=one.gradient_checkpointing,
+            critic=config.critic(memory),
+            lora=LoraOptions(rank=config.lora_rank, alpha=config.lora_alpha),
+            starts_from_adapter=memory == "adapters" and config.adapter is not None,
+            dtype=DTYPES[config.dtype],
+            recompute=config.gradient_checkpointing,
         )
-        table[memory] = plan(model_config, layout, workload, reward=_reward_bytes(one, path))
+        table[memory] = plan(model_config, layout, workload, reward=_reward_bytes(config, memory, path))
     return table
 
 
@@ -74,7 +71,7 @@ def _longest_prompt(config: TrainTextConfig, path: str) -> int:
     return int(load_prompts(prompts, tokenizer, vocab_size=len(tokenizer)).lengths.max())
 
 
-def _reward_bytes(config: TrainTextConfig, path: str) -> int:
+def _reward_bytes(config: TrainTextConfig, memory: Memory, path: str) -> int:
     """All reward models' weights; a model under adapters counts, too, unless it is the policy's trunk at ``path``."""
     size = 0
     for given in reward_sources(config):
@@ -84,7 +81,7 @@ def _reward_bytes(config: TrainTextConfig, path: str) -> int:
         for folder in folders:
             size += sum(file.stat().st_size for file in folder.glob("*.safetensors"))
             size += sum(file.stat().st_size for file in (folder / ADAPTER).glob("*.safetensors"))
-        if config.memory == "adapters" and all(stands_on(folder, path) for folder in folders):
+        if memory == "adapters" and all(stands_on(folder, path) for folder in folders):
             continue
         size += sum(_float32_bytes(base) for base in {base_of(folder) for folder in folders} if base is not None)
     return size

@@ -9,7 +9,9 @@ from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.loading import DTYPES, autocast_of, end_of_text
 from agents.lm.lora import POLICY, AdaptedTrunk, LoraOptions
 from agents.lm.sampling import TokenSampling
-from agents.recipes.rlhf.config import TextTask, TrainTextConfig
+from agents.recipes.rlhf.config import TrainTextConfig
+from agents.recipes.rlhf.task import TextTask
+from textenvs import assets
 from textenvs.wrappers.reference import load_causal_lm
 
 if TYPE_CHECKING:
@@ -35,20 +37,23 @@ class StartModels:
     tokenizer: PreTrainedTokenizerBase
 
 
+def model_path(task: TextTask) -> str:
+    """Where the language model is loaded from: the task's, or the shipped one."""
+    return str(assets.language_model_dir()) if task.model is None else task.model
+
+
 def build_start(
     task: TextTask,
-    path: str,
     tokenizer: PreTrainedTokenizerBase,
     *,
     lora: LoraOptions | None = None,
     value_adapter: bool = False,
     compile: bool = False,
 ) -> StartModels:
-    """The starting model at ``path``, laid out as ``task.memory`` says; it ends texts where ``tokenizer`` does.
+    """The task's starting model, laid out as ``task.memory`` says; it ends texts where ``tokenizer`` does.
 
     Args:
         task: whose settings count.
-        path: directory or name.
         tokenizer: the model's.
         lora: shape of the adapters that a learner will train (memory adapters).
         value_adapter: whether it will have one for the value.
@@ -57,7 +62,7 @@ def build_start(
     Raises:
         ValueError: if no model or adapter can be loaded.
     """
-    trunk: AdaptedTrunk | None = None
+    path, trunk = model_path(task), None
     if task.memory == "adapters":
         # A frozen weight is only ever read, and autocast would round it at each reading.
         model = load_causal_lm(path, dtype=DTYPES[task.dtype]).to(task.device)
@@ -89,7 +94,7 @@ def build_policy(config: TrainTextConfig, models: StartModels) -> CausalLMPolicy
     return CausalLMPolicy(
         load_causal_lm(models.path).to(config.device) if trunk is None else trunk.model,
         eos_token_id=models.start.eos_token_id,
-        critic=config.critic,
+        critic=config.critic(config.memory),
         sampling=models.start.sampling,
         adapters=trunk,
         role=POLICY,

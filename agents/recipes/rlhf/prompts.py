@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
-from agents.recipes.rlhf.config import TextTask
+from agents.recipes.rlhf.task import TextTask
 from reward_models.data.movie_reviews import movie_review_splits, openings
 from textenvs.tokens.prompts import Prompts, load_prompts
 from textenvs.wrappers.chat_prompts import ChatTemplate

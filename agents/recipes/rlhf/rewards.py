@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.lora import REWARD, VALUE, AdaptedTrunk, RoleTrunk
-from agents.recipes.rlhf.config import TextTask
+from agents.recipes.rlhf.task import TextTask
 from reward_models import RewardModel
 from reward_models.ensemble import RewardEnsemble, is_ensemble, member_folders
 from reward_models.files import base_of

@@ -1,17 +1,4 @@
-"""Tune a language model against a reward model by PPO, GRPO, RLOO or REINFORCE, near to the model it started from.
-
-    python -m scripts.train_text --run-dir runs/text
-    python -m scripts.train_text --run-dir runs/grpo --algorithm grpo
-    python -m scripts.train_text --run-dir runs/mine --model DIR --reward-model DIR --prompts openings.txt
-    python -m scripts.train_text --run-dir runs/none --model DIR --memory adapters --plan
-    accelerate launch --num_processes 4 -m scripts.train_text --run-dir runs/four --device cuda
-
-Prompts are openings of held-out movie-review sentences, or lines of a file of your own. Before and after training the
-model writes on prompts that training never sees; `summary.json` compares the two, `samples.json` shows them side by
-side, and `model/` is a checkpoint that `AutoModelForCausalLM.from_pretrained` loads (with `--memory adapters` the
-merged one; `adapter/` holds the change alone, for peft). Ctrl-C ends training after the
-update in progress, keeps what was learned, and leaves a run that `--resume` goes on with bit for bit.
-"""
+"""The run of ``textenvs train-text``: train, evaluate, leave everything in the folder; its settings are in `config`."""
 
 from __future__ import annotations
 
@@ -19,7 +6,7 @@ import dataclasses
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +23,6 @@ from agents.recipes.rlhf.build import TextParts, build_parts
 from agents.recipes.rlhf.config import TrainTextConfig
 from agents.recipes.rlhf.memory_plan import as_text, planned_bytes
 from agents.runs import checkpoint
-from agents.runs.cli import enter
 from agents.runs.devices import check_device
 from agents.runs.distributed import Processes
 from agents.runs.logging import FileSink
@@ -227,8 +213,3 @@ def _identity(config: TrainTextConfig) -> dict[str, Any]:
         for name, value in dataclasses.asdict(config).items()
         if name not in ("overwrite", "resume", "run_dir", "threads")
     }
-
-
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code: 0, 2 on bad input, 130 after Ctrl-C."""
-    return enter(TrainTextConfig, main, description=__doc__, arguments=arguments)

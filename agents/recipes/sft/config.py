@@ -1,12 +1,31 @@
-"""The settings of `scripts.train_language_model`, each with its unit; None leaves a value to the preset of the task."""
+"""Train a language model: supervised fine-tuning on data of your own (the first stage of RLHF), or a small one anew.
+
+    textenvs train-language-model --run-dir runs/sft --model DIR --data my.jsonl
+    textenvs train-language-model --run-dir runs/sft --model DIR --data my.jsonl --lora-rank 16
+    textenvs train-language-model --run-dir runs/language_model
+
+With `--model` and `--data` any causal LM with a key-value cache that transformers loads learns to complete prompts, to
+answer in chats or to go on with texts. The held-out perplexity before, along and after, and what the model writes on
+held-out prompts before and after, are in `summary.json`, `samples.json` and TensorBoard; `model/` is a checkpoint that
+the later stages and `AutoModelForCausalLM.from_pretrained` load (with `--lora-rank` the merged one; `adapter/` holds
+the change alone, for `train_text --memory adapters --adapter`).
+
+Without `--model` a small GPT-2 and a lower-case byte-pair tokenizer are made anew: for movie-review sentences (what
+the package ships), or for `--data`. Ctrl-C ends training after the step in progress, keeps what was learned, and leaves
+a run that `--resume` goes on with bit for bit.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from reward_models.fitting import FitOptions
+from agents.runs.cli import enter
+
+if TYPE_CHECKING:
+    from reward_models.fitting import FitOptions
 
 SCRATCH: dict[str, Any] = {
     "max_length": 128, "batch_tokens": 2048, "learning_rate": 2.5e-3, "warmup_share": 0.02, "final_share": 0.05,
@@ -34,7 +53,7 @@ OWN_DATA = (
 
 @dataclass(frozen=True, kw_only=True)
 class _Data:
-    """What is learned from."""
+    """Data: what is learned from."""
 
     data: str | None = None
     """JSONL file; every line has `prompt` and `completion` (the completion and its end of text are learned), or `text`
@@ -56,7 +75,7 @@ class _Data:
 
 @dataclass(frozen=True, kw_only=True)
 class _Optimization:
-    """How it is learned."""
+    """Optimization: how it is learned."""
 
     epochs: float | None = None
     """Passes over the rows. None: 3, unless `train_tokens` says how much."""
@@ -179,6 +198,8 @@ class TrainLanguageModelConfig(_Data, _Optimization):
 
     def fit_options(self, num_steps: int) -> FitOptions:
         """How to fit in ``num_steps``; of settled settings."""
+        from reward_models.fitting import FitOptions
+
         values = dataclasses.asdict(self)
         given = {field.name: values[field.name] for field in fields(FitOptions) if field.name in values}
         given["eval_every"] = self.eval_every or max(1, num_steps // 10)
@@ -200,3 +221,8 @@ _LEAST = {
     "max_length": 2, "heldout_rows": 1, "lora_rank": 1, "eval_every": 1, "checkpoint_every": 1, "weight_decay": 0,
     "num_samples": 0, "sample_tokens": 1, "vocab_size": 2, "num_layers": 1, "width": 1, "num_heads": 1, "threads": 1,
 }  # fmt: skip
+
+
+def command_line(arguments: Sequence[str] | None = None) -> int:
+    """Run with command-line arguments; returns the exit code: 0, 2 on bad input, 130 after Ctrl-C."""
+    return enter(TrainLanguageModelConfig, "agents.recipes.sft.train:main", description=__doc__, arguments=arguments)

@@ -1,23 +1,7 @@
-"""Train a language model: supervised fine-tuning on data of your own (the first stage of RLHF), or a small one anew.
-
-    python -m scripts.train_language_model --run-dir runs/sft --model DIR --data my.jsonl
-    python -m scripts.train_language_model --run-dir runs/sft --model DIR --data my.jsonl --lora-rank 16
-    python -m scripts.train_language_model --run-dir runs/language_model
-
-With `--model` and `--data` any causal LM with a key-value cache that transformers loads learns to complete prompts, to
-answer in chats or to go on with texts. The held-out perplexity before, along and after, and what the model writes on
-held-out prompts before and after, are in `summary.json`, `samples.json` and TensorBoard; `model/` is a checkpoint that
-the later stages and `AutoModelForCausalLM.from_pretrained` load (with `--lora-rank` the merged one; `adapter/` holds
-the change alone, for `train_text --memory adapters --adapter`).
-
-Without `--model` a small GPT-2 and a lower-case byte-pair tokenizer are made anew: for movie-review sentences (what
-the package ships), or for `--data`. Ctrl-C ends training after the step in progress, keeps what was learned, and leaves
-a run that `--resume` goes on with bit for bit.
-"""
+"""The run of ``textenvs train-language-model``; its settings are in `config`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +11,6 @@ from agents.recipes.sft.config import TrainLanguageModelConfig
 from agents.recipes.sft.fit_run import CHECKPOINT, fit_in
 from agents.recipes.sft.from_scratch import FromScratch, encode_reviews, loss_per_token, new_model, train_tokenizer
 from agents.recipes.sft.run import fine_tune
-from agents.runs.cli import enter
 from agents.runs.devices import check_device
 from agents.runs.run_dir import SUMMARY, RunDir, write_folder_aside
 from reward_models.data.movie_reviews import SHA256, movie_review_splits
@@ -96,8 +79,3 @@ def movie_reviews(config: TrainLanguageModelConfig, run: RunDir) -> dict[str, An
         return summary | {"interrupted": True}
     run.write_json(SUMMARY, summary)
     return summary
-
-
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code: 0, 2 on bad input, 130 after Ctrl-C."""
-    return enter(TrainLanguageModelConfig, main, description=__doc__, arguments=arguments)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agents import PPOConfig
-from agents.schedules import Linear
+from agents.functional.schedules import Linear
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from agents.evaluation.curve import FRONTIER, read_points
+from agents.functional.schedules import value_at
 from agents.recipes.rlhf.config import TrainTextConfig
 from agents.runs.run_dir import SUMMARY, write_aside
-from agents.schedules import value_at
 from scripts.benchmarks.control.compare import run_once
 from scripts.benchmarks.table import Row
 from scripts.benchmarks.text.models import LM, PROMPTS, REWARD_MODEL
@@ -35,7 +35,7 @@ KL_POINT = 3.2
 """Nats per sequence where gains are compared; best-of-64 is at most 3.17 from the start."""
 KL_SETTINGS = (
     *("--beta", 0.24, "--value-coef", 0.5, "--lam", 0.8, "--critic-lam", 1.0, "--batch-size", 512),
-    *("--minibatch-size", 128, "--learning-rate", 2e-4, "--episodes", 32768, "--evaluate-every", 4),
+    *("--minibatch-size", 128, "--learning-rate", "2e-4:0", "--episodes", 32768, "--evaluate-every", 4),
 )
 """Flags of a PPO that ends near there: a higher price; and what buys more with a nat: a critic that learns whole
 returns, advantages that lean on it, larger batches, smaller steps, more texts."""
@@ -182,7 +182,7 @@ def tuned_by_peer(runs: Path, peers: Path, seed: int, *, threads: int) -> dict[s
         return json.loads((folder / SUMMARY).read_text())  # type: ignore[no-any-return]
     shutil.rmtree(folder, ignore_errors=True)
     print(f"{folder.name} ...", flush=True)
-    preset = TrainTextConfig(run_dir=str(folder), seed=seed)
+    preset = TrainTextConfig.preset(run_dir=str(folder), seed=seed)
     models, saved = write_review_inputs(folder / "inputs", preset), folder / "model"
     job = peer_settings(preset) | {"threads": threads, "save": str(saved.resolve())}
     command = peer_command(peers, folder, "ppo", models=models, **job)
@@ -196,10 +196,10 @@ def tuned_by_peer(runs: Path, peers: Path, seed: int, *, threads: int) -> dict[s
 
 def peer_settings(preset: TrainTextConfig) -> dict[str, Any]:
     """Our preset in TRL's words; lambda, gamma, the weight of the value loss and the clip are TRL's defaults, too."""
-    settings = preset.agent_config()
+    settings = preset
     return {
         "rows": preset.batch_size,
-        "minibatches": preset.batch_size // settings.minibatch_size,
+        "minibatches": preset.batch_size // (settings.minibatch_size or preset.batch_size),
         "epochs": settings.epochs,
         "new_tokens": preset.max_new_tokens,
         "learning_rate": value_at(settings.learning_rate, 0.0),

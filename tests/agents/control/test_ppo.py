@@ -15,7 +15,7 @@ from agents.control.best import BestKeeper
 from agents.control.environments import make_vector
 from agents.control.evaluation import evaluate
 from agents.control.presets import preset_for
-from agents.schedules import Linear
+from agents.functional.schedules import Linear
 
 TINY = PPOConfig(num_envs=2, num_steps=16, epochs=1, hidden=(8,))
 

@@ -21,9 +21,9 @@ from torch.distributions import Categorical, Independent, Normal, kl_divergence
 import agents.control.trpo
 from agents import PPO, TRPO, Batch, MLPPolicy, PPOConfig, TRPOConfig, load_agent
 from agents.control.heads import CategoricalHead
+from agents.functional.schedules import Linear
 from agents.runs.checkpoint import CheckpointError
 from agents.runs.logging import METRICS
-from agents.schedules import Linear
 
 BOX = spaces.Box(-1, 1, (4,))
 ACTIONS = {

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from agents.functional.advantages import generalized_advantages
+from agents.functional.advantages import generalized_advantages, values_of_next_steps
 from agents.verification.numpy_ppo import advantages_by_definition
 from agents.verification.sb3_peer import advantage_difference
 
@@ -107,6 +109,43 @@ def test_masked_steps_may_hold_anything(poison):
     poisoned = generalized_advantages(**rollout, gamma=0.99, lam=0.95, mask=mask)
     torch.testing.assert_close(poisoned, clean, rtol=0, atol=0)
     assert (clean[~mask] == 0).all()
+
+
+@st.composite
+def rows_with_holes(draw):
+    """Rows of steps, of which a few between 0 and all count."""
+    steps = draw(st.integers(1, 9))
+    mask = draw(st.lists(st.lists(st.booleans(), min_size=steps, max_size=steps), min_size=1, max_size=4))
+    return torch.tensor(mask), draw(st.integers(0, 2**16))
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows_with_holes(), st.sampled_from([(0.97, 0.9), (1.0, 1.0), (0.5, 0.0)]))
+def test_rows_with_holes_have_the_advantages_of_the_steps_that_count_alone(case, discounts):
+    mask, seed = case
+    rollout, (gamma, lam) = random_rollout(*mask.shape, seed), discounts
+    ours = generalized_advantages(**rollout, gamma=gamma, lam=lam, mask=mask)
+    np.testing.assert_allclose(ours.numpy(), by_definition(rollout, gamma, lam, mask.numpy()), rtol=1e-12, atol=1e-12)
+    assert (ours[~mask] == 0).all()
+    for b in mask.any(1).nonzero()[:, 0].tolist():
+        compact = {name: value[b : b + 1, mask[b]] for name, value in rollout.items()}
+        alone = generalized_advantages(**compact, gamma=gamma, lam=lam)
+        torch.testing.assert_close(ours[b, mask[b]], alone[0], rtol=1e-12, atol=1e-12)
+
+
+def test_a_hole_neither_discounts_nor_cuts():
+    # A_0 = delta_0 + gamma lam delta_2 = (1 + 0.5 * 20 - 10) + 0.25 * (2 - 20), and step 1 is nobody's.
+    advantages = generalized_advantages(
+        row(1.0, 99.0, 2.0), row(10.0, 99.0, 20.0), row(20.0, 99.0, 0.0), row(False, True, True),
+        row(False, True, True), gamma=0.5, lam=0.5, mask=row(True, False, True),
+    )  # fmt: skip
+    torch.testing.assert_close(advantages, row(1 + 10 - 10 + 0.25 * (2 - 20), 0.0, 2.0 - 20))
+
+
+def test_the_value_after_a_step_is_that_of_the_next_step_that_counts():
+    values, mask = row(1.0, 2.0, 3.0, 4.0, 5.0), row(True, False, False, True, False)
+    torch.testing.assert_close(values_of_next_steps(values, mask), row(4.0, 4.0, 4.0, 0.0, 0.0))
+    torch.testing.assert_close(values_of_next_steps(values, mask | True), row(2.0, 3.0, 4.0, 5.0, 0.0))
 
 
 def test_equals_stable_baselines3():

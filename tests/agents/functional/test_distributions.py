@@ -13,7 +13,7 @@ from agents.control.heads import head_for
 from agents.control.mlp import MLPPolicy
 from agents.control.spaces import ActionDecoder
 from agents.functional import distributions as d
-from agents.schedules import Linear, value_at
+from agents.functional.schedules import Linear, value_at
 
 BOX = spaces.Box(-1, 1, (3,))
 

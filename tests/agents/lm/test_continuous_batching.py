@@ -10,7 +10,7 @@ from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.generation import generate
 from agents.lm.sampling import TokenSampling
 
-V, EOS, T = 23, 0, 20
+V, EOS, T = 23, 0, 14
 IDS = dict(bos_token_id=EOS, eos_token_id=EOS, pad_token_id=EOS, vocab_size=V, initializer_range=0.3)
 ROTARY = dict(
     hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,

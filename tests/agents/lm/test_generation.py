@@ -20,8 +20,8 @@ from transformers import (
 import agents.lm.generation as generation
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.generation import generate
-from agents.lm.kv_cache import PlainCache, new_cache
 from agents.lm.sampling import TokenSampling
+from textenvs.lm.kv_cache import PlainCache, new_cache
 
 V, EOS = 23, 0
 IDS = dict(bos_token_id=EOS, eos_token_id=EOS, pad_token_id=EOS, vocab_size=V, initializer_range=0.3)

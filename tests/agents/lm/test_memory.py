@@ -6,7 +6,6 @@ from safetensors.torch import load_file
 from transformers import GPT2Config, LlamaConfig
 
 from agents.lm.causal_lm import CausalLMPolicy
-from agents.lm.kv_cache import new_cache
 from agents.lm.lora import AdaptedTrunk, LoraOptions
 from agents.lm.memory import (
     Layout,
@@ -19,6 +18,7 @@ from agents.lm.memory import (
     plan,
     resident_bytes,
 )
+from textenvs.lm.kv_cache import new_cache
 from textenvs.lm.linear_kernels import cache_keyword
 
 V = 37

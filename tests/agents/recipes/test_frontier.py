@@ -26,7 +26,7 @@ def rl(alpha, beta, kl):
 def plant_run(folder, *, proxy=(0.8, 0.1), judge=(1.0, 0.5), kl=KL, **settings):
     """A run whose points lie on Gao et al.'s curves."""
     folder.mkdir(parents=True)
-    config = train_text._identity(TrainTextConfig(run_dir="", **settings))
+    config = train_text._identity(TrainTextConfig.preset(run_dir="", **settings))
     (folder / "config.json").write_text(json.dumps(config))
     points = [
         {
@@ -174,7 +174,7 @@ def test_a_real_run_from_training_to_picture(model_dir, tmp_path, monkeypatch):
     (tmp_path / "prompts.txt").write_text("\n".join(["the film", "a very", "the plot is", "film"] * 10))
     run = tmp_path / "run"
     train_text.main(
-        TrainTextConfig(
+        TrainTextConfig.preset(
             run_dir=str(run), model=str(model_dir), reward_model=("says_good:good",),
             prompts=str(tmp_path / "prompts.txt"), judge=False, episodes=96, batch_size=16, minibatch_size=8,
             learning_rate=0.01, beta=0.01, max_new_tokens=6, evaluate_every=1,

@@ -1,6 +1,7 @@
 """Three stages, one after the other, each on what the one before left; a run that was ended goes on."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -32,6 +33,8 @@ def stages(monkeypatch):
         return run
 
     ended = {}
+    reviews = [[f"The {thing} is good.", f"I saw the {thing}, and it IS bad."] for thing in map(str, range(20))]
+    monkeypatch.setattr(pipeline, "movie_review_splits", lambda: SimpleNamespace(train=reviews))
     monkeypatch.setattr(pipeline.pretrained, "find_gguf", lambda package: None)
     for name in ("pretrained", "train_language_model", "train_reward_model", "train_text"):
         monkeypatch.setattr(getattr(pipeline, name), "main", fake(name))

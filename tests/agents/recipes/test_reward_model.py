@@ -51,8 +51,8 @@ def pairs_file(tmp_path):
     return str(tmp_path / "pairs.jsonl")
 
 
-def arguments(run, language_model, *more):
-    fast = ["--training.learning-rate", "5e-3", "--training.epochs", "6", "--training.eval-every", "10"]
+def arguments(run, language_model, *more, epochs=6):
+    fast = ["--training.learning-rate", "5e-3", "--training.epochs", str(epochs), "--training.eval-every", "10"]
     return ["--run-dir", str(run), "--model", language_model, "--group-size", "16", *fast, *more]
 
 
@@ -78,8 +78,8 @@ def test_ratings_end_in_a_summary_and_a_model_that_loads(few_ratings, language_m
 
 @pytest.mark.parametrize("kind", [["--lora-rank", "2"], []], ids=["adapters", "whole"])
 def test_members_make_an_ensemble_whose_first_is_the_single_model(few_ratings, language_model, tmp_path, kind):
-    assert script.command_line(arguments(tmp_path / "many", language_model, "--members", "2", *kind)) == 0
-    assert script.command_line(arguments(tmp_path / "one", language_model, *kind)) == 0
+    assert script.command_line(arguments(tmp_path / "many", language_model, "--members", "2", *kind, epochs=2)) == 0
+    assert script.command_line(arguments(tmp_path / "one", language_model, *kind, epochs=2)) == 0
     ensemble = RewardEnsemble.load(tmp_path / "many" / "model")
     asked = (["noun1 is", "noun2 is"], [" good", " bad"])
     first, second = ensemble.score_each(*asked)

@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from agents.recipes import reward_model as train_reward_model
-from agents.recipes.rlhf import train as train_text
-from agents.recipes.sft import train as train_language_model
+from agents.recipes.rlhf.config import command_line as train_text
+from agents.recipes.sft.config import command_line as train_language_model
 
 THINGS = {"sky": "blue", "grass": "green"}
 
@@ -38,7 +38,7 @@ def test_three_stages_hand_over_to_one_another(chat_model_dir, data, memory, cap
     base = chat_model_dir if lora else runs["sft"] / "model"
     flags = ["--model", str(chat_model_dir), "--data", str(data / "chats.jsonl"), "--max-length", "32"]
     sizes = ["--too-long", "skip", "--epochs", "2", "--batch-size", "8", "--num-samples", "2", "--sample-tokens", "3"]
-    assert train_language_model.command_line(["--run-dir", str(runs["sft"]), *flags, *sizes, *lora]) == 0
+    assert train_language_model(["--run-dir", str(runs["sft"]), *flags, *sizes, *lora]) == 0
     assert "  after: " in capsys.readouterr().out
     flags = ["--model", str(base), "--pairs", str(data / "pairs.jsonl"), "--group-size", "8"]
     assert train_reward_model.command_line(["--run-dir", str(runs["reward"]), *flags, *lora]) == 0
@@ -49,7 +49,7 @@ def test_three_stages_hand_over_to_one_another(chat_model_dir, data, memory, cap
     }  # fmt: skip
     adapter = ["--adapter", str(runs["sft"] / "adapter")] if lora else []
     flags = [str(part) for pair in given.items() for part in pair]
-    assert train_text.command_line([*flags, "--no-judge", *adapter]) == 0
+    assert train_text([*flags, "--no-judge", *adapter]) == 0
     samples = json.loads((runs["ppo"] / "samples.json").read_text())["samples"]
     assert all("what is" in sample["prompt"] and "<user>" not in sample["prompt"] for sample in samples)
     started = AutoModelForCausalLM.from_pretrained(runs["sft"] / "model").state_dict()

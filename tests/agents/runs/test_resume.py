@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode
 from agents.config import PPOConfig
 from agents.control.evaluation import evaluate
 from agents.algorithms.ppo import PPO
-from agents.schedules import Linear
+from agents.functional.schedules import Linear
 
 CONFIG = PPOConfig(
     num_envs=3,
@@ -29,7 +29,7 @@ CONFIG = PPOConfig(
     hidden=(8, 8),
     seed=5,
 )
-TOTAL = 3 * 24 * 6
+TOTAL = 3 * 24 * 4
 
 
 def make_env(kind: str):
@@ -74,7 +74,7 @@ def test_a_run_resumed_in_a_new_process_ends_where_an_undisturbed_one_ends(tmp_p
     expected, pairs = [], []
     for i, kind in enumerate(KINDS):
         straight = PPO(make_env(kind), CONFIG).learn(TOTAL)
-        broken = PPO(make_env(kind), CONFIG).learn(TOTAL, stop_at(3))
+        broken = PPO(make_env(kind), CONFIG).learn(TOTAL, stop_at(2))
         assert broken.steps < straight.steps
         pairs.append((kind, str(broken.save(tmp_path / str(i)))))
         straight.metrics.setdefault("rollout/return_mean", 0.0)

@@ -18,6 +18,7 @@ from agents.text.collector import TextCollector
 from agents.text.config import TextAgentConfig
 from agents.text.kl_controllers import AdaptiveKL, AnnealedKL
 from agents.text.objective import text_objective
+from agents.text.presets import preset_settings
 from agents.text.score_scaling import ScoreScaler
 from agents.update import update
 from textenvs.envs.vector import TokenVectorEnv
@@ -405,12 +406,26 @@ def test_scores_are_standardized_by_all_that_was_seen_and_clipped():
         ("grpo", {"lam": 0.9}, "lam needs a critic"),
         ("grpo", {"value_coef": 0.9}, "value_coef needs a critic"),
         ("rloo", {"clip": 0.1}, "clip is of the clipped loss"),
-        ("ppo", {"num_steps": 5, "hidden": (3,)}, "of control tasks, and texts have none of it: num_steps, hidden"),
     ],
 )
 def test_what_does_not_apply_is_refused_with_the_reason(algorithm, options, said):
     with pytest.raises(ValueError, match=said):
         TextAgentConfig.for_algorithm(algorithm, **options)
+
+
+def test_settings_of_control_tasks_are_no_settings_of_text():
+    with pytest.raises(TypeError, match="num_steps"):
+        TextAgentConfig(num_steps=5)
+
+
+def test_a_preset_is_over_the_paper_and_under_what_is_changed():
+    grpo = TextAgentConfig(**preset_settings("grpo", {"clip": 0.3}))
+    assert (grpo.kl_in, grpo.normalize_std, grpo.group_size, grpo.clip) == ("reward", False, 8, 0.3)
+    asked = TextAgentConfig(**preset_settings("grpo", {"kl_estimator": "full"}))
+    assert (asked.kl_in, asked.kl_estimator) == ("loss", "full")
+    assert TextAgentConfig(**preset_settings("rloo", {})).minibatch_size is None
+    with pytest.raises(ValueError, match="expected one of ppo, grpo, rloo, reinforce, received 'dpo'"):
+        preset_settings("dpo", {})
 
 
 def test_an_agent_predicts_tokens_for_what_the_environment_shows():

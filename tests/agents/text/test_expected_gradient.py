@@ -6,6 +6,8 @@ theorem's (``exact.objective_gradient``), at the reference, where no KL is charg
 """
 
 import itertools
+import math
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -42,7 +44,7 @@ class Table(TabularTextPolicy):
 
 
 def agent_of(algorithm, logprobs, rows, **options):
-    settings = {"minibatch_size": rows, "learning_rate": 0.0, "max_grad_norm": 1e9, "average": "constant"}
+    settings = {"minibatch_size": rows, "epochs": 1, "learning_rate": 0.0, "max_grad_norm": 1e9, "average": "constant"}
     settings |= {"normalize_advantages": "none", "kl_in": "reward"} | options
     if algorithm == "grpo":
         settings.setdefault("normalize_std", False)
@@ -77,17 +79,18 @@ def rollout_of(prompt, chosen, logprobs, values, charged):
 def expected_gradient(algorithm, logprobs, rows, values=WRONG_VALUES, past=None, **options):
     """The mean over all batches of ``rows`` texts of one prompt of minus the loss's gradient, ``[M, S, V]``.
 
-    ``past`` is the running baseline of earlier batches.
+    A batch stands for all its orders, of which the loss is the same. ``past`` is the running baseline of earlier ones.
     """
     agent = agent_of(algorithm, logprobs, rows, **options)
     probabilities = np.exp(exact.sequence_logprobs(TREE, logprobs))
     charged = agent.config.kl_in != "loss"
     found = np.zeros(SHAPE)
     for prompt in range(2):
-        for chosen in itertools.product(range(len(TREE.completions)), repeat=rows):
+        for chosen in itertools.combinations_with_replacement(range(len(TREE.completions)), rows):
             agent.moving_baseline = past
             agent.update(agent.compute_advantages(rollout_of(prompt, chosen, logprobs, values, charged)))
-            weight = probabilities[prompt, list(chosen)].prod()
+            orders = math.factorial(rows) // math.prod(map(math.factorial, Counter(chosen).values()))
+            weight = orders * probabilities[prompt, list(chosen)].prod()
             found -= weight * agent.policy.table.logits.grad[:-1].numpy().reshape(SHAPE)
     return found
 

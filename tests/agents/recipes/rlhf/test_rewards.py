@@ -15,10 +15,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from agents.evaluation.curve import read_points
 from agents.recipes import evaluate as evaluate_agent
 from agents.recipes.rlhf.build import build_parts
-from agents.recipes.rlhf.config import TrainTextConfig
+from agents.recipes.rlhf.config import TrainTextConfig, command_line
 from agents.recipes.rlhf.memory_plan import planned_bytes
 from agents.recipes.rlhf.rewards import scorer_names
-from agents.recipes.rlhf.train import command_line
 from reward_models import RewardModel
 from reward_models.ensemble import RewardEnsemble, new_members
 
@@ -96,7 +95,7 @@ def save_ensemble(folder, base, *, num_members=2, lora_rank=None):
 def config_of(base, prompts, *reward_models, **options):
     given = tuple(str(one) for one in reward_models)
     settings = dict(max_new_tokens=6, num_eval_prompts=2, judge=False, batch_size=8, minibatch_size=8) | options
-    return TrainTextConfig(run_dir="none", model=str(base), prompts=str(prompts), reward_model=given, **settings)
+    return TrainTextConfig.preset(run_dir="none", model=str(base), prompts=str(prompts), reward_model=given, **settings)
 
 
 def run(base, prompts, folder, rewards, *flags):

@@ -181,7 +181,7 @@ def test_the_peer_is_trained_with_our_preset_and_its_model_judged(tmp_path, monk
 
 
 def test_the_padding_of_the_peer_is_no_token_of_the_model():
-    assert peer_settings(TrainTextConfig(run_dir="x"))["pad_token_id"] == 2048
+    assert peer_settings(TrainTextConfig.preset(run_dir="x"))["pad_token_id"] == 2048
 
 
 def test_the_start_itself_is_judged_to_be_the_start(tmp_path):
@@ -189,7 +189,7 @@ def test_the_start_itself_is_judged_to_be_the_start(tmp_path):
 
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(f"the film was number {i}" for i in range(40)) + "\n")
-    preset = TrainTextConfig(run_dir="x", prompts=str(prompts), judge=False, batch_size=8)
+    preset = TrainTextConfig.preset(run_dir="x", prompts=str(prompts), judge=False, batch_size=8)
     found = bench_text_rows.judged(assets.language_model_dir(), preset)
     assert found["kl_per_sequence"] == pytest.approx(0.0, abs=1e-5)
     assert found["score_after"] == found["score_before"]

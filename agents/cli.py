@@ -1,0 +1,70 @@
+"""The command ``textenvs``: everything that a user runs, from the installed package; imports one command's module."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import metadata
+
+from agents.runs.cli import BAD_INPUT, imported
+
+COMMANDS = {
+    "train-control": ("agents.recipes.control", "train PPO or TRPO on a control task, any Gymnasium id"),
+    "train-text": ("agents.recipes.rlhf.config", "tune a language model by PPO, GRPO, RLOO or REINFORCE"),
+    "train-reward-model": ("agents.recipes.reward_model", "fit a reward model on human preferences"),
+    "train-language-model": ("agents.recipes.sft.config", "fine-tune a language model, or train a small one anew"),
+    "evaluate": ("agents.recipes.evaluate", "evaluate what a run left behind"),
+    "verify": ("agents.verification.run", "run the proof, or hold an environment or a model of your own to it"),
+    "frontier": ("agents.recipes.frontier", "draw reward against KL of one run or several"),
+    "best-of-n": ("agents.recipes.best_of_n", "score the best of n texts, which needs no training"),
+    "pipeline": ("agents.recipes.pipeline", "fine-tuning, reward model and PPO on a pretrained model"),
+    "demo": ("agents.recipes.demo", "CartPole, a reward model and PPO on the shipped language model"),
+}
+"""Name to module (its ``command_line`` runs the command) and what it does."""
+
+USAGE = """usage: textenvs COMMAND [OPTIONS]
+
+Text generation as Gymnasium environments, and agents proven on control tasks before they tune a language model.
+
+    textenvs train-control --env CartPole-v1 --run-dir runs/cartpole
+    textenvs train-text --help
+
+commands:
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command that the first argument names.
+
+    Args:
+        arguments: instead of ``sys.argv[1:]``.
+
+    Returns:
+        The command's exit code; 2 if there is no such command.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    name = given[0] if given else "--help"
+    if name in ("-h", "--help"):
+        print(USAGE + "\n".join(f"    {each:22}{what}" for each, (_, what) in COMMANDS.items()))
+        return 0
+    if name == "--version":
+        print(metadata.version("textenvs"))
+        return 0
+    if name not in COMMANDS:
+        near = get_close_matches(name.replace("_", "-"), COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else "textenvs --help lists the commands"
+        print(f"error: expected a command, received {name!r}: {hint}", file=sys.stderr)
+        return BAD_INPUT
+    return run(name, given[1:])
+
+
+def run(name: str, arguments: Sequence[str] | None = None) -> int:
+    """Run the command ``name`` of `COMMANDS`; its exit code."""
+    # Commands have progress bars and messages of their own.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    sys.argv[0] = f"textenvs {name}"
+    code: int = imported(f"{COMMANDS[name][0]}:command_line")(arguments)
+    return code

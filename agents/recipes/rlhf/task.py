@@ -1,0 +1,124 @@
+"""The task of a text run, whoever solves it and however: model, prompts, rewards, machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from agents.config import PlacementConfig
+
+Memory = Literal["full", "shared", "adapters"]
+
+
+def changed(settings: Any, *names: str) -> list[str]:
+    """Those of ``names`` that have another value than their default."""
+    defaults = type(settings).__dataclass_fields__
+    return [name for name in names if getattr(settings, name) != defaults[name].default]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """Model: what is tuned, and how policy, critic and reference live in memory."""
+
+    model: str | None = None
+    """Causal LM to start from: directory or name that transformers loads, with its tokenizer. None: the project's."""
+    memory: Memory = "shared"
+    """full: the critic and the reference are copies of the model. shared: the value head reads the policy's trunk, the
+    reference is a copy. adapters: one frozen trunk; policy and value are LoRA adapters (so is a reward model that is
+    one over the same trunk), and the reference is the trunk with adapters off."""
+    adapter: str | None = None
+    """Folder of a LoRA adapter to start from; frozen, it is also the reference (memory adapters). None: a new one."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of matrix products in rollout and update (autocast); log-softmax, values, losses, adapters and optimizer are
+    float32. With memory adapters the frozen trunk is loaded as this type, too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSettings:
+    """Prompts: what is written after, and how."""
+
+    prompts: str | None = None
+    """Text file (a prompt a line) or JSONL (a field `prompt`); a tenth is held out. None: openings of movie reviews."""
+    eval_prompts: str | None = None
+    """File of prompts for the comparison before/after; needs `prompts`. None: those held out."""
+    num_eval_prompts: int = 400
+    """Prompts that are written on before and after training; all that there are, if there are fewer."""
+    chat_template: bool = False
+    """Put each prompt into a chat as the user's turn, in the tokenizer's own template; scorers read the bare turn."""
+    max_new_tokens: int = 24
+    """Budget of a completion, tokens."""
+    temperature: float = 1.0
+    """Of sampling, > 0, in training and evaluation alike."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_eval_prompts", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, received {self.temperature}")
+        if self.eval_prompts is not None and self.prompts is None:
+            raise ValueError("eval_prompts needs prompts: both are files of your own, or neither")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSettings:
+    """Rewards: who scores the texts."""
+
+    reward_model: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """The directory of a reward model or of an ensemble (see train-reward-model), or `module:function` of
+    (prompts, completions) -> scores. Repeat the flag for several, in any mixture. None: the project's."""
+    reward_combine: Literal["mean", "worst", "uncertainty"] = "mean"
+    """How the scores of several, an ensemble's members each for itself, become one: their mean, the least, or the mean
+    less reward_uncertainty_coef times their variance (Coste et al. 2023, arXiv:2310.02743)."""
+    reward_weights: tuple[float, ...] = ()
+    """A mixture: one number for each reward_model, in their order, by which its score is multiplied before all are
+    added (an ensemble's score is its members' mean). They need not sum to 1; negative ones punish, 0 only watches.
+    None: no weights."""
+    reward_uncertainty_coef: float = 0.1
+    """Price of the variance with reward_combine uncertainty, per reward unit."""
+    judge: bool = True
+    """Whether the independent judge compares before and after (needs the demo extra). It knows praise from blame in
+    movie reviews, and nothing else: of other texts its figures mean nothing."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.reward_model, str):
+            raise ValueError(f"reward_model takes several: write ({self.reward_model!r},) for one")
+        for name in ("reward_model", "reward_weights"):  # lists, where they come out of a config.json
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not changed(self, "reward_combine", "reward_weights", "reward_uncertainty_coef"):
+            return
+        from textenvs.wrappers.combining import check_combination  # brings Gymnasium, for which --help need not wait
+
+        check_combination(
+            self.reward_combine,
+            self.reward_weights or None,
+            self.reward_uncertainty_coef,
+            num_scorers=max(1, len(self.reward_model)),
+        )
+        if self.reward_combine != "uncertainty" and changed(self, "reward_uncertainty_coef"):
+            raise ValueError(
+                f"reward_uncertainty_coef is of reward_combine uncertainty, received {self.reward_combine}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTask(ModelSettings, PromptSettings, RewardSettings, PlacementConfig):
+    """Machine: CPU threads."""
+
+    threads: int | None = None
+    """CPU threads of torch. None: its own choice."""
+
+    def __post_init__(self) -> None:
+        PromptSettings.__post_init__(self)
+        RewardSettings.__post_init__(self)
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more, received {self.seed}")
+        if self.adapter is not None and self.memory != "adapters" and not getattr(self, "plan", False):
+            raise ValueError(f"adapter: this needs memory adapters, received memory {self.memory}")
+
+    @property
+    def reads(self) -> tuple[str | None, ...]:
+        """Files and folders that the task is read from, and names of what lies elsewhere."""
+        return (self.model, *self.reward_model, self.prompts, self.eval_prompts, self.adapter)
