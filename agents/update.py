@@ -8,15 +8,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from agents.config import UpdateConfig
 from agents.functional import losses
-from agents.functional.kl import k3
-from agents.functional.masked import Reduction, fill_masked, masked_mean, masked_var, whiten
+from agents.functional.masked import Reduction, masked_mean, whiten
 from agents.interfaces import Evaluation
 from agents.rollout import Batch
 from agents.runs.distributed import ALONE, Processes
+from agents.update_record import UpdateRecord, advantage_metrics, mean_k3
 
 Objective = Callable[[Evaluation, Batch, "Tensor | None"], "tuple[Tensor, dict[str, Tensor]]"]
 """``(evaluation, minibatch, mask) -> (loss, parts to log)``: means over the steps that count; mask None counts all."""
@@ -65,56 +64,73 @@ def update(
     reduction: Share = "steps",
     processes: Processes = ALONE,
 ) -> dict[str, float]:
-    """Learn from ``batch``: every step that counts is used exactly once per epoch.
+    """Learn from ``batch``: every step that counts is used once an epoch.
 
-    Minibatches differ in size by one row at most, so none is a small noisy remainder. A minibatch's losses are means
-    over its own steps that count, also where it is cut into microbatches of ragged rows: each microbatch is weighted by
-    its share of those steps, or of the rows, where the means are over rows.
+    Minibatches differ in size by one row at most. A minibatch's losses are means over its own steps that count, also
+    where it is cut into microbatches: each is weighted by its share of those steps (or rows, see ``reduction``).
 
     Args:
         policy: with ``evaluate`` and ``keeps_rows``.
         optimizer: over the policy's parameters, with the learning rate set.
-        batch: ``[B, T]``.
-        config: see ``UpdateConfig``.
         clip: eps of this update, >= 0.
         generator: shuffles; a CPU generator.
         objective: another loss than ``ppo_objective``.
         clip_high: upper eps, where it differs from the lower one; for the clip fraction (the loss has its own).
         reduction: what the objective's means are over.
-        processes: that have the same batch and policy; each takes its share of every minibatch.
+        processes: with the same batch and policy; each takes its share of every minibatch.
 
     Returns:
-        ``train/...`` figures (``agents.runs.logging.METRICS`` explains them); those of the critic where it is trained.
+        ``train/...`` figures, as ``agents.runs.logging.METRICS`` explains them.
 
     Raises:
         ValueError: if the batch has no step that counts.
-        FloatingPointError: if a gradient or the loss is not finite any more; a step by such a gradient is not taken.
+        FloatingPointError: if a gradient (whose step is then not taken) or the loss is not finite.
     """
-    quick = objective is None and hasattr(policy, "ppo_gradient")
-    cut = config.microbatch_size or processes.count > 1
-    if hasattr(policy, "ppo_gradient") and (objective or cut or config.value_clip):
+    quick = hasattr(policy, "ppo_gradient")
+    if quick and (objective or config.microbatch_size or processes.count > 1 or config.value_clip):
         raise ValueError("a FastMLP knows PPO's plain loss on whole minibatches only; pass the policy itself")
     objective = objective or ppo_objective(config, clip=clip)
     raw = batch
     if config.normalize_advantages == "batch":
         batch = _with_advantages(batch, whiten(batch.advantages, batch.mask))
-    if not policy.keeps_rows:
-        batch = batch.single_steps()
-    record = _Record(dense=bool(batch.mask.all()))
+    batch = batch if policy.keeps_rows else batch.single_steps()
+    record = UpdateRecord(dense=bool(batch.mask.all()))
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    stopped = False
+
+    def gradient(minibatch: Batch) -> Tensor:
+        if quick:
+            return record.add(minibatch, None, *policy.ppo_gradient(minibatch, config, clip))
+        log_ratio = _gradient(policy, optimizer, minibatch, config, objective, record, reduction, processes)
+        processes.all_reduce_gradients(parameters)
+        return log_ratio
+
+    stopped = _take_steps(optimizer, parameters, batch, config, generator, gradient, record, processes)
+    record = record.of_all(processes)
+    metrics = record.metrics(clip, clip if clip_high is None else clip_high)
+    metrics |= advantage_metrics(raw, valued="value_loss" in record.parts) | {"train/early_stop": float(stopped)}
+    if not math.isfinite(metrics["train/loss"]):
+        raise FloatingPointError(f"the loss is not finite: {metrics}")
+    return metrics
+
+
+def _take_steps(
+    optimizer: torch.optim.Optimizer,
+    parameters: list[Tensor],
+    batch: Batch,
+    config: UpdateConfig,
+    generator: torch.Generator,
+    gradient: Callable[[Batch], Tensor],
+    record: UpdateRecord,
+    processes: Processes,
+) -> bool:
+    """A step for each minibatch of each epoch; True if the KL ended them early."""
     for _ in range(config.epochs):
         for minibatch in minibatches(batch, config.minibatch_size or batch.num_rows, generator):
             if config.normalize_advantages == "minibatch":
                 minibatch = _with_advantages(minibatch, whiten(minibatch.advantages, record.mask_of(minibatch)))
-            if quick:
-                log_ratio = record.add(minibatch, None, *policy.ppo_gradient(minibatch, config, clip))
-            else:
-                log_ratio = _gradient(policy, optimizer, minibatch, config, objective, record, reduction, processes)
-                processes.all_reduce_gradients(parameters)
+            log_ratio = gradient(minibatch)
             if config.target_kl is not None and _mean_k3_of_all(log_ratio, processes) > 1.5 * config.target_kl:
-                stopped = True
-                break
+                return True
             norm = clip_gradient(parameters, config.max_grad_norm)
             if not math.isfinite(norm.item()):
                 raise FloatingPointError(
@@ -122,43 +138,7 @@ def update(
                 )
             record.grad_norms.append(norm)
             optimizer.step()
-        if stopped:
-            break
-    record = record.of_all(processes)
-    metrics = record.metrics(clip, clip if clip_high is None else clip_high)
-    metrics |= _judgment(raw, valued="value_loss" in record.parts)
-    metrics["train/early_stop"] = float(stopped)
-    if not math.isfinite(metrics["train/loss"]):
-        raise FloatingPointError(f"the loss is not finite: {metrics}")
-    return metrics
-
-
-def _judgment(batch: Batch, *, valued: bool) -> dict[str, float]:
-    """How the batch was judged, before any whitening; returns and values only where a critic learns them."""
-    columns = {"advantage": batch.advantages, "return": batch.returns} if valued else {"advantage": batch.advantages}
-    found: dict[str, Tensor] = {}
-    for name, values in columns.items():
-        found[f"train/{name}_mean"] = masked_mean(values, batch.mask)
-        found[f"train/{name}_std"] = masked_var(values, batch.mask, unbiased=False).sqrt()
-    if valued:
-        found["train/explained_variance"] = explained_variance(batch.old_values, batch.returns, batch.mask)
-    return _numbers(found)
-
-
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor | None) -> Tensor:
-    """``1 - Var(returns - values) / Var(returns)``: 1 is a perfect critic, 0 one that knows the mean only.
-
-    Args:
-        values: ``[B, T]`` reward units.
-        returns: ``[B, T]`` reward units.
-        mask: ``[B, T]`` True on steps that count; None counts all.
-
-    Returns:
-        0-dimensional; 0 where the returns do not vary.
-    """
-    spread = masked_var(returns, mask, unbiased=False)
-    left = masked_var(fill_masked(returns - values, mask), mask, unbiased=False)
-    return torch.where(spread > 0, 1.0 - left / spread.clamp(min=torch.finfo(spread.dtype).tiny), 0.0)
+    return False
 
 
 def _gradient(
@@ -167,7 +147,7 @@ def _gradient(
     minibatch: Batch,
     config: UpdateConfig,
     objective: Objective,
-    record: _Record,
+    record: UpdateRecord,
     reduction: Share,
     processes: Processes,
 ) -> Tensor:
@@ -196,75 +176,6 @@ def _weight(batch: Batch, reduction: Share) -> float:
     return float((batch.mask if reduction == "steps" else batch.mask.any(1)).sum())
 
 
-class _Record:
-    """Gathers figures as tensors; numbers are taken from them once, at the end."""
-
-    def __init__(self, *, dense: bool) -> None:
-        self.dense = dense
-        self.parts: dict[str, list[Tensor]] = {}
-        self.log_ratios: list[Tensor] = []
-        self.entropies: list[Tensor] = []
-        self.grad_norms: list[Tensor] = []
-        self.minibatches = 0.0
-
-    def mask_of(self, batch: Batch) -> Tensor | None:
-        return None if self.dense else batch.mask
-
-    def add(
-        self,
-        batch: Batch,
-        mask: Tensor | None,
-        evaluation: Evaluation,
-        loss: Tensor,
-        parts: dict[str, Tensor],
-        share: float = 1.0,
-    ) -> Tensor:
-        self.minibatches += share
-        for name, value in (("loss", loss), *parts.items()):
-            self.parts.setdefault(name, []).append(value.detach() if share == 1.0 else value.detach() * share)
-        log_ratio = evaluation.logprobs.detach().flatten() - batch.old_logprobs.flatten()
-        entropy = evaluation.entropy.detach().flatten()
-        if mask is not None:
-            log_ratio, entropy = log_ratio[mask.flatten()], entropy[mask.flatten()]
-        self.log_ratios.append(log_ratio)
-        self.entropies.append(entropy)
-        return log_ratio
-
-    def of_all(self, processes: Processes) -> _Record:
-        """The record of all processes' shares."""
-        if processes.count == 1:
-            return self
-        known = (self.parts, self.log_ratios, self.entropies)
-        shares = processes.all_gather((self.minibatches, pytree.tree_map(Tensor.cpu, known)))
-        merged = _Record(dense=self.dense)
-        merged.grad_norms = [norm.cpu() for norm in self.grad_norms]
-        for minibatches, (parts, log_ratios, entropies) in shares:
-            merged.minibatches += minibatches
-            merged.log_ratios += log_ratios
-            merged.entropies += entropies
-            for name, values in parts.items():
-                merged.parts.setdefault(name, []).extend(values)
-        return merged
-
-    def metrics(self, clip: float, clip_high: float) -> dict[str, float]:
-        log_ratio = torch.cat(self.log_ratios)
-        figures = {f"train/{name}": torch.stack(values).sum() / self.minibatches for name, values in self.parts.items()}
-        figures["train/entropy"] = torch.cat(self.entropies).mean()
-        figures["train/approx_kl"] = _mean_k3(log_ratio)
-        figures["train/logprob_drift"] = self.log_ratios[0].abs().mean()
-        change = log_ratio.exp() - 1.0
-        figures["train/clip_fraction"] = ((change < -clip) | (change > clip_high)).float().mean()
-        figures["train/ratio_mean"], figures["train/ratio_max"] = 1.0 + change.mean(), 1.0 + change.max()
-        if self.grad_norms:
-            figures["train/grad_norm"] = torch.stack(self.grad_norms).mean()
-        return _numbers(figures)
-
-
-def _numbers(figures: dict[str, Tensor]) -> dict[str, float]:
-    """0-dimensional tensors as numbers, brought from their device in one go."""
-    return dict(zip(figures, torch.stack([value.float() for value in figures.values()]).tolist(), strict=True))
-
-
 def minibatches(batch: Batch, size: int, generator: torch.Generator) -> Iterator[Batch]:
     """The batch in random order (one gather), in contiguous slices of nearly equal length."""
     rows = batch.num_rows
@@ -290,13 +201,8 @@ def clip_gradient(parameters: list[Tensor], max_norm: float) -> Tensor:
 
 
 def _mean_k3_of_all(log_ratio: Tensor, processes: Processes) -> float:
-    """The same over the shares of all processes."""
-    return float(_mean_k3(torch.cat([log_ratio.cpu() for log_ratio in processes.all_gather(log_ratio)])))
-
-
-def _mean_k3(log_ratio: Tensor) -> Tensor:
-    """The estimate of KL(pi_old || pi) from actions of pi_old, nats."""
-    return k3(torch.zeros_like(log_ratio), log_ratio).mean()
+    """``mean_k3`` over the shares of all processes."""
+    return float(mean_k3(torch.cat([log_ratio.cpu() for log_ratio in processes.all_gather(log_ratio)])))
 
 
 def _with_advantages(batch: Batch, advantages: Tensor) -> Batch:

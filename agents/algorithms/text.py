@@ -99,6 +99,8 @@ class TextAlgorithm(TextAgent):
         logger: MetricSink | None = None,
         **settings: Any,
     ) -> None:
+        if config is not None and not isinstance(config, TextAgentConfig):
+            raise ValueError(f"config: expected a TextAgentConfig, received {type(config).__name__}")
         own = {field.name for field in fields(TextOptions)}
         self.options = options = TextOptions(**{key: value for key, value in settings.items() if key in own})
         settings = {key: value for key, value in settings.items() if key not in own}

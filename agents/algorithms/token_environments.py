@@ -18,14 +18,10 @@ TokenVectorLike = TokenVectorEnv | TokenVectorWrapper
 def is_token_environment(env: Any) -> bool:
     """True for an id, an environment or a vector environment whose actions are tokens.
 
-    An id counts if it is of this package, or if its vector form is built by ``textenvs``' classes: that is looked up in
-    the registry, and nothing is built.
+    An id counts if its namespace is ``textenvs``; of one's own, pass the environment: ``gym.make_vec(id, ...)``.
     """
     if isinstance(env, str):
-        if env not in gym.registry:
-            return env.split(":")[-1].startswith("textenvs/")
-        spec = gym.spec(env)
-        return env.startswith("textenvs/") or bool(spec.kwargs.get("token_environment"))
+        return env.rpartition(":")[2].startswith("textenvs/")
     unwrapped = getattr(env, "unwrapped", None)
     return isinstance(unwrapped, TokenVectorEnv | TokenEnv)
 
@@ -47,6 +43,8 @@ def token_vector(env: Any, num_envs: int, group_size: int) -> TokenVectorLike:
     if isinstance(env, gym.Env) and spec is not None:
         return _made(spec.id, num_envs, group_size, dict(spec.kwargs))
     if isinstance(env, str):
+        if not is_token_environment(env):
+            raise ValueError(f"env: expected the id of a token environment (textenvs/...), received {env!r}")
         return _made(env, num_envs, group_size, {})
     if isinstance(env, gym.Env) and isinstance(env.unwrapped, TokenEnv):
         env = env.unwrapped.envs
@@ -65,8 +63,7 @@ def token_vector(env: Any, num_envs: int, group_size: int) -> TokenVectorLike:
 def _made(env_id: str, num_envs: int, group_size: int, kwargs: dict[str, Any]) -> TokenVectorLike:
     kwargs = {"group_size": group_size, **kwargs}
     envs: VectorEnv[Any, Any, Any] = gym.make_vec(env_id, num_envs=num_envs, **kwargs)
-    if not isinstance(envs, TokenVectorEnv | TokenVectorWrapper):
-        raise ValueError(f"env: {env_id} is built as a {type(envs).__name__}, which is no token environment")
+    assert isinstance(envs, TokenVectorEnv | TokenVectorWrapper)
     return envs
 
 

@@ -18,11 +18,11 @@ from agents.config import TRPOConfig
 from agents.control.agent import ControlAgent
 from agents.control.fast_mlp import FastMLP, is_fast
 from agents.functional import losses
-from agents.functional.masked import whiten
+from agents.functional.masked import explained_variance, whiten
 from agents.functional.schedules import value_at
 from agents.functional.trust_region import flatten, hessian_product, line_search, natural_step
 from agents.rollout import Batch
-from agents.update import explained_variance, minibatches
+from agents.update import minibatches
 
 
 class TRPO(ControlAgent):

@@ -138,3 +138,19 @@ def whiten(values: Tensor, mask: Tensor | None, *, shift_mean: bool = True, epsi
     deviation = torch.where(deviation > rounding, deviation + epsilon, torch.inf)
     centered = (values - mean) / deviation
     return fill_masked(centered if shift_mean else centered + mean, mask)
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor | None) -> Tensor:
+    """``1 - Var(returns - values) / Var(returns)``: 1 is a perfect critic, 0 one that knows the mean only.
+
+    Args:
+        values: ``[B, T]`` reward units.
+        returns: ``[B, T]`` reward units.
+        mask: ``[B, T]`` True on steps that count; None counts all.
+
+    Returns:
+        0-dimensional; 0 where the returns do not vary.
+    """
+    spread = masked_var(returns, mask, unbiased=False)
+    left = masked_var(fill_masked(returns - values, mask), mask, unbiased=False)
+    return torch.where(spread > 0, 1.0 - left / spread.clamp(min=torch.finfo(spread.dtype).tiny), 0.0)

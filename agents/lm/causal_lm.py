@@ -1,8 +1,8 @@
-"""A causal language model of transformers as a policy: one forward pass judges all tokens of a row.
+"""A causal language model of transformers as a policy: one forward pass evaluates all tokens of a row.
 
-State: prompt and completion so far. Action: the next token id. The value head sits on the policy's own trunk
-(``critic="shared"``), on a copy of it (``critic="separate"``), on the same trunk under an adapter of the value's own
-(``critic="adapter"``, see ``agents.lm.lora``), or is not there (``"none"``). Generation with a cache is in
+State: prompt and completion so far. Action: the next token id. The value head reads the policy's own trunk
+(``critic="shared"``), a copy of it (``critic="separate"``), the same trunk under an adapter of the value's own
+(``critic="adapter"``, see ``agents.lm.lora``), or does not exist (``"none"``). Generation with a cache is in
 ``agents.lm.generation``.
 
 Rows are packed before they meet the model: prompt and completion without a hole between them, padding to the right. In
@@ -23,11 +23,12 @@ from torch import Tensor, nn
 from agents.interfaces import Evaluation
 from agents.lm.decision_states import Decisions, spread, states_at_ends
 from agents.lm.lora import POLICY, VALUE, AdaptedTrunk
-from agents.lm.sampling import TokenSampling, sample_tokens
+from agents.lm.model_checks import check_head, end_of_text
+from agents.lm.sampling import TokenSampling, sample_tokens, uniform
 from agents.lm.token_head import TokenHead
 from textenvs.lm.fast_paths import accelerate
 from textenvs.lm.kv_cache import check_has_cache
-from textenvs.lm.packed_forward import compile_trunk, hidden_states, recompute_layers, trunk_forward
+from textenvs.lm.packed_forward import compile_trunk, hidden_states, recompute_layers
 from textenvs.tokens.rows import PAD
 
 
@@ -80,7 +81,7 @@ class CausalLMPolicy(nn.Module):
         self.adapters, self.role, self.autocast = adapters, role, autocast
         self.critic = critic
         self.sampling = TokenSampling() if sampling is None else sampling
-        self.eos_token_id: int | None = _end_of_text(model) if isinstance(eos_token_id, str) else eos_token_id
+        self.eos_token_id: int | None = end_of_text(model) if isinstance(eos_token_id, str) else eos_token_id
         head = model.get_output_embeddings()
         self.vocab_size = int(head.weight.shape[0])
         if self.eos_token_id is not None and not 0 <= self.eos_token_id < self.vocab_size:
@@ -100,7 +101,7 @@ class CausalLMPolicy(nn.Module):
             self.value_head.to(device=head.weight.device)
         self.eval()
         if self.device.type != "meta":
-            self._check_head()
+            check_head(self)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **options: Any) -> CausalLMPolicy:
@@ -255,35 +256,6 @@ class CausalLMPolicy(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             return self.value_head(hidden.to(self.value_head.weight.dtype))[:, 0].float()
 
-    @torch.no_grad()
-    def start_critic(self, weight: Tensor, bias: Tensor | float, trunk: nn.Module | None = None) -> None:
-        """Let the critic begin as another model with a scalar head, the reward model: ``V(s) = weight h(s) + bias``.
-
-        Source: Stiennon et al. 2020, section 3.4 (arXiv:2009.01325).
-
-        Args:
-            weight: ``[1, D]``, of the head.
-            bias: its offset, reward units.
-            trunk: of the critic's own trunk's shape; its weights are copied. None: the trunk stays as it is (the
-                value's adapter may have been changed; see ``AdaptedTrunk.copy_adapter``).
-
-        Raises:
-            ValueError: if the critic is the policy's trunk, or the shapes differ.
-        """
-        if not self.has_critic or self.critic == "shared":
-            raise ValueError(f"a critic {self.critic!r} has nothing of its own that could begin as another model")
-        if trunk is not None:
-            if self.critic_trunk is None:
-                raise ValueError(f"a critic {self.critic!r} has no trunk of its own to be given another's weights")
-            try:
-                self.critic_trunk.load_state_dict(trunk.state_dict())
-            except RuntimeError as error:
-                raise ValueError(f"the critic's trunk cannot begin as that model: {error}") from error
-        if weight.shape != self.value_head.weight.shape:
-            raise ValueError(f"the head's weight is {tuple(weight.shape)}, not {tuple(self.value_head.weight.shape)}")
-        self.value_head.weight.copy_(weight)
-        self.value_head.bias.fill_(float(bias))
-
     @property
     def token_head(self) -> TokenHead:
         """What makes a distribution over tokens of a hidden state."""
@@ -323,29 +295,3 @@ class CausalLMPolicy(nn.Module):
 
     def _learns(self, name: str) -> bool:
         return name.startswith("value_head.") or self.adapters is None or self.adapters.learns(name)
-
-    @torch.no_grad()
-    def _check_head(self) -> None:
-        tokens = torch.arange(min(4, self.vocab_size), device=self.device)[None]
-        with self.acting():
-            ours = self.head_logits(trunk_forward(self.model.base_model, tokens)[0])
-            theirs = self.model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits[0]
-        if not torch.allclose(ours.float(), theirs.float(), rtol=1e-3, atol=1e-3):
-            raise ValueError(
-                f"{type(self.model).__name__} does more with its logits than its output embedding (a soft cap or a "
-                "scale); CausalLMPolicy would log other probabilities than the model has"
-            )
-
-
-def uniform(count: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """``[count]`` numbers in [0, 1), drawn where the generator lives, so a CPU seed means the same on every device."""
-    return torch.rand(count, generator=generator, device=None if generator is None else generator.device).to(device)
-
-
-def _end_of_text(model: Any) -> int:
-    eos = model.config.eos_token_id
-    if isinstance(eos, (list, tuple)):
-        eos = eos[0] if eos else None
-    if eos is None:
-        raise ValueError(f"{type(model).__name__} names no end-of-text token; pass eos_token_id (None: there is none)")
-    return int(eos)

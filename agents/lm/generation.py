@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from agents.lm.causal_lm import CausalLMPolicy, uniform
-from agents.lm.sampling import sample_tokens
+from agents.lm.causal_lm import CausalLMPolicy
+from agents.lm.sampling import sample_tokens, uniform
 from textenvs.lm.cache_layout import any_key_order
 from textenvs.lm.kv_cache import PlainCache, new_cache
 from textenvs.lm.linear_kernels import cache_keyword

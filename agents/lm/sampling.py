@@ -212,3 +212,8 @@ def sample_tokens(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]
     target = torch.minimum(noise[:, None].to(total) * total, torch.nextafter(total, torch.zeros_like(total)))
     tokens = torch.searchsorted(heights, target, right=True)
     return tokens[:, 0], logprobs.gather(-1, tokens)[:, 0]
+
+
+def uniform(count: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """``[count]`` numbers in [0, 1), drawn where the generator lives, so a CPU seed means the same on every device."""
+    return torch.rand(count, generator=generator, device=None if generator is None else generator.device).to(device)

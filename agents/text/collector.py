@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from agents.functional.advantages import values_of_next_steps
-from agents.lm.causal_lm import CausalLMPolicy, uniform
+from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.generation import Generation, check_max_concurrent_rows, generate
+from agents.lm.sampling import uniform
 from agents.rollout import Rollout
 from agents.runs.distributed import ALONE, Processes
 from agents.text.kl_controllers import KLController

@@ -13,7 +13,7 @@ GAE, LOSSES, UPDATE, MASKED = (
     "agents/update.py",
     "agents/functional/masked.py",
 )
-FAST = "agents/control/fast_mlp.py"
+FAST, RECORD = "agents/control/fast_mlp.py", "agents/update_record.py"
 T_GAE = "tests/agents/functional/test_advantages.py"
 T_LOSSES = "tests/agents/functional/test_losses.py"
 T_UPDATE = "tests/agents/test_update.py"
@@ -47,11 +47,11 @@ MUTANTS = (
     Mutant("P13", "every microbatch weighs the same", UPDATE, "_weight(part, reduction) / count", "part.num_rows / minibatch.num_rows", T_UPDATE),
     Mutant("P13", "gradients of earlier minibatches stay", UPDATE, "    optimizer.zero_grad()\n", "", T_UPDATE),
     Mutant("P6", "advantages of the whole batch are whitened again in each minibatch", UPDATE, 'if config.normalize_advantages == "minibatch":', 'if config.normalize_advantages != "none":', T_UPDATE),
-    Mutant("T15", "masked steps enter the logged entropy and KL", UPDATE, "log_ratio, entropy = log_ratio[mask.flatten()], entropy[mask.flatten()]", "pass", "tests/agents/text/test_update.py tests/agents/test_update.py"),
-    Mutant("P2", "the clip fraction counts ratios at 1", UPDATE, "(change > clip_high)", "(change >= 0)", T_UPDATE),
+    Mutant("T15", "masked steps enter the logged entropy and KL", RECORD, "log_ratio, entropy = log_ratio[mask.flatten()], entropy[mask.flatten()]", "pass", "tests/agents/text/test_update.py tests/agents/test_update.py"),
+    Mutant("P2", "the clip fraction counts ratios at 1", RECORD, "(change > clip_high)", "(change >= 0)", T_UPDATE),
     Mutant("P13", "the gradient is never scaled down", UPDATE, "gradient.mul_((max_norm / (norm + 1e-6)).clamp_(max=1.0))", "gradient.mul_(1.0)", T_UPDATE),
     Mutant("P13", "the value coefficient is forgotten", UPDATE, "torch.add(policy, value, alpha=config.value_coef)", "torch.add(policy, value)", T_UPDATE),
-    Mutant("P13", "the early stop comes a step late", UPDATE, "                stopped = True\n                break\n", "                stopped = True\n", T_UPDATE),
+    Mutant("P13", "the early stop does not come", UPDATE, "                return True\n", "                pass\n", T_UPDATE),
     Mutant("P1", "returns without the value", "agents/rollout.py", "advantages + self.values if returns is None", "advantages if returns is None", "tests/agents/control/test_collector.py tests/agents/control/test_ppo.py tests/agents/verification/test_probes.py"),
     Mutant("P4", "fast gradient: the clip is ignored", FAST, "plain.mul_(plain <= clipped)", "plain", T_FAST),
     Mutant("P4", "fast gradient: the entropy's sign", FAST, "outputs.addcmul_(probabilities, gap, value=entropy_weight)", "outputs.addcmul_(probabilities, gap, value=-entropy_weight)", T_FAST),
@@ -64,7 +64,7 @@ MUTANTS = (
     Mutant("T12", "k3 overflows", "agents/functional/kl.py", "inner = gap.clamp(max=MAX_LOG_RATIO)", "inner = gap", T_LOSSES),
     Mutant("T12", "k1 is absolute", "agents/functional/kl.py", "return logprobs - ref_logprobs", "return (logprobs - ref_logprobs).abs()", T_LOSSES),
     Mutant("T12", "the full KL turned round", "agents/functional/kl.py", "safe.exp() * gap", "-safe.exp() * gap", T_LOSSES),
-    Mutant("P2", "the logged KL turned round", UPDATE, "k3(torch.zeros_like(log_ratio), log_ratio)", "k3(log_ratio, torch.zeros_like(log_ratio))", T_UPDATE),
+    Mutant("P2", "the logged KL turned round", RECORD, "k3(torch.zeros_like(log_ratio), log_ratio)", "k3(log_ratio, torch.zeros_like(log_ratio))", T_UPDATE),
     Mutant("P6", "a ratio beyond all numbers makes the gradient NaN", LOSSES, ".clamp(max=LARGEST_LOG_RATIO).exp()", ".exp()", T_LOSSES),
     Mutant("P6", "a gradient that is not finite is applied", UPDATE, "if not math.isfinite(norm.item()):", "if math.isnan(float(norm.numel())):", T_UPDATE),
     Mutant("P1", "whitening forgets the mean", MASKED, "centered = (values - mean) / deviation", "centered = values / deviation", T_LOSSES),

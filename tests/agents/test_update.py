@@ -13,9 +13,10 @@ from gymnasium import spaces
 from agents.algorithms.ppo import PPO
 from agents.config import PPOConfig, UpdateConfig
 from agents.control.mlp import MLPPolicy
+from agents.functional.masked import explained_variance
 from agents.interfaces import Evaluation
 from agents.rollout import Batch
-from agents.update import explained_variance, update
+from agents.update import update
 from agents.verification.numpy_ppo import NumpyPPO
 from agents.verification.sb3_peer import update_difference
 

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from textenvs.lm.length_parts import length_parts
 from textenvs.lm.packed_attention import LAYOUT, OURS, Beginnings, RowLayout, attends_to_everything
 from textenvs.tokens.rows import PAD
 
@@ -276,32 +277,3 @@ def pack_rows(prompts: Tensor, completions: Tensor) -> Tensor:
     real = joint != PAD
     order = (~real).to(torch.uint8).argsort(dim=1, stable=True)
     return joint.gather(1, order)[:, : int(real.sum(1).max())]
-
-
-PART_OVERHEAD = 32
-"""What one more forward pass costs, in positions of a small model (measured on a CPU: 4 layers of width 192)."""
-
-
-def length_parts(lengths: Tensor) -> tuple[Tensor, list[tuple[int, int, int]]]:
-    """Cut rows into parts of like length so that padding plus passes cost least (dynamic programme over lengths).
-
-    Returns:
-        ``order [B]``, the rows by length, and ``(begin, end, width)`` of each part in that order.
-    """
-    order = lengths.argsort(stable=True)
-    ranked = lengths[order].tolist()
-    borders = [i for i in range(1, len(ranked)) if ranked[i] != ranked[i - 1]] + [len(ranked)]
-    cost, came_from = [0.0], [0]
-    for j, end in enumerate(borders):
-        begins = [0, *borders[:j]]
-        options = [cost[i] + (end - begin) * ranked[end - 1] + PART_OVERHEAD for i, begin in enumerate(begins)]
-        best = min(range(len(options)), key=options.__getitem__)
-        cost.append(options[best])
-        came_from.append(best)
-    parts, j = [], len(borders)
-    while j > 0:
-        i = came_from[j]
-        end = borders[j - 1]
-        parts.append((borders[i - 1] if i > 0 else 0, end, max(1, ranked[end - 1])))
-        j = i
-    return order, parts[::-1]

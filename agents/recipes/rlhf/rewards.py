@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agents.lm.causal_lm import CausalLMPolicy
+from agents.lm.critic import start_critic
 from agents.lm.lora import REWARD, VALUE, AdaptedTrunk, RoleTrunk
 from agents.recipes.rlhf.task import TextTask
 from reward_models import RewardModel
@@ -152,10 +153,10 @@ def start_critic_as_reward(
     weight, bias = one.head.weight / one.std, float(-one.mean / one.std)
     trunk: Any = one.backbone
     if policy.adapters is None:
-        policy.start_critic(weight, bias, trunk)
+        start_critic(policy, weight, bias, trunk)
     elif isinstance(trunk, RoleTrunk) and trunk.role is not None:
         policy.adapters.copy_adapter(trunk.role, VALUE)
-        policy.start_critic(weight, bias)
+        start_critic(policy, weight, bias)
     else:
         raise ValueError("critic_start reward-model: with memory adapters the reward model is one over the same trunk")
     bos = one.tokenizer.bos_token_id

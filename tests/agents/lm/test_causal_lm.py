@@ -17,12 +17,13 @@ from transformers import (
     RwkvConfig,
 )
 
-import textenvs.lm.packed_forward as trunk_module
 from agents.lm import token_head
 from agents.lm.causal_lm import CausalLMPolicy
+from agents.lm.critic import start_critic
 from agents.lm.sampling import TokenSampling, sample_tokens, token_logprobs
+from textenvs.lm.length_parts import length_parts
 from textenvs.lm.linear_kernels import padded_rows
-from textenvs.lm.packed_forward import length_parts, pack_rows
+from textenvs.lm.packed_forward import pack_rows
 from textenvs.tokens.rows import PAD
 
 V, EOS = 31, 0
@@ -191,7 +192,7 @@ def test_cutting_by_length_changes_no_number(model, monkeypatch):
     policy = policy_of(model)
     prompts, actions = ragged()
     one_part = policy.evaluate(prompts, actions)
-    monkeypatch.setattr(trunk_module, "PART_OVERHEAD", 0)
+    monkeypatch.setattr("textenvs.lm.length_parts.PART_OVERHEAD", 0)
     many_parts = policy.evaluate(prompts, actions)
     torch.testing.assert_close(one_part, many_parts, atol=1e-5, rtol=1e-5)
 
@@ -462,7 +463,7 @@ def test_a_critic_that_begins_as_another_model_values_states_as_its_head_does(mo
         for parameter in other.parameters():
             parameter.mul_(1.1)
     weight, generator = torch.randn(1, 24), torch.Generator().manual_seed(3)
-    policy.start_critic(weight, -0.5, other)
+    start_critic(policy, weight, -0.5, other)
     prompts, actions = ragged()
     values = policy.values_along(prompts, actions)
     for row, (prompt, action) in enumerate(zip(prompts, actions, strict=True)):
@@ -479,12 +480,12 @@ def test_a_critic_begins_as_nothing_that_does_not_fit(model):
     weight = torch.ones(1, 24)
     for critic in ("shared", "none"):
         with pytest.raises(ValueError, match=f"critic '{critic}' has nothing of its own"):
-            CausalLMPolicy(copy.deepcopy(model), critic=critic).start_critic(weight, 0.0, model.base_model)
+            start_critic(CausalLMPolicy(copy.deepcopy(model), critic=critic), weight, 0.0, model.base_model)
     policy = CausalLMPolicy(model, critic="separate")
     with pytest.raises(ValueError, match=r"head's weight is \(1, 25\), not \(1, 24\)"):
-        policy.start_critic(torch.ones(1, 25), 0.0, model.base_model)
+        start_critic(policy, torch.ones(1, 25), 0.0, model.base_model)
     with pytest.raises(ValueError, match="cannot begin as that model"):
-        policy.start_critic(weight, 0.0, nn.Linear(2, 2))
+        start_critic(policy, weight, 0.0, nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize(

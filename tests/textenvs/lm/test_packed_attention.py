@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, BertConfig, GPT2Config, LlamaConfig, MistralConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from tests.textenvs.lm.test_linear_kernels import assert_same_gradients
 from textenvs.lm.linear_kernels import padded_rows
 from textenvs.lm.packed_attention import OURS, Beginnings, RowLayout, attend, attends_to_everything
 from textenvs.lm.packed_forward import can_pack, hidden_states, recompute_layers
@@ -78,9 +79,7 @@ def test_packed_rows_equal_each_row_alone_and_so_do_gradients(model, recompute):
     torch.testing.assert_close(found, expected)
     for hidden in (found, expected):
         (hidden * weights).sum().backward()
-    theirs = dict(twin.base_model.named_parameters())
-    for name, parameter in model.base_model.named_parameters():
-        torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=1e-4, atol=1e-5)
+    assert_same_gradients(model.base_model, twin.base_model)
 
 
 READ = [(torch.tensor([0, 2, 2, 3]), torch.tensor([4, 8, 3, 2])), (torch.tensor([2]), torch.tensor([0]))]
@@ -102,9 +101,7 @@ def test_the_last_mlp_is_computed_where_it_is_read_and_nothing_else_changes(mode
     torch.testing.assert_close(found, expected)
     for hidden in (found, expected):
         (hidden * weights).sum().backward()
-    theirs = dict(twin.base_model.named_parameters())
-    for name, parameter in model.base_model.named_parameters():
-        torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=1e-4, atol=1e-5)
+    assert_same_gradients(model.base_model, twin.base_model)
 
 
 WHICH, COMMON = torch.tensor([7, 0, 7, 0, 7, 2]), torch.tensor([4, 3, 4, 3, 4, 2])
@@ -158,9 +155,7 @@ def test_what_rows_begin_with_is_computed_once_and_every_gradient_is_the_sum(mod
         )
     for hidden in (found, expected):
         (hidden * weights).sum().backward()
-    theirs = dict(twin.base_model.named_parameters())
-    for name, parameter in model.base_model.named_parameters():
-        torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=1e-4, atol=1e-5)
+    assert_same_gradients(model.base_model, twin.base_model)
 
 
 @pytest.mark.parametrize("at_once", [1, 12, 20, 100])
