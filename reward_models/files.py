@@ -13,13 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, PretrainedConfig
 
 FORMAT = "textenvs reward model"
 VERSION = 1
 DESCRIPTION = "reward_model.json"
 WEIGHTS = "model.safetensors"
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "tekken.json")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -68,7 +67,7 @@ def read_description(path: Path, kind: str = FORMAT, version: int = VERSION) -> 
     return dict(description)
 
 
-def read_model(folder: Path) -> tuple[dict[str, Any], Any, dict[str, Tensor]]:
+def read_model(folder: Path) -> tuple[dict[str, Any], PretrainedConfig, dict[str, Tensor]]:
     """Description, the backbone's configuration, and weights.
 
     Raises:
@@ -85,21 +84,6 @@ def read_model(folder: Path) -> tuple[dict[str, Any], Any, dict[str, Tensor]]:
 def base_of(folder: Path) -> str | None:
     """Directory or name of the model that the reward model in ``folder`` is an adapter over; None if it is whole."""
     return read_description(folder / DESCRIPTION).get("base")
-
-
-def load_tokenizer(name: str | Path) -> Any:
-    """The tokenizer in a directory, or of a name that transformers knows.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    # Given a directory without a tokenizer, transformers 5 makes up an empty one for some model families.
-    if Path(name).is_dir() and not any((Path(name) / file).exists() for file in TOKENIZER_FILES):
-        raise ValueError(f"{name}: no tokenizer there; save the model's tokenizer into the same directory")
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{name}: no tokenizer that transformers can load ({first_line(error)})") from error
 
 
 def first_line(error: Exception) -> str:

@@ -1,24 +1,26 @@
 """A reward model's backbone as a LoRA adapter over a language model that it shares with others (Hu et al. 2021).
 
 Only the adapter is trained and kept; the language model is found again by its directory or name. Several backbones may
-stand on one language model, each with an adapter of its own. peft is imported when it is needed.
+stand on one language model, each with an adapter of its own.
 """
 
 from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from textenvs.lm.lora import adapted_layers, belongs, new_config, switch_on, write_adapter
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 ADAPTER = "adapter"
 """Folder of the adapter inside a reward model's folder, as peft writes it."""
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-"""What peft calls the file in it."""
 
 
 @runtime_checkable
@@ -44,7 +46,7 @@ class AdapterBackbone(nn.Module):
         name: of this backbone's adapter in there; the others in there belong to other backbones.
     """
 
-    def __init__(self, peft_model: Any, name: str = "default") -> None:
+    def __init__(self, peft_model: PeftModel, name: str = "default") -> None:
         super().__init__()
         self.peft_model = peft_model
         self.name = name
@@ -57,21 +59,10 @@ class AdapterBackbone(nn.Module):
         Raises:
             ValueError: if ``rank`` is below 1.
         """
-        from peft import LoraConfig, get_peft_model
-        from transformers.pytorch_utils import Conv1D
+        from peft import get_peft_model
 
-        if rank < 1:
-            raise ValueError(f"the adapter's rank must be at least 1, got {rank}")
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-        transposed = any(isinstance(module, Conv1D) for module in model.modules())
-        config = LoraConfig(
-            r=rank,
-            lora_alpha=alpha,  # type: ignore[arg-type]
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-            fan_in_fan_out=transposed,
-        )
-        return cls(get_peft_model(model, config))
+        return cls(get_peft_model(model, new_config(model, rank=rank, alpha=alpha)))
 
     @classmethod
     def load(cls, name: str, folder: Path) -> AdapterBackbone:
@@ -104,9 +95,9 @@ class AdapterBackbone(nn.Module):
         return f"member_{len(self.peft_model.peft_config)}"
 
     def learn_alone(self) -> None:
-        """Let this adapter have gradients, and nothing else of the model: no other adapter, and no old gradient."""
+        """Require gradients for this adapter alone, and drop all old gradients but its own."""
         for name, parameter in self.peft_model.named_parameters():
-            own = ".lora_" in name and self.name in name.rpartition(".lora_")[2].split(".")
+            own = belongs(name, self.name)
             parameter.requires_grad_(own)
             parameter.grad = parameter.grad if own else None
 
@@ -117,26 +108,13 @@ class AdapterBackbone(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Write the adapter for ``PeftModel.from_pretrained``."""
-        from peft import get_peft_model_state_dict
-
-        folder.mkdir(parents=True, exist_ok=True)
-        config = copy.deepcopy(self.peft_model.peft_config[self.name])
-        config.inference_mode = True
-        config.save_pretrained(str(folder))
-        state = get_peft_model_state_dict(self.peft_model, adapter_name=self.name)
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-        save_file(weights, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        write_adapter(self.peft_model, self.name, folder)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None, use_cache: bool = False
     ) -> Any:
         """As the trunk's own, under this adapter: an output with ``last_hidden_state [N, T, D]``."""
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        for layer in self.peft_model.modules():
-            if isinstance(layer, BaseTunerLayer):
-                # Not peft's set_adapter: it also sets requires_grad, of which training has its own idea.
-                layer._active_adapter, layer._disable_adapters = [self.name], False
+        switch_on(adapted_layers(self.peft_model), self.name)
         return self.peft_model.get_base_model().base_model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=use_cache
         )

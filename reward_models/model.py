@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel
 
-from reward_models.files import first_line, load_tokenizer, read_model, write_model
+from reward_models.files import first_line, read_model, write_model
 from reward_models.lora import ADAPTER, Adapter, AdapterBackbone, lasting_name
 from textenvs.lm.fast_paths import accelerate
 from textenvs.lm.packed_forward import can_pack, hidden_states
 from textenvs.tokens.rows import PAD
+from textenvs.tokens.tokenizers import load_tokenizer
 
 
 class RewardModel(nn.Module):

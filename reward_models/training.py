@@ -1,14 +1,15 @@
-"""The training loop of reward models: Bradley–Terry on batches of comparisons, early stopping on held-out loss.
+"""Training of reward models: Bradley–Terry on batches of comparisons, early stopping on held-out loss.
 
-It does not know where comparisons come from; human ratings and pairs of a user's own go through the same loop.
+Comparisons come from human ratings or from a user's own pairs alike. The optimizer loop is in `reward_models.fitting`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,9 +17,9 @@ from torch import Tensor, nn
 
 from reward_models.data.comparisons import BatchSource, ComparisonBatch
 from reward_models.dropout import restore_dropout, set_dropout
+from reward_models.fitting import Fit, FitOptions, MetricSink, StepFigures, warmup_linear
 from reward_models.losses import bradley_terry_loss
 from reward_models.model import RewardModel
-from reward_models.weight_average import WeightAverage, put_back
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +65,14 @@ class TrainingOptions:
 
     def __post_init__(self) -> None:
         if self.epochs <= 0 or self.learning_rate <= 0:
-            raise ValueError(f"epochs and learning_rate must be > 0, got {self.epochs}, {self.learning_rate}")
+            raise ValueError(f"epochs and learning_rate must be > 0, received {self.epochs}, {self.learning_rate}")
         if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay must lie in (0, 1], got {self.layer_decay}")
+            raise ValueError(f"layer_decay must lie in (0, 1], received {self.layer_decay}")
         for name in ("dropout", "token_noise", "truncation_share", "average_decay", "warmup_share"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+                raise ValueError(f"{name} must lie in [0, 1], received {getattr(self, name)}")
         if not self.centring_coef >= 0:
-            raise ValueError(f"centring_coef must be >= 0, got {self.centring_coef}")
+            raise ValueError(f"centring_coef must be >= 0, received {self.centring_coef}")
 
 
 @dataclass(kw_only=True)
@@ -93,8 +94,77 @@ class FitResult:
     interrupted: bool = False
 
 
-class TrainingDiverged(RuntimeError):
-    """The loss is no longer a number."""
+class RewardLearner:
+    """A reward model and its comparisons, as `reward_models.fitting.Fit` trains it.
+
+    Args:
+        model: trained in place; its calibration is reset, as its rewards change.
+        train: source of training batches.
+        heldout: batches for the held-out loss, at least one.
+        options: noise, dropout and seed.
+
+    Raises:
+        ValueError: if nothing is held out.
+    """
+
+    def __init__(
+        self, model: RewardModel, train: BatchSource, heldout: Sequence[ComparisonBatch], options: TrainingOptions
+    ) -> None:
+        if not len(heldout):
+            raise ValueError(
+                "heldout is empty: without a held-out loss there are no best weights; hold out at least a batch"
+            )
+        self.module, self.train, self.heldout, self.options = model, train, heldout, options
+        model.mean.zero_()
+        model.std.fill_(1.0)
+        model.autocast = torch.bfloat16 if options.dtype == "bfloat16" else None
+        self._rows = _RowCache(model)
+
+    def new_fit(self, sink: MetricSink | None = None, *, checkpoint_every: int = 1000) -> Fit:
+        """The fit of this learner; dropout, if any, draws from torch's global generator, which is seeded here."""
+        options = self.options
+        torch.manual_seed(options.seed)
+        how = FitOptions(
+            num_steps=max(1, round(options.epochs * len(self.train))),
+            learning_rate=options.learning_rate,
+            warmup_share=options.warmup_share,
+            final_share=0.0,
+            weight_decay=options.weight_decay,
+            betas=(0.9, 0.98),
+            max_grad_norm=options.max_grad_norm,
+            eval_every=options.eval_every,
+            checkpoint_every=checkpoint_every,
+            keep_best=True,
+            average_decay=options.average_decay,
+            patience=options.patience,
+            evaluate_start=False,
+            unit="pairs",
+        )
+        return Fit(self, how, sink, groups=parameter_groups(self.module, options), schedule=warmup_linear)
+
+    def batches(self) -> Iterator[tuple[ComparisonBatch, list[list[int]]]]:
+        """Comparisons and the disturbed token rows of their texts, endless; noise and order have one generator."""
+        rng = np.random.default_rng(self.options.seed)
+        while True:
+            for batch in self.train.epoch(rng):
+                yield batch, [disturb(row, self.module, self.options, rng) for row in self._rows(batch.texts)]
+
+    def gradient(self, batch: tuple[ComparisonBatch, list[list[int]]]) -> StepFigures:
+        """Of the Bradley–Terry loss of a batch."""
+        comparisons, rows = batch
+        self.module.train(self.options.dropout > 0)
+        loss = batch_loss(self.module, rows, comparisons, self.options.chunk_size, self.options.centring_coef)
+        loss.backward()
+        return StepFigures(loss.item(), comparisons.num_pairs)
+
+    def heldout_loss(self) -> float:
+        """Mean loss, nats, of the held-out batches."""
+        return heldout_loss(self.module, self.heldout, self._rows)
+
+    def fingerprint(self) -> int:
+        """A checksum of the held-out texts and of the first training batch's."""
+        batches = (next(iter(self.train.epoch(np.random.default_rng(self.options.seed)))), *self.heldout)
+        return zlib.crc32("\0".join(text for batch in batches for text in batch.texts).encode())
 
 
 def fit(
@@ -112,92 +182,38 @@ def fit(
     Args:
         model: what to fit; its calibration is reset, as its rewards change.
         train: source of training batches.
-        heldout: batches on which early stopping looks, at least one.
+        heldout: batches for early stopping, at least one.
         options: how.
-        on_step: told ``(step, num_steps, training loss, best held-out loss)`` after every step.
+        on_step: called with ``(step, num_steps, training loss, best held-out loss)`` after every step.
 
     Raises:
         ValueError: if nothing is held out.
         TrainingDiverged: if a loss is NaN or infinite; the model then has the best weights so far.
     """
-    if not len(heldout):
-        raise ValueError(
-            "heldout is empty: without a held-out loss there are no best weights; hold out at least a batch"
-        )
-    torch.manual_seed(options.seed)
-    rng = np.random.default_rng(options.seed)
-    model.mean.zero_()
-    model.std.fill_(1.0)
-    model.autocast = torch.bfloat16 if options.dtype == "bfloat16" else None
-    num_steps = max(1, round(options.epochs * len(train)))
-    optimizer = torch.optim.AdamW(parameter_groups(model, options), betas=(0.9, 0.98), fused=True)
-    peaks = [group["lr"] for group in optimizer.param_groups]
-    rows = _RowCache(model)
-    average = WeightAverage(model, options.average_decay)
-    result, best = FitResult(), average.copy()
+    fitting = RewardLearner(model, train, heldout, options).new_fit()
+    progress, interrupted = fitting.progress, False
+
+    def show() -> None:
+        if on_step is not None:
+            best = math.inf if progress.best_loss is None else progress.best_loss
+            on_step(progress.step, fitting.options.num_steps, fitting.loss, best)
+
     usual_dropout = set_dropout(model, options.dropout)
-    stale = 0
     try:
-        for batch in _endless(train, rng):
-            factor = learning_rate_factor(result.steps / num_steps, options.warmup_share)
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * factor
-            loss = training_step(model, optimizer, batch, rows, options, rng)
-            average.update(model)
-            result.steps += 1
-            result.num_pairs += batch.num_pairs
-            if result.steps % options.eval_every == 0 or result.steps == num_steps:
-                with average.swapped_in(model):
-                    current = heldout_loss(model, heldout, rows)
-                if not math.isfinite(current):
-                    raise TrainingDiverged(
-                        f"the held-out loss is {current} after step {result.steps}: lower the learning rate, or look "
-                        "for comparisons held out whose weight or margin is no number"
-                    )
-                result.history.append((result.steps, current))
-                stale = 0 if current < result.best_loss else stale + 1
-                if current < result.best_loss:
-                    result.best_loss, best = current, average.copy()
-            if on_step is not None:
-                on_step(result.steps, num_steps, loss, result.best_loss)
-            if result.steps >= num_steps or stale >= options.patience:
-                break
+        fitting.run(stopped=lambda: False, checkpoint=lambda: None, show=show)
     except KeyboardInterrupt:
-        result.interrupted = True
+        interrupted = True
     finally:
-        if result.interrupted and not result.history:
-            best = average.copy()
-        put_back(model, best)
+        fitting.put_best()
         restore_dropout(usual_dropout)
         model.eval()
-    return result
-
-
-def training_step(
-    model: RewardModel,
-    optimizer: torch.optim.Optimizer,
-    batch: ComparisonBatch,
-    rows: _RowCache,
-    options: TrainingOptions,
-    rng: np.random.Generator,
-) -> float:
-    """One optimizer step on one batch; returns its loss in nats.
-
-    Raises:
-        TrainingDiverged: if the loss or its gradient is NaN or infinite; the weights are then left as they were.
-    """
-    model.train(options.dropout > 0)
-    noisy = [disturb(row, model, options, rng) for row in rows(batch.texts)]
-    loss = batch_loss(model, noisy, batch, options.chunk_size, options.centring_coef)
-    optimizer.zero_grad()
-    loss.backward()
-    # Of what is trained here only: a frozen neighbor on the same trunk may still have an old gradient.
-    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(trained, options.max_grad_norm)
-    if not (torch.isfinite(loss) and torch.isfinite(norm)):
-        raise TrainingDiverged(f"the loss is {loss.item()}, its gradient norm {norm.item()}: lower the learning rate")
-    optimizer.step()
-    return loss.item()
+    return FitResult(
+        steps=progress.step,
+        num_pairs=progress.count,
+        best_loss=math.inf if progress.best_loss is None else progress.best_loss,
+        history=fitting.history,
+        interrupted=interrupted,
+    )
 
 
 def batch_loss(
@@ -238,13 +254,7 @@ def disturb(row: list[int], model: RewardModel, options: TrainingOptions, rng: n
     return row
 
 
-def learning_rate_factor(progress: float, warmup_share: float) -> float:
-    """Share of the peak learning rate at ``progress`` in [0, 1]: up linearly, then down linearly to 0; never below."""
-    rising = progress / warmup_share if warmup_share else 1.0
-    return max(0.0, min(rising + 1e-3, (1 - progress) / (1 - warmup_share) if warmup_share < 1 else 1.0))
-
-
-def parameter_groups(model: RewardModel, options: TrainingOptions) -> list[dict[str, object]]:
+def parameter_groups(model: RewardModel, options: TrainingOptions) -> list[dict[str, Any]]:
     """AdamW groups: learning rates fall block by block from the head to the embeddings; only matrices decay."""
     blocks = next((m for m in model.backbone.modules() if isinstance(m, nn.ModuleList)), nn.ModuleList())
     depth = {id(p): i for i, block in enumerate(blocks) for p in block.parameters()}
@@ -277,8 +287,3 @@ class _RowCache:
         new = [text for text in texts if text not in self.known]
         self.known.update(zip(new, self.model.encode(new), strict=True))
         return [self.known[text] for text in texts]
-
-
-def _endless(source: BatchSource, rng: np.random.Generator) -> Iterable[ComparisonBatch]:
-    while True:
-        yield from source.epoch(rng)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,14 @@ class WeightAverage:
     def copy(self) -> dict[str, Tensor]:
         """A state of the average that later updates do not touch."""
         return {name: tensor.clone() for name, tensor in self._mean.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average and how many updates are in it."""
+        return {"count": self.count, "mean": self.copy()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.count, self._mean = state["count"], {name: tensor.clone() for name, tensor in state["mean"].items()}
 
     def swapped_in(self, model: nn.Module) -> _Swapped:
         """A context in which the model has the averaged weights."""

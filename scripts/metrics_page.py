@@ -6,10 +6,10 @@ python -m scripts.metrics_page > docs/metrics.md
 from __future__ import annotations
 
 from agents.evaluation.curve import METRICS as FRONTIER_METRICS
-from agents.recipes.sft.fit import METRICS as LANGUAGE_MODEL_METRICS
 from agents.runs.logging import METRICS
 from agents.text.agent import METRICS as TEXT_AGENT_METRICS
 from agents.text.collector import METRICS as TEXT_METRICS
+from reward_models.fitting import METRICS as LANGUAGE_MODEL_METRICS
 
 OTHER_METRICS = {
     "train/loss (reward model)": "Bradley–Terry loss of the step's comparisons, nats per comparison",

@@ -14,6 +14,9 @@ from textenvs.tokens.prompts import PromptSource, load_prompts
 from textenvs.tokens.rows import PAD
 from textenvs.tokens.tokenizers import decode_rows
 
+EVAL_SEED = 12345
+"""Of every evaluation, so that each policy is given the same uniform numbers."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Samples:

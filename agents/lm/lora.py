@@ -1,8 +1,7 @@
 """One frozen trunk that plays several models: a LoRA adapter for each role, and the trunk itself with adapters off.
 
-Source: Hu et al. 2021, "LoRA" (arXiv:2106.09685); every linear layer of the trunk gets one, the output head none
-(Dettmers et al. 2023, arXiv:2305.14314, section 4). The adapters are peft's. Here is who plays when; what is done with
-the hidden states is in ``agents.lm.causal_lm``.
+The adapters are peft's (see ``textenvs.lm.lora``). Here is which role is on when; what is done with the hidden states
+is in ``agents.lm.causal_lm``.
 """
 
 from __future__ import annotations
@@ -15,17 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import save_file
+from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from textenvs.lm.linear_kernels import speed_up
+from textenvs.lm.lora import ADAPTER_WEIGHTS, adapted_layers, belongs, check_shape, new_config, switch_on, write_adapter
 
 POLICY, VALUE, REFERENCE, REWARD = "policy", "value", "reference", "reward"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-"""What peft calls the file in an adapter's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +35,7 @@ class LoraOptions:
     """Of ``A``."""
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, got {self.rank}")
-        if not self.alpha > 0:
-            raise ValueError(f"alpha must be positive, got {self.alpha}")
+        check_shape(self.rank, self.alpha)
 
 
 class AdaptedTrunk:
@@ -87,13 +79,7 @@ class AdaptedTrunk:
         self._settle()
 
     def _new(self, options: LoraOptions) -> Any:
-        config = LoraConfig(
-            r=options.rank,
-            lora_alpha=options.alpha,  # type: ignore[arg-type]
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-            fan_in_fan_out=any(isinstance(module, Conv1D) for module in self.model.modules()),
-        )
+        config = new_config(self.model, rank=options.rank, alpha=options.alpha)
         peft = get_peft_model(self.model, config, adapter_name=POLICY)
         for role in self.trained[1:]:
             peft.add_adapter(role, copy.deepcopy(config))
@@ -131,8 +117,8 @@ class AdaptedTrunk:
         Raises:
             ValueError: if the adapters differ in rank or in the layers that they change.
         """
-        theirs = {_without(name, source): at for name, at in self.model.named_parameters() if _belongs(name, source)}
-        ours = {_without(name, target): at for name, at in self.model.named_parameters() if _belongs(name, target)}
+        theirs = {_without(name, source): at for name, at in self.model.named_parameters() if belongs(name, source)}
+        ours = {_without(name, target): at for name, at in self.model.named_parameters() if belongs(name, target)}
         if {name: at.shape for name, at in theirs.items()} != {name: at.shape for name, at in ours.items()}:
             ranks = {role: self.peft.peft_config[role].r for role in (source, target)}
             raise ValueError(f"the adapters of {source!r} and {target!r} are not of one shape; their ranks are {ranks}")
@@ -146,9 +132,9 @@ class AdaptedTrunk:
     def _settle(self) -> None:
         """Only what is trained has gradients; the role that was on is on. (peft's own switches change both at once.)"""
         # An adapter that was just loaded may have one where no other has.
-        self._layers = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
+        self._layers = adapted_layers(self.model)
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(any(_belongs(name, role) for role in self.trained))
+            parameter.requires_grad_(any(belongs(name, role) for role in self.trained))
         self._switch(self._active)
         self.model.eval()
         speed_up(self.model)  # here, too, since every adapter brings layers of its own
@@ -179,21 +165,16 @@ class AdaptedTrunk:
         return self.role(self._active)
 
     def _switch(self, name: str | None) -> None:
-        # Not peft's set_adapter and disable_adapter: they also set requires_grad, and a parameter that does not require
-        # a gradient while the backward pass runs silently gets none.
-        for layer in self._layers:
-            layer._disable_adapters = name is None
-            if name is not None:
-                layer._active_adapter = [name]
+        switch_on(self._layers, name)
         self._active = name
 
     def parameters(self, role: str) -> list[nn.Parameter]:
         """The weights of one role's adapter."""
-        return [parameter for name, parameter in self.model.named_parameters() if _belongs(name, role)]
+        return [parameter for name, parameter in self.model.named_parameters() if belongs(name, role)]
 
     def learns(self, name: str) -> bool:
         """Whether a parameter of that name (in the model, or in a module that holds the model) is trained."""
-        return any(_belongs(name, role) for role in self.trained)
+        return any(belongs(name, role) for role in self.trained)
 
     def merged(self) -> Any:
         """A plain transformers model in float32, the policy's adapter added to its weights; takes a trunk's memory."""
@@ -203,13 +184,7 @@ class AdaptedTrunk:
 
     def save(self, folder: str | Path, role: str = POLICY) -> None:
         """Write one role's adapter for ``PeftModel.from_pretrained``."""
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        config = copy.deepcopy(self.peft.peft_config[role])
-        config.inference_mode = True
-        config.save_pretrained(str(path))
-        state = get_peft_model_state_dict(self.peft, adapter_name=role)
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, path / ADAPTER_WEIGHTS)
+        write_adapter(self.peft, role, Path(folder))
 
 
 class RoleTrunk(nn.Module):
@@ -248,10 +223,6 @@ class RoleTrunk(nn.Module):
         if self.role is None:
             raise ValueError("the trunk without an adapter has nothing of its own to save: save its model instead")
         self._trunk.save(folder, self.role)
-
-
-def _belongs(name: str, role: str) -> bool:
-    return ".lora_" in name and role in name.rpartition(".lora_")[2].split(".")
 
 
 def _without(name: str, role: str) -> str:

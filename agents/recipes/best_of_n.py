@@ -23,11 +23,12 @@ import numpy as np
 import torch
 from rich.progress import track
 
+from agents.evaluation.assessor import Assessor
 from agents.evaluation.best_of_n_estimate import best_of_n_kl, best_of_n_means
 from agents.evaluation.curve import write_points
 from agents.evaluation.metrics import standard_error
-from agents.evaluation.samples import write_samples
-from agents.recipes.rlhf.build import TaskParts, build_task
+from agents.lm.causal_lm import CausalLMPolicy
+from agents.recipes.rlhf.build import build_task
 from agents.recipes.rlhf.task import TextTask
 from agents.runs.cli import enter
 from agents.runs.devices import check_device
@@ -70,36 +71,34 @@ def main(config: BestOfNConfig) -> dict[str, Any]:
     with RunDir(config.run_dir, script="best_of_n", overwrite=config.overwrite, reads=config.reads) as run:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        parts = build_task(config)
-        points = measure(parts, samples=config.samples, max_n=config.max_n, seed=config.seed)
+        task = build_task(config)
+        points = measure(task.assessor, task.models.start, samples=config.samples, max_n=config.max_n, seed=config.seed)
         run.begin({name: value for name, value in asdict(config).items() if name != "overwrite"})
         write_points(run.path / TABLE, points)
-        summary = {"prompts": len(parts.eval_prompts), "samples": config.samples, **summary_of(points)}
+        summary = {"prompts": len(task.assessor.prompts), "samples": config.samples, **summary_of(points)}
         run.write_json(SUMMARY, summary)
         return summary
 
 
-def measure(parts: TaskParts, *, samples: int, max_n: int, seed: int) -> list[dict[str, float | None]]:
+def measure(
+    assessor: Assessor, policy: CausalLMPolicy, *, samples: int, max_n: int, seed: int
+) -> list[dict[str, float | None]]:
     """A point for every n up to ``max_n``, with the columns of `best_of_n.csv`.
 
     Args:
-        parts: of the task; the starting model writes.
+        assessor: of the task.
+        policy: what writes.
         samples: N texts for every prompt.
         max_n: largest n, at most N.
-        seed: of the draws, which are others than those of `TaskParts.write`.
+        seed: of the draws, which are others than those of `Assessor.assess`.
     """
-    rival = None if parts.judge is None else parts.judge.score(parts.write(parts.start).texts)
+    judge = assessor.judge
+    rival = None if judge is None else judge.score(assessor.write(policy).texts)
     columns: list[tuple[np.ndarray, np.ndarray | None]] = []
     for number in track(range(samples), "writing"):
-        written = write_samples(
-            parts.start,
-            parts.tokenizer,
-            parts.eval_prompts,
-            max_new_tokens=parts.max_new_tokens,
-            seed=int(np.random.SeedSequence([seed, number]).generate_state(1)[0]),
-        )
-        written = parts.as_said(written)
-        columns.append((parts.score(written), None if parts.judge is None else parts.judge.score(written.texts)))
+        own_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+        written = assessor.write(policy, seed=own_seed)
+        columns.append((assessor.score(written).scores, None if judge is None else judge.score(written.texts)))
     scores = np.stack([score for score, _ in columns], axis=1)
     judged = None if rival is None else np.stack([judged for _, judged in columns if judged is not None], axis=1)
     return points_of(scores, judged, rival, max_n)

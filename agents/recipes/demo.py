@@ -20,11 +20,11 @@ from rich.table import Table
 
 from agents.evaluation.samples import write_samples
 from agents.lm.causal_lm import CausalLMPolicy
+from agents.lm.loading import check_model
 from agents.recipes import control as train_control
 from agents.recipes import reward_model as train_reward_model
 from agents.recipes.rlhf import train as train_text
 from agents.recipes.rlhf.config import TrainTextConfig
-from agents.recipes.rlhf.models import check_model
 from agents.runs.cli import enter
 from agents.runs.devices import check_device
 from agents.runs.plots import CONTROL_CURVES, TEXT_CURVES, plot_run

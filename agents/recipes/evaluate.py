@@ -126,14 +126,15 @@ def evaluate_text(config: EvaluateAgentConfig) -> dict[str, Any]:
     """Figures of the tuned model beside those of the model it started from, on the run's own held-out prompts."""
     from agents.evaluation.metrics import compare
     from agents.lm.causal_lm import CausalLMPolicy
-    from agents.recipes.rlhf.build import build_parts
+    from agents.recipes.rlhf.build import build_task
     from agents.recipes.rlhf.config import TrainTextConfig
 
     settings = json.loads((config.agent / CONFIG).read_text())
     settings |= {"run_dir": str(config.agent), "num_eval_prompts": config.episodes, "device": config.device}
-    parts = build_parts(TrainTextConfig.from_dict(settings))
-    tuned = CausalLMPolicy.from_pretrained(config.agent / MODEL, sampling=parts.policy.sampling).to(config.device)
-    figures, samples = compare(parts.assess(parts.start), parts.assess(tuned))
+    task = build_task(TrainTextConfig.from_dict(settings))
+    start = task.models.start
+    tuned = CausalLMPolicy.from_pretrained(config.agent / MODEL, sampling=start.sampling).to(config.device)
+    figures, samples = compare(task.assessor.assess(start), task.assessor.assess(tuned))
     return {"model": str(config.agent / MODEL), "eval_prompts": len(samples), **figures}
 
 

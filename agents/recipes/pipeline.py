@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from agents.lm.loading import check_model
 from agents.recipes import gguf as pretrained
 from agents.recipes import reward_model as train_reward_model
 from agents.recipes.reward_model import TrainRewardModelConfig
 from agents.recipes.rlhf import train as train_text
 from agents.recipes.rlhf.config import TrainTextConfig
-from agents.recipes.rlhf.models import check_model
 from agents.recipes.sft import train as train_language_model
 from agents.recipes.sft.config import TrainLanguageModelConfig
 from agents.recipes.sft.fit_run import CHECKPOINT

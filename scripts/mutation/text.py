@@ -31,7 +31,7 @@ T_ENV = "tests/textenvs/envs/test_vector.py"
 T_PREFERENCE = "tests/textenvs/wrappers/test_preference.py"
 T_SHAPING = "tests/textenvs/wrappers/test_kl_shaping.py"
 T_REFERENCE = "tests/textenvs/wrappers/test_reference.py"
-T_ROADS = "tests/textenvs/wrappers/test_roads.py"
+T_PATHS = "tests/textenvs/wrappers/test_paths.py"
 T_EXACT = "tests/textenvs/exact/test_enumeration.py"
 T_MODEL, T_BRADLEY_TERRY = "tests/reward_models/test_model.py", "tests/reward_models/test_losses.py"
 
@@ -75,15 +75,15 @@ MUTANTS = (
     Mutant("T4", "the score is paid on the first token", PREFERENCE, "rewards[np.arange(len(scores)), last_action_index(rows.mask)] += scores", "rewards[np.arange(len(scores)), 0] += scores", T_PREFERENCE),
     Mutant("T4", "the score lands on padding", PREFERENCE, "rewards[np.arange(len(scores)), last_action_index(rows.mask)] += scores", "rewards[:, -1] += scores", T_PREFERENCE),
     Mutant("T4", "no score for texts that ran out of budget", PREFERENCE, "rewards[np.arange(len(scores)), last_action_index(rows.mask)] += scores", 'rewards[np.arange(len(scores)), last_action_index(rows.mask)] += scores * (rows.stop_reason == "eos")', T_PREFERENCE),
-    Mutant("T4", "a used-up budget does not end the text", ENV, "self._lengths - self._prompt_lengths >= self.max_new_tokens", "self._lengths - self._prompt_lengths > self.max_new_tokens", T_ENV),
+    Mutant("T4", "a used-up budget does not end the text", ENV, "self.lengths - self.prompt_lengths >= self.max_new_tokens", "self.lengths - self.prompt_lengths > self.max_new_tokens", T_ENV),
     Mutant("A4", "a used-up budget truncates", ENV, "truncated = at_budget if self.budget == \"truncate\" else np.zeros_like(running)", "truncated = at_budget", T_ENV),
     Mutant("A4", "a budget that truncates is not bootstrapped", COLLECT, "final[:, None], next_values)", "0.0 * final[:, None], next_values)", T_COLLECT),
     Mutant("T13", "the price of KL has the wrong sign", SHAPING, "rewards - np.float32(self._beta) * kl if", "rewards + np.float32(self._beta) * kl if", T_SHAPING),
-    Mutant("T13", "KL is charged twice when playing", SHAPING, "rewards = self._kl_wrapper(rows.rewards, kl)", "rewards = self._kl_wrapper(self._kl_wrapper(rows.rewards, kl), kl)", T_SHAPING),
-    Mutant("T13", "KL is charged twice when stepping", SHAPING, "return observations, self._kl_wrapper(rewards, kl), ", "return observations, self._kl_wrapper(self._kl_wrapper(rewards, kl), kl), ", T_SHAPING),
+    Mutant("T13", "KL is charged twice when playing", SHAPING, "rewards = self._shaped(rows.rewards, kl)", "rewards = self._shaped(self._shaped(rows.rewards, kl), kl)", T_SHAPING),
+    Mutant("T13", "KL is charged twice when stepping", SHAPING, "return observations, self._shaped(rewards, kl), ", "return observations, self._shaped(self._shaped(rewards, kl), kl), ", T_SHAPING),
     Mutant("T13", "two KL wrappers may be stacked", "textenvs/envs/wrapper.py", "if type(inner) is type(self):", "if False:", T_SHAPING),
     Mutant("T13", "resets are charged for", SHAPING, "kl[running] = self._acting_logprobs(actions)[running] - self._reference_logprobs(actions, running)[running]", "kl = self._acting_logprobs(actions) - self._reference_logprobs(actions, running)", T_SHAPING),
-    Mutant("T6", "what the reference says at padding is charged", SHAPING, "return as_numbers(np.where(mask, array, 0), mask.shape, name)", "return as_numbers(array, mask.shape, name)", f"{T_SHAPING} {T_ROADS}"),
+    Mutant("T6", "what the reference says at padding is charged", SHAPING, "return as_numbers(np.where(mask, array, 0), mask.shape, name)", "return as_numbers(array, mask.shape, name)", f"{T_SHAPING} {T_PATHS}"),
     Mutant("T13", "log-probs handed over are used for every later step", ENV, "        actions = self.check_actions(actions)\n        self._handed = None\n", "        actions = self.check_actions(actions)\n", f"{T_SHAPING} {T_ENV}"),
     Mutant("T12", "the KL's controller lowers the price when the policy strays", KL_PRICE, "beta * (1.0 + error * episodes / self.horizon)", "beta * (1.0 - error * episodes / self.horizon)", T_COLLECT),
     Mutant("T12", "an annealed price goes beyond its end", KL_PRICE, "return min(moved, self.end) if self._step > 0 else max(moved, self.end)", "return max(moved, 0.0)", T_COLLECT),

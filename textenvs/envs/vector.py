@@ -1,39 +1,27 @@
 """Text generation as a native Gymnasium vector environment. No model, no reward: wrappers add those.
 
-Two roads lead through an episode and give the same tokens and rewards. `step` takes one token of every sub-environment
-and works with any agent. `draw_prompts` and `play` are the fast road: the agent writes whole rows and hands them in.
+Two paths lead through an episode and give the same tokens and rewards. The step path, `step`, takes one token of every
+sub-environment and works with any agent. On the batch path, `draw_prompts` and `play`, the agent writes whole rows.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from textenvs.tokens.checks import check_completions, check_logprobs
+from textenvs.envs.batch_path import finished_rows
+from textenvs.envs.row_buffer import Finished, RowBuffer
+from textenvs.tokens.checks import check_logprobs
 from textenvs.tokens.prompts import Prompts, PromptSampler, PromptSource, load_prompts
-from textenvs.tokens.rows import EOS, LENGTH, PAD, TokenRows, split
+from textenvs.tokens.rows import EOS, LENGTH, PAD, TokenRows
 from textenvs.tokens.tokenizers import Tokenizer
 
-_EVERYTHING_STATE = ("tokens", "lengths", "prompt_lengths", "ended", "started", "sampler", "generator", "prompts")
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The episodes that the last step ended, in order of their sub-environments; K of them."""
-
-    indices: NDArray[np.int64]
-    """``[K]`` sub-environments."""
-    prompts: NDArray[np.int64]
-    """``[K, P]`` right-padded with PAD."""
-    completions: NDArray[np.int64]
-    """``[K, T]`` right-padded with PAD."""
+_STATE = ("tokens", "lengths", "prompt_lengths", "ended", "started", "sampler", "generator", "prompts")
 
 
 class TokenVectorEnv(VectorEnv[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]):
@@ -41,7 +29,7 @@ class TokenVectorEnv(VectorEnv[NDArray[np.int64], NDArray[np.int64], NDArray[Any
 
     | Observation | Box(-1, V-1, (L,), int64): prompt and tokens so far, right-padded with PAD = -1; L = P + T         |
     | Action      | Discrete(V): the next token id                                                                   |
-    | Reward      | 0; wrappers add the preference score (`PreferenceReward`) and the KL price (`KLShaping`)         |
+    | Reward      | 0; wrappers add the preference score (`PreferenceReward`) and the KL penalty (`KLShaping`)         |
     | Termination | the action is eos_token_id, or max_new_tokens were produced (the budget is part of the task)     |
     | Truncation  | never; with budget="truncate" a used-up budget truncates instead of terminating                  |
     | Info        | stop_reason[i] in {"", "eos", "length"}, of the action just taken, in every autoreset mode       |
@@ -108,11 +96,7 @@ class TokenVectorEnv(VectorEnv[NDArray[np.int64], NDArray[np.int64], NDArray[Any
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
 
-        self._tokens = np.full((num_envs, width), PAD, dtype=np.int64)
-        self._lengths = np.zeros(num_envs, dtype=np.int64)
-        self._prompt_lengths = np.zeros(num_envs, dtype=np.int64)
-        self._ended = np.zeros(num_envs, dtype=np.bool_)
-        self._started = np.zeros(num_envs, dtype=np.bool_)
+        self._rows = RowBuffer(num_envs, self.max_prompt_tokens, max_new_tokens)
         self.set_group_size(group_size)
         self._handed: NDArray[np.float32] | None = None
         self.finished = self._finished(np.zeros(0, dtype=np.int64))
@@ -125,32 +109,30 @@ class TokenVectorEnv(VectorEnv[NDArray[np.int64], NDArray[np.int64], NDArray[Any
         """
         if group_size < 1 or self.num_envs % group_size:
             raise ValueError(f"group_size: {self.num_envs} sub-environments cannot stand in groups of {group_size!r}")
-        if self._started.any():
+        if self._rows.started.any():
             raise ValueError(f"group_size: expected before the first reset, received {group_size} after it")
         self.group_size = group_size
         self._sampler = PromptSampler(len(self.prompts), shuffle=self._shuffle, repeats=group_size)
 
-    # -- stepping ------------------------------------------------------------------------------------------------------
-
     @property
     def tokens(self) -> NDArray[np.int64]:
         """``[num_envs, L]`` the rows as they stand, right-padded with PAD. Read only: the environment's own memory."""
-        return self._tokens
+        return self._rows.tokens
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         """``[num_envs]`` tokens in each row."""
-        return self._lengths
+        return self._rows.lengths
 
     @property
     def prompt_lengths(self) -> NDArray[np.int64]:
         """``[num_envs]`` tokens of each row that are its prompt."""
-        return self._prompt_lengths
+        return self._rows.prompt_lengths
 
     @property
     def running(self) -> NDArray[np.bool_]:
         """``[num_envs]`` True where the next `step` takes its action (False: a reset is due first)."""
-        return self._started & ~self._ended
+        return self._rows.running
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -163,16 +145,13 @@ class TokenVectorEnv(VectorEnv[NDArray[np.int64], NDArray[np.int64], NDArray[Any
             ValueError: the mask is of another shape or type, selects nothing, or leaves out a sub-environment that was
                 never reset.
         """
-        mask = self._reset_mask((options or {}).get("reset_mask"))
+        mask = self._rows.check_reset_mask((options or {}).get("reset_mask"))
         if seed is not None:
             self._seed(seed)
         self._handed = None
         self._begin(np.flatnonzero(mask))
         self.finished = self._finished(np.zeros(0, dtype=np.int64))
-        return self._tokens.copy(), {
-            "stop_reason": np.full(self.num_envs, "", dtype="<U6"),
-            "_stop_reason": mask,
-        }
+        return self.tokens.copy(), {"stop_reason": np.full(self.num_envs, "", dtype="<U6"), "_stop_reason": mask}
 
     def step(
         self, actions: NDArray[np.int64]
@@ -190,13 +169,11 @@ class TokenVectorEnv(VectorEnv[NDArray[np.int64], NDArray[np.int64], NDArray[Any
         actions = self.check_actions(actions)
         self._handed = None
         running = self.running
-        rows = np.flatnonzero(running)
+        self._rows.append(actions)
         self._begin(np.flatnonzero(~running))  # mode NEXT_STEP
-        self._tokens[rows, self._lengths[rows]] = actions[rows]
-        self._lengths[rows] += 1
 
         at_eos = running & (actions == self.eos_token_id) if self.eos_token_id is not None else np.zeros_like(running)
-        at_budget = running & ~at_eos & (self._lengths - self._prompt_lengths >= self.max_new_tokens)
+        at_budget = running & ~at_eos & (self.lengths - self.prompt_lengths >= self.max_new_tokens)
         ended = at_eos | at_budget
         truncated = at_budget if self.budget == "truncate" else np.zeros_like(running)
         terminated = ended & ~truncated
@@ -205,48 +182,25 @@ class TokenVectorEnv(VectorEnv[NDArray[np.int64], NDArray[np.int64], NDArray[Any
         self.finished = self._finished(indices)
         reasons = np.where(at_eos, EOS, np.where(at_budget, LENGTH, "")).astype("<U6")
         infos: dict[str, Any] = {"stop_reason": reasons, "_stop_reason": np.ones(self.num_envs, dtype=np.bool_)}
-        self._ended = ended
+        self._rows.ended = ended
         if self.autoreset_mode is AutoresetMode.SAME_STEP and indices.size:
             infos |= self._final(indices, ended, reasons)
             self._begin(indices)
-        return self._tokens.copy(), np.zeros(self.num_envs, dtype=np.float32), terminated, truncated, infos
+        return self.tokens.copy(), np.zeros(self.num_envs, dtype=np.float32), terminated, truncated, infos
 
     def split_rows(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Copies of the rows `indices`: prompts ``[K, P]`` and completions so far ``[K, T]``, right-padded."""
-        return split(
-            self._tokens[indices],
-            self._prompt_lengths[indices],
-            self._lengths[indices],
-            self.max_prompt_tokens,
-            self.max_new_tokens,
-        )
+        return self._rows.split(indices)
 
-    def check_actions(self, actions: Any) -> NDArray[np.int64]:
+    def check_actions(self, actions: ArrayLike) -> NDArray[np.int64]:
         """Actions as int64 ``[num_envs]``; raises what `step` raises, and changes nothing."""
-        if not self._started.all():
-            raise ResetNeeded("call reset() before the first step()")
-        if self.autoreset_mode is AutoresetMode.DISABLED and self._ended.any():
-            raise ResetNeeded(
-                f"sub-environments {np.flatnonzero(self._ended).tolist()} have ended and autoreset is disabled; call "
-                'reset(options={"reset_mask": terminated | truncated}) first'
-            )
-        array = np.asarray(actions)
-        if array.shape != (self.num_envs,) or not np.issubdtype(array.dtype, np.integer):
-            raise ValueError(
-                f"actions: expected {self.num_envs} integers, received shape {array.shape} of type {array.dtype}"
-            )
-        wrong = np.flatnonzero(self.running & ((array < 0) | (array >= self.vocab_size)))
-        if wrong.size:
-            raise ValueError(
-                f"actions: token id {array[wrong[0]]} of sub-environment {wrong[0]} is outside the vocabulary "
-                f"[0, {self.vocab_size})"
-            )
-        return array.astype(np.int64)
+        resets = self.autoreset_mode is not AutoresetMode.DISABLED
+        return self._rows.check_actions(actions, self.vocab_size, resets=resets)
 
-    def hand_logprobs(self, logprobs: Any) -> None:
+    def hand_logprobs(self, logprobs: ArrayLike) -> None:
         """The acting agent's log-probs ``[num_envs]``, nats, of the actions it gives to the next `step`.
 
-        `KLShaping` prices the step by them. They hold for one step. From outside of any wrappers:
+        `KLShaping` charges the step by them. They hold for one step. From outside of any wrappers:
         ``envs.unwrapped.hand_logprobs(...)``.
 
         Raises:
@@ -263,8 +217,6 @@ class TokenVectorEnv(VectorEnv[NDArray[np.int64], NDArray[np.int64], NDArray[Any
         """What `hand_logprobs` brought for the next step, or None."""
         return self._handed
 
-    # -- the fast road -------------------------------------------------------------------------------------------------
-
     def draw_prompts(self, *, seed: int | None = None) -> NDArray[np.int64]:
         """Prompts ``[num_envs, P]``, right-padded: those that ``reset(seed=seed)`` would begin with.
 
@@ -276,7 +228,7 @@ class TokenVectorEnv(VectorEnv[NDArray[np.int64], NDArray[np.int64], NDArray[Any
         return np.pad(drawn, ((0, 0), (0, self.max_prompt_tokens - drawn.shape[1])), constant_values=PAD)
 
     def play(
-        self, prompts: NDArray[np.int64], completions: NDArray[np.int64], logprobs: NDArray[Any] | None = None
+        self, prompts: NDArray[np.int64], completions: NDArray[np.int64], logprobs: ArrayLike | None = None
     ) -> TokenRows:
         """Finished rows as if their completions had been stepped from their prompts. Touches no state.
 
@@ -289,85 +241,49 @@ class TokenVectorEnv(VectorEnv[NDArray[np.int64], NDArray[np.int64], NDArray[Any
         Raises:
             ValueError: rows that no episode could have produced; the message names the first.
         """
-        prompts, completions = np.asarray(prompts, dtype=np.int64), np.asarray(completions, dtype=np.int64)
-        if prompts.ndim != 2 or completions.ndim != 2 or len(prompts) != len(completions):
-            raise ValueError(
-                f"prompts and completions: expected [N, P] and [N, T], received {prompts.shape} and {completions.shape}"
-            )
-        mask = completions != PAD
-        at_eos = check_completions(completions, self.eos_token_id, self.vocab_size, self.max_new_tokens)
-        rewards = np.zeros(completions.shape, dtype=np.float32)
-        if logprobs is not None:
-            logprobs = np.asarray(logprobs)
-            if logprobs.shape != completions.shape:
-                raise ValueError(f"logprobs: expected shape {completions.shape}, received {logprobs.shape}")
-            logprobs = np.where(mask, logprobs, 0).astype(np.float32)
-            check_logprobs(logprobs, "logprobs")
-        truncated = ~at_eos if self.budget == "truncate" else np.zeros_like(at_eos)
-        return TokenRows(
-            prompts=prompts,
-            completions=completions,
-            rewards=rewards,
-            terminated=~truncated,
-            truncated=truncated,
-            stop_reason=np.where(at_eos, EOS, LENGTH).astype("<U6"),
-            logprobs=logprobs,
+        return finished_rows(
+            prompts,
+            completions,
+            logprobs,
+            eos_token_id=self.eos_token_id,
+            vocab_size=self.vocab_size,
+            max_new_tokens=self.max_new_tokens,
+            budget_truncates=self.budget == "truncate",
         )
-
-    # -- resume --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """All that changes while the environment runs, of JSON types and numpy arrays."""
         return {
-            "tokens": self._tokens.copy(),
-            "lengths": self._lengths.copy(),
-            "prompt_lengths": self._prompt_lengths.copy(),
-            "ended": self._ended.copy(),
-            "started": self._started.copy(),
+            **self._rows.state_dict(),
             "sampler": self._sampler.state_dict(),
             "generator": self.np_random.bit_generator.state,
             "prompts": self.prompts.fingerprint(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on exactly where `state` was taken.
+        """Restore what `state_dict` returned.
 
         Raises:
             ValueError: the state is of an environment with other prompts or another shape.
         """
-        missing = [key for key in _EVERYTHING_STATE if key not in state]
+        missing = [key for key in _STATE if key not in state]
         if missing:
             raise ValueError(f"the state lacks {missing}")
         if state["prompts"] != self.prompts.fingerprint():
             raise ValueError("the state is of an environment with other prompts")
-        tokens = np.array(state["tokens"], dtype=np.int64)
-        if tokens.shape != self._tokens.shape:
-            raise ValueError(f"the state has rows of shape {tokens.shape}, this environment {self._tokens.shape}")
+        self._rows.load_state_dict(state)
         self._sampler.load_state_dict(state["sampler"])
         self.np_random.bit_generator.state = state["generator"]
-        self._tokens = tokens
-        self._lengths = np.array(state["lengths"], dtype=np.int64)
-        self._prompt_lengths = np.array(state["prompt_lengths"], dtype=np.int64)
-        self._ended = np.array(state["ended"], dtype=np.bool_)
-        self._started = np.array(state["started"], dtype=np.bool_)
         self._handed = None
-
-    # -- inside --------------------------------------------------------------------------------------------------------
 
     def _seed(self, seed: int) -> None:
         super().reset(seed=seed)
         self._sampler.restart()
 
     def _begin(self, indices: NDArray[np.int64]) -> None:
-        """Opens an episode in each of the sub-environments `indices`."""
-        if not indices.size:
-            return
-        drawn = self._sampler.draw(len(indices), self.np_random)
-        self._tokens[indices] = PAD
-        self._tokens[indices, : self.prompts.tokens.shape[1]] = self.prompts.tokens[drawn]
-        self._lengths[indices] = self._prompt_lengths[indices] = self.prompts.lengths[drawn]
-        self._ended[indices] = False
-        self._started[indices] = True
+        """Begin an episode in each of the sub-environments `indices`."""
+        if indices.size:
+            self._rows.begin(indices, self.prompts, self._sampler.draw(len(indices), self.np_random))
 
     def _finished(self, indices: NDArray[np.int64]) -> Finished:
         return Finished(indices, *self.split_rows(indices))
@@ -376,23 +292,7 @@ class TokenVectorEnv(VectorEnv[NDArray[np.int64], NDArray[np.int64], NDArray[Any
         """Gymnasium's entries for episodes that ended and are reset in the same step."""
         final_obs = np.full(self.num_envs, None, dtype=object)
         for index in indices:
-            final_obs[index] = self._tokens[index].copy()
+            final_obs[index] = self.tokens[index].copy()
         final_info = {"stop_reason": reasons.copy(), "_stop_reason": ended.copy()}
-        return {
-            "final_obs": final_obs,
-            "_final_obs": ended.copy(),
-            "final_info": final_info,
-            "_final_info": ended.copy(),
-        }
-
-    def _reset_mask(self, mask: Any) -> NDArray[np.bool_]:
-        if mask is None:
-            return np.ones(self.num_envs, dtype=np.bool_)
-        if not isinstance(mask, np.ndarray) or mask.shape != (self.num_envs,) or mask.dtype != np.bool_:
-            raise ValueError(f"reset_mask: expected a bool array of shape ({self.num_envs},), received {mask!r}")
-        if not mask.any():
-            raise ValueError("reset_mask: selects no sub-environment")
-        if not (mask | self._started).all():
-            never = np.flatnonzero(~(mask | self._started)).tolist()
-            raise ValueError(f"reset_mask: leaves out sub-environments {never}, which were never reset")
-        return mask.copy()
+        finals = {"final_obs": final_obs, "final_info": final_info}
+        return finals | {f"_{name}": ended.copy() for name in finals}

@@ -1,4 +1,4 @@
-"""What the wrappers of token environments share: both roads of the environment below, and how they tell their info."""
+"""Base of the wrappers of token environments: step path and batch path pass through, and info entries are masked."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from textenvs.envs.vector import TokenVectorEnv
 from textenvs.tokens.rows import TokenRows
 
 
 class TokenVectorWrapper(VectorWrapper[Any, Any, Any, Any, Any]):
-    """A wrapper of a `TokenVectorEnv` that keeps its fast road open; it changes nothing itself.
+    """A wrapper of a `TokenVectorEnv` that passes the batch path through; it changes nothing itself.
 
     Args:
         envs: a `TokenVectorEnv` or a wrapper of this kind. Gymnasium's own wrappers go outside of all of these: `play`
@@ -41,7 +41,7 @@ class TokenVectorWrapper(VectorWrapper[Any, Any, Any, Any, Any]):
         assert isinstance(base, TokenVectorEnv)
         return base
 
-    def hand_logprobs(self, logprobs: Any) -> None:
+    def hand_logprobs(self, logprobs: ArrayLike) -> None:
         """See `TokenVectorEnv.hand_logprobs`."""
         self._inner.hand_logprobs(logprobs)
 
@@ -50,7 +50,7 @@ class TokenVectorWrapper(VectorWrapper[Any, Any, Any, Any, Any]):
         return self._inner.draw_prompts(seed=seed)
 
     def play(
-        self, prompts: NDArray[np.int64], completions: NDArray[np.int64], logprobs: NDArray[Any] | None = None
+        self, prompts: NDArray[np.int64], completions: NDArray[np.int64], logprobs: ArrayLike | None = None
     ) -> TokenRows:
         """See `TokenVectorEnv.play`; the rewards include what this wrapper adds."""
         return self._inner.play(prompts, completions, logprobs)

@@ -1,6 +1,6 @@
 """Token environments whose best policy is known exactly, registered as ``textenvs/Exact...-v0``.
 
-They are `TokenVectorEnv`s with `PreferenceReward` and `KLShaping` around them, the same road that a language model
+They are `TokenVectorEnv`s with `PreferenceReward` and `KLShaping` around them, the same path that a language model
 takes; only reference and score are tables, small enough for `exact` to enumerate. The environment knows its optimum:
 
     envs = gym.make_vec("textenvs/ExactSentiment-v0", num_envs=256)

@@ -35,12 +35,13 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Any:
     from transformers import AutoTokenizer
 
     name = os.fspath(path)
-    kinds = ("token*", "vocab*", "*.model", "*.tiktoken")
+    # Given a directory without a tokenizer, transformers 5 makes up an empty one for some model families.
+    kinds = ("tokenizer.*", "vocab.*", "tekken.json", "*.model", "*.tiktoken")
     if Path(name).is_dir() and not any(any(Path(name).glob(kind)) for kind in kinds):
-        raise ValueError(f"{name}: a model directory without tokenizer; save the tokenizer beside the model")
+        raise ValueError(f"{name}: no tokenizer there; save the model's tokenizer into the same directory")
     try:
         return AutoTokenizer.from_pretrained(name, local_files_only=Path(name).is_dir())
-    except (OSError, ValueError, KeyError) as fault:
+    except (OSError, ValueError, KeyError, TypeError) as fault:
         raise ValueError(f"{name}: no tokenizer could be loaded from there: {fault}") from fault
 
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from gymnasium.vector import VectorEnv
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from textenvs.envs.wrapper import TokenVectorWrapper
 from textenvs.tokens.checks import as_numbers, check_logprobs
@@ -104,7 +104,7 @@ class KLShaping(TokenVectorWrapper):
         return observations, self._shaped(rewards, kl), terminated, truncated, infos
 
     def play(
-        self, prompts: NDArray[np.int64], completions: NDArray[np.int64], logprobs: NDArray[Any] | None = None
+        self, prompts: NDArray[np.int64], completions: NDArray[np.int64], logprobs: ArrayLike | None = None
     ) -> TokenRows:
         """See `TokenVectorEnv.play`; the reference scores all rows in batched passes."""
         rows = super().play(prompts, completions, logprobs)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium.vector import VectorEnv
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from textenvs.envs.wrapper import TokenVectorWrapper
 from textenvs.tokens.rows import TokenRows, last_action_index
@@ -93,7 +93,7 @@ class PreferenceReward(TokenVectorWrapper):
         return observations, rewards, terminated, truncated, infos
 
     def play(
-        self, prompts: NDArray[np.int64], completions: NDArray[np.int64], logprobs: NDArray[Any] | None = None
+        self, prompts: NDArray[np.int64], completions: NDArray[np.int64], logprobs: ArrayLike | None = None
     ) -> TokenRows:
         """See `TokenVectorEnv.play`; all rows are scored in one call."""
         rows = super().play(prompts, completions, logprobs)

@@ -8,11 +8,11 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.critic import start_critic
 from agents.lm.lora import REWARD, VALUE, AdaptedTrunk, RoleTrunk
-from agents.recipes.rlhf.models import TextModels
 from agents.recipes.rlhf.task import TextTask
 from reward_models import RewardModel
 from reward_models.ensemble import RewardEnsemble, is_ensemble, member_folders
@@ -20,34 +20,37 @@ from reward_models.files import base_of
 from reward_models.lora import ADAPTER
 from textenvs import assets
 from textenvs.tokens.tokenizers import same_tokenizer
+from textenvs.wrappers.interfaces import Scorer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, kw_only=True)
 class NamedScorers:
     """What `PreferenceReward` is given: scorers, and what their figures are called."""
 
-    scorers: list[Any]
+    scorers: list[Scorer]
     names: list[str]
 
 
-def build_scorers(config: TextTask, models: TextModels) -> NamedScorers:
-    """The scorers that ``--reward-model`` names; adapters over the trunk that the policy shares join it there.
+def build_scorers(task: TextTask, trunk: AdaptedTrunk | None) -> NamedScorers:
+    """The scorers that ``--reward-model`` names; adapters over the model of ``trunk`` join it there.
 
     Raises:
         ValueError: if one cannot be loaded, or is named twice.
     """
-    given = reward_sources(config)
+    given = reward_sources(task)
     names = scorer_names(given)
     scorers = [
-        load_reward_model(one, models.adapters, device=config.device) if _is_folder(one) else _function(one)
-        for one in given
+        load_reward_model(one, trunk, device=task.device) if _is_folder(one) else _function(one) for one in given
     ]
     return NamedScorers(scorers=scorers, names=names)
 
 
-def reward_sources(config: TextTask) -> list[str]:
+def reward_sources(task: TextTask) -> list[str]:
     """What ``--reward-model`` names, or the project's own."""
-    return list(config.reward_model) or [str(assets.reward_model_dir())]
+    return list(task.reward_model) or [str(assets.reward_model_dir())]
 
 
 def scorer_names(given: Sequence[str]) -> list[str]:
@@ -79,10 +82,11 @@ def _is_folder(given: str) -> bool:
     return ":" not in given or Path(given).exists()
 
 
-def _function(given: str) -> Any:
+def _function(given: str) -> Scorer:
     module, _, name = given.partition(":")
     try:
-        return getattr(importlib.import_module(module), name)
+        scorer: Scorer = getattr(importlib.import_module(module), name)
+        return scorer
     except (ImportError, AttributeError) as fault:
         raise ValueError(f"--reward-model {given}: {fault}") from fault
 
@@ -123,16 +127,19 @@ def stands_on(folder: Path, model: str) -> bool:
     return base == model or (Path(base).is_dir() and Path(model).is_dir() and Path(base).samefile(model))
 
 
-def start_critic_as_reward(models: TextModels, scorer: Any, first_prompt: Sequence[int]) -> None:
-    """Let the policy's critic begin as a reward model, an ensemble's first member: its trunk or adapter, and its head.
+def start_critic_as_reward(
+    policy: CausalLMPolicy, tokenizer: PreTrainedTokenizerBase, scorer: Scorer, first_prompt: Sequence[int]
+) -> None:
+    """Initialize the policy's critic from a reward model (an ensemble's first member): trunk or adapter, and head.
 
     Its values are then the reward model's scores if both read the same tokens. The reward model opens a text with its
     tokenizer's bos; where prompts have none (GPT-2's own tokenizer adds none) the critic reads the text without it, and
-    its values are near the scores, not equal. A start all the same; a warning tells.
+    its values are near the scores, not equal, and a warning says so.
 
     Args:
-        models: whose critic.
-        scorer: as what.
+        policy: whose critic.
+        tokenizer: the policy's.
+        scorer: a reward model or an ensemble.
         first_prompt: token ids of a prompt of the run.
 
     Raises:
@@ -141,15 +148,15 @@ def start_critic_as_reward(models: TextModels, scorer: Any, first_prompt: Sequen
     one = scorer.members[0] if isinstance(scorer, RewardEnsemble) else scorer
     if not isinstance(one, RewardModel):
         raise ValueError(f"critic_start reward-model: the first --reward-model must be one, not {type(one).__name__}")
-    if not same_tokenizer(one.tokenizer, models.tokenizer):
+    if not same_tokenizer(one.tokenizer, tokenizer):
         raise ValueError("critic_start reward-model: the reward model's tokenizer is not the language model's")
     weight, bias = one.head.weight / one.std, float(-one.mean / one.std)
     trunk: Any = one.backbone
-    if models.adapters is None:
-        start_critic(models.policy, weight, bias, trunk)
+    if policy.adapters is None:
+        start_critic(policy, weight, bias, trunk)
     elif isinstance(trunk, RoleTrunk) and trunk.role is not None:
-        models.adapters.copy_adapter(trunk.role, VALUE)
-        start_critic(models.policy, weight, bias)
+        policy.adapters.copy_adapter(trunk.role, VALUE)
+        start_critic(policy, weight, bias)
     else:
         raise ValueError("critic_start reward-model: with memory adapters the reward model is one over the same trunk")
     bos = one.tokenizer.bos_token_id

@@ -18,7 +18,8 @@ from agents.evaluation.metrics import compare
 from agents.evaluation.token_page import PAGE, Snapshot, write_token_page
 from agents.evaluation.token_table import token_tables
 from agents.lm.memory import PeakMemory, held_bytes
-from agents.recipes.rlhf.build import TextParts, build_parts, save_adapter, save_model
+from agents.lm.saving import save_adapter, save_model
+from agents.recipes.rlhf.build import TextParts, build_parts
 from agents.recipes.rlhf.config import TrainTextConfig
 from agents.recipes.rlhf.memory_plan import as_text, planned_bytes
 from agents.runs import checkpoint
@@ -66,16 +67,17 @@ def main(config: TrainTextConfig) -> dict[str, Any]:
         if config.resume:
             agent.load_state_dict(processes.broadcast(checkpoint.load(run.path / CHECKPOINT)))
             trained = _Clock(**json.loads((run.path / STATE).read_text()))
-        before = parts.assess(parts.start)  # where a reward that cannot be used shows, so the run begins after it
+        # Before the run begins: a reward that cannot be used shows here.
+        before = parts.assessor.assess(parts.task.models.start)
         run.begin(_identity(config))
         resume_at = agent.steps if config.resume else None
         with closing(FileSink(run.path, resume_at=resume_at)) as agent.logger:
             frontier = FrontierFollower(run.path / FRONTIER, before, agent.logger, resume_at=resume_at)
             finished = _train(agent, config, parts, run, trained, frontier)
             peak_bytes = peak.bytes()
-            save_model(parts.policy, parts.tokenizer, run.path / MODEL)
+            save_model(parts.policy, parts.assessor.tokenizer, run.path / MODEL)
             save_adapter(parts.policy, run.path / ADAPTER)
-            after = parts.assess(parts.policy)
+            after = parts.assessor.assess(parts.policy)
             if finished:
                 frontier.add(agent.steps, after)
         figures, samples = compare(before, after)
@@ -102,7 +104,7 @@ def _agent(config: TrainTextConfig, parts: TextParts) -> TextAgent:
         config.agent_config(),
         policy=parts.policy,
         collector=parts.collector,
-        reference=parts.reference.policy,
+        reference=parts.task.models.plain,
     )
 
 
@@ -145,13 +147,13 @@ def _train(
             clock.seconds, began = clock.seconds + now - began, now
             clock.tokens += agent.metrics["rollout/length_mean"] * config.batch_size
             progress.show(agent.steps, agent.metrics)
-            if agent.updates % 10 == 1:
-                progress.log_samples(*parts.newest_texts(4), agent.steps)
+            if agent.updates % 10 == 1 and parts.collector.last is not None:
+                progress.log_samples(*parts.assessor.decode(parts.collector.last, 4), agent.steps)
             if agent.updates == 1:
                 write_token_page(run.path / PAGE, _snapshot(agent, parts))
             if evaluate_every and agent.updates % evaluate_every == 0 and agent.steps < config.episodes:
                 paused = time.perf_counter()
-                frontier.add(agent.steps, parts.assess(parts.policy))
+                frontier.add(agent.steps, parts.assessor.assess(parts.policy))
                 began += time.perf_counter() - paused
             if agent.updates % config.checkpoint_every == 0:
                 keep()
@@ -185,9 +187,9 @@ def _snapshot(agent: TextAgent, parts: TextParts) -> Snapshot:
     assert agent.newest is not None
     assert parts.collector.last is not None
     rollout, batch = agent.newest
-    prompts, _ = parts.newest_texts(SHOWN)
+    prompts, _ = parts.assessor.decode(parts.collector.last, SHOWN)
     tables = token_tables(
-        rollout, batch, parts.collector.last, prompts, parts.tokenizer, valued=agent.config.uses_critic
+        rollout, batch, parts.collector.last, prompts, parts.assessor.tokenizer, valued=agent.config.uses_critic
     )
     return Snapshot(
         algorithm=agent.config.algorithm,

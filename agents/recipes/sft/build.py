@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from agents.lm.causal_lm import CausalLMPolicy
+from agents.lm.loading import DTYPES, autocast_of, end_of_text
 from agents.lm.lora import POLICY, AdaptedTrunk, LoraOptions
-from agents.recipes.rlhf.models import DTYPES, end_of_text
 from agents.recipes.sft.config import TrainLanguageModelConfig
 from agents.recipes.sft.data import Examples, read_examples
 from agents.recipes.sft.from_scratch import new_model, train_tokenizer
@@ -34,7 +34,6 @@ def build_policy(config: TrainLanguageModelConfig, examples: Examples) -> tuple[
     Raises:
         ValueError: if they cannot be loaded, or name no token, or not the same one, as the end of a text.
     """
-    autocast = None if config.dtype == "float32" else DTYPES[config.dtype]
     if config.model is None:
         if examples.kind == "chats":
             raise ValueError("rows with messages need --model: a new model's tokenizer has no chat template")
@@ -60,7 +59,7 @@ def build_policy(config: TrainLanguageModelConfig, examples: Examples) -> tuple[
         critic="none",
         adapters=trunk,
         role=POLICY,
-        autocast=autocast,
+        autocast=autocast_of(config.dtype),
         recompute=config.gradient_checkpointing,
     )
     return tokenizer, policy

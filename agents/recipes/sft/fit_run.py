@@ -6,11 +6,11 @@ from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from agents.recipes.sft.fit import Fit, FitOptions, Learner, perplexity_of
 from agents.runs import checkpoint
 from agents.runs.logging import FileSink
 from agents.runs.progress import stop_on_interrupt
 from agents.runs.run_dir import RunDir
+from reward_models.fitting import Fit, FitOptions, Learner, perplexity_of
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -61,7 +61,7 @@ def _bar() -> Progress:
 
 def _figures(fit: Fit) -> str:
     progress = fit.progress
-    speed = f"{progress.tokens / max(progress.step_seconds, 1e-9):.0f} tokens/s"
+    speed = f"{progress.count / max(progress.step_seconds, 1e-9):.0f} tokens/s"
     if progress.last_loss is None:
         return speed
     return f"held-out perplexity {perplexity_of(progress.last_loss):.2f}  {speed}"

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from agents.recipes.sft.config import TrainLanguageModelConfig
-from agents.recipes.sft.fit import StepFigures
+from reward_models.fitting import StepFigures
 
 END_OF_TEXT = "<|endoftext|>"
 ROW_LENGTHS = (32, 64, 96)
@@ -142,7 +142,7 @@ def new_model(config: TrainLanguageModelConfig, tokenizer: PreTrainedTokenizerFa
 
 
 class FromScratch:
-    """A new model over reviews, as `agents.recipes.sft.fit` trains it.
+    """A new model over reviews, as `reward_models.fitting` trains it.
 
     Args:
         model: to train in place.

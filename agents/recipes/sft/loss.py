@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from agents.lm.causal_lm import CausalLMPolicy
-from agents.recipes.sft.fit import StepFigures
 from agents.recipes.sft.rows import TokenRow
+from reward_models.fitting import StepFigures
 from textenvs.tokens.rows import PAD
 
 EVALUATION_POSITIONS = 8192
@@ -107,7 +107,7 @@ def mean_loss(policy: CausalLMPolicy, rows: Sequence[TokenRow], limits: BatchLim
 
 
 class FineTuning:
-    """A causal LM over token rows, as `agents.recipes.sft.fit` trains it.
+    """A causal LM over token rows, as `reward_models.fitting` trains it.
 
     Args:
         policy: without critic; its parameters that require gradients are trained.

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from agents.evaluation.samples import write_samples
+from agents.evaluation.samples import EVAL_SEED, write_samples
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.memory import PeakMemory
-from agents.recipes.rlhf.build import EVAL_SEED, save_adapter, save_model
+from agents.lm.saving import save_adapter, save_model
 from agents.recipes.sft.build import build_policy, build_rows
 from agents.recipes.sft.config import TrainLanguageModelConfig
 from agents.recipes.sft.data import read_examples
-from agents.recipes.sft.fit import Fit, perplexity_of
 from agents.recipes.sft.fit_run import fit_in, log_samples
 from agents.recipes.sft.loss import BatchLimits, FineTuning
 from agents.recipes.sft.rows import TokenRow
 from agents.runs.run_dir import SUMMARY, RunDir
+from reward_models.fitting import Fit, perplexity_of
 
 MODEL, ADAPTER, SAMPLES = "model", "adapter", "samples.json"
 SHOWN = 3
@@ -88,8 +88,8 @@ def figures(fit: Fit) -> dict[str, Any]:
         **{f"heldout_loss_{when}": loss for when, loss in losses.items()},
         "steps": progress.step,
         "kept_step": progress.best_step,
-        "tokens": progress.tokens,
-        "tokens_per_s": progress.tokens / max(progress.step_seconds, 1e-9),
+        "tokens": progress.count,
+        "tokens_per_s": progress.count / max(progress.step_seconds, 1e-9),
         "wall_s": progress.seconds,
     }
 

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from agents.recipes.sft.config import TrainLanguageModelConfig
-from agents.recipes.sft.fit import perplexity_of
 from agents.recipes.sft.fit_run import CHECKPOINT, fit_in
 from agents.recipes.sft.from_scratch import FromScratch, encode_reviews, loss_per_token, new_model, train_tokenizer
 from agents.recipes.sft.run import fine_tune
 from agents.runs.devices import check_device
 from agents.runs.run_dir import SUMMARY, RunDir, write_folder_aside
 from reward_models.data.movie_reviews import SHA256, movie_review_splits
+from reward_models.fitting import perplexity_of
 
 
 def main(config: TrainLanguageModelConfig) -> dict[str, Any]:

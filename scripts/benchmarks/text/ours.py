@@ -99,7 +99,7 @@ def build_agent(config: BenchOursConfig, folder: Path) -> TextAgent:
 
 
 def _reference(folder: Path, tokenizer: Any, autocast: torch.dtype | None) -> Any:
-    from agents.recipes.rlhf.build import PolicyReference
+    from agents.lm.policy_reference import PolicyReference
 
     model = load_causal_lm(folder / LM).requires_grad_(False)
     return PolicyReference(CausalLMPolicy(model, autocast=autocast), tokenizer)

@@ -212,7 +212,7 @@ def peer_settings(preset: TrainTextConfig) -> dict[str, Any]:
 
 def write_review_inputs(folder: Path, preset: TrainTextConfig) -> Path:
     """The shipped models and the preset's training prompts, laid out as `write_models` does."""
-    from agents.recipes.rlhf.build import prompt_sets
+    from agents.recipes.rlhf.prompts import prompt_sets
     from textenvs.tokens.prompts import load_prompts
 
     tokenizer = assets.load_tokenizer()
@@ -228,9 +228,10 @@ def judged(model: Path, preset: TrainTextConfig) -> dict[str, Any]:
     """The figures of `scripts.train_text`'s summary that compare the model in a folder with the start."""
     from agents.evaluation.metrics import compare
     from agents.lm.causal_lm import CausalLMPolicy
-    from agents.recipes.rlhf.build import build_parts
+    from agents.recipes.rlhf.build import build_task
     from textenvs.wrappers.reference import load_causal_lm
 
-    parts = build_parts(preset)
-    policy = CausalLMPolicy(load_causal_lm(model), eos_token_id=parts.policy.eos_token_id)
-    return compare(parts.assess(parts.start), parts.assess(policy))[0]
+    task = build_task(preset)
+    start = task.models.start
+    policy = CausalLMPolicy(load_causal_lm(model), eos_token_id=start.eos_token_id)
+    return compare(task.assessor.assess(start), task.assessor.assess(policy))[0]

@@ -212,7 +212,7 @@ def test_drawing_prompts_moves_on_as_a_reset_does_and_disturbs_no_episode(make_e
     np.testing.assert_array_equal(one.reset()[0][:, : one.max_prompt_tokens], other.draw_prompts())
 
 
-def test_groups_begin_with_the_same_prompt_on_both_roads(make_envs):
+def test_groups_begin_with_the_same_prompt_on_both_paths(make_envs):
     one, other = make_envs(6, group_size=3), make_envs(6, group_size=3)
     before, _ = one.reset(seed=3)
     assert (before[:3] == before[0]).all()

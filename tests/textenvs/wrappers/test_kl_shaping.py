@@ -60,7 +60,7 @@ def test_the_order_of_the_two_wrappers_does_not_matter(make_envs):
     np.testing.assert_allclose(inside.play(prompts, completions).rewards, outside.play(prompts, completions).rewards)
 
 
-def test_a_price_that_is_only_told_leaves_the_reward_alone_on_both_roads(make_envs):
+def test_a_price_that_is_only_told_leaves_the_reward_alone_on_both_paths(make_envs):
     def shaped(**options):
         return KLShaping(PreferenceReward(make_envs(2, max_new_tokens=3), five_if_long), by_column, 0.5, **options)
 

@@ -193,7 +193,7 @@ class Ensemble:
     ],
 )
 @pytest.mark.parametrize("mode", ["SameStep", "Disabled"])
-def test_both_roads_pay_the_combined_score_and_tell_the_spread(make_envs, options, paid, mode):
+def test_both_paths_pay_the_combined_score_and_tell_the_spread(make_envs, options, paid, mode):
     def build():
         scorers = [number_of_words, counts_three, lambda p, c: [6.0] * len(c)]
         return PreferenceReward(make_envs(2, max_new_tokens=2, autoreset_mode=mode), scorers, **options)

@@ -104,7 +104,7 @@ def test_a_model_loads_from_its_directory_with_its_tokenizer_and_the_lack_of_eit
     make_envs, tiny_gpt2, tokenizer, tmp_path
 ):
     tiny_gpt2().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="model directory without tokenizer"):
+    with pytest.raises(ValueError, match="no tokenizer there"):
         KLShaping(make_envs(), tmp_path, 0.1)
     tokenizer.save_pretrained(tmp_path)
     prompts, completions = np.array([[0, 3]]), np.array([[4, 5, 6, 7, 8, 9]])

@@ -258,7 +258,7 @@ def test_bad_input_is_named_and_leaves_exit_code_two(inputs, tmp_path, capsys):
     complains("positions", "b", prompts=long)
     complains("lines.jsonl:2", "c", prompts=lines)
     complains("no prompt file", "d", prompts=tmp_path / "nowhere.txt")
-    complains("without tokenizer", "e", model=bare)
+    complains("no tokenizer there", "e", model=bare)
     complains("no-such-model", "f", model=tmp_path / "no-such-model")
     complains("nan", "g", reward_model="own_reward:nan")
     complains("no_such", "h", reward_model="own_reward:no_such")
@@ -381,15 +381,15 @@ def test_chat_prompts_are_generated_from_in_the_template_and_scored_bare(inputs,
         chat_template=True, max_new_tokens=6, num_eval_prompts=2, judge=False, batch_size=8, minibatch_size=8,
     )  # fmt: skip
     parts = build_parts(config)
-    assert parts.eval_prompts.tokens[0].tolist() == [0, 3, 4, 0, 5, -1]  # <end> the film <end> is
-    samples = parts.write(parts.start)
+    assert parts.assessor.prompts.tokens[0].tolist() == [0, 3, 4, 0, 5, -1]  # <end> the film <end> is
+    samples = parts.assessor.write(parts.task.models.start)
     assert samples.openings[0] == "the film\n"
-    assert parts.assess(parts.start).samples.openings == samples.openings
+    assert parts.assessor.assess(parts.task.models.start).samples.openings == samples.openings
     parts.collector.collect(parts.policy)
     import own_reward
 
     assert set(own_reward.seen) <= {f"{line}\n" for line in Path(inputs["--prompts"]).read_text().split("\n")}
-    prompts, _ = parts.newest_texts(1)
+    prompts, _ = parts.assessor.decode(parts.collector.last, 1)
     assert prompts[0] in set(own_reward.seen)
 
 
@@ -412,8 +412,8 @@ def test_a_reward_model_that_is_an_adapter_over_the_same_trunk_lives_on_it(input
         build_parts(TrainTextConfig.preset(**options, memory=memory, num_eval_prompts=2))
         for memory in ("adapters", "shared")
     )
-    samples = shared.write(shared.start)
-    assert (shared.score(samples) == apart.score(samples)).all()
+    samples = shared.assessor.write(shared.task.models.start)
+    assert (shared.assessor.score(samples).scores == apart.assessor.score(samples).scores).all()
     assert "reward_0" in shared.policy.adapters.peft.peft_config
     assert shared.policy.adapters.active == "policy"
 
@@ -527,12 +527,12 @@ def test_the_kl_of_an_evaluation_is_the_expected_log_ratio_of_its_texts(inputs):
         max_new_tokens=6, judge=False, batch_size=8, minibatch_size=8,
     )  # fmt: skip
     parts = build_parts(config)
-    one = parts.eval_prompts.tokens[0, : parts.eval_prompts.lengths[0]].tolist()
-    object.__setattr__(parts, "eval_prompts", [one] * 400)
-    assert parts.assess(parts.start).kl.mean() == pytest.approx(0.0, abs=1e-5)
+    one = parts.assessor.prompts.tokens[0, : parts.assessor.prompts.lengths[0]].tolist()
+    object.__setattr__(parts.assessor, "prompts", [one] * 400)
+    assert parts.assessor.assess(parts.task.models.start).kl.mean() == pytest.approx(0.0, abs=1e-5)
     with torch.no_grad():
         parts.policy.model.transformer.ln_f.weight.normal_(0.0, 20.0, generator=torch.Generator().manual_seed(0))
-    found = parts.assess(parts.policy)
+    found = parts.assessor.assess(parts.policy)
     sampled = np.where(found.samples.mask, found.samples.logprobs - found.ref_logprobs, 0.0).sum(1)
     error = sampled.std() / np.sqrt(len(sampled))
     assert found.kl.mean() > 0.1

@@ -169,7 +169,7 @@ def test_the_peer_is_trained_with_our_preset_and_its_model_judged(tmp_path, monk
         assert min(map(len, json.loads((tmp_path / "reviews-trl-1/inputs/prompts.json").read_text()))) > 1
         return subprocess.CompletedProcess(command, 0, stdout='{"ready": true}\n{"train_s": 7.0}\n', stderr="")
 
-    from agents.recipes.rlhf import build as text_parts
+    from agents.recipes.rlhf import prompts as text_parts
 
     monkeypatch.setattr(text_parts, "prompt_sets", lambda config, tokenizer: (["the film", "i think that"], []))
     monkeypatch.setattr(subprocess, "run", train)

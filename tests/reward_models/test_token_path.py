@@ -17,7 +17,7 @@ def environment(tokenizer, scorer):
     return PreferenceReward(envs, scorer)
 
 
-def test_token_road_and_text_road_give_the_same_scores_cut_rows_included(model):
+def test_token_ids_and_text_give_the_same_scores_cut_rows_included(model):
     def reads_text(prompts, completions, *, finished):
         return model(prompts, completions, finished=finished)
 

@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from agents.recipes.sft.fit import Fit, FitOptions, StepFigures, learning_rate_factor
-from agents.runs.checkpoint import CheckpointError
+from reward_models.fitting import Fit, FitOptions, StepFigures, warmup_cosine, warmup_linear
 
 OPTIONS = dict(
     num_steps=10, learning_rate=0.1, warmup_share=0.2, final_share=0.0, weight_decay=0.1, betas=(0.9, 0.99),
@@ -67,11 +66,23 @@ def weights(learner):
 
 
 def test_the_learning_rate_rises_then_falls_to_its_final_share():
-    rates = [learning_rate_factor(step, 1000, warmup_share=0.02, final_share=0.05) for step in range(1000)]
+    options = FitOptions(**OPTIONS | {"num_steps": 1000, "warmup_share": 0.02, "final_share": 0.05})
+    rates = [warmup_cosine(step, options) for step in range(1000)]
     assert rates[0] == pytest.approx(1 / 20, rel=1e-3)
     assert max(rates) == pytest.approx(1.0, abs=2e-3)
     assert rates[-1] == pytest.approx(0.05, abs=1e-3)
-    assert min(learning_rate_factor(step, 7, warmup_share=0.0, final_share=0.0) for step in range(7)) > 0
+    short = FitOptions(**OPTIONS | {"num_steps": 7, "warmup_share": 0.0})
+    assert min(warmup_cosine(step, short) for step in range(7)) > 0
+
+
+def test_the_linear_schedule_rises_and_falls_and_is_never_below_zero():
+    options = FitOptions(**OPTIONS | {"num_steps": 100, "warmup_share": 0.1})
+    factors = [warmup_linear(step, options) for step in range(121)]
+    assert factors[5] == pytest.approx(0.5, abs=2e-3)
+    assert factors[10] == pytest.approx(1.0)
+    assert factors[55] == pytest.approx(0.5)
+    assert factors[-1] == min(factors) == 0
+    assert factors[0] > 0
 
 
 def test_steps_are_those_of_adamw_with_clipped_gradients_and_decay_on_matrices_alone():
@@ -135,13 +146,41 @@ def test_a_stopped_fit_goes_on_bit_for_bit():
     torch.testing.assert_close(weights(second), weights(whole), rtol=0, atol=0)
 
 
+def test_the_average_is_what_is_evaluated_kept_and_resumed():
+    """With decay 0.3 the n-th update keeps min(0.3, (n - 1) / (n + 9)) of the average: 0, 1/11, 2/12, 3/13, ..."""
+    options = FitOptions(**OPTIONS | {"average_decay": 0.3, "keep_best": True, "num_steps": 6})
+    learner, newest = Line(heldout=[5.0, 4.0, 3.0, 2.0]), []
+    fit = Fit(learner, options)
+    fit.run(stopped=lambda: False, checkpoint=lambda: None, show=lambda: newest.append(weights(learner)[0]))
+    expected = newest[0]
+    for count, weight in enumerate(newest[1:], start=2):
+        kept = min(0.3, (count - 1) / (count + 9))
+        expected = kept * expected + (1 - kept) * weight
+    fit.settle()
+    torch.testing.assert_close(weights(learner)[0], expected)
+    stopped = Fit(Line(heldout=[5.0, 4.0]), options)
+    run(stopped, stop_at=3)
+    second = Line(heldout=[3.0, 2.0])
+    resumed = Fit(second, options)
+    resumed.load_state_dict(stopped.state_dict())
+    assert run(resumed)[0]
+    resumed.settle()
+    torch.testing.assert_close(weights(second), weights(learner), rtol=0, atol=0)
+
+
+def test_training_stops_when_patience_is_used_up():
+    fit = Fit(Line(heldout=[5.0, 4.0, 6.0, 7.0, 1.0, 1.0]), FitOptions(**OPTIONS | {"patience": 2}))
+    assert run(fit)[0]
+    assert (fit.progress.step, fit.progress.best_step, fit.progress.best_loss) == (6, 2, 4.0)
+
+
 def test_a_state_of_other_data_or_of_another_model_is_refused():
     state = Fit(Line(data=7), FitOptions(**OPTIONS), Sink()).state_dict()
-    with pytest.raises(CheckpointError, match="the files have changed"):
+    with pytest.raises(ValueError, match="the files have changed"):
         Fit(Line(data=8), FitOptions(**OPTIONS), Sink()).load_state_dict(state)
     wider = Line()
     wider.module = torch.nn.Linear(2, 1)
-    with pytest.raises(CheckpointError, match="does not fit"):
+    with pytest.raises(ValueError, match="does not fit"):
         Fit(wider, FitOptions(**OPTIONS), Sink()).load_state_dict(state)
 
 

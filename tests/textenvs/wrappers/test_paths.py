@@ -1,4 +1,4 @@
-"""Stepping and the fast road give the same tokens, rewards and log-probs (tolerance: float32 sums of another order)."""
+"""Step path and batch path give the same tokens, rewards and log-probs (tolerance: sums in another order)."""
 
 import numpy as np
 import pytest

@@ -1,0 +1,58 @@
+"""A frozen policy as the reference of KL shaping: its own packed forward pass, its own role among adapters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from agents.lm.causal_lm import CausalLMPolicy
+from textenvs.envs.vector import TokenVectorEnv
+from textenvs.wrappers.reference import CausalLMReference
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class PolicyReference:
+    """Log-probs, nats, of ``policy``; implements `textenvs.wrappers.interfaces.StepReference`.
+
+    Logits are computed where a token of a completion is decided and nowhere else.
+
+    Args:
+        policy: frozen, at temperature 1; typically the model that training starts from.
+        tokenizer: the policy's.
+    """
+
+    def __init__(self, policy: CausalLMPolicy, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.policy, self.tokenizer = policy, tokenizer
+        self._stepwise = CausalLMReference(policy.model, tokenizer=tokenizer)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The policy's model."""
+        model: PreTrainedModel = self.policy.model
+        return model
+
+    def check_fits(self, envs: TokenVectorEnv) -> None:
+        """Raise ValueError unless the model can read every row of ``envs``; see `CausalLMReference.check_fits`."""
+        self._stepwise.check_fits(envs)
+
+    def __call__(self, prompts: NDArray[np.int64], completions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Log-probs ``[N, T]``, nats, 0 at padding; see `CausalLMReference`."""
+        device = self.policy.device
+        rows = (torch.as_tensor(part).to(device) for part in (prompts, completions))
+        return self.policy.logprobs_along(*rows).cpu().numpy()
+
+    def step(
+        self,
+        tokens: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        actions: NDArray[np.int64],
+        running: NDArray[np.bool_],
+    ) -> NDArray[np.float32]:
+        """Log-probs ``[N]``, nats, of one more token in each row; see `CausalLMReference.step`."""
+        with self.policy.acting():
+            return self._stepwise.step(tokens, lengths, actions, running)

@@ -1,0 +1,29 @@
+"""Writes a tuned language model for transformers, and its adapter for peft; whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agents.lm.causal_lm import CausalLMPolicy
+from agents.runs.run_dir import write_folder_aside
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def save_model(policy: CausalLMPolicy, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+    """Write model and tokenizer to ``path`` for ``AutoModelForCausalLM.from_pretrained``; adapters are merged."""
+
+    def write(folder: Path) -> None:
+        model = policy.model if policy.adapters is None else policy.adapters.merged()
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    write_folder_aside(path, write)
+
+
+def save_adapter(policy: CausalLMPolicy, path: Path) -> None:
+    """Write the policy's adapter to ``path`` for ``PeftModel.from_pretrained``; nothing for a policy without one."""
+    if policy.adapters is not None:
+        write_folder_aside(path, policy.adapters.save)

@@ -1,0 +1,57 @@
+"""The prompts of a text run, for training and held out, and what encodes them: a tokenizer or its chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+from agents.recipes.rlhf.task import TextTask
+from reward_models.data.movie_reviews import movie_review_splits, openings
+from textenvs.tokens.prompts import Prompts, load_prompts
+from textenvs.wrappers.chat_prompts import ChatTemplate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+OPENING_WORDS = (2, 6)
+NUM_OPENINGS = 4000
+
+PromptReader: TypeAlias = "PreTrainedTokenizerBase | ChatTemplate"
+PromptSet: TypeAlias = Sequence[str] | Sequence[list[int]] | Prompts
+
+
+def prompt_reader(task: TextTask, tokenizer: PreTrainedTokenizerBase) -> PromptReader:
+    """What turns prompts into token ids: the tokenizer, or its chat template around it.
+
+    Raises:
+        ValueError: if a chat template is asked for and there is none.
+    """
+    if task.chat_template or getattr(tokenizer, "chat_template", None):
+        return ChatTemplate(tokenizer, wrap=task.chat_template)
+    return tokenizer
+
+
+def prompt_sets(task: TextTask, reader: PromptReader) -> tuple[PromptSet, PromptSet]:
+    """Training prompts and evaluation prompts.
+
+    Args:
+        task: names their files, or none for openings of movie reviews.
+        reader: what `prompt_reader` returned.
+
+    Raises:
+        ValueError: if a file holds too few.
+    """
+    if task.prompts is None:
+        splits = movie_review_splits()
+        counts = ((splits.prompt_train, NUM_OPENINGS), (splits.prompt_test, task.num_eval_prompts))
+        train, held_out = (openings(part, num_words=OPENING_WORDS, count=count, seed=0) for part, count in counts)
+        if task.chat_template:
+            return tuple([reader(text)["input_ids"] for text in part] for part in (train, held_out))  # type: ignore[return-value]
+        return train, held_out
+    prompts = load_prompts(task.prompts, reader, vocab_size=len(reader))
+    if task.eval_prompts is not None:
+        return prompts, load_prompts(task.eval_prompts, reader, vocab_size=len(reader))[: task.num_eval_prompts]
+    if len(prompts) < 2:
+        raise ValueError(f"{task.prompts}: one prompt cannot be split; add prompts or pass --eval-prompts")
+    num_held_out = min(task.num_eval_prompts, max(1, len(prompts) // 10))
+    return prompts[num_held_out:], prompts[:num_held_out]

@@ -1,0 +1,58 @@
+"""The batch path: finished rows, written elsewhere, become what stepping through them would have given."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from textenvs.tokens.checks import check_completions, check_logprobs
+from textenvs.tokens.rows import EOS, LENGTH, PAD, TokenRows
+
+
+def finished_rows(
+    prompts: NDArray[np.int64],
+    completions: NDArray[np.int64],
+    logprobs: ArrayLike | None,
+    *,
+    eos_token_id: int | None,
+    vocab_size: int,
+    max_new_tokens: int,
+    budget_truncates: bool,
+) -> TokenRows:
+    """Rows without rewards, from ``[N, P]`` and ``[N, T]`` padded with PAD.
+
+    Args:
+        prompts: right-padded.
+        completions: right-padded; each ends with ``eos_token_id`` or has ``max_new_tokens`` tokens.
+        logprobs: ``[N, T]`` nats, of the agent that acted; padding may hold anything.
+        eos_token_id: the token that ends a text; None if only the budget does.
+        vocab_size: above every token id.
+        max_new_tokens: budget, tokens.
+        budget_truncates: whether a used-up budget truncates instead of terminating.
+
+    Raises:
+        ValueError: rows that no episode could have produced; the message names the first.
+    """
+    prompts, completions = np.asarray(prompts, dtype=np.int64), np.asarray(completions, dtype=np.int64)
+    if prompts.ndim != 2 or completions.ndim != 2 or len(prompts) != len(completions):
+        raise ValueError(
+            f"prompts and completions: expected [N, P] and [N, T], received {prompts.shape} and {completions.shape}"
+        )
+    at_eos = check_completions(completions, eos_token_id, vocab_size, max_new_tokens)
+    acted = None
+    if logprobs is not None:
+        acted = np.asarray(logprobs)
+        if acted.shape != completions.shape:
+            raise ValueError(f"logprobs: expected shape {completions.shape}, received {acted.shape}")
+        acted = np.where(completions != PAD, acted, 0).astype(np.float32)
+        check_logprobs(acted, "logprobs")
+    truncated = ~at_eos if budget_truncates else np.zeros_like(at_eos)
+    return TokenRows(
+        prompts=prompts,
+        completions=completions,
+        rewards=np.zeros(completions.shape, dtype=np.float32),
+        terminated=~truncated,
+        truncated=truncated,
+        stop_reason=np.where(at_eos, EOS, LENGTH).astype("<U6"),
+        logprobs=acted,
+    )

@@ -1,0 +1,139 @@
+"""The rows of a vector environment: their tokens, where prompts end, and which are running."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium.error import ResetNeeded
+from numpy.typing import ArrayLike, NDArray
+
+from textenvs.tokens.prompts import Prompts
+from textenvs.tokens.rows import PAD, split
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The episodes that the last step ended, in order of their sub-environments; K of them."""
+
+    indices: NDArray[np.int64]
+    """``[K]`` sub-environments."""
+    prompts: NDArray[np.int64]
+    """``[K, P]`` right-padded with PAD."""
+    completions: NDArray[np.int64]
+    """``[K, T]`` right-padded with PAD."""
+
+
+class RowBuffer:
+    """N rows of up to P + T tokens.
+
+    Args:
+        num_rows: N.
+        prompt_width: P, tokens of the longest prompt.
+        completion_width: T, tokens of the longest completion.
+    """
+
+    def __init__(self, num_rows: int, prompt_width: int, completion_width: int) -> None:
+        self.prompt_width, self.completion_width = prompt_width, completion_width
+        self.tokens = np.full((num_rows, prompt_width + completion_width), PAD, dtype=np.int64)
+        """``[N, P + T]`` right-padded with PAD."""
+        self.lengths = np.zeros(num_rows, dtype=np.int64)
+        """``[N]`` tokens in each row."""
+        self.prompt_lengths = np.zeros(num_rows, dtype=np.int64)
+        """``[N]`` tokens of each row that are its prompt."""
+        self.ended = np.zeros(num_rows, dtype=np.bool_)
+        self.started = np.zeros(num_rows, dtype=np.bool_)
+
+    @property
+    def running(self) -> NDArray[np.bool_]:
+        """``[N]`` started and not ended."""
+        return self.started & ~self.ended
+
+    def begin(self, indices: NDArray[np.int64], prompts: Prompts, drawn: NDArray[np.int64]) -> None:
+        """Start rows ``indices`` anew with the prompts numbered ``drawn``."""
+        self.tokens[indices] = PAD
+        self.tokens[indices, : prompts.tokens.shape[1]] = prompts.tokens[drawn]
+        self.lengths[indices] = self.prompt_lengths[indices] = prompts.lengths[drawn]
+        self.ended[indices] = False
+        self.started[indices] = True
+
+    def append(self, actions: NDArray[np.int64]) -> None:
+        """Append one token to each running row."""
+        rows = np.flatnonzero(self.running)
+        self.tokens[rows, self.lengths[rows]] = actions[rows]
+        self.lengths[rows] += 1
+
+    def split(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Copies of rows: prompts ``[K, P]`` and completions so far ``[K, T]``, right-padded."""
+        lengths = self.prompt_lengths[indices], self.lengths[indices]
+        return split(self.tokens[indices], *lengths, self.prompt_width, self.completion_width)
+
+    def check_actions(self, actions: ArrayLike, vocab_size: int, *, resets: bool) -> NDArray[np.int64]:
+        """Actions as int64 ``[N]``; nothing changes.
+
+        Args:
+            actions: token ids; those of rows that are not running may be any integers.
+            vocab_size: above every token id.
+            resets: whether ended rows are reset by themselves.
+
+        Raises:
+            ValueError: another shape, type or range.
+            gymnasium.error.ResetNeeded: a row was never started, or has ended and is not reset.
+        """
+        if not self.started.all():
+            raise ResetNeeded("call reset() before the first step()")
+        if not resets and self.ended.any():
+            raise ResetNeeded(
+                f"sub-environments {np.flatnonzero(self.ended).tolist()} have ended and autoreset is disabled; call "
+                'reset(options={"reset_mask": terminated | truncated}) first'
+            )
+        array = np.asarray(actions)
+        if array.shape != self.lengths.shape or not np.issubdtype(array.dtype, np.integer):
+            raise ValueError(
+                f"actions: expected {len(self.lengths)} integers, received shape {array.shape} of type {array.dtype}"
+            )
+        wrong = np.flatnonzero(self.running & ((array < 0) | (array >= vocab_size)))
+        if wrong.size:
+            raise ValueError(
+                f"actions: token id {array[wrong[0]]} of sub-environment {wrong[0]} is outside the vocabulary "
+                f"[0, {vocab_size})"
+            )
+        return array.astype(np.int64)
+
+    def check_reset_mask(self, mask: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+        """The rows to reset ``[N]``, all for None.
+
+        Raises:
+            ValueError: another shape or type, none selected, or one left out that was never started.
+        """
+        num_rows = len(self.lengths)
+        if mask is None:
+            return np.ones(num_rows, dtype=np.bool_)
+        if not isinstance(mask, np.ndarray) or mask.shape != (num_rows,) or mask.dtype != np.bool_:
+            raise ValueError(f"reset_mask: expected a bool array of shape ({num_rows},), received {mask!r}")
+        if not mask.any():
+            raise ValueError("reset_mask: selects no sub-environment")
+        if not (mask | self.started).all():
+            never = np.flatnonzero(~(mask | self.started)).tolist()
+            raise ValueError(f"reset_mask: leaves out sub-environments {never}, which were never reset")
+        return mask.copy()
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """Copies of all arrays."""
+        return {name: getattr(self, name).copy() for name in _ARRAYS}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned.
+
+        Raises:
+            ValueError: the rows are of another shape.
+        """
+        tokens = np.array(state["tokens"], dtype=np.int64)
+        if tokens.shape != self.tokens.shape:
+            raise ValueError(f"the state has rows of shape {tokens.shape}, this environment {self.tokens.shape}")
+        for name in _ARRAYS:
+            setattr(self, name, np.array(state[name], dtype=getattr(self, name).dtype))
+
+
+_ARRAYS = ("tokens", "lengths", "prompt_lengths", "ended", "started")

@@ -1,0 +1,87 @@
+"""LoRA adapters in a frozen causal LM, as peft keeps them: their shape, which one is on, and their file.
+
+Source: Hu et al. 2021 (arXiv:2106.09685); every linear layer gets one, the output head none (Dettmers et al. 2023,
+arXiv:2305.14314, section 4). peft is imported when it is needed. Who uses which adapter is not here: see
+``agents.lm.lora`` (policy, value, reference) and ``reward_models.lora``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors.torch import save_file
+from torch import nn
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+"""What peft calls the file in an adapter's folder."""
+
+
+def new_config(model: nn.Module, *, rank: int, alpha: float) -> LoraConfig:
+    """The shape of a new adapter: ``W x + (alpha / rank) B A x``, ``A [rank, in]`` random and ``B [out, rank]`` zero.
+
+    Raises:
+        ValueError: unless ``rank >= 1`` and ``alpha > 0``.
+    """
+    from peft import LoraConfig
+    from transformers.pytorch_utils import Conv1D
+
+    check_shape(rank, alpha)
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+    )
+
+
+def check_shape(rank: int, alpha: float) -> None:
+    """Raise ValueError unless ``rank >= 1`` and ``alpha > 0``."""
+    if rank < 1:
+        raise ValueError(f"rank must be at least 1, received {rank}")
+    if not alpha > 0:
+        raise ValueError(f"alpha must be positive, received {alpha}")
+
+
+def adapted_layers(model: nn.Module) -> list[BaseTunerLayer]:
+    """The layers of ``model`` that hold adapters."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def switch_on(layers: Iterable[BaseTunerLayer], adapter: str | None) -> None:
+    """Switch ``adapter`` on in ``layers``, and every other one off; None: all off.
+
+    Not by peft's set_adapter and disable_adapter: they also set requires_grad, and a parameter that does not require a
+    gradient while the backward pass runs silently gets none.
+    """
+    for layer in layers:
+        layer._disable_adapters = adapter is None
+        if adapter is not None:
+            layer._active_adapter = [adapter]
+
+
+def belongs(parameter: str, adapter: str) -> bool:
+    """True if a parameter of that name is a weight of ``adapter``."""
+    return ".lora_" in parameter and adapter in parameter.rpartition(".lora_")[2].split(".")
+
+
+def write_adapter(peft: PeftModel, adapter: str, folder: Path) -> None:
+    """Write one adapter for ``PeftModel.from_pretrained``."""
+    from peft import get_peft_model_state_dict
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config = copy.deepcopy(peft.peft_config[adapter])
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+    state = get_peft_model_state_dict(peft, adapter_name=adapter)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    save_file(weights, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
