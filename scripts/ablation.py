@@ -59,21 +59,20 @@ def constant(value: Any) -> Callable[..., Any]:
 def text_workloads(folder: Path, epochs: int) -> Iterator[tuple[str, list[Arm]]]:
     """Updates of a GPT-2 of 4 layers by 256, 64 prompts of 16 tokens, 48 new ones at most; and what can be left out."""
     packed = ((packed_forward, "can_pack", constant(False)), (reward_model, "can_pack", constant(False)))
-    short = ((packed_attention, "is_short", constant(False)),)
     gelu = ((linear_kernels, "NewGELUActivation", type(None)),)
     active = linear_kernels.onednn_is_faster()
     onednn = ((linear_kernels, "onednn_is_faster", constant(not active)),)
-    both = (("packed trunk", packed), ("short attention", short))
+    packing = (("packed trunk", packed),)
     half = ((linear_kernels, "half_pays", constant(True)), (packed_attention, "HALF", ()))
     linear = "oneDNN linear layers" if active else "(oneDNN linear layers put on)"
-    more = (*both, ("GELU in one kernel", gelu), (linear, onednn))
+    more = (*packing, ("GELU in one kernel", gelu), (linear, onednn))
     sizes = BenchSizes(epochs=epochs)
     ragged = BenchOursConfig(threads=1, mean_length=24.0, sizes=sizes)
     few = BenchOursConfig(threads=1, dtype="bfloat16", sizes=replace(sizes, rows=16, new_tokens=16, epochs=1))
     for name, config, left_out in (
-        ("PPO, 64 tokens each", replace(ragged, mean_length=None), both),
+        ("PPO, 64 tokens each", replace(ragged, mean_length=None), packing),
         ("PPO, ragged", ragged, more),
-        ("GRPO, ragged", replace(ragged, algorithm="grpo"), both),
+        ("GRPO, ragged", replace(ragged, algorithm="grpo"), packing),
         ("PPO, bfloat16, 16 texts of 32 tokens", few, (("half types computed in float32", half),)),
     ):
         models = write_models(folder / name, config.sizes, mean_length=config.mean_length)

@@ -17,7 +17,6 @@ COMBINING, CALIBRATION, ENSEMBLE = (
     "reward_models/ensemble.py",
 )
 ATTENTION = "textenvs/lm/packed_attention.py"
-SHORT = "textenvs/lm/short_attention.py"
 KERNELS = "textenvs/lm/linear_kernels.py"
 TRUNK = "textenvs/lm/packed_forward.py"
 FAST_PATHS, T_FAST_PATHS = "textenvs/lm/fast_paths.py", "tests/textenvs/lm/test_fast_paths.py"
@@ -31,7 +30,6 @@ T_GENERATION = "tests/agents/lm/test_generation.py"
 T_COMBINING = "tests/textenvs/wrappers/test_combining.py"
 T_KERNELS = "tests/textenvs/lm/test_linear_kernels.py"
 T_ATTENTION = "tests/textenvs/lm/test_packed_attention.py"
-T_SHORT = "tests/textenvs/lm/test_short_attention.py"
 T_CALIBRATION = "tests/reward_models/evaluation/test_calibration.py"
 T_ENSEMBLE = "tests/reward_models/test_ensemble.py"
 
@@ -90,13 +88,9 @@ MUTANTS = (
     Mutant("T1", "faster layers that are wrong stay when they are found out", KERNELS, "delattr(module, name) if original is None else", "None if original is None else", T_FAST_PATHS),
     Mutant("T1", "packed rows begin a token late", ATTENTION, "(own.flatten().cumsum(0) - 1)", "own.flatten().cumsum(0)", f"{T_ATTENTION} {T_POLICY}"),
     Mutant("T1", "packed rows count positions from the batch's beginning", ATTENTION, "return self.places % self.width", "return torch.arange(len(self.places))", f"{T_ATTENTION} {T_POLICY}"),
-    Mutant("T1", "packed rows see what comes after", SHORT, "triu(1)", "triu(2)", f"{T_SHORT} {T_ATTENTION}"),
-    Mutant("T1", "packed rows that are long see what comes after", ATTENTION, "value, None, is_causal=True", "value, None, is_causal=False", T_ATTENTION),
+    Mutant("T1", "packed rows see what comes after", ATTENTION, "value, None, is_causal=True", "value, None, is_causal=False", T_ATTENTION),
     Mutant("T1", "packed rows are put together out of order", ATTENTION, "flat.index_select(0, self.places)", "flat.index_select(0, self.places.roll(1))", T_ATTENTION),
     Mutant("T1", "what stands behind packed rows has a gradient", ATTENTION, "of_packed[len(places) :] = 0", "of_packed[len(places) :] = 1", T_ATTENTION),
-    Mutant("T1", "heads that share keys are paired with others' keys", ATTENTION, "part.repeat_interleave(shared, dim=1)", "part.repeat(1, shared, 1, 1)", T_ATTENTION),
-    Mutant("P13", "short rows: the scores' gradient is not scaled", SHORT, ".mul_(ctx.scale)", "", T_SHORT),
-    Mutant("P13", "short rows: keys and queries exchange their gradients", SHORT, "of_scores @ key, of_scores.mT @ query", "of_scores.mT @ query, of_scores @ key", T_SHORT),
     Mutant("T3", "the last MLP is left out where it is read", ATTENTION, "read[reads] = 1", "read[reads - 1] = 1", T_ATTENTION),
     Mutant("T3", "an MLP that looks beyond its position is left out all the same", TRUNK, "torch.allclose(some[ends], whole[ends], rtol=1e-3, atol=1e-3)", "True", T_ATTENTION),
     Mutant("T3", "states that are read a few rows at a time come in another order", TRUNK, "torch.cat(states).index_select(0, torch.cat(inside).argsort())", "torch.cat(states)", T_ATTENTION),

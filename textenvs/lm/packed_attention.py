@@ -4,8 +4,7 @@ Registered with transformers beside its own as ``textenvs``; where rows are padd
 is torch's scaled dot-product attention, bit for bit.
 
 - Rows packed one behind the other, ``[1, N]`` tokens, go through every layer without padding; only here, where rows
-  must not see one another, they are laid out as ``[B, W]`` and packed again. Short rows are attended by
-  `textenvs.lm.short_attention`.
+  must not see one another, they are laid out as ``[B, W]`` and packed again.
 - What would run in bfloat16 or float16 on a CPU runs in float32, which is several times as fast where there is one
   query a row, and rounded once.
 """
@@ -24,7 +23,6 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from textenvs.lm.linear_kernels import HALF, padded_rows
-from textenvs.lm.short_attention import causal_attention, is_short
 
 SDPA, OURS = "sdpa", "textenvs"
 """torch's attention, and ours around it, as transformers' ``attn_implementation`` calls them."""
@@ -174,16 +172,13 @@ def _attention(
 ) -> tuple[Tensor, None]:
     layout: RowLayout | None = options.pop(LAYOUT, None)
     if layout is None:
-        return _in_float32(_by_torch, module, query, key, value, attention_mask, **options), None
+        return _in_float32(module, query, key, value, attention_mask, **options), None
     layout.layers += getattr(module, "is_causal", True)  # one that sees what comes is none that packs
     query, key, value = (layout.spread(part) for part in (query, key, value))
-    plain = not options.get("dropout") and all(options.get(name) is None for name in ("softcap", "position_bias"))
-    attention = _of_short_rows if plain and is_short(query) else _by_torch
-    return layout.pack(_in_float32(attention, module, query, key, value, None, is_causal=True, **options)), None
+    return layout.pack(_in_float32(module, query, key, value, None, is_causal=True, **options)), None
 
 
 def _in_float32(
-    attention: Callable[..., Tensor],
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -193,23 +188,9 @@ def _in_float32(
 ) -> Tensor:
     """``[B, W, H, D]``; in float32 if it would be in a half type on a CPU."""
     if query.device.type != "cpu" or query.dtype not in HALF:
-        return attention(module, query, key, value, mask, **options)
+        return sdpa_attention_forward(module, query, key, value, mask, **options)[0]  # type: ignore[no-any-return]
     if mask is not None and mask.is_floating_point():
         mask = mask.float()
     with torch.autocast("cpu", enabled=False):
-        out = attention(module, query.float(), key.float(), value.float(), mask, **options)
+        out = sdpa_attention_forward(module, query.float(), key.float(), value.float(), mask, **options)[0]
     return out.to(query.dtype)
-
-
-def _by_torch(*inputs: Any, **options: Any) -> Tensor:
-    return sdpa_attention_forward(*inputs, **options)[0]  # type: ignore[no-any-return]
-
-
-def _of_short_rows(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, *, scaling: float | None = None, **_: Any
-) -> Tensor:
-    shared = query.shape[1] // key.shape[1]
-    if shared > 1:  # query heads with the same keys and values stand side by side
-        key, value = (part.repeat_interleave(shared, dim=1) for part in (key, value))
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return causal_attention(query, key, value, scale).transpose(1, 2)

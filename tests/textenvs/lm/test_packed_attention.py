@@ -203,13 +203,6 @@ def test_an_mlp_that_looks_beyond_its_position_is_computed_everywhere(model):
     torch.testing.assert_close(read, expected)
 
 
-def test_long_rows_are_attended_as_short_ones_are(model, monkeypatch):
-    attend(model)
-    short = hidden_states(model.base_model, ROWS, LENGTHS, *EVERY)
-    monkeypatch.setattr("textenvs.lm.short_attention.LONGEST", 8)
-    torch.testing.assert_close(hidden_states(model.base_model, ROWS, LENGTHS, *EVERY), short)
-
-
 def test_a_model_that_sees_what_comes_is_not_packed():
     torch.manual_seed(0)
     config = BertConfig(vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32)
