@@ -13,9 +13,8 @@ def test_the_readme_is_at_most_120_lines():
 
 
 def test_every_public_module_is_on_an_api_page():
-    shown = [
-        name for page in (DOCS / "api").glob("*.md") for name in re.findall(r"^::: ([\w.]+)$", page.read_text(), re.M)
-    ]
+    pages = "\n".join(page.read_text() for page in (DOCS / "api").glob("*.md"))
+    shown = set(re.findall(r"^::: ([\w.]+)$", pages, re.MULTILINE)) - set(PACKAGES)  # a root page shows no members
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
             module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
