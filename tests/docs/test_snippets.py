@@ -8,6 +8,7 @@ import importlib
 import re
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
@@ -17,6 +18,7 @@ import torch
 import textenvs  # noqa: F401 (registers the ids before a page does)
 from agents.agent import Agent
 from agents.algorithms.text import TextOptions
+from agents.cli import COMMANDS, run
 from agents.runs import cli
 
 ROOT = Path(__file__).parents[2]
@@ -102,26 +104,32 @@ def test_the_page_runs(page, tmp_path, monkeypatch):
                 del sys.modules[added]
 
 
-COMMANDS = sorted({(name(page), module, tuple(line)) for page in PAGES for module, line in doors(page.read_text())})
+SHOWN = sorted({(name(page), module, tuple(line)) for page in PAGES for module, line in doors(page.read_text())})
 
 
-@pytest.mark.parametrize("page, module, arguments", COMMANDS, ids=lambda part: part if isinstance(part, str) else "")
+@pytest.mark.parametrize("page, module, arguments", SHOWN, ids=lambda part: part if isinstance(part, str) else "")
 def test_the_command_line_is_one_that_the_parser_accepts(page, module, arguments, monkeypatch, capsys):
-    parse = cli.tyro.cli
+    parse = cli.parse
 
     def only_parse(*args, **kwargs):
         parse(*args, **kwargs)
         raise Parsed
 
-    monkeypatch.setattr(cli.tyro, "cli", only_parse)
+    monkeypatch.setattr(cli, "parse", only_parse)
+    monkeypatch.setattr(sys, "argv", ["docs"])
+    for variable in ("TRANSFORMERS_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS"):  # which commands set for themselves
+        monkeypatch.setenv(variable, "")
+        monkeypatch.delenv(variable)
     door = importlib.import_module(f"scripts.{module}")
-    if not hasattr(door, "command_line"):
+    command = {taken: given for given, taken in MODULES.items()}.get(module, module.replace("_", "-"))
+    enter = partial(run, command) if command in COMMANDS else getattr(door, "command_line", None)
+    if enter is None:
         assert not arguments, f"{page}: scripts.{module} takes no arguments"
         return
     needs_folder = "--run-dir" not in arguments and not set(arguments) & {"--help", "--plan"}
     for more in [[], ["--run-dir", "run"]] if needs_folder else [[]]:  # a sentence may leave the folder out
         try:
-            door.command_line([*arguments, *more])
+            enter([*arguments, *more])
         except Parsed:
             return
         except SystemExit as stop:
