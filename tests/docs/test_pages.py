@@ -15,6 +15,8 @@ def test_the_readme_is_at_most_120_lines():
 def test_every_public_module_is_on_an_api_page():
     pages = "\n".join(page.read_text() for page in (DOCS / "api").glob("*.md"))
     shown = set(re.findall(r"^::: ([\w.]+)$", pages, re.MULTILINE)) - set(PACKAGES)  # a root page shows no members
+    gone = [name for name in shown if not list(ROOT.glob(name.replace(".", "/") + "*"))]
+    assert gone == []
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
             module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
