@@ -26,7 +26,7 @@ to a norm of 0.5) a step is learning_rate times the gradient, almost, and roundi
 """
 ATOL = 1e-5
 """Log-probs of a few nats are sums that rounding moves by some units of 2^-22 = 2.4e-7, gradients of order 1 by less,
-and a few steps of 0.3 times such a gradient by some 1e-7. A row that is left out or counted twice moves weights by 1e-3."""
+and a few steps of 0.3 times such a gradient by some 1e-7. A row left out or counted twice moves weights by 1e-3."""
 CASES = {
     "ppo": dict(algorithm="ppo", rows=ROWS - 1, minibatch_size=8, epochs=2, normalize_advantages="minibatch"),
     "max_concurrent_rows": dict(
