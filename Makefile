@@ -3,6 +3,7 @@
 # make verify set up, then run the proof and print it: claim, expected, measured, verdict (a few minutes)
 # make test   set everything up, then lint, format check, type check and the default tests
 # make mutants   plant known mistakes one by one; the tests must catch each
+# make docs   build the site in runs/site; a broken link, an undocumented name or a snippet that fails ends it
 # make kills     kill training at 20 random moments and resume it: bit for bit the same end
 # make benchmark-text   text training beside TRL's, its memory, gaps and learning; TRL is installed beside it (hours)
 PYTHON ?= python3
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 PARALLEL ?= --numprocesses auto --maxprocesses 4 --dist worksteal
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install data demo pretrained verify test test-slow mutants kills benchmark-control benchmark-text lint format clean
+.PHONY: install data demo pretrained verify test test-slow mutants kills benchmark-control benchmark-text docs lint format clean
 
 install: $(VENV)/installed
 
@@ -59,6 +60,12 @@ benchmark-control: install
 
 benchmark-text: data
 	$(BIN)/python -m scripts.benchmark_text --run-dir runs/benchmark_text --overwrite
+
+docs: install
+	$(BIN)/python -m pip install --quiet --editable '.[demo,dev,docs]'
+	$(BIN)/ruff check --select D100,D101,D102,D103,D104 textenvs reward_models agents
+	$(BIN)/python -m pytest tests/docs
+	$(BIN)/mkdocs build --strict
 
 lint: install
 	$(BIN)/ruff check .

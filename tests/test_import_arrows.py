@@ -15,7 +15,8 @@ ORDER = {
 }
 """A package imports only itself and packages before it."""
 TOKEN_ROOMS = {
-    "agents.lm", "agents.text", "agents.evaluation", "agents.recipes", "agents.recipes.rlhf", "agents.recipes.sft",
+    "agents.algorithms", "agents.lm", "agents.text", "agents.evaluation", "agents.recipes", "agents.recipes.rlhf",
+    "agents.recipes.sft",
     "agents.verification",
 }  # fmt: skip
 """Rooms of agents that may know tokens; the core and control are Gymnasium's alone."""

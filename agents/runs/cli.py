@@ -14,8 +14,8 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from agents.runs.run_dir import RunDirError
 from agents.functional.schedules import Linear, Schedule
+from agents.runs.run_dir import RunDirError
 
 Config = TypeVar("Config")
 Main = Callable[[Config], "dict[str, Any]"]

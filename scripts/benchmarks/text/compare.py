@@ -5,9 +5,9 @@
     python -m scripts.benchmark_text --run-dir runs/benchmark_text --resume
 
 TRL lives in environments of its own below ``--peers``, made if they are missing. What each side does, and what each
-figure means, is in docs/benchmark_text.md. Left behind: ``summary.json`` (one key a row: both sides, their ratio, its
-bounds), ``table.md``, ``rows/`` (a file for each measurement that is finished; ``--resume`` keeps those) and ``runs/``
-(every single run).
+figure means, is in docs/results/benchmark_text.md. Left behind: ``summary.json`` (one key a row: both sides, their
+ratio, its bounds), ``table.md``, ``rows/`` (a file for each measurement that is finished; ``--resume`` keeps those) and
+``runs/`` (every single run).
 """
 
 from __future__ import annotations

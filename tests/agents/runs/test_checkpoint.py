@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from agents.runs import checkpoint
-from agents.config import PPOConfig
 from agents.algorithms.ppo import PPO
+from agents.config import PPOConfig
+from agents.runs import checkpoint
 
 STATE = {
     "numbers": [1, 2.5, None, True, "text", 2**100],

@@ -3,9 +3,9 @@ from dataclasses import dataclass
 import gymnasium
 import pytest
 
+from agents.functional.schedules import Linear
 from agents.runs.cli import enter, parse, peek
 from agents.runs.run_dir import RunDirError
-from agents.functional.schedules import Linear
 
 
 @dataclass(frozen=True, kw_only=True)

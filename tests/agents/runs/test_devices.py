@@ -3,14 +3,12 @@
 import pytest
 import torch
 
-from agents.recipes import best_of_n
-from agents.recipes import demo
-from agents.recipes import evaluate as evaluate_agent
-from agents.recipes import pipeline
+from agents.recipes import best_of_n, demo, pipeline
 from agents.recipes import control as train_control
-from agents.recipes.sft import train as train_language_model
+from agents.recipes import evaluate as evaluate_agent
 from agents.recipes import reward_model as train_reward_model
 from agents.recipes.rlhf import train as text
+from agents.recipes.sft import train as train_language_model
 from agents.runs.devices import check_device
 
 

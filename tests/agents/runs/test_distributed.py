@@ -21,19 +21,26 @@ COUNT = 3
 STEPS = {"learning_rate": 0.3, "adam_eps": 1.0}
 """Adam divides a gradient by its size plus eps. With an eps far below the gradients a first step is learning_rate times
 their sign, so what rounding leaves of a gradient of 0 moves a weight by up to learning_rate / eps times itself: by 1e-4
-with the usual 1e-2 / 1e-5, and by how much is the processor's to decide. With an eps far above them (they are clipped to
-a norm of 0.5) a step is learning_rate times the gradient, almost, and rounding stays what it was.
+with the usual 1e-2 / 1e-5, and by how much is the processor's to decide. With an eps far above them (they are clipped
+to a norm of 0.5) a step is learning_rate times the gradient, almost, and rounding stays what it was.
 """
 ATOL = 1e-5
-"""Log-probs of a few nats are sums that rounding moves by some units of 2^-22 = 2.4e-7, gradients of order 1 by less, and
-a few steps of 0.3 times such a gradient by some 1e-7. A row that is left out or counted twice moves weights by 1e-3."""
+"""Log-probs of a few nats are sums that rounding moves by some units of 2^-22 = 2.4e-7, gradients of order 1 by less,
+and a few steps of 0.3 times such a gradient by some 1e-7. A row left out or counted twice moves weights by 1e-3."""
 CASES = {
     "ppo": dict(algorithm="ppo", rows=ROWS - 1, minibatch_size=8, epochs=2, normalize_advantages="minibatch"),
-    "max_concurrent_rows": dict(algorithm="ppo", kind="llama", rows=ROWS, collecting=dict(max_concurrent_rows=3, missing_eos_penalty=0.5)),
+    "max_concurrent_rows": dict(
+        algorithm="ppo", kind="llama", rows=ROWS, collecting=dict(max_concurrent_rows=3, missing_eos_penalty=0.5)
+    ),
     "empty shares": dict(algorithm="ppo", rows=4, minibatch_size=1, epochs=1),
     "early stop": dict(algorithm="ppo", rows=ROWS, minibatch_size=8, epochs=4, target_kl=1e-3),
     "grpo": dict(
-        algorithm="grpo", group_size=6, kl_estimator="full", average="sequence", minibatch_size=12, microbatch_size=3,
+        algorithm="grpo",
+        group_size=6,
+        kl_estimator="full",
+        average="sequence",
+        minibatch_size=12,
+        microbatch_size=3,
         epochs=2,
     ),
     "rloo": dict(algorithm="rloo", group_size=3, kind="llama"),
@@ -99,7 +106,9 @@ def test_one_process_goes_on_where_several_stopped(together):
     agent = agent_of(**CASES["max_concurrent_rows"], **STEPS)
     agent.load_state_dict(together["max_concurrent_rows"]["between"])
     agent.iterate()
-    torch.testing.assert_close(dict(agent.policy.state_dict()), together["max_concurrent_rows"]["weights"], atol=ATOL, rtol=0)
+    torch.testing.assert_close(
+        dict(agent.policy.state_dict()), together["max_concurrent_rows"]["weights"], atol=ATOL, rtol=0
+    )
     assert (agent.collector.generator.get_state() == together["max_concurrent_rows"]["generator"]).all()
 
 

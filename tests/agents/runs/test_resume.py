@@ -12,9 +12,9 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 
+from agents.algorithms.ppo import PPO
 from agents.config import PPOConfig
 from agents.control.evaluation import evaluate
-from agents.algorithms.ppo import PPO
 from agents.functional.schedules import Linear
 
 CONFIG = PPOConfig(
