@@ -13,7 +13,8 @@ from textenvs.envs.vector import TokenVectorEnv
 from textenvs.envs.wrapper import TokenVectorWrapper
 from textenvs.tokens.prompts import PromptSource
 from textenvs.tokens.tokenizers import load_tokenizer
-from textenvs.wrappers.kl_shaping import Acting, KLShaping
+from textenvs.wrappers.interfaces import Acting
+from textenvs.wrappers.kl_shaping import KLShaping
 from textenvs.wrappers.preference import PreferenceReward
 
 

@@ -29,7 +29,8 @@ from textenvs.envs.vector import TokenVectorEnv
 from textenvs.envs.wrapper import TokenVectorWrapper
 from textenvs.exact import enumeration as exact
 from textenvs.tokens.rows import PAD
-from textenvs.wrappers.kl_shaping import Acting, KLShaping
+from textenvs.wrappers.interfaces import Acting
+from textenvs.wrappers.kl_shaping import KLShaping
 from textenvs.wrappers.preference import PreferenceReward
 
 EOS_TOKEN = 0

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from gymnasium.vector import VectorEnv
@@ -15,16 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from textenvs.envs.wrapper import TokenVectorWrapper
 from textenvs.tokens.checks import as_numbers, check_logprobs
 from textenvs.tokens.rows import PAD, TokenRows, concatenate
-
-
-class Reference(Protocol):
-    """A fixed distribution over texts; any callable of this kind will do."""
-
-    def __call__(self, prompts: NDArray[np.int64], completions: NDArray[np.int64]) -> Any:
-        """Log-probs ``[N, T]``, nats, of each token of `completions` given all before it; any number at padding."""
-
-
-Acting = Callable[[NDArray[np.int64], NDArray[np.int64]], Any]
+from textenvs.wrappers.interfaces import Acting
 
 
 class KLShaping(TokenVectorWrapper):
