@@ -12,6 +12,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from gymnasium.vector import VectorEnv
+from numpy.typing import NDArray
 
 from agents.callbacks import called
 from agents.callbacks import progress_bar as bar_of
@@ -177,6 +178,34 @@ class Agent:
                 mask=rollout.mask,
             )
         )
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[NDArray[Any], Any]:
+        """Actions for one observation or a batch of them, as Stable-Baselines3's ``predict``."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_state(cls: type[Self], state: dict[str, Any], env: Any = None, **arguments: Any) -> Self:
+        """Build the agent that ``state_dict`` gave ``state`` of; arguments and errors as in ``load``."""
+        raise NotImplementedError
+
+    @classmethod
+    def load(cls: type[Self], path: str | Path, env: Any = None, **arguments: Any) -> Self:
+        """Load the agent saved at ``path``; training goes on bit for bit.
+
+        Args:
+            path: what ``save`` wrote.
+            env: to go on training in; None takes the id it was trained on, if it was given by id. An agent for control
+                without either predicts only.
+            arguments: ``policy``, the module to fill where it was handed over as an object; ``device``, where it is
+                another than it was saved from; ``logger``.
+
+        Raises:
+            CheckpointError: if the file is missing, damaged, or of another version or algorithm, or if environment or
+                policy cannot be built again from it.
+        """
+        return cls.from_state(checkpoint.load(path), env, **arguments)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training from here depends on."""

@@ -15,7 +15,7 @@ from agents.lm.lora import AdaptedTrunk
 from agents.text.config import TextAgentConfig
 from textenvs.envs.vector import TokenVectorEnv
 from textenvs.tokens.tokenizers import load_tokenizer, same_tokenizer
-from textenvs.wrappers.reference import CausalLMReference, load_causal_lm
+from textenvs.wrappers.reference import load_causal_lm
 
 if TYPE_CHECKING:
     from agents.algorithms.text import TextOptions
@@ -70,7 +70,7 @@ def starting_policy(envs: TokenVectorLike, policy: Any) -> CausalLMPolicy:
 def _reference_model(envs: TokenVectorLike) -> Any:
     shaping = kl_shaping_of(envs)
     reference = None if shaping is None else shaping.reference
-    return reference.model if isinstance(reference, CausalLMReference) else None
+    return getattr(reference, "model", None)
 
 
 def _causal_lm(envs: TokenVectorLike, base: TokenVectorEnv, policy: Any) -> Any:

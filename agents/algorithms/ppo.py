@@ -3,7 +3,6 @@ texts."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, TypeVar
 
 import gymnasium as gym
@@ -13,7 +12,6 @@ from agents.algorithms.text import TextAlgorithm
 from agents.algorithms.token_environments import is_token_environment
 from agents.control.agent import MLP_POLICY
 from agents.control.ppo import ControlPPO
-from agents.runs import checkpoint
 
 Self = TypeVar("Self", bound="PPO")
 
@@ -46,35 +44,17 @@ class PPO(Agent):
         return super().__new__(_TextPPO if text else _ControlPPO)
 
     @classmethod
-    def load(cls: type[Self], path: str | Path, env: Any = None, **arguments: Any) -> Self:
-        """Load the agent saved at ``path``, for control or text; training goes on bit for bit.
-
-        Args:
-            path: what ``save`` wrote.
-            env: to go on in; None takes the id it was trained on, if it was given by id. Without either, an agent for
-                control predicts only.
-            arguments: ``policy`` where it was handed over as an object, ``device``, ``logger``.
-
-        Raises:
-            CheckpointError: if the file is missing, damaged, or of another version or algorithm.
-        """
-        return cls.from_state(checkpoint.load(path), env, **arguments)
-
-    @classmethod
     def from_state(cls: type[Self], state: dict[str, Any], env: Any = None, **arguments: Any) -> Self:
         """Build the agent that ``state_dict`` gave ``state`` of; arguments and errors as in ``load``."""
-        kind: Any = cls if cls is not PPO else _TextPPO if "text" in state else _ControlPPO
+        kind: Any = _TextPPO if "text" in state else _ControlPPO
         return kind.from_state(state, env, **arguments)
 
 
 class _ControlPPO(ControlPPO, PPO):
     """PPO over steps."""
 
-    load = PPO.load
-
 
 class _TextPPO(TextAlgorithm, PPO):
     """PPO over texts."""
 
     name = "ppo"
-    load = PPO.load

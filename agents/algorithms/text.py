@@ -31,6 +31,7 @@ from agents.text.kl_controllers import KLController
 from agents.text.presets import preset_settings
 from agents.text.score_scaling import ScoreScaler
 from agents.text.stepwise import generate_by_acting
+from textenvs.envs.vector import TokenVectorEnv
 from textenvs.tokens.prompts import load_prompts
 from textenvs.tokens.tokenizers import decode_rows
 
@@ -150,6 +151,12 @@ class TextAlgorithm(TextAgent):
         collector = _collector(envs, self.policy, self.config, self.options)
         self.env, self.env_id, self.collector = envs, env if isinstance(env, str) else None, collector
 
+    @property
+    def _base(self) -> TokenVectorEnv:
+        assert self.env is not None
+        assert isinstance(self.env.unwrapped, TokenVectorEnv)
+        return self.env.unwrapped
+
     @torch.no_grad()
     def generate(
         self, prompts: Sequence[str], *, max_new_tokens: int | None = None, deterministic: bool = False
@@ -164,7 +171,7 @@ class TextAlgorithm(TextAgent):
         Raises:
             ValueError: if the environment has no tokenizer, or a prompt has no token.
         """
-        base = self.env.unwrapped  # type: ignore[union-attr]
+        base = self._base
         if base.tokenizer is None:
             raise ValueError("generate needs text, and this environment has no tokenizer: call policy's own generation")
         rows = load_prompts(list(prompts), base.tokenizer, vocab_size=base.vocab_size)
@@ -193,7 +200,7 @@ class TextAlgorithm(TextAgent):
             raise ValueError(
                 f"save_pretrained: expected a CausalLMPolicy, this agent has a {type(self.policy).__name__}"
             )
-        save_model(self.policy, self.env.unwrapped.tokenizer, Path(path))  # type: ignore[union-attr]
+        save_model(self.policy, self._base.tokenizer, Path(path))
 
     def state_dict(self) -> dict[str, Any]:
         """As every agent's, with what ``load`` needs to build environment and policy again."""
@@ -214,6 +221,7 @@ class TextAlgorithm(TextAgent):
         policy: Any = None,
         device: str | None = None,
         logger: MetricSink | None = None,
+        **arguments: Any,
     ) -> Self:
         """Build the agent that ``state_dict`` gave ``state`` of; arguments and errors as in ``load``."""
         cls._refuse_other(state)
@@ -229,21 +237,6 @@ class TextAlgorithm(TextAgent):
         state["config"] = agent.config.to_dict()
         agent.load_state_dict(state)
         return agent
-
-    @classmethod
-    def load(cls: type[Self], path: str | Path, env: Any = None, **arguments: Any) -> Self:
-        """Load the agent saved at ``path``; training goes on bit for bit.
-
-        Args:
-            path: what ``save`` wrote.
-            env: to go on in; None takes the id it was trained on.
-            arguments: ``policy`` where it was handed over as an object, ``device``, ``logger``.
-
-        Raises:
-            CheckpointError: if the file is missing, damaged, of another version or algorithm, or if environment or
-                policy cannot be built again from it.
-        """
-        return cls.from_state(checkpoint.load(path), env, **arguments)
 
     @classmethod
     def _refuse_other(cls, state: dict[str, Any]) -> None:
