@@ -119,7 +119,8 @@ class Agent:
             The agent itself.
 
         Raises:
-            ValueError: without an environment, without an interrupted training to continue, or for a number out of range.
+            ValueError: without an environment, without an interrupted training to continue, or for a number out of
+            range.
         """
         if self.collector is None:
             raise ValueError("this agent has no environment: pass env= to load, or call set_env")
@@ -254,7 +255,8 @@ class Agent:
         self.span = (progress["span"][0], progress["span"][1])
 
     def save(self, path: str | Path) -> Path:
-        """Write the whole agent to one file, from which training resumes bit for bit; see ``agents.runs.checkpoint``."""
+        """Write the whole agent to one file, from which training resumes bit for bit; see
+        ``agents.runs.checkpoint``."""
         return checkpoint.save(path, self.state_dict())
 
     def restore(self: Self, path: str | Path) -> Self:
