@@ -62,8 +62,8 @@ class Agent:
         self.config: Any = config  # a subclass has settings of its own
         self.generator = torch.Generator().manual_seed(config.seed) if generator is None else generator
         self.predict_generator = torch.Generator().manual_seed(config.seed + 1)
-        self.policy: Any = policy  # a subclass needs more of it than the protocol
-        self.policy.to(config.device)
+        module: Any = policy  # a subclass needs more of it than the protocol
+        self.policy = module.to(config.device)
         self.collector = collector
         self.env = env
         self.learner, self.optimizer = self._learning_parts()

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import gymnasium as gym
 
-from agents.agent import Agent
+from agents.agent import Agent, EnvLike
 from agents.algorithms.text import TextAlgorithm
 from agents.algorithms.token_environments import is_token_environment
 from agents.control.agent import MLP_POLICY
@@ -34,7 +34,7 @@ class PPO(Agent):
         ValueError: for an environment or settings that do not fit.
     """
 
-    def __new__(cls, env: Any = None, config: Any = None, policy: Any = None, **settings: Any) -> PPO:
+    def __new__(cls, env: EnvLike | None = None, config: object = None, policy: object = None, **settings: Any) -> PPO:
         """Choose the class for the environment."""
         if isinstance(env, str) and env.endswith("Policy") and env not in gym.registry:
             raise ValueError(f"the environment comes first: PPO(env, policy={env!r}), or PPO(env) for the default")
@@ -44,10 +44,11 @@ class PPO(Agent):
         return super().__new__(_TextPPO if text else _ControlPPO)
 
     @classmethod
-    def from_state(cls: type[Self], state: dict[str, Any], env: Any = None, **arguments: Any) -> Self:
+    def from_state(cls: type[Self], state: dict[str, Any], env: EnvLike | None = None, **arguments: Any) -> Self:
         """Build the agent that ``state_dict`` gave ``state`` of; arguments and errors as in ``load``."""
         kind: Any = _TextPPO if "text" in state else _ControlPPO
-        return kind.from_state(state, env, **arguments)
+        agent: Self = kind.from_state(state, env, **arguments)
+        return agent
 
 
 class _ControlPPO(ControlPPO, PPO):
