@@ -27,12 +27,14 @@ class PPO(Agent):
         env: an id, an ``Env`` or a ``VectorEnv``.
         config: ``PPOConfig`` for control tasks, ``TextAgentConfig`` for text; None: the defaults or the preset.
         policy: a module; for text also a model, its directory or name. ``"MlpPolicy"`` asks for small networks, also on
-            token ids.
+            token ids, as does a module that keeps no rows.
         settings: fields of the configuration as keywords, and ``logger``.
 
     Raises:
         ValueError: for an environment or settings that do not fit.
     """
+
+    algorithm = "ppo"
 
     def __new__(cls, env: EnvLike | None = None, config: object = None, policy: object = None, **settings: Any) -> PPO:
         """Choose the class for the environment."""
@@ -40,7 +42,8 @@ class PPO(Agent):
             raise ValueError(f"the environment comes first: PPO(env, policy={env!r}), or PPO(env) for the default")
         if cls is not PPO:
             return super().__new__(cls)
-        text = is_token_environment(env) and policy != MLP_POLICY
+        steps = policy == MLP_POLICY or getattr(policy, "keeps_rows", True) is False  # acts on single observations
+        text = is_token_environment(env) and not steps
         return super().__new__(_TextPPO if text else _ControlPPO)
 
     @classmethod
