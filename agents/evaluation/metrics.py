@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from agents.evaluation.samples import Samples
-from textenvs.wrappers.preference import Judged
+from textenvs.wrappers.preference import ScoredRows
 
 
 class TextJudge(Protocol):
@@ -33,7 +33,7 @@ class Assessment:
     """
 
     samples: Samples
-    scored: Judged
+    scored: ScoredRows
     judged: np.ndarray | None
     ref_logprobs: np.ndarray
     kl: np.ndarray

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from agents.runs.cli import enter
 
 if TYPE_CHECKING:
-    from reward_models.fitting import FitOptions
+    from reward_models.fit_options import FitOptions
 
 SCRATCH: dict[str, Any] = {
     "max_length": 128, "batch_tokens": 2048, "learning_rate": 2.5e-3, "warmup_share": 0.02, "final_share": 0.05,
@@ -198,7 +198,7 @@ class TrainLanguageModelConfig(_Data, _Optimization):
 
     def fit_options(self, num_steps: int) -> FitOptions:
         """How to fit in ``num_steps``; of settled settings."""
-        from reward_models.fitting import FitOptions
+        from reward_models.fit_options import FitOptions
 
         values = dataclasses.asdict(self)
         given = {field.name: values[field.name] for field in fields(FitOptions) if field.name in values}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -10,12 +11,13 @@ from agents.runs import checkpoint
 from agents.runs.logging import FileSink
 from agents.runs.progress import stop_on_interrupt
 from agents.runs.run_dir import RunDir
-from reward_models.fitting import Fit, FitOptions, Learner, perplexity_of
+from reward_models.fit_options import FitOptions, Learner
+from reward_models.fitting import Fit, perplexity_of
 
 CHECKPOINT = "checkpoint.safetensors"
 
 
-def fit_in(run: RunDir, learner: Learner, options: FitOptions, *, resume: bool) -> tuple[Fit, bool]:
+def fit_in(run: RunDir, learner: Learner[Any], options: FitOptions, *, resume: bool) -> tuple[Fit, bool]:
     """Fit ``learner``, which ends with the weights that are kept; the fit, and whether it came to its end.
 
     Ctrl-C ends it after the step in progress and leaves a checkpoint, from which ``resume`` goes on.

@@ -24,7 +24,7 @@ from agents.runs.logging import METRICS
 from agents.runs.plots import read_columns
 from agents.text.agent import METRICS as TEXT_AGENT_METRICS
 from agents.text.collector import METRICS as TEXT_METRICS
-from textenvs.wrappers.preference import Judged
+from textenvs.wrappers.preference import ScoredRows
 
 KEYS = {
     "algorithm", "seed", "episodes", "wall_s", "score_before", "score_after", "judge_before", "judge_after",
@@ -546,7 +546,7 @@ def assessment_of(completions, openings, judged, members=None):
     ref = np.where(samples.mask, -2.0, 0.0)
     kl, scores = np.arange(len(completions), dtype=float), np.ones(len(completions))
     members = {"only": scores} if members is None else {name: np.array(each) for name, each in members.items()}
-    scored = Judged(scores=scores, std=np.std(list(members.values()), axis=0), members=members)
+    scored = ScoredRows(scores=scores, std=np.std(list(members.values()), axis=0), members=members)
     return Assessment(samples=samples, scored=scored, judged=judged, ref_logprobs=ref, kl=kl)
 
 
