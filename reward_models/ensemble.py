@@ -18,7 +18,7 @@ from torch import nn
 
 from reward_models.files import base_of, read_description, write_json
 from reward_models.lora import ADAPTER, AdapterBackbone
-from reward_models.model import RewardModel
+from reward_models.model import Flags, RewardModel
 
 DESCRIPTION = "reward_ensemble.json"
 FORMAT = "textenvs reward ensemble"
@@ -49,15 +49,11 @@ class RewardEnsemble:
     def __len__(self) -> int:
         return len(self.members)
 
-    def __call__(
-        self, prompts: Sequence[str], completions: Sequence[str], *, finished: Sequence[bool] | bool = True
-    ) -> np.ndarray:
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str], *, finished: Flags = True) -> np.ndarray:
         """The members' mean score ``[N]``; see `RewardModel.score`."""
         return np.asarray(self.score_each(prompts, completions, finished=finished).mean(axis=0))
 
-    def score_each(
-        self, prompts: Sequence[str], completions: Sequence[str], *, finished: Sequence[bool] | bool = True
-    ) -> np.ndarray:
+    def score_each(self, prompts: Sequence[str], completions: Sequence[str], *, finished: Flags = True) -> np.ndarray:
         """Each member's scores ``[K, N]``; see `RewardModel.score`."""
         return self._each(lambda member: member.score(prompts, completions, finished=finished))
 
@@ -69,7 +65,7 @@ class RewardEnsemble:
         """Each member's scores ``[K, N]`` of whole token rows; see `RewardModel.score_rows`."""
         return self._each(lambda member: member.score_rows(rows))
 
-    def encode(self, texts: Sequence[str], *, finished: Sequence[bool] | bool = True) -> list[list[int]]:
+    def encode(self, texts: Sequence[str], *, finished: Flags = True) -> list[list[int]]:
         """See `RewardModel.encode`."""
         return self.members[0].encode(texts, finished=finished)
 

@@ -18,7 +18,7 @@ from textenvs.lm.lora import adapted_layers, belongs, new_config, switch_on, wri
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers.utils import ModelOutput
+    from transformers.utils.generic import ModelOutput
 
 ADAPTER = "adapter"
 """Folder of the adapter inside a reward model's folder, as peft writes it."""
@@ -74,9 +74,7 @@ class AdapterBackbone(nn.Module):
         try:
             model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
         except (OSError, ValueError) as error:
-            raise ValueError(
-                f"{folder}: expected the model {name} below the adapter, and it cannot be loaded"
-            ) from error
+            raise ValueError(f"{folder}: expected a loadable model {name} below the adapter") from error
         return cls(PeftModel.from_pretrained(model, str(folder)))
 
     def beside(self) -> AdapterBackbone:
@@ -130,6 +128,6 @@ def lasting_name(name: str) -> str:
     """
     if not name:
         raise ValueError(
-            "expected a model with a name below the adapter, received one without: save it, and load it from there"
+            "expected a model with a name below the adapter, received none: save it and load it from there"
         )
     return str(Path(name).resolve()) if Path(name).is_dir() else name

@@ -1,8 +1,8 @@
 """`RewardModel`: a transformers backbone with a scalar head that reads the last real token.
 
 A text is encoded as ``bos + prompt + completion``, then ``eos`` if it is finished. A completion that the token budget
-cut has no ``eos``; the head then reads its last token, a case that training covers by cutting texts at random. Not here:
-fitting (`training.py`) and preference pairs (`data`).
+cut has no ``eos``; training covers this case by cutting texts at random. Not here: fitting (`training.py`) and
+preference pairs (`data`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -27,6 +27,10 @@ from textenvs.tokens.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Texts: TypeAlias = "Sequence[str] | Tensor"
+Flags: TypeAlias = "Sequence[bool] | bool"
+"""One for each text, or one for all."""
 
 
 class RewardModel(nn.Module):
@@ -86,11 +90,10 @@ class RewardModel(nn.Module):
         """
         tokenizer = load_tokenizer(name)
         try:
-            backbone = (
-                AutoModel.from_pretrained(name, dtype=torch.float32)
-                if lora_rank is None
-                else AdapterBackbone.new(name, rank=lora_rank, alpha=lora_alpha)
-            )
+            if lora_rank is None:
+                backbone: nn.Module = AutoModel.from_pretrained(name, dtype=torch.float32)
+            else:
+                backbone = AdapterBackbone.new(name, rank=lora_rank, alpha=lora_alpha)
         except (OSError, ValueError) as error:
             raise ValueError(f"{name}: expected a model that transformers can load ({first_line(error)})") from error
         return cls(backbone, tokenizer, max_length=max_length)
@@ -132,13 +135,7 @@ class RewardModel(nn.Module):
         """Calibrated scores ``[N]`` of token rows ``[N, T]`` (ids) and their mask ``[N, T]`` (True or 1 = real)."""
         return (self.raw(input_ids, attention_mask) - self.mean) / self.std
 
-    def __call__(
-        self,
-        prompts: Sequence[str] | Tensor,
-        completions: Sequence[str] | Tensor,
-        *,
-        finished: Sequence[bool] | bool = True,
-    ) -> np.ndarray | Tensor:
+    def __call__(self, prompts: Texts, completions: Texts, *, finished: Flags = True) -> np.ndarray | Tensor:
         """``model(prompts, completions)`` on text is `score`; ``model(input_ids, attention_mask)`` is `forward`."""
         if isinstance(prompts, Tensor) or isinstance(completions, Tensor):
             scores: Tensor = super().__call__(prompts, completions)
@@ -146,12 +143,7 @@ class RewardModel(nn.Module):
         return self.score(prompts, completions, finished=finished)
 
     def score(
-        self,
-        prompts: Sequence[str],
-        completions: Sequence[str],
-        *,
-        finished: Sequence[bool] | bool = True,
-        batch_size: int = 128,
+        self, prompts: Sequence[str], completions: Sequence[str], *, finished: Flags = True, batch_size: int = 128
     ) -> np.ndarray:
         """Calibrated scores ``[N]`` float32 of texts ``prompt + completion``.
 
@@ -166,11 +158,8 @@ class RewardModel(nn.Module):
         """
         if len(prompts) != len(completions):
             raise ValueError(f"completions: expected {len(prompts)}, one for each prompt, received {len(completions)}")
-        flags = [finished] * len(prompts) if isinstance(finished, bool) else list(finished)
-        if len(flags) != len(prompts):
-            raise ValueError(f"finished: expected {len(prompts)} flags, received {len(flags)}")
         texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
-        return self.score_rows(self.encode(texts, finished=flags), batch_size=batch_size)
+        return self.score_rows(self.encode(texts, finished=finished), batch_size=batch_size)
 
     def score_tokens(self, prompts: ArrayLike, completions: ArrayLike, *, batch_size: int = 128) -> np.ndarray:
         """Calibrated scores ``[N]`` float32 of rows of this model's token ids.
@@ -186,7 +175,7 @@ class RewardModel(nn.Module):
         parts = [np.asarray(part) for part in (prompts, completions)]
         if any(part.ndim != 2 for part in parts) or len(parts[0]) != len(parts[1]):
             raise ValueError(
-                f"expected prompts [N, P] and completions [N, T], received {[part.shape for part in parts]}"
+                f"expected [N, P] prompts and [N, T] completions, received {[part.shape for part in parts]}"
             )
         joint = np.concatenate(parts, axis=1)
         if joint.size and (joint.max() >= self.backbone.config.vocab_size or joint.min() < PAD):
@@ -213,11 +202,13 @@ class RewardModel(nn.Module):
         self.train(was_training)
         return scores
 
-    def encode(self, texts: Sequence[str], *, finished: Sequence[bool] | bool = True) -> list[list[int]]:
+    def encode(self, texts: Sequence[str], *, finished: Flags = True) -> list[list[int]]:
         """Token rows ``bos + text (+ eos if finished)``, without bos if the tokenizer has none."""
         if not texts:
             return []
-        flags = [finished] * len(texts) if isinstance(finished, bool) else finished
+        flags = [finished] * len(texts) if isinstance(finished, bool) else list(finished)
+        if len(flags) != len(texts):
+            raise ValueError(f"finished: expected {len(texts)} flags, received {len(flags)}")
         bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
         bodies = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         eos = self.tokenizer.eos_token_id
@@ -233,9 +224,7 @@ class RewardModel(nn.Module):
         """
         kept = [row[-self.max_length :] for row in rows]
         if any(not row for row in kept):
-            raise ValueError(
-                "rows: expected at least one token in each, received an empty row (the tokenizer has no bos token)"
-            )
+            raise ValueError("rows: expected tokens, received an empty row (the tokenizer has no bos token)")
         width = max(map(len, kept))
         tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in kept])
         lengths = torch.tensor([len(row) for row in kept])
@@ -254,9 +243,7 @@ class RewardModel(nn.Module):
         self.std.fill_(1.0)
         raw = self.score_rows(rows).astype(np.float64)
         if not np.isfinite(raw).all() or raw.std() < 1e-8:
-            raise ValueError(
-                f"calibrate: expected finite rewards that differ, received a standard deviation of {raw.std()}"
-            )
+            raise ValueError(f"calibrate: expected finite rewards that differ, received a std of {raw.std()}")
         self.mean.fill_(raw.mean())
         self.std.fill_(raw.std())
 

@@ -151,12 +151,11 @@ def test_a_beta_below_zero_or_not_finite_is_refused(make_envs, beta):
 
 
 def test_charge_is_a_checked_setting_that_the_next_step_obeys(make_envs):
-    envs = KLShaping(make_envs(), uniform, beta=0.5)
+    envs = KLShaping(make_envs(2, max_new_tokens=3), by_column, beta=0.5, charge=False)
     envs.reset(seed=0)
-    for expected in (False, True):  # of the penalty 0.5 (0 - log(1 / 40)) a token, for log pi = 0
-        envs.charge = expected
-        rewards = envs.step(np.array([5, 6]))[1]
-        np.testing.assert_allclose(rewards, -0.5 * np.log(40) if expected else 0.0, rtol=1e-6)
+    assert envs.step(np.array([5, 6]))[1].tolist() == [0, 0]
+    envs.charge = True  # log pi = 0 and the reference's second log-prob is -1: a penalty of 0.5 * (0 + 1)
+    assert envs.step(np.array([5, 6]))[1].tolist() == [-0.5, -0.5]
     with pytest.raises(ValueError, match="charge: expected True or False, received 'loss'"):
         envs.charge = "loss"
 
