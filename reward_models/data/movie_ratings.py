@@ -1,7 +1,7 @@
 """Human ratings of movie-review snippets (Hutto & Gilbert, ICWSM 2014): download, verification and parsing.
 
-The ratings are in the source distribution of ``vaderSentiment``, which pip fetches into a cache folder and whose SHA-256
-is checked; this project contains none of its text.
+The ratings are in the source distribution of ``vaderSentiment``, which pip fetches into a cache folder; its SHA-256 is
+checked; this project contains none of its text.
 """
 
 from __future__ import annotations
