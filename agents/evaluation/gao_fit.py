@@ -12,10 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-CURVES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "best_of_n": lambda d: d,
-    "rl": np.log,
-}
+CURVES: dict[str, Callable[[np.ndarray], np.ndarray]] = {"best_of_n": lambda d: d, "rl": np.log}
 """What beta multiplies: R(d) = d (alpha - beta curve(d))."""
 
 

@@ -85,13 +85,7 @@ class TokenTable:
 
 
 def token_tables(
-    rollout: Rollout,
-    batch: Batch,
-    rows: TokenRows,
-    prompts: Sequence[str],
-    tokenizer: Any,
-    *,
-    valued: bool,
+    rollout: Rollout, batch: Batch, rows: TokenRows, prompts: Sequence[str], tokenizer: Any, *, valued: bool
 ) -> list[TokenTable]:
     """The first texts of a rollout, as many as there are ``prompts``.
 

@@ -56,12 +56,7 @@ class AdaptedTrunk:
     """
 
     def __init__(
-        self,
-        model: Any,
-        options: LoraOptions | None = None,
-        *,
-        value: bool = True,
-        start: str | Path | None = None,
+        self, model: Any, options: LoraOptions | None = None, *, value: bool = True, start: str | Path | None = None
     ) -> None:
         options = LoraOptions() if options is None else options
         self.model = model

@@ -176,11 +176,7 @@ class TextAgent(Agent):
 
     def state_dict(self) -> dict[str, Any]:
         """As every agent's, under the algorithm's own name and with the running baseline."""
-        return {
-            **super().state_dict(),
-            "algorithm": self.config.algorithm,
-            "moving_baseline": self.moving_baseline,
-        }
+        return {**super().state_dict(), "algorithm": self.config.algorithm, "moving_baseline": self.moving_baseline}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """As every agent's."""

@@ -179,12 +179,7 @@ def _attention(
 
 
 def _in_float32(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    **options: Any,
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
 ) -> Tensor:
     """``[B, W, H, D]``; in float32 if it would be in a half type on a CPU."""
     if query.device.type != "cpu" or query.dtype not in HALF:

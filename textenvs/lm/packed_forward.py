@@ -35,13 +35,7 @@ a layer writes is still in the cache when the next one reads it."""
 
 
 def hidden_states(
-    trunk: Any,
-    rows: Tensor,
-    lengths: Tensor,
-    row: Tensor,
-    position: Tensor,
-    *,
-    beginnings: Beginnings | None = None,
+    trunk: Any, rows: Tensor, lengths: Tensor, row: Tensor, position: Tensor, *, beginnings: Beginnings | None = None
 ) -> Tensor:
     """Run ``trunk`` over right-padded ``rows [B, W]`` of ``lengths [B]``, each at least 1, and read some states.
 
