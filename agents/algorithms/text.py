@@ -16,7 +16,7 @@ import torch
 from gymnasium.vector import VectorEnv
 
 from agents.algorithms.policies import build_policy, starting_policy
-from agents.algorithms.token_environments import TokenVectorLike, kl_shaping_of, token_vector
+from agents.algorithms.token_environments import TokenVectorLike, token_vector
 from agents.config import check_settings, with_settings
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.generation import generate
@@ -25,7 +25,7 @@ from agents.lm.sampling import TokenSampling
 from agents.runs import checkpoint
 from agents.runs.logging import MetricSink
 from agents.text.agent import TextAgent
-from agents.text.collector import TextCollector
+from agents.text.collector import TextCollector, kl_shaping_of
 from agents.text.config import PAPERS, Algorithm, TextAgentConfig
 from agents.text.kl_controllers import KLController
 from agents.text.presets import preset_settings
@@ -263,7 +263,7 @@ def _collector(envs: TokenVectorLike, policy: Any, config: TextAgentConfig, opti
         missing_eos_penalty=options.missing_eos_penalty,
         kl_controller=options.kl_controller,
         score_scaler=options.score_scaler,
-        write=_writer(policy),
+        generate=_writer(policy),
         max_concurrent_rows=options.max_concurrent_rows,
     )
 

@@ -56,7 +56,7 @@ MUTANTS = (
     Mutant("T13", "the KL in the loss has the wrong sign", LOSS, 'parts["kl_loss"], alpha=beta)', 'parts["kl_loss"], alpha=-beta)', f"{T_UPDATE} {T_AGENT}"),
     Mutant("T12", "the estimator gets policy and reference in the wrong order", LOSS, "ESTIMATORS[estimator](evaluation.logprobs, batch.ref_logprobs)", "ESTIMATORS[estimator](batch.ref_logprobs, evaluation.logprobs)", f"{T_UPDATE} {T_AGENT}"),
     Mutant("T12", "k2 and k3 exchanged", LOSS, '"k2": kl.k2, "k3": kl.k3', '"k2": kl.k3, "k3": kl.k2', f"{T_UPDATE} {T_AGENT}"),
-    Mutant("T6", "the KL in the loss sees padding", LOSS, "average(fill_masked(_kl(config.kl_estimator, evaluation, batch), mask), mask)", "_kl(config.kl_estimator, evaluation, batch).mean()", f"{T_UPDATE} {T_AGENT}"),
+    Mutant("T6", "the KL in the loss sees padding", LOSS, "average(fill_masked(found, mask), mask)", "found.mean()", f"{T_UPDATE} {T_AGENT}"),
     Mutant("P4", "the entropy bonus is charged", LOSS, "torch.add(total, entropy, alpha=config.entropy_coef)", "torch.add(total, entropy, alpha=-config.entropy_coef)", f"{T_UPDATE} {T_AGENT}"),
     Mutant("P4", "clip-higher is forgotten", LOSS, "clip_high=config.clip_high,", "clip_high=None,", f"{T_UPDATE} {T_AGENT}"),
     Mutant("P4", "the dual clip is forgotten", LOSS, "dual_clip=config.dual_clip,", "dual_clip=None,", f"{T_UPDATE} {T_AGENT}"),
@@ -110,7 +110,7 @@ MUTANTS = (
     Mutant("P13", "several processes: gradients are averaged, although shares are weighted already", PROCESSES, "            dist.all_reduce(flat)\n", "            dist.all_reduce(flat)\n            flat /= self.count\n", T_PROCESSES),
     Mutant("P13", "several processes: a share is weighted as if it were the minibatch", UPDATE, "whole = size >= minibatch.num_rows and processes.count == 1", "whole = size >= ours.stop - ours.start", T_PROCESSES),
     Mutant("S2", "several processes: shares draw the same luck", GENERATION, "self.numbers[steps, self.before + rows]", "self.numbers[steps, rows]", T_PROCESSES),
-    Mutant("S2", "several processes: the generator stands where its own share ended", COLLECTOR, "            uniform(len(together.completions), self.generator, device)\n", "            pass\n", T_PROCESSES),
+    Mutant("S2", "several processes: the generator stands where its own share ended", COLLECTOR, "            uniform(len(whole.completions), self.generator, device)\n", "            pass\n", T_PROCESSES),
     Mutant("S2", "several processes: they begin with different weights", PROCESSES, "                dist.broadcast(tensor, src=0)\n", "                pass\n", T_PROCESSES),
     Mutant("T2", "a group's texts continue another prompt", GENERATION, "self.cache.expect(source, self.column)", "self.cache.expect(source.flip(0), self.column)", T_GENERATION),
 )  # fmt: skip

@@ -145,7 +145,7 @@ def test_slots_that_cannot_be_are_refused():
     for max_concurrent_rows in (0, -1):
         with pytest.raises(
             ValueError,
-            match=f"max_concurrent_rows must be at least 1 row, or None for all at once, got {max_concurrent_rows}",
+            match=f"max_concurrent_rows: expected 1 or more, or None for all, received {max_concurrent_rows}",
         ):
             write(build("gpt2"), max_concurrent_rows=max_concurrent_rows)
     policy = build("sliding")

@@ -120,6 +120,6 @@ def test_a_policy_judges_alike_with_and_without_filters_that_filter_nothing():
         found = policy.evaluate(prompts, completions)
         (found.logprobs.sum() + 0.1 * found.entropy.sum()).backward()
         gradients = [part.grad for part in policy.model.parameters()]
-        results.append([found.logprobs, found.entropy, policy.logprobs_along(prompts, completions), *gradients])
+        results.append([found.logprobs, found.entropy, policy.completion_logprobs(prompts, completions), *gradients])
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

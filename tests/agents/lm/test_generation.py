@@ -172,7 +172,7 @@ def test_edge_rows():
     assert never.completions.eq(3).all()
     full = prompts_of([40, 41])
     assert generate(forced(3), full, max_new_tokens=7).completions.shape == (2, 7)
-    with pytest.raises(ValueError, match="48 positions"):
+    with pytest.raises(ValueError, match="at most 48 tokens"):
         generate(forced(3), full, max_new_tokens=8)
     with pytest.raises(ValueError, match="prompt 1 is empty"):
         generate(forced(3), torch.tensor([[4], [-1]]), max_new_tokens=2)

@@ -297,7 +297,7 @@ def test_bad_arguments_are_named(tmp_path):
         LoraOptions(rank=0)
     with pytest.raises(ValueError, match="alpha"):
         LoraOptions(alpha=0.0)
-    with pytest.raises(ValueError, match="holds no adapter"):
+    with pytest.raises(ValueError, match="expected an adapter"):
         AdaptedTrunk(base_model("gpt2"), start=tmp_path)
     AdaptedTrunk(base_model("llama")).save(tmp_path / "llama")
     with pytest.raises(ValueError, match=r"the adapter in .*llama is of another model"):
