@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from textenvs.lm.packed_attention import Beginnings
+from textenvs.lm.packed_attention import SharedPrefixes
 from textenvs.lm.packed_forward import hidden_states, pack_rows, trunk_forward
 from textenvs.tokens.rows import PAD
 
@@ -27,8 +27,8 @@ class Decisions(NamedTuple):
     """``[N]`` the tokens."""
     steps: Tensor
     """``[N]`` completion tokens before it."""
-    beginnings: Beginnings
-    """Which rows share their prompt."""
+    prefixes: SharedPrefixes
+    """The prompts that rows share."""
 
     @classmethod
     def find(cls, prompts: Tensor, completions: Tensor, mask: Tensor) -> Decisions:
@@ -61,12 +61,12 @@ class Decisions(NamedTuple):
             position=positions[mask],
             tokens=completions[mask],
             steps=before[mask],
-            beginnings=Beginnings(prompts.unique(dim=0, return_inverse=True)[1], prompt_lengths),
+            prefixes=SharedPrefixes(prompts.unique(dim=0, return_inverse=True)[1], prompt_lengths),
         )
 
     def states(self, trunk: nn.Module) -> Tensor:
         """``[N, D]`` last hidden states of ``trunk``, a transformers model; shared prompts are computed once."""
-        return hidden_states(trunk, self.rows, self.lengths, self.row, self.position, beginnings=self.beginnings)
+        return hidden_states(trunk, self.rows, self.lengths, self.row, self.position, prefixes=self.prefixes)
 
 
 def states_at_ends(trunk: nn.Module, rows: Tensor) -> Tensor:

@@ -149,6 +149,6 @@ def test_slots_that_cannot_be_are_refused():
         ):
             write(build("gpt2"), max_concurrent_rows=max_concurrent_rows)
     policy = build("sliding")
-    with pytest.raises(ValueError, match="MistralForCausalLM's do not: pass max_concurrent_rows=None"):
+    with pytest.raises(ValueError, match="received MistralForCausalLM: pass max_concurrent_rows=None"):
         write(policy, max_concurrent_rows=4)
     assert write(policy)[0].completions.shape == (B, T)

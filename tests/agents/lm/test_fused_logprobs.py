@@ -88,7 +88,7 @@ def test_a_frozen_weight_gets_no_gradient_and_nothing_is_kept_where_none_is_aske
 def test_in_autocast_the_product_is_rounded_and_the_rest_is_float32(instructions, monkeypatch):
     if instructions and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("this CPU has no instructions for bfloat16")
-    monkeypatch.setattr(kernels, "half_pays", lambda dtype: instructions)
+    monkeypatch.setattr(kernels, "half_is_faster", lambda dtype: instructions)
     (hidden, weight), weights = parts(torch.float32), torch.linspace(-1.0, 2.0, N)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logprobs, entropy = linear_token_logprobs(hidden, weight, TOKENS, temperature=0.7)

@@ -577,5 +577,5 @@ def test_several_scorers_are_told_apart_in_the_comparison():
 
 
 def test_texts_of_different_prompts_are_not_compared():
-    with pytest.raises(ValueError, match="different prompts"):
+    with pytest.raises(ValueError, match="expected samples of the same prompts"):
         compare(assessment_of([[1], [2]], ("x", "y"), None), assessment_of([[1], [2]], ("x", "z"), None))
