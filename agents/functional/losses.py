@@ -2,6 +2,9 @@
 
 Coefficients (``value_coef``, ``entropy_coef``) and the optimizer loop are in ``agents.update``. ``average`` reduces the
 terms of all steps to one number; see ``agents.functional.masked``.
+
+In all losses ``logprobs``, ``entropy`` and ``values`` ``[B, T]`` carry gradient, and ``mask``, ``average`` and the
+errors are those of ``clipped_policy_loss``.
 """
 
 from __future__ import annotations
@@ -63,15 +66,6 @@ def policy_gradient_loss(
     """The plain policy gradient, ``-E_t[ log pi(a_t|s_t) A_t ]``; only its gradient is meaningful, not its value.
 
     Source: Williams 1992 (REINFORCE). It holds for actions of the current policy only: one optimizer step per batch.
-
-    Args:
-        logprobs: ``[B, T]`` nats; carries gradient.
-        advantages: ``[B, T]`` reward units; constants.
-        mask: ``[B, T]`` True on valid steps; None: all are valid.
-        average: over the valid steps.
-
-    Raises:
-        ValueError: if ``mask`` selects no step.
     """
     return -average(fill_masked(logprobs, mask) * fill_masked(advantages, mask), mask)
 
@@ -82,15 +76,6 @@ def surrogate_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, m
         L = -E_t[ r_t A_t ],   r_t = pi(a_t|s_t) / pi_old(a_t|s_t)
 
     Source: Schulman et al. 2015, eq. 14 (arXiv:1502.05477).
-
-    Args:
-        logprobs: ``[B, T]`` nats; carries gradient.
-        old_logprobs: ``[B, T]`` nats, of the policy that acted.
-        advantages: ``[B, T]`` reward units; constants.
-        mask: ``[B, T]`` True on valid steps; None: all are valid.
-
-    Raises:
-        ValueError: if ``mask`` selects no step.
     """
     return -masked_mean(fill_masked(logprobs - old_logprobs, mask).exp() * fill_masked(advantages, mask), mask)
 
@@ -100,15 +85,6 @@ def value_loss(values: Tensor, returns: Tensor, mask: Tensor | None, *, average:
 
     The half is part of the loss (as in OpenAI baselines and CleanRL); Stable-Baselines3 has none, so its
     ``vf_coef`` corresponds to twice that ``value_coef`` here.
-
-    Args:
-        values: ``[B, T]`` reward units; carries gradient.
-        returns: ``[B, T]`` reward units; constants.
-        mask: ``[B, T]`` True on valid steps; None: all are valid.
-        average: over the valid steps.
-
-    Raises:
-        ValueError: if ``mask`` selects no step.
     """
     return 0.5 * average(fill_masked(values - returns, mask).square(), mask)
 
@@ -126,19 +102,15 @@ def clipped_value_loss(
 
         L = E_t[ max((V - R)^2, (V_old + clip(V - V_old, -eps, eps) - R)^2) ] / 2
 
-    Source: OpenAI baselines, ppo2/model.py. Due to the maximum, clipping can slow the critic
-    down but never hides an error.
+    Source: OpenAI baselines, ppo2/model.py. Due to the maximum, clipping can slow the critic down
+    but never hides an error.
 
     Args:
         values: ``[B, T]`` reward units; carries gradient.
         old_values: ``[B, T]`` reward units, of the critic during the rollout.
         returns: ``[B, T]`` reward units; constants.
-        mask: ``[B, T]`` True on valid steps; None: all are valid.
+        mask, average: as in ``clipped_policy_loss``.
         clip: eps, reward units, > 0.
-        average: over the valid steps.
-
-    Raises:
-        ValueError: if ``mask`` selects no step.
     """
     change = fill_masked(values - old_values, mask)
     error = fill_masked(values - returns, mask)
@@ -150,13 +122,5 @@ def entropy_loss(entropy: Tensor, mask: Tensor | None, *, average: Reduction = m
     """The negated mean entropy, nats per step: minimizing it keeps the policy exploring.
 
     Source: Williams & Peng 1991; Mnih et al. 2016 (arXiv:1602.01783).
-
-    Args:
-        entropy: ``[B, T]`` nats; carries gradient.
-        mask: ``[B, T]`` True on valid steps; None: all are valid.
-        average: over the valid steps.
-
-    Raises:
-        ValueError: if ``mask`` selects no step.
     """
     return -average(entropy, mask)

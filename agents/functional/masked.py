@@ -2,6 +2,9 @@
 
 ``mask`` is True on valid steps; None means that all steps are valid, and is faster. Masked entries may hold anything,
 NaN and infinity included: they are replaced before they are used.
+
+``values`` and ``mask`` are ``[B, T]``, means and variances 0-dimensional; all functions raise ValueError if ``mask``
+selects no step, or has another shape than ``values``.
 """
 
 from __future__ import annotations
@@ -27,11 +30,7 @@ def fill_masked(values: Tensor, mask: Tensor | None, fill: float = 0.0) -> Tenso
 
 
 def count_valid(values: Tensor, mask: Tensor | None) -> Tensor:
-    """The number of valid steps, as a 0-dimensional tensor of the dtype of ``values``.
-
-    Raises:
-        ValueError: if ``mask`` has another shape than ``values``, or selects no step.
-    """
+    """The number of valid steps, as a 0-dimensional tensor of the dtype of ``values``."""
     if mask is None:
         return torch.tensor(values.numel(), dtype=values.dtype, device=values.device)
     if mask.shape != values.shape:
@@ -42,35 +41,17 @@ def count_valid(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over the valid steps.
-
-    Args:
-        values: ``[B, T]``.
-        mask: ``[B, T]`` bool, True on valid steps; None: all are valid.
-
-    Returns:
-        0-dimensional.
-
-    Raises:
-        ValueError: if ``mask`` selects no step, or its shape differs.
-    """
+    """Mean over the valid steps."""
     if mask is None:
         return values.mean()
     return fill_masked(values, mask).sum() / count_valid(values, mask)
 
 
 def sequence_mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over rows of each row's mean: short rows weigh as much as long ones.
+    """Mean over rows of each row's mean: short rows weigh as much as long ones. Empty rows are ignored.
 
     Source: the ``1 / |o_i|`` of GRPO (Shao et al. 2024, eq. 3, arXiv:2402.03300). A token of a short row therefore
     weighs more, which Liu et al. 2025 (arXiv:2503.20783) call the length bias.
-
-    Args:
-        values: ``[B, T]``.
-        mask: ``[B, T]`` bool, True on valid steps; None: all are valid. Rows without a valid step are ignored.
-
-    Raises:
-        ValueError: if ``mask`` selects no step, or its shape differs.
     """
     if mask is None:
         return values.mean()
@@ -80,18 +61,10 @@ def sequence_mean(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def constant_mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Sum over the valid steps, divided by ``B T``: every step weighs the same, regardless of the rows' lengths.
+    """Sum over the valid steps, divided by ``B T``: every step weighs the same. Empty rows are not in B.
 
     Source: Dr. GRPO (Liu et al. 2025, arXiv:2503.20783), whose gradient of the mean over rows of the sum over steps is
-    unbiased; the constant only sets its scale. In a rollout of
-    text T is the token budget.
-
-    Args:
-        values: ``[B, T]``.
-        mask: ``[B, T]`` bool, True on valid steps; None: all are valid. Rows without a valid step are ignored.
-
-    Raises:
-        ValueError: if ``mask`` selects no step, or its shape differs.
+    unbiased; the constant only sets its scale. In a rollout of text T is the token budget.
     """
     if mask is None:
         return values.mean()
@@ -103,12 +76,7 @@ def masked_var(values: Tensor, mask: Tensor | None, *, unbiased: bool = True) ->
     """Variance over the valid steps; 0 for a single one.
 
     Args:
-        values: ``[B, T]``.
-        mask: ``[B, T]`` bool, True on valid steps; None: all are valid.
         unbiased: divide by n - 1 instead of n (Bessel's correction).
-
-    Raises:
-        ValueError: if ``mask`` selects no step, or its shape differs.
     """
     squares = fill_masked((values - masked_mean(values, mask)).square(), mask).sum()
     return squares / (count_valid(values, mask) - float(unbiased)).clamp(min=1.0)
@@ -120,16 +88,11 @@ def whiten(values: Tensor, mask: Tensor | None, *, shift_mean: bool = True, epsi
     Constant values, or a single one, become 0 rather than NaN or amplified rounding errors.
 
     Args:
-        values: ``[B, T]``.
-        mask: ``[B, T]`` bool, True on valid steps; None: all are valid.
         shift_mean: subtract the mean; False keeps the (scaled) mean.
         epsilon: added to the standard deviation.
 
     Returns:
         ``[B, T]``, in standard deviations.
-
-    Raises:
-        ValueError: if ``mask`` selects no step, or its shape differs.
     """
     mean = masked_mean(values, mask)
     deviation = masked_var(values, mask).sqrt()
@@ -145,7 +108,6 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor | None) -> 
     Args:
         values: ``[B, T]`` reward units.
         returns: ``[B, T]`` reward units.
-        mask: ``[B, T]`` True on valid steps; None: all are valid.
 
     Returns:
         0-dimensional; 0 if the returns are constant.

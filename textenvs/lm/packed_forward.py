@@ -33,7 +33,13 @@ TOKENS_AT_ONCE = 2**10
 
 
 def hidden_states(
-    trunk: Any, rows: Tensor, lengths: Tensor, row: Tensor, position: Tensor, *, prefixes: SharedPrefixes | None = None
+    trunk: nn.Module,
+    rows: Tensor,
+    lengths: Tensor,
+    row: Tensor,
+    position: Tensor,
+    *,
+    prefixes: SharedPrefixes | None = None,
 ) -> Tensor:
     """Run ``trunk`` over right-padded ``rows [B, W]`` of ``lengths [B]``, each at least 1, and read some states.
 
@@ -53,7 +59,7 @@ def hidden_states(
     """
     if not can_pack(trunk):
         return _in_parts(trunk, rows, lengths, row, position)
-    if torch.is_grad_enabled() or trunk.device.type != "cpu":
+    if torch.is_grad_enabled() or rows.device.type != "cpu":
         return _packed_states(trunk, rows, RowLayout(lengths, prefixes), row, position)
     states, inside = [], []
     for begin, end in _few_tokens(lengths):
@@ -86,7 +92,7 @@ def _few_tokens(lengths: Tensor) -> Iterator[tuple[int, int]]:
     yield begin, len(lengths)
 
 
-def can_pack(trunk: Any) -> bool:
+def can_pack(trunk: nn.Module) -> bool:
     """True if ``trunk`` runs packed rows: every layer has this room's attention, unwindowed, and receives the layout.
 
     The attention is checked in every call, since ``set_attn_implementation`` may change it; the rest once.
@@ -183,7 +189,7 @@ def _in_parts(trunk: Any, rows: Tensor, lengths: Tensor, row: Tensor, position: 
     return joined.index_select(0, starts[row] + position)
 
 
-def trunk_forward(trunk: Any, tokens: Tensor) -> Tensor:
+def trunk_forward(trunk: nn.Module, tokens: Tensor) -> Tensor:
     """Last hidden states ``[B, W, D]`` of right-padded rows ``[B, W]``; padding is arbitrary."""
     with _recomputing(trunk):
         run = getattr(trunk, COMPILED, trunk)
