@@ -1,17 +1,18 @@
-"""What PPO asks of a policy and of a collector: protocols, nothing more."""
+"""Protocols of policies and collectors."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.rollout import Rollout
 
 
 class Evaluation(NamedTuple):
-    """What a policy says now about actions taken earlier."""
+    """Actions taken earlier, evaluated under the current policy."""
 
     logprobs: Tensor
     """``[B, T]`` nats."""
@@ -20,18 +21,23 @@ class Evaluation(NamedTuple):
     values: Tensor
     """``[B, T]`` reward units."""
     kl: Tensor | None = None
-    """``[B, T]`` nats, the exact KL to a reference in each state, where it was asked for."""
+    """``[B, T]`` nats, the exact KL to a reference in each state, if there is one."""
+
+
+class Learner(Protocol):
+    """What ``agents.update`` optimizes."""
+
+    keeps_rows: bool
+    """Shuffle batches by whole rows (a causal LM evaluates all tokens of a row in one pass) or by single steps."""
+
+    def evaluate(self, observations: Tensor, actions: Tensor, mask: Tensor | None) -> Evaluation:
+        """Log-probabilities, entropies and values of a batch, with gradient; masked entries may be anything finite."""
+        ...
 
 
 @runtime_checkable
-class Policy(Protocol):
-    """An ``nn.Module`` that acts and judges.
-
-    ``keeps_rows`` says how its batches are shuffled: whole rows (a causal LM scores all tokens of a row in one pass),
-    or single steps (an MLP does not care which step came before).
-    """
-
-    keeps_rows: bool
+class Policy(Learner, Protocol):
+    """An ``nn.Module`` that acts, and evaluates its actions."""
 
     def act(
         self, observations: Tensor, *, deterministic: bool = False, generator: torch.Generator | None = None
@@ -43,11 +49,7 @@ class Policy(Protocol):
         """V of each observation: ``[..., *obs]`` to ``[...]``, reward units."""
         ...
 
-    def evaluate(self, observations: Tensor, actions: Tensor, mask: Tensor | None) -> Evaluation:
-        """Log-probabilities, entropies and values of a batch, with gradient; masked entries may be anything finite."""
-        ...
-
-    def parameters(self) -> Any:
+    def parameters(self) -> Iterator[nn.Parameter]:
         """As in ``nn.Module``."""
         ...
 
@@ -58,13 +60,14 @@ class Policy(Protocol):
 
 @runtime_checkable
 class Collector(Protocol):
-    """Lives with a policy for a while and hands over what happened."""
+    """Runs a policy in environments and returns rollouts."""
 
     counts: str
-    """What ``PPO.learn`` counts as progress: "steps" (that the mask selects) or "rows" (episodes of text)."""
+    """The unit of ``learn``: "steps" (that the mask selects) or "rows" (episodes of text)."""
 
+    # Any: each collector takes the policies of its own kind, and parameters of a method are contravariant.
     def collect(self, policy: Any) -> tuple[Rollout, dict[str, float]]:
-        """One rollout, and figures to log beside it (``rollout/...``)."""
+        """One rollout and its metrics (``rollout/...``)."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -72,5 +75,5 @@ class Collector(Protocol):
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken."""
+        """Restore the state from ``state_dict``."""
         ...

@@ -1,10 +1,10 @@
-"""The one optimizer loop: epochs, minibatches, microbatches, clipping, early stop. Nothing here collects or logs."""
+"""The optimizer loop: epochs, minibatches, microbatches, gradient clipping, early stop."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,16 +12,16 @@ from torch import Tensor
 from agents.config import UpdateConfig
 from agents.functional import losses
 from agents.functional.masked import Reduction, masked_mean, whiten
-from agents.interfaces import Evaluation
+from agents.interfaces import Evaluation, Learner
 from agents.rollout import Batch
 from agents.runs.distributed import ALONE, Processes
 from agents.update_record import UpdateRecord, advantage_metrics, mean_k3
 
 Objective = Callable[[Evaluation, Batch, "Tensor | None"], "tuple[Tensor, dict[str, Tensor]]"]
-"""``(evaluation, minibatch, mask) -> (loss, parts to log)``: means over the steps that count; mask None counts all."""
+"""``(evaluation, minibatch, mask) -> (loss, parts to log)``: means over valid steps; mask None: all are valid."""
 
 Share = Literal["steps", "rows"]
-"""What a minibatch's means are over: its steps that count, or its rows (see ``agents.functional.masked``)."""
+"""What a minibatch's means are over: its valid steps, or its rows (see ``agents.functional.masked``)."""
 
 
 def ppo_objective(config: UpdateConfig, *, clip: float) -> Objective:
@@ -43,7 +43,7 @@ def ppo_objective(config: UpdateConfig, *, clip: float) -> Objective:
 def critic_loss(
     config: UpdateConfig, evaluation: Evaluation, batch: Batch, mask: Tensor | None, average: Reduction = masked_mean
 ) -> Tensor:
-    """The value loss that ``config`` asks for, plain or clipped; see ``agents.functional.losses``."""
+    """The value loss, clipped if ``config.value_clip`` is set; see ``agents.functional.losses``."""
     if config.value_clip is None:
         return losses.value_loss(evaluation.values, batch.returns, mask, average=average)
     return losses.clipped_value_loss(
@@ -52,7 +52,7 @@ def critic_loss(
 
 
 def update(
-    policy: Any,
+    policy: Learner,
     optimizer: torch.optim.Optimizer,
     batch: Batch,
     config: UpdateConfig,
@@ -64,31 +64,31 @@ def update(
     reduction: Share = "steps",
     processes: Processes = ALONE,
 ) -> dict[str, float]:
-    """Learn from ``batch``: every step that counts is used once an epoch.
+    """Train on ``batch``: every valid step is used once per epoch.
 
-    Minibatches differ in size by one row at most. A minibatch's losses are means over its own steps that count, also
-    where it is cut into microbatches: each is weighted by its share of those steps (or rows, see ``reduction``).
+    Minibatches differ in size by one row at most. Losses are means over the valid steps of a minibatch, also if it is
+    split into microbatches: each is weighted by its share of those steps (or rows, see ``reduction``).
 
     Args:
-        policy: with ``evaluate`` and ``keeps_rows``.
-        optimizer: over the policy's parameters, with the learning rate set.
+        policy: what is trained.
+        optimizer: of the policy's parameters, with the learning rate set.
         clip: eps of this update, >= 0.
-        generator: shuffles; a CPU generator.
-        objective: another loss than ``ppo_objective``.
-        clip_high: upper eps, where it differs from the lower one; for the clip fraction (the loss has its own).
+        generator: of the minibatches; on the CPU.
+        objective: the loss; None: ``ppo_objective``.
+        clip_high: upper eps of the logged clip fraction, if it differs from the lower one.
         reduction: what the objective's means are over.
-        processes: with the same batch and policy; each takes its share of every minibatch.
+        processes: with the same batch and policy; each takes its shard of every minibatch.
 
     Returns:
-        ``train/...`` figures, as ``agents.runs.logging.METRICS`` explains them.
+        ``train/...`` metrics, explained in ``agents.runs.logging.METRICS``.
 
     Raises:
-        ValueError: if the batch has no step that counts.
-        FloatingPointError: if a gradient (whose step is then not taken) or the loss is not finite.
+        ValueError: if the batch has no valid step.
+        FloatingPointError: if a gradient (its step is not taken) or the loss is not finite.
     """
-    quick = hasattr(policy, "ppo_gradient")
-    if quick and (objective or config.microbatch_size or processes.count > 1 or config.value_clip):
-        raise ValueError("a FastMLP knows PPO's plain loss on whole minibatches only; pass the policy itself")
+    fast_gradient = getattr(policy, "ppo_gradient", None)
+    if fast_gradient is not None and (objective or config.microbatch_size or processes.count > 1 or config.value_clip):
+        raise ValueError("a FastMLP supports PPO's plain loss on whole minibatches only: pass the policy itself")
     objective = objective or ppo_objective(config, clip=clip)
     raw = batch
     if config.normalize_advantages == "batch":
@@ -98,16 +98,16 @@ def update(
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def gradient(minibatch: Batch) -> Tensor:
-        if quick:
-            return record.add(minibatch, None, *policy.ppo_gradient(minibatch, config, clip))
+        if fast_gradient is not None:
+            return record.add(minibatch, None, *fast_gradient(minibatch, config, clip))
         log_ratio = _gradient(policy, optimizer, minibatch, config, objective, record, reduction, processes)
         processes.all_reduce_gradients(parameters)
         return log_ratio
 
     stopped = _take_steps(optimizer, parameters, batch, config, generator, gradient, record, processes)
-    record = record.of_all(processes)
+    record = record.all_gather(processes)
     metrics = record.metrics(clip, clip if clip_high is None else clip_high)
-    metrics |= advantage_metrics(raw, valued="value_loss" in record.parts) | {"train/early_stop": float(stopped)}
+    metrics |= advantage_metrics(raw, has_critic="value_loss" in record.parts) | {"train/early_stop": float(stopped)}
     if not math.isfinite(metrics["train/loss"]):
         raise FloatingPointError(f"the loss is not finite: {metrics}")
     return metrics
@@ -123,7 +123,7 @@ def _take_steps(
     record: UpdateRecord,
     processes: Processes,
 ) -> bool:
-    """A step for each minibatch of each epoch; True if the KL ended them early."""
+    """A step for each minibatch of each epoch; True if the KL stopped them early."""
     for _ in range(config.epochs):
         for minibatch in minibatches(batch, config.minibatch_size or batch.num_rows, generator):
             if config.normalize_advantages == "minibatch":
@@ -134,7 +134,7 @@ def _take_steps(
             norm = clip_gradient(parameters, config.max_grad_norm)
             if not math.isfinite(norm.item()):
                 raise FloatingPointError(
-                    f"the gradient is not finite any more (its norm is {norm.item()}); this step was not taken"
+                    f"the gradient is not finite, its norm is {norm.item()}: the step was not taken"
                 )
             record.grad_norms.append(norm)
             optimizer.step()
@@ -142,7 +142,7 @@ def _take_steps(
 
 
 def _gradient(
-    policy: Any,
+    policy: Learner,
     optimizer: torch.optim.Optimizer,
     minibatch: Batch,
     config: UpdateConfig,
@@ -151,7 +151,7 @@ def _gradient(
     reduction: Share,
     processes: Processes,
 ) -> Tensor:
-    """Fill the gradients from this process's share of ``minibatch``; log-ratios there, flat, of steps that count."""
+    """Compute the gradients of this process's shard of ``minibatch``; returns the log-ratios of its valid steps."""
     optimizer.zero_grad()
     ours = processes.shard(minibatch.num_rows)
     size = config.microbatch_size or minibatch.num_rows
@@ -172,12 +172,12 @@ def _gradient(
 
 
 def _weight(batch: Batch, reduction: Share) -> float:
-    """The number of steps, or of rows, that count."""
+    """The number of valid steps or rows."""
     return float((batch.mask if reduction == "steps" else batch.mask.any(1)).sum())
 
 
 def minibatches(batch: Batch, size: int, generator: torch.Generator) -> Iterator[Batch]:
-    """The batch in random order (one gather), in contiguous slices of nearly equal length."""
+    """The shuffled batch (one gather) in slices of nearly equal length."""
     rows = batch.num_rows
     pieces = math.ceil(rows / size)
     if pieces == 1:
@@ -190,7 +190,7 @@ def minibatches(batch: Batch, size: int, generator: torch.Generator) -> Iterator
 
 
 def clip_gradient(parameters: list[Tensor], max_norm: float) -> Tensor:
-    """Scale gradients down to Euclidean norm ``max_norm`` if they exceed it; the norm they had, 0-dimensional."""
+    """Scale gradients down to Euclidean norm ``max_norm`` if they exceed it; returns the original norm."""
     if len(parameters) > 1:
         return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
     gradient = parameters[0].grad
@@ -201,7 +201,7 @@ def clip_gradient(parameters: list[Tensor], max_norm: float) -> Tensor:
 
 
 def _mean_k3_of_all(log_ratio: Tensor, processes: Processes) -> float:
-    """``mean_k3`` over the shares of all processes."""
+    """``mean_k3`` over the shards of all processes."""
     return float(mean_k3(torch.cat([log_ratio.cpu() for log_ratio in processes.all_gather(log_ratio)])))
 
 

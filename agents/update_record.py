@@ -1,4 +1,4 @@
-"""What an update logs: losses, entropy, KL, clip fraction and gradient norm over its minibatches."""
+"""Metrics of an update: losses, entropy, KL, clip fraction and gradient norm over its minibatches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from agents.runs.distributed import Processes
 
 
 class UpdateRecord:
-    """Figures of an update's minibatches, gathered as tensors and turned into numbers once, at the end."""
+    """Metrics of an update's minibatches, collected as tensors and converted to numbers once, at the end."""
 
     def __init__(self, *, dense: bool) -> None:
         self.dense = dense
@@ -25,7 +25,7 @@ class UpdateRecord:
         self.minibatches = 0.0
 
     def mask_of(self, batch: Batch) -> Tensor | None:
-        """The batch's mask; None where the whole batch counts."""
+        """The batch's mask; None if the whole batch is valid."""
         return None if self.dense else batch.mask
 
     def add(
@@ -37,7 +37,7 @@ class UpdateRecord:
         parts: dict[str, Tensor],
         share: float = 1.0,
     ) -> Tensor:
-        """Take in a part of a minibatch that weighs ``share``; its log-ratios, flat, of steps that count."""
+        """Record a part of a minibatch of weight ``share``; returns the log-ratios ``[N]`` of its valid steps."""
         self.minibatches += share
         for name, value in (("loss", loss), *parts.items()):
             self.parts.setdefault(name, []).append(value.detach() if share == 1.0 else value.detach() * share)
@@ -49,15 +49,15 @@ class UpdateRecord:
         self.entropies.append(entropy)
         return log_ratio
 
-    def of_all(self, processes: Processes) -> UpdateRecord:
-        """The record of all processes' shares."""
+    def all_gather(self, processes: Processes) -> UpdateRecord:
+        """The record of all processes' shards."""
         if processes.count == 1:
             return self
-        known = (self.parts, self.log_ratios, self.entropies)
-        shares = processes.all_gather((self.minibatches, pytree.tree_map(Tensor.cpu, known)))
+        own = (self.parts, self.log_ratios, self.entropies)
+        shards = processes.all_gather((self.minibatches, pytree.tree_map(Tensor.cpu, own)))
         merged = UpdateRecord(dense=self.dense)
         merged.grad_norms = [norm.cpu() for norm in self.grad_norms]
-        for minibatches, (parts, log_ratios, entropies) in shares:
+        for minibatches, (parts, log_ratios, entropies) in shards:
             merged.minibatches += minibatches
             merged.log_ratios += log_ratios
             merged.entropies += entropies
@@ -66,37 +66,39 @@ class UpdateRecord:
         return merged
 
     def metrics(self, clip: float, clip_high: float) -> dict[str, float]:
-        """``train/...`` figures: means over all minibatches, and the drift of the first one."""
+        """``train/...`` metrics: means over all minibatches, and the drift of the first one."""
         log_ratio = torch.cat(self.log_ratios)
-        figures = {f"train/{name}": torch.stack(values).sum() / self.minibatches for name, values in self.parts.items()}
-        figures["train/entropy"] = torch.cat(self.entropies).mean()
-        figures["train/approx_kl"] = mean_k3(log_ratio)
-        figures["train/logprob_drift"] = self.log_ratios[0].abs().mean()
+        metrics = {f"train/{name}": torch.stack(values).sum() / self.minibatches for name, values in self.parts.items()}
+        metrics["train/entropy"] = torch.cat(self.entropies).mean()
+        metrics["train/approx_kl"] = mean_k3(log_ratio)
+        metrics["train/logprob_drift"] = self.log_ratios[0].abs().mean()
         change = log_ratio.exp() - 1.0
-        figures["train/clip_fraction"] = ((change < -clip) | (change > clip_high)).float().mean()
-        figures["train/ratio_mean"], figures["train/ratio_max"] = 1.0 + change.mean(), 1.0 + change.max()
+        metrics["train/clip_fraction"] = ((change < -clip) | (change > clip_high)).float().mean()
+        metrics["train/ratio_mean"], metrics["train/ratio_max"] = 1.0 + change.mean(), 1.0 + change.max()
         if self.grad_norms:
-            figures["train/grad_norm"] = torch.stack(self.grad_norms).mean()
-        return _numbers(figures)
+            metrics["train/grad_norm"] = torch.stack(self.grad_norms).mean()
+        return _numbers(metrics)
 
 
-def _numbers(figures: dict[str, Tensor]) -> dict[str, float]:
-    """0-dimensional tensors as numbers, brought from their device in one go."""
-    return dict(zip(figures, torch.stack([value.float() for value in figures.values()]).tolist(), strict=True))
+def _numbers(metrics: dict[str, Tensor]) -> dict[str, float]:
+    """0-dimensional tensors as numbers, in one transfer from their device."""
+    return dict(zip(metrics, torch.stack([value.float() for value in metrics.values()]).tolist(), strict=True))
 
 
-def advantage_metrics(batch: Batch, *, valued: bool) -> dict[str, float]:
-    """Mean and deviation of advantages, and of returns where a critic learns them, before any whitening."""
-    columns = {"advantage": batch.advantages, "return": batch.returns} if valued else {"advantage": batch.advantages}
+def advantage_metrics(batch: Batch, *, has_critic: bool) -> dict[str, float]:
+    """Mean and deviation of advantages, and with a critic of returns, before any whitening."""
+    columns = (
+        {"advantage": batch.advantages, "return": batch.returns} if has_critic else {"advantage": batch.advantages}
+    )
     found: dict[str, Tensor] = {}
     for name, values in columns.items():
         found[f"train/{name}_mean"] = masked_mean(values, batch.mask)
         found[f"train/{name}_std"] = masked_var(values, batch.mask, unbiased=False).sqrt()
-    if valued:
+    if has_critic:
         found["train/explained_variance"] = explained_variance(batch.old_values, batch.returns, batch.mask)
     return _numbers(found)
 
 
 def mean_k3(log_ratio: Tensor) -> Tensor:
-    """The estimate of KL(pi_old || pi) from actions of pi_old, nats."""
+    """Estimate of KL(pi_old || pi) from actions of pi_old, nats."""
     return k3(torch.zeros_like(log_ratio), log_ratio).mean()

@@ -63,7 +63,7 @@ def text_workloads(folder: Path, epochs: int) -> Iterator[tuple[str, list[Arm]]]
     active = linear_kernels.onednn_is_faster()
     onednn = ((linear_kernels, "onednn_is_faster", constant(not active)),)
     packing = (("packed trunk", packed),)
-    half = ((linear_kernels, "half_pays", constant(True)), (packed_attention, "HALF", ()))
+    half = ((linear_kernels, "half_is_faster", constant(True)), (packed_attention, "HALF", ()))
     linear = "oneDNN linear layers" if active else "(oneDNN linear layers put on)"
     more = (*packing, ("GELU in one kernel", gelu), (linear, onednn))
     sizes = BenchSizes(epochs=epochs)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from agents.evaluation.curve import METRICS as FRONTIER_METRICS
 from agents.runs.logging import METRICS
 from agents.text.agent import METRICS as TEXT_AGENT_METRICS
-from agents.text.collector import METRICS as TEXT_METRICS
+from agents.text.rollout_metrics import METRICS as TEXT_METRICS
 from reward_models.fitting import METRICS as LANGUAGE_MODEL_METRICS
 
 OTHER_METRICS = {

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from agents.algorithms.options import TextOptions
-from agents.algorithms.token_environments import TokenVectorLike, kl_shaping_of
+from agents.algorithms.token_environments import TokenVectorLike
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.lora import AdaptedTrunk
+from agents.text.collector import kl_shaping_of
 from agents.text.config import TextAgentConfig
 from textenvs.envs.vector import TokenVectorEnv
 from textenvs.tokens.tokenizers import load_tokenizer, same_tokenizer

@@ -16,14 +16,14 @@ import torch
 from agents.agent import EnvLike
 from agents.algorithms.options import TextOptions
 from agents.algorithms.policies import PolicyLike, build_policy, starting_policy
-from agents.algorithms.token_environments import TokenVectorLike, kl_shaping_of, token_vector
+from agents.algorithms.token_environments import TokenVectorLike, token_vector
 from agents.config import check_settings, with_settings
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.generation import generate
 from agents.runs import checkpoint
 from agents.runs.logging import MetricSink
 from agents.text.agent import TextAgent
-from agents.text.collector import TextCollector
+from agents.text.collector import TextCollector, kl_shaping_of
 from agents.text.config import PAPERS, Algorithm, TextAgentConfig
 from agents.text.presets import preset_settings
 from agents.text.stepwise import generate_by_acting
@@ -220,6 +220,6 @@ def _collector(envs: TokenVectorLike, policy: Any, config: TextAgentConfig, opti
         missing_eos_penalty=options.missing_eos_penalty,
         kl_controller=options.kl_controller,
         score_scaler=options.score_scaler,
-        write=_writer(policy),
+        generate=_writer(policy),
         max_concurrent_rows=options.max_concurrent_rows,
     )

@@ -11,7 +11,6 @@ from agents.agent import EnvLike
 from textenvs.envs.scalar import TokenEnv
 from textenvs.envs.vector import TokenVectorEnv
 from textenvs.envs.wrapper import TokenVectorWrapper
-from textenvs.wrappers.kl_shaping import KLShaping
 
 TokenVectorLike = TokenVectorEnv | TokenVectorWrapper
 
@@ -66,13 +65,3 @@ def _made(env_id: str, num_envs: int, group_size: int, kwargs: dict[str, Any]) -
     envs: VectorEnv[Any, Any, Any] = gym.make_vec(env_id, num_envs=num_envs, **kwargs)
     assert isinstance(envs, TokenVectorEnv | TokenVectorWrapper)
     return envs
-
-
-def kl_shaping_of(envs: TokenVectorLike) -> KLShaping | None:
-    """The `KLShaping` among the wrappers of ``envs``; None if there is none."""
-    inner: Any = envs
-    while isinstance(inner, TokenVectorWrapper):
-        if isinstance(inner, KLShaping):
-            return inner
-        inner = inner.env
-    return None

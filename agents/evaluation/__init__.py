@@ -1,2 +1,1 @@
-"""What a trained policy writes, measured: metrics, curves, the token page. May import lm, functional, runs,
-textenvs."""
+"""Evaluation of policies: samples, metrics, curves, token page. May import lm, functional, runs, textenvs."""

@@ -1,8 +1,7 @@
-"""Best-of-n without a throw of dice: its mean over all subsets of samples, and a bound of its KL. Pure numpy.
+"""Best-of-n estimated by the mean over all subsets of samples, and a bound of its KL. Pure numpy.
 
-Draw n texts for a prompt and keep the one that the reward scores highest: how high will it score, and what will a judge
-say of it? With N >= n texts at hand, the mean over all subsets of n of them is an unbiased answer, and the one that
-strays least.
+Best-of-n samples n texts for a prompt and keeps the one with the highest reward. From N >= n samples, the mean over all
+subsets of size n is the unbiased estimate of its score, or of a judge's score, with the lowest variance.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import numpy as np
 
 
 def best_of_n_kl(n: int) -> float:
-    """Nats between best-of-n and the policy that the n were drawn from: at most this, and this if no scores tie.
+    """Upper bound of the KL from the sampling policy to best-of-n, nats; tight if no scores tie.
 
         log n - (n - 1) / n
 
@@ -24,26 +23,26 @@ def best_of_n_kl(n: int) -> float:
         ValueError: if ``n`` is below 1.
     """
     if n < 1:
-        raise ValueError(f"best-of-n needs n >= 1, received {n}")
+        raise ValueError(f"n: expected 1 or more, received {n}")
     return math.log(n) - (n - 1) / n
 
 
 def best_of_n_weights(num_samples: int, n: int) -> np.ndarray:
-    """``[N]``: the share of all subsets of ``n`` of which the sample of each rank, worst first, is the best.
+    """``[N]``: share of the subsets of size ``n`` in which the sample of each rank, worst first, is the best.
 
         w_i = C(i - 1, n - 1) / C(N, n),   i = 1, ..., N
 
     Source: Nakano et al. 2021, appendix I (arXiv:2112.09332); Gao et al. 2022, appendix (arXiv:2210.10760).
 
     Args:
-        num_samples: N, samples at hand.
-        n: how many a subset has.
+        num_samples: N.
+        n: size of a subset.
 
     Raises:
         ValueError: unless ``1 <= n <= N``.
     """
     if not 1 <= n <= num_samples:
-        raise ValueError(f"n must be from 1 to the {num_samples} samples at hand, received {n}")
+        raise ValueError(f"n: expected 1 to {num_samples}, the number of samples, received {n}")
     subsets = math.comb(num_samples, n)
     return np.array([math.comb(rank, n - 1) / subsets for rank in range(num_samples)])
 
@@ -51,26 +50,26 @@ def best_of_n_weights(num_samples: int, n: int) -> np.ndarray:
 def best_of_n_means(scores: np.ndarray, values: np.ndarray, max_n: int) -> np.ndarray:
     """``[P, max_n]``: mean value of the sample with the highest score among n, over all subsets; n = 1, ..., max_n.
 
-    Samples that tie for the highest score are as likely to be taken.
+    Samples that tie for the highest score are equally likely.
 
     Args:
-        scores: ``[P, N]`` by which the best is chosen: N samples for each of P prompts.
-        values: ``[P, N]`` what is averaged: the scores themselves, or what a judge says of the same samples.
+        scores: ``[P, N]`` that select the best: N samples for each of P prompts.
+        values: ``[P, N]`` to average: the scores themselves, or a judge's scores of the same samples.
         max_n: largest n, at most N.
 
     Raises:
         ValueError: if the shapes differ, or a number is not finite.
     """
     if scores.shape != values.shape or scores.ndim != 2:
-        raise ValueError(f"scores and values must be [P, N] both, received {scores.shape} and {values.shape}")
+        raise ValueError(f"expected scores and values [P, N], received {scores.shape} and {values.shape}")
     if not (np.isfinite(scores).all() and np.isfinite(values).all()):
-        raise ValueError("scores and values must be finite")
+        raise ValueError("expected finite scores and values")
     weights = np.stack([best_of_n_weights(scores.shape[1], n) for n in range(1, max_n + 1)])
     return np.stack([weights @ _by_rank(*row) for row in zip(scores, values, strict=True)])
 
 
 def _by_rank(scores: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """``values [N]`` in the order of ``scores [N]``, worst first; those of equal score share their mean."""
+    """``values [N]`` sorted by ``scores [N]``, worst first, averaged over equal scores."""
     _, group, size = np.unique(scores, return_inverse=True, return_counts=True)
     mean = np.bincount(group, weights=values.astype(np.float64)) / size
     return np.repeat(mean, size)

@@ -1,4 +1,4 @@
-"""The picture of `scripts.frontier`: gains against the square root of KL, a panel for each of those who score."""
+"""The plot of `scripts.frontier`: gains over the square root of KL, a panel for each scorer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GREY = "0.35"
 
 
 class TrailLike(Protocol):
-    """What is drawn; see `scripts.frontier.Trail`."""
+    """A curve to plot; see `agents.recipes.frontier.Trail`."""
 
     name: str
     points: dict[str, np.ndarray]
@@ -28,13 +28,13 @@ class TrailLike(Protocol):
     fits: dict[str, GaoFit]
 
 
-def draw(path: Path, runs: Sequence[Any], rival: Any, budget: float) -> None:
-    """Draw runs and best-of-n as a PNG, aside first.
+def draw(path: Path, runs: Sequence[TrailLike], rival: TrailLike, budget: float) -> None:
+    """Plot runs and best-of-n as a PNG, written atomically.
 
     Args:
         path: of the PNG.
-        runs: `TrailLike`, a color each; dots are measured, dashes fitted, a diamond is the peak of the fit.
-        rival: best-of-n, in gray.
+        runs: a color each; dots are measurements, dashes the fit, a diamond its peak.
+        rival: best-of-n, gray.
         budget: nats, a dotted line.
     """
     import matplotlib
@@ -71,7 +71,7 @@ def _trail(axis: Any, trail: TrailLike, measure: str, *, color: str) -> None:
 
 
 def _second_scale(axis: Any) -> None:
-    """Nats themselves, above."""
+    """KL in nats on the upper axis."""
     above = axis.secondary_xaxis("top", functions=(np.square, lambda kl: np.sqrt(np.maximum(kl, 0.0))))
     largest = axis.get_xlim()[1] ** 2
     above.set_xticks([kl for kl in (0, 1, 2, 4, 8, 16, 32, 64, 128) if kl <= largest])

@@ -1,7 +1,7 @@
-"""How reward grows with the distance from the start: Gao et al.'s curves, fitted, and what a run shows. Pure numpy.
+"""Gao et al.'s curves of reward over the distance from the initial policy, fitted to runs. Pure numpy.
 
-The distance is d = sqrt(KL), KL in nats per sequence between a policy and the one it started as; a gain is a mean score
-less the start's.
+The distance is d = sqrt(KL), with the KL per sequence, nats, to the initial policy; a gain is a mean score minus the
+initial one.
 """
 
 from __future__ import annotations
@@ -12,24 +12,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-CURVES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "best_of_n": lambda d: d,
-    "rl": np.log,
-}
-"""What beta multiplies: R(d) = d (alpha - beta curve(d))."""
+CURVES: dict[str, Callable[[np.ndarray], np.ndarray]] = {"best_of_n": lambda d: d, "rl": np.log}
+"""R(d) = d (alpha - beta curve(d))."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GaoFit:
-    """A curve of Gao et al. 2022 (arXiv:2210.10760), section 3.2, with the coefficients that fit best.
+    """A curve of Gao et al. 2022 (arXiv:2210.10760), section 3.2, fitted by least squares.
 
         R_bon(d) = d (alpha - beta d)        R_rl(d) = d (alpha - beta log d)
 
     Attributes:
         curve: "best_of_n" or "rl".
         alpha: reward units per sqrt(nat).
-        beta: how soon it bends: reward units per nat, or per sqrt(nat).
-        error: root mean square of what the curve leaves unexplained, reward units.
+        beta: curvature, reward units per nat, or per sqrt(nat).
+        error: root mean square residual, reward units.
     """
 
     curve: str
@@ -39,17 +36,17 @@ class GaoFit:
 
     @classmethod
     def of(cls, curve: str, kl: np.ndarray, gain: np.ndarray) -> GaoFit:
-        """The least squares over points ``kl [M]`` nats, ``gain [M]`` reward units; points at the start say nothing.
+        """Fit points ``kl [M]`` nats, ``gain [M]`` reward units; points with KL 0 are ignored.
 
         Raises:
-            ValueError: for an unknown curve, or fewer than two points away from the start.
+            ValueError: for an unknown curve, or fewer than two points of different KL above 0.
         """
         if curve not in CURVES:
-            raise ValueError(f"curve must be one of {', '.join(CURVES)}, received {curve!r}")
+            raise ValueError(f"curve: expected one of {', '.join(CURVES)}, received {curve!r}")
         away = kl > 0
         d, gain = np.sqrt(kl[away]), gain[away]
         if len(np.unique(d)) < 2:
-            raise ValueError(f"a fit needs two points of different KL above 0, received {kl.tolist()}")
+            raise ValueError(f"expected two points of different KL above 0, received {kl.tolist()}")
         terms = np.stack([d, -d * CURVES[curve](d)], axis=1)
         (alpha, beta), *_ = np.linalg.lstsq(terms, gain, rcond=None)
         left = gain - terms @ np.array([alpha, beta])
@@ -63,7 +60,7 @@ class GaoFit:
 
     @property
     def peak_kl(self) -> float | None:
-        """Nats at which the curve turns down; None if it never does.
+        """KL at the maximum of the curve, nats; None if there is none.
 
         R_bon' = alpha - 2 beta d = 0              d = alpha / (2 beta)
         R_rl'  = alpha - beta (log d + 1) = 0      d = exp(alpha / beta - 1)
@@ -76,7 +73,7 @@ class GaoFit:
         return math.exp(exponent) if exponent < 700 else None
 
     def reaches(self, share: float, largest: float) -> float | None:
-        """Least nats at which ``share`` of the highest gain up to ``largest`` nats is there; None if nothing is gained.
+        """Smallest KL with ``share`` of the highest gain up to ``largest`` nats; None if there is no gain.
 
         Args:
             share: of that gain, (0, 1].
@@ -88,10 +85,9 @@ class GaoFit:
 
 
 def at_budget(kl: np.ndarray, values: np.ndarray, budget: float) -> float | None:
-    """The value where a run last spends no more than ``budget`` nats: its end, or where it crosses the budget for good.
+    """The value where a run's KL is last within ``budget`` nats: its end, or where it finally crosses the budget.
 
-    Between two points of the run the value is linear in d = sqrt(KL). Nothing is picked for being high: a maximum over
-    noisy points would flatter.
+    Between two points the value is linear in d = sqrt(KL). A maximum over noisy points would be biased upwards.
 
     Args:
         kl: ``[M]`` nats, in the order of training.

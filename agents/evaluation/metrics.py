@@ -1,8 +1,9 @@
-"""How good is what a policy wrote on held-out prompts? Figures of one set of samples, and of two side by side."""
+"""Metrics of a policy's samples on held-out prompts, and the comparison of two sets."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,23 +14,23 @@ from textenvs.wrappers.preference import ScoredRows
 
 
 class TextJudge(Protocol):
-    """Scores whole texts, apart from the reward that was trained on."""
+    """Scores whole texts, independently of the training reward."""
 
-    def score(self, texts: Any) -> np.ndarray:
+    def score(self, texts: Sequence[str]) -> np.ndarray:
         """``[N]``, higher is better."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Assessment:
-    """Samples and what was found about them.
+    """Samples and their scores.
 
     Attributes:
         samples: N texts of one policy.
-        scored: what the reward that is trained on says, reward units.
-        judged: ``[N]`` log-odds, by the judge that training never asks; None without one.
+        scored: by the training reward, reward units.
+        judged: ``[N]`` log-odds by the independent judge; None without one.
         ref_logprobs: ``[N, T]`` nats, of the tokens under the starting model.
-        kl: ``[N]`` nats: along each text the exact KL to the starting model in every state, summed. Its mean is the KL
-            per sequence, and strays less than the mean log-ratio (Amini et al. 2025, arXiv:2504.10637).
+        kl: ``[N]`` nats: the exact KL to the starting model, summed over the states of each text. Its mean estimates
+            the KL per sequence with less variance than the log-ratio (Amini et al. 2025, arXiv:2504.10637).
     """
 
     samples: Samples
@@ -40,13 +41,13 @@ class Assessment:
 
     @property
     def scores(self) -> np.ndarray:
-        """``[N]`` reward units: what would be paid."""
+        """``[N]`` reward units, by the training reward."""
         return self.scored.scores
 
-    def figures(self) -> dict[str, Any]:
-        """Means over the texts, and what is of all of them together.
+    def metrics(self) -> dict[str, float | None]:
+        """Means over the texts, perplexity and distinct bigrams.
 
-        Of several scorers also each member's mean score, ``score/NAME``, and ``score_disagreement``: the mean over
+        With several scorers also each member's mean score, ``score/NAME``, and ``score_disagreement``: the mean over
         texts of the standard deviation over members.
         """
         return {
@@ -66,21 +67,21 @@ class Assessment:
         return {"score_disagreement": float(self.scored.std.mean()), **means}
 
     def win_rate(self, rival: Assessment) -> float | None:
-        """Share of prompts on which the judge prefers these texts to the ``rival``'s; ties count half.
+        """Share of prompts on which the judge prefers these texts to those of ``rival``; ties count half.
 
         Raises:
             ValueError: if the prompts differ.
         """
         if self.samples.openings != rival.samples.openings:
-            raise ValueError("the samples were written for different prompts; they cannot be compared")
+            raise ValueError("expected samples of the same prompts, received different ones")
         return None if self.judged is None or rival.judged is None else win_rate(self.judged, rival.judged)
 
 
 def distinct_bigrams_of_all(samples: Samples) -> float:
-    """Different bigrams of token ids divided by bigrams, over all completions together (Li et al. 2016, distinct-2).
+    """Distinct bigrams of token ids / bigrams, over all completions together (Li et al. 2016, distinct-2).
 
-    Unlike an average over single texts it also falls when all texts become alike. It depends on how many texts there
-    are, so it is compared between equal numbers only. 1 if there is no bigram.
+    Unlike an average over texts it also falls when texts become similar. It depends on the number of texts, so compare
+    equal numbers only. 1 if there is no bigram.
     """
     bigrams = [
         pair
@@ -96,31 +97,31 @@ def perplexity_under(ref_logprobs: np.ndarray, mask: np.ndarray) -> float:
 
 
 def win_rate(scores: np.ndarray, rivals: np.ndarray) -> float:
-    """Share of places where ``scores [N]`` beat ``rivals [N]``; ties count half."""
+    """Share of rows in which ``scores [N]`` exceed ``rivals [N]``; ties count half."""
     return float(((scores > rivals) + 0.5 * (scores == rivals)).mean())
 
 
 def standard_error(values: np.ndarray) -> float:
-    """Of the mean of ``values [P]``, one a prompt; NaN for a single one."""
+    """Standard error of the mean of ``values [P]``, one per prompt; NaN for a single one."""
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
 def compare(before: Assessment, after: Assessment) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Figures of both, and the samples side by side.
+    """Metrics of both, and a table of the samples side by side.
 
     Args:
-        before: of what the starting model wrote.
-        after: of what the tuned model wrote for the same prompts, in the same order.
+        before: of the starting model.
+        after: of the tuned model on the same prompts, in the same order.
 
     Raises:
         ValueError: if the prompts differ.
     """
     preferred = after.win_rate(before)
     both = {"before": before, "after": after}
-    figures: dict[str, Any] = {
-        f"{name}_{side}": value for side, found in both.items() for name, value in found.figures().items()
+    metrics: dict[str, Any] = {
+        f"{name}_{side}": value for side, found in both.items() for name, value in found.metrics().items()
     }
-    figures |= {"kl_per_sequence": float(after.kl.mean()), "judge_win_rate": preferred}
+    metrics |= {"kl_per_sequence": float(after.kl.mean()), "judge_win_rate": preferred}
     columns = {f"score_{side}": found.scores for side, found in both.items()}
     judged = {f"judge_{side}": found.judged for side, found in both.items()}
     texts = zip(before.samples.openings, before.samples.endings, after.samples.endings, strict=True)
@@ -129,4 +130,4 @@ def compare(before: Assessment, after: Assessment) -> tuple[dict[str, Any], list
         | {name: None if column is None else float(column[i]) for name, column in (columns | judged).items()}
         for i, (opening, old, new) in enumerate(texts)
     ]
-    return figures, table
+    return metrics, table

@@ -1,9 +1,9 @@
-"""What a policy writes for given prompts, in batches, with a seed of its own: for evaluation and for looking at."""
+"""A policy's completions of given prompts, in batches, with a separate seed: for evaluation and inspection."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,18 +14,21 @@ from textenvs.tokens.prompts import PromptSource, load_prompts
 from textenvs.tokens.rows import PAD
 from textenvs.tokens.tokenizers import decode_rows
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 EVAL_SEED = 12345
-"""Of every evaluation, so that each policy is given the same uniform numbers."""
+"""Seed of every evaluation, so that all policies use the same random numbers."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Samples:
-    """N texts that one policy wrote.
+    """N texts of one policy.
 
     Attributes:
         prompts: ``[N, P]`` token ids, right-padded with PAD.
         completions: ``[N, T]`` token ids, right-padded with PAD.
-        logprobs: ``[N, T]`` nats, of the policy that wrote; 0 on PAD.
+        logprobs: ``[N, T]`` nats, of the policy; 0 on PAD.
         openings: N decoded prompts.
         endings: N decoded completions; opening + ending is the text.
     """
@@ -38,7 +41,7 @@ class Samples:
 
     @property
     def mask(self) -> np.ndarray:
-        """``[N, T]`` True on the completions' tokens."""
+        """``[N, T]`` True on tokens."""
         return self.completions != PAD
 
     @property
@@ -49,7 +52,7 @@ class Samples:
 
 def write_samples(
     policy: CausalLMPolicy,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: PromptSource,
     *,
     max_new_tokens: int,
@@ -57,16 +60,16 @@ def write_samples(
     batch_size: int = 256,
     max_concurrent_rows: int | None = None,
 ) -> Samples:
-    """Let ``policy`` write one completion for every prompt; the same seed gives every policy the same luck.
+    """One completion by ``policy`` for every prompt; the same seed means the same random numbers for every policy.
 
     Args:
-        policy: what writes.
-        tokenizer: its tokenizer.
-        prompts: N texts, or what else `load_prompts` takes.
+        policy: what generates.
+        tokenizer: the policy's.
+        prompts: N texts, or another source for `load_prompts`.
         max_new_tokens: budget, tokens.
-        seed: of the draws.
-        batch_size: rows that are handed over together.
-        max_concurrent_rows: rows of them decoded at a time, as ``agents.lm.generation.generate`` takes it. None: all.
+        seed: of the samples.
+        batch_size: rows per call of ``agents.lm.generation.generate``.
+        max_concurrent_rows: rows decoded at a time; None: all of a batch.
     """
     tokens = load_prompts(prompts, tokenizer, vocab_size=policy.vocab_size).tokens
     generator = torch.Generator().manual_seed(seed)

@@ -1,8 +1,7 @@
-"""`tokens.html`: a few texts of a run, token by token, as a page that needs nothing but a browser.
+"""`tokens.html`: a self-contained page with a few texts of a run, token by token.
 
-The page holds the newest snapshot and the run's first. The numbers come from `agents.evaluation.token_table`; the
-looks are in
-`token_page.html`, into which the snapshots are put as plain tables, so that they can be read without scripts, too.
+The page has the run's first and newest snapshots. The numbers come from `agents.evaluation.token_table`; the
+template is `token_page.html`, into which the snapshots are inserted as plain tables, readable without scripts.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ class Snapshot:
     """Texts of one rollout.
 
     Attributes:
-        algorithm: that judged them.
-        updates: that came before it.
-        texts: learned from before it.
-        beta: price of a nat of KL, reward units.
+        algorithm: that computed the advantages.
+        updates: before the rollout.
+        texts: trained on before the rollout.
+        beta: KL coefficient, reward units per nat.
         tables: the texts.
     """
 
@@ -41,10 +40,7 @@ class Snapshot:
 
 
 def write_token_page(path: Path, snapshot: Snapshot) -> None:
-    """Put ``snapshot`` on the page at ``path`` as the newest; the first that was ever put there stays.
-
-    The page is written aside and renamed, so a reader never sees half of it.
-    """
+    """Put ``snapshot`` on the page at ``path`` as the newest one, atomically; the first one is kept."""
     first = _first_of(path)
     newest = _section(snapshot, "first" if first is None else "newest")
     write_aside(path, _page(newest, "") if first is None else _page(first, newest))
@@ -63,12 +59,12 @@ def _first_of(path: Path) -> str | None:
     return found.group(1).rstrip("\n") + "\n" if found else None
 
 
-def _section(snapshot: Snapshot, kind: str) -> str:
+def _section(snapshot: Snapshot, name: str) -> str:
     label = f"after {snapshot.updates} updates" if snapshot.updates else "before training"
     about = f"{snapshot.algorithm}, {label} ({snapshot.texts:,} texts), price of a nat {snapshot.beta:.4g} reward units"
     articles = "\n".join(_article(number, table) for number, table in enumerate(snapshot.tables, 1))
     return (
-        f'<section id="{kind}" data-label="{html.escape(label)}">\n<p class="soft">{html.escape(about)}</p>\n'
+        f'<section id="{name}" data-label="{html.escape(label)}">\n<p class="soft">{html.escape(about)}</p>\n'
         f"{articles}\n</section>\n"
     )
 
@@ -92,8 +88,8 @@ def _article(number: int, table: TokenTable) -> str:
 
 def _token(text: str) -> str:
     begins_word = text.startswith(" ") and not text.isspace()
-    kind, shown = ("token word", text[1:]) if begins_word else ("token", text)
-    return f'<span class="{kind}" tabindex="0">{_visible(shown)}</span>'
+    css_class, shown = ("token word", text[1:]) if begins_word else ("token", text)
+    return f'<span class="{css_class}" tabindex="0">{_visible(shown)}</span>'
 
 
 def _table(table: TokenTable) -> str:
@@ -126,11 +122,11 @@ def _cell(name: str, value: float) -> str:
 
 
 def _number(value: float, digits: int = 3) -> str:
-    """Rounded; what rounds to nothing has no sign."""
+    """Rounded, without the sign of -0."""
     return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def _visible(text: str) -> str:
-    """Escaped, with line ends to be seen, and a dot where a token is nothing but white space."""
+    """Escaped, with visible line ends, and a dot for a token of white space only."""
     shown = text.replace("\n", "⏎")
     return html.escape("·" if text and not shown.strip() else shown)

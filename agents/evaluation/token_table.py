@@ -1,26 +1,26 @@
-"""What happened to each token of a few texts: numbers out of a rollout and how it was judged. No page is written here.
-
-`agents.evaluation.token_page` shows them.
-"""
+"""Per-token numbers of a few texts, from a rollout and its training batch; for `agents.evaluation.token_page`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from agents.rollout import Batch, Rollout
 from textenvs.tokens.rows import TokenRows
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 CONTEXT = 8
-"""Tokens before a token with which it is decoded, so that the space before it and split characters come out right."""
+"""Preceding tokens that are decoded with a token, so that spaces and split characters are correct."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantity:
-    """A column: what a person reads above it."""
+    """A column's label, unit and explanation."""
 
     label: str
     unit: str
@@ -28,7 +28,7 @@ class Quantity:
 
 
 CUT = "\ufffd"
-"""What tokenizers decode a piece of a character to."""
+"""What tokenizers return for part of a character."""
 REWARD_UNITS = "reward units"
 QUANTITIES = {
     "logprob": Quantity(
@@ -58,7 +58,7 @@ QUANTITIES = {
     ),
     "return": Quantity(label="return", unit=REWARD_UNITS, meaning="what the critic is taught to expect here"),
 }
-"""Every column there can be, in order."""
+"""All columns, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +66,10 @@ class TokenTable:
     """One text, token by token.
 
     Attributes:
-        prompt: what it was written after.
+        prompt: its text.
         tokens: T texts, special tokens by their names.
-        columns: of `QUANTITIES`, those that were measured: T numbers each.
-        score: reward units, before any price; None where nothing was scored.
+        columns: those of `QUANTITIES` that were measured, T numbers each.
+        score: reward units, without penalties; None without a scorer.
         stop_reason: "eos" or "length".
     """
 
@@ -89,28 +89,28 @@ def token_tables(
     batch: Batch,
     rows: TokenRows,
     prompts: Sequence[str],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     *,
-    valued: bool,
+    has_critic: bool,
 ) -> list[TokenTable]:
-    """The first texts of a rollout, as many as there are ``prompts``.
+    """The first ``len(prompts)`` texts of a rollout.
 
     Args:
-        rollout: ``[B, T]``, as it was collected.
-        batch: ``[B, T]``, as it was judged.
-        rows: the same texts, with score and reason to stop.
+        rollout: ``[B, T]``.
+        batch: ``[B, T]``, with advantages.
+        rows: the same texts, with scores and stop reasons.
         prompts: the first texts' prompts, decoded.
         tokenizer: decodes tokens.
-        valued: whether a critic judged; else there are neither values nor returns to show.
+        has_critic: True: include values and returns.
     """
     measured: dict[str, Tensor | None] = {
         "logprob": rollout.logprobs,
         "ref_logprob": rollout.ref_logprobs,
         "kl": None if rollout.ref_logprobs is None else rollout.logprobs - rollout.ref_logprobs,
         "reward": rollout.rewards,
-        "value": rollout.values if valued else None,
+        "value": rollout.values if has_critic else None,
         "advantage": batch.advantages,
-        "return": batch.returns if valued else None,
+        "return": batch.returns if has_critic else None,
     }
     tables = []
     for i, prompt in enumerate(prompts):
@@ -128,8 +128,8 @@ def token_tables(
     return tables
 
 
-def token_texts(tokenizer: Any, before: list[int], tokens: list[int]) -> list[str]:
-    """The text that each of ``tokens`` adds to those before it; a character cut in pieces comes with its last one."""
+def token_texts(tokenizer: PreTrainedTokenizerBase, before: list[int], tokens: list[int]) -> list[str]:
+    """The text that each of ``tokens`` adds; a character split over tokens belongs to the last one."""
 
     def decoded(ids: list[int]) -> str:
         return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))

@@ -20,13 +20,13 @@ def generalized_advantages(
     lam: float,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Generalized advantage estimation, with the end of a task and the end of a record kept apart.
+    """Generalized advantage estimation that distinguishes termination from truncation.
 
         delta_t = r_t + gamma (1 - terminated_t) V(s'_t) - V(s_t)
         A_t     = delta_t + gamma lam (1 - ended_t) A_{t+1}
 
-    ``s'_t`` is the state after the step, before any reset: at a time limit the value of the final observation is
-    bootstrapped, exactly once, and the sum stops there.
+    ``s'_t`` is the state after the step, before any reset: at a time limit the sum bootstraps from the value of the
+    final observation and stops there.
 
     Source: Schulman et al. 2016, eq. 16 (arXiv:1506.02438); time limits: Pardo et al. 2018 (arXiv:1712.00378).
 
@@ -35,14 +35,14 @@ def generalized_advantages(
         values: ``[B, T]`` V(s_t).
         next_values: ``[B, T]`` V(s'_t); ignored where terminated.
         terminated: ``[B, T]`` bool, the task ended here.
-        ended: ``[B, T]`` bool, the chain is cut after this step: terminated, truncated, or the end of the row.
+        ended: ``[B, T]`` bool, the sum stops after this step: terminated, truncated, or the end of the row.
         gamma: discount per step, [0, 1].
-        lam: how far advantages look along the chain, [0, 1]: 0 is one step, 1 is Monte Carlo.
-        mask: ``[B, T]`` bool, True on steps that count; None counts all. Masked steps are skipped: they have advantage
-            0, may hold anything, and the step after one that counts is the next that counts.
+        lam: weight of later TD errors, [0, 1]: 0 is one-step TD, 1 is Monte Carlo.
+        mask: ``[B, T]`` bool, True on valid steps; None: all are valid. Other steps are skipped: they have advantage 0,
+            may hold anything, and the successor of a valid step is the next valid step.
 
     Returns:
-        ``[B, T]`` reward units; ``advantages + values`` is the return that the critic learns.
+        ``[B, T]`` reward units; ``advantages + values`` are the critic's targets.
 
     Raises:
         ValueError: if the shapes differ or are not ``[B, T]``.
@@ -55,9 +55,9 @@ def generalized_advantages(
     with torch.no_grad():
         delta = fill_masked(rewards + gamma * next_values.masked_fill(terminated, 0.0) - values, mask)
         should_continue = ~ended & ~terminated
-        # Where nothing was decided no time passes: the advantage of the next step that counts goes on undiscounted.
+        # No time passes on masked steps: the advantage of the next valid step is carried over undiscounted.
         decay = fill_masked((gamma * lam) * should_continue.to(delta.dtype), mask, 1.0)
-        # Time first, so that each step of the loop reads and writes one contiguous line.
+        # Time first, so that each iteration reads and writes contiguous memory.
         delta, decay = delta.t().contiguous(), decay.t().contiguous()
         advantages = torch.empty_like(delta)
         following = torch.zeros_like(delta[0])
@@ -67,11 +67,11 @@ def generalized_advantages(
 
 
 def values_of_next_steps(values: Tensor, mask: Tensor) -> Tensor:
-    """V of the state that the next step of the row was taken in, skipping masked steps: ``[B, T]``, 0 behind the last.
+    """V at the next valid step of each row: ``[B, T]``, 0 after the last.
 
     Args:
         values: ``[B, T]`` V(s_t).
-        mask: ``[B, T]`` bool, True on steps that count.
+        mask: ``[B, T]`` bool, True on valid steps.
     """
     width = values.shape[1]
     columns = torch.where(mask, torch.arange(width, device=mask.device), width)

@@ -1,4 +1,4 @@
-"""Action distributions as pure functions on tensors; no objects are made in the inner loop.
+"""Action distributions as pure functions on tensors; the inner loop creates no objects.
 
 Categorical actions are sampled by adding Gumbel noise to the logits and taking the largest (Gumbel 1954; Maddison et
 al. 2014, arXiv:1411.0030), Gaussian ones by scaling normal noise: the noise of a whole rollout can be drawn at once.
@@ -25,7 +25,7 @@ def mask_logits(logits: Tensor, allowed: Tensor) -> Tensor:
         ValueError: if a row allows no action at all.
     """
     if not bool(allowed.any(-1).all()):
-        raise ValueError(f"an action mask of shape {tuple(allowed.shape)} allows no action in at least one row")
+        raise ValueError(f"expected an allowed action in every row of the mask {tuple(allowed.shape)}, received none")
     return logits.masked_fill(~allowed, -torch.inf)
 
 

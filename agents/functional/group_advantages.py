@@ -1,8 +1,7 @@
-"""How good was each text, beside others? Advantages that need no critic, as pure functions over ``[B]`` returns.
+"""Advantages of whole texts relative to other texts, without a critic: pure functions over ``[B]`` returns.
 
-The return of a text is the sum of its rewards, prices included; B texts stand in blocks of ``group_size``, the texts
-of one block written for the same prompt. A critic's advantages, token by token, are in
-``agents.functional.advantages``.
+The return of a text is the sum of its rewards, KL penalty included; the B texts are ordered in blocks of ``group_size``
+that share a prompt. Advantages per token, with a critic, are in ``agents.functional.advantages``.
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ from torch import Tensor
 
 
 def group_advantages(returns: Tensor, group_size: int, *, normalize_std: bool = True, epsilon: float = 1e-4) -> Tensor:
-    """A text's return beside its group's: ``(R_i - mean) / (std + epsilon)``.
+    """A text's return relative to its group's: ``(R_i - mean) / (std + epsilon)``.
 
     Source: GRPO, Shao et al. 2024, section 4.1.2 (arXiv:2402.03300). Without ``normalize_std`` it is Dr. GRPO's
-    ``R_i - mean`` (Liu et al. 2025, arXiv:2503.20783): the division gives groups in which little differs the weight of
-    those in which much does.
+    ``R_i - mean`` (Liu et al. 2025, arXiv:2503.20783): the division gives groups of small spread the
+    weight of those of large spread.
 
     Args:
         returns: ``[B]`` reward units, groups in blocks.
@@ -32,7 +31,7 @@ def group_advantages(returns: Tensor, group_size: int, *, normalize_std: bool = 
     """
     groups = _groups(returns, group_size)
     centered = groups - groups.mean(1, keepdim=True)
-    # Rounding leaves a trace in the mean of equal numbers, which a small deviation would blow up.
+    # The mean of equal numbers has a rounding error, which a small deviation would amplify.
     centered = torch.where((groups == groups[:, :1]).all(1, keepdim=True), 0.0, centered)
     if normalize_std and group_size > 1:
         centered = centered / (groups.std(1, keepdim=True) + epsilon)
@@ -40,7 +39,7 @@ def group_advantages(returns: Tensor, group_size: int, *, normalize_std: bool = 
 
 
 def leave_one_out_advantages(returns: Tensor, group_size: int) -> Tensor:
-    """A text's return minus the mean of the others' in its group: a baseline that does not depend on the text.
+    """A text's return minus the mean return of the others in its group: a baseline independent of the text.
 
         A_i = R_i - 1 / (k - 1) sum_{j != i} R_j = k / (k - 1) (R_i - mean)
 
@@ -51,7 +50,7 @@ def leave_one_out_advantages(returns: Tensor, group_size: int) -> Tensor:
         group_size: k, texts of one prompt.
 
     Returns:
-        ``[B]`` reward units; 0 in a group of one (nothing to compare with) and in a group of equal returns.
+        ``[B]`` reward units; 0 in a group of one and in a group of equal returns.
 
     Raises:
         ValueError: if the returns are not ``[B]`` in whole groups.
@@ -61,7 +60,7 @@ def leave_one_out_advantages(returns: Tensor, group_size: int) -> Tensor:
 
 
 def flat_groups(returns: Tensor, group_size: int) -> float:
-    """Share of groups, [0, 1], whose returns ``[B]`` are all equal: they teach nothing (DAPO, arXiv:2503.14476)."""
+    """Share of groups, [0, 1], whose returns ``[B]`` are all equal, which give no gradient (DAPO, arXiv:2503.14476)."""
     groups = _groups(returns, group_size)
     return float((groups == groups[:, :1]).all(1).float().mean())
 

@@ -7,8 +7,7 @@ at the sampled action:
     k2 = x^2 / 2              biased, non-negative; its gradient is that of the full KL
     k3 = exp(-x) - 1 + x      unbiased, non-negative
 
-These are pointwise: ``[B, T]`` in, ``[B, T]`` out. Masking and averaging are the caller's
-(``agents.functional.masked``).
+These are pointwise: ``[B, T]`` in, ``[B, T]`` out; the caller masks and averages (``agents.functional.masked``).
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 MAX_LOG_RATIO = 20.0
-"""k3 goes on as a straight line beyond this many nats (exp(20) = 4.9e8), so that no gradient overflows."""
+"""k3 is continued as a straight line beyond this many nats (exp(20) = 4.9e8), so that no gradient overflows."""
 
 
 def k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
@@ -35,10 +34,9 @@ def k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """``exp(-x) - 1 + x`` with ``x = log pi - log pi_ref``, ``[B, T]`` nats, never negative.
 
-    ``expm1`` keeps the digits near x = 0. Beyond ``MAX_LOG_RATIO`` nats of ``-x`` the curve continues along its
-    tangent: still convex and increasing, but finite in float32 at any ratio. The tangent is a branch of its own: as a
-    summand that is 0 on the curve, its slope would enter the gradient twice, with either sign, and drown the curve's
-    own in float32.
+    ``expm1`` is accurate near x = 0. Beyond ``MAX_LOG_RATIO`` nats of ``-x`` the curve continues along its tangent:
+    still convex and increasing, but finite in float32 at any ratio. The tangent is a separate branch: as a summand that
+    is 0 on the curve, its slope would enter the gradient twice with opposite signs and cancel the curve's in float32.
     """
     gap = ref_logprobs - logprobs
     inner = gap.clamp(max=MAX_LOG_RATIO)
@@ -50,11 +48,11 @@ def full_kl(all_logprobs: Tensor, all_ref_logprobs: Tensor) -> Tensor:
     """The exact ``sum_a pi(a) (log pi(a) - log pi_ref(a))``.
 
     Args:
-        all_logprobs: ``[..., A]`` nats, normalized; ``-inf`` marks an action that cannot happen.
+        all_logprobs: ``[..., A]`` nats, normalized; ``-inf`` marks an impossible action.
         all_ref_logprobs: ``[..., A]`` nats, normalized.
 
     Returns:
-        ``[...]`` nats; infinite where pi can do what pi_ref cannot.
+        ``[...]`` nats; infinite where an action is possible under pi but not under pi_ref.
     """
     possible = all_logprobs > -torch.inf
     safe = torch.where(possible, all_logprobs, 0.0)

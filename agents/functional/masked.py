@@ -1,7 +1,10 @@
-"""Means, variances and whitening over the steps that count; not a place for anything that knows about policies.
+"""Means, variances and whitening over valid steps: pure functions of values and a mask.
 
-``mask`` is True where a step counts. A mask of ``None`` says that every step counts, and saves the work of asking.
-Masked entries may hold anything, NaN and infinity included: they are replaced before they are used.
+``mask`` is True on valid steps; None means that all steps are valid, and is faster. Masked entries may hold anything,
+NaN and infinity included: they are replaced before they are used.
+
+``values`` and ``mask`` are ``[B, T]``, means and variances 0-dimensional; all functions raise ValueError if ``mask``
+selects no step, or has another shape than ``values``.
 """
 
 from __future__ import annotations
@@ -21,116 +24,75 @@ def fill_masked(values: Tensor, mask: Tensor | None, fill: float = 0.0) -> Tenso
     Args:
         values: any shape.
         mask: bool of the same shape, or None.
-        fill: what stands in for masked entries.
+        fill: value of masked entries.
     """
     return values if mask is None else torch.where(mask, values, fill)
 
 
-def count(values: Tensor, mask: Tensor | None) -> Tensor:
-    """The number of steps that count, as a 0-dimensional tensor of ``values``' dtype.
-
-    Raises:
-        ValueError: if ``mask`` has another shape than ``values``, or selects no step.
-    """
+def count_valid(values: Tensor, mask: Tensor | None) -> Tensor:
+    """The number of valid steps, as a 0-dimensional tensor of the dtype of ``values``."""
     if mask is None:
         return torch.tensor(values.numel(), dtype=values.dtype, device=values.device)
     if mask.shape != values.shape:
-        raise ValueError(f"mask has shape {tuple(mask.shape)}, the values have {tuple(values.shape)}")
+        raise ValueError(f"mask: expected shape {tuple(values.shape)}, received {tuple(mask.shape)}")
     if not bool(mask.any()):
         raise ValueError(f"the mask of shape {tuple(mask.shape)} selects no step")
     return mask.sum().to(values.dtype)
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over the steps that count.
-
-    Args:
-        values: ``[B, T]``.
-        mask: ``[B, T]`` bool, True on steps that count; None counts all.
-
-    Returns:
-        0-dimensional.
-
-    Raises:
-        ValueError: if ``mask`` selects no step, or its shape differs.
-    """
+    """Mean over the valid steps."""
     if mask is None:
         return values.mean()
-    return fill_masked(values, mask).sum() / count(values, mask)
+    return fill_masked(values, mask).sum() / count_valid(values, mask)
 
 
 def sequence_mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over rows of each row's own mean: short rows weigh as much as long ones.
+    """Mean over rows of each row's mean: short rows weigh as much as long ones. Empty rows are ignored.
 
     Source: the ``1 / |o_i|`` of GRPO (Shao et al. 2024, eq. 3, arXiv:2402.03300). A token of a short row therefore
     weighs more, which Liu et al. 2025 (arXiv:2503.20783) call the length bias.
-
-    Args:
-        values: ``[B, T]``.
-        mask: ``[B, T]`` bool, True on steps that count; None counts all. Rows without such a step do not count.
-
-    Raises:
-        ValueError: if ``mask`` selects no step, or its shape differs.
     """
     if mask is None:
         return values.mean()
-    count(values, mask)
+    count_valid(values, mask)
     lengths = mask.sum(1).to(values.dtype)
     return (fill_masked(values, mask).sum(1) / lengths.clamp(min=1.0)).sum() / (lengths > 0).sum()
 
 
-def constant_mean(values: Tensor, mask: Tensor | None, *, budget: int | None = None) -> Tensor:
-    """Sum over the steps that count, divided by ``B budget``: every step weighs the same, whatever the rows' lengths.
+def constant_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Sum over the valid steps, divided by ``B T``: every step weighs the same. Empty rows are not in B.
 
     Source: Dr. GRPO (Liu et al. 2025, arXiv:2503.20783), whose gradient of the mean over rows of the sum over steps is
-    unbiased; the constant only sets its scale.
-
-    Args:
-        values: ``[B, T]``.
-        mask: ``[B, T]`` bool, True on steps that count; None counts all. Rows without such a step do not count.
-        budget: most steps that count in a row, >= 1; None: T, which also counts what others wrote between them.
-
-    Raises:
-        ValueError: if ``mask`` selects no step, or its shape differs.
+    unbiased; the constant only sets its scale. In a rollout of text T is the token budget.
     """
-    budget = values.shape[1] if budget is None else budget
     if mask is None:
-        return values.sum() / (values.shape[0] * budget)
-    count(values, mask)
-    return fill_masked(values, mask).sum() / (mask.any(1).sum() * budget)
+        return values.mean()
+    count_valid(values, mask)
+    return fill_masked(values, mask).sum() / (mask.any(1).sum() * values.shape[1])
 
 
 def masked_var(values: Tensor, mask: Tensor | None, *, unbiased: bool = True) -> Tensor:
-    """Variance over the steps that count; 0 where only one counts.
+    """Variance over the valid steps; 0 for a single one.
 
     Args:
-        values: ``[B, T]``.
-        mask: ``[B, T]`` bool; None counts all.
         unbiased: divide by n - 1 instead of n (Bessel's correction).
-
-    Raises:
-        ValueError: if ``mask`` selects no step, or its shape differs.
     """
     squares = fill_masked((values - masked_mean(values, mask)).square(), mask).sum()
-    return squares / (count(values, mask) - float(unbiased)).clamp(min=1.0)
+    return squares / (count_valid(values, mask) - float(unbiased)).clamp(min=1.0)
 
 
 def whiten(values: Tensor, mask: Tensor | None, *, shift_mean: bool = True, epsilon: float = 1e-8) -> Tensor:
-    """Values scaled to standard deviation 1 (and mean 0) over the steps that count; 0 on the others.
+    """Values scaled to standard deviation 1 (and mean 0) over the valid steps; 0 on the others.
 
-    Constant values, or a single one, become 0 rather than NaN, and rather than their own rounding errors blown up.
+    Constant values, or a single one, become 0 rather than NaN or amplified rounding errors.
 
     Args:
-        values: ``[B, T]``.
-        mask: ``[B, T]`` bool; None counts all.
-        shift_mean: subtract the mean; False keeps it, in the new scale.
+        shift_mean: subtract the mean; False keeps the (scaled) mean.
         epsilon: added to the standard deviation.
 
     Returns:
         ``[B, T]``, in standard deviations.
-
-    Raises:
-        ValueError: if ``mask`` selects no step, or its shape differs.
     """
     mean = masked_mean(values, mask)
     deviation = masked_var(values, mask).sqrt()
@@ -141,15 +103,14 @@ def whiten(values: Tensor, mask: Tensor | None, *, shift_mean: bool = True, epsi
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor | None) -> Tensor:
-    """``1 - Var(returns - values) / Var(returns)``: 1 is a perfect critic, 0 one that knows the mean only.
+    """``1 - Var(returns - values) / Var(returns)``: 1 for a perfect critic, 0 for one that predicts the mean.
 
     Args:
         values: ``[B, T]`` reward units.
         returns: ``[B, T]`` reward units.
-        mask: ``[B, T]`` True on steps that count; None counts all.
 
     Returns:
-        0-dimensional; 0 where the returns do not vary.
+        0-dimensional; 0 if the returns are constant.
     """
     spread = masked_var(returns, mask, unbiased=False)
     left = masked_var(fill_masked(returns - values, mask), mask, unbiased=False)

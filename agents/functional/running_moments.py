@@ -24,13 +24,13 @@ class RunningMoments:
 
     @property
     def variance(self) -> NDArray[np.float64]:
-        """Population variance; 1 before two samples were seen, so that nothing is scaled by a guess."""
+        """Population variance; 1 before the second sample."""
         if self.count < 2:
             return np.ones_like(self.squares)
         return self.squares / self.count
 
     def update(self, samples: NDArray[Any]) -> None:
-        """Take in ``samples`` ``[N, *shape]``; an empty batch changes nothing."""
+        """Update with ``samples`` ``[N, *shape]``; an empty batch changes nothing."""
         number = len(samples)
         if number == 0:
             return
@@ -47,7 +47,7 @@ class RunningMoments:
         return {"mean": self.mean.copy(), "squares": self.squares.copy(), "count": self.count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken."""
+        """Restore the state from ``state_dict``."""
         self.mean = np.array(state["mean"], np.float64)
         self.squares = np.array(state["squares"], np.float64)
         self.count = int(state["count"])

@@ -1,4 +1,4 @@
-"""Numbers that change while training goes on: progress in ``[0, 1]`` to a value that is never negative."""
+"""Schedules: a non-negative value as a function of training progress in ``[0, 1]``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Linear:
-    """A straight line from ``start`` at progress 0 to ``end`` at progress 1, and flat from there on."""
+    """A straight line from ``start`` at progress 0 to ``end`` at progress 1, and constant after that."""
 
     start: float
     """value at progress 0, >= 0"""
@@ -16,7 +16,7 @@ class Linear:
 
     def __post_init__(self) -> None:
         if self.start < 0 or self.end < 0:
-            raise ValueError(f"a schedule never goes below 0, received {self}")
+            raise ValueError(f"schedule: expected start and end >= 0, received {self}")
 
 
 Schedule = float | Linear
@@ -24,11 +24,11 @@ Schedule = float | Linear
 
 
 def value_at(schedule: Schedule, progress: float) -> float:
-    """The schedule's value at ``progress``, which is clamped to ``[0, 1]``: training may overshoot its last rollout.
+    """The schedule's value at ``progress``, clamped to ``[0, 1]``: the last rollout may overshoot.
 
     Args:
         schedule: a constant or ``Linear``.
-        progress: share of the training that is done.
+        progress: share of training that is done.
     """
     if not isinstance(schedule, Linear):
         return max(float(schedule), 0.0)

@@ -1,12 +1,12 @@
-"""The mathematics of a trust-region step: tensors and functions of tensors in, tensors out; no policy, no optimizer.
+"""The mathematics of a trust-region step, without policy or optimizer.
 
 The largest step that keeps the KL from the old policy within ``target_kl``, to second order: with ``g`` the gradient of
-what is to grow and ``F`` the Hessian of the mean KL at the old policy (its Fisher matrix),
+the objective and ``F`` the Hessian of the mean KL at the old policy (its Fisher matrix),
 
     maximize g.s  subject to  s.F s / 2 <= target_kl        has the solution  s = sqrt(2 target_kl / x.F x) x,  F x = g
 
-``F`` is never built: conjugate gradients ask for its product with vectors only. Where curvature of higher order spoils
-the step, a line search shortens it.
+``F`` is never built: conjugate gradients use its products with vectors only. A line search shortens the step where
+higher-order curvature matters.
 
 Source: Schulman et al. 2015, "Trust region policy optimization" (arXiv:1502.05477), appendix C.
 """
@@ -24,7 +24,7 @@ Product = Callable[[Tensor], Tensor]
 
 
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
-    """All entries in one vector ``[P]``, in memory of its own."""
+    """All entries in one new vector ``[P]``."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
@@ -34,8 +34,8 @@ def hessian_product(value: Tensor, parameters: Sequence[Tensor]) -> Product:
     Of the mean KL between the old policy and itself it is the Fisher matrix, averaged over the states.
 
     Args:
-        value: 0-dimensional, with its graph; the graph is kept for as long as the product is.
-        parameters: what it is differentiated by; a vector holds their entries in this order.
+        value: 0-dimensional, with its graph, which lives as long as the product.
+        parameters: the variables; vectors hold their entries in this order.
     """
     gradient = flatten(torch.autograd.grad(value, parameters, create_graph=True, materialize_grads=True))
 
@@ -50,13 +50,13 @@ def conjugate_gradient(
 ) -> tuple[Tensor, float]:
     """Solve ``A x = target`` for a symmetric positive definite ``A``, starting from 0.
 
-    Source: Hestenes & Stiefel 1952; exact after ``P`` steps but for rounding.
+    Source: Hestenes & Stiefel 1952; exact after ``P`` steps up to rounding.
 
     Args:
         product: multiplies by ``A``.
         target: ``[P]``.
-        steps: products to spend at most.
-        tolerance: of ``|target - A x| / |target|``, at which fewer steps will do; float32 has no more to give.
+        steps: largest number of products.
+        tolerance: stop once ``|target - A x| / |target|`` is below it; the default is about what float32 can reach.
 
     Returns:
         x ``[P]``, and ``|target - A x| / |target|`` (0 for a target of 0).
@@ -69,7 +69,7 @@ def conjugate_gradient(
             break
         curved = product(direction)
         curvature = float(direction @ curved)
-        if not curvature > 0.0:  # rounding has eaten what is left, or A is not positive definite
+        if not curvature > 0.0:  # only rounding errors are left, or A is not positive definite
             break
         length = squared / curvature
         solution.add_(direction, alpha=length)
@@ -89,7 +89,7 @@ def natural_step(
 
     Args:
         product: multiplies by ``F``.
-        gradient: ``[P]`` of what is to grow.
+        gradient: ``[P]``, of the objective to maximize.
         target_kl: nats, > 0.
         steps: of conjugate gradients.
         damping: added to ``F``'s diagonal, >= 0.
@@ -113,19 +113,19 @@ def line_search(
     tries: int,
     shrink: float,
 ) -> tuple[Tensor, int]:
-    """The first of ``start + shrink^k step``, k = 0, 1, ..., that is a gain within the trust region.
+    """The first of ``start + shrink^k step``, k = 0, 1, ..., that improves the objective within the trust region.
 
     Args:
-        measure: of a point ``[P]``: what was gained since ``start``, and the mean KL from ``start``, nats. Neither need
-            be finite.
+        measure: of a point ``[P]``: the gain over ``start`` and the mean KL from ``start``, nats; either may be
+            non-finite.
         start: ``[P]``.
         step: ``[P]``.
         target_kl: nats; a point further away is not accepted.
-        tries: points to look at, at most.
+        tries: largest number of points.
         shrink: (0, 1).
 
     Returns:
-        The point, and how many were looked at; ``start`` and 0 if none will do.
+        The point, and how many were tried; ``start`` and 0 if none is accepted.
     """
     for k in range(tries):
         point = torch.add(start, step, alpha=shrink**k)

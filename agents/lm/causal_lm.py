@@ -1,21 +1,20 @@
 """A causal language model of transformers as a policy: one forward pass evaluates all tokens of a row.
 
 State: prompt and completion so far. Action: the next token id. The value head reads the policy's own trunk
-(``critic="shared"``), a copy of it (``critic="separate"``), the same trunk under an adapter of the value's own
-(``critic="adapter"``, see ``agents.lm.lora``), or does not exist (``"none"``). Generation with a cache is in
-``agents.lm.generation``.
+(``critic="shared"``), a copy of it ("separate"), or the same trunk with a second adapter ("adapter", see
+``agents.lm.lora``); "none": there is no value head. Generation with a cache is in ``agents.lm.generation``.
 
-Rows are packed before they meet the model: prompt and completion without a hole between them, padding to the right. In
-a causal model nothing real sees what is to its right, so padding needs no attention mask and cannot matter.
+Prompt and completion are concatenated without padding between them. Padding is on the right, where no token of a causal
+model attends to it, so it needs no attention mask.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,36 +30,36 @@ from textenvs.lm.kv_cache import check_has_cache
 from textenvs.lm.packed_forward import compile_trunk, hidden_states, recompute_layers
 from textenvs.tokens.rows import PAD
 
+if TYPE_CHECKING:
+    from torch.nn.modules.module import _IncompatibleKeys
+    from transformers import PreTrainedModel
+
 
 class CausalLMPolicy(nn.Module):
-    """A causal LM with a scalar value head; every model inside stays in evaluation mode, so dropout is off.
+    """A causal LM with a scalar value head; always in evaluation mode, without dropout.
 
     Args:
         model: a ``transformers`` causal LM of attention layers with a key-value cache, whose logits are its output
             embedding of its trunk's last hidden state.
-        eos_token_id: the token that ends a completion; "model" takes the model's own, None: only the budget ends one.
-        critic: "shared", the value head reads the policy's trunk; "separate", it reads a copy that is trained apart;
-            "adapter", it reads the same trunk with the value's adapter on; "none", there is no value head, for
-            algorithms that do without.
-        sampling: how logits become the distribution that acts.
-        adapters: around ``model``; its own weights are then frozen. None: there are none, and all weights are trained.
-        role: whose adapter is on while this policy acts; None: the trunk alone.
-        autocast: the matrix products' type, bfloat16 for instance; log-softmax and values stay in float32. None: the
-            weights' own.
-        recompute: keep each layer's input only and compute the rest again in the backward pass.
-        compile: run the passes over whole rows (update, reference, values; not cached decoding) through torch.compile.
+        eos_token_id: the token that ends a completion; "model": the model's; None: only the budget ends one.
+        critic: "shared", "separate", "adapter" or "none"; see the module.
+        sampling: how logits become the policy's distribution.
+        adapters: around ``model``, whose weights they freeze. None: all weights are trained.
+        role: the adapter of this policy; None: the trunk without adapters.
+        autocast: dtype of matrix products, e.g. bfloat16; log-softmax and values stay float32. None: the weights'.
+        recompute: activation checkpointing: keep each layer's input only and recompute the rest in the backward pass.
+        compile: torch.compile the passes over whole rows (update, reference, values; not cached decoding).
 
     Raises:
-        ValueError: for an unknown ``critic``, one that has no adapter, a model without end-of-text token or key-value
-            cache, tokens beyond its vocabulary, or one that treats its logits further (soft caps, scaling), which would
-            go unseen here.
+        ValueError: for an unknown ``critic`` or one without its adapter; a model without end-of-text token or key-value
+            cache, or that modifies its logits (soft caps, scaling); tokens outside its vocabulary.
     """
 
     keeps_rows = True
 
     def __init__(
         self,
-        model: Any,
+        model: PreTrainedModel,
         *,
         eos_token_id: int | str | None = "model",
         critic: str = "shared",
@@ -73,19 +72,18 @@ class CausalLMPolicy(nn.Module):
     ) -> None:
         super().__init__()
         if critic not in ("shared", "separate", "adapter", "none"):
-            raise ValueError(f'critic must be "shared", "separate", "adapter" or "none", got {critic!r}')
+            raise ValueError(f'critic: expected "shared", "separate", "adapter" or "none", received {critic!r}')
         if critic == "adapter" and (adapters is None or VALUE not in adapters.trained):
-            raise ValueError('critic "adapter" needs adapters with one for the value: AdaptedTrunk(model)')
+            raise ValueError('critic "adapter": expected adapters with one for the value, AdaptedTrunk(model)')
         check_has_cache(model)
         self.model = model
         self.adapters, self.role, self.autocast = adapters, role, autocast
         self.critic = critic
         self.sampling = TokenSampling() if sampling is None else sampling
         self.eos_token_id: int | None = end_of_text(model) if isinstance(eos_token_id, str) else eos_token_id
-        head = model.get_output_embeddings()
-        self.vocab_size = int(head.weight.shape[0])
+        self.vocab_size, hidden_size = self.output_layer.weight.shape
         if self.eos_token_id is not None and not 0 <= self.eos_token_id < self.vocab_size:
-            raise ValueError(f"eos_token_id {self.eos_token_id} is not in the vocabulary [0, {self.vocab_size})")
+            raise ValueError(f"eos_token_id: expected one in [0, {self.vocab_size}), received {self.eos_token_id}")
         self.sampling.check_vocabulary(self.vocab_size)
         accelerate(model)
         if recompute:
@@ -95,46 +93,54 @@ class CausalLMPolicy(nn.Module):
         self.critic_trunk = copy.deepcopy(model.base_model) if critic == "separate" else None
         self.has_critic = critic != "none"
         if self.has_critic:
-            self.value_head = nn.Linear(int(head.weight.shape[1]), 1)
+            self.value_head = nn.Linear(hidden_size, 1)
             nn.init.zeros_(self.value_head.weight)
             nn.init.zeros_(self.value_head.bias)
-            self.value_head.to(device=head.weight.device)
+            self.value_head.to(device=self.device)
         self.eval()
         if self.device.type != "meta":
             check_head(self)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **options: Any) -> CausalLMPolicy:
-        """The policy that starts as the model at ``path`` (directory or name); ``options`` as in the constructor."""
+        """A policy of the model at ``path`` (directory or name); ``options`` as in the constructor."""
         from transformers import AutoModelForCausalLM
 
         return cls(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32), **options)
 
     def train(self, mode: bool = True) -> CausalLMPolicy:
-        """Always evaluation mode: dropout would make the policy that is trained another one than the one that acted."""
+        """Always evaluation mode: with dropout the trained policy would differ from the one that acted."""
         return super().train(False)
 
     @property
     def max_positions(self) -> int | None:
-        """Longest row in tokens that the model has positions for; None if it does not say."""
+        """The model's number of positions, tokens; None if its configuration has none."""
         return getattr(self.model.config, "max_position_embeddings", None)
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.model.get_output_embeddings().weight.device
+        """Device of the weights."""
+        return self.output_layer.weight.device
+
+    @property
+    def output_layer(self) -> nn.Linear:
+        """The layer from hidden states to logits."""
+        return cast(nn.Linear, self.model.get_output_embeddings())
 
     def evaluate(
-        self, observations: Tensor, actions: Tensor, mask: Tensor | None = None, reference: Any = None
+        self,
+        observations: Tensor,
+        actions: Tensor,
+        mask: Tensor | None = None,
+        reference: CausalLMPolicy | None = None,
     ) -> Evaluation:
         """Log-probabilities, entropies and values of all tokens of a row in one forward pass, with gradient.
 
         Args:
             observations: ``[B, P]`` prompts, right-padded with PAD.
             actions: ``[B, T]`` completions, right-padded with PAD.
-            mask: ``[B, T]`` True on tokens to learn from; the others are context where they are not PAD. None: all that
-                is not PAD.
-            reference: another such policy, to have the exact KL to its distribution in every state, too.
+            mask: ``[B, T]`` True on tokens to evaluate; all others that are not PAD are context. None: all but PAD.
+            reference: also return the exact KL to this policy in every state.
 
         Returns:
             ``[B, T]`` each, 0 where ``mask`` is False; values are 0 without a critic.
@@ -143,13 +149,13 @@ class CausalLMPolicy(nn.Module):
         decisions = Decisions.find(observations, actions, mask)
         ref_hidden = None
         if reference is not None:
-            with torch.no_grad(), reference.acting():
+            with torch.no_grad(), reference.forward_context():
                 ref_hidden = decisions.states(reference.model.base_model)
-        with self.acting():
+        with self.forward_context():
             hidden = critic_hidden = decisions.states(self.model.base_model)
             logprobs, entropy = self.token_head.logprobs_and_entropy(hidden, decisions.tokens, decisions.steps)
             if self.critic in ("separate", "adapter"):
-                with self._critic_trunk_on() as trunk:
+                with self._critic_context() as trunk:
                     critic_hidden = decisions.states(trunk)
             values = self.value_of(critic_hidden) if self.has_critic else torch.zeros_like(logprobs)
             kl = None
@@ -160,19 +166,19 @@ class CausalLMPolicy(nn.Module):
         return Evaluation(*columns)  # type: ignore[arg-type]
 
     def row_logprobs(self, rows: Tensor, mask: Tensor) -> Tensor:
-        """Log-probabilities of tokens anywhere in whole rows, each given what is before it, in one pass with gradient.
+        """Log-probabilities of tokens in whole rows given their prefix, in one pass with gradient.
 
         Args:
             rows: ``[B, W]`` token ids, right-padded with PAD.
-            mask: ``[B, W]`` True on the tokens to judge; never on a row's first one, which nothing precedes.
+            mask: ``[B, W]`` True on the tokens to evaluate; False on the first of a row.
 
         Returns:
-            ``[N]`` nats, of the tokens that ``mask`` selects, row after row.
+            ``[N]`` nats, of the tokens that ``mask`` selects, in row order.
         """
         row, column = mask.nonzero(as_tuple=True)
         if bool((column == 0).any()):
-            raise ValueError("the first token of a row cannot be judged: there is no state before it")
-        with self.acting():
+            raise ValueError("mask: expected False on the first token of a row, which has no prefix, received True")
+        with self.forward_context():
             hidden = hidden_states(self.model.base_model, rows[:, :-1], (rows != PAD).sum(1) - 1, row, column - 1)
             logprobs, _ = self.token_head.logprobs_and_entropy(hidden, rows[row, column], column)
         return logprobs
@@ -185,24 +191,24 @@ class CausalLMPolicy(nn.Module):
 
         Args:
             observations: ``[B, L]`` prompt and tokens so far, right-padded with PAD.
-            deterministic: take the likeliest token.
-            generator: of the draws; one uniform number a row.
+            deterministic: take the most likely token.
+            generator: of the samples; one uniform number per row.
 
         Raises:
-            ValueError: if the policy has ``min_new_tokens``: the state does not tell prompt from completion, so the
-                distribution is not known here. Use ``agents.lm.generation.generate``.
+            ValueError: if the policy has ``min_new_tokens``, since a state does not separate prompt and completion: use
+                ``agents.lm.generation.generate``.
         """
         if self.sampling.min_new_tokens > 0:
-            raise ValueError("min_new_tokens needs to know where the completion began: generate whole rows instead")
-        with self.acting():
+            raise ValueError("min_new_tokens depends on the completion's length: use agents.lm.generation.generate")
+        with self.forward_context():
             hidden = states_at_ends(self.model.base_model, observations)
             logits = self.sampling.shape(self.head_logits(hidden), 0, self.eos_token_id)
         noise = None if deterministic else uniform(observations.shape[0], generator, logits.device)
         return sample_tokens(logits, noise)
 
     @torch.no_grad()
-    def values_along(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """V of the state before each token of whole rows; the critic alone runs.
+    def completion_values(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """V of the state before each token of whole rows; runs the critic only.
 
         Args:
             observations: ``[B, P]`` prompts, right-padded with PAD.
@@ -213,30 +219,27 @@ class CausalLMPolicy(nn.Module):
         """
         mask = actions != PAD
         decisions = Decisions.find(observations, actions, mask)
-        with self.acting(), self._critic_trunk_on() as trunk:
+        with self.forward_context(), self._critic_context() as trunk:
             return spread(self.value_of(decisions.states(trunk)), mask)
 
     @torch.no_grad()
-    def logprobs_along(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Log-probability of each token of whole rows: ``[B, T]`` nats, 0 on PAD; arguments as in ``values_along``.
-
-        Without gradient, entropies and values: what a reference is asked for.
-        """
+    def completion_logprobs(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """Log-probability of each token: ``[B, T]`` nats, 0 on PAD; arguments as in ``completion_values``."""
         mask = actions != PAD
         decisions = Decisions.find(observations, actions, mask)
-        with self.acting():
+        with self.forward_context():
             hidden = decisions.states(self.model.base_model)
             return spread(self.token_head.logprobs_and_entropy(hidden, decisions.tokens, decisions.steps)[0], mask)
 
     @torch.no_grad()
     def values(self, observations: Tensor) -> Tensor:
         """V of each state: ``[B, L]`` right-padded with PAD to ``[B]``, reward units."""
-        with self.acting(), self._critic_trunk_on() as trunk:
+        with self.forward_context(), self._critic_context() as trunk:
             return self.value_of(states_at_ends(trunk, observations))
 
     @contextmanager
-    def acting(self) -> Iterator[None]:
-        """The policy's adapter and number type are on inside; everything that runs the model does it in here."""
+    def forward_context(self) -> Iterator[None]:
+        """Enable the policy's adapter and autocast; every forward pass runs inside this."""
         with ExitStack() as on:
             if self.adapters is not None:
                 on.enter_context(self.adapters.role(self.role))
@@ -245,8 +248,8 @@ class CausalLMPolicy(nn.Module):
             yield
 
     @contextmanager
-    def _critic_trunk_on(self) -> Iterator[Any]:
-        """The trunk that the value head reads, with the value's adapter on inside if it has one."""
+    def _critic_context(self) -> Iterator[nn.Module]:
+        """The trunk that the value head reads, with the value's adapter enabled if there is one."""
         value = self.adapters.role(VALUE) if self.adapters is not None and self.critic == "adapter" else nullcontext()
         with value:
             yield self.model.base_model if self.critic_trunk is None else self.critic_trunk
@@ -258,15 +261,15 @@ class CausalLMPolicy(nn.Module):
 
     @property
     def token_head(self) -> TokenHead:
-        """What makes a distribution over tokens of a hidden state."""
-        return TokenHead(self.model.get_output_embeddings(), self.sampling, self.eos_token_id)
+        """The distribution over tokens of a hidden state."""
+        return TokenHead(self.output_layer, self.sampling, self.eos_token_id)
 
     def head_logits(self, hidden: Tensor) -> Tensor:
-        """The model's next-token logits of ``[N, D]`` hidden states: ``[N, V]``, unshaped."""
-        return self.model.get_output_embeddings()(hidden)
+        """The model's next-token logits of ``[N, D]`` hidden states: ``[N, V]``, before ``sampling``."""
+        return self.output_layer(hidden)
 
     def critic_parameters(self) -> list[nn.Parameter]:
-        """What only the value depends on: the head, and the critic's own trunk or adapter if it has one."""
+        """Parameters of the value only: its head, and the critic's own trunk or adapter if there is one."""
         if not self.has_critic:
             return []
         if self.adapters is not None and self.critic == "adapter":
@@ -275,23 +278,28 @@ class CausalLMPolicy(nn.Module):
         return [*trunk, *self.value_head.parameters()]
 
     def actor_parameters(self) -> list[nn.Parameter]:
-        """What the distribution over tokens depends on and training may change: the model, or the policy's adapter."""
+        """Trained parameters of the distribution over tokens: the model, or the policy's adapter."""
         return list(self.model.parameters()) if self.adapters is None else self.adapters.parameters(POLICY)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """As in ``nn.Module``; over a frozen trunk only what is trained: adapters and head."""
+        """As in ``nn.Module``; with adapters only what is trained: adapters and value head."""
         state: dict[str, Any] = super().state_dict(*args, **kwargs)
         if self.adapters is None:
             return state
-        return {name: value for name, value in state.items() if self._learns(name)}
+        return {name: value for name, value in state.items() if self._is_trained(name)}
 
-    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """As in ``nn.Module``; a frozen trunk stays as it is."""
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> _IncompatibleKeys:
+        """As in ``nn.Module``; a frozen trunk is left unchanged."""
         if self.adapters is not None and strict:
             wrong = sorted(set(state_dict) ^ set(self.state_dict()))
             if wrong:
-                raise RuntimeError(f"the state's adapters and head are not this policy's: {', '.join(wrong[:4])} ...")
-        return super().load_state_dict(state_dict, strict=strict and self.adapters is None, assign=assign)
+                raise RuntimeError(
+                    f"expected this policy's adapters and head, received other keys: {', '.join(wrong[:4])} ..."
+                )
+        strict = strict and self.adapters is None
+        return cast("_IncompatibleKeys", super().load_state_dict(state_dict, strict=strict, assign=assign))
 
-    def _learns(self, name: str) -> bool:
-        return name.startswith("value_head.") or self.adapters is None or self.adapters.learns(name)
+    def _is_trained(self, name: str) -> bool:
+        return name.startswith("value_head.") or self.adapters is None or self.adapters.is_trained(name)

@@ -1,43 +1,43 @@
-"""Where tokens of completions were chosen: the packed rows, and the positions whose hidden states the heads read."""
+"""The states in which completions' tokens were chosen: packed rows, and the positions whose hidden states are read."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from textenvs.lm.packed_attention import Beginnings
+from textenvs.lm.packed_attention import SharedPrefixes
 from textenvs.lm.packed_forward import hidden_states, pack_rows, trunk_forward
 from textenvs.tokens.rows import PAD
 
 
 class Decisions(NamedTuple):
-    """The N tokens of a batch of rows that count, row after row, and the states that they were chosen in."""
+    """The N selected tokens of a batch, in row order, and the states in which they were chosen."""
 
     rows: Tensor
-    """``[B, W]`` prompts and completions without a hole between them, right-padded with PAD."""
+    """``[B, W]`` prompts and completions concatenated, right-padded with PAD."""
     lengths: Tensor
-    """``[B]`` tokens of each row up to its last state that is read, at least 1."""
+    """``[B]`` tokens of each row up to the last state that is read, at least 1."""
     row: Tensor
     """``[N]`` row of each token."""
     position: Tensor
-    """``[N]`` position in ``rows`` of the token before it, where its state is read."""
+    """``[N]`` position in ``rows`` of the preceding token, whose hidden state is read."""
     tokens: Tensor
     """``[N]`` the tokens."""
     steps: Tensor
-    """``[N]`` tokens of the completion before it."""
-    beginnings: Beginnings
-    """Which rows share their prompt."""
+    """``[N]`` completion tokens before it."""
+    prefixes: SharedPrefixes
+    """The prompts that rows share."""
 
     @classmethod
     def find(cls, prompts: Tensor, completions: Tensor, mask: Tensor) -> Decisions:
-        """The tokens that ``mask`` selects. All that is not PAD is context, whether ``mask`` selects it or not.
+        """The tokens that ``mask`` selects; all tokens but PAD are context, selected or not.
 
         Args:
             prompts: ``[B, P]`` with PAD.
             completions: ``[B, T]`` with PAD.
-            mask: ``[B, T]`` True on tokens of completions that count.
+            mask: ``[B, T]`` True on the selected tokens of completions.
 
         Raises:
             ValueError: if ``mask`` selects padding, or a prompt is empty where it selects a token.
@@ -45,12 +45,14 @@ class Decisions(NamedTuple):
         real = completions != PAD
         prompt_lengths = (prompts != PAD).sum(1)
         if bool((mask & ~real).any()):
-            raise ValueError("expected a mask that is False on padding, received one that selects it")
+            raise ValueError("mask: expected False on padding, received True")
         before = real.long().cumsum(1) - 1
         # The state before token t is read at the position of token t - 1.
         positions = prompt_lengths[:, None] - 1 + before
         if bool((mask & (positions < 0)).any()):
-            raise ValueError("a prompt is empty: there is no state before the first token; begin prompts with a token")
+            raise ValueError(
+                "expected a prompt of a token or more, since the first action needs a state, received an empty one"
+            )
         row = torch.arange(len(mask), device=mask.device)[:, None].expand_as(mask)[mask]
         return cls(
             rows=pack_rows(prompts, completions),
@@ -59,15 +61,15 @@ class Decisions(NamedTuple):
             position=positions[mask],
             tokens=completions[mask],
             steps=before[mask],
-            beginnings=Beginnings(prompts.unique(dim=0, return_inverse=True)[1], prompt_lengths),
+            prefixes=SharedPrefixes(prompts.unique(dim=0, return_inverse=True)[1], prompt_lengths),
         )
 
-    def states(self, trunk: Any) -> Tensor:
-        """``[N, D]`` last hidden states of ``trunk``, a transformers model; a shared prompt is read once."""
-        return hidden_states(trunk, self.rows, self.lengths, self.row, self.position, beginnings=self.beginnings)
+    def states(self, trunk: nn.Module) -> Tensor:
+        """``[N, D]`` last hidden states of ``trunk``, a transformers model; shared prompts are computed once."""
+        return hidden_states(trunk, self.rows, self.lengths, self.row, self.position, prefixes=self.prefixes)
 
 
-def states_at_ends(trunk: Any, rows: Tensor) -> Tensor:
+def states_at_ends(trunk: nn.Module, rows: Tensor) -> Tensor:
     """Hidden states at the last token of ``[B, W]`` right-padded rows: ``[B, D]``.
 
     Raises:
@@ -75,7 +77,7 @@ def states_at_ends(trunk: Any, rows: Tensor) -> Tensor:
     """
     lengths = (rows != PAD).sum(1)
     if bool((lengths == 0).any()):
-        raise ValueError("an observation holds no token: begin prompts with a token")
+        raise ValueError("expected observations of a token or more, received an empty one")
     hidden = trunk_forward(trunk, rows[:, : int(lengths.max())].clamp(min=0))
     return hidden[torch.arange(len(lengths), device=lengths.device), lengths - 1]
 

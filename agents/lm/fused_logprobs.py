@@ -1,8 +1,8 @@
-"""A language model's output layer and the distribution behind it in one step, whose gradient is no `[N, V]` array.
+"""Output layer and token log-probabilities fused in one step, without an ``[N, V]`` gradient.
 
-For a linear layer without a bias, whose logits are only divided by a temperature: with ``z = W h / T`` and ``p`` their
-softmax, d log p(a) = -(p - 1_a) dz. So what is kept is ``p - 1_a``, and the backward pass is two matrix products with
-it; autograd would pass over ``[N, V]`` several times more.
+For a linear layer without bias and only a temperature: with ``z = W h / T`` and ``p`` its softmax,
+d log p(a) = -(p - 1_a) dz. ``p - 1_a`` is kept, and the backward pass is two matrix products with it; autograd would
+pass over ``[N, V]`` several more times.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class _LinearTokenLogprobs(torch.autograd.Function):
         hidden, weight, tokens, away, entropy = ctx.saved_tensors
         if grad_entropy is None and grad_logprobs is None:
             return (None,) * 5
-        # The gradient to z is minus, row by row, a number times an array.
+        # The gradient with respect to z is -scale, per row, times an array.
         scale = torch.zeros_like(entropy) if grad_logprobs is None else grad_logprobs
         if grad_entropy is not None:
             away = _with_entropy(away, tokens, entropy, scale, grad_entropy)
@@ -81,12 +81,12 @@ class _LinearTokenLogprobs(torch.autograd.Function):
 
 
 def _with_entropy(away: Tensor, tokens: Tensor, entropy: Tensor, scale: Tensor, grad_entropy: Tensor) -> Tensor:
-    """``[N, V]`` minus the gradient to ``z`` of log-probabilities and entropy together."""
+    """``[N, V]`` minus the gradient of log-probabilities and entropy together with respect to ``z``."""
     both = torch.empty_like(away)
     for part in parts_in_cache(*away.shape):
         probabilities = away[part].to(entropy.dtype, copy=True)
         both[part] = probabilities * scale[part, None]
         probabilities[torch.arange(len(probabilities), device=tokens.device), tokens[part]] += 1
-        probabilities.clamp_(min=0)  # (p - 1) + 1 of a tiny p may be rounded below 0
+        probabilities.clamp_(min=0)  # (p - 1) + 1 may round below 0
         both[part] -= entropy_gradient(probabilities, entropy[part], grad_entropy[part])
     return both

@@ -1,10 +1,9 @@
-"""Batched decoding with a key-value cache: whole completions, their log-probabilities and values as they are sampled.
+"""Batched decoding with a key-value cache: completions with the log-probabilities and values of their tokens.
 
-Little happens per token: one forward pass, one draw. The cache is allocated once; rows that ended leave the batch, the
-last rows moving into their places, and with ``max_concurrent_rows`` the next prompts join in their stead (continuous
-batching: Yu et
-al. 2022, "Orca", section 3.1). Prompts that repeat (groups) and begin together are read once. Equal to a full forward
-pass of the finished rows (a test says so).
+One forward pass and one draw per token. The cache is allocated once; finished rows leave the batch, the last rows move
+into their places, and with ``max_concurrent_rows`` the next prompts join (continuous batching: Yu et al. 2022, "Orca",
+section 3.1). Repeated prompts (groups) that join together are prefilled once. The results equal a full forward pass of
+the finished rows (tested).
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from textenvs.lm.packed_attention import OURS, SDPA
 from textenvs.tokens.rows import PAD
 
 COMPACT_AT = 1 / 16
-"""Share of finished rows in the batch at which they are removed, and waiting prompts join."""
+"""Share of finished rows at which they are removed and waiting prompts join."""
 
 
 class Generation(NamedTuple):
-    """Completions and what the policy said while it wrote them; ``[B, T]`` each."""
+    """Completions and the policy's statistics of them, ``[B, T]`` each."""
 
     completions: Tensor
     """int64 token ids, the end-of-text token included, PAD after it."""
@@ -47,33 +46,30 @@ def generate(
     deterministic: bool = False,
     with_values: bool = True,
     max_concurrent_rows: int | None = None,
-    beside: tuple[int, int] = (0, 0),
+    other_rows: tuple[int, int] = (0, 0),
 ) -> Generation:
-    """Let the policy write one completion for every prompt.
+    """Sample one completion for every prompt.
 
     Args:
-        policy: acts by its own sampling rules.
-        prompts: ``[B, P]`` int64, right-padded with PAD; every row has a token.
+        policy: samples by its ``sampling``.
+        prompts: ``[B, P]`` int64, right-padded with PAD; at least a token each.
         max_new_tokens: budget T, tokens.
-        generator: of the draws: one uniform number a row and step, whether or not the row still runs, for as many steps
-            as the longest completion has tokens.
-        deterministic: always take the likeliest token.
-        with_values: whether values are wanted; zeros if not, and from a policy without critic.
-        max_concurrent_rows: rows decoded at a time, which bounds the cache; a row that ended makes room for the next
-        prompt. None:
-            all at once. What is written, and where ``generator`` ends, is the same (up to rounding).
-        beside: rows of the same batch that stand before and after these and are written elsewhere: their numbers are
-            drawn, too, so that what these rows say is the same as if all were here.
+        generator: of the samples: one uniform number per row and step, finished rows included, for as many steps as the
+            longest completion has tokens.
+        deterministic: take the most likely token.
+        with_values: False, or a policy without a critic: values are 0.
+        max_concurrent_rows: rows decoded at a time, which bounds the cache; None: all. The completions and the final
+            state of ``generator`` do not depend on it (up to rounding).
+        other_rows: number of rows of the same batch before and after these that are generated elsewhere: their random
+            numbers are drawn, too, so that these rows are the same as if all were here.
 
     Raises:
         ValueError: if a prompt is empty, if prompt and budget exceed the model's positions, for
-        ``max_concurrent_rows`` below 1, or
-            with a model that does not attend to everything, or minds where it stands (see
-            ``textenvs.lm.cache_layout``).
+            ``max_concurrent_rows`` below 1 or with a model that needs its keys in order (``textenvs.lm.cache_layout``).
     """
-    with policy.acting():
+    with policy.forward_context():
         return _generate(
-            policy, prompts, max_new_tokens, generator, deterministic, with_values, max_concurrent_rows, beside
+            policy, prompts, max_new_tokens, generator, deterministic, with_values, max_concurrent_rows, other_rows
         )
 
 
@@ -85,7 +81,7 @@ def _generate(
     deterministic: bool,
     with_values: bool,
     max_concurrent_rows: int | None,
-    beside: tuple[int, int],
+    other_rows: tuple[int, int],
 ) -> Generation:
     lengths = (prompts != PAD).sum(1)
     _check(policy, prompts, lengths, max_new_tokens, max_concurrent_rows)
@@ -97,9 +93,9 @@ def _generate(
     with_values = with_values and policy.has_critic
     shared = with_values and policy.critic == "shared"
     decoder = _Decoder(policy, max_concurrent_rows, int(lengths.max()), max_new_tokens, device)
-    noise = _Noise(batch, max_new_tokens, generator, device, beside)
+    noise = _Noise(batch, max_new_tokens, generator, device, other_rows)
     begun = 0
-    rows = steps = torch.zeros(0, dtype=torch.int64, device=device)  # of each row decoded, which it is and how far
+    rows = steps = torch.zeros(0, dtype=torch.int64, device=device)  # index and progress of each row
     running = torch.zeros(0, dtype=torch.bool, device=device)
     while True:
         if begun < batch and len(rows) < max_concurrent_rows:
@@ -130,25 +126,30 @@ def _generate(
             decoder.advance(tokens, running)
             steps = steps + running
     if with_values and not shared:
-        values_out = policy.values_along(prompts, tokens_out)
+        values_out = policy.completion_values(prompts, tokens_out)
     return Generation(tokens_out, logprobs_out, values_out)
 
 
 class _Noise:
-    """One uniform number in [0, 1) for each row and step; a step's B numbers are drawn when the first row gets there.
+    """A uniform number in [0, 1) per row and step; a step's B numbers are drawn when the first row reaches it.
 
-    So neither the numbers nor the generator's end depend on which rows are decoded together.
+    Neither the numbers nor the generator's final state depend on which rows are decoded together.
     """
 
     def __init__(
-        self, batch: int, steps: int, generator: torch.Generator | None, device: torch.device, beside: tuple[int, int]
+        self,
+        batch: int,
+        steps: int,
+        generator: torch.Generator | None,
+        device: torch.device,
+        other_rows: tuple[int, int],
     ) -> None:
-        self.generator, self.before = generator, beside[0]
-        self.numbers = torch.empty(steps, batch + sum(beside), device=device)
+        self.generator, self.before = generator, other_rows[0]
+        self.numbers = torch.empty(steps, batch + sum(other_rows), device=device)
         self.drawn = 0
 
     def of(self, rows: Tensor, steps: Tensor, running: Tensor) -> Tensor:
-        """``[N]`` numbers of ``rows`` at their ``steps``; running rows' steps grow by one at most from call to call."""
+        """``[N]`` numbers of ``rows`` at ``steps``; those of running rows grow by at most one between calls."""
         if int(steps[running].max()) == self.drawn:
             self.numbers[self.drawn] = uniform(self.numbers.shape[1], self.generator, self.numbers.device)
             self.drawn += 1
@@ -156,32 +157,32 @@ class _Noise:
 
 
 class _Decoder:
-    """The cache of the rows decoded now, their lengths in it, and their newest hidden states ``[N, D]``."""
+    """The cache of the current rows, their lengths, and their newest hidden states ``[N, D]``."""
 
     def __init__(
         self, policy: CausalLMPolicy, max_concurrent_rows: int, longest_prompt: int, budget: int, device: torch.device
     ) -> None:
         self.trunk = policy.model.base_model
         self.cache_keyword = cache_keyword(self.trunk)
-        # What attention reads at every token is kept as the type that it computes in.
-        kind = policy.model.config._attn_implementation
-        float32 = kind == OURS and device.type == "cpu"
+        # Keys and values are kept in the dtype in which attention computes.
+        attention = policy.model.config._attn_implementation
+        float32 = attention == OURS and device.type == "cpu"
         self.longest_prompt, self.capacity = longest_prompt, longest_prompt + budget - 1
         self.cache = new_cache(
             self.trunk, max_concurrent_rows=max_concurrent_rows, capacity=self.capacity, float32=float32
         )
-        # A mask of rank 4 is taken as it is; one of rank 2 goes through transformers' own mask making, each step.
-        self.takes_mask = isinstance(self.cache, PlainCache) and kind in (OURS, SDPA)
+        # A mask of rank 4 is used as it is; from one of rank 2 transformers builds a mask in each step.
+        self.takes_mask = isinstance(self.cache, PlainCache) and attention in (OURS, SDPA)
         self.column = 0
         self.ragged = False
         self.lengths = torch.zeros(0, dtype=torch.int64, device=device)
         self.hidden: Tensor
 
     def join(self, prompts: Tensor, lengths: Tensor) -> None:
-        """Read the prompts ``[M, P]`` of M more rows, which stand behind those there are."""
+        """Prefill the prompts ``[M, P]`` of M more rows, which are appended to the current ones."""
         alone = len(self.lengths) == 0
         if alone:
-            # The longest prompt must fit before the column, even if it comes later: rows stand flush right.
+            # Rows are right-aligned at the column, and the longest prompt must fit, even if it joins later.
             self.column, self.ragged = self.longest_prompt, bool((lengths < self.longest_prompt).any())
         else:
             self.ragged = True
@@ -190,15 +191,15 @@ class _Decoder:
         self.lengths = torch.cat([self.lengths, lengths])
 
     def _prefill(self, prompts: Tensor, lengths: Tensor) -> Tensor:
-        """Read the prompts ``[M, P]``, each different one once; hidden states ``[M, D]`` of their last tokens."""
+        """Prefill the distinct prompts of ``[M, P]``; returns hidden states ``[M, D]`` of the last tokens."""
         width = int(lengths.max())
-        different, source = prompts.unique(dim=0, return_inverse=True)
-        if len(different) == len(prompts):
+        distinct, source = prompts.unique(dim=0, return_inverse=True)
+        if len(distinct) == len(prompts):
             first = source = torch.arange(len(prompts), device=prompts.device)
         else:
-            first = torch.empty(len(different), dtype=torch.int64, device=prompts.device)
-            first[source] = torch.arange(len(prompts), device=prompts.device)  # any row with that prompt will do
-        # Ragged prompts stand flush right, so that all rows append to the same column of the cache.
+            first = torch.empty(len(distinct), dtype=torch.int64, device=prompts.device)
+            first[source] = torch.arange(len(prompts), device=prompts.device)  # any row with that prompt
+        # Prompts are right-aligned, so that all rows append to the same column of the cache.
         pad = (width - lengths)[first, None]
         columns = torch.arange(width, device=prompts.device)
         positions = (columns - pad).clamp(min=0)
@@ -218,14 +219,14 @@ class _Decoder:
             mask = mask[:, None, None]
             if tokens.shape[1] > 1:
                 square = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=tokens.device)
-                # Padding sees itself, or its attention would be a softmax over nothing and poison the cache with NaN.
+                # Padding attends to itself: a softmax over nothing would fill the cache with NaN.
                 mask = (mask & square.tril()) | torch.eye(*square.shape, dtype=torch.bool, device=tokens.device)
         cache: dict[str, Any] = {self.cache_keyword: self.cache}
         out = self.trunk(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=True, **cache)
         return out.last_hidden_state[:, -1]
 
     def advance(self, tokens: Tensor, running: Tensor) -> None:
-        """Append one token ``[N]`` to every row; what happens to rows that are not ``running`` concerns nobody."""
+        """Append one token ``[N]`` to every row; rows that are not ``running`` are ignored."""
         positions = self.lengths[:, None]
         self.lengths = self.lengths + running
         columns = torch.arange(min(self.column + 1, self.capacity), device=tokens.device)
@@ -234,7 +235,7 @@ class _Decoder:
         self.column += 1
 
     def compact(self, running: Tensor) -> Tensor:
-        """Drop rows that ended; returns ``[num_running]``, which old row now stands in each place."""
+        """Drop finished rows; returns ``[num_running]``, the old index of the row in each place."""
         count = int(running.sum())
         places = torch.arange(len(running), device=running.device)
         holes, movers = places[:count][~running[:count]], places[count:][running[count:]]
@@ -252,26 +253,26 @@ def _check(
     policy: CausalLMPolicy, prompts: Tensor, lengths: Tensor, max_new_tokens: int, max_concurrent_rows: int | None
 ) -> None:
     if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be >= 1, got {max_new_tokens}")
+        raise ValueError(f"max_new_tokens: expected 1 or more, received {max_new_tokens}")
     check_max_concurrent_rows(max_concurrent_rows)
     if max_concurrent_rows is not None and not any_key_order(policy.model.base_model):
         raise ValueError(
-            "max_concurrent_rows needs a model whose layers all attend to everything, wherever it stands, which "
-            f"{type(policy.model).__name__}'s do not: pass max_concurrent_rows=None, which decodes all rows at once"
+            "max_concurrent_rows: expected a model that ignores the order of cached keys, received "
+            f"{type(policy.model).__name__}: pass max_concurrent_rows=None, which decodes all rows at once"
         )
     if bool((lengths == 0).any()):
-        raise ValueError(f"prompt {int((lengths == 0).nonzero()[0])} is empty; begin prompts with a token")
+        raise ValueError(
+            f"expected prompts of a token or more, received prompt {int((lengths == 0).nonzero()[0])} empty"
+        )
     longest, limit = int(lengths.max()), policy.max_positions
     if limit is not None and longest + max_new_tokens > limit:
         raise ValueError(
-            f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's {limit} positions: "
-            "shorten the prompts or lower max_new_tokens"
+            f"expected at most {limit} tokens, the model's positions, received a prompt of {longest} and "
+            f"{max_new_tokens} new ones: shorten the prompts or lower max_new_tokens"
         )
 
 
 def check_max_concurrent_rows(max_concurrent_rows: int | None) -> None:
-    """Raises ValueError unless ``max_concurrent_rows`` is None or at least 1."""
+    """Raise ValueError unless ``max_concurrent_rows`` is None or at least 1."""
     if max_concurrent_rows is not None and max_concurrent_rows < 1:
-        raise ValueError(
-            f"max_concurrent_rows must be at least 1 row, or None for all at once, got {max_concurrent_rows}"
-        )
+        raise ValueError(f"max_concurrent_rows: expected 1 or more, or None for all, received {max_concurrent_rows}")

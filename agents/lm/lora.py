@@ -1,7 +1,6 @@
-"""One frozen trunk that plays several models: a LoRA adapter for each role, and the trunk itself with adapters off.
+"""One frozen trunk shared by several models: a LoRA adapter per role, or the trunk without adapters.
 
-The adapters are peft's (see ``textenvs.lm.lora``). Here is which role is on when; what is done with the hidden states
-is in ``agents.lm.causal_lm``.
+The adapters are peft's (see ``textenvs.lm.lora``). This module switches roles; ``agents.lm.causal_lm`` uses them.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
@@ -19,6 +18,10 @@ from torch import Tensor, nn
 
 from textenvs.lm.linear_kernels import speed_up
 from textenvs.lm.lora import ADAPTER_WEIGHTS, adapted_layers, belongs, check_shape, new_config, switch_on, write_adapter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.modeling_outputs import BaseModelOutputWithPast
 
 POLICY, VALUE, REFERENCE, REWARD = "policy", "value", "reference", "reward"
 
@@ -28,9 +31,9 @@ class LoraOptions:
     """The shape of new adapters: ``W x + (alpha / rank) B A x``, ``A [rank, in]`` random and ``B [out, rank]`` zero."""
 
     rank: int = 16
-    """Rank of the change; >= 1."""
+    """Rank of the update; >= 1."""
     alpha: float = 32.0
-    """The change is scaled by alpha / rank; > 0."""
+    """The update is scaled by alpha / rank; > 0."""
     seed: int = 0
     """Of ``A``."""
 
@@ -39,25 +42,25 @@ class LoraOptions:
 
 
 class AdaptedTrunk:
-    """A causal LM whose own weights are frozen, with a trained adapter for the policy and maybe one for the value.
+    """A causal LM with frozen weights, a trained adapter for the policy and optionally one for the value.
 
-    The policy's adapter is on unless a ``role`` says otherwise. The model stays the transformers model that it was: its
-    layers hold the adapters, so whatever runs it (cached decoding, say) runs the role that is on.
+    The policy's adapter is active unless ``role`` selects another. The adapters are in the layers of the transformers
+    model, so whatever runs it (cached decoding, for instance) runs the active role.
 
     Args:
         model: a transformers causal LM; its layers are changed in place.
         options: of new adapters.
-        value: whether the value has an adapter of its own.
-        start: folder of a LoRA adapter that policy and value start from; frozen, it is also the reference. None: they
+        value: True: the value has its own adapter.
+        start: folder of a LoRA adapter that policy and value start from; a frozen copy is the reference. None: they
             start as the model, which is the reference.
 
     Raises:
-        ValueError: if ``start`` holds no LoRA adapter, or one that does not fit the model.
+        ValueError: if ``start`` holds no LoRA adapter, or one of another model.
     """
 
     def __init__(
         self,
-        model: Any,
+        model: PreTrainedModel,
         options: LoraOptions | None = None,
         *,
         value: bool = True,
@@ -76,52 +79,52 @@ class AdaptedTrunk:
                 self.peft = self._loaded(start)
                 self.reference = REFERENCE
         self._active: str | None = POLICY
-        self._settle()
+        self._refresh()
 
-    def _new(self, options: LoraOptions) -> Any:
+    def _new(self, options: LoraOptions) -> PeftModel:
         config = new_config(self.model, rank=options.rank, alpha=options.alpha)
         peft = get_peft_model(self.model, config, adapter_name=POLICY)
         for role in self.trained[1:]:
             peft.add_adapter(role, copy.deepcopy(config))
         return peft
 
-    def _loaded(self, start: str | Path) -> Any:
+    def _loaded(self, start: str | Path) -> PeftModel:
         _check_adapter(start)
         try:
             peft = PeftModel.from_pretrained(self.model, str(start), adapter_name=POLICY, is_trainable=True)
-        except (RuntimeError, ValueError) as fault:  # a page of sizes that mismatch, or of layers that are not there
+        except (RuntimeError, ValueError) as fault:  # mismatched sizes or missing layers
             base = PeftConfig.from_pretrained(str(start)).base_model_name_or_path
             raise ValueError(
-                f"the adapter in {start} is of another model, {base}, and does not fit {self.model.name_or_path}"
+                f"{start}: expected an adapter of {self.model.name_or_path}, received one of {base}"
             ) from fault
         for role in (*self.trained[1:], REFERENCE):
             peft.load_adapter(str(start), adapter_name=role)
         return peft
 
     def load(self, folder: str | Path, role: str) -> None:
-        """Give a frozen role the adapter in ``folder``, as peft or ``save`` wrote it.
+        """Load the adapter in ``folder``, written by peft or ``save``, for a frozen role.
 
         Raises:
-            ValueError: if there is no LoRA adapter, or ``role`` is one that is trained.
+            ValueError: if there is no LoRA adapter, or ``role`` is trained.
         """
         if role in self.trained:
-            raise ValueError(f"the adapter of {role!r} is trained here; only a frozen role can be loaded")
+            raise ValueError(f"role: expected a frozen one, received {role!r}, which is trained")
         _check_adapter(folder)
         self.peft.load_adapter(str(folder), adapter_name=role)
-        self._settle()
+        self._refresh()
 
     @torch.no_grad()
     def copy_adapter(self, source: str, target: str) -> None:
-        """Let ``target``'s adapter begin as ``source``'s: the same change to the trunk, whatever the two alphas are.
+        """Copy ``source``'s adapter to ``target``, rescaled for its alpha so that the update is the same.
 
         Raises:
-            ValueError: if the adapters differ in rank or in the layers that they change.
+            ValueError: if the adapters differ in rank or layers.
         """
         theirs = {_without(name, source): at for name, at in self.model.named_parameters() if belongs(name, source)}
         ours = {_without(name, target): at for name, at in self.model.named_parameters() if belongs(name, target)}
         if {name: at.shape for name, at in theirs.items()} != {name: at.shape for name, at in ours.items()}:
             ranks = {role: self.peft.peft_config[role].r for role in (source, target)}
-            raise ValueError(f"the adapters of {source!r} and {target!r} are not of one shape; their ranks are {ranks}")
+            raise ValueError(f"expected adapters of one shape, received {source!r} and {target!r} of ranks {ranks}")
         for name, parameter in ours.items():
             parameter.copy_(theirs[name])
         for layer in self._layers:
@@ -129,30 +132,30 @@ class AdaptedTrunk:
             if target in of.lora_B:
                 of.lora_B[target].weight.mul_(of.scaling[source] / of.scaling[target])
 
-    def _settle(self) -> None:
-        """Only what is trained has gradients; the role that was on is on. (peft's own switches change both at once.)"""
-        # An adapter that was just loaded may have one where no other has.
+    def _refresh(self) -> None:
+        """Restore ``requires_grad`` and the active role after peft changed them."""
+        # A new adapter may be in layers without another one.
         self._layers = adapted_layers(self.model)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(any(belongs(name, role) for role in self.trained))
         self._switch(self._active)
         self.model.eval()
-        speed_up(self.model)  # here, too, since every adapter brings layers of its own
+        speed_up(self.model)  # again, since every adapter adds layers
 
     @property
     def active(self) -> str | None:
-        """The role whose adapter is on; None: all are off."""
+        """The role whose adapter is active; None: no adapter."""
         return self._active
 
     @contextmanager
     def role(self, name: str | None) -> Iterator[None]:
-        """Only the adapter of ``name`` is on inside (None: none is); afterwards what was on before, whatever happened.
+        """Activate the adapter of ``name`` only (None: no adapter) inside the context; then restore the previous role.
 
         Raises:
-            ValueError: if no adapter plays that role.
+            ValueError: if there is no such adapter.
         """
         if name is not None and name not in self.peft.peft_config:
-            raise ValueError(f"no adapter plays {name!r}; there are {sorted(self.peft.peft_config)}")
+            raise ValueError(f"role: expected one of {sorted(self.peft.peft_config)}, received {name!r}")
         before = self._active
         self._switch(name)
         try:
@@ -161,7 +164,7 @@ class AdaptedTrunk:
             self._switch(before)
 
     def current(self) -> AbstractContextManager[None]:
-        """The role that is on now, to be entered later: for layers that are computed again in the backward pass."""
+        """A context that activates the current role later, when layers are recomputed in the backward pass."""
         return self.role(self._active)
 
     def _switch(self, name: str | None) -> None:
@@ -169,18 +172,18 @@ class AdaptedTrunk:
         self._active = name
 
     def parameters(self, role: str) -> list[nn.Parameter]:
-        """The weights of one role's adapter."""
+        """Parameters of one role's adapter."""
         return [parameter for name, parameter in self.model.named_parameters() if belongs(name, role)]
 
-    def learns(self, name: str) -> bool:
-        """Whether a parameter of that name (in the model, or in a module that holds the model) is trained."""
+    def is_trained(self, name: str) -> bool:
+        """True if a parameter of that name (in the model, or in a module around it) is trained."""
         return any(belongs(name, role) for role in self.trained)
 
-    def merged(self) -> Any:
-        """A plain transformers model in float32, the policy's adapter added to its weights; takes a trunk's memory."""
+    def merged(self) -> PreTrainedModel:
+        """A float32 copy of the transformers model with the policy's adapter merged into its weights."""
         with self.role(POLICY):
-            whole = copy.deepcopy(self.peft).float()
-        return whole.merge_and_unload(adapter_names=[POLICY])
+            whole: Any = copy.deepcopy(self.peft).float()
+        return cast("PreTrainedModel", whole.merge_and_unload(adapter_names=[POLICY]))
 
     def save(self, folder: str | Path, role: str = POLICY) -> None:
         """Write one role's adapter for ``PeftModel.from_pretrained``."""
@@ -188,11 +191,11 @@ class AdaptedTrunk:
 
 
 class RoleTrunk(nn.Module):
-    """The trunk in one role, as a module without parameters of its own: the backbone of a reward model, for instance.
+    """The trunk in one role as a module without parameters, e.g. the backbone of a reward model.
 
     Args:
-        trunk: where the role's adapter lives.
-        role: who plays.
+        trunk: holds the role's adapter.
+        role: active in ``forward``; None: no adapter.
     """
 
     def __init__(self, trunk: AdaptedTrunk, role: str | None) -> None:
@@ -202,38 +205,39 @@ class RoleTrunk(nn.Module):
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None, use_cache: bool = False
-    ) -> Any:
-        """As the trunk's own: an output with ``last_hidden_state [N, T, D]``."""
+    ) -> BaseModelOutputWithPast:
+        """As the trunk's: an output with ``last_hidden_state [N, T, D]``."""
         with self._trunk.role(self.role):
-            return self._trunk.model.base_model(
+            output: BaseModelOutputWithPast = self._trunk.model.base_model(
                 input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=use_cache
             )
+        return output
 
     @property
     def base_name(self) -> str:
-        """Directory or name that the trunk's model was loaded from."""
+        """Directory or name of the trunk's model."""
         return str(self._trunk.model.name_or_path)
 
     def save(self, folder: str | Path) -> None:
         """Write the role's adapter for ``PeftModel.from_pretrained``.
 
         Raises:
-            ValueError: if the role is the trunk alone.
+            ValueError: if the role is None.
         """
         if self.role is None:
-            raise ValueError("the trunk without an adapter has nothing of its own to save: save its model instead")
+            raise ValueError("role: expected one with an adapter to save, received None: save the model instead")
         self._trunk.save(folder, self.role)
 
 
 def _without(name: str, role: str) -> str:
-    """A parameter's name without its role: what it is of, and where."""
+    """A parameter's name without its role."""
     head, _, tail = name.rpartition(".lora_")
     return ".".join([head, *(part for part in tail.split(".") if part != role)])
 
 
 def _check_adapter(folder: str | Path) -> None:
     if not (Path(folder) / ADAPTER_WEIGHTS).exists():
-        raise ValueError(f"{folder} holds no adapter: {ADAPTER_WEIGHTS} is missing")
-    kind = PeftConfig.from_pretrained(str(folder)).peft_type
-    if kind != "LORA":
-        raise ValueError(f"{folder} holds an adapter of kind {kind}; only LoRA adapters are used here")
+        raise ValueError(f"{folder}: expected an adapter, {ADAPTER_WEIGHTS} is missing")
+    peft_type = PeftConfig.from_pretrained(str(folder)).peft_type
+    if peft_type != "LORA":
+        raise ValueError(f"{folder}: expected a LoRA adapter, received {peft_type}")

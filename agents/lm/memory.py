@@ -1,4 +1,4 @@
-"""How many bytes a text run takes: counted on torch's meta device before anything is allocated, and measured after."""
+"""Memory of a text run: planned on torch's meta device before anything is allocated, and measured afterwards."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import resource
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,19 +17,22 @@ from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.lora import AdaptedTrunk, LoraOptions
 from agents.lm.token_head import LOGITS_AT_ONCE
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 FLOAT32 = 4
 LOGITS_COPIES = 4
-"""Arrays of logits' size alive at once in the update: logits, log-softmax, probabilities, gradient."""
+"""Arrays of the logits' size in the update: logits, log-softmax, probabilities, gradient."""
 SAMPLING_COPIES = 5
-"""The same while a token is drawn: logits, log-softmax, probabilities, their running sum, one temporary."""
+"""The same in sampling: logits, log-softmax, probabilities, their cumulative sum, one temporary."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """The shapes of a run that memory depends on."""
+    """The shapes that memory depends on."""
 
     rollout_rows: int
-    """Texts written together."""
+    """Texts generated at a time."""
     update_rows: int
     """Texts in one backward pass."""
     prompt_tokens: int
@@ -40,33 +43,33 @@ class Workload:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How the models live; see ``agents.recipes.rlhf.config`` for the fields' meaning."""
+    """How the models share weights; see ``agents.recipes.rlhf.config``."""
 
     memory: str
     """"full", "shared" or "adapters"."""
     critic: str
-    """As `CausalLMPolicy` calls it."""
+    """``CausalLMPolicy.critic``."""
     lora: LoraOptions = LoraOptions()  # noqa: RUF009 (frozen)
     """Of the adapters."""
     starts_from_adapter: bool = False
-    """Whether the reference is an adapter, too."""
+    """The reference is an adapter, too."""
     dtype: torch.dtype = torch.float32
     """Of matrix products, and of the trunk that adapters share."""
     recompute: bool = False
-    """Whether layers are computed again in the backward pass."""
+    """Layers are recomputed in the backward pass."""
 
 
-def plan(model_config: Any, layout: Layout, workload: Workload, *, reward: int = 0) -> dict[str, int]:
+def plan(model_config: PretrainedConfig, layout: Layout, workload: Workload, *, reward: int = 0) -> dict[str, int]:
     """Bytes of each role. Weights, gradients and Adam's states are exact; activations, cache and sampling estimated.
 
-    Update, rollout and checkpoint (which is copied before it is written) take turns, so the total holds the largest of
-    the three. Not in it: the program and its libraries, and what an allocator cannot use again.
+    Update, rollout and checkpoint (copied before it is written) take turns, so the total includes the largest of the
+    three. Excluded: the program, its libraries, and fragmentation.
 
     Args:
-        model_config: a transformers configuration of a causal LM.
-        layout: how the models live.
+        model_config: of a causal LM.
+        layout: how the models share weights.
         workload: the run's shapes.
-        reward: bytes of the reward models' weights, found elsewhere.
+        reward: bytes of the reward models' weights.
     """
     policy = _on_meta(model_config, layout)
     critic = policy.critic_parameters()
@@ -95,14 +98,14 @@ def plan(model_config: Any, layout: Layout, workload: Workload, *, reward: int =
 
 
 def num_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of tensors, each counted once however often it is named."""
+    """Bytes of distinct tensors."""
     return sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in tensors}.values())
 
 
-def activation_bytes(model_config: Any, layout: Layout, workload: Workload) -> int:
-    """What one backward pass keeps of ``update_rows`` texts at full length, and its logits: an estimate.
+def activation_bytes(model_config: PretrainedConfig, layout: Layout, workload: Workload) -> int:
+    """Estimate of the activations of ``update_rows`` texts at full length for one backward pass, and their logits.
 
-    The trunk's pass is made on the meta device, where what autograd would keep can be weighed without being computed.
+    The trunk runs on the meta device, which shows the sizes of what autograd would save.
     """
     width = workload.prompt_tokens + workload.new_tokens - 1
     policy = _on_meta(model_config, layout, weights=layout.dtype)
@@ -117,7 +120,7 @@ def activation_bytes(model_config: Any, layout: Layout, workload: Workload) -> i
     return kept + LOGITS_COPIES * FLOAT32 * logits
 
 
-def cache_bytes(model_config: Any, dtype: torch.dtype, workload: Workload) -> int:
+def cache_bytes(model_config: PretrainedConfig, dtype: torch.dtype, workload: Workload) -> int:
     """Keys and values of ``rollout_rows`` texts at full length."""
     heads = model_config.num_attention_heads
     head_size = getattr(model_config, "head_dim", None) or model_config.hidden_size // heads
@@ -127,8 +130,8 @@ def cache_bytes(model_config: Any, dtype: torch.dtype, workload: Workload) -> in
     return int(a_row * workload.rollout_rows * dtype.itemsize)
 
 
-def _on_meta(model_config: Any, layout: Layout, weights: torch.dtype | None = None) -> CausalLMPolicy:
-    """The policy without memory behind it; its weights float32 unless the layout or ``weights`` says otherwise."""
+def _on_meta(model_config: PretrainedConfig, layout: Layout, weights: torch.dtype | None = None) -> CausalLMPolicy:
+    """The policy on the meta device; ``weights`` or the layout sets its dtype, by default float32."""
     weights = weights or (layout.dtype if layout.memory == "adapters" else torch.float32)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(model_config, dtype=weights)
@@ -147,7 +150,7 @@ def _saved_bytes(policy: CausalLMPolicy, tokens: Tensor) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        # transformers looks into token ids and flat masks, and on the meta device there is nothing to see.
+        # transformers reads the values of token ids and 2-D masks, which do not exist on the meta device.
         embedded = policy.model.get_input_embeddings()(tokens)
         mask = torch.ones(1, 1, tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=tokens.device)
         trunk = policy.model.base_model
@@ -157,10 +160,10 @@ def _saved_bytes(policy: CausalLMPolicy, tokens: Tensor) -> int:
 
 
 class PeakMemory:
-    """The most memory this process had at once since ``start``, beyond what it had then.
+    """Peak memory of this process since construction.
 
-    On a GPU what torch allocated there; otherwise resident memory of the process. That peak cannot be reset: one from
-    before ``start`` that was never exceeded makes the figure 0.
+    On a GPU, of torch's allocations; otherwise of resident memory beyond the start, which is 0 if an earlier peak was
+    not exceeded, since that peak cannot be reset.
     """
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
@@ -175,18 +178,18 @@ class PeakMemory:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         peak = peak_resident_bytes()
-        # The kernel counts the two apart, and the peak may lag behind by a few pages.
+        # The kernel counts the two separately; the peak may lag by a few pages.
         return max(peak - self.start, 0) if peak > self._before else 0
 
 
 def peak_resident_bytes() -> int:
-    """The process's highest resident memory ever."""
+    """The process's peak resident memory."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def resident_bytes() -> int:
-    """The process's resident memory now; where the system does not tell, the highest ever."""
+    """The process's current resident memory; the peak on systems without ``/proc``."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -195,7 +198,7 @@ def resident_bytes() -> int:
 
 
 def held_bytes(policy: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
-    """What is really there of a policy and its optimizer: weights, gradients, Adam's states."""
+    """Actual bytes of a policy and its optimizer: weights, gradients, Adam's states."""
     states = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
     return {
         "weights": num_bytes([*policy.parameters(), *policy.buffers()]),

@@ -1,4 +1,4 @@
-"""A frozen policy as the reference of KL shaping: its own packed forward pass, its own role among adapters."""
+"""A frozen policy as the reference of KL shaping, with its packed forward pass and its adapter."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class PolicyReference:
     """Log-probs, nats, of ``policy``; implements `textenvs.wrappers.interfaces.StepReference`.
 
-    Logits are computed where a token of a completion is decided and nowhere else.
+    Logits are computed at the tokens of completions only.
 
     Args:
         policy: frozen, at temperature 1; typically the model that training starts from.
@@ -44,7 +44,7 @@ class PolicyReference:
         """Log-probs ``[N, T]``, nats, 0 at padding; see `CausalLMReference`."""
         device = self.policy.device
         rows = (torch.as_tensor(part).to(device) for part in (prompts, completions))
-        return self.policy.logprobs_along(*rows).cpu().numpy()
+        return self.policy.completion_logprobs(*rows).cpu().numpy()
 
     def step(
         self,
@@ -54,5 +54,5 @@ class PolicyReference:
         running: NDArray[np.bool_],
     ) -> NDArray[np.float32]:
         """Log-probs ``[N]``, nats, of one more token in each row; see `CausalLMReference.step`."""
-        with self.policy.acting():
+        with self.policy.forward_context():
             return self._stepwise.step(tokens, lengths, actions, running)

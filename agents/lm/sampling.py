@@ -1,8 +1,8 @@
-"""From logits to the distribution that is sampled, logged and trained: one place, so the three cannot disagree.
+"""The distribution over tokens that is sampled, logged and trained, from logits.
 
-`TokenSampling` says how logits become a distribution (temperature, top-k, top-p, shortest completion, allowed tokens);
-`token_logprobs` reads log-probabilities and entropies off it with a backward pass that keeps one `[N, V]` array only;
-`sample_tokens` draws from it. No model is known here; `agents.lm.fused_logprobs` has a linear layer in front.
+`TokenSampling` maps logits to a distribution (temperature, top-k, top-p, minimum length, allowed tokens);
+`token_logprobs` computes log-probabilities and entropies and saves only one `[N, V]` array for the backward pass;
+`sample_tokens` samples. `agents.lm.fused_logprobs` includes the output layer.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch.autograd.function import once_differentiable
 class TokenSampling:
     """How next-token logits become the policy's distribution.
 
-    Filters act in the order of the fields. The tokens a row really took are kept by every filter (see ``shape``), so a
-    later policy still gives them a finite log-probability; at the policy that sampled them this changes nothing.
+    Filters apply in the order of the fields. Top-k and top-p keep the token that was taken (see ``shape``), so a later
+    policy gives it a finite log-probability; for the policy that sampled it this changes nothing.
     """
 
     temperature: float = 1.0
@@ -37,43 +37,37 @@ class TokenSampling:
 
     def __post_init__(self) -> None:
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
-            raise ValueError(f"temperature must be positive and finite, got {self.temperature}")
+            raise ValueError(f"temperature: expected a finite number > 0, received {self.temperature}")
         if self.min_new_tokens < 0:
-            raise ValueError(f"min_new_tokens must be >= 0, got {self.min_new_tokens}")
-        if self.allowed_tokens is not None and len(self.allowed_tokens) == 0:
-            raise ValueError("allowed_tokens is empty: no token could be sampled")
-        if self.allowed_tokens is not None and min(self.allowed_tokens) < 0:
-            raise ValueError(f"allowed_tokens holds {min(self.allowed_tokens)}; ids are in the vocabulary [0, V)")
+            raise ValueError(f"min_new_tokens: expected 0 or more, received {self.min_new_tokens}")
+        if self.allowed_tokens is not None and min(self.allowed_tokens, default=-1) < 0:
+            raise ValueError(f"allowed_tokens: expected a token or more, each >= 0, received {self.allowed_tokens}")
         if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k must be >= 1 or None, got {self.top_k}")
+            raise ValueError(f"top_k: expected 1 or more, or None, received {self.top_k}")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+            raise ValueError(f"top_p: expected a number in (0, 1], received {self.top_p}")
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Whether all allowed tokens are among the ``vocab_size`` that the model has.
-
-        Raises:
-            ValueError: if one is not.
-        """
+        """Raise ValueError unless all allowed tokens are in the vocabulary."""
         largest = max(self.allowed_tokens or (0,))
         if largest >= vocab_size:
-            raise ValueError(f"allowed_tokens holds {largest}, which is not in the vocabulary [0, {vocab_size})")
+            raise ValueError(f"allowed_tokens: expected tokens in [0, {vocab_size}), received {largest}")
 
     @property
     def filters(self) -> bool:
-        """Whether some tokens may get probability 0."""
+        """True if tokens may get probability 0."""
         return self.min_new_tokens > 0 or self.allowed_tokens is not None or self.top_k is not None or self.top_p < 1.0
 
     def shape(
         self, logits: Tensor, steps: Tensor | int, eos_token_id: int | None, taken: Tensor | None = None
     ) -> Tensor:
-        """Logits of the distribution that acts: float32, ``-inf`` where the probability is 0.
+        """Logits of the policy's distribution: float32, ``-inf`` where the probability is 0.
 
         Args:
             logits: ``[N, V]`` of the model.
-            steps: ``[N]`` or one number for all, tokens already produced in the completion.
+            steps: ``[N]`` or one number, completion tokens so far.
             eos_token_id: the token that ``min_new_tokens`` forbids; None: there is none.
-            taken: ``[N]`` tokens that top-k and top-p keep even if they fell out of the set since.
+            taken: ``[N]`` tokens that top-k and top-p always keep.
         """
         logits = logits.float()
         if self.temperature != 1.0:
@@ -88,7 +82,9 @@ class TokenSampling:
             early = torch.as_tensor(steps, device=logits.device).expand(logits.shape[0]) < self.min_new_tokens
             forbidden[:, eos_token_id] |= early
         if bool(forbidden.all(dim=-1).any()):
-            raise ValueError("every token is forbidden: allowed_tokens holds only the end-of-text token, too early")
+            raise ValueError(
+                "every token is forbidden: allowed_tokens has only the end-of-text token, before min_new_tokens"
+            )
         logits = logits.masked_fill(forbidden, -math.inf)
         if self.top_k is None and self.top_p >= 1.0:
             return logits
@@ -99,7 +95,7 @@ class TokenSampling:
         return logits.masked_fill(dropped, -math.inf)
 
     def _outside_top(self, logits: Tensor) -> Tensor:
-        """``[N, V]`` bool, True on what top-k and then top-p throw away; ties at the border of top-k stay in."""
+        """``[N, V]`` bool, True on tokens that top-k and then top-p drop; ties at the border of top-k are kept."""
         ranked, order = logits.sort(dim=-1, descending=True)
         if self.top_k is not None and self.top_k < ranked.shape[-1]:
             ranked = ranked.masked_fill(ranked < ranked[:, self.top_k - 1 : self.top_k], -math.inf)
@@ -112,12 +108,12 @@ class TokenSampling:
 
 
 IN_CACHE = 2**19
-"""Entries of a logits array that are worked on together (2 MB of float32)."""
+"""Entries of a logits array that are processed together (2 MB of float32)."""
 
 
 def read_off(logits: Tensor, tokens: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
-    """Fill ``probabilities [N, V]``; give log-probability and entropy, ``[N]`` each. No gradient."""
-    # Below the largest, so that what is nearly certain has its small numbers exact; clamped, as 0 x -inf is none.
+    """Fill ``probabilities [N, V]`` and return log-probability and entropy, ``[N]`` each; without gradient."""
+    # Relative to the largest, for accuracy of nearly certain tokens; clamped, since 0 x -inf is NaN.
     below = (logits - logits.amax(-1, keepdim=True)).clamp_(min=torch.finfo(logits.dtype).min)
     torch.softmax(below, dim=-1, out=probabilities)
     largest = probabilities.amax(-1).log()
@@ -126,13 +122,13 @@ def read_off(logits: Tensor, tokens: Tensor, probabilities: Tensor) -> tuple[Ten
 
 
 def parts_in_cache(rows: int, vocab_size: int) -> Iterator[slice]:
-    """A few rows at a time, so that what one kernel writes is in the cache when the next reads it."""
+    """Slices of a few rows, so that one kernel's output is in the CPU cache when the next reads it."""
     step = max(1, IN_CACHE // vocab_size)
     return (slice(begin, begin + step) for begin in range(0, rows, step))
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """Gathered log-softmax and entropy; only the probabilities are kept for the backward pass.
+    """Gathered log-softmax and entropy; only the probabilities are saved for the backward pass.
 
     d logp(a) / d z = 1_a - p          d H / d z = -p (log p + H)
     """
@@ -162,7 +158,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
 
 def entropy_gradient(probabilities: Tensor, entropy: Tensor, grad: Tensor) -> Tensor:
-    """What a gradient ``[N]`` of the entropy is to the logits, ``[N, V]``."""
+    """The gradient ``[N, V]`` with respect to the logits of a gradient ``[N]`` with respect to the entropy."""
     plogp = torch.special.xlogy(probabilities, probabilities)
     return (plogp + probabilities * entropy[:, None]) * -grad[:, None]
 
@@ -175,20 +171,22 @@ def token_logprobs(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         tokens: ``[N]`` int64 in ``[0, V)``.
 
     Returns:
-        ``(logprobs [N], entropy [N])`` in nats; both differentiable, the entropy at no cost if its gradient is unused.
+        ``(logprobs [N], entropy [N])`` in nats; both differentiable.
 
     Raises:
-        ValueError: if the shapes do not belong together.
+        ValueError: if the shapes differ in N.
     """
     if logits.dim() != 2 or tokens.shape != logits.shape[:1]:
-        raise ValueError(f"logits [N, V] and tokens [N] expected, got {tuple(logits.shape)} and {tuple(tokens.shape)}")
+        raise ValueError(
+            f"expected logits [N, V] and tokens [N], received {tuple(logits.shape)} and {tuple(tokens.shape)}"
+        )
     return _TokenLogprobs.apply(logits, tokens)
 
 
 def sample_tokens(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-    """One token per row, by inversion of the distribution function; the likeliest token where ``noise`` is None.
+    """One token per row by inverse transform sampling; the most likely token if ``noise`` is None.
 
-    One uniform number a row is all the randomness, so what a row draws does not depend on the rows beside it.
+    Each row uses one uniform number, so its token does not depend on other rows.
 
     Args:
         logits: ``[N, V]`` float32; ``-inf`` marks probability 0.
@@ -207,7 +205,7 @@ def sample_tokens(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]
     heights = logprobs.exp().cumsum(dim=-1)
     total = heights[:, -1:]
     if bool(total.isnan().any()):
-        raise FloatingPointError("there is no distribution to sample from: the logits are not finite any more")
+        raise FloatingPointError("expected finite logits to sample from, received NaN or infinity")
     # Strictly below the total, so that the first height above it belongs to a token of positive probability.
     target = torch.minimum(noise[:, None].to(total) * total, torch.nextafter(total, torch.zeros_like(total)))
     tokens = torch.searchsorted(heights, target, right=True)
@@ -215,5 +213,5 @@ def sample_tokens(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]
 
 
 def uniform(count: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """``[count]`` numbers in [0, 1), drawn where the generator lives, so a CPU seed means the same on every device."""
+    """``[count]`` numbers in [0, 1), drawn on the generator's device: a CPU seed gives equal numbers anywhere."""
     return torch.rand(count, generator=generator, device=None if generator is None else generator.device).to(device)

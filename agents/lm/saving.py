@@ -1,4 +1,4 @@
-"""Writes a tuned language model for transformers, and its adapter for peft; whole or not at all."""
+"""Saves a tuned language model for transformers, and its adapter for peft, atomically."""
 
 from __future__ import annotations
 
@@ -24,6 +24,6 @@ def save_model(policy: CausalLMPolicy, tokenizer: PreTrainedTokenizerBase, path:
 
 
 def save_adapter(policy: CausalLMPolicy, path: Path) -> None:
-    """Write the policy's adapter to ``path`` for ``PeftModel.from_pretrained``; nothing for a policy without one."""
+    """Write the policy's adapter, if it has one, to ``path`` for ``PeftModel.from_pretrained``."""
     if policy.adapters is not None:
         write_folder_aside(path, policy.adapters.save)

@@ -1,14 +1,13 @@
-"""What a language model says of tokens in given states: their log-probability, the entropy, the exact KL to another.
+"""Log-probabilities, entropy and exact KL of the distribution over tokens in given states.
 
-Logits of many states and a large vocabulary are made in pieces, and again in the backward pass, so that they never lie
-in memory all at once.
+Logits of many states and a large vocabulary are computed in chunks, and recomputed in the backward pass, so that they
+are never in memory at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +18,17 @@ from agents.lm.fused_logprobs import linear_token_logprobs
 from agents.lm.sampling import TokenSampling, token_logprobs
 
 LOGITS_AT_ONCE = 2**24
-"""Entries of a logits array above which it is computed in pieces and again in the backward pass (64 MB of float32)."""
+"""Entries of a logits array above which it is computed in chunks and recomputed backward (64 MB of float32)."""
 
 
 @dataclass(frozen=True)
 class TokenHead:
-    """An output layer and the rules by which the distribution behind it is sampled."""
+    """An output layer and how its logits become the policy's distribution."""
 
-    layer: Any
-    """A model's output embedding: ``[N, D]`` hidden states to ``[N, V]`` logits; it has a weight ``[V, D]``."""
+    layer: nn.Linear
+    """A model's output embedding: ``[N, D]`` hidden states to ``[N, V]`` logits; its weight is ``[V, D]``."""
     sampling: TokenSampling
-    """How logits become the distribution that acts."""
+    """How logits become the policy's distribution."""
     eos_token_id: int | None
     """The token that ends a completion; None: there is none."""
 
@@ -38,8 +37,8 @@ class TokenHead:
 
         Args:
             hidden: ``[N, D]`` last hidden states.
-            tokens: ``[N]`` what was taken there.
-            steps: ``[N]`` tokens of the completion before it.
+            tokens: ``[N]`` taken there.
+            steps: ``[N]`` completion tokens before it.
 
         Returns:
             ``(logprobs [N], entropy [N])``, nats.
@@ -53,13 +52,13 @@ class TokenHead:
             with torch.autocast(logits.device.type, enabled=False):
                 return token_logprobs(logits, tokens)
 
-        logprobs, entropy = self._in_pieces(part, 1, hidden, tokens, steps)
+        logprobs, entropy = self._in_chunks(part, 1, hidden, tokens, steps)
         return logprobs, entropy
 
     def exact_kl(
         self, hidden: Tensor, tokens: Tensor, steps: Tensor, reference: TokenHead, ref_hidden: Tensor
     ) -> Tensor:
-        """KL ``[N]``, nats, to ``reference`` with its own ``ref_hidden [N, D]`` in each state, with gradient to ours.
+        """KL ``[N]``, nats, to ``reference`` with hidden states ``ref_hidden [N, D]``; gradient to ``hidden`` only.
 
         ``tokens`` and ``steps`` as in ``logprobs_and_entropy``.
         """
@@ -70,17 +69,17 @@ class TokenHead:
                 ref_logits = reference._logits(ref_hidden, tokens, steps)
             return (full_kl(torch.log_softmax(logits, -1), torch.log_softmax(ref_logits, -1)),)
 
-        (found,) = self._in_pieces(kl, 4, hidden, tokens, steps, ref_hidden)  # about four such arrays live at once
+        (found,) = self._in_chunks(kl, 4, hidden, tokens, steps, ref_hidden)  # about four such arrays at once
         return found
 
-    def _in_pieces(
+    def _in_chunks(
         self, compute: Callable[..., tuple[Tensor, ...]], logits_at_a_time: int, *arrays: Tensor
     ) -> tuple[Tensor, ...]:
-        """``compute(*arrays)``; in pieces of their rows, each made again backward, if its logits would be large."""
-        piece = max(1, LOGITS_AT_ONCE // (logits_at_a_time * len(self.layer.weight)))
-        if len(arrays[0]) <= piece:
+        """``compute(*arrays)``; in chunks of rows, recomputed in the backward pass, if its logits would be large."""
+        chunk = max(1, LOGITS_AT_ONCE // (logits_at_a_time * len(self.layer.weight)))
+        if len(arrays[0]) <= chunk:
             return compute(*arrays)
-        parts = zip(*(array.split(piece) for array in arrays), strict=True)
+        parts = zip(*(array.split(chunk) for array in arrays), strict=True)
         found = [checkpoint(compute, *part, use_reentrant=False) for part in parts]
         return tuple(torch.cat(column) for column in zip(*found, strict=True))
 

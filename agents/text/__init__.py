@@ -1,2 +1,1 @@
-"""Learning from whole texts: collector, advantages, objective, KL controllers. May import the core, functional, lm,
-runs."""
+"""Training on whole texts: collector, advantages, objective, KL controllers. May import core, functional, lm, runs."""

@@ -1,4 +1,4 @@
-"""How the price of the KL moves while a language model is trained: towards a target, or down a straight line."""
+"""How the KL coefficient changes while a language model is trained: towards a target KL, or along a straight line."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from typing import Protocol
 
 
 class KLController(Protocol):
-    """What moves the price of the KL; without a state of its own, since the environment keeps the price."""
+    """Adapts the KL coefficient beta; stateless, since the environment stores beta."""
 
     start: float | None
-    """Price of the first rollout, reward units per nat; None: the environment's."""
+    """beta of the first rollout, reward units per nat; None: the environment's."""
 
     def updated(self, beta: float, kl: float, episodes: int) -> float:
-        """The next price, after ``episodes`` sequences at ``beta`` whose mean KL was ``kl`` nats."""
+        """The next beta, after ``episodes`` sequences at ``beta`` whose mean KL was ``kl`` nats."""
 
 
 class AdaptiveKL:
-    """Moves the price so that the mean KL per sequence goes to a target.
+    """Adapts beta such that the mean KL per sequence approaches a target.
 
         e = clip(KL / target - 1, -0.2, 0.2),    beta <- beta (1 + e n / horizon),    n episodes since the last update
 
@@ -31,53 +31,53 @@ class AdaptiveKL:
 
     def __init__(self, *, target: float, horizon: float) -> None:
         if not target > 0 or not horizon > 0:
-            raise ValueError(f"target and horizon must be > 0, got target {target}, horizon {horizon}")
+            raise ValueError(f"expected target and horizon > 0, received target {target}, horizon {horizon}")
         self.target, self.horizon = float(target), float(horizon)
 
     def updated(self, beta: float, kl: float, episodes: int) -> float:
         """The next beta, after ``episodes`` sequences whose mean KL was ``kl`` nats.
 
         Raises:
-            ValueError: if so many episodes at a time could turn the price to 0 or below it, or if it is 0: a price that
-                is multiplied stays there.
+            ValueError: if ``episodes`` is a fifth of the horizon or more (beta could become 0 or negative), or beta is
+                0, which no factor changes.
         """
         if not 0.2 * episodes < self.horizon:
             raise ValueError(
-                f"horizon must exceed a fifth of the {episodes} episodes of an update, got {self.horizon:g}: the price "
-                "could fall to 0 or below it"
+                f"horizon: expected more than a fifth of the {episodes} episodes of an update, received "
+                f"{self.horizon:g}: beta could become 0 or negative"
             )
         if not beta > 0:
-            raise ValueError(f"the price is multiplied, and from {beta:g} it never moves: begin with one above 0")
+            raise ValueError(f"beta: expected a number > 0, since it is only multiplied, received {beta:g}")
         error = min(max(kl / self.target - 1.0, -0.2), 0.2)
         return beta * (1.0 + error * episodes / self.horizon)
 
 
 class AnnealedKL:
-    """Moves the price in a straight line from one value to another, and leaves it there.
+    """Moves beta along a straight line from ``start`` to ``end`` and keeps it there.
 
         beta <- beta + (end - start) n / horizon, not beyond end,    n episodes since the last update
 
-    At a high price the best policy is near the reference, and all kinds of good text still have their share; as the
-    price falls, the policy follows the best one. At a low price from the start, a policy gradient settles on the kind
-    that it finds first, and the others are not drawn any more (``scripts.exact_gap`` shows it). As deterministic
-    annealing does: Rose 1998, Proceedings of the IEEE 86(11), section II.
+    With a high beta the optimal policy is close to the reference and covers every mode of good text; as beta falls, the
+    policy follows the optimum. With a low beta from the start, a policy gradient collapses to the first mode it finds
+    (``scripts.exact_gap`` shows it). This is deterministic annealing: Rose 1998, Proceedings of the IEEE 86(11),
+    section II.
 
     Args:
-        start: price of the first rollout, reward units per nat, >= 0.
-        end: price from ``horizon`` episodes on, >= 0.
+        start: beta of the first rollout, reward units per nat, >= 0.
+        end: beta from ``horizon`` episodes on, >= 0.
         horizon: episodes, > 0.
     """
 
     def __init__(self, *, start: float, end: float, horizon: float) -> None:
-        if not (start >= 0 and end >= 0):
-            raise ValueError(f"prices must be >= 0, got start {start}, end {end}")
-        if not horizon > 0:
-            raise ValueError(f"horizon must be > 0 episodes, got {horizon}")
+        if not (start >= 0 and end >= 0 and horizon > 0):
+            raise ValueError(
+                f"expected start, end >= 0 and horizon > 0, received start {start}, end {end}, horizon {horizon}"
+            )
         self.start: float | None = float(start)
         self._step = (end - start) / horizon
         self.end = float(end)
 
     def updated(self, beta: float, kl: float, episodes: int) -> float:
-        """The next beta; ``kl`` does not matter."""
+        """The next beta; ``kl`` is ignored."""
         moved = beta + self._step * episodes
         return min(moved, self.end) if self._step > 0 else max(moved, self.end)

@@ -1,8 +1,6 @@
-"""The loss of a language model's update, put together as ``TextAgentConfig`` says from the pure losses and KLs."""
+"""The loss of a language model, composed of the pure losses and KL estimators that ``TextAgentConfig`` selects."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +8,7 @@ from torch import Tensor
 from agents.functional import kl, losses
 from agents.functional.masked import Reduction, constant_mean, fill_masked, masked_mean, sequence_mean
 from agents.interfaces import Evaluation
+from agents.lm.causal_lm import CausalLMPolicy
 from agents.rollout import Batch
 from agents.text.config import TextAgentConfig
 from agents.update import Objective, Share, critic_loss
@@ -19,17 +18,17 @@ REDUCTIONS: dict[str, tuple[Reduction, Share]] = {
     "sequence": (sequence_mean, "rows"),
     "constant": (constant_mean, "rows"),
 }
-"""Each ``average`` with what its means are over."""
+"""Each ``average`` with the unit that it averages over."""
 ESTIMATORS = {"k1": kl.k1, "k2": kl.k2, "k3": kl.k3}
 
 
 def text_objective(config: TextAgentConfig, *, clip: float, beta: float) -> Objective:
-    """``L_policy + value_coef L_value + entropy_coef L_entropy + beta KL``, of which each only where it is asked for.
+    """``L_policy + value_coef L_value + entropy_coef L_entropy + beta KL``, with the terms that ``config`` enables.
 
     Args:
-        config: which of them, and how tokens are averaged, the same way in all.
+        config: the terms, and the average over tokens, which is the same in all of them.
         clip: eps of this update.
-        beta: price of the KL in the loss, reward units per nat; unused where only the reward charges it.
+        beta: KL coefficient in the loss, reward units per nat; unused if only the reward charges the KL.
     """
     average, _ = REDUCTIONS[config.average]
 
@@ -55,7 +54,8 @@ def text_objective(config: TextAgentConfig, *, clip: float, beta: float) -> Obje
             entropy = losses.entropy_loss(evaluation.entropy, mask, average=average)
             total = torch.add(total, entropy, alpha=config.entropy_coef)
         if config.kl_in != "reward":
-            parts["kl_loss"] = average(fill_masked(_kl(config.kl_estimator, evaluation, batch), mask), mask)
+            found = _kl(config.kl_estimator or "k3", evaluation, batch)
+            parts["kl_loss"] = average(fill_masked(found, mask), mask)
             total = torch.add(total, parts["kl_loss"], alpha=beta)
         return total, parts
 
@@ -73,14 +73,14 @@ def _kl(estimator: str, evaluation: Evaluation, batch: Batch) -> Tensor:
     return ESTIMATORS[estimator](evaluation.logprobs, batch.ref_logprobs)
 
 
-class AgainstReference:
-    """A policy whose evaluations bring the exact KL to ``reference`` along; what ``agents.update`` asks of a policy."""
+class WithExactKL:
+    """A policy whose evaluations include the exact KL to ``reference``; for ``agents.update``."""
 
     keeps_rows = True
 
-    def __init__(self, policy: Any, reference: Any) -> None:
+    def __init__(self, policy: CausalLMPolicy, reference: CausalLMPolicy) -> None:
         self.policy, self.reference = policy, reference
 
     def evaluate(self, observations: Tensor, actions: Tensor, mask: Tensor | None) -> Evaluation:
-        """As the policy's own."""
+        """As ``CausalLMPolicy.evaluate`` with ``reference``."""
         return self.policy.evaluate(observations, actions, mask, reference=self.reference)

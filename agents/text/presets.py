@@ -1,4 +1,4 @@
-"""What each algorithm starts from on text, over its paper's own choices; shared by Python and the commands."""
+"""The project's settings of each algorithm on text, on top of its paper's; shared by Python and the commands."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ PRESETS: dict[Algorithm, dict[str, Any]] = {
     "rloo": {"epochs": 1, "minibatch_size": None, "learning_rate": Linear(1e-3)},
     "reinforce": {"epochs": 1, "minibatch_size": None, "learning_rate": Linear(1e-3)},
 }  # fmt: skip
-"""The project's presets for movie reviews, over the papers' own choices (`agents.text.config.PAPERS`).
+"""Presets for movie reviews, on top of the papers' settings (`agents.text.config.PAPERS`).
 
-GRPO charges the KL in the reward and is otherwise Dr. GRPO. As its paper has it (k3 in the loss, divided by the group's
-standard deviation) three seeds went 42-49 nats away at the same price: in expectation the gradient of k3 is that of
-KL(reference || policy), which hardly resists tokens that the reference holds for rare.
+GRPO charges the KL in the reward and is otherwise Dr. GRPO. With its paper's settings (k3 in the loss, divided by the
+group's standard deviation) three seeds reached 42-49 nats at the same KL coefficient: in expectation the gradient of k3
+is that of KL(reference || policy), which hardly penalizes tokens that are rare under the reference.
 """
 
 
 def preset_settings(algorithm: Algorithm, changed: dict[str, Any]) -> dict[str, Any]:
-    """Keywords of ``TextAgentConfig``: ``algorithm``'s preset over its paper's choices, but for what is ``changed``.
+    """Keywords of ``TextAgentConfig``: ``algorithm``'s preset on top of its paper's settings, updated by ``changed``.
 
-    A ``kl_estimator`` is of a KL in the loss, so with one GRPO's KL stays where its paper has it.
+    A ``kl_estimator`` applies to a KL in the loss, so with one GRPO's KL stays in the loss, as in its paper.
 
     Raises:
         ValueError: if there is no such algorithm.
@@ -35,6 +35,6 @@ def preset_settings(algorithm: Algorithm, changed: dict[str, Any]) -> dict[str, 
     if algorithm not in PRESETS:
         raise ValueError(f"algorithm: expected one of {', '.join(PRESETS)}, received {algorithm!r}")
     preset = {"max_grad_norm": 1.0, **PRESETS[algorithm]}
-    if "kl_estimator" in changed:
+    if changed.get("kl_estimator") is not None:
         preset.pop("kl_in", None)
     return {"algorithm": algorithm, **PAPERS[algorithm], **preset, **changed}

@@ -1,4 +1,4 @@
-"""Scores of texts brought to a scale that does not depend on the reward model: running standardization and a clip."""
+"""Scaling of scores, independent of the reward model's unit: running standardization and clipping."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from agents.functional.running_moments import RunningMoments
 
 
 class ScoreScaler:
-    """``clip((score - mean) / std, -limit, limit)``, mean and deviation those of all scores so far; or the clip alone.
+    """``clip((score - mean) / std, -limit, limit)`` with mean and deviation of all scores so far; or the clip alone.
 
     Source: Zheng et al. 2023, section 5.3.1, "reward normalization and clipping" (arXiv:2307.04964).
 
     Args:
         standardize: subtract the running mean and divide by the running standard deviation.
-        limit: of the absolute value, standard deviations (reward units without ``standardize``), > 0; None: no clip.
+        limit: bound of the absolute value, standard deviations (reward units without ``standardize``), > 0; None: none.
 
     Raises:
-        ValueError: for a limit that is not positive, or a scaler that does nothing.
+        ValueError: for a limit that is not positive, or a scaler that would do nothing.
     """
 
     def __init__(self, *, standardize: bool = False, limit: float | None = None) -> None:
         if limit is not None and not limit > 0:
-            raise ValueError(f"limit must be positive or None, received {limit}")
+            raise ValueError(f"limit: expected a positive number or None, received {limit}")
         if limit is None and not standardize:
-            raise ValueError("neither standardize nor limit: this scaler would do nothing; pass None instead of it")
+            raise ValueError("expected standardize or limit, received neither: pass no scaler instead")
         self.standardize, self.limit = standardize, limit
         self.moments = RunningMoments()
 
     def __call__(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Learn from ``scores`` ``[N]`` and return them scaled."""
+        """Update the moments with ``scores`` ``[N]`` and return them scaled."""
         self.moments.update(scores)
         scaled = scores.astype(np.float64)
         if self.standardize:
@@ -46,5 +46,5 @@ class ScoreScaler:
         return self.moments.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken."""
+        """Restore the state from ``state_dict``."""
         self.moments.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""Whole texts from a policy that only acts: one call of ``act`` a token, each on the row so far."""
+"""Whole texts from a policy that only acts: one call of ``act`` per token, on the row so far."""
 
 from __future__ import annotations
 
@@ -7,30 +7,21 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from agents.interfaces import Policy
 from agents.lm.generation import Generation
 from textenvs.tokens.rows import PAD
 
 
-class RowPolicy(Protocol):
-    """The part of ``agents.interfaces.Policy`` that writing needs, over rows of tokens."""
+class TextPolicy(Policy, Protocol):
+    """A policy over token ids: observations ``[B, L]`` right-padded with PAD, actions ``[B]``."""
 
     has_critic: bool
     eos_token_id: int | None
 
-    def act(
-        self, observations: Tensor, *, deterministic: bool = False, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Next tokens ``[B]`` and their log-probabilities ``[B]``, nats, for rows ``[B, L]`` right-padded with PAD."""
-        ...
-
-    def values(self, observations: Tensor) -> Tensor:
-        """V of each row, ``[B]`` reward units."""
-        ...
-
 
 @torch.no_grad()
 def generate_by_acting(
-    policy: RowPolicy,
+    policy: TextPolicy,
     prompts: Tensor,
     *,
     max_new_tokens: int,
@@ -43,11 +34,11 @@ def generate_by_acting(
         policy: acts on rows of tokens.
         prompts: ``[B, P]`` right-padded with PAD.
         max_new_tokens: budget of each completion.
-        generator: of the draws.
-        deterministic: always the likeliest token.
+        generator: of the samples.
+        deterministic: take the most likely token.
 
     Returns:
-        Completions, log-probabilities and values, ``[B, max_new_tokens]`` each, PAD or 0 after a row's end.
+        ``[B, max_new_tokens]`` each; PAD, or 0, after the end of a row.
     """
     batch, device = len(prompts), prompts.device
     rows = torch.nn.functional.pad(prompts, (0, max_new_tokens), value=PAD)

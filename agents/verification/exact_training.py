@@ -106,7 +106,7 @@ def train_tabular(
     task: ExactTask = envs.unwrapped.task  # type: ignore[attr-defined]
     logits = task.ref_logprobs.reshape(-1, len(task.words))
     policy = TabularTextPolicy(task.states, logits, prompt_length=task.prompts.shape[1], eos_token_id=EOS_TOKEN)
-    collector = TextCollector(envs, seed=seed, write=write)
+    collector = TextCollector(envs, seed=seed, generate=write)
     agent = TextAgent(config, policy=policy, collector=collector)
     return _learn(agent, task, lambda: _normalized(policy.table.logits, task), number * num_envs)
 

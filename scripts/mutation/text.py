@@ -14,7 +14,7 @@ DECISIONS, TOKEN_HEAD, KL_PRICE = (
 )
 POLICY, TRUNK, HEAD = "agents/lm/causal_lm.py", "textenvs/lm/packed_forward.py", "agents/lm/fused_logprobs.py"
 GENERATION, CACHE = "agents/lm/generation.py", "textenvs/lm/kv_cache.py"
-COLLECT, SAMPLING = "agents/text/collector.py", "agents/lm/sampling.py"
+COLLECT, METRICS, SAMPLING = "agents/text/collector.py", "agents/text/rollout_metrics.py", "agents/lm/sampling.py"
 ENV = "textenvs/envs/vector.py"
 PREFERENCE = "textenvs/wrappers/preference.py"
 SCORERS = "textenvs/wrappers/scorers.py"
@@ -40,7 +40,7 @@ MUTANTS = (
     Mutant("T1", "masked tokens are erased from the context", DECISIONS, "rows=pack_rows(prompts, completions)", "rows=pack_rows(prompts, completions.masked_fill(~mask, PAD))", T_DECISIONS),
     Mutant("T3", "states are read at the count of what is learned from", DECISIONS, "before = real.long().cumsum(1) - 1", "before = mask.long().cumsum(1) - 1", T_DECISIONS),
     Mutant("T3", "the value is read after the action", GENERATION, "            values = policy.value_of(decoder.hidden)\n", "            values = policy.value_of(policy.model.get_input_embeddings()(tokens))\n", T_GENERATION),
-    Mutant("T3", "the value after a step is that of the step", COLLECT, "values_of_next_steps(written.values, mask)", "written.values.clone()", T_COLLECT),
+    Mutant("T3", "the value after a step is that of the step", COLLECT, "values_of_next_steps(generation.values, mask)", "generation.values.clone()", T_COLLECT),
     Mutant("T1", "padding stands between prompt and completion", TRUNK, "return joint.gather(1, order)[:, : int(real.sum(1).max())]", "return joint", T_POLICY),
     Mutant("T1", "decoding: left padding takes up positions", GENERATION, "self._forward(tokens, positions, columns >= pad,", "self._forward(tokens, columns.expand_as(positions), columns >= pad,", T_GENERATION),
     Mutant("T2", "decoding: the position does not move on", GENERATION, "positions = self.lengths[:, None]", "positions = self.lengths[:, None] - (self.column - self.longest_prompt)", T_GENERATION),
@@ -50,8 +50,8 @@ MUTANTS = (
     Mutant("T2", "max_concurrent_rows: prompts that join stand a column too far to the left", CACHE, "torch.arange(self.column - key_states.shape[-2], self.column, device=source.device)", "torch.arange(self.column - key_states.shape[-2] - 1, self.column - 1, device=source.device)", T_SLOTS),
     Mutant("T2", "max_concurrent_rows: what a row that ended has left is seen", GENERATION, "age < self.lengths[:, None], ragged", "age <= self.lengths[:, None], ragged", T_SLOTS),
     Mutant("T2", "a model that minds where its keys stand gets the plain cache", CACHE, "if any_key_order(trunk):", "if True:", T_GENERATION),
-    Mutant("T15", "the logged return leaves out penalties and scaling", "agents/text/collector.py", "float(rollout.rewards.sum()) / len(drawn)", "float(rows.rewards.sum()) / len(drawn)", T_COLLECT),
-    Mutant("S2", "rollouts that were paid otherwise are gone on with", "agents/text/collector.py", '"missing_eos_penalty": self.missing_eos_penalty,', '"missing_eos_penalty": 0.0,', T_COLLECT),
+    Mutant("T15", "the logged return leaves out penalties and scaling", COLLECT, "float(rollout.rewards.sum()) / len(prompts)", "float(rows.rewards.sum()) / len(prompts)", T_COLLECT),
+    Mutant("S2", "rollouts that were paid otherwise are gone on with", COLLECT, '"missing_eos_penalty": self.missing_eos_penalty,', '"missing_eos_penalty": 0.0,', T_COLLECT),
     Mutant("T2", "max_concurrent_rows: a row draws what belongs to its place", GENERATION, "return self.numbers[steps, self.before + rows]", "return self.numbers[steps, torch.arange(len(rows))]", T_SLOTS),
     Mutant("T2", "reference: a row's cache is taken for another's", REFERENCE, "known = running & (lengths > 1) & (before == self._cached).all(axis=1)", "known = running & (lengths > 1) & ((before != PAD).sum(axis=1) == (self._cached != PAD).sum(axis=1))", T_REFERENCE),
     Mutant("T3", "reference: log-probs shifted by one", REFERENCE, "logits_to_keep=torch.arange(first - 1, width - 1, device=tokens.device)", "logits_to_keep=torch.arange(first, width, device=tokens.device)", T_REFERENCE),
@@ -87,9 +87,9 @@ MUTANTS = (
     Mutant("T13", "log-probs handed over are used for every later step", ENV, "        actions = self.check_actions(actions)\n        self._handed = None\n", "        actions = self.check_actions(actions)\n", f"{T_SHAPING} {T_ENV}"),
     Mutant("T12", "the KL's controller lowers the price when the policy strays", KL_PRICE, "beta * (1.0 + error * episodes / self.horizon)", "beta * (1.0 - error * episodes / self.horizon)", T_COLLECT),
     Mutant("T12", "an annealed price goes beyond its end", KL_PRICE, "return min(moved, self.end) if self._step > 0 else max(moved, self.end)", "return max(moved, 0.0)", T_COLLECT),
-    Mutant("T12", "an annealed price begins at its end", COLLECT, "self._kl_wrapper.beta = kl_controller.start", "pass", T_COLLECT),
-    Mutant("T12", "KL per sequence is reported per token", COLLECT, '"kl_per_sequence": float(rows.kl.sum() / len(mask))', '"kl_per_sequence": float(rows.kl.sum() / count)', T_COLLECT),
-    Mutant("T15", "the reported surprisal counts padding", COLLECT, "float(-rows.logprobs[mask].mean())", "float(-rows.logprobs.mean())", T_COLLECT),
+    Mutant("T12", "an annealed price begins at its end", COLLECT, "self._kl_shaping.beta = kl_controller.start", "pass", T_COLLECT),
+    Mutant("T12", "KL per sequence is reported per token", METRICS, '"kl_per_sequence": float(rows.kl.sum() / len(mask))', '"kl_per_sequence": float(rows.kl.sum() / count)', T_COLLECT),
+    Mutant("T15", "the reported surprisal counts padding", METRICS, "float(-rows.logprobs[mask].mean())", "float(-rows.logprobs.mean())", T_COLLECT),
     Mutant("T7", "the missing end is charged to texts that ended", COLLECT, '(rows.stop_reason == "length")', '(rows.stop_reason == "eos")', T_COLLECT),
     Mutant("T7", "the missing end is charged to every text", COLLECT, 'self.missing_eos_penalty * (rows.stop_reason == "length")', "self.missing_eos_penalty", T_COLLECT),
     Mutant("S2", "resume forgets the KL's price", SHAPING, '        self.beta = state["beta"]\n', "", f"{T_SHAPING} {T_COLLECT}"),

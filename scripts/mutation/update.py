@@ -41,7 +41,7 @@ MUTANTS = (
     Mutant("P5", "the value loss without its half", LOSSES, "return 0.5 * average(fill_masked(values", "return average(fill_masked(values", T_LOSSES),
     Mutant("P4", "entropy is punished", LOSSES, "return -average(entropy, mask)", "return average(entropy, mask)", T_LOSSES),
     Mutant("P6", "advantages divided by a deviation that may be 0", MASKED, "torch.where(deviation > rounding, deviation + epsilon, torch.inf)", "deviation", f"{T_LOSSES} {T_UPDATE}"),
-    Mutant("P6", "variance divided by n - 1 where n is 1", MASKED, "(count(values, mask) - float(unbiased)).clamp(min=1.0)", "(count(values, mask) - float(unbiased))", f"{T_LOSSES} {T_UPDATE}"),
+    Mutant("P6", "variance divided by n - 1 where n is 1", MASKED, "(count_valid(values, mask) - float(unbiased)).clamp(min=1.0)", "(count_valid(values, mask) - float(unbiased))", f"{T_LOSSES} {T_UPDATE}"),
     Mutant("P7", "the last remainder is dropped", UPDATE, "pieces = math.ceil(rows / size)", "pieces = math.ceil(rows / size)\n    batch = batch.rows(slice(0, rows - rows % size)) if rows > size else batch", T_UPDATE),
     Mutant("P7", "minibatches overlap by a row", UPDATE, "slice(i * rows // pieces, (i + 1) * rows // pieces)", "slice(max(i * rows // pieces - 1, 0), (i + 1) * rows // pieces)", T_UPDATE),
     Mutant("P13", "every microbatch weighs the same", UPDATE, "_weight(part, reduction) / count", "part.num_rows / minibatch.num_rows", T_UPDATE),

@@ -1,9 +1,8 @@
-"""Whether it is all the same to a model in which order its keys stand, or where; found by trying, not by its name.
+"""Probe whether a model's attention is invariant to the order and location of cached keys.
 
-Most causal LMs put positions into tokens or keys, and attend to whatever a mask lets them: then rows of different
-lengths can have their keys anywhere in memory, as in `textenvs.wrappers.reference` and ``textenvs.lm.kv_cache``.
-Others read a
-distance off the columns: ALiBi's slope (Bloom, MPT), or a window that no mask tells of (GPT-Neo's local layers).
+Most causal LMs encode positions in tokens or keys and attend to all that a mask allows: then keys can be anywhere in
+memory, as in `textenvs.wrappers.reference` and ``textenvs.lm.kv_cache``. Others derive distances from the columns:
+ALiBi's slope (Bloom, MPT), or a window outside of the mask (GPT-Neo's local layers).
 """
 
 from __future__ import annotations
@@ -12,42 +11,43 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from textenvs.lm.linear_kernels import cache_keyword
-from textenvs.lm.packed_attention import attends_to_everything
+from textenvs.lm.packed_attention import has_full_attention
 from textenvs.lm.packed_forward import without_dropout
 
 ANY_ORDER = "takes_keys_in_any_order"
-"""Attribute of a model that says whether it does, once that was tried."""
+"""Attribute of a model that caches the result."""
 MOST_KEYS = 2**11
-"""Keys that are tried, or as many as the model has positions: a longer window is seen if its configuration tells."""
+"""Number of keys in the probe, at most the model's positions; a longer window is found by the configuration only."""
 TOLERANCE = 0.05
-"""Relative change of a state from which on the order mattered. Rounding makes 1e-6 of it in float32, ALiBi 0.3."""
+"""Relative change of a hidden state beyond which the order matters: rounding gives 1e-6 in float32, ALiBi 0.3."""
 
 
-def any_key_order(model: Any) -> bool:
-    """Whether all layers of ``model`` keep keys and values, see all of them, and do not mind in which order.
+def any_key_order(model: PreTrainedModel) -> bool:
+    """True if all layers of ``model`` cache keys and values and attend to all of them, in any order.
 
     Args:
-        model: a transformers causal LM, or its trunk. It is run for two tokens when first asked about.
+        model: a transformers causal LM, or its trunk. The first call runs it on two tokens.
     """
     if not hasattr(model, ANY_ORDER):
-        setattr(model, ANY_ORDER, attends_to_everything(model.config) and _order_is_nothing_to(model))
+        setattr(model, ANY_ORDER, has_full_attention(model.config) and _ignores_order(model))
     return bool(getattr(model, ANY_ORDER))
 
 
-def _order_is_nothing_to(model: Any) -> bool:
+def _ignores_order(model: PreTrainedModel) -> bool:
     try:
         one, other = _state_after(model, turned=False), _state_after(model, turned=True)
-    except Exception:  # whatever a model says that has no such cache (Mamba), or fewer positions than it tells (MPT)
+    except Exception:  # a model without such a cache (Mamba), or with fewer positions than configured (MPT)
         return False
     return bool((one - other).norm() <= TOLERANCE * one.norm())
 
 
 @torch.no_grad()
-def _state_after(model: Any, *, turned: bool) -> Tensor:
-    """``[D or V]`` what ``model`` says after keys and values that were made up, one half of them before the other."""
+def _state_after(model: PreTrainedModel, *, turned: bool) -> Tensor:
+    """The output ``[D or V]`` of ``model`` after random keys and values, whose halves are swapped if ``turned``."""
     positions = getattr(model.config, "max_position_embeddings", None)
     number = MOST_KEYS if positions is None else min(positions, MOST_KEYS)
     layers = [_MadeUpLayer(number, turned) for _ in range(model.config.num_hidden_layers)]
@@ -55,29 +55,28 @@ def _state_after(model: Any, *, turned: bool) -> Tensor:
     with without_dropout(model), torch.autocast(device.type, enabled=False):
         out = model(
             input_ids=torch.zeros(1, 1, dtype=torch.int64, device=device),
-            # Two dimensions, so that transformers may make of it what the layers' windows ask for.
+            # Two dimensions, so that transformers applies the layers' windows.
             attention_mask=torch.ones(1, number, dtype=torch.int64, device=device),
             position_ids=torch.tensor([[number - 1]], device=device),
             use_cache=True,
             **{cache_keyword(model): Cache(layers=list(layers))},
         )
-    if not all(layer.was_asked for layer in layers):
-        raise ValueError("a layer keeps something else than keys and values")
+    if not all(layer.was_called for layer in layers):
+        raise ValueError("expected layers with keys and values, received another one")
     return out[0][0, -1].float()  # type: ignore[no-any-return]
 
 
 class _MadeUpLayer(DynamicLayer):
-    """Random keys; values are one vector, turned round and doubled for one half of them: a layer that sees only what is
-    near, or sees that best, says the opposite when the halves change places. All together are not nothing, whose
-    rounding a norm would blow up."""
+    """Random keys; values are one vector v, or -2 v for one half: the output of a layer that prefers near keys changes
+    sign when the halves are swapped. The mean is not 0, so a norm does not amplify rounding errors."""
 
     def __init__(self, number: int, turned: bool) -> None:
         super().__init__()
-        self.number, self.turned, self.was_asked = number, turned, False
+        self.number, self.turned, self.was_called = number, turned, False
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """The made-up ``[1, H, number, D]``, whatever is handed over."""
-        self.was_asked = True
+        """The random ``[1, H, number, D]``; the arguments give heads and sizes only."""
+        self.was_called = True
         generator, half = torch.Generator().manual_seed(0), self.number // 2
         heads, size = value_states.shape[1], value_states.shape[3]
         keys = torch.randn(1, key_states.shape[1], self.number, key_states.shape[3], generator=generator)
@@ -88,5 +87,5 @@ class _MadeUpLayer(DynamicLayer):
         return keys.to(key_states), values.to(value_states)
 
     def get_seq_length(self) -> int:
-        """Tokens before the one that is read."""
+        """Tokens before the current one."""
         return self.number - 1

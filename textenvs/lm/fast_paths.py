@@ -1,46 +1,45 @@
-"""The faster layers, attention and packed rows of this room, for a model with which they are right; tried at load.
+"""Enables the faster layers, attention and packed rows of this room for a model, after a self-test at load.
 
-They reach into transformers' internals, which may change in any release: so they are compared with transformers' own
-computation on the model at hand, and left off where they differ.
+They use transformers' internals, which may change in any release: so they are compared with transformers' own forward
+pass of the model, and disabled where they differ.
 """
 
 from __future__ import annotations
 
 import warnings
 from contextlib import ExitStack
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from textenvs.lm.linear_kernels import speed_up
-from textenvs.lm.packed_attention import Beginnings, attend
+from textenvs.lm.packed_attention import SharedPrefixes, use_packed_attention
 from textenvs.lm.packed_forward import PACKS, can_pack, hidden_states, without_dropout
 
 ROWS, WIDTH, SHARED = 15, 5, 2
-"""Shape of the rows that are tried: of 1 to 5 tokens, of which five rows share the first two."""
+"""Shape of the test rows: 1 to 5 tokens, of which five rows share the first two."""
 
 
 def accelerate(model: nn.Module) -> None:
-    """Let ``model`` compute by the faster paths, changed in place; parameters and what is saved stay as they are.
+    """Enable the faster paths of ``model`` in place; parameters and the saved files do not change.
 
-    A path that raises, or whose hidden states differ by more than rounding from transformers' own on a few short rows,
-    is left off, with a warning. A model on the meta device, or of another library, is not tried.
+    A path that raises, or whose hidden states differ from transformers' by more than rounding on a few short rows, is
+    disabled with a warning. A model on the meta device, or of another library, is not tested.
     """
     if not isinstance(model, PreTrainedModel) or model.device.type == "meta":
         speed_up(model)
         if isinstance(model, PreTrainedModel):
-            attend(model)
+            use_packed_attention(model)
         return
     trial = _Trial(model.base_model)
     with ExitStack() as undo:
         try:
             trial.plain = trial.padded()
             undo.callback(speed_up(model))
-            undo.callback(attend(model))
+            undo.callback(use_packed_attention(model))
             trial.compare(trial.padded())
-        except Exception as fault:  # whatever internals that changed may raise
+        except Exception as fault:  # changed internals may raise anything
             _warn(model, "faster layers and attention", fault)
             return
         undo.pop_all()
@@ -53,11 +52,11 @@ def accelerate(model: nn.Module) -> None:
 
 
 class _Trial:
-    """A few short rows, and the hidden states that ``trunk`` has at their tokens ``[N, D]``."""
+    """A few short rows, and ``trunk``'s hidden states ``[N, D]`` at their tokens."""
 
     plain: Tensor
 
-    def __init__(self, trunk: Any) -> None:
+    def __init__(self, trunk: PreTrainedModel) -> None:
         self.trunk, device = trunk, trunk.device
         width = min(WIDTH, getattr(trunk.config, "max_position_embeddings", None) or WIDTH)
         number, column = torch.arange(ROWS, device=device)[:, None], torch.arange(width, device=device)
@@ -70,18 +69,18 @@ class _Trial:
 
     @torch.no_grad()
     def padded(self) -> Tensor:
-        """By a pass as anyone makes it."""
+        """By an ordinary padded forward pass."""
         with without_dropout(self.trunk):
             out = self.trunk(input_ids=self.rows, attention_mask=self.real.long())
         return out.last_hidden_state[self.real]  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def packed(self) -> Tensor:
-        """By rows without padding, the shared beginnings read once."""
-        shared = Beginnings(self.group, torch.full_like(self.lengths, min(SHARED, self.rows.shape[1])))
+        """By rows without padding, with shared prefixes computed once."""
+        shared = SharedPrefixes(self.group, torch.full_like(self.lengths, min(SHARED, self.rows.shape[1])))
         with without_dropout(self.trunk):
             row, position = self.real.nonzero(as_tuple=True)
-            return hidden_states(self.trunk, self.rows, self.lengths, row, position, beginnings=shared)
+            return hidden_states(self.trunk, self.rows, self.lengths, row, position, prefixes=shared)
 
     def compare(self, found: Tensor) -> None:
         """Raise ArithmeticError unless ``found`` is ``plain`` up to rounding."""
@@ -94,20 +93,20 @@ class _Trial:
 
 
 def tolerance(states: Tensor, num_layers: int) -> float:
-    """Relative difference of ``states`` that rounding explains: half of the digits that their type has.
+    """Relative difference of ``states`` that rounding explains: half of the digits of their dtype.
 
-    A wrong path differs in the first digit. Some 16 roundings a layer walk at random, by eps each; in half types with
-    many layers that is more.
+    A wrong path differs in the first digit. About 16 roundings per layer add up as a random walk of eps steps, which is
+    more than half of the digits in half precision with many layers.
     """
     eps = torch.finfo(states.dtype).eps
-    if states.dtype == torch.float32:  # products may be taken in TF32 or bfloat16
+    if states.dtype == torch.float32:  # products may use TF32 or bfloat16
         eps = {"highest": eps, "high": 2.0**-11, "medium": 2.0**-8}[torch.get_float32_matmul_precision()]
     return max(eps**0.5, eps * (16 * num_layers) ** 0.5)
 
 
-def _warn(model: Any, path: str, fault: Exception) -> None:
+def _warn(model: nn.Module, path: str, fault: Exception) -> None:
     warnings.warn(
         f"{type(model).__name__} runs without {path}: {type(fault).__name__}: {fault}. It is slower, not wrong; this "
-        "version of transformers may have changed inside",
+        "version of transformers may have other internals",
         stacklevel=3,
     )

@@ -1,11 +1,9 @@
-"""A key-value cache that is allocated once, and whose rows may end and make room for others; for
-`agents.lm.generation`.
+"""A preallocated key-value cache whose finished rows are replaced by new ones; for `agents.lm.generation`.
 
-Every row's newest token stands in the same column, whatever its length: what is older stands before it, and before
-that nothing that the row may see. Columns form a ring: when all were used, the next token takes the place of the oldest
-one, which by then no running row needs. So nothing ever moves along a row, however many rows follow one another.
-The models that it is for do not mind in which order keys stand, since positions are in them
-(`textenvs.lm.cache_layout`).
+Every row's newest token is in the same column, regardless of its length, with older tokens before it and masked columns
+before those. Columns form a ring: the next token overwrites the oldest one, which no running row needs any more, so
+nothing is ever moved along a row. It needs models for which the order of keys is irrelevant, since keys contain the
+positions (`textenvs.lm.cache_layout`).
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from textenvs.lm.cache_layout import any_key_order
@@ -22,30 +21,29 @@ from textenvs.lm.linear_kernels import HALF, cache_keyword
 
 
 class _PlainLayer(DynamicLayer):
-    """Keys and values of one layer: ``[max_concurrent_rows, H, capacity, D]``, of which the first ``rows`` rows are
-    in use."""
+    """Keys and values of one layer, ``[max_concurrent_rows, H, capacity, D]``; the first ``rows`` rows are in use."""
 
     def __init__(self, max_concurrent_rows: int, capacity: int, float32: bool) -> None:
         super().__init__()
         self.max_concurrent_rows, self.capacity, self.float32 = max_concurrent_rows, capacity, float32
         self.rows = 0
         self.column = 0
-        """Where the next token goes, not yet wrapped round the ring: so many columns were used."""
+        """Number of columns used so far; modulo ``capacity`` the column of the next token."""
         self.joining: Tensor | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Take in the new tokens' keys and values; returns what they may see.
+        """Store the new tokens' keys and values; returns those that the tokens attend to.
 
-        That is the new tokens themselves where rows join, and views of all so far where each row gets one more.
+        These are the new tokens themselves while rows join, and views of all columns when each row gets one more token.
         """
         if not self.is_initialized:
-            # Zeros: what no row may see is multiplied by 0, and must be finite for that.
+            # Zeros: masked entries are multiplied by 0 and must be finite.
             self.keys, self.values = self._zeros(key_states), self._zeros(value_states)
             self.is_initialized = True
         assert self.keys is not None
         assert self.values is not None
         if self.joining is not None:
-            self._take_in(key_states, value_states, self.joining)
+            self._append_rows(key_states, value_states, self.joining)
             self.joining = None
             return key_states, value_states
         at = self.column % self.capacity
@@ -60,7 +58,7 @@ class _PlainLayer(DynamicLayer):
         dtype = torch.float32 if self.float32 and states.dtype in HALF else states.dtype
         return states.new_zeros(self.max_concurrent_rows, states.shape[1], self.capacity, states.shape[-1], dtype=dtype)
 
-    def _take_in(self, key_states: Tensor, value_states: Tensor, source: Tensor) -> None:
+    def _append_rows(self, key_states: Tensor, value_states: Tensor, source: Tensor) -> None:
         begin, self.rows = self.rows, self.rows + len(source)
         columns = torch.arange(self.column - key_states.shape[-2], self.column, device=source.device) % self.capacity
         for all_rows, states in ((self.keys, key_states), (self.values, value_states)):
@@ -69,11 +67,11 @@ class _PlainLayer(DynamicLayer):
             all_rows[begin : self.rows].index_copy_(2, columns, few.to(all_rows.dtype))
 
     def get_seq_length(self) -> int:
-        """Tokens that the next ones may see; with one query a row the last column of a full ring counts as its own."""
+        """Cached tokens that the next ones attend to; in a full ring the last column is the query's own."""
         return 0 if self.joining is not None else min(self.column, self.capacity - 1)
 
     def move(self, movers: Tensor, holes: Tensor, count: int) -> None:
-        """Put row ``movers[i]`` in place ``holes[i]`` and keep the first ``count`` rows."""
+        """Move row ``movers[i]`` to ``holes[i]`` and keep the first ``count`` rows."""
         assert self.keys is not None
         assert self.values is not None
         end = min(self.column, self.capacity)
@@ -84,39 +82,36 @@ class _PlainLayer(DynamicLayer):
 
 
 class PlainCache(Cache):
-    """A preallocated cache for models whose layers all attend to everything, in any order.
+    """A preallocated cache for models whose layers all attend to every key, in any order.
 
     Args:
         num_layers: of the model.
-        max_concurrent_rows: rows that it can hold at a time.
-        capacity: columns; a row in it is never longer, its newest token included.
-        float32: keep keys and values of half types as float32.
+        max_concurrent_rows: largest number of rows.
+        capacity: columns: the longest row, its newest token included.
+        float32: store keys and values of half precision as float32.
     """
 
     def __init__(self, num_layers: int, *, max_concurrent_rows: int, capacity: int, float32: bool = False) -> None:
         super().__init__(layers=[_PlainLayer(max_concurrent_rows, capacity, float32) for _ in range(num_layers)])
 
     def expect(self, source: Tensor, column: int) -> None:
-        """The next forward pass reads prompts, ``[M, W]`` flush right, of rows that join behind those in use.
+        """Announce that the next forward pass prefills prompts, ``[M, W]`` right-aligned, of rows to append.
 
         Args:
-            source: ``[R]``, of each joining row which of the M prompts it has; 0 to M - 1 in order if R is M.
-            column: where all rows' next token will go, at least W: the prompts end right before it.
+            source: ``[R]``, the index of each new row's prompt; 0 to M - 1 in order if R is M.
+            column: of all rows' next token, at least W: the prompts end right before it.
         """
         for layer in self.layers:
             layer.joining, layer.column = source, column  # type: ignore[union-attr]
 
     def move(self, movers: Tensor, holes: Tensor, count: int) -> None:
-        """As in the layers, for all of them."""
+        """Move rows ``movers`` to ``holes`` in every layer and keep the first ``count``."""
         for layer in self.layers:
             layer.move(movers, holes, count)  # type: ignore[union-attr]
 
 
-def new_cache(trunk: Any, *, max_concurrent_rows: int, capacity: int, float32: bool = False) -> Cache:
-    """An empty cache for ``trunk``: ours if its keys may stand in any order, else transformers' own.
-
-    The arguments are `PlainCache`'s; transformers' own grows as it needs.
-    """
+def new_cache(trunk: PreTrainedModel, *, max_concurrent_rows: int, capacity: int, float32: bool = False) -> Cache:
+    """An empty cache for ``trunk``: a `PlainCache` if its keys may be in any order, else transformers' growing one."""
     if any_key_order(trunk):
         return PlainCache(
             trunk.config.num_hidden_layers, max_concurrent_rows=max_concurrent_rows, capacity=capacity, float32=float32
@@ -124,17 +119,12 @@ def new_cache(trunk: Any, *, max_concurrent_rows: int, capacity: int, float32: b
     return DynamicCache(config=trunk.config)
 
 
-def check_has_cache(model: Any) -> None:
-    """Whether rows can be decoded with ``model``, each layer of which must keep keys and values, or nothing.
-
-    Raises:
-        ValueError: for a model that keeps states of another kind (Mamba), or takes no cache.
-    """
+def check_has_cache(model: PreTrainedModel) -> None:
+    """Raise ValueError unless ``model`` takes a cache whose layers hold keys and values only (Mamba's do not)."""
     trunk = model.base_model
     takes_one = cache_keyword(trunk) in inspect.signature(trunk.forward).parameters
-    # Rows that end leave the batch: a state that transformers cannot take rows from is none of keys and values.
+    # Finished rows leave the batch, which transformers supports for keys and values only.
     if not takes_one or not all(hasattr(x, "batch_select_indices") for x in DynamicCache(config=model.config).layers):
         raise ValueError(
-            f"{type(model).__name__} cannot be decoded here: only causal LMs can whose layers are attention with a "
-            "key-value cache, with absolute, rotary or ALiBi positions (no state-space or other recurrent layers)"
+            f"expected attention layers with a key-value cache (no recurrent layers), received {type(model).__name__}"
         )

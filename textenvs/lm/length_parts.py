@@ -1,15 +1,15 @@
-"""Rows of like length cut into parts, for models that need padding."""
+"""Batches of rows of similar length, for models that need padding."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 PART_OVERHEAD = 32
-"""What one more forward pass costs, in positions of a small model (measured on a CPU: 4 layers of width 192)."""
+"""Cost of one more forward pass, in positions of a small model (measured on a CPU: 4 layers of width 192)."""
 
 
 def length_parts(lengths: Tensor) -> tuple[Tensor, list[tuple[int, int, int]]]:
-    """Cut rows into parts of like length so that padding plus passes cost least (dynamic programme over lengths).
+    """Group rows of similar length such that padding plus passes cost least (dynamic programming over lengths).
 
     Returns:
         ``order [B]``, the rows by length, and ``(begin, end, width)`` of each part in that order.

@@ -1,8 +1,8 @@
-"""LoRA adapters in a frozen causal LM, as peft keeps them: their shape, which one is on, and their file.
+"""LoRA adapters in a frozen causal LM, through peft: configuration, switching and saving.
 
-Source: Hu et al. 2021 (arXiv:2106.09685); every linear layer gets one, the output head none (Dettmers et al. 2023,
-arXiv:2305.14314, section 4). peft is imported when it is needed. Who uses which adapter is not here: see
-``agents.lm.lora`` (policy, value, reference) and ``reward_models.lora``.
+Source: Hu et al. 2021 (arXiv:2106.09685); in every linear layer but the output head (Dettmers et al. 2023,
+arXiv:2305.14314, section 4). peft is imported on use. Roles of adapters are in ``agents.lm.lora`` (policy, value,
+reference) and ``reward_models.lora``.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-"""What peft calls the file in an adapter's folder."""
+"""peft's name of the weights in an adapter's folder."""
 
 
 def new_config(model: nn.Module, *, rank: int, alpha: float) -> LoraConfig:
-    """The shape of a new adapter: ``W x + (alpha / rank) B A x``, ``A [rank, in]`` random and ``B [out, rank]`` zero.
+    """Options of a new adapter: ``W x + (alpha / rank) B A x``, ``A [rank, in]`` random and ``B [out, rank]`` zero.
 
     Raises:
         ValueError: unless ``rank >= 1`` and ``alpha > 0``.
@@ -45,23 +45,23 @@ def new_config(model: nn.Module, *, rank: int, alpha: float) -> LoraConfig:
 def check_shape(rank: int, alpha: float) -> None:
     """Raise ValueError unless ``rank >= 1`` and ``alpha > 0``."""
     if rank < 1:
-        raise ValueError(f"rank must be at least 1, received {rank}")
+        raise ValueError(f"rank: expected 1 or more, received {rank}")
     if not alpha > 0:
-        raise ValueError(f"alpha must be positive, received {alpha}")
+        raise ValueError(f"alpha: expected a number > 0, received {alpha}")
 
 
 def adapted_layers(model: nn.Module) -> list[BaseTunerLayer]:
-    """The layers of ``model`` that hold adapters."""
+    """The layers of ``model`` with adapters."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
 def switch_on(layers: Iterable[BaseTunerLayer], adapter: str | None) -> None:
-    """Switch ``adapter`` on in ``layers``, and every other one off; None: all off.
+    """Activate ``adapter`` in ``layers`` and no other one; None: no adapter.
 
-    Not by peft's set_adapter and disable_adapter: they also set requires_grad, and a parameter that does not require a
-    gradient while the backward pass runs silently gets none.
+    peft's set_adapter and disable_adapter also change requires_grad, and a parameter that does not require a gradient
+    during the backward pass silently gets none.
     """
     for layer in layers:
         layer._disable_adapters = adapter is None

@@ -1,12 +1,12 @@
-"""Attention of a transformers model that may be given rows of any length without padding, and is exact in half types.
+"""Attention over packed rows without padding, in float32 on CPUs.
 
-Registered with transformers beside its own as ``textenvs``; where rows are padded as usual and the type is float32, it
-is torch's scaled dot-product attention, bit for bit.
+Registered with transformers as ``textenvs``; for padded float32 rows it equals torch's scaled dot-product attention
+bit for bit.
 
-- Rows packed one behind the other, ``[1, N]`` tokens, go through every layer without padding; only here, where rows
-  must not see one another, they are laid out as ``[B, W]`` and packed again.
-- What would run in bfloat16 or float16 on a CPU runs in float32, which is several times as fast where there is one
-  query a row, and rounded once.
+- Concatenated rows, ``[1, N]`` tokens, pass through every layer without padding; only here they are unpacked to
+  ``[B, W]``, so that rows do not attend to each other, and packed again.
+- On a CPU attention in bfloat16 or float16 is computed in float32, which is several times as fast with one query per
+  row, and rounded once.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from textenvs.lm.linear_kernels import HALF, padded_rows
 
 SDPA, OURS = "sdpa", "textenvs"
-"""torch's attention, and ours around it, as transformers' ``attn_implementation`` calls them."""
+"""``attn_implementation`` of torch's attention, and of this one."""
 LAYOUT = "row_layout"
-"""Keyword under which a model's forward pass takes a `RowLayout` to its attention."""
+"""Keyword by which a model's forward pass hands a `RowLayout` to its attention."""
 
 WORTH_LEAVING_OUT = 0.95
-"""Share of a layer's tokens from which on none are left out."""
+"""Share of a layer's tokens above which none are skipped."""
 
 
-def attend(model: Any) -> Callable[[], None]:
-    """Let ``model`` use this attention, if it uses torch's; others are left alone. What is saved does not name it.
+def use_packed_attention(model: PreTrainedModel) -> Callable[[], None]:
+    """Let ``model`` use this attention if it uses torch's. Saved configurations do not name it.
 
     Returns:
-        What undoes it.
+        A function that restores the attention.
     """
     if model.config._attn_implementation != SDPA:
         return lambda: None
@@ -47,51 +47,50 @@ def attend(model: Any) -> Callable[[], None]:
     return lambda: model.set_attn_implementation(SDPA)
 
 
-def attends_to_everything(config: Any) -> bool:
-    """Whether all layers of a model with this configuration see every earlier position (none has a sliding window)."""
-    kinds = getattr(config, "layer_types", None)
-    if kinds is None:
+def has_full_attention(config: PretrainedConfig) -> bool:
+    """True if every layer of this configuration attends to all earlier positions (none has a sliding window)."""
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types is None:
         return getattr(config, "sliding_window", None) is None
-    return set(kinds) == {"full_attention"}
+    return set(layer_types) == {"full_attention"}
 
 
-class Beginnings(NamedTuple):
-    """Which rows begin alike; texts of one prompt, for instance."""
+class SharedPrefixes(NamedTuple):
+    """Which rows share a prefix, e.g. texts of one prompt."""
 
-    which: Tensor
-    """``[B]`` int64; rows with the same number begin alike."""
+    group: Tensor
+    """``[B]`` int64; rows with the same number share a prefix."""
     lengths: Tensor
-    """``[B]`` with so many tokens, the same for rows with the same number."""
+    """``[B]`` tokens of the prefix, equal within a group."""
 
 
 class RowLayout:
-    """Where the tokens of ``[B, W]`` right-padded rows are when the rows are packed, one behind the other.
+    """Positions of the tokens of ``[B, W]`` right-padded rows in the packed (concatenated) rows.
 
-    What several rows begin with is there once: in a causal model they all see the same in it, and it sees none of them.
-    A few tokens behind the last row, which no row sees and nobody reads, make their number one that products like.
+    A shared prefix is packed once: in a causal model its states do not depend on what follows. A few unused tokens at
+    the end round the number of tokens up to one for which products are fast (`padded_rows`).
 
     Args:
         lengths: ``[B]`` tokens of each row, each at least 1.
-        beginnings: of rows that begin alike; None: every row is there whole.
+        prefixes: shared by rows; None: no row shares any.
 
     Attributes:
         rows: B.
         width: the longest row, W.
-        real: tokens that are there, n.
-        places: ``[N]``, of each packed token its place in the flat ``[B x W]``; behind the last row 0.
-        sources: ``[B x W]`` the inverse; padding has token 0, which no real position of its row ever sees. None: rows
-            are whole and of one length, so that both are the same.
-        twins: ``[M]`` places of tokens that are there as another row's, or None.
-        layers: attention layers that were run by this layout.
+        real: packed tokens without those at the end, n.
+        places: ``[N]``, index in the flat ``[B x W]`` of each packed token; 0 at the end.
+        sources: ``[B x W]`` the inverse; token 0 at padding, to which no valid position attends. None: the identity.
+        twins: ``[M]`` places of prefix tokens that are packed with another row, or None.
+        layers: number of attention layers that used this layout.
     """
 
-    def __init__(self, lengths: Tensor, beginnings: Beginnings | None = None) -> None:
+    def __init__(self, lengths: Tensor, prefixes: SharedPrefixes | None = None) -> None:
         self.rows, self.width = len(lengths), int(lengths.max())
         steps = torch.arange(self.width, device=lengths.device)
         real = own = steps < lengths[:, None]
-        if beginnings is not None:
-            first = _first_of(beginnings.which)
-            common = torch.minimum(torch.minimum(beginnings.lengths, lengths), lengths[first])
+        if prefixes is not None:
+            first = _first_row(prefixes.group)
+            common = torch.minimum(torch.minimum(prefixes.lengths, lengths), lengths[first])
             first_itself = first == torch.arange(self.rows, device=lengths.device)
             own = real & ((steps >= common[:, None]) | first_itself[:, None])
             if int(own.sum()) > WORTH_LEAVING_OUT * int(real.sum()):
@@ -109,16 +108,16 @@ class RowLayout:
         self.layers = 0
 
     def at(self, row: Tensor, position: Tensor) -> Tensor:
-        """``[R]`` packed tokens that stand at ``position [R]`` of ``row [R]``."""
+        """``[R]`` packed indices of ``position [R]`` of ``row [R]``."""
         places = row * self.width + position
         return places if self.sources is None else self.sources[places]
 
     def positions(self) -> Tensor:
-        """``[N]`` of each packed token, how many stand before it in its row."""
+        """``[N]`` position of each packed token in its row."""
         return self.places % self.width
 
-    def with_some_more(self, reads: Tensor) -> Tensor | None:
-        """``[M]`` different packed tokens, ``reads [R]`` among them, a number that products like; None: nearly all."""
+    def padded_reads(self, reads: Tensor) -> Tensor | None:
+        """``[M]`` distinct packed tokens, ``reads [R]`` and some more (see `padded_rows`); None: nearly all."""
         read = torch.zeros(len(self.places), dtype=torch.uint8, device=self.places.device)
         read[reads] = 1
         number = padded_rows(int(read.sum()))
@@ -139,15 +138,15 @@ class RowLayout:
         return (flat if self.sources is None else flat.index_select(0, self.places))[None]
 
 
-def _first_of(which: Tensor) -> Tensor:
-    """``[B]`` the first row with each row's number."""
-    which = which.unique(return_inverse=True)[1]
-    rows = torch.arange(len(which), device=which.device)
-    return torch.full_like(which, len(which)).scatter_reduce(0, which, rows, "amin")[which]
+def _first_row(group: Tensor) -> Tensor:
+    """``[B]`` the first row of each row's group."""
+    group = group.unique(return_inverse=True)[1]
+    rows = torch.arange(len(group), device=group.device)
+    return torch.full_like(group, len(group)).scatter_reduce(0, group, rows, "amin")[group]
 
 
 class _Spread(torch.autograd.Function):
-    """Rows out of packed tokens; backward a gather, and sums over twins. What befalls padding concerns nothing real."""
+    """Unpack rows; backward a gather, plus sums over twins. Gradients of padding are ignored."""
 
     @staticmethod
     def forward(ctx, packed: Tensor, sources: Tensor, places: Tensor, twins: Tensor | None):  # type: ignore[no-untyped-def, override]
@@ -173,20 +172,15 @@ def _attention(
     layout: RowLayout | None = options.pop(LAYOUT, None)
     if layout is None:
         return _in_float32(module, query, key, value, attention_mask, **options), None
-    layout.layers += getattr(module, "is_causal", True)  # one that sees what comes is none that packs
+    layout.layers += getattr(module, "is_causal", True)  # a bidirectional layer cannot be packed
     query, key, value = (layout.spread(part) for part in (query, key, value))
     return layout.pack(_in_float32(module, query, key, value, None, is_causal=True, **options)), None
 
 
 def _in_float32(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    **options: Any,
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
 ) -> Tensor:
-    """``[B, W, H, D]``; in float32 if it would be in a half type on a CPU."""
+    """``[B, W, H, D]``; computed in float32 instead of half precision on a CPU."""
     if query.device.type != "cpu" or query.dtype not in HALF:
         return sdpa_attention_forward(module, query, key, value, mask, **options)[0]  # type: ignore[no-any-return]
     if mask is not None and mask.is_floating_point():

@@ -1,7 +1,6 @@
-"""One pass of a transformer's trunk over ragged rows: packing, parts of like length, recomputation of activations.
+"""Forward pass of a transformer's trunk over ragged rows: packing, length batches, activation checkpointing.
 
-No head, no distribution and no adapter is known here: see ``agents.lm.causal_lm``, ``agents.lm.lora`` and
-``reward_models.model``.
+Heads and adapters are in ``agents.lm.causal_lm``, ``agents.lm.lora`` and ``reward_models.model``.
 """
 
 from __future__ import annotations
@@ -20,53 +19,52 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from textenvs.lm.length_parts import length_parts
-from textenvs.lm.packed_attention import LAYOUT, OURS, Beginnings, RowLayout, attends_to_everything
+from textenvs.lm.packed_attention import LAYOUT, OURS, RowLayout, SharedPrefixes, has_full_attention
 from textenvs.tokens.rows import PAD
 
 COMPILED = "compiled_forward"
-"""Attribute of a trunk that holds its compiled forward pass."""
+"""Attribute of a trunk with its compiled forward pass."""
 PACKS = "takes_packed_rows"
-"""Attribute of a trunk that says whether it does, once that was tried."""
+"""Attribute of a trunk that caches the result of a test of packed rows."""
 READS = "last_mlp_is_by_position"
-"""Attribute of a trunk that says whether its last layer's MLP may be left out where nothing is read, once tried."""
+"""Attribute of a trunk that caches whether its last MLP can be skipped at positions that are not read."""
 TOKENS_AT_ONCE = 2**10
-"""Of whole rows that a CPU takes through the trunk together, where no graph is built: enough for its products, and what
-a layer writes is still in the cache when the next one reads it."""
+"""Tokens in one pass on a CPU without gradients: enough for fast products, few enough for activations to be cached."""
 
 
 def hidden_states(
-    trunk: Any,
+    trunk: nn.Module,
     rows: Tensor,
     lengths: Tensor,
     row: Tensor,
     position: Tensor,
     *,
-    beginnings: Beginnings | None = None,
+    prefixes: SharedPrefixes | None = None,
 ) -> Tensor:
     """Run ``trunk`` over right-padded ``rows [B, W]`` of ``lengths [B]``, each at least 1, and read some states.
 
-    Rows go one behind the other through every layer, so that nothing is computed for padding, what several begin with
-    once, and the last layer's MLP only where it is read; with a model that cannot, like lengths go together, cut to the
-    longest. Without gradients a CPU takes a few rows at a time.
+    Rows are packed, so that nothing is computed for padding, shared prefixes are computed once, and the last layer's
+    MLP only where it is read. Models that do not support it run on batches of similar length. Without gradients a CPU
+    runs a few rows at a time.
 
     Args:
         trunk: a transformers model.
-        rows: token ids; what is behind a row's length does not matter.
+        rows: token ids; those beyond a row's length are ignored.
         lengths: tokens of each row.
-        row, position: ``[N]`` each, of the tokens whose last hidden state is asked for.
-        beginnings: which rows begin alike, as the caller knows; None: each is computed whole.
+        row, position: ``[N]`` each, of the tokens whose last hidden state is read.
+        prefixes: shared by rows; None: each row is computed in full.
 
     Returns:
         ``[N, D]``.
     """
     if not can_pack(trunk):
         return _in_parts(trunk, rows, lengths, row, position)
-    if torch.is_grad_enabled() or trunk.device.type != "cpu":
-        return _packed_states(trunk, rows, RowLayout(lengths, beginnings), row, position)
+    if torch.is_grad_enabled() or rows.device.type != "cpu":
+        return _packed_states(trunk, rows, RowLayout(lengths, prefixes), row, position)
     states, inside = [], []
     for begin, end in _few_tokens(lengths):
-        alike = None if beginnings is None else Beginnings(*(numbers[begin:end] for numbers in beginnings))
-        layout, read = RowLayout(lengths[begin:end], alike), ((row >= begin) & (row < end)).nonzero()[:, 0]
+        shared = None if prefixes is None else SharedPrefixes(*(each[begin:end] for each in prefixes))
+        layout, read = RowLayout(lengths[begin:end], shared), ((row >= begin) & (row < end)).nonzero()[:, 0]
         states.append(_packed_states(trunk, rows[begin:end], layout, row[read] - begin, position[read]))
         inside.append(read)
     return torch.cat(states).index_select(0, torch.cat(inside).argsort())
@@ -77,14 +75,14 @@ def _packed_states(trunk: Any, rows: Tensor, layout: RowLayout, row: Tensor, pos
     states = _run_packed(trunk, rows, layout, reads)
     if layout.layers != trunk.config.num_hidden_layers:
         raise RuntimeError(
-            f"expected {trunk.config.num_hidden_layers} attention layers that keep rows apart, received "
-            f"{layout.layers}: the model was changed below its configuration"
+            f"expected {trunk.config.num_hidden_layers} attention layers that separate rows, received {layout.layers}: "
+            "the model does not match its configuration"
         )
     return states.index_select(0, reads)
 
 
 def _few_tokens(lengths: Tensor) -> Iterator[tuple[int, int]]:
-    """First row and end of parts of at most `TOKENS_AT_ONCE` tokens, or of one row."""
+    """First and end row of slices of at most `TOKENS_AT_ONCE` tokens, or of one row."""
     begin = tokens = 0
     for row, length in enumerate(lengths.tolist()):
         if row > begin and tokens + length > TOKENS_AT_ONCE:
@@ -94,25 +92,24 @@ def _few_tokens(lengths: Tensor) -> Iterator[tuple[int, int]]:
     yield begin, len(lengths)
 
 
-def can_pack(trunk: Any) -> bool:
-    """Whether ``trunk`` takes rows without padding: every attention layer is ours, sees all, and is told the layout.
+def can_pack(trunk: nn.Module) -> bool:
+    """True if ``trunk`` runs packed rows: every layer has this room's attention, unwindowed, and receives the layout.
 
-    Which attention it has is asked at every pass, since ``set_attn_implementation`` may change it; the rest is tried
-    once.
+    The attention is checked in every call, since ``set_attn_implementation`` may change it; the rest once.
     """
     if not isinstance(trunk, PreTrainedModel) or hasattr(trunk, COMPILED) or trunk.device.type == "meta":
         return False
     if trunk.config._attn_implementation != OURS:
         return False
     if not hasattr(trunk, PACKS):
-        setattr(trunk, PACKS, _tells_every_layer(trunk))
+        setattr(trunk, PACKS, _passes_layout(trunk))
     return bool(getattr(trunk, PACKS))
 
 
-def _tells_every_layer(trunk: Any) -> bool:
+def _passes_layout(trunk: Any) -> bool:
     takes = inspect.signature(trunk.forward).parameters
     if (
-        not attends_to_everything(trunk.config)
+        not has_full_attention(trunk.config)
         or "position_ids" not in takes
         or all(parameter.kind != inspect.Parameter.VAR_KEYWORD for parameter in takes.values())
     ):
@@ -121,17 +118,17 @@ def _tells_every_layer(trunk: Any) -> bool:
     layout, rows = RowLayout(lengths), torch.arange(80, device=trunk.device).view(40, 2) % 2
     with torch.no_grad(), without_dropout(trunk):
         whole = _run_packed(trunk, rows, layout)
-        told = layout.layers
+        layers = layout.layers
         setattr(trunk, READS, True)
         ends = layout.at(lengths.new_tensor([0, 39]), lengths.new_tensor([0, 0]))
         some = _run_packed(trunk, rows, layout, ends)
     setattr(trunk, READS, torch.allclose(some[ends], whole[ends], rtol=1e-3, atol=1e-3))
-    return told == trunk.config.num_hidden_layers
+    return layers == trunk.config.num_hidden_layers
 
 
 @contextmanager
 def without_dropout(trunk: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; what was in training mode is so again after it."""
+    """Evaluation mode inside the context; then the previous mode of each module."""
     training = [module for module in trunk.modules() if module.training]
     trunk.eval()
     try:
@@ -142,9 +139,9 @@ def without_dropout(trunk: nn.Module) -> Iterator[None]:
 
 
 def _run_packed(trunk: Any, rows: Tensor, layout: RowLayout, reads: Tensor | None = None) -> Tensor:
-    """Hidden states ``[N, D]``, one row behind the other; right where ``reads [R]`` points only, unless it is None."""
+    """Packed hidden states ``[N, D]``; valid at ``reads [R]`` only, unless it is None."""
     tokens = rows[:, : layout.width].reshape(-1).index_select(0, layout.places)[None]
-    # Four dimensions: a mask that is finished already, which transformers hands on; our attention has no need of it.
+    # A 4-D mask, which transformers passes on unchanged and this attention ignores.
     mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=rows.device)
     inputs = {"input_ids": tokens, "attention_mask": mask, "position_ids": layout.positions()[None], LAYOUT: layout}
     with _recomputing(trunk), _last_mlp_where_read(trunk, layout, reads):
@@ -154,13 +151,13 @@ def _run_packed(trunk: Any, rows: Tensor, layout: RowLayout, reads: Tensor | Non
 
 @contextmanager
 def _last_mlp_where_read(trunk: nn.Module, layout: RowLayout, reads: Tensor | None) -> Iterator[None]:
-    """The last layer's MLP, whose output no later layer sees, is computed where it is read; elsewhere it is 0."""
+    """Compute the last layer's MLP, whose output no later layer uses, only where it is read; 0 elsewhere."""
     layers = _layers(trunk)
-    # A layer that is recomputed is so in the backward pass, when this is over.
+    # A checkpointed layer is recomputed in the backward pass, outside of this context.
     mlp = getattr(layers[-1], "mlp", None) if layers and not layers[-1].gradient_checkpointing else None
     needed = None
     if reads is not None and getattr(trunk, READS, False) and isinstance(mlp, nn.Module) and "forward" not in vars(mlp):
-        needed = layout.with_some_more(reads)
+        needed = layout.padded_reads(reads)
     if needed is None:
         yield
         return
@@ -192,8 +189,8 @@ def _in_parts(trunk: Any, rows: Tensor, lengths: Tensor, row: Tensor, position: 
     return joined.index_select(0, starts[row] + position)
 
 
-def trunk_forward(trunk: Any, tokens: Tensor) -> Tensor:
-    """Last hidden states ``[B, W, D]`` of packed rows ``[B, W]``; what lies right of a row's end does not matter."""
+def trunk_forward(trunk: nn.Module, tokens: Tensor) -> Tensor:
+    """Last hidden states ``[B, W, D]`` of right-padded rows ``[B, W]``; padding is arbitrary."""
     with _recomputing(trunk):
         run = getattr(trunk, COMPILED, trunk)
         out = run(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
@@ -204,8 +201,8 @@ def trunk_forward(trunk: Any, tokens: Tensor) -> Tensor:
 def compile_trunk(trunk: nn.Module) -> None:
     """Let ``trunk_forward`` run ``trunk`` through torch.compile, for any number and length of rows.
 
-    Cached decoding goes on as before: a step of it is new to the compiler at every token. A deep copy is compiled anew,
-    with weights of its own. The first passes take tens of seconds.
+    Cached decoding is not compiled: its shapes change with every token. A deep copy is compiled again, with its own
+    weights. The first passes take tens of seconds.
     """
     setattr(trunk, COMPILED, _Compiled(trunk))
 
@@ -225,24 +222,24 @@ class _Compiled:
 def recompute_layers(
     trunk: nn.Module, around: Callable[[], AbstractContextManager[Any]] = nullcontext
 ) -> list[GradientCheckpointingLayer]:
-    """Let ``trunk_forward`` keep each layer's input only; the rest is computed again in the backward pass.
+    """Activation checkpointing: ``trunk_forward`` keeps each layer's input only and recomputes the rest backward.
 
     Source: Chen et al. 2016, "Training deep nets with sublinear memory cost" (arXiv:1604.06174).
 
     Args:
         trunk: a transformers model.
-        around: called in each layer's forward pass; what it returns is entered when that layer is computed again (the
-            adapters that were on, say: in the backward pass others may be).
+        around: called in each layer's forward pass; returns a context for its recomputation (to activate the same
+            adapter, for instance).
 
     Returns:
         The layers.
 
     Raises:
-        ValueError: if transformers cannot recompute this model.
+        ValueError: if transformers does not support it for this model.
     """
     layers = _layers(trunk)
     if not layers:
-        raise ValueError(f"{type(trunk).__name__} has no layers to recompute: leave gradient checkpointing off")
+        raise ValueError(f"expected layers that support gradient checkpointing, {type(trunk).__name__} has none")
 
     def context() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
         return nullcontext(), around()
@@ -255,8 +252,10 @@ def recompute_layers(
 
 @contextmanager
 def _recomputing(trunk: nn.Module) -> Iterator[None]:
-    """transformers recomputes in training mode only, where it also drops caches and turns dropout on; so it is on for
-    the layers' own flag alone, and only while a graph is built."""
+    """Set the layers' own training flag, without which transformers does not recompute, while a graph is built.
+
+    Their modules stay in evaluation mode: training mode would drop caches and enable dropout.
+    """
     layers = [layer for layer in _layers(trunk) if layer.gradient_checkpointing] if torch.is_grad_enabled() else []
     for layer in layers:
         layer.training = True
@@ -272,7 +271,7 @@ def _layers(trunk: nn.Module) -> list[GradientCheckpointingLayer]:
 
 
 def pack_rows(prompts: Tensor, completions: Tensor) -> Tensor:
-    """``[B, W]`` prompt and completion without a hole between them, right-padded with PAD, as wide as the longest."""
+    """``[B, W]`` prompts and completions concatenated, right-padded with PAD to the longest row."""
     joint = torch.cat([prompts, completions], dim=1)
     real = joint != PAD
     order = (~real).to(torch.uint8).argsort(dim=1, stable=True)

@@ -189,7 +189,7 @@ def _snapshot(agent: TextAgent, parts: TextParts) -> Snapshot:
     rollout, batch = agent.newest
     prompts, _ = parts.assessor.decode(parts.collector.last, SHOWN)
     tables = token_tables(
-        rollout, batch, parts.collector.last, prompts, parts.assessor.tokenizer, valued=agent.config.uses_critic
+        rollout, batch, parts.collector.last, prompts, parts.assessor.tokenizer, has_critic=agent.config.uses_critic
     )
     return Snapshot(
         algorithm=agent.config.algorithm,

@@ -49,7 +49,7 @@ def rollout_of():
 
 def tables_of(valued=True):
     rollout, batch, rows = rollout_of()
-    return token_tables(rollout, batch, rows, ["<b>bold</b> good", "good", "R&D"], word_tokenizer(), valued=valued)
+    return token_tables(rollout, batch, rows, ["<b>bold</b> good", "good", "R&D"], word_tokenizer(), has_critic=valued)
 
 
 def snapshot_of(updates=0, **options):

@@ -120,7 +120,7 @@ def test_padding_changes_nothing():
 def test_an_empty_mask_is_refused():
     with pytest.raises(ValueError, match="selects no step"):
         losses.value_loss(row(1.0), row(1.0), row(False))
-    with pytest.raises(ValueError, match="mask has shape"):
+    with pytest.raises(ValueError, match="mask: expected shape"):
         masked_mean(row(1.0, 2.0), row(True))
 
 
@@ -240,7 +240,6 @@ def test_three_ways_to_average_by_hand():
     assert masked_mean(values, mask).item() == pytest.approx((1 + 2 + 3 + 4 + 5) / 5)
     assert sequence_mean(values, mask).item() == pytest.approx((2.5 + 5) / 2)
     assert constant_mean(values, mask).item() == pytest.approx((1 + 2 + 3 + 4 + 5) / (2 * 4))
-    assert constant_mean(values, mask, budget=3).item() == pytest.approx((1 + 2 + 3 + 4 + 5) / (2 * 3))
     nothing = torch.cat([mask, torch.zeros(1, 4, dtype=torch.bool)])
     more = torch.cat([values, torch.ones(1, 4)])
     assert sequence_mean(more, nothing) == sequence_mean(values, mask)

@@ -145,10 +145,10 @@ def test_slots_that_cannot_be_are_refused():
     for max_concurrent_rows in (0, -1):
         with pytest.raises(
             ValueError,
-            match=f"max_concurrent_rows must be at least 1 row, or None for all at once, got {max_concurrent_rows}",
+            match=f"max_concurrent_rows: expected 1 or more, or None for all, received {max_concurrent_rows}",
         ):
             write(build("gpt2"), max_concurrent_rows=max_concurrent_rows)
     policy = build("sliding")
-    with pytest.raises(ValueError, match="MistralForCausalLM's do not: pass max_concurrent_rows=None"):
+    with pytest.raises(ValueError, match="received MistralForCausalLM: pass max_concurrent_rows=None"):
         write(policy, max_concurrent_rows=4)
     assert write(policy)[0].completions.shape == (B, T)

@@ -113,5 +113,5 @@ def test_the_shortest_length_counts_all_tokens_of_the_completion():
 
 
 def test_a_mask_over_padding_is_refused():
-    with pytest.raises(ValueError, match="selects"):
+    with pytest.raises(ValueError, match="mask: expected False on padding"):
         policy_of(gpt2(0)).evaluate(torch.tensor([[3]]), torch.tensor([[5, PAD]]), torch.tensor([[True, True]]))

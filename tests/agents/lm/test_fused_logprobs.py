@@ -88,7 +88,7 @@ def test_a_frozen_weight_gets_no_gradient_and_nothing_is_kept_where_none_is_aske
 def test_in_autocast_the_product_is_rounded_and_the_rest_is_float32(instructions, monkeypatch):
     if instructions and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("this CPU has no instructions for bfloat16")
-    monkeypatch.setattr(kernels, "half_pays", lambda dtype: instructions)
+    monkeypatch.setattr(kernels, "half_is_faster", lambda dtype: instructions)
     (hidden, weight), weights = parts(torch.float32), torch.linspace(-1.0, 2.0, N)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logprobs, entropy = linear_token_logprobs(hidden, weight, TOKENS, temperature=0.7)
@@ -120,6 +120,6 @@ def test_a_policy_judges_alike_with_and_without_filters_that_filter_nothing():
         found = policy.evaluate(prompts, completions)
         (found.logprobs.sum() + 0.1 * found.entropy.sum()).backward()
         gradients = [part.grad for part in policy.model.parameters()]
-        results.append([found.logprobs, found.entropy, policy.logprobs_along(prompts, completions), *gradients])
+        results.append([found.logprobs, found.entropy, policy.completion_logprobs(prompts, completions), *gradients])
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

@@ -172,9 +172,9 @@ def test_edge_rows():
     assert never.completions.eq(3).all()
     full = prompts_of([40, 41])
     assert generate(forced(3), full, max_new_tokens=7).completions.shape == (2, 7)
-    with pytest.raises(ValueError, match="48 positions"):
+    with pytest.raises(ValueError, match="at most 48 tokens"):
         generate(forced(3), full, max_new_tokens=8)
-    with pytest.raises(ValueError, match="prompt 1 is empty"):
+    with pytest.raises(ValueError, match="received prompt 1 empty"):
         generate(forced(3), torch.tensor([[4], [-1]]), max_new_tokens=2)
     with pytest.raises(ValueError, match="max_new_tokens"):
         generate(forced(3), RAGGED, max_new_tokens=0)
@@ -192,5 +192,5 @@ def test_models_that_mind_where_keys_stand_keep_transformers_own_cache_and_get_n
     assert isinstance(new_cache(build("gpt2").model.base_model, max_concurrent_rows=2, capacity=4), PlainCache)
     policy = build(kind)
     assert not isinstance(new_cache(policy.model.base_model, max_concurrent_rows=2, capacity=4), PlainCache)
-    with pytest.raises(ValueError, match=f"{type(policy.model).__name__}'s do not: pass max_concurrent_rows=None"):
+    with pytest.raises(ValueError, match=f"received {type(policy.model).__name__}: pass max_concurrent_rows=None"):
         generate(policy, RAGGED, max_new_tokens=20, max_concurrent_rows=3)

@@ -148,7 +148,7 @@ def test_bad_input_is_refused(tmp_path):
         FrontierConfig(run_dir=(tmp_path,), budget=0)
     with pytest.raises(ValueError, match="samples must be at least 64, of which the best is compared with, received 8"):
         FrontierConfig(run_dir=(tmp_path,), samples=8)
-    with pytest.raises(ValueError, match=r"there is no frontier\.csv"):
+    with pytest.raises(ValueError, match=r"expected a file frontier\.csv"):
         frontier.main(FrontierConfig(run_dir=(tmp_path,)))
     run = plant_run(tmp_path / "short", kl=(0.0, 1.0))
     with pytest.raises(ValueError, match="2 points, too few"):

@@ -143,7 +143,7 @@ def test_one_process_waits_for_nobody():
 def test_what_cannot_be_shared_out_is_refused():
     with pytest.raises(ValueError, match=r"index must lie in \[0, 2\), received 2"):
         Processes(2, 2)
-    with pytest.raises(ValueError, match="4 texts cannot be shared out among 5 processes"):
+    with pytest.raises(ValueError, match="expected 5 rows or more, one a process, received 4"):
         agent_of("ppo", rows=4, collecting={"processes": Processes(0, 5)})
 
 

@@ -383,29 +383,30 @@ def test_scores_are_standardized_by_all_that_was_seen_and_clipped():
 @pytest.mark.parametrize(
     ("algorithm", "options", "said"),
     [
-        ("dpo", {}, "algorithm is one of ppo, grpo, rloo, reinforce"),
-        ("grpo", {"group_size": 1}, "group_size must be at least 2 for grpo"),
+        ("dpo", {}, "algorithm: expected one of ppo, grpo, rloo, reinforce"),
+        ("grpo", {"group_size": 1}, "group_size: expected 2 or more for grpo"),
         ("grpo", {"critic_lam": 0.9}, "critic_lam needs a critic"),
         ("grpo", {"value_clip": 0.2}, "value_clip needs a critic"),
-        ("grpo", {"gamma": 0.9}, "gamma is 1, not 0.9"),
-        ("rloo", {"normalize_std": True}, "normalize_std is GRPO's"),
-        ("rloo", {"clip_high": 0.3}, "clip_high is of the clipped loss"),
-        ("rloo", {"epochs": 2}, "one pass over a batch, not 2"),
-        ("ppo", {"baseline": "batch"}, "baseline is REINFORCE's"),
-        ("ppo", {"reward_to_go": True}, "reward_to_go is REINFORCE's"),
-        ("ppo", {"whiten_shift_mean": True}, "whiten_shift_mean is of whiten_rewards"),
-        ("ppo", {"dual_clip": 0.9}, r"dual_clip must exceed 1 \+ clip, 1.2, received 0.9"),
-        ("ppo", {"critic_lam": 1.5}, "critic_lam must lie"),
-        ("ppo", {"clip_high": -0.1}, "clip_high must not be negative"),
-        ("ppo", {"kl_in": "both ways"}, "kl_in is one of reward, loss, both"),
-        ("reinforce", {"whiten_rewards": True}, "whiten_rewards is of tokens' rewards"),
-        ("reinforce", {"baseline_decay": 1.0}, "baseline_decay must lie"),
-        ("reinforce", {"baseline_decay": 0.5}, "baseline_decay is of the moving baseline"),
-        ("ppo", {"dual_clip": 1.25, "clip_high": 0.3}, r"dual_clip must exceed 1 \+ clip, 1.3, received 1.25"),
-        ("ppo", {"kl_estimator": "full"}, "kl_estimator is of a KL in the loss"),
+        ("grpo", {"gamma": 0.9}, "gamma: expected 1 for grpo"),
+        ("rloo", {"normalize_std": True}, "normalize_std needs GRPO"),
+        ("rloo", {"clip_high": 0.3}, "clip_high needs the clipped loss"),
+        ("rloo", {"epochs": 2}, "one pass over a batch, received epochs 2"),
+        ("ppo", {"baseline": "batch"}, "baseline needs REINFORCE"),
+        ("ppo", {"reward_to_go": True}, "reward_to_go needs REINFORCE"),
+        ("ppo", {"whiten_shift_mean": True}, "whiten_shift_mean needs whiten_rewards"),
+        ("ppo", {"dual_clip": 0.9}, r"dual_clip: expected more than 1 \+ clip = 1.2, received 0.9"),
+        ("ppo", {"critic_lam": 1.5}, "critic_lam: expected"),
+        ("ppo", {"clip_high": -0.1}, "clip_high: expected a number >= 0"),
+        ("ppo", {"kl_in": "both ways"}, "kl_in: expected one of reward, loss, both"),
+        ("reinforce", {"whiten_rewards": True}, "whiten_rewards needs a critic"),
+        ("reinforce", {"baseline_decay": 1.0}, "baseline_decay: expected"),
+        ("reinforce", {"baseline_decay": 0.5}, "baseline_decay needs the moving baseline"),
+        ("ppo", {"dual_clip": 1.25, "clip_high": 0.3}, r"dual_clip: expected more than 1 \+ clip = 1.3, received 1.25"),
+        ("ppo", {"kl_estimator": "full"}, "kl_estimator needs a KL in the loss"),
+        ("ppo", {"kl_estimator": "k3"}, "kl_estimator needs a KL in the loss"),
         ("grpo", {"lam": 0.9}, "lam needs a critic"),
         ("grpo", {"value_coef": 0.9}, "value_coef needs a critic"),
-        ("rloo", {"clip": 0.1}, "clip is of the clipped loss"),
+        ("rloo", {"clip": 0.1}, "clip needs the clipped loss"),
     ],
 )
 def test_what_does_not_apply_is_refused_with_the_reason(algorithm, options, said):
@@ -449,14 +450,14 @@ def test_an_agent_whose_parts_disagree_is_refused():
                 collector=collector or agent.collector, reference=reference,
             )  # fmt: skip
 
-    refused("expects 4", group_size=4)
+    refused("group_size: expected 4", group_size=4)
     refused("never charge the KL", kl_in="reward")
     refused("charge the KL twice", kl_in="loss", collector=agent_of("grpo", kl_in="reward").collector)
-    refused("needs the reference itself", kl_estimator="full")
-    refused("has no use for a critic", policy=policy_of("gpt2", "shared"))
-    refused("needs a critic", "ppo", policy=policy_of("gpt2", "none"))
+    refused("reference: expected a policy", kl_estimator="full")
+    refused("expected a policy without a critic", policy=policy_of("gpt2", "shared"))
+    refused("expected a policy with a critic", "ppo", policy=policy_of("gpt2", "none"))
     agent = agent_of("rloo")
-    with pytest.raises(ValueError, match="minibatch_size must be 24 or more, received 8"):
+    with pytest.raises(ValueError, match="minibatch_size: expected 24 or more"):
         TextAgent(TextAgentConfig.for_algorithm("rloo", minibatch_size=8), agent.policy, collector=agent.collector)
     both = agent_of("grpo", kl_in="both")
     assert both.collector.charges_kl

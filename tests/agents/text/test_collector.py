@@ -9,11 +9,11 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from agents.functional.advantages import generalized_advantages
 from agents.lm.causal_lm import CausalLMPolicy
-from agents.text.collector import TextCollector, figures, repetition
+from agents.text.collector import TextCollector
 from agents.text.kl_controllers import AdaptiveKL, AnnealedKL
+from agents.text.rollout_metrics import rollout_metrics
 from agents.text.score_scaling import ScoreScaler
 from textenvs.envs.vector import TokenVectorEnv
-from textenvs.tokens.rows import TokenRows
 from textenvs.wrappers.kl_shaping import KLShaping
 from textenvs.wrappers.preference import PreferenceReward
 
@@ -200,14 +200,14 @@ def test_an_annealed_price_goes_straight_to_its_end_and_stays_there():
             AnnealedKL(**({"start": 0.5, "end": 0.1, "horizon": 10.0} | wrong))
 
 
-def test_figures_do_not_see_padding():
+def test_metrics_ignore_padding():
     collector = TextCollector(envs_of(), seed=1)
     collector.collect(policy_of())
     rows = collector.last
-    kept = figures(rows)
+    kept = rollout_metrics(rows)
     poisoned = np.where(rows.mask, rows.logprobs, np.nan)
     object.__setattr__(rows, "logprobs", poisoned)
-    assert figures(rows) == kept
+    assert rollout_metrics(rows) == kept
     assert kept["surprisal"] == pytest.approx(-poisoned[rows.mask].mean())
     assert kept["length_mean"] == pytest.approx(rows.mask.sum() / 12)
 
@@ -258,42 +258,15 @@ def test_one_scorer_has_no_disagreement_to_log():
     assert [name for name in metrics if name.startswith("rollout/score")] == ["rollout/score", "rollout/score_std"]
 
 
-def test_repetition_by_hand():
-    rows = np.array([[1, 2, 1, 2, 1], [1, 1, 1, -1, -1], [4, -1, -1, -1, -1]])
-    # (12, 21, 12, 21): 2 of 4 are new; (11, 11): 1 of 2; the third row has no bigram.
-    assert repetition(rows, rows != -1, 2) == pytest.approx((2 / 4 + 1 / 2) / 2)
-    # (121, 212, 121): the last one stood there before; (111) did not.
-    assert repetition(rows, rows != -1, 3) == pytest.approx((1 / 3 + 0) / 2)
-    assert repetition(rows[:, :2], rows[:, :2] != -1, 3) == 0.0
-    rows = np.array([[4, 5, 6, 6, 6, -1, -1, -1]])
-    assert repetition(rows, rows != -1, 1) == pytest.approx(2 / 5)  # padding does not repeat itself
-
-
-def test_lengths_and_stop_reasons_by_hand():
-    completions = np.full((11, 10), -1)
-    for i in range(10):
-        completions[i, : i + 1] = 5
-    completions[10] = 5
-    rows = TokenRows(
-        prompts=np.ones((11, 1), np.int64), completions=completions, rewards=np.zeros((11, 10), np.float32),
-        terminated=np.ones(11, bool), truncated=np.zeros(11, bool), stop_reason=np.array(["eos"] * 9 + ["length"] * 2),
-    )  # fmt: skip
-    found = figures(rows)
-    # lengths 1, 2, ..., 10, 10: of eleven texts the 2nd, 6th and 10th shortest reach 10, 50 and 90 per cent
-    assert [found[f"length_p{percent}"] for percent in (10, 50, 90)] == [2, 6, 10]
-    assert found["share_eos"] == pytest.approx(9 / 11)
-    assert found["share_length"] == pytest.approx(2 / 11)
-
-
 def test_a_policy_of_another_vocabulary_or_end_is_refused():
     envs = TokenVectorEnv(2, prompts=[[1]], eos_token_id=4, vocab_size=V, max_new_tokens=T)
-    with pytest.raises(ValueError, match="token 0, the environment with 4"):
+    with pytest.raises(ValueError, match="end-of-text token 4, received 0"):
         TextCollector(envs).collect(policy_of())
     envs = TokenVectorEnv(2, prompts=[[1]], eos_token_id=EOS, vocab_size=V + 1, max_new_tokens=T)
     with pytest.raises(ValueError, match="vocabulary"):
         TextCollector(envs).collect(policy_of())
     envs = TokenVectorEnv(2, prompts=[[1]], eos_token_id=EOS, vocab_size=V - 1, max_new_tokens=T)
-    with pytest.raises(ValueError, match=f"may write {V} tokens, the environment knows {V - 1}"):
+    with pytest.raises(ValueError, match=f"vocabulary of {V - 1} tokens, received {V}"):
         TextCollector(envs).collect(policy_of())
     with pytest.raises(ValueError, match="score_scaler needs scores"):
         TextCollector(envs_of().env.env, score_scaler=ScoreScaler(limit=1.0)).collect(policy_of())
@@ -303,9 +276,9 @@ def test_a_policy_of_another_vocabulary_or_end_is_refused():
         TextCollector(envs, missing_eos_penalty=-1.0)
     with pytest.raises(ValueError, match="target"):
         AdaptiveKL(target=0.0, horizon=1.0)
-    with pytest.raises(ValueError, match="exceed a fifth of the 50 episodes of an update, got 10"):
+    with pytest.raises(ValueError, match="more than a fifth of the 50 episodes of an update, received 10"):
         AdaptiveKL(target=1.0, horizon=10.0).updated(0.1, 0.0, 50)
-    with pytest.raises(ValueError, match="from 0 it never moves"):
+    with pytest.raises(ValueError, match="beta: expected a number > 0"):
         AdaptiveKL(target=1.0, horizon=100.0).updated(0.0, 9.0, 10)
 
 
@@ -334,5 +307,5 @@ def test_slots_change_nothing_of_a_rollout_and_reach_whoever_writes():
         assert found.actions.equal(expected.actions)
         for name in ("logprobs", "values", "rewards"):
             torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-5, rtol=1e-5)
-    with pytest.raises(ValueError, match="max_concurrent_rows must be at least 1"):
+    with pytest.raises(ValueError, match="max_concurrent_rows: expected 1 or more"):
         TextCollector(envs_of(), max_concurrent_rows=0)

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from agents.rollout import Rollout
+from agents.runs.distributed import ALONE
 from agents.text.agent import TextAgent
 from agents.text.config import TextAgentConfig
 from agents.verification.tabular_text import TabularTextPolicy
@@ -56,7 +57,7 @@ def agent_of(algorithm, logprobs, rows, **options):
         policy.table.logits[:-1] = torch.from_numpy(logprobs.reshape(-1, SHAPE[2]))  # as they were before float32
     charged = config.kl_in != "loss"
     base = SimpleNamespace(num_envs=rows)
-    collector = SimpleNamespace(beta=BETA, group_size=config.group_size, charges_kl=charged, base=base)
+    collector = SimpleNamespace(beta=BETA, group_size=config.group_size, charges_kl=charged, base=base, processes=ALONE)
     return TextAgent(config, policy, collector=collector)
 
 

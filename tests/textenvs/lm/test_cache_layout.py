@@ -5,7 +5,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from textenvs.lm.cache_layout import any_key_order
-from textenvs.lm.packed_attention import attend
+from textenvs.lm.packed_attention import use_packed_attention
 
 SIZES = dict(vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
 WIDE = SIZES | dict(intermediate_size=48, num_key_value_heads=2, max_position_embeddings=64)
@@ -34,7 +34,7 @@ def test_models_with_positions_in_their_tokens_or_keys_take_them_in_any_order(ki
     model = build(kind, **options).to(dtype)
     assert any_key_order(model)
     attended = build(kind, **options).to(dtype)
-    attend(attended)
+    use_packed_attention(attended)
     assert any_key_order(attended.base_model)
 
 
@@ -58,7 +58,7 @@ def test_windows_and_slopes_by_column_and_other_states_are_found(kind, options, 
 
 
 def test_a_window_is_found_when_the_configuration_does_not_tell(monkeypatch):
-    monkeypatch.setattr("textenvs.lm.cache_layout.attends_to_everything", lambda config: True)
+    monkeypatch.setattr("textenvs.lm.cache_layout.has_full_attention", lambda config: True)
     assert not any_key_order(build("mistral", **WIDE, sliding_window=32))
 
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 from transformers.pytorch_utils import Conv1D
 
 from textenvs.lm import linear_kernels as kernels
-from textenvs.lm.linear_kernels import FEWEST_ROWS, affine, cpu_says, multiply, padded_rows, speed_up
+from textenvs.lm.linear_kernels import FEWEST_ROWS, affine, cpu_info, multiply, padded_rows, speed_up
 
 CONFIGS = {
     "gpt2": GPT2Config(vocab_size=50, n_positions=40, n_embd=24, n_layer=2, n_head=4, initializer_range=0.2),
@@ -75,14 +75,14 @@ def test_a_product_without_gradients_by_either_kernel(rows, transposed, onednn, 
 def test_onednn_is_left_alone_on_intels_own_cpus_and_where_it_has_nothing_to_gain(monkeypatch, tmp_path):
     told = tmp_path / "cpuinfo"
     told.write_text("processor\t: 0\nvendor_id\t: GenuineIntel\nmodel\t\t: 17\n")
-    assert cpu_says("vendor_id", told) == "GenuineIntel"
-    assert cpu_says("model", told) == "17"
-    assert cpu_says("flags", told) is None
-    assert cpu_says("vendor_id", tmp_path / "no such file") is None
+    assert cpu_info("vendor_id", told) == "GenuineIntel"
+    assert cpu_info("model", told) == "17"
+    assert cpu_info("flags", told) is None
+    assert cpu_info("vendor_id", tmp_path / "no such file") is None
     found = {}
     for maker in ("GenuineIntel", "AuthenticAMD", None):
         for instructions in ("AVX512", "AVX2"):
-            monkeypatch.setattr(kernels, "cpu_says", lambda what, maker=maker: {"vendor_id": maker}[what])
+            monkeypatch.setattr(kernels, "cpu_info", lambda what, maker=maker: {"vendor_id": maker}[what])
             monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda told=instructions: told)
             monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
             found[maker, instructions] = kernels.onednn_is_faster.__wrapped__()
@@ -104,12 +104,12 @@ def test_onednn_is_left_alone_on_intels_own_cpus_and_where_it_has_nothing_to_gai
     ],
 )
 def test_a_half_type_pays_where_the_cpu_is_faster_in_it(instructions, maker, flags, bfloat16, monkeypatch):
-    monkeypatch.setattr(kernels, "cpu_says", {"vendor_id": maker, "flags": flags}.get)
+    monkeypatch.setattr(kernels, "cpu_info", {"vendor_id": maker, "flags": flags}.get)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     for asked in ("_is_mkldnn_bf16_supported", "_is_mkldnn_fp16_supported"):
         monkeypatch.setattr(torch.ops.mkldnn, asked, lambda: instructions)
-    assert kernels.half_pays.__wrapped__(torch.bfloat16) is bfloat16
-    assert kernels.half_pays.__wrapped__(torch.float16) is instructions
+    assert kernels.half_is_faster.__wrapped__(torch.bfloat16) is bfloat16
+    assert kernels.half_is_faster.__wrapped__(torch.float16) is instructions
 
 
 def assert_same_gradients(model, original):
@@ -167,7 +167,7 @@ LAYERS = {"linear": nn.Linear(5, 3), "conv1d": Conv1D(3, 5)}
 
 @pytest.mark.parametrize("name", list(LAYERS))
 def test_half_types_go_their_usual_way_where_they_pay(name, monkeypatch):
-    monkeypatch.setattr(kernels, "half_pays", lambda dtype: True)
+    monkeypatch.setattr(kernels, "half_is_faster", lambda dtype: True)
     x, half = torch.randn(20, 5).bfloat16(), copy.deepcopy(LAYERS[name]).bfloat16()
     usual = half(x)
     wrapped = nn.Sequential(half)
@@ -181,7 +181,7 @@ def test_half_types_go_their_usual_way_where_they_pay(name, monkeypatch):
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("name", list(LAYERS))
 def test_half_types_are_multiplied_in_float32_where_they_do_not_pay(name, autocast, dtype, monkeypatch):
-    monkeypatch.setattr(kernels, "half_pays", lambda dtype: False)
+    monkeypatch.setattr(kernels, "half_is_faster", lambda dtype: False)
     layer = copy.deepcopy(LAYERS[name]).to(torch.float32 if autocast else dtype)
     x = torch.randn(20, 5, dtype=torch.float32 if autocast else dtype, requires_grad=True)
     exact = copy.deepcopy(layer).double()

@@ -9,7 +9,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.textenvs.lm.test_linear_kernels import assert_same_gradients
 from textenvs.lm.linear_kernels import padded_rows
-from textenvs.lm.packed_attention import OURS, Beginnings, RowLayout, attend, attends_to_everything
+from textenvs.lm.packed_attention import OURS, RowLayout, SharedPrefixes, has_full_attention, use_packed_attention
 from textenvs.lm.packed_forward import can_pack, hidden_states, recompute_layers
 from textenvs.tokens.rows import PAD
 
@@ -68,7 +68,7 @@ def test_a_layout_takes_rows_apart_and_together_again(lengths):
 @pytest.mark.parametrize("recompute", [False, True])
 def test_packed_rows_equal_each_row_alone_and_so_do_gradients(model, recompute):
     twin = copy.deepcopy(model)
-    attend(model)
+    use_packed_attention(model)
     if recompute:
         recompute_layers(model.base_model)
     weights = torch.randn(18, 24, generator=torch.Generator().manual_seed(4))
@@ -90,7 +90,7 @@ def test_the_last_mlp_is_computed_where_it_is_read_and_nothing_else_changes(mode
     lengths, rows = torch.full((4,), 9), TOKENS.repeat(1, 4)[:, :36]
     lengths, reads = lengths * 4, (reads[0], reads[1] * 4)
     twin, weights = copy.deepcopy(model), torch.randn(len(reads[0]), 24, generator=torch.Generator().manual_seed(4))
-    attend(model)
+    use_packed_attention(model)
     assert can_pack(model.base_model)
     mlp, seen = trunk_layers(model.base_model)[-1].mlp, []
     next(mlp.children()).register_forward_hook(lambda module, inputs, out: seen.append(inputs[0].shape[1]))
@@ -105,7 +105,7 @@ def test_the_last_mlp_is_computed_where_it_is_read_and_nothing_else_changes(mode
 
 
 WHICH, COMMON = torch.tensor([7, 0, 7, 0, 7, 2]), torch.tensor([4, 3, 4, 3, 4, 2])
-ALIKE = Beginnings(WHICH, COMMON)
+ALIKE = SharedPrefixes(WHICH, COMMON)
 ALIKE_LENGTHS = torch.tensor([6, 2, 9, 3, 4, 7])
 """Row 1 has not even all of what it begins with, so that row 3 must have the rest; row 4 has nothing beyond it."""
 
@@ -126,8 +126,8 @@ def test_a_layout_has_what_rows_begin_with_once():
     assert layout.at(rows, torch.ones_like(rows)).tolist() == [1, 7, 1, 7, 1, 15]
     assert layout.at(torch.tensor([0, 2, 2, 5]), torch.tensor([5, 3, 4, 0])).tolist() == [5, 3, 8, 14]
     assert layout.positions()[: layout.real].tolist() == [*range(6), *range(2), *range(4, 9), 2, *range(7)]
-    assert RowLayout(ALIKE_LENGTHS, Beginnings(torch.arange(6), ALIKE_LENGTHS)).real == 31
-    alone = Beginnings(torch.tensor([0, 1, 2, 3, 0, 4]), torch.ones(6, dtype=torch.int64))
+    assert RowLayout(ALIKE_LENGTHS, SharedPrefixes(torch.arange(6), ALIKE_LENGTHS)).real == 31
+    alone = SharedPrefixes(torch.tensor([0, 1, 2, 3, 0, 4]), torch.ones(6, dtype=torch.int64))
     assert RowLayout(ALIKE_LENGTHS, alone).real == 31  # one token is not worth it
 
 
@@ -136,13 +136,13 @@ def test_what_rows_begin_with_is_computed_once_and_every_gradient_is_the_sum(mod
     rows, real = rows_that_begin_alike(), torch.arange(9) < ALIKE_LENGTHS[:, None]
     row, position = real.nonzero().unbind(1)
     twin, weights = copy.deepcopy(model), torch.randn(31, 24, generator=torch.Generator().manual_seed(4))
-    attend(model)
+    use_packed_attention(model)
     if recompute:
         recompute_layers(model.base_model)
     assert can_pack(model.base_model)
     seen = []
     trunk_layers(model.base_model)[0].register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0].shape[1]))
-    found = hidden_states(model.base_model, rows, ALIKE_LENGTHS, row, position, beginnings=ALIKE)
+    found = hidden_states(model.base_model, rows, ALIKE_LENGTHS, row, position, prefixes=ALIKE)
     assert seen == [32]  # 21 tokens of 31, filled up
     expected = [
         twin.base_model(input_ids=r[None, :n]).last_hidden_state[0] for r, n in zip(rows, ALIKE_LENGTHS, strict=True)
@@ -151,7 +151,7 @@ def test_what_rows_begin_with_is_computed_once_and_every_gradient_is_the_sum(mod
     torch.testing.assert_close(found, expected)
     with torch.no_grad():
         torch.testing.assert_close(
-            hidden_states(model.base_model, rows, ALIKE_LENGTHS, row, position, beginnings=ALIKE), expected
+            hidden_states(model.base_model, rows, ALIKE_LENGTHS, row, position, prefixes=ALIKE), expected
         )
     for hidden in (found, expected):
         (hidden * weights).sum().backward()
@@ -160,19 +160,19 @@ def test_what_rows_begin_with_is_computed_once_and_every_gradient_is_the_sum(mod
 
 @pytest.mark.parametrize("at_once", [1, 12, 20, 100])
 def test_rows_that_begin_alike_a_few_at_a_time(model, at_once, monkeypatch):
-    attend(model)
+    use_packed_attention(model)
     row, position = torch.tensor([5, 2, 4, 0, 1]), torch.tensor([6, 3, 0, 5, 1])
     rows = rows_that_begin_alike()
     expected = hidden_states(model.base_model, rows, ALIKE_LENGTHS, row, position).detach()
     monkeypatch.setattr("textenvs.lm.packed_forward.TOKENS_AT_ONCE", at_once)
     with torch.no_grad():
-        found = hidden_states(model.base_model, rows, ALIKE_LENGTHS, row, position, beginnings=ALIKE)
+        found = hidden_states(model.base_model, rows, ALIKE_LENGTHS, row, position, prefixes=ALIKE)
     torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("at_once", [1, 6, 9, 100])
 def test_a_few_tokens_at_a_time_read_the_same_states_in_the_order_asked_for(model, at_once, monkeypatch):
-    attend(model)
+    use_packed_attention(model)
     lengths = torch.tensor([5, 1, 9, 3])
     row, position = torch.tensor([3, 0, 2, 0, 2]), torch.tensor([1, 4, 8, 2, 0])  # none of row 1
     whole = hidden_states(model.base_model, ROWS, lengths, row, position).detach()
@@ -195,7 +195,7 @@ def test_an_mlp_that_looks_beyond_its_position_is_computed_everywhere(model):
         def forward(self, hidden):
             return hidden.cumsum(1)
 
-    attend(model)
+    use_packed_attention(model)
     trunk_layers(model.base_model)[-1].mlp = Mixing()
     row = TOKENS.view(1, 36)
     expected = model.base_model(input_ids=row).last_hidden_state[0, 35:]
@@ -207,12 +207,12 @@ def test_a_model_that_sees_what_comes_is_not_packed():
     torch.manual_seed(0)
     config = BertConfig(vocab_size=50, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32)
     model = AutoModel.from_config(config).eval()
-    attend(model)
+    use_packed_attention(model)
     assert not can_pack(model)
 
 
 def test_no_row_sees_another(model):
-    attend(model)
+    use_packed_attention(model)
     before = hidden_states(model.base_model, ROWS, LENGTHS, *EVERY)
     other = ROWS.clone()
     other[2, :9] = (other[2, :9] + 7) % 50
@@ -231,14 +231,14 @@ def test_a_model_with_a_sliding_window_is_not_packed_and_right_all_the_same():
         )
     ).eval()  # fmt: skip
     expected = rows_alone(model.base_model)
-    attend(model)
-    assert not attends_to_everything(model.config)
+    use_packed_attention(model)
+    assert not has_full_attention(model.config)
     assert not can_pack(model.base_model)
     torch.testing.assert_close(hidden_states(model.base_model, ROWS, LENGTHS, *EVERY), expected)
 
 
 def test_a_model_that_does_not_tell_all_its_layers_is_not_packed(model, monkeypatch):
-    attend(model)
+    use_packed_attention(model)
     trunk = model.base_model
     layers = trunk_layers(trunk)
     told = layers[1].forward
@@ -247,7 +247,7 @@ def test_a_model_that_does_not_tell_all_its_layers_is_not_packed(model, monkeypa
 
 
 def test_attention_in_float32_rounds_once_at_the_end(model):
-    attend(model)
+    use_packed_attention(model)
     attention = ALL_ATTENTION_FUNCTIONS[OURS]
     layer = next(module for module in model.modules() if hasattr(module, "is_causal"))
     generator = torch.Generator().manual_seed(1)
@@ -267,12 +267,12 @@ def test_attention_in_float32_rounds_once_at_the_end(model):
 def test_attention_in_float32_leaves_a_float32_model_bit_for_bit_as_it_was(model):
     tokens = torch.randint(0, 50, (3, 12), generator=torch.Generator().manual_seed(1))
     before = model(input_ids=tokens).logits
-    attend(model)
+    use_packed_attention(model)
     assert torch.equal(model(input_ids=tokens).logits, before)
 
 
 def test_what_is_saved_does_not_name_our_attention(model, tmp_path):
-    attend(model)
+    use_packed_attention(model)
     model.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert again.config._attn_implementation == "sdpa"

@@ -301,7 +301,7 @@ def test_a_critic_that_begins_as_the_reward_model_says_what_that_says_of_unfinis
     ranks = {} if lora_rank is None else {"lora_rank": lora_rank}
     parts = build_parts(config_of(base, prompts, folder, memory=memory, critic_start="reward-model", **ranks))
     text = torch.tensor([[0, 4, 5, 6, 7, 8]])  # begins with the tokenizer's first token, as every prompt here
-    values = parts.policy.values_along(text[:, :2], text[:, 2:])[0]
+    values = parts.policy.completion_values(text[:, :2], text[:, 2:])[0]
     for t, value in enumerate(values):
         (expected,) = RewardModel.load(folder).score_rows([text[0, : 2 + t].tolist()])
         assert float(value) == pytest.approx(float(expected), abs=1e-5)

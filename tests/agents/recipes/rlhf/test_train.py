@@ -23,7 +23,7 @@ from agents.recipes.rlhf.memory_plan import planned_bytes
 from agents.runs.logging import METRICS
 from agents.runs.plots import read_columns
 from agents.text.agent import METRICS as TEXT_AGENT_METRICS
-from agents.text.collector import METRICS as TEXT_METRICS
+from agents.text.rollout_metrics import METRICS as TEXT_METRICS
 from textenvs.wrappers.preference import ScoredRows
 
 KEYS = {
@@ -450,8 +450,8 @@ def test_every_algorithm_resumes_where_an_undisturbed_run_ends_and_has_no_critic
         (["--algorithm", "rloo", "--lam", "0.9"], "lam needs a critic"),
         (["--algorithm", "rloo", "--value-clip", "0.2"], "value_clip needs a critic"),
         (["--algorithm", "rloo", "--minibatch-size", "4"], "minibatch_size 4 is below batch_size"),
-        (["--baseline", "batch"], "baseline is REINFORCE's"),
-        (["--kl-estimator", "k2"], "kl_estimator is of a KL in the loss"),
+        (["--baseline", "batch"], "baseline needs REINFORCE"),
+        (["--kl-estimator", "k3"], "kl_estimator needs a KL in the loss"),
         (["--beta-start", "0.5", "--kl-target", "6"], "beta_start and kl_target both move the price"),
         (["--beta-start", "-0.5"], "start -0.5"),
         (["--beta-start", "1", "--beta-share", "0"], "beta_share lies in (0, 1], received 0"),
@@ -577,5 +577,5 @@ def test_several_scorers_are_told_apart_in_the_comparison():
 
 
 def test_texts_of_different_prompts_are_not_compared():
-    with pytest.raises(ValueError, match="different prompts"):
+    with pytest.raises(ValueError, match="expected samples of the same prompts"):
         compare(assessment_of([[1], [2]], ("x", "y"), None), assessment_of([[1], [2]], ("x", "z"), None))
