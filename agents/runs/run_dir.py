@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -142,29 +142,49 @@ class RunDir:
         if settings is not None:
             self.write_json(CONFIG, settings)
 
-    def check_resumable(self, settings: dict[str, Any], checkpoint: str) -> None:
-        """Whether the unfinished run that lies here can be gone on with.
+    def check_resumable(self, settings: Mapping[str, Any], checkpoint: str | None = None) -> None:
+        """Refuse to resume what cannot continue.
 
         Args:
-            settings: of the run that wants to go on; those that lie here must be the same.
-            checkpoint: name of the file it would go on from.
+            settings: of this run; those in config.json must be the same.
+            checkpoint: name of the file to resume from; None: there need not be one.
 
         Raises:
-            ValueError: if the run is finished, has no checkpoint yet, or has other settings; the message names them.
+            RunDirError: if the run is finished, has no checkpoint, or has other settings; the message names them.
         """
         if (self.path / SUMMARY).exists():
-            raise ValueError(f"{self.path} holds a finished run: there is nothing to resume")
-        if not (self.path / checkpoint).exists():
-            raise ValueError(f"{self.path} holds no checkpoint yet: start anew, without --resume")
-        theirs = json.loads((self.path / CONFIG).read_text())
-        ours = json.loads(json.dumps(settings))
-        other = [f"{name}={theirs.get(name)!r} (now {ours[name]!r})" for name in ours if theirs.get(name) != ours[name]]
+            raise RunDirError(f"{self.path} holds a finished run: nothing to resume; choose another {self._flag}")
+        if checkpoint is not None and not (self.path / checkpoint).exists():
+            raise RunDirError(
+                f"{self.path} has no {checkpoint} to resume from: start anew, without --resume (and with --overwrite, "
+                "if that is asked for)"
+            )
+        theirs = json.loads((self.path / CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(theirs, dict):
+            raise RunDirError(f"{self.path / CONFIG}: expected an object of settings, received {type(theirs).__name__}")
+        before, now = _flat(theirs), _flat(json.loads(json.dumps(settings, default=str)))
+        differing = [name for name in now if before.get(name) != now[name]]
+        other = [f"{name}={_short(before.get(name))} (now {_short(now[name])})" for name in differing]
         if other:
-            raise ValueError(f"the run in {self.path} has other settings: {', '.join(other)}")
+            more = f" and {len(other) - 4} more" if len(other) > 4 else ""
+            raise RunDirError(f"the run in {self.path} has other settings: {', '.join(other[:4])}{more}")
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write one JSON object under ``name``, whole or not at all."""
         write_aside(self.path / name, json.dumps(content, indent=2, default=str) + "\n")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as "group.name" to value."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
 
 
 def lies_in(path: Path, folder: Path) -> bool:
