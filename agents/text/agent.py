@@ -7,6 +7,8 @@ How texts come about is ``agents.text.collector``'s; what surrounds both methods
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -160,18 +162,19 @@ class TextAgent(Agent):
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         exact = config.kl_in != "reward" and config.kl_estimator == "full"
-        figures = update(
-            AgainstReference(self.policy, self.reference) if exact else self.policy,
-            self.optimizer,
-            batch,
-            config,
-            clip=clip,
-            clip_high=config.clip_high,
-            generator=self.generator,
-            objective=text_objective(config, clip=clip, beta=getattr(self.collector, "beta", 0.0)),
-            reduction=REDUCTIONS[config.average][1],
-            processes=self.processes,
-        )
+        with frozen(self.policy.actor_parameters() if self.updates < config.critic_warmup else []):
+            figures = update(
+                AgainstReference(self.policy, self.reference) if exact else self.policy,
+                self.optimizer,
+                batch,
+                config,
+                clip=clip,
+                clip_high=config.clip_high,
+                generator=self.generator,
+                objective=text_objective(config, clip=clip, beta=getattr(self.collector, "beta", 0.0)),
+                reduction=REDUCTIONS[config.average][1],
+                processes=self.processes,
+            )
         return {**figures, **self._judgment, "train/learning_rate": rate, "train/clip": clip}
 
     def state_dict(self) -> dict[str, Any]:
@@ -191,6 +194,19 @@ class TextAgent(Agent):
     def _refuse_other(cls, state: dict[str, Any]) -> None:
         if state["algorithm"] != state["config"].get("algorithm"):
             raise CheckpointError(f"the checkpoint is of {state['algorithm']!r}, and not of an agent for text")
+
+
+@contextmanager
+def frozen(parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
+    """No gradient reaches ``parameters`` inside the block, so that an optimizer step leaves them as they are."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def _check(config: TextAgentConfig, policy: Any, collector: Any, reference: Any) -> None:

@@ -110,6 +110,8 @@ class TextAgentConfig(TextAdvantageConfig, TextKLConfig, TextLossConfig, UpdateC
     """"ppo" (Schulman et al. 2017), "grpo" (Shao et al. 2024), "rloo" (Ahmadian et al. 2024), "reinforce" """
     gamma: float = 1.0
     """discount per token; 1 without a critic"""
+    critic_warmup: int = 0
+    """PPO: first updates in which only the critic learns, and the actor stays as it is"""
 
     @classmethod
     def for_algorithm(cls, algorithm: Algorithm, **changed: Any) -> TextAgentConfig:
@@ -148,6 +150,8 @@ class TextAgentConfig(TextAdvantageConfig, TextKLConfig, TextLossConfig, UpdateC
         upper = 1.0 + max(self.clip_high or 0.0, value_at(self.clip, 0.0), value_at(self.clip, 1.0))
         if self.dual_clip is not None and not self.dual_clip > upper:
             raise ValueError(f"dual_clip must exceed 1 + clip, {upper:g}, received {self.dual_clip}")
+        if self.critic_warmup < 0:
+            raise ValueError(f"critic_warmup: expected 0 or more updates, received {self.critic_warmup}")
         if not 0.0 <= self.baseline_decay < 1.0:
             raise ValueError(f"baseline_decay must lie in [0, 1), received {self.baseline_decay}")
         if self.critic_lam is not None and not 0.0 <= self.critic_lam <= 1.0:
@@ -165,6 +169,7 @@ class TextAgentConfig(TextAdvantageConfig, TextKLConfig, TextLossConfig, UpdateC
             "normalize_std is GRPO's": self.normalize_std and self.algorithm != "grpo",
             "baseline is REINFORCE's": self.baseline != "none" and self.algorithm != "reinforce",
             "reward_to_go is REINFORCE's": self.reward_to_go and self.algorithm != "reinforce",
+            "critic_warmup needs a critic": self.critic_warmup > 0 and not self.uses_critic,
             "critic_lam needs a critic": self.critic_lam is not None and not self.uses_critic,
             "value_clip needs a critic": self.value_clip is not None and not self.uses_critic,
             "whiten_rewards is of tokens' rewards, which only a critic tells apart": self.whiten_rewards
