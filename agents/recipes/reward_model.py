@@ -26,7 +26,7 @@ import numpy as np
 from agents.runs import checkpoint
 from agents.runs.cli import enter
 from agents.runs.devices import check_device
-from agents.runs.fit_run import drive
+from agents.runs.fit_run import drive, restore
 from agents.runs.flags import RunFlags
 from agents.runs.lifecycle import TrainingRun, training_run
 from agents.runs.logging import MetricSink
@@ -263,7 +263,7 @@ def fit_members(
             fit = learner.new_fit(MemberSink(sink, index, before), checkpoint_every=config.checkpoint_every)
             state = states[index]
             if state is not None:
-                fit.load_state_dict(state)
+                restore(fit, state, paths[index])
             usual_dropout = set_dropout(model, config.training.dropout)
             try:
                 finished = drive(fit, run, bar, paths[index], done=index * total, label=label)

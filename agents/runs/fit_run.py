@@ -18,17 +18,29 @@ def fit_in(run: TrainingRun, fit: Fit) -> bool:
         Whether it came to its end; a checkpoint is written if not.
 
     Raises:
-        CheckpointError, ValueError: if there is nothing to resume, or it is of another model or other data.
+        CheckpointError: if the checkpoint is damaged, or of another model or other data.
         FloatingPointError: if the loss is not finite any more.
     """
     state = run.checkpoint_state()
     if state is not None:
-        fit.load_state_dict(state)
+        restore(fit, state, run.checkpoint)
     fit.sink = run.begin(fit.progress.step)
     with run.training(fit.options.num_steps, "optimizer steps", done=fit.progress.step) as bar:
         finished = drive(fit, run, bar, run.checkpoint)
     fit.settle()
     return finished
+
+
+def restore(fit: Fit, state: dict[str, Any], path: Path) -> None:
+    """Give ``fit`` the ``state`` that was loaded from ``path``.
+
+    Raises:
+        CheckpointError: if it is of another model or other data.
+    """
+    try:
+        fit.load_state_dict(state)
+    except ValueError as error:
+        raise checkpoint.CheckpointError(f"{path}: {error}") from error
 
 
 def drive(fit: Fit, run: TrainingRun, bar: ProgressBar, path: Path, *, done: int = 0, label: str | None = None) -> bool:
@@ -45,7 +57,7 @@ def _headline(fit: Fit) -> str:
     speed = f"{progress.count / max(progress.step_seconds, 1e-9):.0f} {unit}/s"
     if progress.last_loss is None:
         return speed
-    held_out: Any = f"held-out loss {progress.last_loss:.3f} nats"
+    held_out = f"held-out loss {progress.last_loss:.3f} nats"
     if unit == "tokens":
         held_out = f"held-out perplexity {perplexity_of(progress.last_loss):.2f}"
     return f"{held_out}  {speed}"
