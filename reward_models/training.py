@@ -125,7 +125,7 @@ class RewardLearner:
         options = self.options
         torch.manual_seed(options.seed)
         fit_options = FitOptions(
-            num_steps=max(1, round(options.epochs * len(self.train))),
+            num_steps=num_steps(self.train, options),
             learning_rate=options.learning_rate,
             warmup_share=options.warmup_share,
             final_share=0.0,
@@ -165,6 +165,11 @@ class RewardLearner:
         """A checksum of the held-out texts and of the first training batch."""
         batches = (next(iter(self.train.epoch(np.random.default_rng(self.options.seed)))), *self.heldout)
         return zlib.crc32("\0".join(text for batch in batches for text in batch.texts).encode())
+
+
+def num_steps(train: BatchSource, options: TrainingOptions) -> int:
+    """Optimizer steps of a fit, if patience lasts."""
+    return max(1, round(options.epochs * len(train)))
 
 
 def fit(

@@ -126,9 +126,8 @@ def test_evaluating_what_a_run_left_behind_repeats_its_figures_and_only_such_run
     for script in ("train_reward_model", "train_language_model"):
         (tmp_path / "run" / "made_by.txt").write_text(script)
         complains(f"this is a run of {script}; evaluate_agent takes runs of train_control and train_text", *agent)
-    (tmp_path / "run" / "made_by.txt").unlink()  # as an older version left it: the settings tell
-    (tmp_path / "run" / "config.json").write_text('{"pairs": "", "model": "m"}')
-    complains("this is a run of train_reward_model", *agent)
+    (tmp_path / "run" / "made_by.txt").unlink()
+    complains("pass the run directory", *agent)
     assert (tmp_path / "run" / "summary.json").exists()
 
 
