@@ -1,6 +1,6 @@
-"""What every agent here shares: collect, judge, improve, repeat; and ``learn``, ``predict``, ``save``, ``load``.
+"""The loop that all agents share: collect a rollout, compute advantages, update; and ``learn``, ``save``, ``load``.
 
-How a batch improves the policy is not here: see ``agents.control.ppo`` and ``agents.control.trpo``.
+How a batch updates the policy is not here: see ``agents.control`` and ``agents.text``.
 """
 
 from __future__ import annotations
@@ -10,22 +10,27 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+import gymnasium as gym
 import torch
 from gymnasium.vector import VectorEnv
+from numpy.typing import NDArray
 
 from agents.callbacks import called
 from agents.callbacks import progress_bar as bar_of
+from agents.config import AgentConfig
 from agents.functional.advantages import generalized_advantages
-from agents.interfaces import Collector
+from agents.interfaces import Collector, Policy
 from agents.rollout import Batch, Rollout
 from agents.runs import checkpoint
 from agents.runs.logging import MetricSink, NullSink
 
 Self = TypeVar("Self", bound="Agent")
+EnvLike = str | gym.Env[Any, Any] | VectorEnv[Any, Any, Any]
+"""An id, an environment or a vector environment."""
 
 
 class Agent:
-    """The life of an agent; a subclass says in ``update`` what it learns from a batch.
+    """The training loop; a subclass implements ``update``, ``predict`` and ``from_state``.
 
     It is given everything that knows an environment: ``agents.control.agent`` builds policy and collector for Gymnasium
     spaces, ``agents.text.agent`` is handed those of a language model.
@@ -46,19 +51,19 @@ class Agent:
 
     def __init__(
         self,
-        config: Any,
-        policy: Any,
+        config: AgentConfig,
+        policy: Policy,
         collector: Collector | None,
         *,
         env: VectorEnv | None = None,
         generator: torch.Generator | None = None,
         logger: MetricSink | None = None,
     ) -> None:
-        self.config = config
+        self.config: Any = config  # a subclass has settings of its own
         self.generator = torch.Generator().manual_seed(config.seed) if generator is None else generator
         self.predict_generator = torch.Generator().manual_seed(config.seed + 1)
-        self.policy = policy
-        self.policy.to(config.device)
+        module: Any = policy  # a subclass needs more of it than the protocol
+        self.policy = module.to(config.device)
         self.collector = collector
         self.env = env
         self.learner, self.optimizer = self._learning_parts()
@@ -69,11 +74,11 @@ class Agent:
         self.span = (0, 0)
 
     def _learning_parts(self) -> tuple[Any, torch.optim.Optimizer]:
-        """What acts and is trained (the policy, or a faster form of it), and the optimizer of its parameters."""
+        """The module that acts and is trained (the policy, or an equal, faster form of it), and its optimizer."""
         raise NotImplementedError
 
     def update(self, batch: Batch) -> dict[str, float]:
-        """Learn from ``batch``; the figures to log. ``progress`` is still that of the rollout's beginning."""
+        """Update the policy from ``batch`` and return metrics; ``progress`` is that of the rollout's beginning."""
         raise NotImplementedError
 
     @property
@@ -103,8 +108,8 @@ class Agent:
 
         Args:
             total_timesteps: transitions of a control task, texts of a token environment: the unit of ``steps`` and of
-                the logger's ``time/steps``. None goes on with a ``learn`` that was interrupted, to the end it had; its
-                schedules then continue as if nothing had happened.
+                the logger's ``time/steps``. None continues a ``learn`` that was interrupted to its original
+                end, schedules included.
             callback: called with the agent after every update; returning False ends the training early. Also a callback
                 of Stable-Baselines3, or a list; see ``agents.callbacks``.
             log_interval: updates between two lines of the logger.
@@ -114,10 +119,11 @@ class Agent:
             The agent itself.
 
         Raises:
-            ValueError: if there is nothing to learn in, nothing to go on with, or a number that is none.
+            ValueError: without an environment, without an interrupted training to continue, or for a number out of
+            range.
         """
         if self.collector is None:
-            raise ValueError("this agent has no environment: pass one to load(path, env=...) or set_env")
+            raise ValueError("this agent has no environment: pass env= to load, or call set_env")
         if log_interval < 1:
             raise ValueError(f"log_interval: expected 1 or more updates, received {log_interval!r}")
         if total_timesteps is not None:
@@ -127,7 +133,7 @@ class Agent:
                 )
             self.span = (self.steps, self.steps + int(total_timesteps))
         elif self.span == (0, 0):
-            raise ValueError("there is no interrupted training to go on with: pass total_timesteps")
+            raise ValueError("expected total_timesteps: there is no interrupted training to continue")
         with ExitStack() as stack:
             calls = [stack.enter_context(called(callback, self))]
             if progress_bar:
@@ -149,14 +155,14 @@ class Agent:
         began = time.perf_counter()
         rollout, metrics = self.collector.collect(self.learner)
         collected = time.perf_counter()
-        figures = self.update(self.compute_advantages(rollout))
+        learned = self.update(self.compute_advantages(rollout))
         steps = rollout.num_rows if self.collector.counts == "rows" else rollout.num_steps
         self.steps += steps
         self.updates += 1
         finished = time.perf_counter()
         self.metrics = {
             **metrics,
-            **figures,
+            **learned,
             "train/updates": float(self.updates),
             "time/steps": float(self.steps),
             "time/collect_share": (collected - began) / (finished - began),
@@ -178,6 +184,34 @@ class Agent:
             )
         )
 
+    def predict(
+        self, observation: object, state: object = None, episode_start: object = None, deterministic: bool = False
+    ) -> tuple[NDArray[Any], object]:
+        """Actions for one observation or a batch of them, as Stable-Baselines3's ``predict``."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_state(cls: type[Self], state: dict[str, Any], env: EnvLike | None = None, **arguments: Any) -> Self:
+        """Build the agent that ``state_dict`` gave ``state`` of; arguments and errors as in ``load``."""
+        raise NotImplementedError
+
+    @classmethod
+    def load(cls: type[Self], path: str | Path, env: EnvLike | None = None, **arguments: Any) -> Self:
+        """Load the agent saved at ``path``; training continues bit for bit.
+
+        Args:
+            path: what ``save`` wrote.
+            env: to continue in; None takes the id it was trained on, if it was given by id. An agent for control
+                without either predicts only.
+            arguments: ``policy``, the module to fill where it was handed over as an object; ``device``, where it is
+                another than it was saved from; ``logger``.
+
+        Raises:
+            CheckpointError: if the file is missing, damaged, or of another version or algorithm, or if environment or
+                policy cannot be built again from it.
+        """
+        return cls.from_state(checkpoint.load(path), env, **arguments)
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that training from here depends on."""
         return {
@@ -196,7 +230,7 @@ class Agent:
             raise checkpoint.CheckpointError(f"the checkpoint is of {state['algorithm']!r}, not {cls.algorithm!r}")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Become the agent that ``state`` was taken from.
+        """Restore training state from ``state``.
 
         Raises:
             CheckpointError: if it was of another algorithm or configuration; the message names the fields.
@@ -221,12 +255,12 @@ class Agent:
         self.span = (progress["span"][0], progress["span"][1])
 
     def save(self, path: str | Path) -> Path:
-        """Write the whole agent to one file, from which training resumes bit for bit (see
-        ``agents.runs.checkpoint``)."""
+        """Write the whole agent to one file, from which training resumes bit for bit; see
+        ``agents.runs.checkpoint``."""
         return checkpoint.save(path, self.state_dict())
 
     def restore(self: Self, path: str | Path) -> Self:
-        """Become the agent saved at ``path``, which must have this one's configuration.
+        """Restore training state from the file at ``path``, whose configuration must be this agent's.
 
         Raises:
             CheckpointError: if the file is missing, damaged, or of another version or configuration.

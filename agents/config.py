@@ -203,12 +203,12 @@ def with_settings(kind: type[C], config: C | None, settings: dict[str, Any]) -> 
     if config is not None and not isinstance(config, kind):
         raise ValueError(f"config: expected a {kind.__name__}, received {type(config).__name__}")
     check_settings(kind, settings)
-    return kind(**settings) if config is None else replace(config, **settings)  # type: ignore[type-var]
+    return kind(**settings) if config is None else replace(config, **settings)
 
 
 def check_settings(kind: type, settings: Iterable[str]) -> None:
     """Raise ValueError unless all names are fields of ``kind``; the nearest name is in the message."""
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    known = [field.name for field in fields(kind)]
     for name in settings:
         if name not in known:
             near = get_close_matches(name, known, n=1)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any, Union
 
 import torch
 from torch import nn
 
+from agents.algorithms.options import TextOptions
 from agents.algorithms.token_environments import TokenVectorLike
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.lora import AdaptedTrunk
@@ -16,15 +17,17 @@ from agents.text.collector import kl_shaping_of
 from agents.text.config import TextAgentConfig
 from textenvs.envs.vector import TokenVectorEnv
 from textenvs.tokens.tokenizers import load_tokenizer, same_tokenizer
-from textenvs.wrappers.reference import CausalLMReference, load_causal_lm
+from textenvs.wrappers.reference import load_causal_lm
 
-if TYPE_CHECKING:
-    from agents.algorithms.text import TextOptions
+PolicyLike = Union[str, "os.PathLike[str]", nn.Module]
+"""A directory or name, or a module: a transformers model, a ``CausalLMPolicy`` or one that implements the protocol."""
 
 PROTOCOL = ("act", "evaluate")
 
 
-def build_policy(envs: TokenVectorLike, policy: Any, config: TextAgentConfig, options: TextOptions) -> Any:
+def build_policy(
+    envs: TokenVectorLike, policy: PolicyLike | None, config: TextAgentConfig, options: TextOptions
+) -> nn.Module:
     """A module that acts in ``envs`` and has a critic if the algorithm uses one.
 
     Args:
@@ -36,11 +39,11 @@ def build_policy(envs: TokenVectorLike, policy: Any, config: TextAgentConfig, op
     Raises:
         ValueError: if no policy can be known, or it cannot act in ``envs``.
     """
-    base = envs.unwrapped
-    assert isinstance(base, TokenVectorEnv)
+    base = _base(envs)
     if isinstance(policy, nn.Module) and all(hasattr(policy, name) for name in PROTOCOL):
         return policy
-    model = _causal_lm(envs, base, policy).to(config.device).float().requires_grad_(True)
+    model: Any = _causal_lm(envs, base, policy)
+    model = model.to(config.device).float().requires_grad_(True)
     critic = options.critic or ("shared" if config.uses_critic else "none")
     adapters = None if options.lora is None else AdaptedTrunk(model, options.lora, value=critic == "adapter")
     if options.dtype not in ("float32", "bfloat16"):
@@ -56,7 +59,7 @@ def build_policy(envs: TokenVectorLike, policy: Any, config: TextAgentConfig, op
     )
 
 
-def starting_policy(envs: TokenVectorLike, policy: Any) -> CausalLMPolicy:
+def starting_policy(envs: TokenVectorLike) -> CausalLMPolicy:
     """The environment's reference as a policy, for the exact KL to it.
 
     Raises:
@@ -65,16 +68,22 @@ def starting_policy(envs: TokenVectorLike, policy: Any) -> CausalLMPolicy:
     model = _reference_model(envs)
     if model is None:
         raise ValueError('kl_estimator "full" needs an environment whose KLShaping has a causal LM as its reference')
-    return CausalLMPolicy(model, eos_token_id=policy.eos_token_id, critic="none", sampling=policy.sampling)
+    return CausalLMPolicy(model, eos_token_id=_base(envs).eos_token_id, critic="none")
+
+
+def _base(envs: TokenVectorLike) -> TokenVectorEnv:
+    base = envs.unwrapped
+    assert isinstance(base, TokenVectorEnv)
+    return base
 
 
 def _reference_model(envs: TokenVectorLike) -> Any:
     shaping = kl_shaping_of(envs)
     reference = None if shaping is None else shaping.reference
-    return reference.model if isinstance(reference, CausalLMReference) else None
+    return getattr(reference, "model", None)
 
 
-def _causal_lm(envs: TokenVectorLike, base: TokenVectorEnv, policy: Any) -> Any:
+def _causal_lm(envs: TokenVectorLike, base: TokenVectorEnv, policy: PolicyLike | None) -> Any:
     if policy is None:
         model = _reference_model(envs)
         if model is None:

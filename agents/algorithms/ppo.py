@@ -3,17 +3,15 @@ texts."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, TypeVar
 
 import gymnasium as gym
 
-from agents.agent import Agent
+from agents.agent import Agent, EnvLike
 from agents.algorithms.text import TextAlgorithm
 from agents.algorithms.token_environments import is_token_environment
 from agents.control.agent import MLP_POLICY
 from agents.control.ppo import ControlPPO
-from agents.runs import checkpoint
 
 Self = TypeVar("Self", bound="PPO")
 
@@ -29,52 +27,38 @@ class PPO(Agent):
         env: an id, an ``Env`` or a ``VectorEnv``.
         config: ``PPOConfig`` for control tasks, ``TextAgentConfig`` for text; None: the defaults or the preset.
         policy: a module; for text also a model, its directory or name. ``"MlpPolicy"`` asks for small networks, also on
-            token ids.
+            token ids, as does a module that keeps no rows.
         settings: fields of the configuration as keywords, and ``logger``.
 
     Raises:
         ValueError: for an environment or settings that do not fit.
     """
 
-    def __new__(cls, env: Any = None, config: Any = None, policy: Any = None, **settings: Any) -> PPO:
+    algorithm = "ppo"
+
+    def __new__(cls, env: EnvLike | None = None, config: object = None, policy: object = None, **settings: Any) -> PPO:
         """Choose the class for the environment."""
         if isinstance(env, str) and env.endswith("Policy") and env not in gym.registry:
             raise ValueError(f"the environment comes first: PPO(env, policy={env!r}), or PPO(env) for the default")
         if cls is not PPO:
             return super().__new__(cls)
-        text = is_token_environment(env) and policy != MLP_POLICY
+        steps = policy == MLP_POLICY or getattr(policy, "keeps_rows", True) is False  # acts on single observations
+        text = is_token_environment(env) and not steps
         return super().__new__(_TextPPO if text else _ControlPPO)
 
     @classmethod
-    def load(cls: type[Self], path: str | Path, env: Any = None, **arguments: Any) -> Self:
-        """Load the agent saved at ``path``, for control or text; training goes on bit for bit.
-
-        Args:
-            path: what ``save`` wrote.
-            env: to go on in; None takes the id it was trained on, if it was given by id. Without either, an agent for
-                control predicts only.
-            arguments: ``policy`` where it was handed over as an object, ``device``, ``logger``.
-
-        Raises:
-            CheckpointError: if the file is missing, damaged, or of another version or algorithm.
-        """
-        return cls.from_state(checkpoint.load(path), env, **arguments)
-
-    @classmethod
-    def from_state(cls: type[Self], state: dict[str, Any], env: Any = None, **arguments: Any) -> Self:
+    def from_state(cls: type[Self], state: dict[str, Any], env: EnvLike | None = None, **arguments: Any) -> Self:
         """Build the agent that ``state_dict`` gave ``state`` of; arguments and errors as in ``load``."""
-        kind: Any = cls if cls is not PPO else _TextPPO if "text" in state else _ControlPPO
-        return kind.from_state(state, env, **arguments)
+        kind: Any = _TextPPO if "text" in state else _ControlPPO
+        agent: Self = kind.from_state(state, env, **arguments)
+        return agent
 
 
 class _ControlPPO(ControlPPO, PPO):
     """PPO over steps."""
-
-    load = PPO.load
 
 
 class _TextPPO(TextAlgorithm, PPO):
     """PPO over texts."""
 
     name = "ppo"
-    load = PPO.load

@@ -7,67 +7,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-import gymnasium as gym
 import torch
-from gymnasium.vector import VectorEnv
 
-from agents.algorithms.policies import build_policy, starting_policy
+from agents.agent import EnvLike
+from agents.algorithms.options import TextOptions
+from agents.algorithms.policies import PolicyLike, build_policy, starting_policy
 from agents.algorithms.token_environments import TokenVectorLike, token_vector
 from agents.config import check_settings, with_settings
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.generation import generate
-from agents.lm.lora import LoraOptions
-from agents.lm.sampling import TokenSampling
 from agents.runs import checkpoint
 from agents.runs.logging import MetricSink
 from agents.text.agent import TextAgent
 from agents.text.collector import TextCollector, kl_shaping_of
 from agents.text.config import PAPERS, Algorithm, TextAgentConfig
-from agents.text.kl_controllers import KLController
 from agents.text.presets import preset_settings
-from agents.text.score_scaling import ScoreScaler
 from agents.text.stepwise import generate_by_acting
+from textenvs.envs.vector import TokenVectorEnv
 from textenvs.tokens.prompts import load_prompts
 from textenvs.tokens.tokenizers import decode_rows
 
-if TYPE_CHECKING:
-    pass
-
 Self = TypeVar("Self", bound="TextAlgorithm")
-PolicyLike = "str | os.PathLike[str] | PreTrainedModel | nn.Module | None"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextOptions:
-    """How texts are written and paid, beside the settings of the algorithm."""
-
-    batch_size: int = 64
-    """texts an update, where the environment is given by id; otherwise its number of sub-environments"""
-    critic: str | None = None
-    """where values come from: "shared", "separate", "adapter", "none"; see ``CausalLMPolicy``. None: as the
-    algorithm"""
-    beta: float | None = None
-    """KL coefficient, reward units per nat. None: the environment's"""
-    sampling: TokenSampling | None = None
-    """how logits become the distribution that acts. None: as they are"""
-    lora: LoraOptions | None = None
-    """train low-rank adapters over frozen weights. None: all weights"""
-    dtype: str = "float32"
-    """of matrix products, "float32" or "bfloat16" """
-    gradient_checkpointing: bool = False
-    """compute layers again in the backward pass instead of keeping what they hold"""
-    missing_eos_penalty: float = 0.0
-    """reward units taken from texts that ran out of budget"""
-    max_concurrent_rows: int | None = None
-    """texts decoded at a time. None: all of a batch"""
-    kl_controller: KLController | None = None
-    """what moves the KL coefficient; see ``agents.text.kl_controllers``"""
-    score_scaler: ScoreScaler | None = None
-    """what the score is turned into before it is paid"""
 
 
 class TextAlgorithm(TextAgent):
@@ -92,9 +56,9 @@ class TextAlgorithm(TextAgent):
 
     def __init__(
         self,
-        env: str | gym.Env[Any, Any] | VectorEnv[Any, Any, Any],
+        env: EnvLike,
         config: TextAgentConfig | None = None,
-        policy: Any = None,
+        policy: PolicyLike | None = None,
         *,
         logger: MetricSink | None = None,
         **settings: Any,
@@ -122,7 +86,7 @@ class TextAlgorithm(TextAgent):
             config,
             module,
             _collector(envs, module, config, options),
-            reference=starting_policy(envs, module) if exact else None,
+            reference=starting_policy(envs) if exact else None,
             logger=logger,
         )
         self.env = envs
@@ -140,7 +104,7 @@ class TextAlgorithm(TextAgent):
             chosen["minibatch_size"] = min(chosen["minibatch_size"], max(1, rows // 4))
         return TextAgentConfig(**chosen)
 
-    def set_env(self, env: str | gym.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> None:
+    def set_env(self, env: EnvLike) -> None:
         """Learn in another token environment from its first prompts on.
 
         Raises:
@@ -149,6 +113,12 @@ class TextAlgorithm(TextAgent):
         envs = token_vector(env, self.options.batch_size, self.config.group_size)
         collector = _collector(envs, self.policy, self.config, self.options)
         self.env, self.env_id, self.collector = envs, env if isinstance(env, str) else None, collector
+
+    @property
+    def _base(self) -> TokenVectorEnv:
+        assert self.env is not None
+        assert isinstance(self.env.unwrapped, TokenVectorEnv)
+        return self.env.unwrapped
 
     @torch.no_grad()
     def generate(
@@ -164,7 +134,7 @@ class TextAlgorithm(TextAgent):
         Raises:
             ValueError: if the environment has no tokenizer, or a prompt has no token.
         """
-        base = self.env.unwrapped  # type: ignore[union-attr]
+        base = self._base
         if base.tokenizer is None:
             raise ValueError("generate needs text, and this environment has no tokenizer: call policy's own generation")
         rows = load_prompts(list(prompts), base.tokenizer, vocab_size=base.vocab_size)
@@ -193,7 +163,8 @@ class TextAlgorithm(TextAgent):
             raise ValueError(
                 f"save_pretrained: expected a CausalLMPolicy, this agent has a {type(self.policy).__name__}"
             )
-        save_model(self.policy, self.env.unwrapped.tokenizer, Path(path))  # type: ignore[union-attr]
+        tokenizer: Any = self._base.tokenizer  # of transformers, as the policy's
+        save_model(self.policy, tokenizer, Path(path))
 
     def state_dict(self) -> dict[str, Any]:
         """As every agent's, with what ``load`` needs to build environment and policy again."""
@@ -201,7 +172,7 @@ class TextAlgorithm(TextAgent):
             "env_id": self.env_id,
             "policy": self.policy_source,
             "own_policy": self._own_policy,
-            "options": plain_options(self.options),
+            "options": self.options.to_dict(),
         }
         return {**super().state_dict(), "text": text}
 
@@ -209,11 +180,12 @@ class TextAlgorithm(TextAgent):
     def from_state(
         cls: type[Self],
         state: dict[str, Any],
-        env: Any = None,
+        env: EnvLike | None = None,
         *,
-        policy: Any = None,
+        policy: PolicyLike | None = None,
         device: str | None = None,
         logger: MetricSink | None = None,
+        **arguments: Any,
     ) -> Self:
         """Build the agent that ``state_dict`` gave ``state`` of; arguments and errors as in ``load``."""
         cls._refuse_other(state)
@@ -225,25 +197,10 @@ class TextAlgorithm(TextAgent):
         if policy is None and not known["own_policy"]:
             raise checkpoint.CheckpointError("the agent's policy was handed over as an object: pass policy=")
         config = TextAgentConfig.from_dict(state["config"] | ({} if device is None else {"device": device}))
-        agent = cls(env, config, policy, logger=logger, **options_from_plain(known["options"]))
+        agent = cls(env, config, policy, logger=logger, **vars(TextOptions.from_dict(known["options"])))
         state["config"] = agent.config.to_dict()
         agent.load_state_dict(state)
         return agent
-
-    @classmethod
-    def load(cls: type[Self], path: str | Path, env: Any = None, **arguments: Any) -> Self:
-        """Load the agent saved at ``path``; training goes on bit for bit.
-
-        Args:
-            path: what ``save`` wrote.
-            env: to go on in; None takes the id it was trained on.
-            arguments: ``policy`` where it was handed over as an object, ``device``, ``logger``.
-
-        Raises:
-            CheckpointError: if the file is missing, damaged, of another version or algorithm, or if environment or
-                policy cannot be built again from it.
-        """
-        return cls.from_state(checkpoint.load(path), env, **arguments)
 
     @classmethod
     def _refuse_other(cls, state: dict[str, Any]) -> None:
@@ -266,34 +223,3 @@ def _collector(envs: TokenVectorLike, policy: Any, config: TextAgentConfig, opti
         generate=_writer(policy),
         max_concurrent_rows=options.max_concurrent_rows,
     )
-
-
-def plain_options(options: TextOptions) -> dict[str, Any]:
-    """The options as JSON values; the state of a score scaler is the collector's."""
-    found = {field.name: getattr(options, field.name) for field in fields(options)}
-    for name in ("sampling", "lora"):
-        found[name] = None if found[name] is None else asdict(found[name])
-    if options.kl_controller is not None:
-        found["kl_controller"] = [type(options.kl_controller).__name__, dict(vars(options.kl_controller))]
-    if options.score_scaler is not None:
-        found["score_scaler"] = [options.score_scaler.standardize, options.score_scaler.limit]
-    return found
-
-
-def options_from_plain(values: dict[str, Any]) -> dict[str, Any]:
-    """The keywords of ``TextOptions`` that `plain_options` came from."""
-    from agents.text import kl_controllers
-
-    found = dict(values)
-    if found["sampling"] is not None:
-        allowed = found["sampling"]["allowed_tokens"]
-        found["sampling"] = TokenSampling(**found["sampling"] | {"allowed_tokens": allowed and tuple(allowed)})
-    if found["lora"] is not None:
-        found["lora"] = LoraOptions(**found["lora"])
-    if found["kl_controller"] is not None:
-        kind, settings = found["kl_controller"]
-        found["kl_controller"] = getattr(kl_controllers, kind)(**settings)
-    if found["score_scaler"] is not None:
-        standardize, limit = found["score_scaler"]
-        found["score_scaler"] = ScoreScaler(standardize=standardize, limit=limit)
-    return found

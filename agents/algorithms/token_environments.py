@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.vector import VectorEnv
 
+from agents.agent import EnvLike
 from textenvs.envs.scalar import TokenEnv
 from textenvs.envs.vector import TokenVectorEnv
 from textenvs.envs.wrapper import TokenVectorWrapper
@@ -14,7 +15,7 @@ from textenvs.envs.wrapper import TokenVectorWrapper
 TokenVectorLike = TokenVectorEnv | TokenVectorWrapper
 
 
-def is_token_environment(env: Any) -> bool:
+def is_token_environment(env: object) -> bool:
     """True for an id, an environment or a vector environment whose actions are tokens.
 
     An id counts if its namespace is ``textenvs``; of one's own, pass the environment: ``gym.make_vec(id, ...)``.
@@ -25,7 +26,7 @@ def is_token_environment(env: Any) -> bool:
     return isinstance(unwrapped, TokenVectorEnv | TokenEnv)
 
 
-def token_vector(env: Any, num_envs: int, group_size: int) -> TokenVectorLike:
+def token_vector(env: EnvLike, num_envs: int, group_size: int) -> TokenVectorLike:
     """The vector environment for ``env``.
 
     Args:

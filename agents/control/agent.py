@@ -5,7 +5,6 @@ What a batch teaches is not here: see ``agents.control.ppo`` and ``agents.contro
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,7 +21,6 @@ from agents.control.normalize import ObservationNormalizer, RewardScaler
 from agents.control.space_codec import space_from_dict, space_to_dict
 from agents.control.spaces import ActionDecoder, ObservationEncoder
 from agents.interfaces import Collector
-from agents.runs import checkpoint
 from agents.runs.logging import MetricSink
 
 MLP_POLICY = "MlpPolicy"
@@ -167,39 +165,15 @@ class ControlAgent(Agent):
             self.normalizer.load_state_dict(state["collector"]["normalizer"])
 
     @classmethod
-    def load(
-        cls: type[Self],
-        path: str | Path,
-        env: EnvLike | None = None,
-        *,
-        policy: nn.Module | None = None,
-        device: str | None = None,
-        logger: MetricSink | None = None,
-    ) -> Self:
-        """The agent saved at ``path``.
-
-        Args:
-            path: what ``save`` wrote.
-            env: to go on training in; None takes the id it was trained on, if it was given by id. Without either the
-                agent predicts only.
-            policy: the module to fill, where it was not the default one.
-            device: another device than it was saved from.
-            logger: as in ``PPO``.
-
-        Raises:
-            CheckpointError: if the file is missing, damaged, or of another version or algorithm.
-        """
-        return cls.from_state(checkpoint.load(path), env, policy=policy, device=device, logger=logger)
-
-    @classmethod
     def from_state(
         cls: type[Self],
         state: dict[str, Any],
-        env: EnvLike | None = None,
+        env: Any = None,
         *,
         policy: nn.Module | None = None,
         device: str | None = None,
         logger: MetricSink | None = None,
+        **arguments: Any,
     ) -> Self:
         """The agent that ``state_dict`` gave ``state`` of; arguments and errors as in ``load``."""
         cls._refuse_other(state)

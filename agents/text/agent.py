@@ -7,11 +7,11 @@ Rollouts come from ``agents.text.collector``; the training loop is in ``agents.a
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.agent import Agent
@@ -29,8 +29,6 @@ from agents.text.config import GROUP_ALGORITHMS, TextAgentConfig
 from agents.text.objective import REDUCTIONS, WithExactKL, text_objective
 from agents.text.stepwise import TextPolicy
 from agents.update import update
-
-S = TypeVar("S")
 
 METRICS: dict[str, str] = {
     "train/kl_loss": "mean KL to the reference by kl_estimator, nats per token; times rollout/beta in the loss",
@@ -93,8 +91,8 @@ class TextAgent(Agent):
         self.metrics["time/tokens_per_second"] = texts_per_second * self.metrics["rollout/length_mean"]
 
     def predict(
-        self, observation: ArrayLike, state: S = None, episode_start: object = None, deterministic: bool = False
-    ) -> tuple[NDArray[np.int64], S]:
+        self, observation: object, state: object = None, episode_start: object = None, deterministic: bool = False
+    ) -> tuple[NDArray[np.int64], object]:
         """One token for one observation or a batch of them, as in Stable-Baselines3.
 
         Args:
@@ -168,9 +166,9 @@ class TextAgent(Agent):
         rate, clip = value_at(config.learning_rate, self.progress), value_at(config.clip, self.progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        exact = config.kl_in != "reward" and config.kl_estimator == "full"
+        reference = self.reference if config.kl_in != "reward" and config.kl_estimator == "full" else None
         metrics = update(
-            WithExactKL(self.policy, self.reference) if exact and self.reference is not None else self.policy,
+            self.policy if reference is None else WithExactKL(self.policy, reference),
             self.optimizer,
             batch,
             config,

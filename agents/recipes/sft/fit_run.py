@@ -30,7 +30,10 @@ def fit_in(run: RunDir, learner: Learner, options: FitOptions, *, resume: bool) 
     try:
         fit = Fit(learner, options, sink)
         if state is not None:
-            fit.load_state_dict(state)
+            try:
+                fit.load_state_dict(state)
+            except ValueError as error:
+                raise checkpoint.CheckpointError(f"{path}: {error}") from error
         with _bar() as bar, stop_on_interrupt() as interrupted:
             task = bar.add_task("language model", total=options.num_steps, figures="")
             finished = fit.run(

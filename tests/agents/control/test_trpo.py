@@ -276,8 +276,8 @@ def test_learns_predicts_saves_and_loads_with_any_actions(kind, tmp_path):
 def test_each_algorithm_loads_its_own_and_refuses_the_others(tmp_path):
     trpo = TRPO("CartPole-v1", TRPOConfig(num_envs=2)).save(tmp_path / "trpo")
     ppo = PPO("CartPole-v1", PPOConfig(num_envs=2)).save(tmp_path / "ppo")
-    assert type(load_agent(trpo)) is TRPO
-    assert type(load_agent(ppo)) is PPO
+    assert isinstance(load_agent(trpo), TRPO)
+    assert isinstance(load_agent(ppo), PPO)
     for kind, file in ((PPO, trpo), (TRPO, ppo)):
         with pytest.raises(CheckpointError, match=f"not '{kind.algorithm}'"):
             kind.load(file)

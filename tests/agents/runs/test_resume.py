@@ -109,5 +109,5 @@ def test_another_seed_gives_other_parameters():
 
 
 def test_there_is_nothing_to_go_on_with_in_a_fresh_agent():
-    with pytest.raises(ValueError, match="pass total_steps"):
+    with pytest.raises(ValueError, match="expected total_timesteps"):
         PPO("CartPole-v1", CONFIG).learn()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from agents.algorithms.ppo import PPO
+from agents.control.ppo import ControlPPO as PPO
 from agents.verification.probe_envs import Chain, OneStep, judged, trained
 from agents.verification.probes import PROBES, truncated
 
@@ -16,13 +16,13 @@ def test_value_and_policy_are_the_known_ones(name):
 
 
 def test_a_probe_fails_where_time_limits_are_taken_for_ends(monkeypatch):
-    judge = PPO.judge
+    compute = PPO.compute_advantages
 
     def forgetful(self, rollout):
         rollout.terminated.copy_(rollout.ended)
-        return judge(self, rollout)
+        return compute(self, rollout)
 
-    monkeypatch.setattr(PPO, "judge", forgetful)
+    monkeypatch.setattr(PPO, "compute_advantages", forgetful)
     assert not truncated().passed
 
 

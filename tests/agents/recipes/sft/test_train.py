@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.recipes.sft import train as lm
-from agents.recipes.sft.config import TrainLanguageModelConfig
+from agents.recipes.sft.config import TrainLanguageModelConfig, command_line
 from agents.recipes.sft.data import read_examples
 from agents.recipes.sft.from_scratch import (
     FromScratch,
@@ -210,7 +210,7 @@ def test_bad_input_is_named_and_leaves_exit_code_two(llama_dir, tmp_path, capsys
     data = tmp_path / "my.jsonl"
     data.write_text('{"prompt": "what is", "completion": "sky"}\n' + line)
     given = ["--run-dir", str(tmp_path / "run"), "--data", str(data), "--model", str(llama_dir), *flags]
-    assert lm.command_line(given) == 2
+    assert command_line(given) == 2
     assert complaint in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
