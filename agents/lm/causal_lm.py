@@ -128,11 +128,7 @@ class CausalLMPolicy(nn.Module):
         return cast(nn.Linear, self.model.get_output_embeddings())
 
     def evaluate(
-        self,
-        observations: Tensor,
-        actions: Tensor,
-        mask: Tensor | None = None,
-        reference: CausalLMPolicy | None = None,
+        self, observations: Tensor, actions: Tensor, mask: Tensor | None = None, reference: CausalLMPolicy | None = None
     ) -> Evaluation:
         """Log-probabilities, entropies and values of all tokens of a row in one forward pass, with gradient.
 
@@ -208,14 +204,11 @@ class CausalLMPolicy(nn.Module):
 
     @torch.no_grad()
     def completion_values(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """V of the state before each token of whole rows; runs the critic only.
+        """V of the state before each token: ``[B, T]`` reward units, 0 on PAD; runs the critic only.
 
         Args:
             observations: ``[B, P]`` prompts, right-padded with PAD.
             actions: ``[B, T]`` completions, right-padded with PAD.
-
-        Returns:
-            ``[B, T]`` reward units, 0 on PAD.
         """
         mask = actions != PAD
         decisions = Decisions.find(observations, actions, mask)

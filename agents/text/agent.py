@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.agent import Agent
@@ -31,8 +31,6 @@ from agents.text.config import GROUP_ALGORITHMS, TextAgentConfig
 from agents.text.objective import REDUCTIONS, WithExactKL, text_objective
 from agents.text.stepwise import TextPolicy
 from agents.update import update
-
-S = TypeVar("S")
 
 METRICS: dict[str, str] = {
     "train/kl_loss": "mean KL to the reference by kl_estimator, nats per token; times rollout/beta in the loss",
@@ -95,8 +93,8 @@ class TextAgent(Agent):
         self.metrics["time/tokens_per_second"] = texts_per_second * self.metrics["rollout/length_mean"]
 
     def predict(
-        self, observation: ArrayLike, state: S = None, episode_start: object = None, deterministic: bool = False
-    ) -> tuple[NDArray[np.int64], S]:
+        self, observation: object, state: object = None, episode_start: object = None, deterministic: bool = False
+    ) -> tuple[NDArray[np.int64], object]:
         """One token for one observation or a batch of them, as in Stable-Baselines3.
 
         Args:
@@ -170,19 +168,18 @@ class TextAgent(Agent):
         rate, clip = value_at(config.learning_rate, self.progress), value_at(config.clip, self.progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        exact = config.kl_in != "reward" and config.kl_estimator == "full"
+        reference = self.reference if config.kl_in != "reward" and config.kl_estimator == "full" else None
+        beta = 0.0 if self.collector is None else self.collector.beta
         with frozen(self.policy.actor_parameters() if self.updates < config.critic_warmup else []):
             metrics = update(
-                WithExactKL(self.policy, self.reference) if exact and self.reference is not None else self.policy,
+                self.policy if reference is None else WithExactKL(self.policy, reference),
                 self.optimizer,
                 batch,
                 config,
                 clip=clip,
                 clip_high=config.clip_high,
                 generator=self.generator,
-                objective=text_objective(
-                    config, clip=clip, beta=0.0 if self.collector is None else self.collector.beta
-                ),
+                objective=text_objective(config, clip=clip, beta=beta),
                 reduction=REDUCTIONS[config.average][1],
                 processes=self.processes,
             )
