@@ -139,5 +139,5 @@ def test_members_of_different_vocabularies_are_refused(gpt2):
 
     other = copy.deepcopy(gpt2)
     other.tokenizer.add_tokens(["new"])
-    with pytest.raises(ValueError, match="tokenizers differ"):
+    with pytest.raises(ValueError, match="expected equal tokenizers"):
         RewardEnsemble([gpt2, other])
