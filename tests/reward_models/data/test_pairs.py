@@ -26,9 +26,9 @@ def test_what_is_written_is_read_again(tmp_path):
         ("[1]", "expected an object, received list"),
         ('{"prompt": "a", "chosen": "b"}', "missing 'rejected'"),
         ('{"prompt": "a", "chosen": "b", "rejected": 3}', "'rejected': expected a string, received 3"),
-        ('{"prompt": "a", "chosen": "b", "rejected": "c", "margin": -1}', "'margin' must be"),
-        ('{"prompt": "a", "chosen": "b", "rejected": "c", "margin": NaN}', "'margin' must be"),
-        ('{"prompt": "a", "chosen": "b", "rejected": "c", "margin": "1"}', "'margin' must be"),
+        ('{"prompt": "a", "chosen": "b", "rejected": "c", "margin": -1}', "'margin': expected a finite number"),
+        ('{"prompt": "a", "chosen": "b", "rejected": "c", "margin": NaN}', "'margin': expected a finite number"),
+        ('{"prompt": "a", "chosen": "b", "rejected": "c", "margin": "1"}', "'margin': expected a finite number"),
         ('{"prompt": "a", "chosen": "b", "rejected": "b"}', "expected different texts"),
     ],
 )
@@ -69,20 +69,20 @@ def test_chats_are_read_as_they_are_said(tmp_path, content):
     [
         (
             {"prompt": turns(("assistant", "a")), "chosen": "b", "rejected": "c"},
-            "'messages': expected another role than assistant in the first turn",
+            "'prompt': expected another role than assistant in the first turn",
         ),
         ({"prompt": [{"role": "user"}], "chosen": "b", "rejected": "c"}, "turn 1: expected an object"),
         ({"prompt": [], "chosen": "b", "rejected": "c"}, "'prompt': expected a string"),
         (
             {"prompt": "a", "chosen": turns(("user", "b")), "rejected": "c"},
-            "'chosen': expected a last turn of the assistant",
+            "'chosen': expected a last turn",
         ),
         (
             {
                 "chosen": turns(("user", "a"), ("assistant", "b")),
                 "rejected": turns(("user", "other"), ("assistant", "c")),
             },
-            "answer to different turns",
+            "expected answers to the same turns",
         ),
         ({"chosen": turns(("assistant", "b")), "rejected": turns(("assistant", "c"))}, "missing 'prompt'"),
     ],

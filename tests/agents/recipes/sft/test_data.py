@@ -62,7 +62,7 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path, row, complaint):
         (chat(("user", ["a", "picture"])), "turn 1: expected an object"),
         (chat(("user", "sky")), "no turn is the assistant's"),
         (chat(("assistant", "blue")), "'messages': expected another role than assistant in the first turn"),
-        (chat(("user", "sky"), ("assistant", " ")), "the assistant's turn 2 is empty"),
+        (chat(("user", "sky"), ("assistant", " ")), "turn 2: expected text of the assistant"),
     ],
 )
 def test_a_bad_first_row_is_named_too(tmp_path, row, complaint):
