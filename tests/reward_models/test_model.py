@@ -98,7 +98,7 @@ def test_a_row_longer_than_the_model_keeps_its_newest_tokens(gpt2):
 
 
 def test_bad_input_is_named(gpt2):
-    with pytest.raises(ValueError, match="completions: expected 2, .* received 1"):
+    with pytest.raises(ValueError, match=r"completions: expected 2, .* received 1"):
         gpt2(["a", "b"], ["c"])
     with pytest.raises(ValueError, match="share a tokenizer"):
         gpt2.score_tokens(np.array([[0, 99]]), np.array([[1]]))

@@ -19,7 +19,7 @@ def finished_rows(
     max_new_tokens: int,
     budget_truncates: bool,
 ) -> TokenRows:
-    """Rows with rewards of 0: `textenvs.envs.vector.TokenVectorEnv.play` with the environment's settings as arguments."""
+    """Rows with rewards of 0: `TokenVectorEnv.play` with the environment's settings as arguments."""
     prompts, completions = np.asarray(prompts, dtype=np.int64), np.asarray(completions, dtype=np.int64)
     if prompts.ndim != 2 or completions.ndim != 2 or len(prompts) != len(completions):
         raise ValueError(

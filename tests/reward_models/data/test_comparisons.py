@@ -94,7 +94,7 @@ def test_accuracies_by_hand():
         comparison_accuracy(np.zeros(2), group_comparisons([two[1], two[1]]))
     with pytest.raises(ValueError, match="no pair of the 2"):
         gap_accuracy(np.zeros(2), two)
-    with pytest.raises(ValueError, match="scores: expected 3, .* received 2"):
+    with pytest.raises(ValueError, match=r"scores: expected 3, .* received 2"):
         gap_accuracy(np.zeros(2), THREE)
 
 
