@@ -1,4 +1,4 @@
-"""How often an order is right: a reward model's, and a single human rater's, and what length has to do with it."""
+"""Pair accuracy of reward models and of single human raters, and its dependence on length."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def gap_accuracy(scores: np.ndarray, snippets: Sequence[RatedSnippet], gap: floa
     """Share of the pairs of `gap_pairs` that ``scores [N]`` put in the order of the mean ratings; ties count half.
 
     Raises:
-        ValueError: if no pair is that far apart, or the numbers of scores and snippets differ.
+        ValueError: no pair is that far apart, or the numbers of scores and snippets differ.
     """
     if len(scores) != len(snippets):
-        raise ValueError(f"got {len(scores)} scores for {len(snippets)} snippets")
+        raise ValueError(f"scores: expected {len(snippets)}, one for each snippet, received {len(scores)}")
     better, worse = gap_pairs(snippets, gap)
     if not len(better):
         raise ValueError(f"no pair of the {len(snippets)} snippets differs by {gap} in its mean rating")
@@ -32,35 +32,34 @@ def gap_accuracy(scores: np.ndarray, snippets: Sequence[RatedSnippet], gap: floa
 
 
 def comparison_accuracy(scores: np.ndarray, comparisons: ComparisonBatch) -> float:
-    """Weighted share of the comparisons that ``scores [K]`` of their texts order as they were judged; ties count half.
+    """Weighted share of the comparisons that ``scores [K]`` of their texts order correctly; ties count half.
 
-    Where the comparisons are rater against rater its ceiling lies far below 1, as raters disagree with one another.
+    Its maximum is far below 1 for comparisons between raters, who disagree.
 
     Raises:
-        ValueError: if no comparison has weight.
+        ValueError: no comparison has weight.
     """
     found = _accuracy_where(scores, comparisons, np.ones(len(comparisons.chosen), dtype=bool))
     if found is None:
-        raise ValueError("no comparison has weight: there is no accuracy on it")
+        raise ValueError("expected a comparison with weight, received none")
     return found
 
 
 def accuracy_by_length(
     scores: np.ndarray, lengths: np.ndarray, comparisons: ComparisonBatch
 ) -> dict[str, float | None]:
-    """`comparison_accuracy` where the longer text was chosen, and where it was rejected: together they show a bias.
+    """`comparison_accuracy` where the longer text was chosen and where it was rejected; a difference shows length bias.
 
-    A model that likes long texts for their length is right where the longer one was chosen and wrong where it was
-    rejected. Source: Singhal et al. 2023, "A Long Way to Go" (arXiv:2310.03716).
+    Source: Singhal et al. 2023, "A Long Way to Go" (arXiv:2310.03716).
 
     Args:
-        scores: ``[K]`` of the texts that the comparisons are among.
+        scores: ``[K]`` of the compared texts.
         lengths: ``[K]`` tokens.
-        comparisons: texts of equal length are left out.
+        comparisons: those of texts of equal length are ignored.
 
     Returns:
-        ``longer_chosen_share`` (of the judgments' weight, in [0, 1]: the people's own liking of length),
-        ``pair_accuracy_longer_chosen`` and ``pair_accuracy_longer_rejected``; None where there is no such pair.
+        ``longer_chosen_share`` (of the weight, in [0, 1]: the raters' own preference for length),
+        ``pair_accuracy_longer_chosen`` and ``pair_accuracy_longer_rejected``; None without such a pair.
     """
     difference = lengths[comparisons.chosen] - lengths[comparisons.rejected]
     weight_chosen, weight_rejected = (
@@ -83,20 +82,20 @@ def _accuracy_where(scores: np.ndarray, comparisons: ComparisonBatch, which: np.
 
 
 def human_pair_accuracy(snippets: Sequence[RatedSnippet], gap: float = 1.0) -> float:
-    """How often one rater of each snippet, alone, orders a pair as the other raters do; in [0, 1].
+    """How often single raters order a pair as the other raters do; in [0, 1].
 
     Over all pairs ``(a, b)`` of `gap_pairs`, and all raters i of a and j of b: the prediction is the sign of
     ``rating_i(a) - rating_j(b)``; the truth is the sign of the difference of the mean ratings of a without i and of b
-    without j. A prediction of a tie counts half, and so does a truth that is a tie. Pairs weigh the same, and so do
-    the choices of i and j within a pair. It is exact: nothing is sampled.
+    without j. Ties of either count half. Pairs have equal weights, and so have i and j within a pair; nothing is
+    sampled.
 
     Raises:
-        ValueError: if a snippet has fewer than two ratings, or no pair is that far apart.
+        ValueError: a snippet has fewer than two ratings, or no pair is that far apart.
     """
     counts = rating_counts(snippets)
     num = counts.sum(axis=1)
     if num.min() < 2:
-        raise ValueError("a single rater's accuracy needs at least two ratings of every snippet")
+        raise ValueError("snippets: expected at least two ratings of each, received fewer")
     better, worse = gap_pairs(snippets, gap)
     if not len(better):
         raise ValueError(f"no pair of the {len(snippets)} snippets differs by {gap} in its mean rating")
@@ -106,7 +105,7 @@ def human_pair_accuracy(snippets: Sequence[RatedSnippet], gap: float = 1.0) -> f
     right = np.zeros(len(better), dtype=np.float32)
     for i, rating_a in enumerate(RATINGS):
         for j, rating_b in enumerate(RATINGS):
-            said = np.sign(rating_a - rating_b)
+            prediction = np.sign(rating_a - rating_b)
             truth = np.sign(others[better, i] - others[worse, j])
-            right += shares[better, i] * shares[worse, j] * (0.5 + 0.5 * said * truth)
+            right += shares[better, i] * shares[worse, j] * (0.5 + 0.5 * prediction * truth)
     return float(right.mean(dtype=np.float64))

@@ -1,4 +1,4 @@
-"""Is a reward model as sure as it is right? Predicted probabilities of a choice, held against choices. Numpy only."""
+"""Calibration of a reward model: predicted probabilities of choices, compared with choices. Numpy only."""
 
 from __future__ import annotations
 
@@ -35,8 +35,7 @@ class Reliability:
 def choice_probabilities(rewards: np.ndarray, chosen: np.ndarray, rejected: np.ndarray) -> np.ndarray:
     """``[M]``: Bradley and Terry's ``P(chosen > rejected) = sigmoid(r_c - r_r)``.
 
-    A margin has no place in it: it is known only once the choice is, and so is no part of a prediction. A model that
-    was trained to lead by a margin is therefore expected to come out as too sure.
+    It has no margin, which is unknown before the choice; a model trained with margins is therefore overconfident.
 
     Args:
         rewards: ``[N]`` raw rewards, in nats as the loss has them: a calibrated score times the model's ``std``.
@@ -50,11 +49,11 @@ def choice_probabilities(rewards: np.ndarray, chosen: np.ndarray, rejected: np.n
 def reliability(
     probabilities: np.ndarray, weights: np.ndarray | None = None, *, num_bins: int = NUM_BINS
 ) -> Reliability:
-    """How sure and how right, bin by bin.
+    """Confidence and accuracy by bin.
 
-    Which of two texts stands first says nothing, so what is binned is the probability of the likelier choice,
-    ``max(p, 1 - p)``, and the outcome is whether that choice was made (half, where p is 0.5). A judgment that is
-    divided is two comparisons, one for each way round, weighted by their shares.
+    The order of two texts is arbitrary, so the binned value is the probability of the likelier choice, ``max(p, 1 -
+    p)``, and the outcome is whether that choice was made (half, where p is 0.5). A divided judgment is two comparisons,
+    one in each order, weighted by their shares.
 
     Args:
         probabilities: ``[M]`` predicted probability of the choice that was made, in [0, 1].
@@ -62,13 +61,13 @@ def reliability(
         num_bins: B.
 
     Raises:
-        ValueError: if there is no comparison with weight, or a probability outside of [0, 1].
+        ValueError: no comparison has weight, or a probability is outside of [0, 1].
     """
     weights = np.ones(len(probabilities)) if weights is None else np.asarray(weights, dtype=np.float64)
     if not weights.sum() > 0:
-        raise ValueError("no comparison has weight: there is nothing to hold probabilities against")
+        raise ValueError("expected a comparison with weight, received none")
     if not ((probabilities >= 0) & (probabilities <= 1)).all():
-        raise ValueError("probabilities must lie in [0, 1]")
+        raise ValueError("probabilities: expected numbers in [0, 1], received others")
     confidence = np.maximum(probabilities, 1 - probabilities)
     right = (probabilities > 0.5) + 0.5 * (probabilities == 0.5)
     place = np.minimum((confidence - 0.5) * 2 * num_bins, num_bins - 1).astype(np.int64)

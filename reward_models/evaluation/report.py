@@ -1,7 +1,7 @@
-"""What a reward model, or an ensemble, is worth on texts that it has not seen: accuracy, calibration, length bias.
+"""Held-out metrics of a reward model or an ensemble: accuracy, calibration and length bias.
 
-Of an ensemble the scores are the members' mean, and its probability of a choice is
-the mean of theirs (Lakshminarayanan et al. 2017, arXiv:1612.01474); what each member does alone stands beside it.
+An ensemble's scores and probabilities of a choice are the members' means (Lakshminarayanan et al. 2017,
+arXiv:1612.01474); the report also has each member's metrics.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ GIBBERISH_SEED = 0
 def rating_report(
     members: Sequence[RewardModel], heldout: Sequence[RatedSnippet]
 ) -> tuple[dict[str, Any], Reliability]:
-    """Figures on rated snippets; those of `report`, and more that only ratings can tell.
+    """Metrics on rated snippets: those of `report`, and some that need ratings.
 
-    ``pair_accuracy`` is over comparisons rater against rater, ``pair_accuracy_gap1`` over snippet pairs whose mean
-    ratings differ by at least 1, ``pair_accuracy_gap1_cut`` over the same pairs when each text is cut after 24 tokens.
+    ``pair_accuracy`` is over comparisons between raters, ``pair_accuracy_gap1`` over snippet pairs whose mean ratings
+    differ by at least 1, ``pair_accuracy_gap1_cut`` over the same pairs with each text cut after 24 tokens.
     """
-    figures, bins, scores = report(members, group_comparisons(heldout))
+    metrics, bins, scores = report(members, group_comparisons(heldout))
     rows = members[0].encode([snippet.text for snippet in heldout])
     cut = _scores(members, [row[: CUT + 1] for row in rows]).mean(axis=0)
     lengths = np.array([len(row) for row in rows])
     means = np.array([snippet.mean for snippet in heldout])
     return {
-        **figures,
+        **metrics,
         "pair_accuracy_gap1": gap_accuracy(scores.mean(axis=0), heldout),
         "pair_accuracy_gap1_cut": gap_accuracy(cut, heldout),
         "human_pair_accuracy": human_pair_accuracy(heldout),
@@ -53,20 +53,20 @@ def rating_report(
 def pair_report(
     members: Sequence[RewardModel], heldout: Sequence[PreferencePair]
 ) -> tuple[dict[str, Any], Reliability]:
-    """Figures on pairs. They do not say how far apart they are or who chose: the figures about that are None."""
-    figures, bins, _ = report(members, pair_comparisons(heldout))
-    return figures | {"pair_accuracy_gap1": None, "human_pair_accuracy": None, "num_heldout_pairs": len(heldout)}, bins
+    """Metrics on pairs; those that need ratings are None."""
+    metrics, bins, _ = report(members, pair_comparisons(heldout))
+    return metrics | {"pair_accuracy_gap1": None, "human_pair_accuracy": None, "num_heldout_pairs": len(heldout)}, bins
 
 
 def report(
     members: Sequence[RewardModel], comparisons: ComparisonBatch
 ) -> tuple[dict[str, Any], Reliability, np.ndarray]:
-    """What can be said of any comparisons.
+    """Metrics on any comparisons.
 
     Returns:
-        Figures: ``pair_accuracy``, ``calibration_error`` (expected, [0, 1]), ``score_mean`` and ``score_std`` over the
-        texts, ``correlation_with_length`` (tokens), those of `accuracy_by_length`; of an ensemble those of
-        `ensemble_figures`, too. Then the bins behind the calibration error, and the members' scores ``[K, N]``.
+        Metrics: ``pair_accuracy``, ``calibration_error`` (expected, [0, 1]), ``score_mean`` and ``score_std`` over the
+        texts, ``correlation_with_length`` (tokens), those of `accuracy_by_length`; of an ensemble also those of
+        `ensemble_metrics`. Then the bins of the calibration error, and the members' scores ``[K, N]``.
     """
     rows = members[0].encode(comparisons.texts)
     lengths = np.array([len(row) for row in rows])
@@ -77,7 +77,7 @@ def report(
         for member, own in zip(members, each, strict=True)
     ]
     bins = reliability(np.mean(probabilities, axis=0), comparisons.weights)
-    figures: dict[str, Any] = {
+    metrics: dict[str, Any] = {
         "pair_accuracy": comparison_accuracy(scores, comparisons),
         "calibration_error": bins.error,
         "score_mean": float(scores.mean()),
@@ -86,20 +86,20 @@ def report(
         **accuracy_by_length(scores, lengths, comparisons),
     }
     if len(members) > 1:
-        figures |= {"members": len(members)} | ensemble_figures(members, rows, each)
+        metrics |= {"members": len(members)} | ensemble_metrics(members, rows, each)
         for index, (own, p) in enumerate(zip(each, probabilities, strict=True)):
-            figures[f"member_{index}_pair_accuracy"] = comparison_accuracy(own, comparisons)
-            figures[f"member_{index}_calibration_error"] = reliability(p, comparisons.weights).error
-    return figures, bins, each
+            metrics[f"member_{index}_pair_accuracy"] = comparison_accuracy(own, comparisons)
+            metrics[f"member_{index}_calibration_error"] = reliability(p, comparisons.weights).error
+    return metrics, bins, each
 
 
-def ensemble_figures(
+def ensemble_metrics(
     members: Sequence[RewardModel], rows: Sequence[Sequence[int]], scores: np.ndarray
 ) -> dict[str, float]:
-    """How far members are apart, in score units: mean over texts of the standard deviation over members.
+    """Disagreement of members, score units: mean over texts of the standard deviation over members.
 
-    ``disagreement`` is on held-out texts, ``disagreement_gibberish`` on as many rows of the same lengths whose tokens
-    are drawn at random: an ensemble is of use where the second is the larger.
+    ``disagreement`` is on held-out texts, ``disagreement_gibberish`` on random rows of the same lengths: an ensemble is
+    useful if the second is larger.
 
     Args:
         members: K reward models.
@@ -113,7 +113,7 @@ def ensemble_figures(
 
 
 def gibberish(model: RewardModel, rows: Sequence[Sequence[int]], seed: int = GIBBERISH_SEED) -> list[list[int]]:
-    """Rows of the same lengths and with the same special tokens; every other token is drawn evenly from the others."""
+    """Rows of the same lengths and special tokens; all other tokens are drawn uniformly from the others."""
     special = set(model.tokenizer.all_special_ids)
     words = np.array([token for token in range(len(model.tokenizer)) if token not in special])
     rng = np.random.default_rng(seed)
@@ -126,7 +126,7 @@ def correlation(x: np.ndarray, y: np.ndarray) -> float | None:
 
 
 def bins_table(bins: Reliability) -> dict[str, Any]:
-    """The bins for a JSON file, a row each; an empty bin has None for what it lacks."""
+    """The bins as rows for a JSON file; an empty bin has None for confidence and accuracy."""
     filled = bins.share > 0
     rows = [
         {
@@ -142,7 +142,7 @@ def bins_table(bins: Reliability) -> dict[str, Any]:
 
 
 def draw_bins(bins: Reliability, out: Path) -> Path:
-    """A picture: how often the likelier choice was made over how likely it was said to be, and how often that is."""
+    """Plot a reliability diagram: accuracy over confidence, and the share of each bin."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -151,7 +151,7 @@ def draw_bins(bins: Reliability, out: Path) -> Path:
     filled = bins.share > 0
     width = bins.edges[1] - bins.edges[0]
     figure, (above, below) = plt.subplots(2, 1, sharex=True, figsize=(4.6, 5.2), height_ratios=(3, 1))
-    above.plot([0.5, 1], [0.5, 1], linestyle="--", color="gray", linewidth=1, label="as sure as right")
+    above.plot([0.5, 1], [0.5, 1], linestyle="--", color="gray", linewidth=1, label="perfect calibration")
     above.plot(bins.confidence[filled], bins.accuracy[filled], marker="o", linewidth=1.6, label="this model")
     above.set_ylabel("the likelier choice was made (share)")
     above.set_title(f"expected calibration error {bins.error:.3f}", fontsize=9)

@@ -1,11 +1,10 @@
-"""The judge: TF-IDF over words and pairs of words, logistic regression on IMDB labels. It judges what PPO has written.
+"""The judge of generated texts: TF-IDF over words and word pairs, and logistic regression on IMDB labels.
 
     python -m scripts.judge
 
-prints its accuracy on the human ratings. It shares neither texts, nor raters, nor features with the reward model. It
-is fitted on 12,500 of the 25,000 labeled reviews (pair accuracy on the human ratings at a gap of 1: 0.80), although
-all of them would make it a little better (0.81): the other half is the language model's text, which the judge must not
-have seen. A bag of words is fooled by repetition, so its win rate never stands alone.
+prints its accuracy on the human ratings. It shares no texts, raters or features with the reward model. It is fitted on
+12,500 of the 25,000 labeled reviews (pair accuracy on the human ratings at a gap of 1: 0.80; on all of them 0.81): the
+other half is the language model's training text. Repetition fools a bag of words, so report its win rate with others.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from reward_models.evaluation.accuracy import gap_accuracy
 NGRAM_RANGE = (1, 2)
 MIN_DF = 2
 INVERSE_REGULARIZATION = 10.0
-RECIPE = {  # what a cached judge must have been made by
+RECIPE = {  # a cached judge must match it
     "version": 1,
     "data_sha256": SHA256,
     "reviews": JUDGE_REVIEWS,
@@ -40,24 +39,20 @@ RECIPE = {  # what a cached judge must have been made by
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Judge:
-    """A fitted judge.
-
-    Attributes:
-        vocabulary: terms (a word, or two neighboring words), each at its feature's place.
-        idf: ``[F]`` inverse document frequencies.
-        coefficients: ``[F]`` of the logistic regression.
-        intercept: of the logistic regression.
-    """
+    """A fitted judge of F features."""
 
     vocabulary: Sequence[str]
+    """``F`` terms: a word, or two neighboring words."""
     idf: np.ndarray
+    """``[F]`` inverse document frequencies."""
     coefficients: np.ndarray
+    """``[F]`` of the logistic regression."""
     intercept: float
 
     def __post_init__(self) -> None:
         sizes = {len(self.vocabulary), len(self.idf), len(self.coefficients)}
         if len(sizes) != 1:
-            raise ValueError(f"vocabulary, idf and coefficients must have one length, got {sorted(sizes)}")
+            raise ValueError(f"vocabulary, idf and coefficients: expected one length, received {sorted(sizes)}")
         vectorizer = _vectorizer(vocabulary={term: i for i, term in enumerate(self.vocabulary)})
         vectorizer.idf_ = np.asarray(self.idf, dtype=np.float64)
         object.__setattr__(self, "_vectorizer", vectorizer)
@@ -67,12 +62,12 @@ class Judge:
         """Fit on labeled reviews.
 
         Raises:
-            ValueError: if all labels are the same.
+            ValueError: all labels are the same.
         """
         from sklearn.linear_model import LogisticRegression
 
         if len({review.label for review in reviews}) < 2:
-            raise ValueError("the judge needs reviews of both labels")
+            raise ValueError("reviews: expected both labels, received one")
         vectorizer = _vectorizer(min_df=MIN_DF)
         features = vectorizer.fit_transform([_plain(review.text) for review in reviews])
         model = LogisticRegression(C=INVERSE_REGULARIZATION, max_iter=1000)
@@ -86,12 +81,9 @@ class Judge:
 
     @classmethod
     def fit_or_load(cls, cache: str | Path | None = None) -> Judge:
-        """The project's judge, from the cache folder, or fitted on its split of the reviews and left there.
+        """The project's judge, loaded from the folder ``cache`` (default: the project's) or fitted and saved there.
 
-        What lies there in another form, or was made by another recipe, is fitted anew. Nothing is unpickled.
-
-        Args:
-            cache: folder. Default: the project's cache folder.
+        A file of another form or recipe is replaced. Nothing is unpickled.
         """
         path = (cache_dir() if cache is None else Path(cache)) / "judge.npz"
         loaded = cls.load(path)
@@ -102,7 +94,7 @@ class Judge:
         return judge
 
     def save(self, path: Path) -> None:
-        """Write it as npz (numbers and bytes, no objects), whole or not at all."""
+        """Write an npz file (numbers and bytes, no objects) atomically."""
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, aside = tempfile.mkstemp(dir=path.parent, suffix=".part")
         try:
@@ -121,7 +113,7 @@ class Judge:
 
     @classmethod
     def load(cls, path: Path) -> Judge | None:
-        """What `save` wrote under the present recipe; None if there is no such thing."""
+        """The judge that `save` wrote with the current recipe; None if there is none."""
         try:
             with np.load(path, allow_pickle=False) as content:
                 if json.loads(content["recipe"].tobytes()) != RECIPE:
@@ -132,29 +124,29 @@ class Judge:
                     coefficients=content["coefficients"],
                     intercept=float(content["intercept"]),
                 )
-        except Exception:  # whatever is wrong with a cached file, the answer is to make it again
+        except Exception:  # an invalid cached file is fitted again
             return None
 
     def score(self, texts: Sequence[str]) -> np.ndarray:
-        """``[N]`` float64: the log-odds that each text is from a positive review; a text without known words gets
-        the intercept."""
+        """``[N]`` float64: the log-odds of a positive review; the intercept for a text without known words."""
         vectorizer: Any = self._vectorizer  # type: ignore[attr-defined]
-        return vectorizer.transform([_plain(text) for text in texts]) @ np.asarray(self.coefficients) + self.intercept
+        features = vectorizer.transform([_plain(text) for text in texts])
+        return np.asarray(features @ np.asarray(self.coefficients) + self.intercept)
 
     def win_rate(self, texts: Sequence[str], rivals: Sequence[str]) -> float:
-        """Share of the places at which ``texts`` score above ``rivals``, in [0, 1]; equal scores count half.
+        """Share of the indices where ``texts`` score above ``rivals``, in [0, 1]; ties count half.
 
         Raises:
-            ValueError: if there are not as many of both, or none.
+            ValueError: different numbers, or none.
         """
         if len(texts) != len(rivals) or not len(texts):
-            raise ValueError(f"need as many texts as rivals, and at least one; got {len(texts)} and {len(rivals)}")
+            raise ValueError(f"expected texts and as many rivals, received {len(texts)} and {len(rivals)}")
         ours, theirs = self.score(texts), self.score(rivals)
         return float(((ours > theirs) + 0.5 * (ours == theirs)).mean())
 
     def human_gap_accuracy(self, gap: float = 1.0) -> float:
-        """Its accuracy on all pairs of rated snippets whose mean human ratings differ by at least ``gap``."""
-        snippets = load_rated_snippets()[::2]  # every other one: 14 million pairs tell the share well enough
+        """Accuracy on pairs of rated snippets whose mean human ratings differ by at least ``gap``."""
+        snippets = load_rated_snippets()[::2]  # every other one: 14 million pairs are enough
         return gap_accuracy(self.score([snippet.text for snippet in snippets]), snippets, gap)
 
 

@@ -114,7 +114,7 @@ def test_only_what_a_member_trains_is_averaged_and_put_back(base):
 
 
 def test_what_is_no_ensemble_is_refused(base, gpt2, tmp_path):
-    with pytest.raises(ValueError, match="at least one member"):
+    with pytest.raises(ValueError, match="at least one reward model"):
         RewardEnsemble([])
     gpt2.save(tmp_path / "single")
     assert not is_ensemble(tmp_path / "single")
@@ -139,5 +139,5 @@ def test_members_of_different_vocabularies_are_refused(gpt2):
 
     other = copy.deepcopy(gpt2)
     other.tokenizer.add_tokens(["new"])
-    with pytest.raises(ValueError, match="tokenizers differ"):
+    with pytest.raises(ValueError, match="expected equal tokenizers"):
         RewardEnsemble([gpt2, other])

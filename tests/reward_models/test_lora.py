@@ -66,7 +66,7 @@ def test_a_reward_model_on_a_shared_trunk_saves_its_adapter_and_stands_alone_aga
     with pytest.raises(ValueError, match="without an adapter"):
         bare.save(tmp_path / "bare")
     trunk.model.name_or_path = ""
-    with pytest.raises(ValueError, match="not loaded by a name"):
+    with pytest.raises(ValueError, match="a model with a name below the adapter"):
         RewardModel(RoleTrunk(trunk, REWARD), model.tokenizer).save(tmp_path / "nameless")
     assert not (tmp_path / "nameless").exists()
 

@@ -82,9 +82,9 @@ def test_equal_rewards_count_half():
 
 def test_nothing_that_counts_and_wrong_shapes_are_refused():
     one = torch.ones(2)
-    with pytest.raises(ValueError, match="no pair counts"):
+    with pytest.raises(ValueError, match="expected a pair with weight"):
         bradley_terry_loss(one, one, mask=torch.zeros(2, dtype=torch.bool))
-    with pytest.raises(ValueError, match="rejected has shape"):
+    with pytest.raises(ValueError, match="rejected: expected shape"):
         bradley_terry_loss(one, torch.ones(3))
     with pytest.raises(ValueError, match="one dimension"):
         pair_accuracy(torch.ones(2, 2), torch.ones(2, 2))

@@ -19,20 +19,7 @@ def finished_rows(
     max_new_tokens: int,
     budget_truncates: bool,
 ) -> TokenRows:
-    """Rows with rewards of 0; the other arguments as in `textenvs.envs.vector.TokenVectorEnv`.
-
-    Args:
-        prompts: ``[N, P]`` right-padded with PAD.
-        completions: ``[N, T]`` right-padded; each ends with ``eos_token_id`` or has ``max_new_tokens`` tokens.
-        logprobs: ``[N, T]`` nats, of the acting agent; any value at padding.
-        eos_token_id: the token that ends a text; None if only the budget does.
-        vocab_size: number of token ids.
-        max_new_tokens: budget, tokens.
-        budget_truncates: whether a used-up budget truncates instead of terminating.
-
-    Raises:
-        ValueError: rows that no episode can produce; the message names the first.
-    """
+    """Rows with rewards of 0: `TokenVectorEnv.play` with the environment's settings as arguments."""
     prompts, completions = np.asarray(prompts, dtype=np.int64), np.asarray(completions, dtype=np.int64)
     if prompts.ndim != 2 or completions.ndim != 2 or len(prompts) != len(completions):
         raise ValueError(

@@ -260,7 +260,7 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
         """
         missing = [key for key in _STATE if key not in state]
         if missing:
-            raise ValueError(f"state: expected the keys {list(_STATE)}, received none of {missing}")
+            raise ValueError(f"state: expected the keys {missing}, received none of them")
         if state["prompts"] != self.prompts.fingerprint():
             raise ValueError("state: expected the same prompts, received a state of other prompts")
         self._rows.load_state_dict(state)

@@ -255,7 +255,7 @@ def _levels(tree: TokenTree) -> list[slice]:
 
 def _logsumexp(x: Array) -> Array:
     top: Array = x.max(axis=-1)
-    return top + np.log(np.exp(x - top[..., None]).sum(axis=-1))
+    return np.asarray(top + np.log(np.exp(x - top[..., None]).sum(axis=-1)))
 
 
 def _check(tree: TokenTree, ref_logprobs: Array, scores: Array) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,14 +147,14 @@ def _check_signature(place: str, scorer: Any) -> None:
         ) from fault
 
 
-def takes_finished(scorer: Any) -> bool:  # Any: inspect.signature's own callable
+def takes_finished(scorer: Callable[..., object]) -> bool:
     """Whether a callable has a parameter ``finished`` that can be passed by keyword."""
     signature = _signature(scorer)
     parameter = None if signature is None else signature.parameters.get("finished")
     return parameter is not None and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
 
 
-def _signature(scorer: Any) -> inspect.Signature | None:
+def _signature(scorer: Callable[..., object]) -> inspect.Signature | None:
     try:
         return inspect.signature(scorer)
     except (TypeError, ValueError):  # some callables that are not written in Python

@@ -69,7 +69,7 @@ def test_openings_are_distinct_short_and_the_same_for_the_same_seed(splits):
     assert first == openings(splits.prompt_test, num_words=(2, 5), count=200, seed=3)
     assert len(set(first)) == 200
     assert {len(opening.split()) for opening in first} == {2, 3, 4, 5}
-    with pytest.raises(ValueError, match="only 1 distinct openings in 1 sentences, 5 were asked for"):
+    with pytest.raises(ValueError, match="expected 5 distinct openings, found 1 in 1 sentences"):
         openings(["one two three four five six seven"], num_words=(2, 3), count=5, seed=0)
 
 

@@ -22,20 +22,20 @@ def test_what_is_written_is_read_again(tmp_path):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("{", "not JSON"),
-        ("[1]", "expected an object, got list"),
+        ("{", "expected JSON"),
+        ("[1]", "expected an object, received list"),
         ('{"prompt": "a", "chosen": "b"}', "missing 'rejected'"),
-        ('{"prompt": "a", "chosen": "b", "rejected": 3}', "'rejected' must be a string, got 3"),
-        ('{"prompt": "a", "chosen": "b", "rejected": "c", "margin": -1}', "'margin' must be"),
-        ('{"prompt": "a", "chosen": "b", "rejected": "c", "margin": NaN}', "'margin' must be"),
-        ('{"prompt": "a", "chosen": "b", "rejected": "c", "margin": "1"}', "'margin' must be"),
-        ('{"prompt": "a", "chosen": "b", "rejected": "b"}', "the same text"),
+        ('{"prompt": "a", "chosen": "b", "rejected": 3}', "'rejected': expected a string, received 3"),
+        ('{"prompt": "a", "chosen": "b", "rejected": "c", "margin": -1}', "'margin': expected a finite number"),
+        ('{"prompt": "a", "chosen": "b", "rejected": "c", "margin": NaN}', "'margin': expected a finite number"),
+        ('{"prompt": "a", "chosen": "b", "rejected": "c", "margin": "1"}', "'margin': expected a finite number"),
+        ('{"prompt": "a", "chosen": "b", "rejected": "b"}', "expected different texts"),
     ],
 )
 def test_a_line_that_is_not_a_pair_is_named(tmp_path, line, reason):
     path = tmp_path / "mine.jsonl"
     path.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n\n' + line + "\n")
-    with pytest.raises(ValueError, match=rf"mine\.jsonl, line 3: not a preference pair: .*{reason}"):
+    with pytest.raises(ValueError, match=rf"mine\.jsonl, line 3: expected a preference pair: .*{reason}"):
         read_pairs(path)
 
 
@@ -69,24 +69,27 @@ def test_chats_are_read_as_they_are_said(tmp_path, content):
     [
         (
             {"prompt": turns(("assistant", "a")), "chosen": "b", "rejected": "c"},
-            "'messages': expected another role than assistant in the first turn",
+            "'prompt': expected another role than assistant in the first turn",
         ),
-        ({"prompt": [{"role": "user"}], "chosen": "b", "rejected": "c"}, "turn 1 must be an object"),
-        ({"prompt": [], "chosen": "b", "rejected": "c"}, "'prompt' must be a string"),
-        ({"prompt": "a", "chosen": turns(("user", "b")), "rejected": "c"}, "'chosen' must end with the assistant's"),
+        ({"prompt": [{"role": "user"}], "chosen": "b", "rejected": "c"}, "turn 1: expected an object"),
+        ({"prompt": [], "chosen": "b", "rejected": "c"}, "'prompt': expected a string"),
+        (
+            {"prompt": "a", "chosen": turns(("user", "b")), "rejected": "c"},
+            "'chosen': expected a last turn",
+        ),
         (
             {
                 "chosen": turns(("user", "a"), ("assistant", "b")),
                 "rejected": turns(("user", "other"), ("assistant", "c")),
             },
-            "answer to different turns",
+            "expected answers to the same turns",
         ),
         ({"chosen": turns(("assistant", "b")), "rejected": turns(("assistant", "c"))}, "missing 'prompt'"),
     ],
 )
 def test_a_chat_that_is_not_a_pair_is_named(tmp_path, content, reason):
     (tmp_path / "mine.jsonl").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=rf"mine\.jsonl, line 1: not a preference pair: .*{reason}"):
+    with pytest.raises(ValueError, match=rf"mine\.jsonl, line 1: expected a preference pair: .*{reason}"):
         read_pairs(tmp_path / "mine.jsonl")
 
 
@@ -94,7 +97,7 @@ def test_a_missing_and_an_empty_file_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"none\.jsonl"):
         read_pairs(tmp_path / "none.jsonl")
     (tmp_path / "empty.jsonl").write_text("\n")
-    with pytest.raises(ValueError, match="no preference pair"):
+    with pytest.raises(ValueError, match="at least one preference pair"):
         read_pairs(tmp_path / "empty.jsonl")
 
 

@@ -56,7 +56,7 @@ def test_a_tie_is_half_right_and_a_certain_choice_falls_into_the_last_bin():
 
 
 def test_nothing_to_compare_is_refused():
-    with pytest.raises(ValueError, match="no comparison has weight"):
+    with pytest.raises(ValueError, match="expected a comparison with weight"):
         reliability(np.array([0.5]), np.array([0.0]))
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
         reliability(np.array([1.5]))

@@ -36,7 +36,7 @@ def test_win_rate_counts_ties_half(judge):
     assert judge.win_rate(["fine", "dull", "fine", "x"], ["dull", "fine", "fine", "y"]) == 0.5
     assert judge.win_rate(["fine", "x"], ["dull", "y"]) == 0.75
     assert judge.win_rate(["dull"], ["fine"]) == 0
-    with pytest.raises(ValueError, match="got 1 and 2"):
+    with pytest.raises(ValueError, match="received 1 and 2"):
         judge.win_rate(["fine"], ["dull", "fine"])
     with pytest.raises(ValueError, match="at least one"):
         judge.win_rate([], [])

@@ -246,7 +246,7 @@ def test_a_state_of_another_environment_is_refused(make_envs):
     with pytest.raises(ValueError, match=r"expected rows of shape \(2, 11\), received \(3, 11\)"):
         make_envs(2).load_state_dict(state)
     del state["sampler"]
-    with pytest.raises(ValueError, match=r"lacks \['sampler'\]"):
+    with pytest.raises(ValueError, match=r"expected the keys \['sampler'\]"):
         make_envs(3).load_state_dict(state)
 
 

@@ -46,9 +46,9 @@ def test_empty_sources_are_refused(tmp_path, tokenizer):
     (tmp_path / "empty.txt").write_text("\n \n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"empty\.txt: expected at least one prompt"):
         read(tmp_path / "empty.txt", tokenizer)
-    with pytest.raises(ValueError, match="prompts: no prompts"):
+    with pytest.raises(ValueError, match="prompts: expected at least one prompt"):
         read([])
-    with pytest.raises(ValueError, match=r"prompts\[1\]: .*no tokens"):
+    with pytest.raises(ValueError, match=r"prompts\[1\]: expected a prompt of at least one token"):
         read([[1], []])
 
 
@@ -61,7 +61,7 @@ def test_wrong_prompts_are_refused_by_place(tmp_path, tokenizer):
         read([[1, 40]])
     with pytest.raises(ValueError, match=r"prompts\[0\]: token id -1 "):
         read([[1, -1]])
-    with pytest.raises(ValueError, match=r"prompts\[0\]: the prompt 'w1' is text"):
+    with pytest.raises(ValueError, match=r"prompts\[0\]: expected a tokenizer, or token ids"):
         read(["w1"])
     (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
     with pytest.raises(ValueError, match=r"latin\.txt: expected UTF-8"):

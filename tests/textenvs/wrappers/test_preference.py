@@ -83,7 +83,7 @@ def test_token_ids_are_handed_over_only_to_scorers_of_the_same_tokenizer(make_en
     assert score(BothScorer(padded)) == 2
     assert score(BothScorer()) == 2
     assert score(BothScorer(other_tokenizer)) == -2
-    with pytest.raises(ValueError, match=r"TokenScorer.*expected the environment's tokenizer, received another one"):
+    with pytest.raises(ValueError, match=r"TokenScorer.*its tokenizer is not the environment's"):
         score(TokenScorer(other_tokenizer))
 
 
@@ -92,7 +92,7 @@ def test_an_environment_of_bare_ids_needs_a_scorer_of_ids(tokenizer):
     assert PreferenceReward(envs, TokenScorer()).play(envs.draw_prompts(), np.array([[5, 6]])).scores.tolist() == [2]
     with pytest.raises(ValueError, match=r"number_of_words: expected a tokenizer"):
         PreferenceReward(envs, number_of_words)
-    with pytest.raises(ValueError, match="no tokenizer"):
+    with pytest.raises(ValueError, match="expected a tokenizer in the environment"):
         PreferenceReward(envs, BothScorer(tokenizer))
 
 

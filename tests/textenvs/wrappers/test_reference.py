@@ -98,7 +98,7 @@ def test_a_model_with_too_few_positions_is_refused_and_the_prompt_named(make_env
 def test_a_reference_of_another_tokenizer_or_a_smaller_vocabulary_is_refused(make_envs, tiny_gpt2, other_tokenizer):
     with pytest.raises(ValueError, match="expected the environment's tokenizer, received another one"):
         KLShaping(make_envs(), CausalLMReference(tiny_gpt2(), tokenizer=other_tokenizer), 0.1)
-    with pytest.raises(ValueError, match="it knows 40 tokens, the environment 41"):
+    with pytest.raises(ValueError, match="expected a vocabulary of 41, received 40"):
         KLShaping(make_envs(vocab_size=41), tiny_gpt2(), 0.1)
 
 

@@ -57,12 +57,12 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path, row, complaint):
         ({"text": "a", "messages": []}, "a row has .*; this one has text, messages"),
         ({"prompt": "a"}, "a row has .*; received prompt"),
         ({"text": 3}, "'text' must be a string, received 3"),
-        ({"messages": []}, "'messages' must be a list of turns"),
+        ({"messages": []}, "'messages': expected a list of turns"),
         ({"messages": ["hello"]}, "turn 1: expected an object with the strings role and content, received 'hello'"),
-        (chat(("user", ["a", "picture"])), "turn 1 must be an object"),
+        (chat(("user", ["a", "picture"])), "turn 1: expected an object"),
         (chat(("user", "sky")), "no turn is the assistant's"),
         (chat(("assistant", "blue")), "'messages': expected another role than assistant in the first turn"),
-        (chat(("user", "sky"), ("assistant", " ")), "the assistant's turn 2 is empty"),
+        (chat(("user", "sky"), ("assistant", " ")), "turn 2: expected text of the assistant"),
     ],
 )
 def test_a_bad_first_row_is_named_too(tmp_path, row, complaint):
