@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
@@ -111,9 +112,8 @@ def test_the_real_reward_stage_is_no_finished_one_after_ctrl_c_and_is_resumed_bi
 ):
     snippets = [
         RatedSnippet(text=f"the {thing} is {word}", ratings=ratings)
-        for thing in ("film", "plot", "very film", "very plot", "good", "a")
+        for thing in map(" ".join, product(("the", "a", "very", "and"), ("film", "plot"), ("film", "plot"), "ab"))
         for word, ratings in (("good", (3, 2, 4)), ("bad", (-3, -2, -4)), ("a", (0, 1, -1)))
-        for _ in range(8)
     ]
     things, said = ("the film", "the plot", "a film", "a plot", "very film"), ("good", "bad", "a", "very")
     reviews = [[f"{thing} is {word}" for thing in things] for word in said]
