@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from agents.runs.progress import ProgressBar, headline
+
 if TYPE_CHECKING:
     from stable_baselines3.common.callbacks import BaseCallback
 
@@ -108,24 +110,7 @@ def called(callback: Any, agent: Agent) -> Iterator[Callback]:
 
 @contextmanager
 def progress_bar(agent: Agent, unit: str) -> Iterator[Callback]:
-    """Show how far ``learn`` is, and the newest return or score; for notebooks and terminals."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = [
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[last]}"),
-    ]
-    with Progress(*columns) as bar:
-        start, end = agent.span
-        task = bar.add_task("", total=end - start, completed=agent.steps - start, last="")
-
-        def show(agent: Agent) -> None:
-            metrics = agent.metrics
-            names = [name for name in ("rollout/score", "rollout/return_mean") if name in metrics]
-            last = f"{names[0].split('/')[1]} {metrics[names[0]]:.3f}" if names else ""
-            bar.update(task, completed=min(agent.steps, end) - start, last=last)
-
-        yield show
+    """Show how far ``learn`` is, and the newest return or score."""
+    start, end = agent.span
+    with ProgressBar(end - start, unit, done=agent.steps - start) as bar:
+        yield lambda agent: bar.show(min(agent.steps, end) - start, headline(agent.metrics))

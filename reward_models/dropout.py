@@ -1,7 +1,7 @@
-"""Dropout rates of a transformers model: set for the time of training, and given back.
+"""Dropout rates of a transformers model: set for training, and restored.
 
-A rate lives in a dropout layer (GPT-2), in a float of an attention or decoder layer that calls the function (Llama's
-``attention_dropout``, OPT's ``dropout``), or in the configuration that a layer looks up at each call (GPT-Neo, Falcon).
+A rate is in a dropout layer (GPT-2), in a float of an attention or decoder layer that calls the function (Llama's
+``attention_dropout``, OPT's ``dropout``), or in the configuration that a layer reads at each call (GPT-Neo, Falcon).
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from typing import Any, NamedTuple
 from torch import nn
 
 NAMES = ("dropout", "pdrop")
-"""One of these is part of the name of every number that is a dropout rate; ``layerdrop``, for one, is none."""
+"""Every dropout rate has one of these in its name; ``layerdrop`` is no dropout rate."""
 
 
 class DropoutRate(NamedTuple):
-    """One rate, and where it lives."""
+    """One rate, and the attribute that holds it."""
 
     place: Any
     """A module or a configuration."""
     name: str
-    """Of its attribute."""
+    """The attribute."""
     rate: float
     """In [0, 1)."""
 
 
 def dropout_rates(model: nn.Module) -> list[DropoutRate]:
-    """Every dropout rate of a model's layers and configurations, as it is now."""
+    """Every current dropout rate of a model's layers and configurations."""
     found = [DropoutRate(module, "p", module.p) for module in model.modules() if isinstance(module, nn.Dropout)]
     configs = {id(config): config for module in model.modules() if (config := vars(module).get("config")) is not None}
     for place in (*model.modules(), *configs.values()):
@@ -38,14 +38,14 @@ def dropout_rates(model: nn.Module) -> list[DropoutRate]:
 
 
 def set_dropout(model: nn.Module, rate: float) -> list[DropoutRate]:
-    """Set every dropout rate of ``model``; returns what they were, for `restore_dropout`."""
-    usual = dropout_rates(model)
-    for place, name, _ in usual:
+    """Set every dropout rate of ``model``; returns the old ones for `restore_dropout`."""
+    old = dropout_rates(model)
+    for place, name, _ in old:
         setattr(place, name, rate)
-    return usual
+    return old
 
 
-def restore_dropout(usual: list[DropoutRate]) -> None:
+def restore_dropout(old: list[DropoutRate]) -> None:
     """Undo `set_dropout`."""
-    for place, name, rate in usual:
+    for place, name, rate in old:
         setattr(place, name, rate)

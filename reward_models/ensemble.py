@@ -1,26 +1,24 @@
-"""Several reward models that answer the same question, and by their disagreement say where the answer is unsure.
+"""Ensembles of reward models, whose disagreement measures uncertainty.
 
-Members differ in everything that a seed decides: head, adapter, order of the comparisons, noise. That is what Coste et
-al. 2023 (arXiv:2310.02743) vary, whose members are whole models. Adapters over one frozen language model cost a small
-part of that (LoRA ensembles of reward models: Zhang et al. 2024, arXiv:2401.16635; Zhai et al. 2024, arXiv:2401.00243).
-Heads alone on one frozen trunk would cost still less, and all read the same features; they are not offered. Members
-that share their pretraining share its errors (Eisenstein et al. 2023, arXiv:2312.09244): where all agree, all may be
-wrong. How members' scores become one is not decided here; `textenvs.PreferenceReward` takes an ensemble apart.
+Members differ in everything that a seed decides: head, adapter, order of the comparisons, noise, as in Coste et al.
+2023 (arXiv:2310.02743), where members are whole models. Adapters over one frozen language model are much cheaper (Zhang
+et al. 2024, arXiv:2401.16635; Zhai et al. 2024, arXiv:2401.00243). Members share the errors of a common pretraining
+(Eisenstein et al. 2023, arXiv:2312.09244). `textenvs.PreferenceReward` combines the members' scores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import nn
 
 from reward_models.files import base_of, read_description, write_json
 from reward_models.lora import ADAPTER, AdapterBackbone
-from reward_models.model import RewardModel
+from reward_models.model import Flags, RewardModel
 
 DESCRIPTION = "reward_ensemble.json"
 FORMAT = "textenvs reward ensemble"
@@ -30,68 +28,60 @@ SEEDS_APART = 1000
 
 
 class RewardEnsemble:
-    """Members' scores ``[K, N]``, and their mean ``[N]`` where one score is asked for.
-
-    Called on text it is a scorer in the sense of `textenvs`, as a `RewardModel` is.
+    """Members' scores ``[K, N]`` and their mean ``[N]``; a scorer of `textenvs`, as a `RewardModel` is.
 
     Args:
-        members: K reward models of one vocabulary, calibrated on the same texts, so that a score of 1 means the same
-            to all.
+        members: K reward models of one vocabulary, calibrated on the same texts, so that their units agree.
 
     Raises:
-        ValueError: if there is none, or their vocabularies differ.
+        ValueError: no member, or different vocabularies.
     """
 
     def __init__(self, members: Sequence[RewardModel]) -> None:
         if not members:
-            raise ValueError("an ensemble needs at least one member")
+            raise ValueError("members: expected at least one reward model, received none")
         vocabularies = [member.tokenizer.get_vocab() for member in members]
         if any(vocabulary != vocabularies[0] for vocabulary in vocabularies):
-            raise ValueError("the members' tokenizers differ: hand them over as a list of reward models instead")
+            raise ValueError("members: expected equal tokenizers, received different ones: use a list of reward models")
         self.members = tuple(members)
         self.tokenizer = members[0].tokenizer
 
     def __len__(self) -> int:
         return len(self.members)
 
-    def __call__(
-        self, prompts: Sequence[str], completions: Sequence[str], *, finished: Sequence[bool] | bool = True
-    ) -> np.ndarray:
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str], *, finished: Flags = True) -> np.ndarray:
         """The members' mean score ``[N]``; see `RewardModel.score`."""
-        return self.score_each(prompts, completions, finished=finished).mean(axis=0)
+        return np.asarray(self.score_each(prompts, completions, finished=finished).mean(axis=0))
 
-    def score_each(
-        self, prompts: Sequence[str], completions: Sequence[str], *, finished: Sequence[bool] | bool = True
-    ) -> np.ndarray:
+    def score_each(self, prompts: Sequence[str], completions: Sequence[str], *, finished: Flags = True) -> np.ndarray:
         """Each member's scores ``[K, N]``; see `RewardModel.score`."""
         return self._each(lambda member: member.score(prompts, completions, finished=finished))
 
-    def score_tokens(self, prompts: Any, completions: Any) -> np.ndarray:
+    def score_tokens(self, prompts: ArrayLike, completions: ArrayLike) -> np.ndarray:
         """The members' mean score ``[N]`` of rows of token ids; see `RewardModel.score_tokens`."""
-        return self._each(lambda member: member.score_tokens(prompts, completions)).mean(axis=0)
+        return np.asarray(self._each(lambda member: member.score_tokens(prompts, completions)).mean(axis=0))
 
     def score_rows(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
         """Each member's scores ``[K, N]`` of whole token rows; see `RewardModel.score_rows`."""
         return self._each(lambda member: member.score_rows(rows))
 
-    def encode(self, texts: Sequence[str], *, finished: Sequence[bool] | bool = True) -> list[list[int]]:
+    def encode(self, texts: Sequence[str], *, finished: Flags = True) -> list[list[int]]:
         """See `RewardModel.encode`."""
         return self.members[0].encode(texts, finished=finished)
 
     def calibrate(self, rows: Sequence[Sequence[int]]) -> None:
-        """Give every member mean 0 and standard deviation 1 on the same rows."""
+        """Calibrate every member to mean 0 and standard deviation 1 on the same rows."""
         for member in self.members:
             member.calibrate(rows)
 
     def _each(self, score: Callable[[RewardModel], np.ndarray]) -> np.ndarray:
         return np.stack([score(member) for member in self.members])
 
-    # ------------------------------------------------------------------------------------- save and load
     def save(self, path: str | Path) -> None:
-        """Write each member into a folder of its own, from which `RewardModel.load` reads it alone, too."""
+        """Write each member into a folder of its own, which `RewardModel.load` reads, too."""
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / DESCRIPTION).unlink(missing_ok=True)  # it comes last: without it the folder is no ensemble
+        (folder / DESCRIPTION).unlink(missing_ok=True)  # written last: without it the folder is no ensemble
         names = [f"member_{index}" for index in range(len(self.members))]
         for name, member in zip(names, self.members, strict=True):
             member.save(folder / name)
@@ -101,15 +91,15 @@ class RewardEnsemble:
     def load(
         cls, path: str | Path, *, device: str | torch.device = "cpu", backbones: Sequence[nn.Module] | None = None
     ) -> RewardEnsemble:
-        """The ensemble that `save` wrote, in evaluation mode; a language model under several adapters is loaded once.
+        """The ensemble that `save` wrote, in evaluation mode; a language model with several adapters is loaded once.
 
         Args:
             path: the folder.
-            device: where to.
-            backbones: one a member, as for `RewardModel.load`, where the adapters live elsewhere already.
+            device: of the weights.
+            backbones: one a member with its adapter already loaded, as for `RewardModel.load`.
 
         Raises:
-            ValueError: if the folder holds no ensemble of this version, or a damaged one.
+            ValueError: no ensemble of this version in the folder, or a damaged one.
         """
         folders = member_folders(path)
         if backbones is not None:
@@ -119,8 +109,8 @@ class RewardEnsemble:
         trunks: dict[str, AdapterBackbone] = {}
         for folder in folders:
             base = base_of(folder)
-            there = None if base not in trunks else trunks[base].load_beside(folder / ADAPTER)
-            member = RewardModel.load(folder, device=device, backbone=there)
+            backbone = None if base not in trunks else trunks[base].load_beside(folder / ADAPTER)
+            member = RewardModel.load(folder, device=device, backbone=backbone)
             if base is not None:
                 trunks.setdefault(base, member.backbone)
             members.append(member)
@@ -136,7 +126,7 @@ def member_folders(path: str | Path) -> list[Path]:
     """The folders of an ensemble's members.
 
     Raises:
-        ValueError: if the folder holds no ensemble of this version, or a damaged one.
+        ValueError: no ensemble of this version in the folder, or a damaged one.
     """
     folder = Path(path)
     names = read_description(folder / DESCRIPTION, FORMAT, VERSION).get("members")
@@ -148,19 +138,19 @@ def member_folders(path: str | Path) -> list[Path]:
 def new_members(
     name: str | Path, num_members: int, *, seed: int, lora_rank: int | None = None, device: str | torch.device = "cpu"
 ) -> Iterator[tuple[int, RewardModel]]:
-    """Unfitted members, each with the seed that it is to be fitted with; fit one before asking for the next.
+    """Unfitted members, each with the seed to fit it with; fit one before taking the next.
 
-    With ``lora_rank`` all stand on one language model, and only the newest member's adapter can learn.
+    With ``lora_rank`` all share one language model, and only the newest member's adapter is trainable.
 
     Args:
-        name: the model to start from: a directory, or a name, that transformers loads; with its tokenizer.
+        name: directory or name of the model to start from, with its tokenizer.
         num_members: K, at least 1.
         seed: of the first; the others' are `SEEDS_APART` apart.
         lora_rank: of the adapters; None: members are whole models.
-        device: where to.
+        device: of the weights.
 
     Raises:
-        ValueError: if the model cannot be loaded.
+        ValueError: the model cannot be loaded.
     """
     first: RewardModel | None = None
     for index in range(num_members):

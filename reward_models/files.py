@@ -1,7 +1,4 @@
-"""The folder of a reward model: what lies in it, written so that half a file never stands there, and read with care.
-
-Not here: the model that it makes (`model.py`).
-"""
+"""The folder of a reward model: atomic writing and validated reading. Not here: the model itself (`model.py`)."""
 
 from __future__ import annotations
 
@@ -22,12 +19,12 @@ WEIGHTS = "model.safetensors"
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """One JSON object at ``path``, whole or not at all."""
+    """Write one JSON object atomically."""
     write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """The same for bytes."""
+    """Write bytes atomically."""
     aside = path.with_name(path.name + ".part")
     try:
         aside.write_bytes(content)
@@ -37,22 +34,17 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_model(folder: Path, weights: dict[str, Tensor], **description: Any) -> None:
-    """``model.safetensors`` and, after it, ``reward_model.json``: format, version and what else describes the model."""
+    """Write ``model.safetensors``, then ``reward_model.json`` with format, version and ``description``."""
     kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
     write_bytes(folder / WEIGHTS, serialize(kept, metadata={"format": "pt"}))
     write_json(folder / DESCRIPTION, {"format": FORMAT, "version": VERSION, **description})
 
 
 def read_description(path: Path, kind: str = FORMAT, version: int = VERSION) -> dict[str, Any]:
-    """What a description says.
-
-    Args:
-        path: the file.
-        kind: the format that is expected.
-        version: the version that is expected.
+    """The content of a description file of format ``kind`` and ``version``.
 
     Raises:
-        ValueError: if it is missing, damaged or of another format or version.
+        ValueError: it is missing, damaged or of another format or version.
     """
     what = kind.partition(" ")[2]
     if not path.exists():
@@ -68,10 +60,10 @@ def read_description(path: Path, kind: str = FORMAT, version: int = VERSION) -> 
 
 
 def read_model(folder: Path) -> tuple[dict[str, Any], PretrainedConfig, dict[str, Tensor]]:
-    """Description, the backbone's configuration, and weights.
+    """Description, backbone configuration and weights.
 
     Raises:
-        ValueError: if the folder holds no reward model of this version, or a damaged one.
+        ValueError: no reward model of this version in the folder, or a damaged one.
     """
     description = read_description(folder / DESCRIPTION)
     try:
@@ -82,7 +74,7 @@ def read_model(folder: Path) -> tuple[dict[str, Any], PretrainedConfig, dict[str
 
 
 def base_of(folder: Path) -> str | None:
-    """Directory or name of the model that the reward model in ``folder`` is an adapter over; None if it is whole."""
+    """Directory or name of the model below the adapter in ``folder``; None for a whole reward model."""
     return read_description(folder / DESCRIPTION).get("base")
 
 

@@ -1,22 +1,22 @@
 """The optimizer loop of supervised training: schedule, held-out loss, best and averaged weights, resumable state.
 
-What a batch is, and how it fills the gradients, is the learner's: reward models in `reward_models.training`, language
-models in `agents.recipes.sft`.
+A learner defines batches and gradients: reward models in `reward_models.training`, language models in
+`agents.recipes.sft`.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from reward_models.fit_options import FitOptions, Learner, MetricSink, Progress, warmup_cosine
 from reward_models.weight_average import WeightAverage, put_back, trained_state
 
 METRICS: dict[str, str] = {
@@ -28,123 +28,29 @@ METRICS: dict[str, str] = {
     "validation/loss": "mean negative log-likelihood of the held-out rows' learned tokens, nats per token",
     "validation/perplexity": "exp of validation/loss",
 }
-"""Every figure that the loop logs; a step (`time/steps`) is an optimizer step."""
+"""Every metric that the loop logs; a step (`time/steps`) is an optimizer step."""
 LOG_LINES = 200
-"""About so many lines a run; a line for every evaluation in any case."""
+"""Approximate number of logged lines a run; every evaluation is logged in any case."""
 
 
 class TrainingDiverged(FloatingPointError):
     """A loss or its gradient is NaN or infinite."""
 
 
-class MetricSink(Protocol):
-    """Anything that takes named figures."""
-
-    def write(self, metrics: dict[str, float], step: int) -> None:
-        """Keep ``metrics`` as of ``step``."""
-
-
-class StepFigures(NamedTuple):
-    """What one batch gave."""
-
-    loss: float
-    """Mean, nats."""
-    count: int
-    """Tokens read, or pairs compared."""
-
-
-class Learner(Protocol):
-    """What is trained, and on what."""
-
-    @property
-    def module(self) -> nn.Module:
-        """Its parameters that require gradients are trained and kept."""
-
-    def batches(self) -> Iterator[Any]:
-        """An endless stream of batches; the same one at each call."""
-
-    def gradient(self, batch: Any) -> StepFigures:
-        """Add the gradient of the batch's mean loss to the parameters'."""
-
-    def heldout_loss(self) -> float | None:
-        """Mean loss of what is held out, nats; None if nothing is."""
-
-    def fingerprint(self) -> int:
-        """A checksum of the data, by which a saved state recognizes it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitOptions:
-    """How to fit."""
-
-    num_steps: int
-    """Optimizer steps."""
-    learning_rate: float
-    """AdamW's peak step size."""
-    warmup_share: float
-    """Share of the steps in which the learning rate rises."""
-    final_share: float
-    """Learning rate at the end, as a share of the peak."""
-    weight_decay: float
-    """AdamW's, on matrices."""
-    betas: tuple[float, float]
-    """AdamW's."""
-    max_grad_norm: float
-    """Gradients are scaled down to this norm."""
-    eval_every: int
-    """Steps between evaluations."""
-    checkpoint_every: int
-    """Steps between checkpoints."""
-    keep_best: bool
-    """End with the weights of the least held-out loss, instead of the last."""
-    average_decay: float | None = None
-    """Decay a step of the weights' running average, which is then evaluated and kept. None: no average."""
-    patience: int | None = None
-    """Evaluations without a better held-out loss after which training stops. None: it does not."""
-    evaluate_start: bool = True
-    """Evaluate before the first step, too."""
-    unit: str = "tokens"
-    """What `StepFigures.count` counts."""
-
-
-@dataclass
-class Progress:
-    """Where a fit stands: plain numbers that are saved with it."""
-
-    step: int = 0
-    count: int = 0
-    """Tokens read, or pairs compared."""
-    seconds: float = 0.0
-    """Of the loop, evaluations and checkpoints included."""
-    step_seconds: float = 0.0
-    """Of optimizer steps alone."""
-    first_loss: float | None = None
-    """Held-out, first evaluation, nats."""
-    last_loss: float | None = None
-    """Held-out, newest evaluation."""
-    last_step: int = -1
-    """Step of the newest evaluation."""
-    best_loss: float | None = None
-    """Held-out, of the weights that are kept."""
-    best_step: int = 0
-    stale: int = 0
-    """Evaluations since the best."""
-
-
 class Fit:
     """A training run that can be stopped after any step, saved, and resumed bit for bit.
 
     Args:
-        learner: what is trained.
-        options: how.
-        sink: takes figures; None: they are dropped.
+        learner: the module and its data.
+        options: settings of the loop.
+        sink: receives metrics; None: they are dropped.
         groups: AdamW's parameter groups with the peak rate of each. None: the same rate for all, matrices decay.
         schedule: ``(step, options)`` to the share of the peak learning rate.
     """
 
     def __init__(
         self,
-        learner: Learner,
+        learner: Learner[Any],
         options: FitOptions,
         sink: MetricSink | None = None,
         *,
@@ -171,16 +77,16 @@ class Fit:
         self._average = None if decay is None else WeightAverage(learner.module, decay)
 
     def run(self, *, stopped: Callable[[], bool], checkpoint: Callable[[], object], show: Callable[[], object]) -> bool:
-        """Train to the end, or until ``stopped`` between two steps; True if it was the end.
+        """Train to the end, or until ``stopped`` returns True between two steps; return whether training is complete.
 
         Args:
-            stopped: asked before every step.
+            stopped: called before every step.
             checkpoint: called every ``checkpoint_every`` steps, and at the end of a run that was stopped.
             show: called after every step.
 
         Raises:
-            TrainingDiverged: if the loss or its gradient is not finite (the weights are then as before that step), or
-                what is held out has no finite loss.
+            TrainingDiverged: the loss or its gradient is not finite (the weights are then as before that step), or
+                the held-out loss is not.
         """
         options, progress = self.options, self.progress
         began = time.perf_counter()
@@ -189,10 +95,10 @@ class Fit:
         for batch in islice(self.learner.batches(), progress.step, options.num_steps):
             if stopped() or self._out_of_patience:
                 break
-            figures = self._step(batch)
+            metrics = self._step(batch)
             due = progress.step % options.eval_every == 0 or progress.step == options.num_steps
             if due or progress.step % max(1, options.num_steps // LOG_LINES) == 0:
-                self._log(figures | (self.evaluate(log=False) if due else {}))
+                self._log(metrics | (self.evaluate(log=False) if due else {}))
             now = time.perf_counter()
             progress.seconds, began = progress.seconds + now - began, now
             show()
@@ -207,9 +113,9 @@ class Fit:
     def _out_of_patience(self) -> bool:
         return self.options.patience is not None and self.progress.stale >= self.options.patience
 
-    def _log(self, figures: dict[str, float]) -> None:
+    def _log(self, metrics: dict[str, float]) -> None:
         if self.sink is not None:
-            self.sink.write(figures, self.progress.step)
+            self.sink.write(metrics, self.progress.step)
 
     def _step(self, batch: Any) -> dict[str, float]:
         options, progress = self.options, self.progress
@@ -222,7 +128,8 @@ class Fit:
         norm = float(nn.utils.clip_grad_norm_(self.parameters, options.max_grad_norm))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingDiverged(
-                f"step {progress.step + 1}: the loss is {loss}, its gradient norm {norm}: lower the learning rate"
+                f"step {progress.step + 1}: expected a finite loss and gradient norm, received {loss} and {norm}: "
+                "lower the learning rate"
             )
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -240,10 +147,10 @@ class Fit:
         }
 
     def evaluate(self, *, log: bool = True) -> dict[str, float]:
-        """Evaluate on what is held out, and keep the weights if they are the best so far; returns the figures.
+        """Evaluate on the held-out data, keep the weights if they are the best so far, and return the metrics.
 
         Raises:
-            TrainingDiverged: if the loss is not finite: nothing is less than NaN, so it would be kept as the best.
+            TrainingDiverged: the loss is not finite: nothing is less than NaN, so it would be kept as the best.
         """
         progress, module = self.progress, self.learner.module
         with nullcontext() if self._average is None else self._average.swapped_in(module):
@@ -253,8 +160,8 @@ class Fit:
             return {}
         if not math.isfinite(loss):
             raise TrainingDiverged(
-                f"step {progress.step}: the held-out loss is {loss}: lower the learning rate, or, at step 0, look at "
-                "the model that training starts from"
+                f"step {progress.step}: expected a finite held-out loss, received {loss}: lower the learning rate, or, "
+                "at step 0, check the model that training starts from"
             )
         self.history.append((progress.step, loss))
         progress.last_loss = loss
@@ -264,15 +171,15 @@ class Fit:
         if self.options.keep_best and (progress.best_loss is None or loss < progress.best_loss):
             progress.best_loss, progress.best_step, progress.stale = loss, progress.step, 0
             self._best = self._weights()
-        figures = {"validation/loss": loss}
+        metrics = {"validation/loss": loss}
         if self.options.unit == "tokens":
-            figures["validation/perplexity"] = perplexity_of(loss)
+            metrics["validation/perplexity"] = perplexity_of(loss)
         if log:
-            self._log(figures)
-        return figures
+            self._log(metrics)
+        return metrics
 
     def _weights(self) -> dict[str, Tensor]:
-        """A copy of the weights that an evaluation sees."""
+        """A copy of the weights that an evaluation uses."""
         if self._average is not None:
             return self._average.copy()
         return {name: value.clone() for name, value in trained_state(self.learner.module).items()}
@@ -281,7 +188,7 @@ class Fit:
         """End with the weights that are kept: the best, or the last.
 
         Raises:
-            TrainingDiverged: as `evaluate`, if the last weights had not been evaluated.
+            TrainingDiverged: as `evaluate`, which runs if the last weights were not evaluated.
         """
         progress = self.progress
         if progress.last_step != progress.step:
@@ -291,7 +198,7 @@ class Fit:
         self.put_best()
 
     def put_best(self) -> None:
-        """Give the module the best weights so far; without an evaluation, the average or the newest ones."""
+        """Load the best weights so far into the module; without an evaluation, the average or the newest ones."""
         if self._best is not None or self._average is not None:
             put_back(self.learner.module, self._weights() if self._best is None else self._best)
 
@@ -311,14 +218,14 @@ class Fit:
         """Restore what ``state_dict`` returned.
 
         Raises:
-            ValueError: if it was of another model or of other data.
+            ValueError: the state belongs to another model or to other data.
         """
         if state.get("fingerprint") != self._fingerprint:
-            raise ValueError("the checkpoint is of a run on other data: the files have changed since it began")
+            raise ValueError("the checkpoint belongs to a run on other data: the files have changed since it began")
         try:
             wrong = state["module"].keys() ^ trained_state(self.learner.module).keys()
             if wrong:
-                raise ValueError(f"other weights are trained here: {', '.join(sorted(wrong)[:4])}")
+                raise ValueError(f"expected the same trained weights, received a difference in {sorted(wrong)[:4]}")
             put_back(self.learner.module, state["module"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.progress = Progress(**state["progress"])
@@ -331,24 +238,10 @@ class Fit:
 
 
 def decay_groups(parameters: list[nn.Parameter], options: FitOptions) -> list[dict[str, Any]]:
-    """AdamW's parameter groups: weight decay falls on matrices alone."""
+    """AdamW's parameter groups: only matrices decay."""
     matrices = [p for p in parameters if p.ndim == 2]
     others = [p for p in parameters if p.ndim != 2]
     return [{"params": matrices, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}]
-
-
-def warmup_cosine(step: int, options: FitOptions) -> float:
-    """Share of the peak learning rate at ``step``: up linearly at first, then by a cosine down to ``final_share``."""
-    warmup = max(1, math.floor(options.warmup_share * options.num_steps + 1e-9))
-    cosine = 0.5 * (1 + math.cos(math.pi * step / options.num_steps))
-    return min(1.0, (step + 1) / warmup) * (options.final_share + (1 - options.final_share) * cosine)
-
-
-def warmup_linear(step: int, options: FitOptions) -> float:
-    """Share of the peak learning rate at ``step``: up linearly, then down linearly to 0; never below."""
-    progress, warmup = step / options.num_steps, options.warmup_share
-    rising = progress / warmup if warmup else 1.0
-    return max(0.0, min(rising + 1e-3, (1 - progress) / (1 - warmup) if warmup < 1 else 1.0))
 
 
 def perplexity_of(loss: float) -> float:

@@ -1,7 +1,7 @@
-"""A reward model's backbone as a LoRA adapter over a language model that it shares with others (Hu et al. 2021).
+"""A reward model's backbone as a LoRA adapter over a shared language model (Hu et al. 2021).
 
-Only the adapter is trained and kept; the language model is found again by its directory or name. Several backbones may
-stand on one language model, each with an adapter of its own.
+Only the adapter is trained and saved; the language model is loaded again by its directory or name. Several backbones
+may share one language model, each with its own adapter.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from textenvs.lm.lora import adapted_layers, belongs, new_config, switch_on, wri
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers.utils.generic import ModelOutput
 
 ADAPTER = "adapter"
 """Folder of the adapter inside a reward model's folder, as peft writes it."""
@@ -25,25 +26,22 @@ ADAPTER = "adapter"
 
 @runtime_checkable
 class Adapter(Protocol):
-    """A backbone of which only the adapter is kept: `AdapterBackbone`, or a trunk that a policy shares, in a role."""
+    """A backbone of which only the adapter is saved: `AdapterBackbone`, or a trunk that a policy shares."""
 
     @property
     def base_name(self) -> str:
-        """Directory or name of the model below the adapter; empty if it came from nowhere."""
-        ...
+        """Directory or name of the model below the adapter; empty if it has none."""
 
     def save(self, folder: Path) -> None:
         """Write the adapter for ``PeftModel.from_pretrained``."""
-        ...
 
 
 class AdapterBackbone(nn.Module):
-    """The trunk of a causal LM under a LoRA adapter; everything else of it is frozen.
+    """The frozen trunk of a causal LM under a LoRA adapter.
 
     Args:
-        peft_model: peft's model around a causal LM. (Around the whole, not its trunk alone: so the adapter also fits
-            the model that a policy's adapters live in.)
-        name: of this backbone's adapter in there; the others in there belong to other backbones.
+        peft_model: peft's model around a whole causal LM, so that the adapter also fits a policy's model.
+        name: of this backbone's adapter; the others belong to other backbones.
     """
 
     def __init__(self, peft_model: PeftModel, name: str = "default") -> None:
@@ -54,10 +52,10 @@ class AdapterBackbone(nn.Module):
 
     @classmethod
     def new(cls, name: str | Path, *, rank: int, alpha: float) -> AdapterBackbone:
-        """A new adapter of rank ``rank``, scaled by ``alpha / rank``, over the model in a directory, or of a name.
+        """A new adapter of rank ``rank``, scaled by ``alpha / rank``, over the model of a directory or name.
 
         Raises:
-            ValueError: if ``rank`` is below 1.
+            ValueError: ``rank`` is below 1.
         """
         from peft import get_peft_model
 
@@ -69,24 +67,24 @@ class AdapterBackbone(nn.Module):
         """The adapter in ``folder`` over the model called ``name``.
 
         Raises:
-            ValueError: if that model is not there any more.
+            ValueError: that model cannot be loaded.
         """
         from peft import PeftModel
 
         try:
             model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
         except (OSError, ValueError) as error:
-            raise ValueError(f"{folder} is an adapter over {name}, and no model can be loaded from there") from error
+            raise ValueError(f"{folder}: expected a loadable model {name} below the adapter") from error
         return cls(PeftModel.from_pretrained(model, str(folder)))
 
     def beside(self) -> AdapterBackbone:
-        """A new backbone on the same model: an adapter of the same shape, drawn from torch's global generator."""
+        """A new adapter of the same shape on the same model, drawn from torch's global generator."""
         name = self._free_name()
         self.peft_model.add_adapter(name, copy.deepcopy(self.peft_model.peft_config[self.name]))
         return AdapterBackbone(self.peft_model, name)
 
     def load_beside(self, folder: Path) -> AdapterBackbone:
-        """A backbone on the same model with the adapter in ``folder``."""
+        """The adapter in ``folder`` on the same model."""
         name = self._free_name()
         self.peft_model.load_adapter(str(folder), adapter_name=name)
         return AdapterBackbone(self.peft_model, name)
@@ -95,7 +93,7 @@ class AdapterBackbone(nn.Module):
         return f"member_{len(self.peft_model.peft_config)}"
 
     def learn_alone(self) -> None:
-        """Require gradients for this adapter alone, and drop all old gradients but its own."""
+        """Require gradients for this adapter alone, and drop all other gradients."""
         for name, parameter in self.peft_model.named_parameters():
             own = belongs(name, self.name)
             parameter.requires_grad_(own)
@@ -112,20 +110,24 @@ class AdapterBackbone(nn.Module):
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None, use_cache: bool = False
-    ) -> Any:
-        """As the trunk's own, under this adapter: an output with ``last_hidden_state [N, T, D]``."""
+    ) -> ModelOutput:
+        """The trunk's output under this adapter, with ``last_hidden_state [N, T, D]``."""
         switch_on(adapted_layers(self.peft_model), self.name)
-        return self.peft_model.get_base_model().base_model(
+        trunk: Any = self.peft_model.get_base_model().base_model
+        output: ModelOutput = trunk(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=use_cache
         )
+        return output
 
 
 def lasting_name(name: str) -> str:
-    """By what a model is found again from anywhere: of a directory its absolute path, else its name.
+    """A name valid in any working directory: a directory's absolute path, else the name.
 
     Raises:
-        ValueError: if ``name`` is empty.
+        ValueError: ``name`` is empty.
     """
     if not name:
-        raise ValueError("the model below the adapter was not loaded by a name: save it, and load it from there")
+        raise ValueError(
+            "expected a model with a name below the adapter, received none: save it and load it from there"
+        )
     return str(Path(name).resolve()) if Path(name).is_dir() else name

@@ -1,4 +1,4 @@
-"""The Bradley–Terry loss and the accuracy on pairs: tensors in, tensors out."""
+"""The Bradley–Terry loss and the accuracy on pairs: pure functions of tensors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def bradley_terry_loss(
 
         L = sum_i w_i ( -log sigmoid(c_i - r_i - m_i) + centring_coef (c_i + r_i)^2 ) / sum_i w_i
 
-    A constant added to both rewards of a pair changes the first term nowhere; the second makes the origin definite.
+    A constant added to both rewards of a pair does not change the first term; the second fixes the origin.
     Two entries with a pair's order swapped and weights p and 1 - p give the loss of a soft preference p.
 
     Source: Bradley & Terry 1952; Christiano et al. 2017, eq. 1 (arXiv:1706.03741); margin: Touvron et al. 2023, eq. 2
@@ -29,13 +29,13 @@ def bradley_terry_loss(
     Args:
         chosen: ``[M]`` rewards of the preferred texts; carries gradient.
         rejected: ``[M]`` rewards of the others; carries gradient.
-        margin: ``[M]`` by how much the preferred one must lead, in reward units. Default 0.
+        margin: ``[M]`` required lead of the preferred one, reward units. Default 0.
         weights: ``[M]`` weight of each pair, >= 0. Default 1.
-        mask: ``[M]`` True on pairs that count; what stands elsewhere, NaN included, has no effect.
+        mask: ``[M]`` True on pairs that count; other values, even NaN, have no effect.
         centring_coef: >= 0.
 
     Raises:
-        ValueError: if shapes differ, or no pair has weight.
+        ValueError: shapes differ, or no pair has weight.
     """
     _check_shapes(chosen, rejected=rejected, margin=margin, weights=weights, mask=mask)
     if mask is not None:
@@ -61,7 +61,7 @@ def pair_accuracy(
         mask: ``[M]`` True on pairs that count.
 
     Raises:
-        ValueError: if shapes differ, or no pair has weight.
+        ValueError: shapes differ, or no pair has weight.
     """
     _check_shapes(chosen, rejected=rejected, weights=weights, mask=mask)
     if mask is not None:
@@ -75,13 +75,13 @@ def _weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
     weights = torch.ones_like(values) if weights is None else weights
     total = weights.sum()
     if total <= 0:
-        raise ValueError("no pair counts: the mask selects none, or all weights are 0")
+        raise ValueError("expected a pair with weight, received none: the mask selects none, or all weights are 0")
     return (values * weights).sum() / total
 
 
 def _check_shapes(chosen: Tensor, **others: Tensor | None) -> None:
     if chosen.ndim != 1:
-        raise ValueError(f"chosen must have one dimension, got shape {tuple(chosen.shape)}")
+        raise ValueError(f"chosen: expected one dimension, received shape {tuple(chosen.shape)}")
     for name, tensor in others.items():
         if tensor is not None and tensor.shape != chosen.shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, chosen has {tuple(chosen.shape)}")
+            raise ValueError(f"{name}: expected shape {tuple(chosen.shape)}, received {tuple(tensor.shape)}")

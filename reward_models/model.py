@@ -1,8 +1,8 @@
 """`RewardModel`: a transformers backbone with a scalar head that reads the last real token.
 
-How a text is presented: ``bos + prompt + completion``, then ``eos`` if and only if the text is finished. A completion
-that the token budget cut short has no ``eos``; the head then reads its last token, a case that training covers by
-cutting texts at random. What is not here: how the model is fitted (`training.py`) and where pairs come from.
+A text is encoded as ``bos + prompt + completion``, then ``eos`` if it is finished. A completion that the token budget
+cut has no ``eos``; training covers this case by cutting texts at random. Not here: fitting (`training.py`) and
+preference pairs (`data`).
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from transformers import AutoModel
 
@@ -24,42 +25,50 @@ from textenvs.lm.packed_forward import can_pack, hidden_states
 from textenvs.tokens.rows import PAD
 from textenvs.tokens.tokenizers import load_tokenizer
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Texts: TypeAlias = "Sequence[str] | Tensor"
+Flags: TypeAlias = "Sequence[bool] | bool"
+"""One for each text, or one for all."""
+
 
 class RewardModel(nn.Module):
-    """Scores texts; higher is better. A scorer in the sense of `textenvs`: ``model(prompts, completions) -> [N]``.
+    """Scores texts; higher is better. A scorer of `textenvs`: ``model(prompts, completions) -> [N]``.
 
-    ``score = (raw - mean) / std``, where ``raw`` is the head's output at the last real token and ``mean`` and ``std``
-    are fixed on reference samples (`calibrate`), so that a score of 1 means one standard deviation better than these.
-    Before calibration score and raw are the same.
+    ``score = (raw - mean) / std``, where ``raw`` is the head's output at the last real token and `calibrate` sets
+    ``mean`` and ``std`` on reference samples, so that a score of 1 is one standard deviation above their mean.
 
     Args:
         backbone: any transformers model whose output has ``last_hidden_state``.
         tokenizer: its tokenizer; needs an eos token.
-        max_length: longest sequence in tokens; longer ones lose their oldest tokens. Default: the backbone's limit.
+        max_length: longest sequence, tokens; longer ones lose their oldest. Default: the backbone's limit.
 
     Raises:
-        ValueError: if the tokenizer has no eos token, or has more entries than the backbone embeds.
+        ValueError: the tokenizer has no eos token, or more entries than the backbone embeds.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: nn.Module, tokenizer: Any, *, max_length: int | None = None) -> None:
+    def __init__(
+        self, backbone: nn.Module, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None
+    ) -> None:
         super().__init__()
         config: Any = backbone.config
         if tokenizer.eos_token_id is None:
-            raise ValueError("the tokenizer has no eos token; a reward model marks a finished text with it")
+            raise ValueError("tokenizer: expected an eos token, which marks a finished text, received none")
         if len(tokenizer) > config.vocab_size:
             raise ValueError(
-                f"the tokenizer has {len(tokenizer)} entries but the backbone embeds {config.vocab_size}: "
-                "they do not belong together"
+                f"tokenizer: expected at most {config.vocab_size} entries, which the backbone embeds, received "
+                f"{len(tokenizer)}"
             )
         accelerate(backbone)
         limit = getattr(config, "max_position_embeddings", None) or 2048
         self.backbone: Any = backbone
         self.autocast: torch.dtype | None = None
         """Type of the backbone's matrix products, bfloat16 for instance; not saved. None: the weights' own."""
-        self.tokenizer = tokenizer
+        self.tokenizer: Any = tokenizer
         self.max_length = limit if max_length is None else min(max_length, limit)
         self.head = nn.Linear(config.hidden_size, 1, bias=False)
         nn.init.normal_(self.head.weight, std=(config.hidden_size + 1) ** -0.5)
@@ -71,31 +80,29 @@ class RewardModel(nn.Module):
     def from_backbone(
         cls, name: str | Path, *, max_length: int | None = None, lora_rank: int | None = None, lora_alpha: float = 32.0
     ) -> RewardModel:
-        """A new, unfitted reward model on the pretrained model in a directory, or of a name, that transformers knows.
+        """A new, unfitted reward model on the pretrained model of a directory, or a name that transformers knows.
 
-        With ``lora_rank`` the model itself is frozen: an adapter of that rank, its change scaled by ``lora_alpha /
-        lora_rank``, and the head are trained and kept. Head and adapter draw from torch's global generator.
+        With ``lora_rank`` the model is frozen: an adapter of that rank, scaled by ``lora_alpha / lora_rank``, and the
+        head are trained and saved. Head and adapter draw from torch's global generator.
 
         Raises:
-            ValueError: if model or tokenizer cannot be loaded from there; the message says which.
+            ValueError: model or tokenizer cannot be loaded; the message names which.
         """
         tokenizer = load_tokenizer(name)
         try:
-            backbone = (
-                AutoModel.from_pretrained(name, dtype=torch.float32)
-                if lora_rank is None
-                else AdapterBackbone.new(name, rank=lora_rank, alpha=lora_alpha)
-            )
+            if lora_rank is None:
+                backbone: nn.Module = AutoModel.from_pretrained(name, dtype=torch.float32)
+            else:
+                backbone = AdapterBackbone.new(name, rank=lora_rank, alpha=lora_alpha)
         except (OSError, ValueError) as error:
-            raise ValueError(f"{name}: no model that transformers can load ({first_line(error)})") from error
+            raise ValueError(f"{name}: expected a model that transformers can load ({first_line(error)})") from error
         return cls(backbone, tokenizer, max_length=max_length)
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.head.weight.device
 
-    # ------------------------------------------------------------------------------------------------ scores
     def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The backbone's last hidden states ``[N, T, D]``; padding may be on either side."""
         inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask.long()}
@@ -104,7 +111,8 @@ class RewardModel(nn.Module):
         if "use_cache" in self._backbone_takes:
             inputs["use_cache"] = False
         with self._autocasting():
-            return self.backbone(**inputs).last_hidden_state
+            hidden: Tensor = self.backbone(**inputs).last_hidden_state
+        return hidden
 
     def _autocasting(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
@@ -120,65 +128,60 @@ class RewardModel(nn.Module):
         else:
             read = self.hidden(input_ids, attention_mask)[row, last]
         read = read.to(self.head.weight.dtype)
-        return self.head(read).squeeze(-1).float()
+        rewards: Tensor = self.head(read)
+        return rewards.squeeze(-1).float()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Calibrated scores ``[N]`` of token rows ``[N, T]`` (ids) and their mask ``[N, T]`` (True or 1 = real)."""
         return (self.raw(input_ids, attention_mask) - self.mean) / self.std
 
-    def __call__(self, prompts: Any, completions: Any, *, finished: Sequence[bool] | bool = True) -> Any:
+    def __call__(self, prompts: Texts, completions: Texts, *, finished: Flags = True) -> np.ndarray | Tensor:
         """``model(prompts, completions)`` on text is `score`; ``model(input_ids, attention_mask)`` is `forward`."""
-        if isinstance(prompts, Tensor):
-            return super().__call__(prompts, completions)
+        if isinstance(prompts, Tensor) or isinstance(completions, Tensor):
+            scores: Tensor = super().__call__(prompts, completions)
+            return scores
         return self.score(prompts, completions, finished=finished)
 
     def score(
-        self,
-        prompts: Sequence[str],
-        completions: Sequence[str],
-        *,
-        finished: Sequence[bool] | bool = True,
-        batch_size: int = 128,
+        self, prompts: Sequence[str], completions: Sequence[str], *, finished: Flags = True, batch_size: int = 128
     ) -> np.ndarray:
         """Calibrated scores ``[N]`` float32 of texts ``prompt + completion``.
 
         Args:
             prompts: N texts; may be empty strings.
-            completions: N texts that are put right behind them.
-            finished: whether each text ended by itself; those get an ``eos``.
+            completions: N texts that are appended to them.
+            finished: whether each text ends with an ``eos``.
             batch_size: rows a forward pass.
 
         Raises:
-            ValueError: if the numbers of prompts, completions and flags differ.
+            ValueError: the numbers of prompts, completions and flags differ.
         """
         if len(prompts) != len(completions):
-            raise ValueError(f"got {len(prompts)} prompts but {len(completions)} completions")
-        flags = [finished] * len(prompts) if isinstance(finished, bool) else list(finished)
-        if len(flags) != len(prompts):
-            raise ValueError(f"got {len(prompts)} texts but {len(flags)} finished flags")
+            raise ValueError(f"completions: expected {len(prompts)}, one for each prompt, received {len(completions)}")
         texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
-        return self.score_rows(self.encode(texts, finished=flags), batch_size=batch_size)
+        return self.score_rows(self.encode(texts, finished=finished), batch_size=batch_size)
 
-    def score_tokens(self, prompts: Any, completions: Any, *, batch_size: int = 128) -> np.ndarray:
-        """Calibrated scores ``[N]`` float32 of rows in this model's own token ids; nothing is decoded.
+    def score_tokens(self, prompts: ArrayLike, completions: ArrayLike, *, batch_size: int = 128) -> np.ndarray:
+        """Calibrated scores ``[N]`` float32 of rows of this model's token ids.
 
         Args:
-            prompts: ``[N, P]`` ids, ``PAD = -1`` wherever there is none.
-            completions: ``[N, T]`` ids with ``PAD``, the closing ``eos`` included if there was one.
+            prompts: ``[N, P]`` ids, padded with ``PAD = -1`` anywhere.
+            completions: ``[N, T]`` ids, padded likewise, an ``eos`` included.
             batch_size: rows a forward pass.
 
         Raises:
-            ValueError: if the arrays are not two matrices with the same number of rows, or hold ids that the
-                backbone does not embed.
+            ValueError: other shapes, or ids that the backbone does not embed.
         """
         parts = [np.asarray(part) for part in (prompts, completions)]
         if any(part.ndim != 2 for part in parts) or len(parts[0]) != len(parts[1]):
-            raise ValueError(f"expected prompts [N, P] and completions [N, T], got {[part.shape for part in parts]}")
+            raise ValueError(
+                f"expected [N, P] prompts and [N, T] completions, received {[part.shape for part in parts]}"
+            )
         joint = np.concatenate(parts, axis=1)
         if joint.size and (joint.max() >= self.backbone.config.vocab_size or joint.min() < PAD):
             raise ValueError(
-                f"token ids must lie in [0, {self.backbone.config.vocab_size}) or be {PAD}, "
-                f"got {joint.min()} to {joint.max()}: do policy and reward model share a tokenizer?"
+                f"expected token ids in [0, {self.backbone.config.vocab_size}) or {PAD}, received {joint.min()} to "
+                f"{joint.max()}: do policy and reward model share a tokenizer?"
             )
         bos = self.tokenizer.bos_token_id
         rows = [row[row != PAD].tolist() for row in joint]
@@ -187,7 +190,7 @@ class RewardModel(nn.Module):
 
     @torch.no_grad()
     def score_rows(self, rows: Sequence[Sequence[int]], *, batch_size: int = 128) -> np.ndarray:
-        """Calibrated scores ``[N]`` float32 of whole token rows, in batches of like length, with dropout off."""
+        """Calibrated scores ``[N]`` float32 of whole token rows, in batches of similar length, without dropout."""
         was_training = self.training
         self.eval()
         scores = np.empty(len(rows), dtype=np.float32)
@@ -195,16 +198,17 @@ class RewardModel(nn.Module):
         for start in range(0, len(order), batch_size):
             index = order[start : start + batch_size]
             tokens, mask = self.pad([rows[i] for i in index])
-            scores[index] = self(tokens, mask).cpu().numpy()
+            scores[index] = self.forward(tokens, mask).cpu().numpy()
         self.train(was_training)
         return scores
 
-    # ---------------------------------------------------------------------------------------------- rows
-    def encode(self, texts: Sequence[str], *, finished: Sequence[bool] | bool = True) -> list[list[int]]:
-        """Token rows ``bos + text (+ eos if finished)``; bos is left out where the tokenizer has none."""
+    def encode(self, texts: Sequence[str], *, finished: Flags = True) -> list[list[int]]:
+        """Token rows ``bos + text (+ eos if finished)``, without bos if the tokenizer has none."""
         if not texts:
             return []
-        flags = [finished] * len(texts) if isinstance(finished, bool) else finished
+        flags = [finished] * len(texts) if isinstance(finished, bool) else list(finished)
+        if len(flags) != len(texts):
+            raise ValueError(f"finished: expected {len(texts)} flags, received {len(flags)}")
         bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
         bodies = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         eos = self.tokenizer.eos_token_id
@@ -216,42 +220,40 @@ class RewardModel(nn.Module):
         Rows longer than ``max_length`` keep their newest tokens.
 
         Raises:
-            ValueError: if a row is empty: there is no last token to read.
+            ValueError: a row is empty.
         """
         kept = [row[-self.max_length :] for row in rows]
         if any(not row for row in kept):
-            raise ValueError("an empty row has no last token to score (the tokenizer has no bos token to open it)")
+            raise ValueError("rows: expected tokens, received an empty row (the tokenizer has no bos token)")
         width = max(map(len, kept))
         tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in kept])
         lengths = torch.tensor([len(row) for row in kept])
         return tokens.to(self.device), (torch.arange(width) < lengths[:, None]).to(self.device)
 
-    # --------------------------------------------------------------------------------------- calibration
     @torch.no_grad()
     def calibrate(self, rows: Sequence[Sequence[int]]) -> None:
         """Set ``mean`` and ``std`` so that the scores of these token rows have mean 0 and standard deviation 1.
 
         Raises:
-            ValueError: if there are fewer than two rows, or all have the same score.
+            ValueError: fewer than two rows, or all have the same score.
         """
         if len(rows) < 2:
-            raise ValueError(f"calibration needs at least two rows, got {len(rows)}")
+            raise ValueError(f"calibrate: expected at least two rows, received {len(rows)}")
         self.mean.zero_()
         self.std.fill_(1.0)
         raw = self.score_rows(rows).astype(np.float64)
         if not np.isfinite(raw).all() or raw.std() < 1e-8:
-            raise ValueError(f"cannot calibrate: the rewards of the reference rows have std {raw.std()}")
+            raise ValueError(f"calibrate: expected finite rewards that differ, received a std of {raw.std()}")
         self.mean.fill_(raw.mean())
         self.std.fill_(raw.std())
 
-    # ------------------------------------------------------------------------------------- save and load
     def save(self, path: str | Path) -> None:
         """Write ``model.safetensors`` (backbone, head, calibration), configuration and tokenizer into a folder.
 
-        Where the backbone is an adapter, ``adapter/`` holds it, and of the model below only the name is kept.
+        An adapter is saved in ``adapter/`` with the name of the model below.
 
         Raises:
-            ValueError: if it is one over a model without a name, or a shared trunk without an adapter.
+            ValueError: an adapter over a model without a name, or a shared trunk without an adapter.
         """
         folder = Path(path)
         base = lasting_name(self.backbone.base_name) if isinstance(self.backbone, Adapter) else None
@@ -275,17 +277,18 @@ class RewardModel(nn.Module):
 
         Args:
             path: the folder.
-            device: where to.
-            backbone: for an adapter: the trunk with that adapter on, which lives elsewhere already. None: loaded anew.
+            device: of the weights.
+            backbone: for an adapter: a trunk with that adapter already loaded. None loads it.
 
         Raises:
-            ValueError: if the folder holds no reward model of this version, or a damaged one.
+            ValueError: no reward model of this version in the folder, or a damaged one.
         """
         folder = Path(path)
         description, config, weights = read_model(folder)
         base = description.get("base")
         if base is None:
-            backbone = AutoModel.from_config(config, dtype=torch.float32)
+            new: Any = AutoModel.from_config
+            backbone = new(config, dtype=torch.float32)
         elif backbone is None:
             backbone = AdapterBackbone.load(base, folder / ADAPTER)
         model = cls(backbone, load_tokenizer(folder), max_length=description["max_length"])
@@ -293,5 +296,5 @@ class RewardModel(nn.Module):
             whole = base is None or weights.keys() != model._without_backbone().keys()
             model.load_state_dict(weights, strict=whole)
         except RuntimeError as error:
-            raise ValueError(f"{folder}: weights and configuration do not fit ({first_line(error)})") from error
+            raise ValueError(f"{folder}: expected weights of its configuration ({first_line(error)})") from error
         return model.to(device).eval()

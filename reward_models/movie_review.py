@@ -1,12 +1,12 @@
 """``textenvs/MovieReview-v0``: sentences of movie reviews, scored by the shipped reward model.
 
-Here and not in ``textenvs``, because that package imports nothing of ours; it registers this module's factories by
-name.
+``textenvs``, which imports no other package of this project, registers these factories by name.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from reward_models.model import RewardModel
@@ -16,6 +16,8 @@ from textenvs.envs.vector import TokenVectorEnv
 from textenvs.envs.wrapper import TokenVectorWrapper
 from textenvs.factories import scalar, text_generation_vec
 from textenvs.tokens.prompts import PromptSource
+from textenvs.tokens.tokenizers import Tokenizer
+from textenvs.wrappers.interfaces import ReferenceSource, Scorer
 
 
 def load_scorer() -> RewardModel:
@@ -27,18 +29,18 @@ def movie_review_vec(
     num_envs: int = 1,
     *,
     prompts: PromptSource | None = None,
-    tokenizer: Any = None,
-    scorer: Any = None,
-    reference: Any = None,
+    tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
+    scorer: Scorer | Sequence[Scorer] | None = None,
+    reference: ReferenceSource | None = None,
     **options: Any,
 ) -> TokenVectorEnv | TokenVectorWrapper:
     """``gym.make_vec("textenvs/MovieReview-v0", ...)``: sentences of movie reviews, praised or panned.
 
-    Whatever is None is the part that ships with the package: openings, tokenizer, reward model, language model. The
-    other `options` are those of `textenvs.factories.text_generation_vec`. Works offline.
+    None selects the shipped openings, tokenizer, reward model and language model. `options` are those of
+    `textenvs.factories.text_generation_vec`. Works offline.
 
     Raises:
-        ValueError: parts that are wrong or do not belong together.
+        ValueError: invalid or conflicting parts.
     """
     if reference is None:
         reference = assets.language_model_dir()

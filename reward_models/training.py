@@ -1,6 +1,6 @@
 """Training of reward models: Bradley–Terry on batches of comparisons, early stopping on held-out loss.
 
-Comparisons come from human ratings or from a user's own pairs alike. The optimizer loop is in `reward_models.fitting`.
+Comparisons come from human ratings or from a user's own pairs. The optimizer loop is in `reward_models.fitting`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from torch import Tensor, nn
 
 from reward_models.data.comparisons import BatchSource, ComparisonBatch
 from reward_models.dropout import restore_dropout, set_dropout
-from reward_models.fitting import Fit, FitOptions, MetricSink, StepFigures, warmup_linear
+from reward_models.fit_options import FitOptions, MetricSink, StepResult, warmup_linear
+from reward_models.fitting import Fit
 from reward_models.losses import bradley_terry_loss
 from reward_models.model import RewardModel
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """How to fit."""
+    """Settings of a reward model's training."""
 
     epochs: float = 1.4
     """Passes over the comparisons' texts, at most."""
@@ -39,18 +40,18 @@ class TrainingOptions:
     warmup_share: float = 0.1
     """Share of the steps in which the learning rate rises."""
     dropout: float = 0.0
-    """Rate of all dropout in the backbone while it is trained, whatever its configuration says, in [0, 1); with 0 it is
-    trained in evaluation mode, in which nothing is drawn."""
+    """Rate of all dropout in the backbone during training, in place of its configuration's, in [0, 1); with 0 it is
+    trained in evaluation mode."""
     token_noise: float = 0.05
-    """Share of the tokens that is replaced by random ones while training, in [0, 1)."""
+    """Share of the tokens replaced by random ones in training, in [0, 1)."""
     truncation_share: float = 0.15
-    """Share of the texts that is cut at a random place (and loses its eos) while training, in [0, 1]."""
+    """Share of the texts cut at a random place (without eos) in training, in [0, 1]."""
     centring_coef: float = 0.01
     """Weight of the pull of a pair's rewards to zero, >= 0."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
     average_decay: float = 0.96
-    """Decay a step of the running average of the weights, which is what is kept; 0 keeps the last weights."""
+    """Decay a step of the running average of the weights, which is kept; 0 keeps the last weights."""
     chunk_size: int = 32
     """Texts of like length encoded together; smaller wastes less on padding."""
     eval_every: int = 60
@@ -58,40 +59,39 @@ class TrainingOptions:
     patience: int = 4
     """Evaluations without a better held-out loss after which training stops."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the backbone's matrix products (autocast), which the model keeps until it is loaded anew; rewards, loss,
-    weights and optimizer are float32."""
+    """Type of the backbone's matrix products (autocast), kept until the model is loaded again; rewards, loss, weights
+    and optimizer are float32."""
     seed: int = 0
     """Seed of order, grouping, dropout and noise."""
 
     def __post_init__(self) -> None:
         if self.epochs <= 0 or self.learning_rate <= 0:
-            raise ValueError(f"epochs and learning_rate must be > 0, received {self.epochs}, {self.learning_rate}")
+            raise ValueError(
+                f"epochs and learning_rate: expected numbers > 0, received {self.epochs}, {self.learning_rate}"
+            )
         if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay must lie in (0, 1], received {self.layer_decay}")
+            raise ValueError(f"layer_decay: expected a number in (0, 1], received {self.layer_decay}")
         for name in ("dropout", "token_noise", "truncation_share", "average_decay", "warmup_share"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], received {getattr(self, name)}")
+                raise ValueError(f"{name}: expected a number in [0, 1], received {getattr(self, name)}")
         if not self.centring_coef >= 0:
-            raise ValueError(f"centring_coef must be >= 0, received {self.centring_coef}")
+            raise ValueError(f"centring_coef: expected a number >= 0, received {self.centring_coef}")
 
 
 @dataclass(kw_only=True)
 class FitResult:
-    """What `fit` did.
-
-    Attributes:
-        steps: optimizer steps made.
-        num_pairs: pairs of texts compared, counted each time.
-        best_loss: held-out loss (nats) of the weights that were kept.
-        history: ``(step, held-out loss)`` of each evaluation.
-        interrupted: whether Ctrl-C ended it.
-    """
+    """Summary of a `fit`."""
 
     steps: int = 0
+    """Optimizer steps."""
     num_pairs: int = 0
+    """Pairs of texts compared, repeats included."""
     best_loss: float = math.inf
+    """Held-out loss, nats, of the weights that were kept."""
     history: list[tuple[int, float]] = field(default_factory=list)
+    """``(step, held-out loss)`` of each evaluation."""
     interrupted: bool = False
+    """Whether Ctrl-C ended it."""
 
 
 class RewardLearner:
@@ -104,7 +104,7 @@ class RewardLearner:
         options: noise, dropout and seed.
 
     Raises:
-        ValueError: if nothing is held out.
+        ValueError: ``heldout`` is empty.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class RewardLearner:
     ) -> None:
         if not len(heldout):
             raise ValueError(
-                "heldout is empty: without a held-out loss there are no best weights; hold out at least a batch"
+                "heldout: expected at least one batch, by whose loss the best weights are chosen; received 0"
             )
         self.module, self.train, self.heldout, self.options = model, train, heldout, options
         model.mean.zero_()
@@ -121,11 +121,11 @@ class RewardLearner:
         self._rows = _RowCache(model)
 
     def new_fit(self, sink: MetricSink | None = None, *, checkpoint_every: int = 1000) -> Fit:
-        """The fit of this learner; dropout, if any, draws from torch's global generator, which is seeded here."""
+        """The fit of this learner; seeds torch's global generator, which dropout draws from."""
         options = self.options
         torch.manual_seed(options.seed)
-        how = FitOptions(
-            num_steps=max(1, round(options.epochs * len(self.train))),
+        fit_options = FitOptions(
+            num_steps=num_steps(self.train, options),
             learning_rate=options.learning_rate,
             warmup_share=options.warmup_share,
             final_share=0.0,
@@ -140,31 +140,36 @@ class RewardLearner:
             evaluate_start=False,
             unit="pairs",
         )
-        return Fit(self, how, sink, groups=parameter_groups(self.module, options), schedule=warmup_linear)
+        return Fit(self, fit_options, sink, groups=parameter_groups(self.module, options), schedule=warmup_linear)
 
     def batches(self) -> Iterator[tuple[ComparisonBatch, list[list[int]]]]:
-        """Comparisons and the disturbed token rows of their texts, endless; noise and order have one generator."""
+        """Endless comparisons with the disturbed token rows of their texts; one generator draws noise and order."""
         rng = np.random.default_rng(self.options.seed)
         while True:
             for batch in self.train.epoch(rng):
                 yield batch, [disturb(row, self.module, self.options, rng) for row in self._rows(batch.texts)]
 
-    def gradient(self, batch: tuple[ComparisonBatch, list[list[int]]]) -> StepFigures:
-        """Of the Bradley–Terry loss of a batch."""
+    def gradient(self, batch: tuple[ComparisonBatch, list[list[int]]]) -> StepResult:
+        """Add the gradient of a batch's Bradley–Terry loss."""
         comparisons, rows = batch
         self.module.train(self.options.dropout > 0)
         loss = batch_loss(self.module, rows, comparisons, self.options.chunk_size, self.options.centring_coef)
-        loss.backward()
-        return StepFigures(loss.item(), comparisons.num_pairs)
+        torch.autograd.backward(loss)
+        return StepResult(loss.item(), comparisons.num_pairs)
 
     def heldout_loss(self) -> float:
         """Mean loss, nats, of the held-out batches."""
         return heldout_loss(self.module, self.heldout, self._rows)
 
     def fingerprint(self) -> int:
-        """A checksum of the held-out texts and of the first training batch's."""
+        """A checksum of the held-out texts and of the first training batch."""
         batches = (next(iter(self.train.epoch(np.random.default_rng(self.options.seed)))), *self.heldout)
         return zlib.crc32("\0".join(text for batch in batches for text in batch.texts).encode())
+
+
+def num_steps(train: BatchSource, options: TrainingOptions) -> int:
+    """Optimizer steps of a fit, if patience lasts."""
+    return max(1, round(options.epochs * len(train)))
 
 
 def fit(
@@ -175,20 +180,20 @@ def fit(
     *,
     on_step: Callable[[int, int, float, float], None] | None = None,
 ) -> FitResult:
-    """Fit the model in place; it ends with the averaged weights whose held-out loss was least, in evaluation mode.
+    """Fit the model in place; it ends in evaluation mode with the averaged weights of the least held-out loss.
 
     Ctrl-C ends training early and keeps the best weights so far.
 
     Args:
-        model: what to fit; its calibration is reset, as its rewards change.
+        model: trained in place; its calibration is reset, as its rewards change.
         train: source of training batches.
         heldout: batches for early stopping, at least one.
-        options: how.
+        options: settings of the training.
         on_step: called with ``(step, num_steps, training loss, best held-out loss)`` after every step.
 
     Raises:
-        ValueError: if nothing is held out.
-        TrainingDiverged: if a loss is NaN or infinite; the model then has the best weights so far.
+        ValueError: ``heldout`` is empty.
+        TrainingDiverged: a loss is NaN or infinite; the model then has the best weights so far.
     """
     fitting = RewardLearner(model, train, heldout, options).new_fit()
     progress, interrupted = fitting.progress, False
@@ -198,14 +203,14 @@ def fit(
             best = math.inf if progress.best_loss is None else progress.best_loss
             on_step(progress.step, fitting.options.num_steps, fitting.loss, best)
 
-    usual_dropout = set_dropout(model, options.dropout)
+    old_dropout = set_dropout(model, options.dropout)
     try:
         fitting.run(stopped=lambda: False, checkpoint=lambda: None, show=show)
     except KeyboardInterrupt:
         interrupted = True
     finally:
         fitting.put_best()
-        restore_dropout(usual_dropout)
+        restore_dropout(old_dropout)
         model.eval()
     return FitResult(
         steps=progress.step,
@@ -241,21 +246,20 @@ def heldout_loss(model: RewardModel, batches: Iterable[ComparisonBatch], rows: _
 
 
 def disturb(row: list[int], model: RewardModel, options: TrainingOptions, rng: np.random.Generator) -> list[int]:
-    """A copy of a row, sometimes cut short at a random place, with some tokens replaced by random ones."""
+    """A copy of a row with some tokens replaced by random ones, sometimes cut at a random place."""
     if len(row) > 4 and rng.random() < options.truncation_share:
         row = row[: rng.integers(len(row) // 3 + 1, len(row))]
     if options.token_noise and len(row) > 3:
         tokens = np.array(row)
         hit = rng.random(len(row)) < options.token_noise * rng.random() * 2
-        hit[0] = False
-        hit[-1] = False
+        hit[[0, -1]] = False
         tokens[hit] = rng.integers(len(model.tokenizer), size=int(hit.sum()))
         row = tokens.tolist()
     return row
 
 
 def parameter_groups(model: RewardModel, options: TrainingOptions) -> list[dict[str, Any]]:
-    """AdamW groups: learning rates fall block by block from the head to the embeddings; only matrices decay."""
+    """AdamW's groups: learning rates fall block by block from the head to the embeddings; only matrices decay."""
     blocks = next((m for m in model.backbone.modules() if isinstance(m, nn.ModuleList)), nn.ModuleList())
     depth = {id(p): i for i, block in enumerate(blocks) for p in block.parameters()}
     above = {id(p) for p in model.head.parameters()}
@@ -267,7 +271,7 @@ def parameter_groups(model: RewardModel, options: TrainingOptions) -> list[dict[
             rate = options.learning_rate * options.head_lr_multiplier
         elif id(parameter) in depth:
             rate = options.learning_rate * options.layer_decay ** (len(blocks) - 1 - depth[id(parameter)])
-        elif parameter.ndim == 1:  # the norm behind the last block
+        elif parameter.ndim == 1:  # the norm after the last block
             rate = options.learning_rate
         else:
             rate = options.learning_rate * options.layer_decay ** len(blocks)
@@ -277,13 +281,13 @@ def parameter_groups(model: RewardModel, options: TrainingOptions) -> list[dict[
 
 
 class _RowCache:
-    """Token rows of texts; each text is tokenized once."""
+    """Token rows of texts, each tokenized once."""
 
     def __init__(self, model: RewardModel) -> None:
         self.model = model
-        self.known: dict[str, list[int]] = {}
+        self.rows: dict[str, list[int]] = {}
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
-        new = [text for text in texts if text not in self.known]
-        self.known.update(zip(new, self.model.encode(new), strict=True))
-        return [self.known[text] for text in texts]
+        new = [text for text in texts if text not in self.rows]
+        self.rows.update(zip(new, self.model.encode(new), strict=True))
+        return [self.rows[text] for text in texts]

@@ -1,8 +1,9 @@
-"""A running average of the weights that are trained, and how it takes a model's place for a while."""
+"""A running average of the trained weights, which can replace a model's own for a while."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,18 +11,18 @@ from torch import Tensor, nn
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """The model's state without parameters that are frozen, which never change and may belong to others, too."""
+    """The model's state without its frozen parameters, which never change and may be shared."""
     frozen = {name for name, parameter in model.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
     return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
 
 
 def put_back(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give the model a state that `trained_state` or `WeightAverage` took from it."""
+    """Load a state of `trained_state` or `WeightAverage` into the model."""
     model.load_state_dict(state, strict=False)
 
 
 class WeightAverage:
-    """Exponential running average of a model's trained weights, the start's bias removed by a shorter memory early on.
+    """Exponential running average of a model's trained weights; early steps use a smaller decay, against bias.
 
     Args:
         model: whose weights.
@@ -35,7 +36,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the model's present weights."""
+        """Include the model's current weights."""
         self.count += 1
         decay = min(self.decay, (self.count - 1) / (self.count + 9)) if self.decay else 0.0
         state = trained_state(model)
@@ -44,29 +45,23 @@ class WeightAverage:
         torch._foreach_lerp_(own, theirs, 1 - decay)
 
     def copy(self) -> dict[str, Tensor]:
-        """A state of the average that later updates do not touch."""
+        """A copy of the average that later updates do not change."""
         return {name: tensor.clone() for name, tensor in self._mean.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """The average and how many updates are in it."""
+        """The average and its number of updates."""
         return {"count": self.count, "mean": self.copy()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.count, self._mean = state["count"], {name: tensor.clone() for name, tensor in state["mean"].items()}
 
-    def swapped_in(self, model: nn.Module) -> _Swapped:
+    @contextmanager
+    def swapped_in(self, model: nn.Module) -> Iterator[None]:
         """A context in which the model has the averaged weights."""
-        return _Swapped(model, self._mean)
-
-
-class _Swapped:
-    def __init__(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
-        self.model, self.weights = model, weights
-        self.own = {name: tensor.detach().clone() for name, tensor in trained_state(model).items()}
-
-    def __enter__(self) -> None:
-        put_back(self.model, self.weights)
-
-    def __exit__(self, *exception: object) -> None:
-        put_back(self.model, self.own)
+        own = {name: tensor.detach().clone() for name, tensor in trained_state(model).items()}
+        put_back(model, self._mean)
+        try:
+            yield
+        finally:
+            put_back(model, own)

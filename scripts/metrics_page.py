@@ -14,7 +14,8 @@ from reward_models.fitting import METRICS as LANGUAGE_MODEL_METRICS
 OTHER_METRICS = {
     "train/loss (reward model)": "Bradley–Terry loss of the step's comparisons, nats per comparison",
     "train/member": "index of the ensemble's member that this step is of; steps count on from member to member",
-    "validation/best_loss": "lowest Bradley–Terry loss so far on the validation part, nats per comparison",
+    "validation/loss (reward model)": "Bradley–Terry loss on the validation part, nats per comparison",
+    "train/pairs": "pairs compared since training began, repeats included",
     **{f"{name} (language model)": meaning for name, meaning in LANGUAGE_MODEL_METRICS.items()},
 }
 """Of the scripts that do not run PPO."""

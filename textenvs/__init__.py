@@ -1,7 +1,7 @@
 """Text generation as Gymnasium environments. Importing it registers the ``textenvs/...`` ids; models load when needed.
 
-Here: token rows, prompts, the vector environment and its scalar view, the preference reward and KL shaping. Not here:
-agents that learn, and how reward models are trained.
+Token rows, prompts, the vector environment and its scalar view, the preference reward and KL shaping. Not here: agents
+and training of reward models.
 """
 
 from gymnasium.envs.registration import register

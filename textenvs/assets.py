@@ -1,14 +1,19 @@
-"""The parts that ship with the package: a small language model, a reward model, and openings of movie reviews.
+"""Assets of the package: a small language model, a reward model, and openings of movie reviews.
 
-They lie beside this file in ``assets/``; the environment variable ``TEXTENVS_ASSETS`` names another directory with
-``language_model/`` and ``reward_model/`` in it. Nothing is downloaded.
+They are in ``assets/`` beside this file; the environment variable ``TEXTENVS_ASSETS`` names another directory that
+contains ``language_model/`` and ``reward_model/``. Nothing is downloaded.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+from textenvs.tokens import tokenizers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 OPENINGS = Path(__file__).parent / "assets" / "openings.txt"
 """Text file of review openings, one a line, written for this project."""
@@ -24,24 +29,21 @@ def reward_model_dir() -> Path:
     return _asset("reward_model")
 
 
-def load_language_model() -> Any:
+def load_language_model() -> PreTrainedModel:
     """The shipped causal LM, in float32 and evaluation mode."""
     from textenvs.wrappers.reference import load_causal_lm
 
-    return load_causal_lm(language_model_dir())
+    model: PreTrainedModel = load_causal_lm(language_model_dir())
+    return model
 
 
-def load_tokenizer() -> Any:
+def load_tokenizer() -> PreTrainedTokenizerBase:
     """The shipped language model's tokenizer."""
-    from textenvs.tokens import tokenizers as text
-
-    return text.load_tokenizer(language_model_dir())
+    return tokenizers.load_tokenizer(language_model_dir())
 
 
 def _asset(name: str) -> Path:
     folder = Path(os.environ.get("TEXTENVS_ASSETS") or Path(__file__).parent / "assets") / name
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"the shipped {name.replace('_', ' ')} is not at {str(folder)!r}; reinstall the package"
-        )
+        raise FileNotFoundError(f"expected the shipped {name} at {str(folder)!r}, found none; reinstall the package")
     return folder

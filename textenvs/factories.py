@@ -1,4 +1,4 @@
-"""What the registered ids build: the token environment, the preference reward around it, the KL shaping around that."""
+"""Factories of the registered ids: the token environment in the preference reward in the KL shaping."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from textenvs.envs.scalar import TokenEnv
 from textenvs.envs.vector import TokenVectorEnv
 from textenvs.envs.wrapper import TokenVectorWrapper
 from textenvs.tokens.prompts import PromptSource
-from textenvs.tokens.tokenizers import load_tokenizer
-from textenvs.wrappers.interfaces import Acting
+from textenvs.tokens.tokenizers import Tokenizer, load_tokenizer
+from textenvs.wrappers.interfaces import Acting, ReferenceSource, Scorer
 from textenvs.wrappers.kl_shaping import KLShaping
 from textenvs.wrappers.preference import PreferenceReward
 
@@ -22,73 +22,50 @@ def text_generation_vec(
     num_envs: int = 1,
     *,
     prompts: PromptSource,
-    tokenizer: Any = None,
-    scorer: Any = None,
+    tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
+    scorer: Scorer | Sequence[Scorer] | None = None,
     combine: str = "mean",
     weights: Sequence[float] | None = None,
     uncertainty_coef: float = 0.1,
-    reference: Any = None,
+    reference: ReferenceSource | None = None,
     beta: float = 0.15,
     acting: Acting | None = None,
     charge: bool = True,
     eos_token_id: int | None = None,
-    vocab_size: int | None = None,
     max_new_tokens: int = 24,
-    max_prompt_tokens: int | None = None,
-    shuffle: bool = True,
-    group_size: int = 1,
     autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
-    budget: str = "terminate",
+    **options: Any,
 ) -> TokenVectorEnv | TokenVectorWrapper:
-    """``gym.make_vec("textenvs/TextGeneration-v0", ...)``: text generation with parts of the caller's own.
+    """``gym.make_vec("textenvs/TextGeneration-v0", ...)``: text generation with the caller's own parts.
 
     Args:
         num_envs: sub-environments.
-        prompts: list of strings or of token ids, path of a text or JSONL file; see
-        `textenvs.tokens.prompts.load_prompts`.
-        tokenizer: a `transformers` tokenizer, or its directory or name. None: the reference's, if that is a directory
-            or name; else bare token ids.
-        scorer: one or a list, see `PreferenceReward`; None pays nothing.
-        combine: how several scorers become one, "mean", "worst" or "uncertainty"; see `PreferenceReward`.
-        weights: of the scorers listed, in a mixture; see `PreferenceReward`.
-        uncertainty_coef: see `PreferenceReward`.
-        reference: see `KLShaping`; None shapes nothing.
-        beta: price of the KL, reward units per nat. Default: Ziegler et al. 2019 (arXiv:1909.08593).
-        acting: see `KLShaping`.
-        charge: whether rewards pay the KL's price; see `KLShaping`.
+        prompts: strings or lists of token ids, or path of a text or JSONL file; see `load_prompts`.
+        tokenizer: a tokenizer, its directory or name. None: the reference's, if it has one; else bare token ids.
+        scorer: one or a list, and how several are combined, `combine`, `weights`, `uncertainty_coef`: see
+            `PreferenceReward`. None adds no score.
+        combine: "mean", "worst" or "uncertainty".
+        weights: with "mean", of the scorers listed.
+        uncertainty_coef: per reward unit.
+        reference: see `KLShaping`, as for `acting` and `charge`. None adds no penalty.
+        beta: KL coefficient, reward units per nat. Default: Ziegler et al. 2019 (arXiv:1909.08593).
+        acting: log-probs of agents that do not pass their own.
+        charge: whether the KL penalty is subtracted from the reward.
         eos_token_id: the token that ends an episode. None: the tokenizer's, if there is one.
-        vocab_size: number of token ids; the tokenizer's length when None.
         max_new_tokens: budget of an episode, tokens. Default: Ziegler et al. 2019.
-        max_prompt_tokens: longest prompt allowed, tokens; any when None.
-        shuffle: whether the prompts' order is shuffled each epoch.
-        group_size: sub-environments in a row that share a prompt; see `TokenVectorEnv`.
         autoreset_mode: see `TokenVectorEnv`.
-        budget: "terminate" or "truncate"; see `TokenVectorEnv`.
+        **options: of `TokenVectorEnv`: vocab_size, max_prompt_tokens, shuffle, group_size, budget.
 
     Raises:
-        ValueError: parts that are wrong or do not belong together; see there.
+        ValueError: invalid or conflicting parts; see their classes.
     """
-    if tokenizer is None and isinstance(reference, str | os.PathLike):
-        tokenizer = load_tokenizer(reference)
-    elif tokenizer is None:
-        tokenizer = getattr(reference, "tokenizer", None)
-    elif isinstance(tokenizer, str | os.PathLike):
-        tokenizer = load_tokenizer(tokenizer)
-    if eos_token_id is None:
-        eos_token_id = getattr(tokenizer, "eos_token_id", None)
-    envs: TokenVectorEnv | TokenVectorWrapper = TokenVectorEnv(
-        num_envs,
-        prompts=prompts,
-        tokenizer=tokenizer,
-        eos_token_id=eos_token_id,
-        vocab_size=vocab_size,
-        max_new_tokens=max_new_tokens,
-        max_prompt_tokens=max_prompt_tokens,
-        shuffle=shuffle,
-        group_size=group_size,
-        autoreset_mode=autoreset_mode,
-        budget=budget,
-    )
+    if tokenizer is None:
+        tokenizer = reference if isinstance(reference, str | os.PathLike) else getattr(reference, "tokenizer", None)
+    reader = load_tokenizer(tokenizer) if isinstance(tokenizer, str | os.PathLike) else tokenizer
+    eos = getattr(reader, "eos_token_id", None) if eos_token_id is None else eos_token_id
+    options |= {"max_new_tokens": max_new_tokens, "autoreset_mode": autoreset_mode}
+    envs: TokenVectorEnv | TokenVectorWrapper
+    envs = TokenVectorEnv(num_envs, prompts=prompts, tokenizer=reader, eos_token_id=eos, **options)
     if scorer is not None:
         envs = PreferenceReward(envs, scorer, combine=combine, weights=weights, uncertainty_coef=uncertainty_coef)
     if reference is not None:

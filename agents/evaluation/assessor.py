@@ -17,7 +17,7 @@ from textenvs.tokens.prompts import PromptSource
 from textenvs.tokens.rows import TokenRows
 from textenvs.tokens.tokenizers import decode_rows
 from textenvs.wrappers.chat_prompts import ChatTemplate
-from textenvs.wrappers.preference import Judged, PreferenceReward
+from textenvs.wrappers.preference import PreferenceReward, ScoredRows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -76,11 +76,11 @@ class Assessor:
             seed=seed,
             max_concurrent_rows=self.max_concurrent_rows,
         )
-        return samples if self.chat is None else replace(samples, openings=self.chat.said(samples.openings))
+        return samples if self.chat is None else replace(samples, openings=self.chat.plain(samples.openings))
 
-    def score(self, samples: Samples) -> Judged:
+    def score(self, samples: Samples) -> ScoredRows:
         """Scores of the reward, of its members, and their standard deviation."""
-        return self.reward.judge(samples.prompts, samples.completions)
+        return self.reward.score_rows(samples.prompts, samples.completions)
 
     def assess(self, policy: CausalLMPolicy) -> Assessment:
         """Texts by ``policy`` with scores, the judge's scores and the KL; does not change training state."""
@@ -97,4 +97,4 @@ class Assessor:
     def decode(self, rows: TokenRows, count: int) -> tuple[list[str], list[str]]:
         """Prompts and completions of the first ``count`` of ``rows`` as text, without chat markup."""
         openings, endings = decode_rows(self.tokenizer, rows.prompts[:count], rows.completions[:count])
-        return (openings if self.chat is None else self.chat.said(openings)), endings
+        return (openings if self.chat is None else self.chat.plain(openings)), endings

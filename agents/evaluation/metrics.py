@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from agents.evaluation.samples import Samples
-from textenvs.wrappers.preference import Judged
+from textenvs.wrappers.preference import ScoredRows
 
 
 class TextJudge(Protocol):
@@ -34,7 +34,7 @@ class Assessment:
     """
 
     samples: Samples
-    scored: Judged
+    scored: ScoredRows
     judged: np.ndarray | None
     ref_logprobs: np.ndarray
     kl: np.ndarray

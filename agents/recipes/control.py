@@ -4,17 +4,15 @@
     textenvs train-control --env my_module:MyEnv-v0 --algorithm trpo --run-dir runs/mine
 
 The run directory gets ``config.json``, ``progress.csv`` and TensorBoard events, ``last.safetensors`` (from which
-``--resume`` goes on, bit for bit), ``best.safetensors`` (the best greedy evaluation's agent) and ``summary.json``.
+``--resume`` continues, bit for bit; also after Ctrl-C or SIGTERM), ``best.safetensors`` (the agent of the best greedy
+evaluation), ``report.html`` and ``summary.json``.
 """
 
 from __future__ import annotations
 
-import json
-import signal
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -26,26 +24,25 @@ from agents.control.agent import ControlAgent
 from agents.control.best import BestKeeper
 from agents.control.environments import make_vector
 from agents.control.evaluation import evaluate
-from agents.control.presets import preset_for
+from agents.control.presets import Preset, preset_for
 from agents.runs import checkpoint
 from agents.runs.cli import enter
 from agents.runs.devices import check_device
-from agents.runs.logging import FileSink
-from agents.runs.run_dir import CONFIG, SUMMARY, RunDir, RunDirError
+from agents.runs.flags import RunFlags
+from agents.runs.lifecycle import TrainingRun, training_run
+from agents.runs.plots import CONTROL_CURVES
+from agents.runs.progress import ProgressBar, headline
 
-NEUTRAL = ("run_dir", "resume", "overwrite", "quiet", "threads", "save_every")
-"""Settings that a resumed run may change: its weights do not depend on them."""
 LAST, BEST = "last.safetensors", "best.safetensors"
+COMMANDS = ("textenvs evaluate --agent {run} --episodes 100",)
 EVALUATION_SEED, FINAL_SEED = 1_000_003, 2_000_003
-"""Episodes that choose the best weights, and those that judge them, differ."""
+"""Of the episodes that choose the best weights, and of those that measure them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
-    """Train an agent on a control task."""
+class Config(RunFlags):
+    """Task: what is learned, and for how long."""
 
-    run_dir: Path
-    """folder for everything the run leaves behind"""
     env: str = "CartPole-v1"
     """Gymnasium id; "module:Env-v0" imports the module first"""
     algorithm: Literal["ppo", "trpo"] = "ppo"
@@ -66,12 +63,6 @@ class Config:
     """updates between two checkpoints to resume from"""
     threads: int = 1
     """CPU threads; networks this small are fastest on one"""
-    resume: bool = False
-    """go on with the unfinished run in --run-dir"""
-    overwrite: bool = False
-    """throw away the run in --run-dir"""
-    quiet: bool = False
-    """no progress bar"""
 
     def __post_init__(self) -> None:
         for name in ("total_steps", "evaluate_every", "eval_episodes", "save_every", "threads"):
@@ -84,90 +75,72 @@ def main(config: Config) -> dict[str, Any]:
     """Train, evaluate, and write the run directory.
 
     Returns:
-        What ``summary.json`` holds.
+        The content of ``summary.json``.
 
     Raises:
-        RunDirError: if the run directory cannot be used, or holds a run of another algorithm or with other settings.
+        RunDirError: if the run directory cannot be used, or holds no run of these settings to resume.
         ValueError: if the id is unknown, its spaces are not supported, or there is no such device.
         CheckpointError: if the checkpoint to resume from cannot be used.
-        KeyboardInterrupt: after Ctrl-C, once what was trained is saved.
+        Interrupted: after Ctrl-C or SIGTERM, once the checkpoint is written.
     """
     check_device(config.device)
     torch.set_num_threads(config.threads)
     preset = preset_for(config.env, config.algorithm)
-    settings = replace(preset.config, seed=config.seed, device=config.device)
-    total_steps = config.total_steps or preset.total_steps
+    changed = {name: getattr(config, name) or getattr(preset, name) for name in ("total_steps", "evaluate_every")}
+    preset = replace(preset, config=replace(preset.config, seed=config.seed, device=config.device), **changed)
     try:
         evaluation = make_vector(config.env, min(config.eval_episodes, 100))
     except (gym.error.Error, ModuleNotFoundError) as error:
         raise ValueError(f"cannot make the environment {config.env!r}: {error}") from error
-    agent = ALGORITHMS[config.algorithm](config.env, settings)
-    with RunDir(config.run_dir, script="train_control", resume=config.resume, overwrite=config.overwrite) as run:
-        described = {**_plain(config), "total_steps": total_steps, "settings": settings.to_dict()}
-        if config.resume:
-            _check_same_settings(described, run)
-        run.begin(None if config.resume else described)
-        summary = _train(config, agent, evaluation, run)
-        run.write_json(SUMMARY, summary)
-        return summary
+    agent = ALGORITHMS[config.algorithm](config.env, preset.config)
+    settings = {**config.identity(), **changed, "settings": preset.config.to_dict()}
+    with training_run(config, script="train_control", settings=settings, checkpoint=LAST) as run:
+        trainer = _Trainer(config, preset, agent, evaluation, run)
+        finished = trainer.train()
+        summary = trainer.summary() if finished else {}
+        return run.finish(summary, finished=finished, curves=CONTROL_CURVES, commands=COMMANDS)
 
 
-def _train(config: Config, agent: ControlAgent, evaluation: VectorEnv, run: RunDir) -> dict[str, Any]:
-    """Train to the end, keep the best weights, judge them by episodes of their own; the summary."""
-    preset = preset_for(config.env, config.algorithm)
-    total_steps = config.total_steps or preset.total_steps
-    keeper = BestKeeper(
-        evaluation,
-        every=config.evaluate_every or preset.evaluate_every,
-        episodes=config.eval_episodes,
-        seed=EVALUATION_SEED,
-        stop_at_return=config.stop_at_return,
-        on_best=lambda best: best.save(run.path / BEST),
-    )
-    watch = _Watch(keeper, run.path / LAST, config.save_every)
-    if config.resume and watch.path.exists():
-        watch.restore(agent)
-    agent.logger = sink = FileSink(run.path, resume_at=agent.steps if config.resume else None)
-    try:
-        if not keeper.reached:
-            with _Progress(total_steps, config.quiet) as progress:
-                watch.train(agent, total_steps, progress)
-            if not keeper.reached and agent.steps != keeper.last_steps:
-                keeper.evaluate(agent)
-    finally:
-        sink.close()
-    keeper.give_back(agent)
-    returns, _ = evaluate(agent, evaluation, config.eval_episodes, seed=FINAL_SEED)
-    summary = {
-        "env": config.env,
-        "algorithm": config.algorithm,
-        "seed": config.seed,
-        "steps": agent.steps,
-        "wall_s": round(watch.wall_s, 3),
-        "train_s": round(watch.wall_s - watch.evaluation_s, 3),
-        "train_cpu_s": round(watch.cpu_s - watch.evaluation_cpu_s, 3),
-        "eval_return_mean": float(returns.mean()),
-        "eval_return_std": float(returns.std()),
-        "eval_episodes": len(returns),
-        "best_return_mean": keeper.best_mean,
-        "best_steps": keeper.best_steps,
-    }
-    if config.stop_at_return is not None:
-        summary["reached"] = keeper.reached
-    return summary
+class _Trainer:
+    """Trains an agent in a run: evaluates, keeps the best weights, saves, and counts the seconds."""
 
-
-class _Watch:
-    """Saves now and then, remembers the seconds, and stops between two updates on Ctrl-C."""
-
-    def __init__(self, keeper: BestKeeper, path: Path, save_every: int) -> None:
-        self.keeper, self.path, self.save_every = keeper, path, save_every
+    def __init__(
+        self, config: Config, preset: Preset, agent: ControlAgent, evaluation: VectorEnv, run: TrainingRun
+    ) -> None:
+        self.config, self.agent, self.evaluation, self.run = config, agent, evaluation, run
+        self.total_steps = preset.total_steps
+        self.keeper = BestKeeper(
+            evaluation,
+            every=preset.evaluate_every,
+            episodes=config.eval_episodes,
+            seed=EVALUATION_SEED,
+            stop_at_return=config.stop_at_return,
+            on_best=lambda best: best.save(run.path / BEST),
+        )
         self.wall_s = self.cpu_s = 0.0
-        self.evaluation_s = self.evaluation_cpu_s = 0.0
-        self.interrupted = False
+        state = run.checkpoint_state()
+        if state is not None:
+            agent.load_state_dict(state["agent"])
+            self.keeper.load_state_dict(state["keeper"])
+            self.wall_s, self.cpu_s = state["wall_s"], state["cpu_s"]
+        agent.logger = run.begin(agent.steps)
 
-    def train(self, agent: ControlAgent, total_steps: int, progress: Callable[[ControlAgent], None]) -> None:
-        before = signal.signal(signal.SIGINT, self._interrupt)
+    def train(self) -> bool:
+        """Train to the end, to the return asked for, or to a signal; False if it was a signal."""
+        agent, keeper, run = self.agent, self.keeper, self.run
+        if keeper.reached:
+            return True
+        with run.training(self.total_steps, "transitions", done=agent.steps) as bar:
+            if agent.steps < self.total_steps:
+                self._learn(bar)
+            self.save()
+        if run.stop.is_set() and agent.steps < self.total_steps and not keeper.reached:
+            return False
+        if not keeper.reached and agent.steps != keeper.last_steps:
+            keeper.evaluate(agent)
+        return True
+
+    def _learn(self, bar: ProgressBar) -> None:
         began, earlier = time.perf_counter(), self.wall_s
         began_cpu, earlier_cpu = time.process_time(), self.cpu_s
 
@@ -175,79 +148,44 @@ class _Watch:
             should_continue = self.keeper(agent)
             self.wall_s = earlier + time.perf_counter() - began
             self.cpu_s = earlier_cpu + time.process_time() - began_cpu
-            self.evaluation_s, self.evaluation_cpu_s = self.keeper.seconds, self.keeper.cpu_seconds
-            progress(agent)
-            if agent.updates % self.save_every == 0:
-                self.save(agent)
-            return should_continue and not self.interrupted
+            bar.show(agent.steps, headline(agent.metrics))
+            if agent.updates % self.config.save_every == 0:
+                self.save()
+            return should_continue and not self.run.stop.is_set()
 
-        try:
-            agent.learn(None if agent.span[1] else total_steps, callback)
-        finally:
-            signal.signal(signal.SIGINT, before)
-        self.save(agent)
-        if self.interrupted:
-            raise KeyboardInterrupt(f"{self.path} holds what was trained; go on with --resume")
+        self.agent.learn(None if self.agent.span[1] else self.total_steps, callback)
 
-    def _interrupt(self, *_: object) -> None:
-        if self.interrupted:  # the second Ctrl-C does not wait for the update to end
-            raise KeyboardInterrupt
-        self.interrupted = True
-
-    def save(self, agent: ControlAgent) -> None:
+    def save(self) -> None:
+        """Write the checkpoint to resume from."""
         times = {"wall_s": self.wall_s, "cpu_s": self.cpu_s}
-        checkpoint.save(self.path, {"agent": agent.state_dict(), "keeper": self.keeper.state_dict(), **times})
+        state = {"agent": self.agent.state_dict(), "keeper": self.keeper.state_dict(), **times}
+        checkpoint.save(self.run.checkpoint, state)
 
-    def restore(self, agent: ControlAgent) -> None:
-        state = checkpoint.load(self.path)
-        if state["agent"]["env_id"] != agent.env_id:
-            raise checkpoint.CheckpointError(f"{self.path} was trained on {state['agent']['env_id']}")
-        agent.load_state_dict(state["agent"])
-        self.keeper.load_state_dict(state["keeper"])
-        self.wall_s, self.evaluation_s = state["wall_s"], self.keeper.seconds
-        self.cpu_s, self.evaluation_cpu_s = state["cpu_s"], self.keeper.cpu_seconds
-
-
-class _Progress:
-    """A progress bar with the last figures and the time left."""
-
-    def __init__(self, total_steps: int, quiet: bool) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-        self._bar = Progress(*columns, TimeRemainingColumn(), disable=quiet, transient=True)
-        self._task = self._bar.add_task("training", total=total_steps)
-
-    def __enter__(self) -> Callable[[ControlAgent], None]:
-        self._bar.start()
-        return self._show
-
-    def __exit__(self, *exception: object) -> None:
-        self._bar.stop()
-
-    def _show(self, agent: ControlAgent) -> None:
-        mean = agent.metrics.get("rollout/return_mean", float("nan"))
-        text = f"{agent.steps} steps, return {mean:.1f}"
-        self._bar.update(self._task, completed=agent.steps, description=text)
-
-
-def _check_same_settings(described: dict[str, Any], run: RunDir) -> None:
-    """Refuse to go on with a run of another algorithm, or of other settings; the message names them."""
-    theirs, ours = json.loads((run.path / CONFIG).read_text()), json.loads(json.dumps(described))
-    if theirs.get("algorithm") != ours["algorithm"]:
-        raise RunDirError(f"the run in {run.path} is of --algorithm {theirs.get('algorithm')}, not {ours['algorithm']}")
-    names = [name for name in ours if name not in NEUTRAL and theirs.get(name) != ours[name]]
-    if names:
-        other = ", ".join(f"{name}={theirs.get(name)!r} (now {ours[name]!r})" for name in names)
-        raise RunDirError(f"the run in {run.path} has other settings: {other}")
-
-
-def _plain(config: Config) -> dict[str, Any]:
-    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
+    def summary(self) -> dict[str, Any]:
+        """Evaluate the best weights on episodes of their own; the content of ``summary.json``."""
+        config, keeper, agent = self.config, self.keeper, self.agent
+        train_s, train_cpu_s = self.wall_s - keeper.seconds, self.cpu_s - keeper.cpu_seconds
+        keeper.give_back(agent)
+        returns, _ = evaluate(agent, self.evaluation, config.eval_episodes, seed=FINAL_SEED)
+        summary = {
+            "env": config.env,
+            "algorithm": config.algorithm,
+            "seed": config.seed,
+            "steps": agent.steps,
+            "wall_s": round(self.wall_s, 3),
+            "train_s": round(train_s, 3),
+            "train_cpu_s": round(train_cpu_s, 3),
+            "eval_return_mean": float(returns.mean()),
+            "eval_return_std": float(returns.std()),
+            "eval_episodes": len(returns),
+            "best_return_mean": keeper.best_mean,
+            "best_steps": keeper.best_steps,
+        }
+        return summary if config.stop_at_return is None else {**summary, "reached": keeper.reached}
 
 
 def _reported(config: Config) -> dict[str, Any]:
-    """``main``, and its figures in a sentence."""
+    """``main``, and its result in a sentence."""
     summary = main(config)
     mean, std = summary["eval_return_mean"], summary["eval_return_std"]
     print(
@@ -258,5 +196,5 @@ def _reported(config: Config) -> dict[str, Any]:
 
 
 def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code: 0, 2 on bad input, 130 after Ctrl-C."""
+    """Run with command-line arguments; returns the exit code, as `agents.runs.cli.enter` does."""
     return enter(Config, _reported, description=__doc__, arguments=arguments, show=False)

@@ -24,7 +24,8 @@ from agents.recipes.control import BEST
 from agents.recipes.rlhf.train import MODEL
 from agents.runs.cli import enter
 from agents.runs.devices import check_device
-from agents.runs.run_dir import CONFIG, SUMMARY, RunDir, script_of
+from agents.runs.own_files import script_of
+from agents.runs.run_dir import CONFIG, SUMMARY, RunDir
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,7 @@ def main(config: EvaluateAgentConfig) -> dict[str, Any]:
 def _evaluate(config: EvaluateAgentConfig) -> dict[str, Any]:
     if not config.agent.is_dir() or (config.agent / BEST).exists():
         return evaluate_control(config)
-    made_by = script_of(config.agent) or _script_by_settings(config.agent)
+    made_by = script_of(config.agent)
     if made_by not in (None, "train_control", "train_text"):
         raise ValueError(
             f"{config.agent}: this is a run of {made_by}; evaluate_agent takes runs of train_control and train_text"
@@ -92,16 +93,6 @@ def _evaluate(config: EvaluateAgentConfig) -> dict[str, Any]:
             f"{config.agent} is a run of train_text: {', '.join(unread)} is of control agents, leave it out"
         )
     return evaluate_text(config)
-
-
-def _script_by_settings(folder: Path) -> str | None:
-    """Whose run it is by the names of its settings, where no note says so; None if it is no run with a model."""
-    try:
-        settings = json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError):
-        return None
-    own = {"reward_model": "train_text", "pairs": "train_reward_model", "heldout_data": "train_language_model"}
-    return next((script for name, script in own.items() if name in settings), None)
 
 
 def evaluate_control(config: EvaluateAgentConfig) -> dict[str, Any]:

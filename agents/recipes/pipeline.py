@@ -6,7 +6,7 @@
 
 Supervised fine-tuning on sentences of movie reviews, a reward model from human ratings, then PPO towards that reward
 from the fine-tuned adapter, which stays as the reference. Each stage is the script of its name with a folder of its
-own, so its curves, checkpoints and flags are those of the script. ``--resume`` goes on where a run was ended.
+own, so its curves, checkpoints and flags are those of the script. ``--resume`` continues a run that was ended.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from agents.recipes.rlhf import train as train_text
 from agents.recipes.rlhf.config import TrainTextConfig
 from agents.recipes.sft import train as train_language_model
 from agents.recipes.sft.config import TrainLanguageModelConfig
-from agents.recipes.sft.fit_run import CHECKPOINT
 from agents.runs.cli import enter
 from agents.runs.devices import check_device
+from agents.runs.lifecycle import CHECKPOINT
 from agents.runs.plots import TEXT_CURVES, plot_run
-from agents.runs.run_dir import CONFIG, SUMMARY, RunDir, RunDirError, write_aside
+from agents.runs.run_dir import SUMMARY, RunDir, write_aside
 from reward_models.data.movie_reviews import movie_review_splits
 from reward_models.training import TrainingOptions
 
@@ -82,7 +82,7 @@ def main(config: PipelineConfig) -> dict[str, Any]:
 
     Raises:
         RunDirError, ValueError, OSError: as the stages raise them.
-        KeyboardInterrupt: after Ctrl-C, once the stage at work has saved itself.
+        Interrupted: after Ctrl-C or SIGTERM, once the stage at work has written its checkpoint.
     """
     began = time.perf_counter()
     check_device(config.device)
@@ -91,12 +91,14 @@ def main(config: PipelineConfig) -> dict[str, Any]:
     with RunDir(config.run_dir, script="pipeline", overwrite=overwrite, resume=resume, reads=reads) as run:
         settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("run_dir", "resume", "overwrite")}
         if config.resume:
-            _check_same(settings, run)
+            run.check_resumable(settings)
         run.begin(settings)
         summary: dict[str, Any] = {}
         for name, stage in (("base", base), (FINE_TUNED, fine_tune), (REWARD, fit_reward), (PPO, tune)):
             summary |= {f"{name}/{key}": value for key, value in _once(run.path / name, stage, config).items()}
-        curves = plot_run(run.path / PPO, TEXT_CURVES, run.path / "ppo.png", title="PPO on a pretrained model")
+        curves = plot_run(
+            run.path / PPO, TEXT_CURVES, run.path / "ppo.png", title="PPO on a pretrained model", unit="texts"
+        )
         summary["wall_s"] = time.perf_counter() - began
         run.write_json(SUMMARY, summary)
         print(f"curves: {curves}   tuned model: {run.path / PPO / MODEL}")
@@ -107,14 +109,11 @@ Stage = Callable[[PipelineConfig, Path], dict[str, Any]]
 
 
 def _once(folder: Path, stage: Stage, config: PipelineConfig) -> dict[str, Any]:
-    """The stage's summary, from its folder if it is finished there."""
+    """The stage's summary: read if the stage has finished, which its summary.json marks, else run now."""
     if (folder / SUMMARY).exists():
         return dict(json.loads((folder / SUMMARY).read_text(encoding="utf-8")))
     print(f"-- {folder.name} --", flush=True)
-    summary = stage(config, folder)
-    if summary.get("interrupted"):
-        raise KeyboardInterrupt
-    return summary
+    return stage(config, folder)
 
 
 def base_path(config: PipelineConfig) -> str:
@@ -164,7 +163,8 @@ def fit_reward(config: PipelineConfig, folder: Path) -> dict[str, Any]:
     return train_reward_model.main(
         TrainRewardModelConfig(
             run_dir=str(folder),
-            overwrite=True,
+            resume=_begun(folder),
+            overwrite=not _begun(folder),
             model=base_path(config),
             lora_rank=config.lora_rank,
             words=False,
@@ -202,18 +202,8 @@ def tune(config: PipelineConfig, folder: Path) -> dict[str, Any]:
     )
 
 
-def _check_same(settings: dict[str, Any], run: RunDir) -> None:
-    before = json.loads((run.path / CONFIG).read_text(encoding="utf-8"))
-    other = [name for name, value in settings.items() if before.get(name) != value]
-    if other:
-        raise RunDirError(
-            f"{run.path} was begun with {other[0]} {before.get(other[0])!r}, received {settings[other[0]]!r}: "
-            "resume it with its own settings, or choose another --run-dir"
-        )
-
-
 def _begun(folder: Path) -> bool:
-    """Whether a stage left a checkpoint to go on from; otherwise it starts anew, whatever else lies there."""
+    """Whether a stage left a checkpoint to resume from; otherwise it starts anew."""
     return (folder / CHECKPOINT).exists()
 
 

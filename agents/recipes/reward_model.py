@@ -8,27 +8,30 @@ Without ``--pairs`` it learns from the Hutto & Gilbert ratings of movie snippets
 the project's small language model. A fifth of the snippets is held out for the figures; a tenth of the others, the
 validation part, is what early stopping and calibration look at. With ``--members`` it fits several models, one after
 the other, that differ by their seeds, and keeps them as an ensemble; with ``--lora-rank`` they are adapters over one
-language model. ``reliability.json`` and ``reliability.png`` show how sure the result is where it is right. Ctrl-C keeps
-the best weights so far, and the members that were finished.
+language model. ``reliability.json`` and ``reliability.png`` show how sure the result is where it is right. Ctrl-C ends
+training after the step in progress, keeps the best weights so far and the members that were fitted, and leaves a run
+that ``--resume`` continues bit for bit.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import Progress, TextColumn, TimeRemainingColumn
 
+from agents.runs import checkpoint
 from agents.runs.cli import enter
 from agents.runs.devices import check_device
-from agents.runs.run_dir import SUMMARY, RunDir, lies_in, write_folder_aside
+from agents.runs.fit_run import drive, restore
+from agents.runs.flags import RunFlags
+from agents.runs.lifecycle import TrainingRun, training_run
+from agents.runs.logging import MetricSink
+from agents.runs.plots import REWARD_CURVES
+from agents.runs.run_dir import lies_in, write_folder_aside
 from reward_models.data.comparisons import (
     BatchSource,
     ComparisonBatch,
@@ -43,26 +46,25 @@ from reward_models.data.comparisons import (
 from reward_models.data.movie_ratings import RatedSnippet, load_rated_snippets, load_rated_words, normalize_text
 from reward_models.data.movie_reviews import judge_sentences
 from reward_models.data.pairs import PreferencePair, read_pairs
+from reward_models.dropout import restore_dropout, set_dropout
 from reward_models.ensemble import RewardEnsemble, is_ensemble, new_members
 from reward_models.evaluation.report import BINS, PICTURE, bins_table, draw_bins, pair_report, rating_report
 from reward_models.files import DESCRIPTION
+from reward_models.fitting import Progress
 from reward_models.model import RewardModel
-from reward_models.training import FitResult, TrainingOptions, fit
+from reward_models.training import RewardLearner, TrainingOptions, num_steps
 from textenvs import assets
 
 LANGUAGE_MODEL = assets.language_model_dir()
+COMMANDS = ("textenvs train-text --run-dir RUN --reward-model {run}/model",)
 VALIDATION_SEED = 1
 VALIDATION_BATCH = 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainRewardModelConfig:
+class TrainRewardModelConfig(RunFlags):
     """Fit a reward model on human preferences."""
 
-    run_dir: str
-    """Folder for the model, config.json, progress.csv, TensorBoard events and summary.json."""
-    overwrite: bool = False
-    """Throw away a finished run in that folder, and the reward model in `model_dir`."""
     model: str = str(LANGUAGE_MODEL)
     """The language model to start from: a directory, or a name, that transformers loads; with its tokenizer."""
     model_dir: str = ""
@@ -87,11 +89,13 @@ class TrainRewardModelConfig:
     lora_rank: int | None = None
     """Train a LoRA adapter of this rank and the head only; `train_text --memory adapters` shares its trunk then. None:
     all weights."""
+    checkpoint_every: int = 100
+    """Optimizer steps between checkpoints to resume from."""
     training: TrainingOptions = field(default_factory=TrainingOptions)
     """How to fit."""
 
     def __post_init__(self) -> None:
-        for name in ("members", "group_size"):
+        for name in ("members", "group_size", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
         if self.lora_rank is not None and self.lora_rank < 1:
@@ -117,18 +121,19 @@ class Data:
 
 
 def main(config: TrainRewardModelConfig) -> dict[str, Any]:
-    """Run it; returns what ``summary.json`` holds.
+    """Train; returns the content of ``summary.json``.
 
     Raises:
         RunDirError: if the run directory cannot be used.
         ValueError: if model or pairs cannot be used; the message says what to do.
         TrainingDiverged: if the loss is no longer a number.
+        Interrupted: after Ctrl-C or SIGTERM, once checkpoint and model are written.
     """
     check_device(config.device)
     if config.model_dir:
         _refuse_to_bury(Path(config.model_dir), config)
-    run_dir, reads = config.run_dir, config.reads
-    with RunDir(run_dir, script="train_reward_model", overwrite=config.overwrite, reads=reads) as run:
+    settings, reads = config.identity(), config.reads
+    with training_run(config, script="train_reward_model", settings=settings, reads=reads) as run:
         if config.pairs:
             data, heldout = pair_data(config)
         else:
@@ -137,24 +142,23 @@ def main(config: TrainRewardModelConfig) -> dict[str, Any]:
             config.model, config.members, seed=config.seed, lora_rank=config.lora_rank, device=config.device
         )
         unfitted = chain([next(made)], made)  # what is wrong with the model shows here
-        run.begin(dataclasses.asdict(config))
-        members, results, wall_s = fit_members(unfitted, data, config)
+        members, ends, finished = fit_members(unfitted, data, config, run)
         kept = members[0] if config.members == 1 else RewardEnsemble(members)
         write_folder_aside(Path(config.model_dir or run.path / "model"), kept.save)
-        figures, bins = pair_report(members, heldout) if config.pairs else rating_report(members, snippets)
-        run.write_json(BINS, bins_table(bins))
+        if not finished:
+            return run.finish({}, finished=False)
+        metrics, bins = pair_report(members, heldout) if config.pairs else rating_report(members, snippets)
+        run.folder.write_json(BINS, bins_table(bins))
         draw_bins(bins, run.path / PICTURE)
         summary: dict[str, Any] = {
-            **figures,
-            "num_train_pairs": sum(result.num_pairs for result in results),
-            "validation_loss": float(np.mean([result.best_loss for result in results])),
-            "steps": sum(result.steps for result in results),
+            **metrics,
+            "num_train_pairs": sum(end.count for end in ends),
+            "validation_loss": float(np.mean([end.best_loss for end in ends])),
+            "steps": sum(end.step for end in ends),
             "seed": config.seed,
-            "interrupted": results[-1].interrupted,
-            "wall_s": wall_s,
+            "wall_s": sum(end.seconds for end in ends),
         }
-        run.write_json(SUMMARY, summary)
-        return summary
+        return run.finish(summary, finished=True, curves=REWARD_CURVES, commands=COMMANDS)
 
 
 def _refuse_to_bury(folder: Path, config: TrainRewardModelConfig) -> None:
@@ -211,75 +215,72 @@ def pair_data(config: TrainRewardModelConfig) -> tuple[Data, list[PreferencePair
     return Data(train=PairBatches(pairs=train, batch_size=size), validation=batches, reference=reference), heldout
 
 
+class MemberSink:
+    """Writes the steps of an ensemble's member after those of the members before it."""
+
+    def __init__(self, sink: MetricSink, member: int, before: int) -> None:
+        self.sink, self.member, self.before = sink, member, before
+
+    def write(self, metrics: dict[str, float], step: int) -> None:
+        """Write one line."""
+        self.sink.write({"train/member": float(self.member), **metrics}, self.before + step)
+
+
+def member_checkpoint(run: TrainingRun, member: int) -> Path:
+    """Where a member's state is saved; it stays there once the member is fitted."""
+    return run.checkpoint if member == 0 else run.checkpoint.with_stem(f"{run.checkpoint.stem}_{member}")
+
+
 def fit_members(
-    unfitted: Iterator[tuple[int, RewardModel]], data: Data, config: TrainRewardModelConfig
-) -> tuple[list[RewardModel], list[FitResult], float]:
-    """Fit and calibrate one member after the other, all on the same texts; after Ctrl-C there are those so far.
+    unfitted: Iterator[tuple[int, RewardModel]], data: Data, config: TrainRewardModelConfig, run: TrainingRun
+) -> tuple[list[RewardModel], list[Progress], bool]:
+    """Fit and calibrate one member after the other, all on the same texts; a signal ends it after the step in progress.
+
+    A resumed run restores the members that were fitted, and the one that was not, from their checkpoints.
 
     Args:
         unfitted: the members, as `new_members` makes them.
         data: what they learn from.
         config: of the run.
+        run: not begun yet.
 
     Returns:
-        The members, what `fit` did for each, and the seconds that it took.
+        The members so far, with their best weights; where each fit ended; and whether all were fitted.
     """
-    from stable_baselines3.common.logger import configure
-
-    logger = configure(config.run_dir, ["csv", "tensorboard"])
+    paths = [member_checkpoint(run, member) for member in range(config.members)]
+    states = [checkpoint.load(path) if config.resume and path.exists() else None for path in paths]
+    steps_before = sum(state["progress"]["step"] for state in states if state is not None)
     members: list[RewardModel] = []
-    results: list[FitResult] = []
-    seconds = 0.0
-    columns = (*Progress.get_default_columns()[:3], TimeRemainingColumn(), TextColumn("{task.fields[losses]}"))
-    try:
-        with Progress(*columns) as progress:
-            for index, (seed, model) in enumerate(unfitted):
-                name = "reward model" if config.members == 1 else f"member {index + 1} of {config.members}"
-                task = progress.add_task(name, total=None, losses="")
-                on_step = _reporter(progress, task, logger, index, sum(result.steps for result in results))
-                options = dataclasses.replace(config.training, seed=seed)
-                began = time.perf_counter()
-                result = fit(model, data.train, data.validation, options, on_step=on_step)
-                seconds += time.perf_counter() - began
-                model.calibrate(model.encode(data.reference))
-                members.append(model)
-                results.append(result)
-                if result.interrupted:
-                    break
-    except KeyboardInterrupt:  # between two members
-        if not results:
-            raise
-        results[-1].interrupted = True
-    finally:
-        logger.close()
-    return members, results, seconds
-
-
-def _reporter(progress: Progress, task: Any, logger: Any, member: int, before: int) -> Callable[..., None]:
-    """What `fit` tells its steps to: the bar, and every tenth step progress.csv and TensorBoard.
-
-    Args:
-        progress: the bars.
-        task: the member's own.
-        logger: of the files.
-        member: its index.
-        before: steps that members before it made, which the files count on from.
-    """
-
-    def on_step(step: int, num_steps: int, loss: float, best: float) -> None:
-        losses = f"loss {loss:.3f}  best validation loss {best:.3f}"
-        progress.update(task, completed=step, total=num_steps, losses=losses)
-        if step % 10 == 0 or step == num_steps:
-            logger.record("train/step", before + step)
-            logger.record("train/member", member)
-            logger.record("train/loss", loss)
-            if best < math.inf:
-                logger.record("validation/best_loss", best)
-            logger.dump(before + step)
-
-    return on_step
+    ends: list[Progress] = []
+    finished = True
+    total = num_steps(data.train, config.training)
+    with run.training(config.members * total, "optimizer steps", done=steps_before) as bar:
+        sink = run.begin(steps_before)
+        for index, (seed, model) in enumerate(unfitted):
+            label = "reward model" if config.members == 1 else f"member {index + 1} of {config.members}"
+            learner = RewardLearner(model, data.train, data.validation, replace(config.training, seed=seed))
+            before = sum(end.step for end in ends)
+            fit = learner.new_fit(MemberSink(sink, index, before), checkpoint_every=config.checkpoint_every)
+            state = states[index]
+            if state is not None:
+                restore(fit, state, paths[index])
+            usual_dropout = set_dropout(model, config.training.dropout)
+            try:
+                finished = drive(fit, run, bar, paths[index], done=index * total, label=label)
+                checkpoint.save(paths[index], fit.state_dict())
+                fit.settle()
+            finally:
+                restore_dropout(usual_dropout)
+                model.eval()
+            model.calibrate(model.encode(data.reference))
+            members.append(model)
+            ends.append(fit.progress)
+            finished = finished and len(members) == config.members
+            if run.stop.is_set() and not finished:
+                break
+    return members, ends, finished
 
 
 def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code: 0, 2 on bad input, 130 after Ctrl-C."""
+    """Run with command-line arguments; returns the exit code, as `agents.runs.cli.enter` does."""
     return enter(TrainRewardModelConfig, main, description=__doc__, arguments=arguments)

@@ -20,7 +20,7 @@ from agents.runs.run_dir import RunDirError
 Config = TypeVar("Config")
 Main = Callable[[Config], "dict[str, Any]"]
 
-BAD_INPUT, INTERRUPTED = 2, 130
+BAD_INPUT = 2
 EXPECTED = (RunDirError, ValueError, OSError, ImportError, RuntimeError, FloatingPointError)
 """What a user's input, disk or missing package may cause; anything else is a fault of ours and shows its traceback."""
 
@@ -40,8 +40,7 @@ def enter(
     Args:
         config_type: dataclass whose fields are the flags. Those that it inherits stand in groups: the docstring of the
             class that declares a field begins with the group's title and a colon.
-        main: what runs, or its "module:function", imported once the flags are known; a summary with ``interrupted``
-            True means that Ctrl-C ended it and what was trained is kept.
+        main: what runs, or its "module:function", imported once the flags are known.
         description: above the flags in ``--help``.
         arguments: instead of ``sys.argv[1:]``.
         defaults: of flags, instead of the fields' own.
@@ -49,14 +48,14 @@ def enter(
         show: whether to print the summary, a line a figure.
 
     Returns:
-        0; 2 if something received cannot be used; 130 after Ctrl-C; or what ``refusals`` says.
+        0; 2 if something received cannot be used; 130 after Ctrl-C, 143 after SIGTERM; or what ``refusals`` says.
     """
     try:
         config = parse(config_type, description=description, arguments=arguments, defaults=defaults or {})
         summary = (imported(main) if isinstance(main, str) else main)(config)
     except KeyboardInterrupt as stop:
         print(f"stopped: {str(stop) or 'nothing half-written is left; what was finished is kept'}", file=sys.stderr)
-        return INTERRUPTED
+        return 128 + getattr(stop, "signum", 2)
     except Exception as error:
         if not isinstance(error, EXPECTED + _gymnasium_errors()):
             raise
@@ -65,9 +64,6 @@ def enter(
     if show:
         for name, value in summary.items():
             print(f"{name:30} {value:.4f}" if isinstance(value, float) else f"{name:30} {value}")
-    if summary.get("interrupted"):
-        print(f"stopped: what was trained so far is kept in {getattr(config, 'run_dir', 'the run')}", file=sys.stderr)
-        return INTERRUPTED
     return 0
 
 

@@ -51,6 +51,14 @@ class MetricSink(Protocol):
         ...
 
 
+class ClosableSink(MetricSink, Protocol):
+    """A sink with an end."""
+
+    def close(self) -> None:
+        """Flush and end."""
+        ...
+
+
 class NullSink:
     """Keeps nothing."""
 
@@ -64,11 +72,17 @@ class FileSink:
     Args:
         folder: made if it is missing.
         formats: of "csv", "tensorboard", "stdout", "json", "log".
-        resume_at: go on with the files of a run that was stopped, as of this step; None begins anew.
+        resume_at: continue the files of a run that was stopped, as of this step; None begins anew.
+        trackers: further sinks that receive the same lines and are closed with this one.
     """
 
     def __init__(
-        self, folder: str | Path, formats: Sequence[str] = ("csv", "tensorboard"), *, resume_at: int | None = None
+        self,
+        folder: str | Path,
+        formats: Sequence[str] = ("csv", "tensorboard"),
+        *,
+        resume_at: int | None = None,
+        trackers: Sequence[ClosableSink] = (),
     ) -> None:
         from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat, make_output_format
 
@@ -85,13 +99,26 @@ class FileSink:
                 output.writer.close()
                 output.writer = type(output.writer)(log_dir=str(folder), purge_step=resume_at + 1)
         self._logger: Any = Logger(str(folder), outputs)
+        self._trackers = tuple(trackers)
 
     def write(self, metrics: dict[str, float], step: int) -> None:
         """Write one line."""
-        for name, value in {"time/steps": float(step), **metrics}.items():
+        line = {"time/steps": float(step), **metrics}
+        for name, value in line.items():
             self._logger.record(name, value)
         self._logger.dump(step)
+        for tracker in self._trackers:
+            tracker.write(line, step)
+
+    def write_samples(self, prompts: Sequence[str], completions: Sequence[str], step: int) -> None:
+        """Show a few texts in TensorBoard, each prompt set apart by a bar."""
+        texts = [f"{prompt} |{completion}" for prompt, completion in zip(prompts, completions, strict=True)]
+        for output in self._logger.output_formats:
+            if texts and hasattr(output, "writer"):
+                output.writer.add_text("samples", "\n\n".join(texts), step)
 
     def close(self) -> None:
         """Flush and close the files."""
         self._logger.close()
+        for tracker in self._trackers:
+            tracker.close()

@@ -1,4 +1,4 @@
-"""Learning curves from a run's `progress.csv`, as PNG."""
+"""Learning curves from a run's `progress.csv`, as PNG; every axis has a label and a unit."""
 
 from __future__ import annotations
 
@@ -7,28 +7,51 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One panel: a column of `progress.csv`, and how it is labeled (with its unit)."""
+    """One panel: a column of `progress.csv`, or several that share a unit."""
 
     column: str
-    label: str
+    """Its first curve."""
+    title: str
+    """What it shows."""
+    unit: str
+    """Of the vertical axis."""
+    name: str = ""
+    """Of the first curve, where there is another one."""
+    others: tuple[tuple[str, str], ...] = ()
+    """More curves in the same panel: (column, name)."""
+    threshold: float | None = None
+    """Drawn as a dashed line: from here on the task counts as solved."""
 
 
 TEXT_CURVES = (
-    Curve(column="rollout/score", label="reward-model score"),
-    Curve(column="rollout/kl_per_sequence", label="KL to the start (nats per sequence)"),
-    Curve(column="train/entropy", label="entropy (nats per token)"),
-    Curve(column="train/clip_fraction", label="clip fraction"),
-    Curve(column="train/explained_variance", label="explained variance of V"),
-    Curve(column="rollout/length_mean", label="length (tokens)"),
+    Curve(column="rollout/score", title="Score of the reward model", unit="reward units"),
+    Curve(column="rollout/kl_per_sequence", title="KL to the reference", unit="nats per sequence"),
+    Curve(column="train/entropy", title="Entropy of the policy", unit="nats per token"),
+    Curve(column="train/clip_fraction", title="Clip fraction", unit="share of tokens"),
+    Curve(column="train/explained_variance", title="Explained variance of the critic", unit="share, at most 1"),
+    Curve(column="rollout/length_mean", title="Length of the completions", unit="tokens"),
 )
 CONTROL_CURVES = (
-    Curve(column="rollout/return_mean", label="return (last 100 episodes)"),
-    Curve(column="train/entropy", label="entropy (nats per step)"),
-    Curve(column="train/explained_variance", label="explained variance of V"),
+    Curve(
+        column="eval/return_mean", title="Return", unit="reward units per episode", name="greedy actions, evaluation",
+        others=(("rollout/return_mean", "sampled actions, last 100 episodes"),),
+    ),
+    Curve(column="train/entropy", title="Entropy of the policy", unit="nats per step"),
+    Curve(column="train/explained_variance", title="Explained variance of the critic", unit="share, at most 1"),
+)  # fmt: skip
+FIT_CURVES = (
+    Curve(column="train/loss", title="Training loss", unit="nats per token"),
+    Curve(column="validation/loss", title="Held-out loss", unit="nats per token"),
+    Curve(column="validation/perplexity", title="Held-out perplexity", unit="per token"),
+)
+REWARD_CURVES = (
+    Curve(column="train/loss", title="Training loss", unit="nats per comparison"),
+    Curve(column="validation/loss", title="Held-out loss", unit="nats per comparison"),
 )
 
 
@@ -41,44 +64,56 @@ def read_columns(path: Path) -> dict[str, list[float]]:
     }
 
 
-def plot_run(run_dir: Path, curves: Sequence[Curve], out: Path, *, title: str, step: str = "time/steps") -> Path:
-    """Draw the ``curves`` that a run has logged, one panel each, over its steps.
+def plot_run(run_dir: Path, curves: Sequence[Curve], out: Path, *, title: str, unit: str) -> Path:
+    """Draw the ``curves`` of a run into the PNG ``out``, which is written aside first; see `draw_run`."""
+    aside = out.with_name(out.name + ".part")
+    with aside.open("wb") as file:
+        draw_run(run_dir, curves, file, title=title, unit=unit)
+    os.replace(aside, out)
+    return out
+
+
+def draw_run(run_dir: Path, curves: Sequence[Curve], file: IO[bytes], *, title: str = "", unit: str) -> None:
+    """Draw the ``curves`` that a run has logged, one panel each, over its steps, as PNG.
 
     Args:
         run_dir: folder with `progress.csv`.
-        curves: panels; one whose column was not logged is left out.
-        out: PNG to write, aside first.
+        curves: panels; one none of whose columns was logged is left out.
+        file: receives the image.
         title: above the panels.
-        step: column of the horizontal axis.
+        unit: of the horizontal axis, `time/steps`.
 
     Raises:
         ValueError: if none of the columns was logged.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     columns = read_columns(run_dir / "progress.csv")
-    drawn = [curve for curve in curves if curve.column in columns]
+    drawn = [curve for curve in curves if {curve.column, *(other for other, _ in curve.others)} & columns.keys()]
     if not drawn:
         raise ValueError(f"{run_dir / 'progress.csv'} has none of {[curve.column for curve in curves]}")
     width = min(3, len(drawn))
     height = -(-len(drawn) // width)
-    figure, axes = plt.subplots(height, width, figsize=(4.2 * width, 2.9 * height), squeeze=False)
-    for axis, curve in zip(axes.flat, drawn, strict=False):
-        # A row is of a rollout or of an evaluation; the fields of the other are empty.
-        points = [point for point in zip(columns[step], columns[curve.column], strict=True) if point[1] == point[1]]
-        if points:
-            axis.plot(*zip(*points, strict=True), linewidth=1.6)
-        axis.set_title(curve.label, fontsize=9)
+    figure = Figure(figsize=(4.2 * width, 2.9 * height))
+    FigureCanvasAgg(figure)
+    for place, curve in enumerate(drawn, 1):
+        axis = figure.add_subplot(height, width, place)
+        for column, name in ((curve.column, curve.name), *curve.others):
+            # A row is of a rollout or of an evaluation; the fields of the other are empty.
+            pairs = zip(columns["time/steps"], columns.get(column, []), strict=False)
+            points = [point for point in pairs if point[1] == point[1]]
+            if points:
+                axis.plot(*zip(*points, strict=True), linewidth=1.6, label=name, marker="." if len(points) == 1 else "")
+        if curve.threshold is not None:
+            axis.axhline(curve.threshold, color="gray", linestyle="--", label=f"solved: {curve.threshold:g}")
+        if curve.others or curve.threshold is not None:
+            axis.legend(fontsize=7)
+        axis.set_title(curve.title, fontsize=9)
+        axis.set_xlabel(unit, fontsize=8)
+        axis.set_ylabel(curve.unit, fontsize=8)
+        axis.tick_params(labelsize=7)
         axis.grid(alpha=0.3)
-    for axis in list(axes.flat)[len(drawn) :]:
-        axis.set_visible(False)
     figure.suptitle(title)
     figure.tight_layout()
-    aside = out.with_suffix(".part")
-    figure.savefig(aside, format="png", dpi=110)
-    plt.close(figure)
-    os.replace(aside, out)
-    return out
+    figure.savefig(file, format="png", dpi=110)

@@ -1,74 +1,86 @@
-"""What a person sees while text is trained: a progress bar, samples in TensorBoard, a Ctrl-C that waits its turn."""
+"""One progress display for every training: a bar on a terminal or in a notebook, else a line now and then."""
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+import sys
+import time
+from collections.abc import Mapping
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+HEADLINES = (
+    ("rollout/score", "score {:+.2f}"),
+    ("rollout/kl_per_sequence", "KL {:.2f} nats"),
+    ("rollout/return_mean", "return {:.1f}"),
+    ("train/loss", "loss {:.3f} nats"),
+    ("validation/loss", "held-out loss {:.3f} nats"),
+)
 
 
-class TextProgress:
-    """A progress bar with score, KL and time left, and a TensorBoard page of samples; a context manager.
+def headline(metrics: Mapping[str, float]) -> str:
+    """The few metrics that say how a training goes; a loss only where there is no return and no score."""
+    shown = HEADLINES[:3] if any(name in metrics for name, _ in HEADLINES[:3]) else HEADLINES[3:]
+    return "  ".join(text.format(metrics[name]) for name, text in shown if name in metrics)
+
+
+class ProgressBar:
+    """Shows how far a training is; a context manager.
 
     Args:
-        episodes: how many there will be.
-        folder: of the TensorBoard events.
+        total: amount of work, in ``unit``.
+        unit: plural noun.
+        label: in front.
+        done: amount that was done before.
+        quiet: show nothing.
+        seconds: least time between two lines where there is no terminal.
+        console: to write to; None: standard error.
     """
 
-    def __init__(self, episodes: int, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer: Any = SummaryWriter(str(folder), filename_suffix=".samples")
+    def __init__(
+        self,
+        total: int,
+        unit: str,
+        *,
+        label: str = "training",
+        done: int = 0,
+        quiet: bool = False,
+        seconds: float = 10.0,
+        console: Console | None = None,
+    ) -> None:
+        self._console = console or Console(file=sys.stderr, highlight=False)
+        self._live = self._console.is_terminal or self._console.is_jupyter
+        self._quiet, self._seconds = quiet, seconds
         self._bar = Progress(
-            TextColumn("learning"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total} texts"),
-            TextColumn("{task.fields[figures]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        self._task = self._bar.add_task("learning", total=episodes, figures="")
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"),
+            TextColumn("{task.fields[text]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            console=self._console, disable=quiet or not self._live,
+        )  # fmt: skip
+        self._task = self._bar.add_task(label, total=total, completed=done, unit=unit, text="")
+        self._start, self._pending = done, ""
 
-    def __enter__(self) -> TextProgress:
+    def __enter__(self) -> ProgressBar:
+        self._began = self._written = time.monotonic()
         self._bar.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._bar.stop()
-        self._writer.close()
+        self._print()
 
-    def show(self, episodes: int, metrics: dict[str, float]) -> None:
-        """Move the bar to ``episodes`` and show the newest figures."""
-        score, kl = metrics.get("rollout/score", float("nan")), metrics.get("rollout/kl_per_sequence", float("nan"))
-        self._bar.update(self._task, completed=episodes, figures=f"score {score:+.2f}  KL {kl:.2f} nats")
+    def show(self, done: int, text: str = "", *, label: str | None = None) -> None:
+        """Move to ``done`` (of the total) and show ``text`` behind it."""
+        self._bar.update(self._task, completed=done, text=text, description=label)
+        if self._live or self._quiet:
+            return
+        task, now = self._bar.tasks[0], time.monotonic()
+        left = (now - self._began) * ((task.total or 0) - done) / max(1, done - self._start)
+        times = f"{now - self._began:.0f} s, {max(0.0, left):.0f} s left"
+        self._pending = f"{task.description} {done}/{task.total:.0f} {task.fields['unit']}  {text}  {times}"
+        if now - self._written >= self._seconds:
+            self._print()
 
-    def log_samples(self, prompts: list[str], completions: list[str], episodes: int) -> None:
-        """Keep a few texts where TensorBoard shows them, the prompt set apart by a bar."""
-        texts = [f"{prompt} |{completion}" for prompt, completion in zip(prompts, completions, strict=True)]
-        self._writer.add_text("samples", "\n\n".join(texts), episodes)
-
-
-@contextmanager
-def stop_on_interrupt() -> Iterator[threading.Event]:
-    """The first Ctrl-C sets the event instead of raising, so that work in progress ends whole; the second raises."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def handle(signum: int, frame: Any) -> None:
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-
-    usual = signal.signal(signal.SIGINT, handle)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, usual)
+    def _print(self) -> None:
+        if self._pending:
+            self._console.print(self._pending, markup=False, soft_wrap=True)
+            self._pending, self._written = "", time.monotonic()

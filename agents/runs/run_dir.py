@@ -1,22 +1,22 @@
-"""The folder a run leaves behind: claimed once, never overwritten by accident, every file written aside and renamed."""
+"""The folder of a run: claimed by one process, overwritten only on request and only where the files are the program's
+own (see `own_files`); every file is written aside and renamed."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from agents.runs.own_files import MARKER, PART, delete_own_files, put_in_place, script_of
 
 SUMMARY = "summary.json"
 CONFIG = "config.json"
 LOCK = "in_use.pid"
-MADE_BY = "made_by.txt"
-"""One line: the script whose run it is."""
-PART = ".part"
-TRACES = (CONFIG, MADE_BY, "progress.csv", "frontier.csv", "tokens.html", "events.out.tfevents.*")
-"""What a run that has neither a checkpoint nor a summary leaves: nobody can go on from it, so it is in nobody's way."""
+TRACES = (CONFIG, MARKER, "progress.csv", "frontier.csv", "tokens.html", "events.out.tfevents.*")
+"""What a run leaves that ended before its first checkpoint: it cannot be resumed, so it may be overwritten unasked."""
 
 
 class RunDirError(RuntimeError):
@@ -24,23 +24,23 @@ class RunDirError(RuntimeError):
 
 
 class RunDir:
-    """A claimed run directory; a context manager that gives it back on the way out.
+    """A claimed run directory; a context manager that releases it.
 
-    Claiming changes nothing but the lock: what lies there is thrown away by ``begin``, which is called once everything
-    was loaded and found good, and a start that ends before it leaves the folder as it was.
+    Claiming changes nothing but the lock. ``begin``, which is called once all inputs are loaded and checked, deletes
+    the old run; a command that fails before it leaves the folder as it was.
 
     Args:
         path: the folder; it is made if it is missing, and removed again if the run never begins.
-        script: that makes the run; no other script's run is overwritten or gone on with.
-        overwrite: throw away the run that lies there.
-        resume: go on with an unfinished run that lies there.
-        reads: files and folders that the run reads, which must not lie in what it throws away; None, and names of
-            what lies elsewhere, are passed over.
-        flag: that the folder came by, for messages.
+        script: name of the command; the run of another one is neither overwritten nor resumed.
+        overwrite: delete the run in the folder, but no file that a run does not write.
+        resume: continue the unfinished run in the folder.
+        reads: files and folders that the run reads, which must not lie in what it overwrites; None, and paths
+            elsewhere, are ignored.
+        flag: that the folder was passed by, for messages.
 
     Raises:
-        RunDirError: if another live process uses it, if a run lies there and neither flag was given, if it is not this
-            script's, or if there is nothing to resume.
+        RunDirError: if another live process uses it; if it holds a run and neither flag was given; if it holds files
+            and no run, or another command's; if there is nothing to resume.
     """
 
     def __init__(
@@ -78,21 +78,25 @@ class RunDir:
         lock.unlink(missing_ok=True)
 
     def _refuse_to_resume(self) -> None:
-        if not (self.path / CONFIG).exists():
-            raise RunDirError(f"{self.path} holds no run to resume")
-        # Of a run that does not say whose it is, the settings tell; they must be the same anyway.
-        if script_of(self.path) not in (self.script, None):
-            raise RunDirError(f"{self.path} holds a run of {script_of(self.path)}: {self.script} cannot resume it")
+        made_by = script_of(self.path)
+        if made_by is None or not (self.path / CONFIG).exists():
+            raise RunDirError(f"{self.path} holds no run to resume: leave --resume out to begin one")
+        if made_by != self.script:
+            raise RunDirError(f"{self.path} holds a run of {made_by}: {self.script} cannot resume it")
 
     def _refuse_to_overwrite(self, overwrite: bool) -> None:
         elsewhere, made_by = f"choose another {self._flag}", script_of(self.path)
-        if made_by not in (self.script, None):
+        if made_by is None:
+            names = sorted(path.name for path in self._content())
+            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise RunDirError(
+                f"{self.path} is no run (it has no {MARKER}) and holds {shown}; nothing in it is touched: {elsewhere}"
+            )
+        if made_by != self.script:
             raise RunDirError(f"{self.path} holds a run of {made_by}, not of {self.script}: {elsewhere}")
         if not overwrite:
-            state = "a finished run" if (self.path / SUMMARY).exists() else "an unfinished run or other files"
+            state = "a finished run" if (self.path / SUMMARY).exists() else "an unfinished run (--resume continues it)"
             raise RunDirError(f"{self.path} holds {state}: {elsewhere} or pass --overwrite")
-        if made_by is None and not (self.path / CONFIG).exists():
-            raise RunDirError(f"{self.path} holds files but no {CONFIG}: it is not a run, so it is not overwritten")
 
     def _refuse_to_lose(self, reads: Iterable[str | Path | None]) -> None:
         for path in (Path(read) for read in reads if read is not None):
@@ -103,13 +107,13 @@ class RunDir:
                 )
 
     def _content(self) -> list[Path]:
-        """What lies there, but for the lock, and for parts that a kill in mid-write left and no start can use."""
+        """What is in the folder, but for the lock and for unfinished parts of files that a kill left."""
         if not self.path.exists():
             return []
         return [path for path in self.path.iterdir() if path.name != LOCK and path.suffix != PART]
 
     def _is_a_mere_start(self) -> bool:
-        """Whether a run of this script began here, and ended before it left anything to go on from or to look at."""
+        """Whether a run of this command began here and ended before there was anything to resume or to look at."""
         traces = all(any(path.match(trace) for trace in TRACES) for path in self._content())
         return traces and script_of(self.path) == self.script
 
@@ -118,7 +122,7 @@ class RunDir:
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if self._begun and kind is not None and issubclass(kind, KeyboardInterrupt) and self._is_a_mere_start():
-            self._clear()
+            delete_own_files(self.path)
         (self.path / LOCK).unlink(missing_ok=True)
         for folder in self._made:
             try:
@@ -127,55 +131,60 @@ class RunDir:
                 break
 
     def begin(self, settings: dict[str, Any] | None) -> None:
-        """Throw away what lies there, unless the run is resumed, and write down the script and its settings.
+        """Mark the folder as a run of this command, delete what an old run left unless it is resumed, write settings.
 
         Args:
-            settings: what ``config.json`` holds from now on; None: what it holds, of a run that is resumed.
+            settings: content of ``config.json``; None: that of the resumed run is kept.
         """
         self._begun = True
-        self._clear(keep=tuple(self._content()) if self._resume else (self.path / CONFIG, self.path / MADE_BY))
-        write_aside(self.path / MADE_BY, f"{self.script}\n")
+        write_aside(self.path / MARKER, f"{self.script}\n")
+        delete_own_files(self.path, keep=(CONFIG, MARKER), parts_only=self._resume)
         if settings is not None:
             self.write_json(CONFIG, settings)
 
-    def _clear(self, keep: tuple[Path, ...] = ()) -> None:
-        """Delete all but ``keep``. A run in half is no finished one, so its summary goes first."""
-        doomed = [path for path in self.path.iterdir() if path.name != LOCK and path not in keep]
-        for path in sorted(doomed, key=lambda path: path.name != SUMMARY):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-
-    def check_resumable(self, settings: dict[str, Any], checkpoint: str) -> None:
-        """Whether the unfinished run that lies here can be gone on with.
+    def check_resumable(self, settings: Mapping[str, Any], checkpoint: str | None = None) -> None:
+        """Refuse to resume what cannot continue.
 
         Args:
-            settings: of the run that wants to go on; those that lie here must be the same.
-            checkpoint: name of the file it would go on from.
+            settings: of this run; those in config.json must be the same.
+            checkpoint: name of the file to resume from; None: there need not be one.
 
         Raises:
-            ValueError: if the run is finished, has no checkpoint yet, or has other settings; the message names them.
+            RunDirError: if the run is finished, has no checkpoint, or has other settings; the message names them.
         """
         if (self.path / SUMMARY).exists():
-            raise ValueError(f"{self.path} holds a finished run: there is nothing to resume")
-        if not (self.path / checkpoint).exists():
-            raise ValueError(f"{self.path} holds no checkpoint yet: start anew, without --resume")
-        theirs = json.loads((self.path / CONFIG).read_text())
-        ours = json.loads(json.dumps(settings))
-        other = [f"{name}={theirs.get(name)!r} (now {ours[name]!r})" for name in ours if theirs.get(name) != ours[name]]
+            raise RunDirError(f"{self.path} holds a finished run: nothing to resume; choose another {self._flag}")
+        if checkpoint is not None and not (self.path / checkpoint).exists():
+            raise RunDirError(
+                f"{self.path} has no {checkpoint} to resume from: start anew, without --resume (and with --overwrite, "
+                "if that is asked for)"
+            )
+        theirs = json.loads((self.path / CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(theirs, dict):
+            raise RunDirError(f"{self.path / CONFIG}: expected an object of settings, received {type(theirs).__name__}")
+        before, now = _flat(theirs), _flat(json.loads(json.dumps(settings, default=str)))
+        differing = [name for name in now if before.get(name) != now[name]]
+        other = [f"{name}={_short(before.get(name))} (now {_short(now[name])})" for name in differing]
         if other:
-            raise ValueError(f"the run in {self.path} has other settings: {', '.join(other)}")
+            more = f" and {len(other) - 4} more" if len(other) > 4 else ""
+            raise RunDirError(f"the run in {self.path} has other settings: {', '.join(other[:4])}{more}")
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write one JSON object under ``name``, whole or not at all."""
         write_aside(self.path / name, json.dumps(content, indent=2, default=str) + "\n")
 
 
-def script_of(folder: Path) -> str | None:
-    """The script that made the run in ``folder``; None if nothing says so."""
-    note = folder / MADE_BY
-    return note.read_text(encoding="utf-8").strip() if note.is_file() else None
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as "group.name" to value."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
 
 
 def lies_in(path: Path, folder: Path) -> bool:
@@ -194,14 +203,13 @@ def write_aside(path: Path, text: str) -> None:
 
 
 def write_folder_aside(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a neighbor of ``path``, then put it in place: a half-written folder never stands there."""
+    """Let ``write`` fill a neighbor of ``path``, then move it there, so that a half-written model is never in place."""
     aside = path.with_name(path.name + PART)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
         write(aside)
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(aside, path)
+        put_in_place(aside, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -7,6 +7,8 @@ Rollouts come from ``agents.text.collector``; the training loop is in ``agents.a
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -167,18 +169,19 @@ class TextAgent(Agent):
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         reference = self.reference if config.kl_in != "reward" and config.kl_estimator == "full" else None
-        metrics = update(
-            self.policy if reference is None else WithExactKL(self.policy, reference),
-            self.optimizer,
-            batch,
-            config,
-            clip=clip,
-            clip_high=config.clip_high,
-            generator=self.generator,
-            objective=text_objective(config, clip=clip, beta=0.0 if self.collector is None else self.collector.beta),
-            reduction=REDUCTIONS[config.average][1],
-            processes=self.processes,
-        )
+        with frozen(self.policy.actor_parameters() if self.updates < config.critic_warmup else []):
+            metrics = update(
+                self.policy if reference is None else WithExactKL(self.policy, reference),
+                self.optimizer,
+                batch,
+                config,
+                clip=clip,
+                clip_high=config.clip_high,
+                generator=self.generator,
+                objective=text_objective(config, clip=clip, beta=self.collector.beta if self.collector else 0.0),
+                reduction=REDUCTIONS[config.average][1],
+                processes=self.processes,
+            )
         return {**metrics, **self._advantage_metrics, "train/learning_rate": rate, "train/clip": clip}
 
     def state_dict(self) -> dict[str, Any]:
@@ -194,6 +197,19 @@ class TextAgent(Agent):
     def _refuse_other(cls, state: dict[str, Any]) -> None:
         if state["algorithm"] != state["config"].get("algorithm"):
             raise CheckpointError(f"expected a checkpoint of a text agent, received one of {state['algorithm']!r}")
+
+
+@contextmanager
+def frozen(parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
+    """No gradient reaches ``parameters`` inside the block, so that an optimizer step leaves them as they are."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def _check(

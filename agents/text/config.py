@@ -98,6 +98,8 @@ class TextAgentConfig(TextAdvantageConfig, TextKLConfig, TextLossConfig, UpdateC
     """"ppo" (Schulman et al. 2017), "grpo" (Shao et al. 2024), "rloo" (Ahmadian et al. 2024), "reinforce" """
     gamma: float = 1.0
     """discount per token; 1 without a critic"""
+    critic_warmup: int = 0
+    """PPO: first updates in which only the critic learns, and the actor stays as it is"""
 
     @classmethod
     def for_algorithm(cls, algorithm: Algorithm, **changed: Any) -> TextAgentConfig:
@@ -138,6 +140,8 @@ class TextAgentConfig(TextAdvantageConfig, TextKLConfig, TextLossConfig, UpdateC
         upper = 1.0 + max(self.clip_high or 0.0, value_at(self.clip, 0.0), value_at(self.clip, 1.0))
         if self.dual_clip is not None and not self.dual_clip > upper:
             raise ValueError(f"dual_clip: expected more than 1 + clip = {upper:g}, received {self.dual_clip}")
+        if self.critic_warmup < 0:
+            raise ValueError(f"critic_warmup: expected 0 or more updates, received {self.critic_warmup}")
         if not 0.0 <= self.baseline_decay < 1.0:
             raise ValueError(f"baseline_decay: expected a number in [0, 1), received {self.baseline_decay}")
         if self.critic_lam is not None and not 0.0 <= self.critic_lam <= 1.0:
@@ -155,7 +159,10 @@ class TextAgentConfig(TextAdvantageConfig, TextKLConfig, TextLossConfig, UpdateC
         needs = {
             "GRPO": (self.algorithm == "grpo", ("normalize_std",)),
             "REINFORCE": (self.algorithm == "reinforce", ("baseline", "reward_to_go")),
-            "a critic": (self.uses_critic, ("critic_lam", "value_clip", "whiten_rewards", "lam", "value_coef")),
+            "a critic": (
+                self.uses_critic,
+                ("critic_lam", "critic_warmup", "value_clip", "whiten_rewards", "lam", "value_coef"),
+            ),
             "whiten_rewards": (self.whiten_rewards, ("whiten_shift_mean",)),
             "the clipped loss": (not plain, ("clip", "clip_high", "dual_clip")),
             "a KL in the loss": (self.kl_in != "reward", ("kl_estimator",)),

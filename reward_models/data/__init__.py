@@ -1,1 +1,1 @@
-"""Preference pairs, human ratings and reviews, as they are read and split."""
+"""Reading and splitting preference pairs, human ratings and reviews."""

@@ -1,8 +1,8 @@
-"""From judgments to minibatches of comparisons, in which each text stands once.
+"""Minibatches of comparisons from ratings and pairs, with each text once.
 
-Human ratings become comparisons rater against rater: any rater of one snippet is compared with any rater of another, so
-that where raters disagree, the comparisons do too. A group of K snippets yields all its comparisons at once, as in
-InstructGPT (Ouyang et al. 2022, sec. 3.5, arXiv:2203.02155), so that K encodings serve K (K - 1) / 2 snippet pairs.
+Human ratings become comparisons between raters: each rater of one snippet is compared with each rater of another, so
+that the comparisons keep the raters' disagreement. A group of K snippets yields all its comparisons at once, as in
+InstructGPT (Ouyang et al. 2022, sec. 3.5, arXiv:2203.02155): K encodings serve K (K - 1) / 2 snippet pairs.
 """
 
 from __future__ import annotations
@@ -22,30 +22,26 @@ RATINGS = np.arange(-4, 5)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ComparisonBatch:
-    """Comparisons among a few texts, each of which is encoded once.
-
-    Attributes:
-        texts: K texts.
-        chosen: ``[M]`` indices into ``texts`` of the preferred ones.
-        rejected: ``[M]`` indices of the others.
-        weights: ``[M]`` float32, share of the judgments that prefer this way round; >= 0.
-        margins: ``[M]`` float32, by how much the chosen one should lead, in reward units.
-    """
+    """M comparisons among K texts, each of which is encoded once."""
 
     texts: Sequence[str]
     chosen: np.ndarray
+    """``[M]`` indices into ``texts`` of the preferred ones."""
     rejected: np.ndarray
+    """``[M]`` indices of the others."""
     weights: np.ndarray
+    """``[M]`` float32, share of the judgments with this preference, >= 0."""
     margins: np.ndarray
+    """``[M]`` float32, required lead of the chosen text, reward units."""
 
     @property
     def num_pairs(self) -> int:
-        """Unordered pairs of texts that are compared."""
+        """Number of unordered pairs of texts."""
         return len({(min(a, b), max(a, b)) for a, b in zip(self.chosen.tolist(), self.rejected.tolist(), strict=True)})
 
 
 class BatchSource(Protocol):
-    """What the training loop draws from."""
+    """A source of training batches."""
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -54,24 +50,25 @@ class BatchSource(Protocol):
         """The batches of one epoch; their order and grouping come from ``rng``."""
 
 
-# ------------------------------------------------------------------------------------------------------- ratings
 def split_snippets(
     snippets: Sequence[RatedSnippet], *, heldout_share: float = 0.2, seed: int = SPLIT_SEED
 ) -> tuple[list[RatedSnippet], list[RatedSnippet]]:
-    """Training and held-out snippets, in their order; snippets of the same normalized text fall on the same side.
+    """Training and held-out snippets, in their order; snippets of one normalized text stay together.
 
     Args:
-        snippets: what to split.
-        heldout_share: share of the distinct texts that is held out, in (0, 1).
-        seed: of the division.
+        snippets: N of them.
+        heldout_share: held-out share of the distinct texts, in (0, 1).
+        seed: of the split.
 
     Raises:
-        ValueError: if one side would be left empty.
+        ValueError: one side would be empty.
     """
     keys = sorted({normalize_text(snippet.text) for snippet in snippets})
     num_heldout = round(heldout_share * len(keys))
     if not 0 < num_heldout < len(keys):
-        raise ValueError(f"holding out {heldout_share} of {len(keys)} distinct texts leaves one side empty")
+        raise ValueError(
+            f"heldout_share: expected two sides that are not empty, received {heldout_share} of {len(keys)} texts"
+        )
     chosen = np.random.default_rng(seed).permutation(len(keys))[:num_heldout]
     heldout = {keys[i] for i in chosen}
     sides: tuple[list[RatedSnippet], list[RatedSnippet]] = ([], [])
@@ -89,17 +86,17 @@ def rating_counts(snippets: Sequence[RatedSnippet]) -> np.ndarray:
 
 
 def preference_shares(counts: np.ndarray) -> np.ndarray:
-    """``[N, N]``: the share of all pairs of a rater of i and a rater of j of whom the first gave more.
+    """``[N, N]``: the share of the pairs (rater of i, rater of j) in which the first gave more.
 
-    ``shares[i, j] + shares[j, i]`` is 1 less the share of ties, which prefer neither.
+    ``shares[i, j] + shares[j, i]`` is 1 minus the share of ties.
     """
     probabilities = counts / counts.sum(axis=1, keepdims=True)
     below = np.cumsum(probabilities, axis=1) - probabilities
-    return probabilities @ below.T
+    return np.asarray(probabilities @ below.T)
 
 
 def group_comparisons(snippets: Sequence[RatedSnippet]) -> ComparisonBatch:
-    """All comparisons, rater against rater, among a group of snippets.
+    """All comparisons between raters of a group of snippets.
 
     The weighted loss of such a batch is the expected loss of comparisons whose snippets and raters are drawn at random.
     """
@@ -116,14 +113,14 @@ def group_comparisons(snippets: Sequence[RatedSnippet]) -> ComparisonBatch:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RatedGroups:
-    """Batches of ``group_size`` rated snippets, grouped anew each epoch; a remainder waits for the next epoch."""
+    """Batches of ``group_size`` rated snippets, regrouped each epoch, without the remainder."""
 
     snippets: Sequence[RatedSnippet]
     group_size: int
 
     def __post_init__(self) -> None:
         if not 2 <= self.group_size <= len(self.snippets):
-            raise ValueError(f"group_size must lie in [2, {len(self.snippets)}], got {self.group_size}")
+            raise ValueError(f"group_size: expected a number in [2, {len(self.snippets)}], received {self.group_size}")
 
     def __len__(self) -> int:
         return len(self.snippets) // self.group_size
@@ -135,9 +132,8 @@ class RatedGroups:
             yield group_comparisons([self.snippets[i] for i in order[start : start + self.group_size]])
 
 
-# --------------------------------------------------------------------------------------------------------- pairs
 def pair_comparisons(pairs: Sequence[PreferencePair]) -> ComparisonBatch:
-    """One comparison a pair; texts that several pairs share stand once."""
+    """One comparison a pair; shared texts occur once."""
     places: dict[str, int] = {}
     chosen = [places.setdefault(pair.prompt + pair.chosen, len(places)) for pair in pairs]
     rejected = [places.setdefault(pair.prompt + pair.rejected, len(places)) for pair in pairs]
@@ -152,25 +148,24 @@ def pair_comparisons(pairs: Sequence[PreferencePair]) -> ComparisonBatch:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PairBatches:
-    """Batches of ``batch_size`` pairs in random order; pairs of one prompt stay together, so shared texts do too."""
+    """Batches of ``batch_size`` pairs in random order; pairs of one prompt, and so shared texts, stay together."""
 
     pairs: Sequence[PreferencePair]
     batch_size: int
 
     def __post_init__(self) -> None:
         if not self.pairs or self.batch_size < 1:
-            raise ValueError(f"need at least one pair and a batch_size >= 1, got {len(self.pairs)}, {self.batch_size}")
+            raise ValueError(f"expected pairs and a batch_size >= 1, received {len(self.pairs)}, {self.batch_size}")
 
     def __len__(self) -> int:
         return -(-len(self.pairs) // self.batch_size)
 
     def epoch(self, rng: np.random.Generator) -> Iterator[ComparisonBatch]:
-        """The batches of one epoch, the last one maybe smaller."""
+        """The batches of one epoch; the last one may be smaller."""
         by_prompt: dict[str, list[PreferencePair]] = {}
         for i in rng.permutation(len(self.pairs)):
             by_prompt.setdefault(self.pairs[i].prompt, []).append(self.pairs[i])
-        alone = len(by_prompt) == 1
-        ordered = [pair for group in by_prompt.values() for pair in group] if not alone else by_prompt.popitem()[1]
+        ordered = [pair for group in by_prompt.values() for pair in group]
         for start in range(0, len(ordered), self.batch_size):
             yield pair_comparisons(ordered[start : start + self.batch_size])
 
@@ -178,10 +173,10 @@ class PairBatches:
 def split_pairs(
     pairs: Sequence[PreferencePair], *, heldout_share: float = 0.1, seed: int = SPLIT_SEED
 ) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """Training and held-out pairs; two pairs that share a text (normalized), or a prompt, fall on the same side.
+    """Training and held-out pairs; pairs that share a normalized text or a prompt stay together.
 
     Raises:
-        ValueError: if all pairs hang together, so that no side can be held out.
+        ValueError: all pairs are connected, so that none can be held out.
     """
     leader: dict[str, str] = {}
 
@@ -207,7 +202,9 @@ def split_pairs(
         if len(heldout) < target and len(heldout) + len(groups[g]) <= max(2 * target, len(pairs) / 2):
             heldout.update(groups[g])
     if not heldout:
-        raise ValueError(f"all {len(pairs)} pairs share texts or prompts: none can be held out; give a held-out file")
+        raise ValueError(
+            f"all {len(pairs)} pairs share texts or prompts and none can be held out: pass a held-out file"
+        )
     return (
         [pair for i, pair in enumerate(pairs) if i not in heldout],
         [pair for i, pair in enumerate(pairs) if i in heldout],
@@ -216,7 +213,7 @@ def split_pairs(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Mixture:
-    """Several sources in random alternation, each batch of each once an epoch."""
+    """Several sources in random alternation; an epoch has each batch of each source once."""
 
     sources: Sequence[BatchSource]
 

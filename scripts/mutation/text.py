@@ -70,7 +70,7 @@ MUTANTS = (
     Mutant("T8", "the output head's gradient goes up for every token", HEAD, "taken] -= 1", "taken] += 1", T_HEAD),
     Mutant("T12", "the output head's entropy has a gradient of the wrong sign", HEAD, "both[part] -= entropy_gradient", "both[part] += entropy_gradient", T_HEAD),
     Mutant("T12", "the output head's entropy misses the chosen token", HEAD, "tokens[part]] += 1", "tokens[part]] += 0", T_HEAD),
-    Mutant("T17", "the end-of-text token is left out of the mask", "textenvs/tokens/rows.py", "return self.completions != PAD", "return (self.completions != PAD) & (np.arange(self.completions.shape[1]) < (self.completions != PAD).sum(1, keepdims=True) - (self.stop_reason == EOS)[:, None])", f"{T_PREFERENCE} {T_COLLECT}"),
+    Mutant("T17", "the end-of-text token is left out of the mask", "textenvs/tokens/rows.py", "mask: Mask = self.completions != PAD", "mask: Mask = (self.completions != PAD) & (np.arange(self.completions.shape[1]) < (self.completions != PAD).sum(1, keepdims=True) - (self.stop_reason == EOS)[:, None])", f"{T_PREFERENCE} {T_COLLECT}"),
     Mutant("T4", "the score is paid twice when stepping", PREFERENCE, "rewards = rewards + scores", "rewards = rewards + scores + scores", T_PREFERENCE),
     Mutant("T4", "the score is paid on the first token", PREFERENCE, "rewards[np.arange(len(scores)), last_action_index(rows.mask)] += scores", "rewards[np.arange(len(scores)), 0] += scores", T_PREFERENCE),
     Mutant("T4", "the score lands on padding", PREFERENCE, "rewards[np.arange(len(scores)), last_action_index(rows.mask)] += scores", "rewards[:, -1] += scores", T_PREFERENCE),

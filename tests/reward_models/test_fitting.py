@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from reward_models.fitting import Fit, FitOptions, StepFigures, warmup_cosine, warmup_linear
+from reward_models.fit_options import FitOptions, StepResult, warmup_cosine, warmup_linear
+from reward_models.fitting import Fit
 
 OPTIONS = dict(
     num_steps=10, learning_rate=0.1, warmup_share=0.2, final_share=0.0, weight_decay=0.1, betas=(0.9, 0.99),
@@ -34,7 +35,7 @@ class Line:
         if self.poison == len(self.seen):
             loss = loss * math.nan
         loss.backward()
-        return StepFigures(loss.item(), 1)
+        return StepResult(loss.item(), 1)
 
     def heldout_loss(self):
         return next(self.heldout, None)
@@ -188,7 +189,7 @@ def test_a_loss_that_is_no_number_ends_the_fit_with_the_weights_before_it():
     learner = Line(poison=4)
     fit = Fit(learner, FitOptions(**OPTIONS), Sink())
     before = []
-    with pytest.raises(FloatingPointError, match="step 4: the loss is nan"):
+    with pytest.raises(FloatingPointError, match="step 4: expected a finite loss and gradient norm, received nan"):
         fit.run(stopped=lambda: False, checkpoint=lambda: None, show=lambda: before.append(weights(learner)))
     torch.testing.assert_close(weights(learner), before[-1], rtol=0, atol=0)
 
@@ -196,7 +197,7 @@ def test_a_loss_that_is_no_number_ends_the_fit_with_the_weights_before_it():
 @pytest.mark.parametrize(("heldout", "step"), [([math.nan], 0), ([5.0, 4.0, math.inf], 4)])
 def test_a_heldout_loss_that_is_no_number_is_not_kept_as_the_best(heldout, step):
     fit = Fit(Line(heldout=heldout), FitOptions(**OPTIONS), Sink())
-    with pytest.raises(FloatingPointError, match=f"step {step}: the held-out loss is (nan|inf)"):
+    with pytest.raises(FloatingPointError, match=f"step {step}: expected a finite held-out loss, received (nan|inf)"):
         run(fit)
     assert fit.progress.step == step
     assert fit.progress.best_loss == (None if step == 0 else 4.0)

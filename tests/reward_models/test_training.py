@@ -115,7 +115,7 @@ def test_a_loss_that_is_no_number_is_refused_and_leaves_finite_weights(gpt2):
 def test_without_anything_held_out_fit_refuses_and_leaves_the_model_as_it_was(gpt2):
     before = gpt2.head.weight.clone()
     gpt2.mean.fill_(0.5)
-    with pytest.raises(ValueError, match="heldout is empty"):
+    with pytest.raises(ValueError, match="heldout: expected at least one batch"):
         fit(gpt2, PairBatches(pairs=PAIRS, batch_size=6), [], QUICK)
     assert torch.equal(gpt2.head.weight, before)
     assert gpt2.mean == 0.5
@@ -130,7 +130,7 @@ def test_a_heldout_loss_that_is_no_number_ends_training_with_the_best_weights_so
         if step == 25:
             heldout[0].margins[0] = math.nan
 
-    with pytest.raises(TrainingDiverged, match="step 30: the held-out loss is nan"):
+    with pytest.raises(TrainingDiverged, match="step 30: expected a finite held-out loss, received nan"):
         fit(gpt2, PairBatches(pairs=PAIRS, batch_size=6), heldout, QUICK, on_step=spoil)
     heldout[0].margins[0] = 0.0
     assert heldout_loss(gpt2, heldout) == pytest.approx(losses[-1], abs=1e-5)

@@ -1,1 +1,1 @@
-"""The vector environment over tokens, its scalar view, the base of its wrappers. May import tokens."""
+"""The token vector environment, its scalar view and the base of its wrappers. May import tokens."""

@@ -1,17 +1,17 @@
-"""The batch path: finished rows, written elsewhere, become what stepping through them would have given."""
+"""The batch path: finished rows become the result of stepping through them."""
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from textenvs.tokens.checks import check_completions, check_logprobs
-from textenvs.tokens.rows import EOS, LENGTH, PAD, TokenRows
+from textenvs.tokens.rows import EOS, LENGTH, PAD, Ids, TokenRows
 
 
 def finished_rows(
-    prompts: NDArray[np.int64],
-    completions: NDArray[np.int64],
+    prompts: Ids,
+    completions: Ids,
     logprobs: ArrayLike | None,
     *,
     eos_token_id: int | None,
@@ -19,19 +19,19 @@ def finished_rows(
     max_new_tokens: int,
     budget_truncates: bool,
 ) -> TokenRows:
-    """Rows without rewards, from ``[N, P]`` and ``[N, T]`` padded with PAD.
+    """Rows with rewards of 0; the other arguments as in `textenvs.envs.vector.TokenVectorEnv`.
 
     Args:
-        prompts: right-padded.
-        completions: right-padded; each ends with ``eos_token_id`` or has ``max_new_tokens`` tokens.
-        logprobs: ``[N, T]`` nats, of the agent that acted; padding may hold anything.
+        prompts: ``[N, P]`` right-padded with PAD.
+        completions: ``[N, T]`` right-padded; each ends with ``eos_token_id`` or has ``max_new_tokens`` tokens.
+        logprobs: ``[N, T]`` nats, of the acting agent; any value at padding.
         eos_token_id: the token that ends a text; None if only the budget does.
-        vocab_size: above every token id.
+        vocab_size: number of token ids.
         max_new_tokens: budget, tokens.
         budget_truncates: whether a used-up budget truncates instead of terminating.
 
     Raises:
-        ValueError: rows that no episode could have produced; the message names the first.
+        ValueError: rows that no episode can produce; the message names the first.
     """
     prompts, completions = np.asarray(prompts, dtype=np.int64), np.asarray(completions, dtype=np.int64)
     if prompts.ndim != 2 or completions.ndim != 2 or len(prompts) != len(completions):

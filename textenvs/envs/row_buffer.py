@@ -1,4 +1,4 @@
-"""The rows of a vector environment: their tokens, where prompts end, and which are running."""
+"""The rows of a vector environment: tokens, lengths of prompts, and which rows are running."""
 
 from __future__ import annotations
 
@@ -10,29 +10,23 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import ArrayLike, NDArray
 
 from textenvs.tokens.prompts import Prompts
-from textenvs.tokens.rows import PAD, split
+from textenvs.tokens.rows import PAD, Ids, Mask, split
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The episodes that the last step ended, in order of their sub-environments; K of them."""
+    """The K episodes that the last step ended, in order of their sub-environments."""
 
-    indices: NDArray[np.int64]
+    indices: Ids
     """``[K]`` sub-environments."""
-    prompts: NDArray[np.int64]
+    prompts: Ids
     """``[K, P]`` right-padded with PAD."""
-    completions: NDArray[np.int64]
+    completions: Ids
     """``[K, T]`` right-padded with PAD."""
 
 
 class RowBuffer:
-    """N rows of up to P + T tokens.
-
-    Args:
-        num_rows: N.
-        prompt_width: P, tokens of the longest prompt.
-        completion_width: T, tokens of the longest completion.
-    """
+    """N = ``num_rows`` rows of up to P + T = ``prompt_width + completion_width`` tokens."""
 
     def __init__(self, num_rows: int, prompt_width: int, completion_width: int) -> None:
         self.prompt_width, self.completion_width = prompt_width, completion_width
@@ -41,41 +35,41 @@ class RowBuffer:
         self.lengths = np.zeros(num_rows, dtype=np.int64)
         """``[N]`` tokens in each row."""
         self.prompt_lengths = np.zeros(num_rows, dtype=np.int64)
-        """``[N]`` tokens of each row that are its prompt."""
+        """``[N]`` tokens of each row's prompt."""
         self.ended = np.zeros(num_rows, dtype=np.bool_)
         self.started = np.zeros(num_rows, dtype=np.bool_)
 
     @property
-    def running(self) -> NDArray[np.bool_]:
-        """``[N]`` started and not ended."""
+    def running(self) -> Mask:
+        """``[N]`` True in rows that are started and not ended."""
         return self.started & ~self.ended
 
-    def begin(self, indices: NDArray[np.int64], prompts: Prompts, drawn: NDArray[np.int64]) -> None:
-        """Start rows ``indices`` anew with the prompts numbered ``drawn``."""
+    def begin(self, indices: Ids, prompts: Prompts, drawn: Ids) -> None:
+        """Start an episode in rows ``indices`` with the prompts of numbers ``drawn``."""
         self.tokens[indices] = PAD
         self.tokens[indices, : prompts.tokens.shape[1]] = prompts.tokens[drawn]
         self.lengths[indices] = self.prompt_lengths[indices] = prompts.lengths[drawn]
         self.ended[indices] = False
         self.started[indices] = True
 
-    def append(self, actions: NDArray[np.int64]) -> None:
+    def append(self, actions: Ids) -> None:
         """Append one token to each running row."""
         rows = np.flatnonzero(self.running)
         self.tokens[rows, self.lengths[rows]] = actions[rows]
         self.lengths[rows] += 1
 
-    def split(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def split(self, indices: Ids) -> tuple[Ids, Ids]:
         """Copies of rows: prompts ``[K, P]`` and completions so far ``[K, T]``, right-padded."""
         lengths = self.prompt_lengths[indices], self.lengths[indices]
         return split(self.tokens[indices], *lengths, self.prompt_width, self.completion_width)
 
-    def check_actions(self, actions: ArrayLike, vocab_size: int, *, resets: bool) -> NDArray[np.int64]:
-        """Actions as int64 ``[N]``; nothing changes.
+    def check_actions(self, actions: ArrayLike, vocab_size: int, *, resets: bool) -> Ids:
+        """Actions as int64 ``[N]``, without a change of the rows.
 
         Args:
-            actions: token ids; those of rows that are not running may be any integers.
-            vocab_size: above every token id.
-            resets: whether ended rows are reset by themselves.
+            actions: token ids; any integers in rows that are not running.
+            vocab_size: number of token ids.
+            resets: whether ended rows are reset automatically.
 
         Raises:
             ValueError: another shape, type or range.
@@ -96,16 +90,16 @@ class RowBuffer:
         wrong = np.flatnonzero(self.running & ((array < 0) | (array >= vocab_size)))
         if wrong.size:
             raise ValueError(
-                f"actions: token id {array[wrong[0]]} of sub-environment {wrong[0]} is outside the vocabulary "
-                f"[0, {vocab_size})"
+                f"actions: expected token ids in [0, {vocab_size}), received {array[wrong[0]]} for sub-environment "
+                f"{wrong[0]}"
             )
         return array.astype(np.int64)
 
-    def check_reset_mask(self, mask: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
-        """The rows to reset ``[N]``, all for None.
+    def check_reset_mask(self, mask: object) -> Mask:
+        """The rows to reset ``[N]``; None selects all.
 
         Raises:
-            ValueError: another shape or type, none selected, or one left out that was never started.
+            ValueError: another shape or type, no row selected, or a row left out that was never started.
         """
         num_rows = len(self.lengths)
         if mask is None:
@@ -113,11 +107,11 @@ class RowBuffer:
         if not isinstance(mask, np.ndarray) or mask.shape != (num_rows,) or mask.dtype != np.bool_:
             raise ValueError(f"reset_mask: expected a bool array of shape ({num_rows},), received {mask!r}")
         if not mask.any():
-            raise ValueError("reset_mask: selects no sub-environment")
+            raise ValueError("reset_mask: expected at least one sub-environment, received none")
         if not (mask | self.started).all():
             never = np.flatnonzero(~(mask | self.started)).tolist()
-            raise ValueError(f"reset_mask: leaves out sub-environments {never}, which were never reset")
-        return mask.copy()
+            raise ValueError(f"reset_mask: expected it to include sub-environments {never}, which were never reset")
+        return np.array(mask, dtype=np.bool_)
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Copies of all arrays."""
@@ -127,11 +121,11 @@ class RowBuffer:
         """Restore what `state_dict` returned.
 
         Raises:
-            ValueError: the rows are of another shape.
+            ValueError: rows of another shape.
         """
         tokens = np.array(state["tokens"], dtype=np.int64)
         if tokens.shape != self.tokens.shape:
-            raise ValueError(f"the state has rows of shape {tokens.shape}, this environment {self.tokens.shape}")
+            raise ValueError(f"state: expected rows of shape {self.tokens.shape}, received {tokens.shape}")
         for name in _ARRAYS:
             setattr(self, name, np.array(state[name], dtype=getattr(self, name).dtype))
 

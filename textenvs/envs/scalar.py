@@ -7,32 +7,32 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
-from numpy.typing import NDArray
 
 from textenvs.envs.vector import TokenVectorEnv
 from textenvs.envs.wrapper import TokenVectorWrapper
+from textenvs.tokens.rows import Ids
 
 
-class TokenEnv(gym.Env[NDArray[np.int64], np.int64]):
-    """One text that grows by one token a step: what `TokenVectorEnv` and its wrappers do, for agents that want one env.
+class TokenEnv(gym.Env[Ids, np.int64]):
+    """One text that grows by one token a step: `TokenVectorEnv` and its wrappers as a single environment.
 
     | Observation | Box(-1, V-1, (L,), int64): prompt and tokens so far, right-padded with PAD = -1               |
     | Action      | Discrete(V): the next token id                                                               |
-    | Reward      | of the vector environment with its wrappers                                                  |
-    | Termination | as there: the end-of-text token, or the budget                                               |
-    | Truncation  | as there: never, unless budget="truncate"                                                    |
-    | Info        | stop_reason in {"", "eos", "length"}; kl, nats, of the action; score and score_std once the  |
-    |             | text is ended                                                                                |
+    | Reward      | that of the vector environment and wrappers                                                  |
+    | Termination | the end-of-text token, or the budget                                                         |
+    | Truncation  | never, unless budget="truncate"                                                              |
+    | Info        | stop_reason in {"", "eos", "length"}; kl, nats, of the action; score and score_std at the    |
+    |             | last action                                                                                  |
 
     Args:
-        envs: a `TokenVectorEnv` of one sub-environment with autoreset DISABLED, wrapped or not. It stays reachable as
-            ``env.unwrapped.envs`` (log-probs are handed over there).
+        envs: a `TokenVectorEnv` of one sub-environment with autoreset DISABLED, wrapped or not; available as
+            ``env.unwrapped.envs``, for `hand_logprobs` for instance.
 
     Raises:
-        ValueError: more sub-environments than one, or another autoreset mode.
+        ValueError: more than one sub-environment, or another autoreset mode.
     """
 
-    metadata = {"render_modes": []}  # noqa: RUF012 - Gymnasium's own form
+    metadata = {"render_modes": []}  # noqa: RUF012 - as in Gymnasium
 
     def __init__(self, envs: TokenVectorEnv | TokenVectorWrapper) -> None:
         if envs.num_envs != 1 or envs.metadata["autoreset_mode"] is not AutoresetMode.DISABLED:
@@ -44,25 +44,23 @@ class TokenEnv(gym.Env[NDArray[np.int64], np.int64]):
         self.observation_space = envs.single_observation_space
         self.action_space = envs.single_action_space
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[np.int64], dict[str, Any]]:
-        """A new episode; `seed` as in `TokenVectorEnv.reset`. There are no options."""
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Ids, dict[str, Any]]:
+        """Start an episode; `seed` as in `TokenVectorEnv.reset`. There are no options."""
         observations, infos = self.envs.reset(seed=seed)
         self._np_random = self.envs.np_random  # one generator, the vector environment's own
         self._np_random_seed = self.envs.np_random_seed
         return observations[0], _first(infos)
 
-    def step(self, action: Any) -> tuple[NDArray[np.int64], float, bool, bool, dict[str, Any]]:
-        """Appends the token id `action`."""
+    def step(self, action: int | np.int64) -> tuple[Ids, float, bool, bool, dict[str, Any]]:
+        """Append the token id `action`."""
         observations, rewards, terminated, truncated, infos = self.envs.step(np.asarray([action]))
         return observations[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), _first(infos)
 
     def close(self) -> None:
-        """Closes the vector environment."""
+        """Close the vector environment."""
         self.envs.close()
 
 
 def _first(infos: dict[str, Any]) -> dict[str, Any]:
-    """The info of sub-environment 0, of plain Python types."""
+    """The info of sub-environment 0, in plain Python types."""
     return {key: value[0].item() for key, value in infos.items() if not key.startswith("_") and infos[f"_{key}"][0]}

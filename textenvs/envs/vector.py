@@ -1,7 +1,7 @@
-"""Text generation as a native Gymnasium vector environment. No model, no reward: wrappers add those.
+"""Text generation as a native Gymnasium vector environment, without rewards, which wrappers add.
 
-Two paths lead through an episode and give the same tokens and rewards. The step path, `step`, takes one token of every
-sub-environment and works with any agent. On the batch path, `draw_prompts` and `play`, the agent writes whole rows.
+Two paths give the same tokens and rewards. The step path, `step`, takes one token of every sub-environment and works
+with any agent. On the batch path, `draw_prompts` and `play`, the agent generates whole rows.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from textenvs.envs.batch_path import finished_rows
 from textenvs.envs.row_buffer import Finished, RowBuffer
 from textenvs.tokens.checks import check_logprobs
 from textenvs.tokens.prompts import Prompts, PromptSampler, PromptSource, load_prompts
-from textenvs.tokens.rows import EOS, LENGTH, PAD, TokenRows
+from textenvs.tokens.rows import EOS, LENGTH, PAD, Floats, Ids, Mask, TokenRows
 from textenvs.tokens.tokenizers import Tokenizer
 
 _STATE = ("tokens", "lengths", "prompt_lengths", "ended", "started", "sampler", "generator", "prompts")
 
 
-class TokenVectorEnv(VectorEnv[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]):
+class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
     """`num_envs` texts that grow by one token a step, each from a prompt until its end.
 
     | Observation | Box(-1, V-1, (L,), int64): prompt and tokens so far, right-padded with PAD = -1; L = P + T         |
@@ -40,12 +40,12 @@ class TokenVectorEnv(VectorEnv[NDArray[np.int64], NDArray[np.int64], NDArray[Any
     Args:
         num_envs: sub-environments.
         prompts: see `textenvs.tokens.prompts.load_prompts`.
-        tokenizer: of prompts that are text, and of wrappers that want text; None for an environment of bare ids.
+        tokenizer: of text prompts, and of wrappers that read text; None for an environment of bare ids.
         eos_token_id: the action that ends an episode; None if only the budget does.
         vocab_size: V; the tokenizer's length when None.
         max_new_tokens: T, tokens.
-        max_prompt_tokens: P, tokens; a longer prompt is refused. The longest prompt's length when None.
-        shuffle: whether prompts are drawn in an order shuffled each epoch by the environment's own generator.
+        max_prompt_tokens: P, tokens; longer prompts are an error. The longest prompt's length when None.
+        shuffle: whether the environment's generator shuffles the prompts each epoch.
         group_size: how often each prompt is drawn in a row: a reset of all sub-environments gives blocks of that many
             with the same prompt. `num_envs` is a multiple of it.
         autoreset_mode: an `AutoresetMode` or its value ("SameStep", "NextStep", "Disabled").
@@ -69,13 +69,13 @@ class TokenVectorEnv(VectorEnv[NDArray[np.int64], NDArray[np.int64], NDArray[Any
     ) -> None:
         if vocab_size is None:
             if tokenizer is None:
-                raise ValueError("vocab_size: needed when there is no tokenizer")
+                raise ValueError("vocab_size: expected a number or a tokenizer, received neither")
             vocab_size = len(tokenizer)
         for name, value in {"num_envs": num_envs, "vocab_size": vocab_size, "max_new_tokens": max_new_tokens}.items():
             if value < 1:
                 raise ValueError(f"{name}: expected 1 or more, received {value!r}")
         if eos_token_id is not None and not 0 <= eos_token_id < vocab_size:
-            raise ValueError(f"eos_token_id: {eos_token_id!r} is outside the vocabulary [0, {vocab_size})")
+            raise ValueError(f"eos_token_id: expected an id in [0, {vocab_size}), received {eos_token_id!r}")
         if budget not in ("terminate", "truncate"):
             raise ValueError(f'budget: expected "terminate" or "truncate", received {budget!r}')
         self.num_envs = num_envs
@@ -98,7 +98,7 @@ class TokenVectorEnv(VectorEnv[NDArray[np.int64], NDArray[np.int64], NDArray[Any
 
         self._rows = RowBuffer(num_envs, self.max_prompt_tokens, max_new_tokens)
         self.set_group_size(group_size)
-        self._handed: NDArray[np.float32] | None = None
+        self._handed: Floats | None = None
         self.finished = self._finished(np.zeros(0, dtype=np.int64))
 
     def set_group_size(self, group_size: int) -> None:
@@ -108,42 +108,40 @@ class TokenVectorEnv(VectorEnv[NDArray[np.int64], NDArray[np.int64], NDArray[Any
             ValueError: `num_envs` is no multiple of it, or prompts were drawn already.
         """
         if group_size < 1 or self.num_envs % group_size:
-            raise ValueError(f"group_size: {self.num_envs} sub-environments cannot stand in groups of {group_size!r}")
+            raise ValueError(f"group_size: expected a divisor of num_envs {self.num_envs}, received {group_size!r}")
         if self._rows.started.any():
             raise ValueError(f"group_size: expected before the first reset, received {group_size} after it")
         self.group_size = group_size
         self._sampler = PromptSampler(len(self.prompts), shuffle=self._shuffle, repeats=group_size)
 
     @property
-    def tokens(self) -> NDArray[np.int64]:
-        """``[num_envs, L]`` the rows as they stand, right-padded with PAD. Read only: the environment's own memory."""
+    def tokens(self) -> Ids:
+        """``[num_envs, L]`` the current rows, right-padded with PAD; read-only, the environment's own memory."""
         return self._rows.tokens
 
     @property
-    def lengths(self) -> NDArray[np.int64]:
+    def lengths(self) -> Ids:
         """``[num_envs]`` tokens in each row."""
         return self._rows.lengths
 
     @property
-    def prompt_lengths(self) -> NDArray[np.int64]:
-        """``[num_envs]`` tokens of each row that are its prompt."""
+    def prompt_lengths(self) -> Ids:
+        """``[num_envs]`` tokens of each row's prompt."""
         return self._rows.prompt_lengths
 
     @property
-    def running(self) -> NDArray[np.bool_]:
-        """``[num_envs]`` True where the next `step` takes its action (False: a reset is due first)."""
+    def running(self) -> Mask:
+        """``[num_envs]`` True where the next `step` uses its action (False: the sub-environment must be reset)."""
         return self._rows.running
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[np.int64], dict[str, Any]]:
-        """New episodes, in all sub-environments or in those that ``options["reset_mask"]`` (bool ``[num_envs]``) names.
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Ids, dict[str, Any]]:
+        """Start episodes in all sub-environments, or where ``options["reset_mask"]`` (bool ``[num_envs]``) is True.
 
-        A `seed` makes all that follows reproducible: it seeds the generator and opens a new epoch of prompts.
+        A `seed` seeds the generator and starts a new epoch of prompts.
 
         Raises:
-            ValueError: the mask is of another shape or type, selects nothing, or leaves out a sub-environment that was
-                never reset.
+            ValueError: a mask of another shape or type, without a True, or False for a sub-environment that was never
+                reset.
         """
         mask = self._rows.check_reset_mask((options or {}).get("reset_mask"))
         if seed is not None:
@@ -153,14 +151,11 @@ class TokenVectorEnv(VectorEnv[NDArray[np.int64], NDArray[np.int64], NDArray[Any
         self.finished = self._finished(np.zeros(0, dtype=np.int64))
         return self.tokens.copy(), {"stop_reason": np.full(self.num_envs, "", dtype="<U6"), "_stop_reason": mask}
 
-    def step(
-        self, actions: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        """Appends one token to every running row; see the class for what comes back.
+    def step(self, actions: Ids) -> tuple[Ids, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
+        """Append one token to every running row; the class describes the results.
 
         Args:
-            actions: ``[num_envs]`` integers in ``[0, V)``. In mode NEXT_STEP the action of a sub-environment that is
-                reset by this step is ignored.
+            actions: ``[num_envs]`` integers in ``[0, V)``; ignored where mode NEXT_STEP resets a sub-environment.
 
         Raises:
             ValueError: actions of another shape, type or range.
@@ -188,20 +183,19 @@ class TokenVectorEnv(VectorEnv[NDArray[np.int64], NDArray[np.int64], NDArray[Any
             self._begin(indices)
         return self.tokens.copy(), np.zeros(self.num_envs, dtype=np.float32), terminated, truncated, infos
 
-    def split_rows(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def split_rows(self, indices: Ids) -> tuple[Ids, Ids]:
         """Copies of the rows `indices`: prompts ``[K, P]`` and completions so far ``[K, T]``, right-padded."""
         return self._rows.split(indices)
 
-    def check_actions(self, actions: ArrayLike) -> NDArray[np.int64]:
-        """Actions as int64 ``[num_envs]``; raises what `step` raises, and changes nothing."""
+    def check_actions(self, actions: ArrayLike) -> Ids:
+        """Actions as int64 ``[num_envs]``; raises what `step` raises, without a change of state."""
         resets = self.autoreset_mode is not AutoresetMode.DISABLED
         return self._rows.check_actions(actions, self.vocab_size, resets=resets)
 
     def hand_logprobs(self, logprobs: ArrayLike) -> None:
-        """The acting agent's log-probs ``[num_envs]``, nats, of the actions it gives to the next `step`.
+        """Pass the acting agent's log-probs ``[num_envs]``, nats, of the next `step`'s actions to `KLShaping`.
 
-        `KLShaping` charges the step by them. They hold for one step. From outside of any wrappers:
-        ``envs.unwrapped.hand_logprobs(...)``.
+        They hold for one step. Through other wrappers: ``envs.unwrapped.hand_logprobs(...)``.
 
         Raises:
             ValueError: another shape, or NaN or a positive number for a running sub-environment.
@@ -213,33 +207,31 @@ class TokenVectorEnv(VectorEnv[NDArray[np.int64], NDArray[np.int64], NDArray[Any
         self._handed = array
 
     @property
-    def handed_logprobs(self) -> NDArray[np.float32] | None:
-        """What `hand_logprobs` brought for the next step, or None."""
+    def handed_logprobs(self) -> Floats | None:
+        """The log-probs of `hand_logprobs` for the next step, or None."""
         return self._handed
 
-    def draw_prompts(self, *, seed: int | None = None) -> NDArray[np.int64]:
-        """Prompts ``[num_envs, P]``, right-padded: those that ``reset(seed=seed)`` would begin with.
+    def draw_prompts(self, *, seed: int | None = None) -> Ids:
+        """Prompts ``[num_envs, P]``, right-padded: those of ``reset(seed=seed)``.
 
-        The prompt sampler moves on as by that reset; the episodes in progress are not touched.
+        The prompt sampler advances as by that reset; running episodes do not change.
         """
         if seed is not None:
             self._seed(seed)
         drawn = self.prompts.tokens[self._sampler.draw(self.num_envs, self.np_random)]
         return np.pad(drawn, ((0, 0), (0, self.max_prompt_tokens - drawn.shape[1])), constant_values=PAD)
 
-    def play(
-        self, prompts: NDArray[np.int64], completions: NDArray[np.int64], logprobs: ArrayLike | None = None
-    ) -> TokenRows:
-        """Finished rows as if their completions had been stepped from their prompts. Touches no state.
+    def play(self, prompts: Ids, completions: Ids, logprobs: ArrayLike | None = None) -> TokenRows:
+        """Finished rows as if their completions had been stepped from their prompts, without a change of state.
 
         Args:
-            prompts: ``[N, P']`` right-padded with PAD; N is free.
+            prompts: ``[N, P']`` right-padded with PAD; any N.
             completions: ``[N, T']`` right-padded with PAD, T' up to `max_new_tokens`; each row ends with
                 `eos_token_id` or has `max_new_tokens` tokens.
-            logprobs: ``[N, T']`` nats, of the agent that acted; padding may hold anything.
+            logprobs: ``[N, T']`` nats, of the acting agent; any value at padding.
 
         Raises:
-            ValueError: rows that no episode could have produced; the message names the first.
+            ValueError: rows that no episode can produce; the message names the first.
         """
         return finished_rows(
             prompts,
@@ -252,7 +244,7 @@ class TokenVectorEnv(VectorEnv[NDArray[np.int64], NDArray[np.int64], NDArray[Any
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """All that changes while the environment runs, of JSON types and numpy arrays."""
+        """The environment's whole changing state, of JSON types and numpy arrays."""
         return {
             **self._rows.state_dict(),
             "sampler": self._sampler.state_dict(),
@@ -264,13 +256,13 @@ class TokenVectorEnv(VectorEnv[NDArray[np.int64], NDArray[np.int64], NDArray[Any
         """Restore what `state_dict` returned.
 
         Raises:
-            ValueError: the state is of an environment with other prompts or another shape.
+            ValueError: the state belongs to an environment with other prompts or another shape.
         """
         missing = [key for key in _STATE if key not in state]
         if missing:
-            raise ValueError(f"the state lacks {missing}")
+            raise ValueError(f"state: expected the keys {list(_STATE)}, received none of {missing}")
         if state["prompts"] != self.prompts.fingerprint():
-            raise ValueError("the state is of an environment with other prompts")
+            raise ValueError("state: expected the same prompts, received a state of other prompts")
         self._rows.load_state_dict(state)
         self._sampler.load_state_dict(state["sampler"])
         self.np_random.bit_generator.state = state["generator"]
@@ -280,16 +272,16 @@ class TokenVectorEnv(VectorEnv[NDArray[np.int64], NDArray[np.int64], NDArray[Any
         super().reset(seed=seed)
         self._sampler.restart()
 
-    def _begin(self, indices: NDArray[np.int64]) -> None:
-        """Begin an episode in each of the sub-environments `indices`."""
+    def _begin(self, indices: Ids) -> None:
+        """Start an episode in each of the sub-environments `indices`."""
         if indices.size:
             self._rows.begin(indices, self.prompts, self._sampler.draw(len(indices), self.np_random))
 
-    def _finished(self, indices: NDArray[np.int64]) -> Finished:
+    def _finished(self, indices: Ids) -> Finished:
         return Finished(indices, *self.split_rows(indices))
 
-    def _final(self, indices: NDArray[np.int64], ended: NDArray[np.bool_], reasons: NDArray[np.str_]) -> dict[str, Any]:
-        """Gymnasium's entries for episodes that ended and are reset in the same step."""
+    def _final(self, indices: Ids, ended: Mask, reasons: NDArray[np.str_]) -> dict[str, Any]:
+        """Gymnasium's info entries of episodes that ended and are reset in the same step."""
         final_obs = np.full(self.num_envs, None, dtype=object)
         for index in indices:
             final_obs[index] = self.tokens[index].copy()

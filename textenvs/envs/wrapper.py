@@ -1,4 +1,4 @@
-"""Base of the wrappers of token environments: step path and batch path pass through, and info entries are masked."""
+"""Base of the token environments' wrappers: passes step path and batch path through and adds masked info entries."""
 
 from __future__ import annotations
 
@@ -9,29 +9,34 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import ArrayLike, NDArray
 
 from textenvs.envs.vector import TokenVectorEnv
-from textenvs.tokens.rows import TokenRows
+from textenvs.tokens.rows import Ids, Mask, TokenRows
 
 
 class TokenVectorWrapper(VectorWrapper[Any, Any, Any, Any, Any]):
     """A wrapper of a `TokenVectorEnv` that passes the batch path through; it changes nothing itself.
 
     Args:
-        envs: a `TokenVectorEnv` or a wrapper of this kind. Gymnasium's own wrappers go outside of all of these: `play`
-            would pass them by.
+        envs: a `TokenVectorEnv` or one of textenvs' wrappers. Gymnasium's own wrappers go outside of all of these:
+            `play` would bypass them.
+
+    Raises:
+        ValueError: another environment, or a wrapper of the same class inside.
     """
 
     def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
         if not isinstance(envs, TokenVectorEnv | TokenVectorWrapper):
             raise ValueError(
-                f"{type(self).__name__} wraps a TokenVectorEnv or one of textenvs' wrappers, received {envs}; "
-                "put other wrappers outside of it"
+                f"{type(self).__name__}: expected a TokenVectorEnv or one of textenvs' wrappers, received {envs}; put "
+                "other wrappers outside of it"
             )
         super().__init__(envs)
         self._inner: TokenVectorEnv | TokenVectorWrapper = envs
         inner: Any = envs
         while isinstance(inner, TokenVectorWrapper):
             if type(inner) is type(self):
-                raise ValueError(f"{type(self).__name__} is there already; it would be counted twice")
+                raise ValueError(
+                    f"{type(self).__name__}: expected at most one, received a second: its reward would count twice"
+                )
             inner = inner.env
 
     @property
@@ -45,13 +50,11 @@ class TokenVectorWrapper(VectorWrapper[Any, Any, Any, Any, Any]):
         """See `TokenVectorEnv.hand_logprobs`."""
         self._inner.hand_logprobs(logprobs)
 
-    def draw_prompts(self, *, seed: int | None = None) -> NDArray[np.int64]:
+    def draw_prompts(self, *, seed: int | None = None) -> Ids:
         """See `TokenVectorEnv.draw_prompts`."""
         return self._inner.draw_prompts(seed=seed)
 
-    def play(
-        self, prompts: NDArray[np.int64], completions: NDArray[np.int64], logprobs: ArrayLike | None = None
-    ) -> TokenRows:
+    def play(self, prompts: Ids, completions: Ids, logprobs: ArrayLike | None = None) -> TokenRows:
         """See `TokenVectorEnv.play`; the rewards include what this wrapper adds."""
         return self._inner.play(prompts, completions, logprobs)
 
@@ -63,15 +66,8 @@ class TokenVectorWrapper(VectorWrapper[Any, Any, Any, Any, Any]):
         """See `TokenVectorEnv.load_state_dict`."""
         self._inner.load_state_dict(state)
 
-    def _tell(self, infos: dict[str, Any], key: str, values: NDArray[Any], mask: NDArray[np.bool_]) -> None:
-        """Adds an entry about the action just taken: beside the others, and for ended episodes in final_info too.
-
-        Args:
-            infos: changed in place.
-            key: name of the entry; its mask is ``_key``, as everywhere in Gymnasium.
-            values: ``[num_envs]``.
-            mask: ``[num_envs]`` True where there is a value.
-        """
+    def _add_entry(self, infos: dict[str, Any], key: str, values: NDArray[Any], mask: Mask) -> None:
+        """Add ``values [num_envs]`` about the last action with their ``mask``; of ended episodes to final_info, too."""
         infos[key], infos[f"_{key}"] = np.where(mask, values, values.dtype.type(0)), mask.copy()
         if self.base.autoreset_mode is AutoresetMode.SAME_STEP and "final_info" in infos:
             final = mask & infos["_final_info"]

@@ -1,1 +1,1 @@
-"""Token problems small enough that the best policy is computed, not trained."""
+"""Token problems small enough to compute the best policy exactly. May import envs, tokens and wrappers."""

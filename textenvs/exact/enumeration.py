@@ -1,7 +1,7 @@
-"""Text problems small enough to be solved: all completions are enumerated, and the best policy computed, not trained.
+"""Exact solutions of small text problems by enumeration of all completions.
 
 A problem has M prompts, a vocabulary of V tokens and a budget of T of them; the end-of-text token ends a completion
-early. Of a policy pi it wants a high score r(x, y) close to a reference:
+early. A policy pi maximizes the score r(x, y) less the KL to a reference:
 
     J(pi) = E_{x, y ~ pi} [ r(x, y) ] - beta KL(pi || pi_ref),       per prompt
 
@@ -10,8 +10,8 @@ early. Of a policy pi it wants a high score r(x, y) close to a reference:
 Source of the optimum: Korbak et al. 2022 (arXiv:2205.11275), eq. 4; token by token it is the soft Bellman equation
 ``V(s) = beta log sum_a pi_ref(a|s) exp(Q(s, a) / beta)`` (Levine 2018, arXiv:1805.00909), gamma = 1.
 
-Here is mathematics alone: arrays in, arrays out, float64. A policy is a table ``[M, S, V]`` of log-probs over the S
-prefixes of a `TokenTree`. The problems that ship, and their environments, are in `exact_envs`.
+Pure functions of float64 arrays. A policy is a table ``[M, S, V]`` of log-probs over the S prefixes of a `TokenTree`.
+The registered problems and their environments are in `envs`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from textenvs.tokens.rows import PAD
+from textenvs.tokens.checks import Numbers, as_array
+from textenvs.tokens.rows import PAD, Ids, Mask
 
 Array = NDArray[np.float64]
 
@@ -37,35 +38,37 @@ class TokenTree:
     eos_token_id: int
     """Ends a completion."""
     max_new_tokens: int
-    """T: a completion that long ends without eos."""
-    prefixes: NDArray[np.int64]
-    """``[S, T]`` tokens so far, none of them eos, right-padded with PAD."""
-    offsets: NDArray[np.int64]
+    """T: a completion of that length ends without eos."""
+    prefixes: Ids
+    """``[S, T]`` tokens, none of them eos, right-padded with PAD."""
+    offsets: Ids
     """``[T + 1]`` prefixes of t tokens are rows ``offsets[t]`` to ``offsets[t + 1]``."""
-    children: NDArray[np.int64]
-    """``[S, V]`` the prefix that a token leads to; -1 where it ends the completion."""
-    leaves: NDArray[np.int64]
-    """``[S, V]`` the completion that a token ends; -1 where it ends none."""
-    completions: NDArray[np.int64]
+    children: Ids
+    """``[S, V]`` the next prefix after a token; -1 where it ends the completion."""
+    leaves: Ids
+    """``[S, V]`` the completion that a token ends; -1 elsewhere."""
+    completions: Ids
     """``[Y, T]`` right-padded with PAD; each ends with eos or has T tokens."""
-    states: NDArray[np.int64]
-    """``[Y, T]`` the prefix in which each token of a completion was chosen; 0 at padding."""
+    states: Ids
+    """``[Y, T]`` the prefix before each token of a completion; 0 at padding."""
 
     @classmethod
     def build(cls, vocab_size: int, eos_token_id: int, max_new_tokens: int) -> TokenTree:
-        """Enumerate.
+        """Enumerate all prefixes and completions.
 
         Raises:
             ValueError: fewer than two tokens, an eos outside of the vocabulary, no budget, or over a million prefixes.
         """
         if vocab_size < 2 or not 0 <= eos_token_id < vocab_size or max_new_tokens < 1:
             raise ValueError(
-                "expected two tokens or more, eos among them, and a budget of one or more; received "
+                "expected two tokens or more with eos among them, and a budget of at least 1; received "
                 f"vocab_size {vocab_size}, eos_token_id {eos_token_id}, max_new_tokens {max_new_tokens}"
             )
         counts = [(vocab_size - 1) ** length for length in range(max_new_tokens)]
         if sum(counts) > 1_000_000:
-            raise ValueError(f"{sum(counts)} prefixes are too many to enumerate: lower vocab_size or max_new_tokens")
+            raise ValueError(
+                f"expected at most 1,000,000 prefixes, received {sum(counts)}: lower the vocabulary or budget"
+            )
         offsets = np.cumsum([0, *counts])
         letters = np.delete(np.arange(vocab_size), eos_token_id)
         prefixes = np.full((offsets[-1], max_new_tokens), PAD, dtype=np.int64)
@@ -83,32 +86,34 @@ class TokenTree:
         lengths = (prefixes[last_state] != PAD).sum(axis=1)
         completions = prefixes[last_state]
         completions[np.arange(len(lengths)), lengths] = last_token
-        states = np.zeros_like(completions)
-        for place in range(1, max_new_tokens):
-            further = place <= lengths
-            states[further, place] = children[states[further, place - 1], completions[further, place - 1]]
+        states = _locate(children, completions)
         return cls(vocab_size, eos_token_id, max_new_tokens, prefixes, offsets, children, leaves, completions, states)
 
     @property
-    def mask(self) -> NDArray[np.bool_]:
+    def mask(self) -> Mask:
         """``[Y, T]`` True on the tokens of the completions."""
-        return self.completions != PAD
+        mask: Mask = self.completions != PAD
+        return mask
 
-    def locate(self, completions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The prefix ``[N, T']`` in which each token of ``completions [N, T']`` was chosen; 0 at padding."""
-        states = np.zeros_like(completions)
-        for place in range(1, completions.shape[1]):
-            real = completions[:, place] != PAD
-            states[real, place] = self.children[states[real, place - 1], completions[real, place - 1]]
-        return states
+    def locate(self, completions: Ids) -> Ids:
+        """The prefix ``[N, T']`` before each token of ``completions [N, T']``; 0 at padding."""
+        return _locate(self.children, completions)
+
+
+def _locate(children: Ids, completions: Ids) -> Ids:
+    states = np.zeros_like(completions)
+    for place in range(1, completions.shape[1]):
+        real = completions[:, place] != PAD
+        states[real, place] = children[states[real, place - 1], completions[real, place - 1]]
+    return states
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a policy attains, exactly; reward units and nats per sequence, ``[M]`` each."""
+    """Exact results of a policy; reward units and nats per sequence, ``[M]`` each."""
 
     objective: Array
-    """``score - beta * kl``: what PPO maximizes."""
+    """``score - beta * kl``, which PPO maximizes."""
     score: Array
     """E[r]."""
     kl: Array
@@ -116,41 +121,42 @@ class Outcome:
 
     @property
     def mean_objective(self) -> float:
-        """Over prompts, each as likely as the others."""
+        """Mean over equally likely prompts."""
         return float(self.objective.mean())
 
 
 @dataclass(frozen=True)
 class Optimum:
-    """The best policy there is."""
+    """The optimal policy and its values."""
 
     logprobs: Array
-    """``[M, S, V]`` nats, each token's optimal log-probability after each prefix."""
+    """``[M, S, V]`` nats, the optimal log-probs after each prefix."""
     soft_values: Array
-    """``[M, S]`` the best objective attainable from each prefix on; ``soft_values[:, 0]`` is beta log Z."""
+    """``[M, S]`` the optimal objective from each prefix on; ``soft_values[:, 0]`` is beta log Z."""
 
 
 def sequence_logprobs(tree: TokenTree, logprobs: Array) -> Array:
     """Log-probabilities ``[M, Y]`` of whole completions under a policy ``[M, S, V]``, nats."""
     tokens = logprobs[:, tree.states, np.maximum(tree.completions, 0)]
-    return np.where(tree.mask, tokens, 0.0).sum(axis=2)
+    sums: Array = np.where(tree.mask, tokens, 0.0).sum(axis=2)
+    return sums
 
 
 def soft_optimum(tree: TokenTree, ref_logprobs: Array, scores: Array, beta: float) -> Optimum:
-    """The policy that maximizes J, by one sweep from the longest prefixes to the empty one.
+    """The policy that maximizes J, by backward induction over prefixes.
 
     Args:
         tree: the enumeration.
         ref_logprobs: ``[M, S, V]`` nats, finite and normalized.
         scores: ``[M, Y]`` reward units, r(x, y) of each completion.
-        beta: price of the KL, reward units per nat, > 0.
+        beta: KL coefficient, reward units per nat, > 0.
 
     Raises:
-        ValueError: for tables of other shapes, a reference that is no distribution, or a beta that is not positive.
+        ValueError: tables of other shapes, a reference that is no distribution, or a beta that is not positive.
     """
     _check(tree, ref_logprobs, scores)
     if not beta > 0:
-        raise ValueError(f"beta must be positive, or the optimum is not unique; received {beta}")
+        raise ValueError(f"beta: expected a positive number, for a unique optimum, received {beta}")
     values = np.zeros(ref_logprobs.shape[:2])
     q = np.where(tree.children < 0, scores[:, tree.leaves], 0.0)
     for level in _levels(tree):
@@ -163,9 +169,9 @@ def soft_optimum(tree: TokenTree, ref_logprobs: Array, scores: Array, beta: floa
 def action_values(
     tree: TokenTree, logprobs: Array, ref_logprobs: Array, scores: Array, beta: float
 ) -> tuple[Array, Array]:
-    """What PPO's critic should learn: V ``[M, S]`` and Q ``[M, S, V]`` of a policy, the KL's price included in both.
+    """The targets of PPO's critic: V ``[M, S]`` and Q ``[M, S, V]`` of a policy, KL penalties included.
 
-    ``Q(s, a)`` is the price of the token a, ``-beta (log pi(a|s) - log pi_ref(a|s))``, and all that follows.
+    ``Q(s, a)`` begins with the penalty of the token a, ``-beta (log pi(a|s) - log pi_ref(a|s))``.
     """
     _check(tree, ref_logprobs, scores)
     values = np.zeros(ref_logprobs.shape[:2])
@@ -192,7 +198,7 @@ def objective_gradient(tree: TokenTree, logprobs: Array, ref_logprobs: Array, sc
 
         dJ / dz(s, a) = d(s) pi(a|s) (Q(s, a) - V(s)),       d the visits
 
-    Source: the policy gradient theorem (Sutton et al. 1999); the price's own derivative has mean zero.
+    Source: the policy gradient theorem (Sutton et al. 1999); the penalty's own derivative has mean zero.
     """
     values, q = action_values(tree, logprobs, ref_logprobs, scores, beta)
     return visits(tree, logprobs)[:, :, None] * np.exp(logprobs) * (q - values[:, :, None])
@@ -201,48 +207,44 @@ def objective_gradient(tree: TokenTree, logprobs: Array, ref_logprobs: Array, sc
 def outcome(tree: TokenTree, logprobs: Array, ref_logprobs: Array, scores: Array, beta: float) -> Outcome:
     """Score, KL and objective of a policy, as sums over all completions."""
     _check(tree, ref_logprobs, scores)
-    of_rows = sequence_logprobs(tree, logprobs)
-    probabilities = np.exp(of_rows)
+    sequences = sequence_logprobs(tree, logprobs)
+    probabilities = np.exp(sequences)
     score = (probabilities * scores).sum(axis=1)
-    gap = np.where(probabilities > 0, of_rows, 0.0) - np.where(
-        probabilities > 0, sequence_logprobs(tree, ref_logprobs), 0.0
-    )
+    possible = probabilities > 0
+    gap = np.where(possible, sequences, 0.0) - np.where(possible, sequence_logprobs(tree, ref_logprobs), 0.0)
     kl = (probabilities * gap).sum(axis=1)
     return Outcome(score - beta * kl, score, kl)
 
 
 def optimality_gap(attained: float, best: float, start: float) -> float:
-    """The part of the way from start to optimum that is still to go: 1 at the start, 0 at the optimum.
+    """The remaining share of (best - start): 1 at the start, 0 at the optimum.
 
     Raises:
-        ValueError: if the start is the optimum, so that there is no way to go.
+        ValueError: the start is the optimum.
     """
     if not best > start:
-        raise ValueError(f"the start ({start}) already attains the optimum ({best}): there is nothing to learn")
+        raise ValueError(f"expected a start below the optimum {best}, received {start}: there is nothing to learn")
     return (best - attained) / (best - start)
 
 
-def tabulate(
-    tree: TokenTree,
-    prompts: NDArray[np.int64],
-    scorer: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.floating]],
-) -> Array:
-    """The log-probs ``[M, S, V]`` of a reference that is called as `KLShaping` calls one, a causal LM for instance.
+def tabulate(tree: TokenTree, prompts: Ids, reference: Callable[[Ids, Ids], Numbers]) -> Array:
+    """The log-probs ``[M, S, V]`` of a reference as `KLShaping` takes one, a causal LM for instance.
 
     Args:
         tree: the enumeration.
         prompts: ``[M, P]`` right-padded with PAD.
-        scorer: ``(prompts [N, P], completions [N, T]) -> [N, T]`` nats; it is asked for every prefix and token at once.
+        reference: ``(prompts [N, P], completions [N, T]) -> [N, T]`` nats; called once, for every prefix and token.
     """
     num_prompts, num_states = len(prompts), len(tree.prefixes)
     lengths = (tree.prefixes != PAD).sum(axis=1)
     rows = np.repeat(tree.prefixes[:, None], tree.vocab_size, axis=1)
     rows[np.arange(num_states), :, lengths] = np.arange(tree.vocab_size)
-    asked = np.tile(rows.reshape(-1, tree.max_new_tokens), (num_prompts, 1))
-    answered = np.asarray(scorer(np.repeat(prompts, num_states * tree.vocab_size, axis=0), asked), dtype=np.float64)
+    completions = np.tile(rows.reshape(-1, tree.max_new_tokens), (num_prompts, 1))
+    logprobs = as_array(reference(np.repeat(prompts, num_states * tree.vocab_size, axis=0), completions))
     last = np.tile(np.repeat(lengths, tree.vocab_size), num_prompts)
-    table = answered[np.arange(len(asked)), last].reshape(num_prompts, num_states, tree.vocab_size)
-    return table - _logsumexp(table)[:, :, None]  # float32 answers sum to 1 within 1e-7 only
+    table: Array = logprobs.astype(np.float64)[np.arange(len(completions)), last]
+    table = table.reshape(num_prompts, num_states, tree.vocab_size)
+    return table - _logsumexp(table)[:, :, None]  # float32 probabilities sum to 1 within 1e-7 only
 
 
 def _levels(tree: TokenTree) -> list[slice]:
@@ -252,8 +254,8 @@ def _levels(tree: TokenTree) -> list[slice]:
 
 
 def _logsumexp(x: Array) -> Array:
-    top = x.max(axis=-1, keepdims=True)
-    return (top + np.log(np.exp(x - top).sum(axis=-1, keepdims=True)))[..., 0]
+    top: Array = x.max(axis=-1)
+    return top + np.log(np.exp(x - top[..., None]).sum(axis=-1))
 
 
 def _check(tree: TokenTree, ref_logprobs: Array, scores: Array) -> None:
@@ -264,4 +266,4 @@ def _check(tree: TokenTree, ref_logprobs: Array, scores: Array) -> None:
             f"{scores.shape} and {ref_logprobs.shape}"
         )
     if not np.isfinite(ref_logprobs).all() or np.abs(_logsumexp(ref_logprobs)).max() > 1e-6:
-        raise ValueError("the reference must give every token a positive probability, and these must sum to 1")
+        raise ValueError("reference: expected positive probabilities that sum to 1, received others")

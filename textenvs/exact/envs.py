@@ -1,17 +1,17 @@
-"""Token environments whose best policy is known exactly, registered as ``textenvs/Exact...-v0``.
+"""Token environments with an exactly known optimal policy, registered as ``textenvs/Exact...-v0``.
 
-They are `TokenVectorEnv`s with `PreferenceReward` and `KLShaping` around them, the same path that a language model
-takes; only reference and score are tables, small enough for `exact` to enumerate. The environment knows its optimum:
+They are `TokenVectorEnv`s in `PreferenceReward` and `KLShaping`, as for a language model; reference and score are
+tables small enough for `enumeration`. The environment has its task with the optimum:
 
     envs = gym.make_vec("textenvs/ExactSentiment-v0", num_envs=256)
     task = envs.unwrapped.task
     task.gap(table)  # of a policy's log-probs [M, S, V] after every prefix: 1 for the reference, 0 at the optimum
 
-| id                         | to learn                                                                            |
+| id                         | task                                                                                |
 |----------------------------|-------------------------------------------------------------------------------------|
 | textenvs/ExactSpelling-v0  | one word a prompt, against a reference of random letters                            |
-| textenvs/ExactSentiment-v0 | praise, in a language of five words with a bigram grammar; "not" turns what follows |
-| textenvs/ExactRandom-v0    | scores and reference drawn at random for every completion: nothing generalizes      |
+| textenvs/ExactSentiment-v0 | praise, in a language of five words with a bigram grammar; "not" negates the next   |
+| textenvs/ExactRandom-v0    | random scores and reference for every completion, without generalization            |
 """
 
 from __future__ import annotations
@@ -22,35 +22,37 @@ from typing import Any
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
-from numpy.typing import NDArray
 
 from textenvs.envs.scalar import TokenEnv
 from textenvs.envs.vector import TokenVectorEnv
 from textenvs.envs.wrapper import TokenVectorWrapper
 from textenvs.exact import enumeration as exact
-from textenvs.tokens.rows import PAD
+from textenvs.tokens.checks import Numbers
+from textenvs.tokens.rows import PAD, Ids
 from textenvs.wrappers.interfaces import Acting
 from textenvs.wrappers.kl_shaping import KLShaping
 from textenvs.wrappers.preference import PreferenceReward
 
 EOS_TOKEN = 0
 
-Reference = exact.Array | Callable[[NDArray[np.int64], NDArray[np.int64]], Any]
-"""A table ``[M, S, V]`` of log-probs, or a callable that `exact.tabulate` makes into one."""
+MAX_NEW_TOKENS = 4
+
+TableOrReference = exact.Array | Callable[[Ids, Ids], Numbers]
+"""A table ``[M, S, V]`` of log-probs, or a reference that `exact.tabulate` converts to one."""
+Score = Callable[[Ids, Ids], float]
+"""``(prompt [P], completion [T'] without padding) -> reward units``."""
 
 
 class ExactTask:
-    """Prompts, reference, scores and the KL's price, with all that follows from them by enumeration.
-
-    It serves as scorer (`score_tokens`) and as reference (a call) of the wrappers.
+    """A problem with its exact solution; the scorer (`score_tokens`) and reference (a call) of the wrappers.
 
     Args:
-        words: V of them, for people to read; the first one ends a text.
-        prompts: ``[M, P]`` token ids without padding; each drawn as often as the others.
+        words: V readable names of the tokens; the first one ends a text.
+        prompts: ``[M, P]`` token ids without padding, all equally frequent.
         max_new_tokens: T, tokens.
         reference: a table, or a callable that is tabulated, e.g. a `textenvs.wrappers.reference.CausalLMReference`.
-        score: ``(prompt [P], completion [T'] without padding) -> reward units``; asked once for each.
-        beta: price of the KL, reward units per nat, > 0.
+        score: called once for each prompt and completion.
+        beta: KL coefficient, reward units per nat, > 0.
 
     Raises:
         ValueError: prompts that are not distinct rows of token ids; else as `exact.TokenTree` and `exact.soft_optimum`.
@@ -60,16 +62,18 @@ class ExactTask:
         self,
         *,
         words: tuple[str, ...],
-        prompts: NDArray[np.int64],
+        prompts: Ids,
         max_new_tokens: int,
-        reference: Reference,
-        score: Callable[[NDArray[np.int64], NDArray[np.int64]], float],
+        reference: TableOrReference,
+        score: Score,
         beta: float,
     ) -> None:
         self.words = words
         self.prompts = np.asarray(prompts, dtype=np.int64)
         if self.prompts.ndim != 2 or self.prompts.min() < 0 or len(np.unique(self.prompts, axis=0)) < len(prompts):
-            raise ValueError(f"prompts must be distinct rows [M, P] of token ids without padding, received {prompts!r}")
+            raise ValueError(
+                f"prompts: expected distinct rows [M, P] of token ids without padding, received {prompts!r}"
+            )
         self.tree = exact.TokenTree.build(len(words), EOS_TOKEN, max_new_tokens)
         self.beta = beta
         self.ref_logprobs = (
@@ -82,22 +86,22 @@ class ExactTask:
 
     @cached_property
     def start(self) -> exact.Outcome:
-        """What the reference attains; its KL is 0."""
+        """Results of the reference; its KL is 0."""
         return self.outcome(self.ref_logprobs)
 
     @cached_property
     def best(self) -> exact.Outcome:
-        """What the optimal policy attains."""
+        """Results of the optimal policy."""
         return self.outcome(self.optimum.logprobs)
 
     @property
-    def states(self) -> NDArray[np.int64]:
-        """``[M * S, P + T]`` every observation in which a token can be chosen; prompt after prompt, as tables are."""
+    def states(self) -> Ids:
+        """``[M * S, P + T]`` every observation in which a token can be chosen, in the order of tables."""
         prompts = np.repeat(self.prompts, len(self.tree.prefixes), axis=0)
         return np.concatenate([prompts, np.tile(self.tree.prefixes, (len(self.prompts), 1))], axis=1)
 
     def outcome(self, logprobs: exact.Array) -> exact.Outcome:
-        """What a policy ``[M, S, V]`` attains."""
+        """Results of a policy ``[M, S, V]``."""
         return exact.outcome(self.tree, logprobs, self.ref_logprobs, self.scores, self.beta)
 
     def gap(self, logprobs: exact.Array) -> float:
@@ -105,31 +109,36 @@ class ExactTask:
         attained = self.outcome(logprobs).mean_objective
         return exact.optimality_gap(attained, self.best.mean_objective, self.start.mean_objective)
 
-    def __call__(self, prompts: NDArray[np.int64], completions: NDArray[np.int64]) -> exact.Array:
+    def __call__(self, prompts: Ids, completions: Ids) -> exact.Array:
         """The reference's log-probs ``[N, T]``; 0 at padding."""
-        table = self.ref_logprobs[self._which(prompts)[:, None], self.tree.locate(completions), completions]
+        table: exact.Array = self.ref_logprobs[
+            self._which(prompts)[:, None], self.tree.locate(completions), completions
+        ]
         return np.where(completions == PAD, 0.0, table)
 
-    def score_tokens(self, prompts: NDArray[np.int64], completions: NDArray[np.int64]) -> exact.Array:
+    def score_tokens(self, prompts: Ids, completions: Ids) -> exact.Array:
         """The scores ``[N]`` of finished rows."""
         states, last = self.tree.locate(completions), (completions != PAD).sum(axis=1) - 1
         rows = np.arange(len(last))
-        return self.scores[self._which(prompts), self.tree.leaves[states[rows, last], completions[rows, last]]]
+        leaves = self.tree.leaves[states[rows, last], completions[rows, last]]
+        scores: exact.Array = self.scores[self._which(prompts), leaves]
+        return scores
 
-    def text(self, tokens: NDArray[np.int64]) -> str:
-        """Tokens ``[L]`` in words."""
+    def text(self, tokens: Ids) -> str:
+        """Tokens ``[L]`` as words."""
         return " ".join(self.words[token] for token in tokens if token != PAD)
 
-    def _which(self, prompts: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _which(self, prompts: Ids) -> Ids:
         """The index ``[N]`` of each prompt."""
         same = (prompts[:, None, : self.prompts.shape[1]] == self.prompts).all(axis=2)
         if not same.any(axis=1).all():
-            raise ValueError(f"{prompts[~same.any(axis=1)][0]} is no prompt of this task")
-        return same.argmax(axis=1)
+            raise ValueError(f"prompts: expected prompts of this task, received {prompts[~same.any(axis=1)][0]}")
+        which: Ids = same.argmax(axis=1)
+        return which
 
 
 class ExactVectorEnv(TokenVectorEnv):
-    """The token environment of an `ExactTask`, reachable as ``task``; a data sheet is in `TokenVectorEnv`."""
+    """The token environment of an `ExactTask`, its attribute ``task``; see `TokenVectorEnv`."""
 
     def __init__(self, num_envs: int, task: ExactTask, **options: Any) -> None:
         super().__init__(
@@ -143,36 +152,29 @@ class ExactVectorEnv(TokenVectorEnv):
         self.task = task
 
 
-def spelling(beta: float = 0.2, reference: Reference | None = None) -> ExactTask:
-    """Spell the prompt's word: the share of its letters in their places (the end is one), plus 1 / length if all are.
+def spelling(beta: float = 0.2, reference: TableOrReference | None = None) -> ExactTask:
+    """Spell the prompt's word: the share of its letters (and its end) in place, plus 1 / length for the whole word.
 
     Args:
-        beta: price of the KL, reward units per nat.
-        reference: another reference than the task's own.
+        beta: KL coefficient, reward units per nat.
+        reference: in place of the task's own.
     """
-    words = (".", "a", "b", "c", "d")
-    prompts = np.array([[1], [2], [3], [4]])
     targets = {1: [2, 1, 4, 0], 2: [1, 0], 3: [3, 4, 4, 1], 4: [4, 2, 0]}
 
-    def score(prompt: NDArray[np.int64], completion: NDArray[np.int64]) -> float:
+    def score(prompt: Ids, completion: Ids) -> float:
         target = targets[int(prompt[0])]
         hits = sum(one == other for one, other in zip(completion, target, strict=False))
-        return (hits + (completion.tolist() == target)) / len(target)
+        return float(hits + (completion.tolist() == target)) / len(target)
 
-    return ExactTask(
-        words=words,
-        prompts=prompts,
-        max_new_tokens=4,
-        reference=_random_logprobs((4, _num_states(5, 4), 5), seed=1, scale=0.7) if reference is None else reference,
-        score=score,
-        beta=beta,
-    )
+    if reference is None:
+        reference = _random_logprobs((4, 85, 5), seed=1, scale=0.7)
+    return _task((".", "a", "b", "c", "d"), np.array([[1], [2], [3], [4]]), reference, score, beta)
 
 
 SENTIMENT_WORDS = (".", "good", "bad", "very", "not", "film")
 SENTIMENT_BIGRAMS = np.array(
     [  #  .   good bad very not film      after
-        [20.0, 20.0, 20.0, 20.0, 10.0, 10.0],  # . (never: it ends the text)
+        [20.0, 20.0, 20.0, 20.0, 10.0, 10.0],  # . (unused: it ends the text)
         [35.0, 8.0, 7.0, 10.0, 10.0, 30.0],  # good
         [35.0, 7.0, 8.0, 10.0, 10.0, 30.0],  # bad
         [2.0, 40.0, 35.0, 15.0, 3.0, 5.0],  # very
@@ -180,23 +182,23 @@ SENTIMENT_BIGRAMS = np.array(
         [25.0, 20.0, 25.0, 15.0, 10.0, 5.0],  # film
     ]
 )
-"""Per cent: how often the reference writes each word after each other."""
+"""Percent: transition probabilities of the reference."""
 
 
-def sentiment(beta: float = 0.5, reference: Reference | None = None) -> ExactTask:
-    """Praise in four words: +1 for "good", -1 for "bad"; "very" before it counts half more, "not" turns it round.
+def sentiment(beta: float = 0.5, reference: TableOrReference | None = None) -> ExactTask:
+    """Praise in four words: +1 for "good", -1 for "bad"; a "very" before it multiplies by 1.5, a "not" by -1.
 
     Args:
-        beta: price of the KL, reward units per nat.
-        reference: another reference than the task's own.
+        beta: KL coefficient, reward units per nat.
+        reference: in place of the task's own.
     """
     prompts = np.array([[5], [4], [3]])
-    tree = exact.TokenTree.build(len(SENTIMENT_WORDS), EOS_TOKEN, 4)
+    tree = exact.TokenTree.build(len(SENTIMENT_WORDS), EOS_TOKEN, MAX_NEW_TOKENS)
     lengths = (tree.prefixes != PAD).sum(axis=1)
     bigrams = np.log(SENTIMENT_BIGRAMS / SENTIMENT_BIGRAMS.sum(axis=1, keepdims=True))
     last = np.where(lengths == 0, prompts, tree.prefixes[np.arange(len(lengths)), lengths - 1])
 
-    def score(prompt: NDArray[np.int64], completion: NDArray[np.int64]) -> float:
+    def score(prompt: Ids, completion: Ids) -> float:
         total, factor = 0.0, 1.0
         for token in [*prompt, *completion]:
             word = SENTIMENT_WORDS[token]
@@ -205,45 +207,32 @@ def sentiment(beta: float = 0.5, reference: Reference | None = None) -> ExactTas
             factor = {"very": 1.5 * factor, "not": -factor}.get(word, 1.0)
         return total
 
-    return ExactTask(
-        words=SENTIMENT_WORDS,
-        prompts=prompts,
-        max_new_tokens=4,
-        reference=bigrams[last] if reference is None else reference,
-        score=score,
-        beta=beta,
-    )
+    return _task(SENTIMENT_WORDS, prompts, bigrams[last] if reference is None else reference, score, beta)
 
 
-def random(beta: float = 0.5, seed: int = 0, reference: Reference | None = None) -> ExactTask:
-    """Scores of standard deviation 1 and a reference of random logits, drawn for every completion and prefix.
+def random(beta: float = 0.5, seed: int = 0, reference: TableOrReference | None = None) -> ExactTask:
+    """Random scores of standard deviation 1 and a reference of random logits.
 
     Args:
-        beta: price of the KL, reward units per nat.
+        beta: KL coefficient, reward units per nat.
         seed: of the draw; another seed is another problem.
-        reference: another reference than the random one.
+        reference: in place of the random one.
     """
-    tree = exact.TokenTree.build(4, EOS_TOKEN, 4)
-    table = {
-        row.tobytes(): values
-        for row, values in zip(
-            tree.completions, np.random.default_rng([seed, 2]).normal(size=(len(tree.completions), 2)), strict=True
-        )
-    }
+    tree = exact.TokenTree.build(4, EOS_TOKEN, MAX_NEW_TOKENS)
+    drawn = np.random.default_rng([seed, 2]).normal(size=(len(tree.completions), 2))
+    table = {tuple(row[row != PAD]): values for row, values in zip(tree.completions, drawn, strict=True)}
 
-    def score(prompt: NDArray[np.int64], completion: NDArray[np.int64]) -> float:
-        padded = np.pad(completion, (0, 4 - len(completion)), constant_values=PAD)
-        return float(table[padded.tobytes()][int(prompt[0]) - 1])
+    def score(prompt: Ids, completion: Ids) -> float:
+        return float(table[tuple(completion)][int(prompt[0]) - 1])
 
+    if reference is None:
+        reference = _random_logprobs((2, len(tree.prefixes), 4), seed=seed, scale=1.0)
+    return _task((".", "x", "y", "z"), np.array([[1], [2]]), reference, score, beta)
+
+
+def _task(words: tuple[str, ...], prompts: Ids, reference: TableOrReference, score: Score, beta: float) -> ExactTask:
     return ExactTask(
-        words=(".", "x", "y", "z"),
-        prompts=np.array([[1], [2]]),
-        max_new_tokens=4,
-        reference=_random_logprobs((2, len(tree.prefixes), 4), seed=seed, scale=1.0)
-        if reference is None
-        else reference,
-        score=score,
-        beta=beta,
+        words=words, prompts=prompts, max_new_tokens=MAX_NEW_TOKENS, reference=reference, score=score, beta=beta
     )
 
 
@@ -260,12 +249,12 @@ def exact_vec(
     """``gym.make_vec("textenvs/Exact...-v0", num_envs=N)``.
 
     Args:
-        task: builds the problem; given by the id.
+        task: builds the problem; set by the id.
         num_envs: sub-environments.
-        acting: see `KLShaping`: log-probs of an agent that hands over none.
-        autoreset_mode: see `TokenVectorEnv`.
-        shuffle: whether the prompts' order is shuffled each epoch.
-        group_size: see `TokenVectorEnv`.
+        acting: see `KLShaping`.
+        autoreset_mode: see `TokenVectorEnv`, as for `shuffle` and `group_size`.
+        shuffle: whether the prompts are shuffled each epoch.
+        group_size: how often each prompt is drawn in a row.
         **parameters: of the task: ``beta``, ``reference``.
     """
     built = task(**parameters)
@@ -283,11 +272,8 @@ exact_sentiment, exact_sentiment_vec = partial(exact_env, sentiment), partial(ex
 exact_random, exact_random_vec = partial(exact_env, random), partial(exact_vec, random)
 
 
-def _num_states(vocab_size: int, max_new_tokens: int) -> int:
-    return sum((vocab_size - 1) ** length for length in range(max_new_tokens))
-
-
 def _random_logprobs(shape: tuple[int, ...], *, seed: int, scale: float) -> exact.Array:
     """Log-softmax of normal logits of standard deviation `scale`."""
     logits = np.random.default_rng(seed).normal(scale=scale, size=shape)
-    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    logprobs: exact.Array = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    return logprobs

@@ -1,1 +1,1 @@
-"""Rows of token ids, prompts, tokenizers, chats, and checks of what is handed in. Imports nothing of ours."""
+"""Rows of token ids, prompts, tokenizers, chats, and checks of outside input. Imports nothing of ours."""

@@ -1,97 +1,100 @@
-"""Chats: lists of turns, each with a role and its content; as a template writes them, and as people read them.
+"""Chats, lists of turns with a role and content: validation, the template's text and plain text.
 
-Every fault of a chat is found here. Not here: files (see `prompts`) and what is learned from a chat.
+Not here: files (see `prompts`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
+
+from textenvs.tokens.tokenizers import Tokenizer
 
 Turn: TypeAlias = "dict[str, str]"
 
 
-def is_chat(value: Any) -> bool:
-    """Whether `value` means to be a chat: a list that begins with an object."""
+def is_chat(value: object) -> bool:
+    """Whether `value` is meant as a chat: a list that begins with an object."""
     return isinstance(value, Sequence) and not isinstance(value, str) and bool(value) and isinstance(value[0], Mapping)
 
 
-def as_turns(value: Any, name: str) -> list[Turn]:
-    """The turns in `value`, their role and content alone.
+def as_turns(value: object, name: str) -> list[Turn]:
+    """The turns in `value`, reduced to role and content.
 
     Raises:
-        ValueError: it is not a list of turns, or holds none, or one in which the assistant says nothing.
+        ValueError: not a list of turns, an empty list, or an empty turn of the assistant.
     """
     if not isinstance(value, list) or not value:
-        raise ValueError(f"{name} must be a list of turns, received {value!r}")
+        raise ValueError(f"{name}: expected a list of turns, received {value!r}")
     turns = []
     for number, turn in enumerate(value, start=1):
         if not isinstance(turn, Mapping) or not all(isinstance(turn.get(key), str) for key in ("role", "content")):
-            raise ValueError(f"turn {number} must be an object with the strings role and content, received {turn!r}")
+            raise ValueError(f"turn {number}: expected an object with the strings role and content, received {turn!r}")
         if turn["role"] == "assistant" and not turn["content"].strip():
-            raise ValueError(f"the assistant's turn {number} is empty: there is nothing to learn")
+            raise ValueError(f"turn {number}: expected text of the assistant, received {turn['content']!r}")
         turns.append({"role": turn["role"], "content": turn["content"]})
     return turns
 
 
-def check_turns(value: Any, name: str = "'messages'") -> list[Turn]:
-    """The turns of a chat that someone else than the assistant begins.
+def check_turns(value: object, name: str = "'messages'") -> list[Turn]:
+    """The turns of a chat that does not begin with the assistant.
 
     Raises:
-        ValueError: as `as_turns`, or the assistant speaks first.
+        ValueError: as `as_turns`, or the first turn is the assistant's.
     """
     turns = as_turns(value, name)
     if turns[0]["role"] == "assistant":
-        raise ValueError("the assistant speaks first: there is nothing that it answers to")
+        raise ValueError(f"{name}: expected another role than assistant in the first turn, received 'assistant'")
     return turns
 
 
 def question_of(turns: Sequence[Turn]) -> list[Turn]:
-    """A chat up to where the assistant is about to speak: without its answer at the end, if there is one."""
+    """A chat without the assistant's last answer, if it ends with one."""
     return list(turns[:-1] if turns[-1]["role"] == "assistant" else turns)
 
 
-def question_and_answer(value: Any, name: str) -> tuple[list[Turn], str]:
-    """A chat that the assistant ends, taken apart; of its answer alone, the question is empty.
+def question_and_answer(value: object, name: str) -> tuple[list[Turn], str]:
+    """The turns before the assistant's last one (maybe none), and the content of that one.
 
     Raises:
-        ValueError: as `as_turns`, or someone else has the last word.
+        ValueError: as `as_turns`, or the last turn is not the assistant's.
     """
     turns = as_turns(value, name)
     if turns[-1]["role"] != "assistant":
-        raise ValueError(f"{name} must end with the assistant's turn, received a turn of {turns[-1]['role']!r} there")
+        raise ValueError(f"{name}: expected a last turn of the assistant, received one of {turns[-1]['role']!r}")
     return turns[:-1], turns[-1]["content"]
 
 
 def plain_text(turns: Sequence[Turn]) -> str:
-    """What is said, a line a turn, with no template around it: what people read."""
+    """The contents, a line a turn, without a template: what people read."""
     return "\n".join(turn["content"] for turn in turns)
 
 
 def plain_prompt(turns: Sequence[Turn]) -> str:
-    """The same with a line's end before the answer: what scorers read, and reward models learn from."""
+    """`plain_text` and a line break before the answer: what scorers and reward models read."""
     return plain_text(turns) + "\n"
 
 
-def chat_text(tokenizer: Any, turns: Sequence[Turn], *, answering: bool) -> str:
-    """A chat as the tokenizer's template writes it, up to where the assistant's words begin if it is `answering`.
+def chat_text(tokenizer: Tokenizer, turns: Sequence[Turn], *, answering: bool) -> str:
+    """A chat in the tokenizer's template; with `answering` it ends where the assistant's answer begins.
 
     Raises:
-        ValueError: the tokenizer has no template, or it refuses these turns.
+        ValueError: the tokenizer has no template, or the template rejects these turns.
     """
     from jinja2 import TemplateError
 
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(
-            "a chat needs a tokenizer with a chat template, and this one has none: take a model that was trained on "
-            "chats (an instruct model), or write prompts as plain text"
+            "expected a tokenizer with a chat template for a chat, received one without: take a model that was trained "
+            "on chats (an instruct model), or write prompts as plain text"
         )
     try:
-        return str(tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=answering))
+        write = cast(Any, tokenizer).apply_chat_template
+        return str(write(list(turns), tokenize=False, add_generation_prompt=answering))
     except TemplateError as fault:
-        raise ValueError(f"the chat template refuses these turns: {fault}") from fault
+        raise ValueError(f"the chat template rejects these turns: {fault}") from fault
 
 
-def chat_ids(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a chat's text; its special tokens are the template's own, none are added."""
-    return [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+def chat_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of a chat's text, without special tokens beside the template's."""
+    return [int(token) for token in cast(Any, tokenizer)(text, add_special_tokens=False)["input_ids"]]

@@ -1,7 +1,6 @@
-"""Where episodes begin: prompts from lists, text files or JSONL files, and the order they are drawn in.
+"""Prompts from lists, text files or JSONL files, and the order they are drawn in.
 
-Every fault of a prompt is found here, when the environment is built, and named by file and line. Not here: the episodes
-themselves (see `vector`).
+Prompts are validated when the environment is built; errors name file and line. Not here: episodes (see `vector`).
 """
 
 from __future__ import annotations
@@ -15,10 +14,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from textenvs.tokens.chats import Turn, chat_ids, chat_text, check_turns, is_chat, question_of
-from textenvs.tokens.rows import pad_rows
+from textenvs.tokens.rows import Ids, pad_rows
 from textenvs.tokens.tokenizers import Tokenizer
 
 Prompt: TypeAlias = "str | Sequence[int] | Sequence[Turn]"
@@ -27,11 +25,11 @@ PromptSource: TypeAlias = "str | os.PathLike[str] | Iterable[Prompt] | Prompts"
 
 @dataclass(frozen=True)
 class Prompts:
-    """M tokenized prompts, each of which knows where it came from."""
+    """M tokenized prompts with the places they were read from."""
 
-    tokens: NDArray[np.int64]
+    tokens: Ids
     """``[M, P]`` right-padded with PAD."""
-    lengths: NDArray[np.int64]
+    lengths: Ids
     """``[M]`` tokens."""
     places: tuple[str, ...]
     """M names for messages: "prompts.txt:3", or "prompts[2]" for a list."""
@@ -40,48 +38,42 @@ class Prompts:
         return len(self.lengths)
 
     def __getitem__(self, part: slice) -> Prompts:
-        """Some of them, as wide as all."""
+        """A slice of the prompts, of the same width."""
         return Prompts(self.tokens[part], self.lengths[part], self.places[part])
 
     def fingerprint(self) -> int:
-        """A checksum of the tokens, by which a saved state recognizes its prompts."""
+        """A checksum of the tokens, compared when a saved state is loaded."""
         return zlib.crc32(self.tokens.tobytes())
 
 
 def load_prompts(
-    source: PromptSource,
-    tokenizer: Tokenizer | None = None,
-    *,
-    vocab_size: int,
-    max_tokens: int | None = None,
+    source: PromptSource, tokenizer: Tokenizer | None = None, *, vocab_size: int, max_tokens: int | None = None
 ) -> Prompts:
-    """Reads, tokenizes and checks prompts.
+    """Read, tokenize and check prompts.
 
     Args:
-        source: a path to a text file (one prompt a line; blank lines are skipped), a path to a ``.jsonl`` file (one
-            object a line, its field ``prompt`` a string, a list of token ids or a chat, or its field ``messages`` a
-            chat), any iterable of such prompts, or what this function gave before. A chat is a list of turns, objects
-            with role and content; the assistant's answer at its end is left out. A ``str`` is a path; a lone prompt
-            goes into a list.
-        tokenizer: turns strings into token ids, and chats by its chat template; one that has no
-            ``apply_chat_template`` is called with the turns instead. None if all prompts are token ids.
+        source: path of a text file (one prompt a line; blank lines are skipped) or of a ``.jsonl`` file (one object a
+            line, its field ``prompt`` a string, a list of token ids or a chat, or its field ``messages`` a chat), an
+            iterable of such prompts, or `Prompts`. A chat is a list of turns, objects with role and content; an answer
+            of the assistant at its end is dropped. A ``str`` is a path; pass a single prompt as a list.
+        tokenizer: of strings, and of chats through its chat template; without ``apply_chat_template`` it is called with
+            the turns. None if all prompts are token ids.
         vocab_size: token ids are below this.
         max_tokens: longest prompt allowed, tokens; None allows any.
 
     Raises:
-        ValueError: no prompts, an empty prompt, a bad JSONL line, a prompt that is too long or not in the vocabulary,
-            text without tokenizer, a chat that the template refuses. The message names the file and line, or the
-            index, and what was received.
-        FileNotFoundError: there is no such file.
+        ValueError: no prompts, an empty prompt, an invalid JSONL line, a prompt that is too long or not in the
+            vocabulary, text without tokenizer, a chat that the template rejects; names file and line, or the index.
+        FileNotFoundError: no such file.
     """
     rows: list[list[int]] = []
     places: list[str] = []
     for place, prompt in _read(source):
         row = _tokenize(prompt, tokenizer, place)
         if not row:
-            raise ValueError(f"{place}: the prompt {prompt!r} has no tokens; a prompt needs one token at least")
+            raise ValueError(f"{place}: expected a prompt of at least one token, received {prompt!r}")
         if max_tokens is not None and len(row) > max_tokens:
-            raise ValueError(f"{place}: a prompt of {len(row)} tokens is longer than the {max_tokens} tokens allowed")
+            raise ValueError(f"{place}: expected a prompt of at most {max_tokens} tokens, received {len(row)}")
         wrong = [token for token in row if not 0 <= token < vocab_size]
         if wrong:
             raise ValueError(f"{place}: token id {wrong[0]} is outside the vocabulary [0, {vocab_size})")
@@ -89,7 +81,7 @@ def load_prompts(
         places.append(place)
     if not rows:
         name = os.fspath(source) if isinstance(source, str | os.PathLike) else "prompts"
-        raise ValueError(f"{name}: no prompts in it; at least one is needed")
+        raise ValueError(f"{name}: expected at least one prompt, received none")
     return Prompts(pad_rows(rows), np.array([len(row) for row in rows], dtype=np.int64), tuple(places))
 
 
@@ -104,11 +96,11 @@ def _read(source: PromptSource) -> Iterator[tuple[str, Any]]:
         return
     path = Path(source)
     if not path.is_file():
-        raise FileNotFoundError(f"no prompt file {str(path)!r} (a single prompt is given as a list: [{str(path)!r}])")
+        raise FileNotFoundError(f"no prompt file {str(path)!r} (pass a single prompt as a list: [{str(path)!r}])")
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as fault:
-        raise ValueError(f"{path}: not UTF-8 text: {fault}") from fault
+        raise ValueError(f"{path}: expected UTF-8 text, received {fault}") from fault
     for number, line in enumerate(lines, 1):
         if line.strip():
             place = f"{path}:{number}"
@@ -119,7 +111,7 @@ def _jsonl_prompt(line: str, place: str) -> Any:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as fault:
-        raise ValueError(f"{place}: not a JSON object: {line[:80]!r} ({fault})") from fault
+        raise ValueError(f"{place}: expected a JSON object, received {line[:80]!r} ({fault})") from fault
     if not isinstance(record, dict) or not ("prompt" in record or "messages" in record):
         raise ValueError(f'{place}: expected an object with a field "prompt" or "messages", received {line[:80]!r}')
     return record["prompt"] if "prompt" in record else record["messages"]
@@ -128,7 +120,9 @@ def _jsonl_prompt(line: str, place: str) -> Any:
 def _tokenize(prompt: Any, tokenizer: Tokenizer | None, place: str) -> list[int]:
     if isinstance(prompt, str) or is_chat(prompt):
         if tokenizer is None:
-            raise ValueError(f"{place}: the prompt {prompt!r} is text; give a tokenizer, or prompts as token ids")
+            raise ValueError(
+                f"{place}: expected a tokenizer, or token ids; received the text {prompt!r} and no tokenizer"
+            )
         try:
             return _encode(prompt, tokenizer)
         except ValueError as fault:
@@ -149,24 +143,26 @@ def _encode(prompt: Any, tokenizer: Any) -> list[int]:
 
 
 class PromptSampler:
-    """Draws prompt indices without replacement: every prompt once an epoch, in an order shuffled anew each epoch.
+    """Draws prompt indices without replacement: every prompt once an epoch.
 
-    With `repeats` each comes that many times in a row, so that the texts of one prompt can be compared.
+    Args:
+        num_prompts: prompts.
+        shuffle: shuffle each epoch; False draws from 0 to ``num_prompts - 1``.
+        repeats: how often each index is drawn in a row, so that the texts of one prompt can be compared.
     """
 
     def __init__(self, num_prompts: int, *, shuffle: bool, repeats: int = 1) -> None:
-        """With `shuffle` False each epoch goes from 0 to ``num_prompts - 1``."""
         self._num_prompts = num_prompts
         self._shuffle = shuffle
         self._repeats = repeats
         self.restart()
 
     def restart(self) -> None:
-        """Forget what was drawn: the next draw opens an epoch."""
+        """Start a new epoch with the next draw."""
         self._order = np.zeros(0, dtype=np.int64)
         self._position = 0
 
-    def draw(self, count: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    def draw(self, count: int, generator: np.random.Generator) -> Ids:
         """The next `count` indices ``[count]``, across epochs where needed; `generator` shuffles new epochs."""
         drawn = np.empty(count, dtype=np.int64)
         for place in range(count):
@@ -180,19 +176,19 @@ class PromptSampler:
         return drawn
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on exactly here, of JSON types (the generator's state is not in it)."""
+        """The position in the epoch, of JSON types; without the generator's state."""
         return {"order": self._order.tolist(), "position": self._position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken.
+        """Restore what `state_dict` returned.
 
         Raises:
-            ValueError: the state is of another number of prompts, or of other repeats.
+            ValueError: the state has another number of prompts, or other repeats.
         """
         order = np.array(state["order"], dtype=np.int64)
         if len(order) not in (0, self._num_prompts * self._repeats):
             raise ValueError(
-                f"the state is of {len(order)} prompts, this environment has {self._num_prompts}, "
-                f"each {self._repeats} times in a row"
+                f"sampler state: expected {self._num_prompts} prompts, each {self._repeats} times in a row, received "
+                f"{len(order)} indices"
             )
         self._order, self._position = order, int(state["position"])

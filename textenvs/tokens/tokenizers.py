@@ -1,93 +1,85 @@
-"""Between tokens and text: what the environments ask of a tokenizer, whether two are the same, and decoding of rows."""
+"""The tokenizer protocol of the environments; loading, comparing and decoding with tokenizers."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+from textenvs.tokens.rows import PAD, Ids, concatenate
 
-from textenvs.tokens.rows import PAD, concatenate
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Tokenizer(Protocol):
     """The part of a `transformers` tokenizer that environments use."""
 
-    def __call__(self, text: str) -> Any:
+    def __call__(self, text: str, /) -> Mapping[str, Any]:
         """A mapping whose "input_ids" are the token ids of `text`."""
 
-    def decode(self, token_ids: Any, **kwargs: Any) -> Any:
+    def decode(self, token_ids: list[int], **kwargs: Any) -> str | list[str]:
         """The text of `token_ids`."""
 
     def __len__(self) -> int:
         """Entries of the vocabulary, added tokens included."""
 
 
-def load_tokenizer(path: str | os.PathLike[str]) -> Any:
+def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     """The tokenizer beside a model: a directory, or a name that `transformers` knows.
 
     Raises:
-        ValueError: there is none.
+        ValueError: none can be loaded.
     """
     from transformers import AutoTokenizer
 
     name = os.fspath(path)
     # Given a directory without a tokenizer, transformers 5 makes up an empty one for some model families.
-    kinds = ("tokenizer.*", "vocab.*", "tekken.json", "*.model", "*.tiktoken")
-    if Path(name).is_dir() and not any(any(Path(name).glob(kind)) for kind in kinds):
+    patterns = ("tokenizer.*", "vocab.*", "tekken.json", "*.model", "*.tiktoken")
+    if Path(name).is_dir() and not any(any(Path(name).glob(pattern)) for pattern in patterns):
         raise ValueError(f"{name}: no tokenizer there; save the model's tokenizer into the same directory")
     try:
-        return AutoTokenizer.from_pretrained(name, local_files_only=Path(name).is_dir())
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, local_files_only=Path(name).is_dir())
     except (OSError, ValueError, KeyError, TypeError) as fault:
         raise ValueError(f"{name}: no tokenizer could be loaded from there: {fault}") from fault
+    return tokenizer
 
 
-def same_tokenizer(first: Any, second: Any) -> bool:
-    """Whether both give every token id the same text and every text the same ids.
+def same_tokenizer(first: object, second: object) -> bool:
+    """Whether both map every token id to the same text and every text to the same ids.
 
-    Fast tokenizers are compared by what they serialize to (padding and truncation aside, which calls may change),
+    Fast tokenizers are compared by their serialized form (without padding and truncation, which calls may change),
     others by class, vocabulary and special tokens.
     """
     return first is second or _identity(first) == _identity(second)
 
 
-def _identity(tokenizer: Any) -> Any:
+def _identity(tokenizer: Any) -> tuple[Any, ...]:
+    special = {name: str(token) for name, token in getattr(tokenizer, "special_tokens_map", {}).items()}
+    special.pop("pad_token", None)
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    special = {
-        name: str(token) for name, token in getattr(tokenizer, "special_tokens_map", {}).items() if name != "pad_token"
-    }
     if backend is not None:
         serialized = json.loads(backend.to_str())
         return {key: value for key, value in serialized.items() if key not in ("padding", "truncation")}, special
     return type(tokenizer), tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else id(tokenizer), special
 
 
-def decode_rows(
-    tokenizer: Any, prompts: NDArray[np.int64], completions: NDArray[np.int64]
-) -> tuple[list[str], list[str]]:
-    """Text of N prompts and of what was written after them, special tokens left out.
+def decode_rows(tokenizer: Tokenizer, prompts: Ids, completions: Ids) -> tuple[list[str], list[str]]:
+    """Text of N prompts ``[N, P]`` and of their completions ``[N, T]``, padded with PAD, without special tokens.
 
-    A completion is what the joint text has beyond the prompt's, so that the space between the two is not lost to
-    tokenizers that drop a leading one; prompt + completion is the joint text.
-
-    Args:
-        tokenizer: with ``decode``.
-        prompts: ``[N, P]`` padded with PAD.
-        completions: ``[N, T]`` padded with PAD.
+    A completion is the rest of the joint text after the prompt's, which keeps the space between the two for tokenizers
+    that drop a leading one; prompt + completion is the joint text.
     """
+
+    def decode(row: Ids) -> str:
+        ids = row[row != PAD].tolist()
+        return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
     texts, tails = [], []
     for prompt, completion, joint in zip(prompts, completions, concatenate(prompts, completions), strict=True):
-        text, whole = (
-            tokenizer.decode(row[row != PAD].tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            for row in (prompt, joint)
-        )
-        if not whole.startswith(text):
-            whole = text + tokenizer.decode(
-                completion[completion != PAD].tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
+        text, whole = decode(prompt), decode(joint)
         texts.append(text)
-        tails.append(whole[len(text) :])
+        tails.append(whole[len(text) :] if whole.startswith(text) else decode(completion))
     return texts, tails

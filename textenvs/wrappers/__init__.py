@@ -1,1 +1,1 @@
-"""What a text earns: the preference score, the KL price, several scorers as one. May import envs, lm, tokens."""
+"""Rewards of texts: preference scores, ensembles of scorers, KL shaping. May import envs, lm and tokens."""

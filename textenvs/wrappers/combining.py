@@ -1,4 +1,4 @@
-"""How the scores of several scorers become the one that is paid, and how far apart they are. Numpy only."""
+"""Combining the scores of several scorers into one reward, and their spread. Numpy only."""
 
 from __future__ import annotations
 
@@ -8,24 +8,22 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from textenvs.tokens.rows import Floats
+
 COMBINATIONS = ("mean", "worst", "uncertainty")
 
 
 def combine_scores(
-    scores: NDArray[np.float32],
-    combine: str = "mean",
-    *,
-    weights: Sequence[float] | None = None,
-    uncertainty_coef: float = 0.1,
-) -> NDArray[np.float32]:
-    """One score ``[N]`` of the scores ``[K, N]`` of K members.
+    scores: Floats, combine: str = "mean", *, weights: Sequence[float] | None = None, uncertainty_coef: float = 0.1
+) -> Floats:
+    """One score ``[N]`` from the scores ``[K, N]`` of K members.
 
-        mean         (1/K) sum_k s_k, or with weights sum_k w_k s_k, which is not divided by the weights' sum
+        mean         (1/K) sum_k s_k; with weights sum_k w_k s_k, not divided by the weights' sum
         worst        min_k s_k
         uncertainty  mean - uncertainty_coef * (1/K) sum_k (s_k - mean)^2
 
     Source: Coste et al. 2023, "Reward Model Ensembles Help Mitigate Overoptimization" (arXiv:2310.02743): R_mu, R_WCO,
-    R_UWO. The default coefficient is that of the authors' published PPO configuration.
+    R_UWO. The default coefficient is from the authors' published PPO configuration.
 
     Args:
         scores: ``[K, N]`` reward units.
@@ -34,12 +32,13 @@ def combine_scores(
         uncertainty_coef: per reward unit, 0 or more; read with "uncertainty" only.
 
     Raises:
-        ValueError: as `check_combination` does, or the scores are not ``[K, N]`` with K >= 1.
+        ValueError: as `check_combination`, or the scores are not ``[K, N]`` with K >= 1.
     """
     if scores.ndim != 2 or not len(scores):
         raise ValueError(f"scores: expected [K, N] with K of at least 1, received shape {scores.shape}")
     check_combination(combine, weights, uncertainty_coef, num_scorers=len(scores))
-    exact = scores.astype(np.float64)
+    exact: NDArray[np.float64] = scores.astype(np.float64)
+    combined: NDArray[np.float64]
     if combine == "worst":
         combined = exact.min(axis=0)
     elif combine == "uncertainty":
@@ -51,22 +50,23 @@ def combine_scores(
     return combined.astype(np.float32)
 
 
-def score_spread(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+def score_spread(scores: Floats) -> Floats:
     """``[N]``, reward units: the standard deviation over the K members of ``scores [K, N]``; 0 where K is 1.
 
-    That of the members as they are (divided by K, not K - 1): its square is the variance that "uncertainty" charges.
+    It divides by K, not K - 1: its square is the variance that "uncertainty" subtracts.
     """
-    return scores.astype(np.float64).std(axis=0).astype(np.float32)
+    spread: Floats = scores.astype(np.float64).std(axis=0).astype(np.float32)
+    return spread
 
 
 def check_combination(
     combine: str, weights: Sequence[float] | None, uncertainty_coef: float, *, num_scorers: int
 ) -> None:
-    """Whether the settings of `combine_scores` fit one another.
+    """Check the settings of `combine_scores`.
 
     Raises:
-        ValueError: an unknown ``combine``; weights with another than "mean", of another number than there are scorers,
-            not finite, or all 0; a coefficient that is negative or not finite.
+        ValueError: an unknown ``combine``; weights without "mean", of another number than the scorers', not finite, or
+            all 0; a coefficient that is negative or not finite.
     """
     if combine not in COMBINATIONS:
         raise ValueError(f"combine: expected one of {', '.join(COMBINATIONS)}, received {combine!r}")
@@ -75,7 +75,7 @@ def check_combination(
     if weights is None:
         return
     if combine != "mean":
-        raise ValueError(f'weights: they belong to combine="mean", received combine={combine!r}; leave one of them out')
+        raise ValueError(f'weights: expected combine="mean", received combine={combine!r}; leave one of them out')
     if len(weights) != num_scorers:
         raise ValueError(f"weights: expected one for each of the {num_scorers} scorers, received {len(weights)}")
     if not all(math.isfinite(weight) for weight in weights) or not any(weights):

@@ -1,28 +1,27 @@
-"""What wrappers ask of the parts that they are given: protocols, so that any object with these methods will do."""
+"""Protocols of scorers, references and acting agents; any object with these methods fits."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from textenvs.tokens.checks import Numbers
+from textenvs.tokens.rows import Floats, Ids, Mask
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import nn
 
     from textenvs.envs.vector import TokenVectorEnv
 
-Numbers: TypeAlias = "ArrayLike | Tensor"
-"""What callables of a user's own may return."""
-Acting: TypeAlias = Callable[[NDArray[np.int64], NDArray[np.int64]], Numbers]
-"""``(observations [N, L], actions [N]) -> [N]`` log-probs, nats, of the agent that acts."""
+Acting: TypeAlias = Callable[[Ids, Ids], Numbers]
+"""``(observations [N, L], actions [N]) -> [N]`` log-probs, nats, of the acting agent."""
 
 
 class TextScorer(Protocol):
-    """Scores texts. One with a parameter ``finished`` is also told which texts ended by themselves."""
+    """Scores texts. One with a parameter ``finished`` receives N bools: which texts have an end-of-text token."""
 
-    def __call__(self, prompts: list[str], completions: list[str]) -> Numbers:
+    def __call__(self, prompts: list[str], completions: list[str], /) -> Numbers:
         """Scores ``[N]``, higher is better."""
 
 
@@ -30,7 +29,7 @@ class TextScorer(Protocol):
 class TokenScorer(Protocol):
     """Scores token ids; preferred to text if it has no ``tokenizer``, or the environment's."""
 
-    def score_tokens(self, prompts: NDArray[np.int64], completions: NDArray[np.int64]) -> Numbers:
+    def score_tokens(self, prompts: Ids, completions: Ids, /) -> Numbers:
         """Scores ``[N]`` of rows padded with PAD."""
 
 
@@ -49,24 +48,22 @@ Scorer: TypeAlias = TextScorer | TokenScorer | ScorerEnsemble
 class Reference(Protocol):
     """A fixed distribution over texts."""
 
-    def __call__(self, prompts: NDArray[np.int64], completions: NDArray[np.int64]) -> Numbers:
+    def __call__(self, prompts: Ids, completions: Ids, /) -> Numbers:
         """Log-probs ``[N, T]``, nats, of each token of ``completions`` given all before it; any number at padding."""
+
+
+ReferenceSource: TypeAlias = "Reference | nn.Module | str | os.PathLike[str]"
+"""A reference, or a `transformers` causal LM, its directory or name."""
 
 
 @runtime_checkable
 class StepReference(Protocol):
-    """A reference that also scores one token at a time, and knows which environments it fits."""
+    """A reference that also scores single steps and checks that it fits an environment."""
 
-    def __call__(self, prompts: NDArray[np.int64], completions: NDArray[np.int64]) -> NDArray[np.float32]:
+    def __call__(self, prompts: Ids, completions: Ids, /) -> Floats:
         """As `Reference`; 0 at padding."""
 
-    def step(
-        self,
-        tokens: NDArray[np.int64],
-        lengths: NDArray[np.int64],
-        actions: NDArray[np.int64],
-        running: NDArray[np.bool_],
-    ) -> NDArray[np.float32]:
+    def step(self, tokens: Ids, lengths: Ids, actions: Ids, running: Mask) -> Floats:
         """Log-probs ``[N]``, nats, of one more token in rows ``[N, L]`` of ``lengths``; 0 where not ``running``."""
 
     def check_fits(self, envs: TokenVectorEnv) -> None:

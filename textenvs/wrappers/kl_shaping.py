@@ -1,4 +1,4 @@
-"""KL shaping: every token is charged for how much likelier the agent made it than a reference does."""
+"""KL shaping: a penalty on every token, the log-ratio of the agent's probability to a reference's."""
 
 from __future__ import annotations
 
@@ -12,46 +12,43 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import ArrayLike, NDArray
 
 from textenvs.envs.wrapper import TokenVectorWrapper
-from textenvs.tokens.checks import as_numbers, check_logprobs
-from textenvs.tokens.rows import PAD, TokenRows, concatenate
-from textenvs.wrappers.interfaces import Acting
+from textenvs.tokens.checks import Numbers, as_array, as_numbers, check_logprobs
+from textenvs.tokens.rows import PAD, Floats, Ids, Mask, TokenRows, concatenate
+from textenvs.wrappers.interfaces import Acting, ReferenceSource
 
 
 class KLShaping(TokenVectorWrapper):
-    """Takes ``beta * (log pi(a|s) - log pi_ref(a|s))`` from the reward of every token.
+    """Subtracts ``beta * (log pi(a|s) - log pi_ref(a|s))`` from the reward of every token.
 
-    The log-ratio's sum over an episode has the mean KL(pi || pi_ref) per sequence: the k1 estimate, one sample a token.
+    Summed over an episode the log-ratio has mean KL(pi || pi_ref) per sequence: the k1 estimate, one sample a token.
     Source: Ziegler et al. 2019, eq. 2 (arXiv:1909.08593).
 
     | Reward | - beta * kl on every action; unchanged with charge=False                                      |
     | Info   | kl[i], nats a token, the log-ratio before beta; mask _kl[i] False where the step was a reset  |
 
-    ``log pi`` of the agent that acts comes from `hand_logprobs` before each step (or `play`'s argument), else from
-    `acting`. With neither, the agent is priced as if it were certain (``log pi = 0``), an upper bound of the log-ratio.
-    ``log pi_ref`` is of the reference's plain distribution: temperature 1, log-softmax in float32.
+    ``log pi`` of the acting agent comes from `hand_logprobs` before each step (or `play`'s argument), else from
+    `acting`, else it is 0, which gives an upper bound of the log-ratio. ``log pi_ref`` is of the reference's plain
+    distribution: temperature 1, log-softmax in float32.
 
     Args:
         envs: a `TokenVectorEnv` or one of textenvs' wrappers.
-        reference: a `transformers` causal LM, its directory or name, a
-        `textenvs.wrappers.reference.CausalLMReference`, or any
-            callable ``(prompts [N, P], completions [N, T]) -> [N, T]`` log-probs in nats. A model handed over is used
-            as it is, not copied: what is trained must be another object.
-        beta: price, reward units per nat, 0 or more; can be set later (adaptive controllers). With 0 the KL is
-            reported and not charged.
-        acting: ``(observations [N, L], actions [N]) -> [N]`` log-probs of the agent, nats, for agents that hand over
-            none.
-        charge: whether the reward pays the price. False: KL and beta are only told, for an agent that has the KL in
-            its loss.
+        reference: a `transformers` causal LM, its directory or name, a `CausalLMReference`, or any callable
+            ``(prompts [N, P], completions [N, T]) -> [N, T]`` log-probs in nats. A model is used without a copy: train
+            another object.
+        beta: see the property.
+        acting: ``(observations [N, L], actions [N]) -> [N]`` log-probs of the agent, nats, for steps without
+            `hand_logprobs`.
+        charge: see the property.
 
     Raises:
-        ValueError: a beta below 0 or not finite; a reference whose tokenizer or vocabulary is not the environment's, or
-            that has fewer positions than the longest prompt and the budget need.
+        ValueError: a beta below 0 or not finite; a charge that is no bool; a reference whose tokenizer or vocabulary is
+            not the environment's, or with fewer positions than the longest prompt and the budget need.
     """
 
     def __init__(
         self,
         envs: VectorEnv[Any, Any, Any],
-        reference: Any,
+        reference: ReferenceSource,
         beta: float,
         *,
         acting: Acting | None = None,
@@ -61,19 +58,26 @@ class KLShaping(TokenVectorWrapper):
         self.beta = beta
         self.charge = charge
         self._acting = acting
-        if isinstance(reference, str | os.PathLike) or hasattr(reference, "get_input_embeddings"):
+        source: Any = reference
+        if isinstance(source, str | os.PathLike) or hasattr(source, "get_input_embeddings"):
             from textenvs.wrappers.reference import CausalLMReference
 
-            reference = CausalLMReference(reference)
-        if hasattr(reference, "check_fits"):
-            reference.check_fits(self.base)
-        elif not callable(reference):
-            raise ValueError(f"reference: expected a causal LM, a directory or a callable, received {reference!r:.200}")
-        self.reference = reference
+            source = CausalLMReference(source)
+        if hasattr(source, "check_fits"):
+            source.check_fits(self.base)
+        elif not callable(source):
+            raise ValueError(f"reference: expected a causal LM, a directory or a callable, received {source!r:.200}")
+        self.reference = source
 
     @property
     def beta(self) -> float:
-        """Price of the KL, reward units per nat."""
+        """KL coefficient, reward units per nat, 0 or more; 0 only reports the KL.
+
+        Agents and adaptive controllers may set it between steps; the next step uses it.
+
+        Raises:
+            ValueError: set to a number below 0 or not finite.
+        """
         return self._beta
 
     @beta.setter
@@ -82,47 +86,60 @@ class KLShaping(TokenVectorWrapper):
             raise ValueError(f"beta: expected a finite number of 0 or more, received {value!r}")
         self._beta = float(value)
 
-    def step(self, actions: NDArray[np.int64]) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """As the environment below, minus the price of each token."""
+    @property
+    def charge(self) -> bool:
+        """Whether the penalty is subtracted from the reward; False only reports the KL.
+
+        An agent with the KL in its loss sets it to False, so that the KL does not count twice.
+
+        Raises:
+            ValueError: set to anything but a bool.
+        """
+        return self._charge
+
+    @charge.setter
+    def charge(self, value: bool) -> None:
+        if not isinstance(value, bool):
+            raise ValueError(f"charge: expected True or False, received {value!r}")
+        self._charge = value
+
+    def step(self, actions: Ids) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step the inner environment, and subtract each token's penalty."""
         base = self.base
         actions = base.check_actions(actions)
         running = base.running
         kl = np.zeros(self.num_envs, dtype=np.float32)
         kl[running] = self._acting_logprobs(actions)[running] - self._reference_logprobs(actions, running)[running]
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
-        self._tell(infos, "kl", kl, running)
+        self._add_entry(infos, "kl", kl, running)
         return observations, self._shaped(rewards, kl), terminated, truncated, infos
 
-    def play(
-        self, prompts: NDArray[np.int64], completions: NDArray[np.int64], logprobs: ArrayLike | None = None
-    ) -> TokenRows:
+    def play(self, prompts: Ids, completions: Ids, logprobs: ArrayLike | None = None) -> TokenRows:
         """See `TokenVectorEnv.play`; the reference scores all rows in batched passes."""
         rows = super().play(prompts, completions, logprobs)
-        mask = rows.mask
         acting = rows.logprobs if rows.logprobs is not None else self._acting_rows(rows)
-        scored = self.reference(rows.prompts, rows.completions)
-        ref_logprobs = self._masked(scored, mask, "reference")
+        ref_logprobs = self._masked(self.reference(rows.prompts, rows.completions), rows.mask, "reference")
         check_logprobs(ref_logprobs, "reference")
         kl = acting - ref_logprobs
         rewards = self._shaped(rows.rewards, kl)
         return replace(rows, rewards=rewards, logprobs=acting, ref_logprobs=ref_logprobs, kl=kl)
 
     def state_dict(self) -> dict[str, Any]:
-        """See `TokenVectorEnv.state_dict`; beta is in it."""
+        """See `TokenVectorEnv.state_dict`; includes beta."""
         return super().state_dict() | {"beta": self._beta}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `TokenVectorEnv.load_state_dict`."""
         if "beta" not in state:
-            raise ValueError("the state lacks ['beta']: it is of an environment without KLShaping")
+            raise ValueError("state: expected the key 'beta', received a state of an environment without KLShaping")
         super().load_state_dict(state)
         self.beta = state["beta"]
 
-    def _shaped(self, rewards: NDArray[Any], kl: NDArray[np.float32]) -> NDArray[Any]:
-        return rewards - np.float32(self._beta) * kl if self.charge else rewards
+    def _shaped(self, rewards: NDArray[Any], kl: Floats) -> NDArray[Any]:
+        return rewards - np.float32(self._beta) * kl if self._charge else rewards
 
-    def _acting_logprobs(self, actions: NDArray[np.int64]) -> NDArray[np.float32]:
-        """``[num_envs]`` the agent's log-probs of the actions it is about to take."""
+    def _acting_logprobs(self, actions: Ids) -> Floats:
+        """``[num_envs]`` the agent's log-probs of ``actions``."""
         handed = self.base.handed_logprobs
         if handed is not None:
             return handed
@@ -132,24 +149,24 @@ class KLShaping(TokenVectorWrapper):
         check_logprobs(logprobs, "acting")
         return logprobs
 
-    def _acting_rows(self, rows: TokenRows) -> NDArray[np.float32]:
-        """``[N, T]`` the same for whole rows that came without log-probs: one call of `acting` a column."""
+    def _acting_rows(self, rows: TokenRows) -> Floats:
+        """``[N, T]`` the agent's log-probs of whole rows: one call of `acting` a column."""
         logprobs = np.zeros(rows.completions.shape, dtype=np.float32)
         if self._acting is None:
             return logprobs
         width = self.base.tokens.shape[1]
         for column in range(rows.completions.shape[1]):
-            alive = rows.mask[:, column]
-            if not alive.any():
+            active = rows.mask[:, column]
+            if not active.any():
                 break
-            joint = concatenate(rows.prompts[alive], rows.completions[alive, :column])[:, :width]
+            joint = concatenate(rows.prompts[active], rows.completions[active, :column])[:, :width]
             joint = np.pad(joint, ((0, 0), (0, width - joint.shape[1])), constant_values=PAD)
-            actions = rows.completions[alive, column]
-            logprobs[alive, column] = as_numbers(self._acting(joint, actions), actions.shape, "acting")
+            actions = rows.completions[active, column]
+            logprobs[active, column] = as_numbers(self._acting(joint, actions), actions.shape, "acting")
         check_logprobs(logprobs, "acting")
         return logprobs
 
-    def _reference_logprobs(self, actions: NDArray[np.int64], running: NDArray[np.bool_]) -> NDArray[np.float32]:
+    def _reference_logprobs(self, actions: Ids, running: Mask) -> Floats:
         """``[num_envs]`` the reference's log-probs of the actions; 0 where not running."""
         base = self.base
         logprobs = np.zeros(self.num_envs, dtype=np.float32)
@@ -167,11 +184,9 @@ class KLShaping(TokenVectorWrapper):
         return logprobs
 
     @staticmethod
-    def _masked(values: Any, mask: NDArray[np.bool_], name: str) -> NDArray[np.float32]:
-        """`values` as float32, 0 outside of `mask`, where anything may stand, NaN too."""
-        if hasattr(values, "detach"):
-            values = values.detach().cpu().float().numpy()
-        array = np.asarray(values)
+    def _masked(values: Numbers, mask: Mask, name: str) -> Floats:
+        """`values` as float32, 0 outside of `mask`, where they may be anything, even NaN."""
+        array = as_array(values)
         if array.shape != mask.shape:
             raise ValueError(f"{name}: expected log-probs of shape {mask.shape}, received shape {array.shape}")
         return as_numbers(np.where(mask, array, 0), mask.shape, name)

@@ -1,7 +1,6 @@
 """A causal language model as the reference of KL shaping: log-probs of whole rows, and of single steps with a cache.
 
-This module imports torch and transformers; nothing else in the package does before it is needed. Not here: the price
-(see `shaping`), and generation.
+This module imports torch and transformers; the others import them when needed. Not here: the penalty (`kl_shaping`).
 """
 
 from __future__ import annotations
@@ -11,54 +10,53 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.cache_utils import Cache
 
 from textenvs.envs.vector import TokenVectorEnv
 from textenvs.lm.cache_layout import any_key_order
 from textenvs.lm.linear_kernels import cache_keyword
-from textenvs.tokens.rows import PAD, concatenate
-from textenvs.tokens.tokenizers import load_tokenizer, same_tokenizer
+from textenvs.tokens.rows import PAD, Floats, Ids, Mask, concatenate
+from textenvs.tokens.tokenizers import Tokenizer, load_tokenizer, same_tokenizer
 
 
 class CausalLMReference:
     """Log-probs, nats, under the plain distribution of a causal LM: temperature 1, float32 log-softmax, no dropout.
 
-    Padding is no token: rows are compacted to the left, so that positions are the same whichever side was padded, for
-    absolute (GPT-2) and rotary (Llama) positions alike.
+    Rows are compacted to the left, so that positions do not depend on the side of the padding.
 
     Args:
         model: a `transformers` causal LM, or its directory or name. Loaded from safetensors only.
-        tokenizer: the model's; loaded from beside the model if that is a directory or name. With None any environment
-            is trusted to use the model's token ids.
-        device: torch device to load onto; a model handed over stays where it is.
-        max_logits: numbers of logits held at once, ``rows * tokens * vocabulary``; more rows go in several passes.
+        tokenizer: the model's; loaded with the model if that is a directory or name. None skips the comparison with
+            the environment's.
+        device: torch device to load onto; a loaded model stays where it is.
+        max_logits: logits held at once, ``rows * tokens * vocabulary``; more rows take several passes.
     """
 
     def __init__(
         self,
-        model: Any,
+        model: nn.Module | str | os.PathLike[str],
         *,
-        tokenizer: Any = None,
+        tokenizer: Tokenizer | None = None,
         device: str | torch.device = "cpu",
         max_logits: int = 2**24,
     ) -> None:
+        self.model: Any = model
         if isinstance(model, str | os.PathLike):
             tokenizer = load_tokenizer(model) if tokenizer is None else tokenizer
-            model = load_causal_lm(model).to(device)
-        self.model = model
+            self.model = load_causal_lm(model)
+            self.model.to(device)
         self.tokenizer = tokenizer
-        self.vocab_size: int = model.get_input_embeddings().num_embeddings
-        self.max_positions: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.vocab_size: int = self.model.get_input_embeddings().num_embeddings
+        self.max_positions: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         self._max_logits = max_logits
-        self._cache_keyword = cache_keyword(model)
+        self._cache_keyword = cache_keyword(self.model)
         self._cache = _RowCache(0, 0)
         self._cached = np.zeros((0, 0), dtype=np.int64)
 
     def check_fits(self, envs: TokenVectorEnv) -> None:
-        """Whether the model can read every row of `envs`.
+        """Check that the model can score every row of `envs`.
 
         Raises:
             ValueError: another tokenizer, a smaller vocabulary, or fewer positions than the longest prompt and the
@@ -66,23 +64,23 @@ class CausalLMReference:
         """
         tokenizers = (self.tokenizer, envs.tokenizer)
         if None not in tokenizers and not same_tokenizer(*tokenizers):
-            raise ValueError("reference: its tokenizer is not the environment's; its log-probs are of other texts")
+            raise ValueError("reference: expected the environment's tokenizer, received another one")
         if self.vocab_size < envs.vocab_size:
-            raise ValueError(f"reference: it knows {self.vocab_size} tokens, the environment {envs.vocab_size}")
+            raise ValueError(f"reference: expected a vocabulary of {envs.vocab_size}, received {self.vocab_size}")
         longest = int(envs.prompts.lengths.max())
         if self.max_positions is not None and longest + envs.max_new_tokens > self.max_positions:
             raise ValueError(
-                f"{envs.prompts.places[int(envs.prompts.lengths.argmax())]}: a prompt of {longest} tokens and "
-                f"{envs.max_new_tokens} new ones do not fit into the {self.max_positions} positions of the reference"
+                f"{envs.prompts.places[int(envs.prompts.lengths.argmax())]}: expected at most {self.max_positions} "
+                f"tokens, the reference's positions, received a prompt of {longest} and {envs.max_new_tokens} new ones"
             )
 
     @torch.no_grad()
-    def __call__(self, prompts: NDArray[np.int64], completions: NDArray[np.int64]) -> NDArray[np.float32]:
+    def __call__(self, prompts: Ids, completions: Ids) -> Floats:
         """Log-probs ``[N, T]`` of the tokens of finished rows, 0 at padding, in batched passes.
 
         Args:
-            prompts: ``[N, P]`` token ids, padded with PAD on any side; one token at least in each row.
-            completions: ``[N, T]`` token ids, likewise.
+            prompts: ``[N, P]`` token ids, padded with PAD on any side; at least one token in each row.
+            completions: ``[N, T]`` token ids, padded likewise.
         """
         mask = completions != PAD
         logprobs = np.zeros(completions.shape, dtype=np.float32)
@@ -92,7 +90,7 @@ class CausalLMReference:
             logprobs[part][mask[part]] = self._score(prompts[part], completions[part])
         return logprobs
 
-    def _score(self, prompts: NDArray[np.int64], completions: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _score(self, prompts: Ids, completions: Ids) -> Floats:
         """Log-probs of all tokens of the completions, row after row ``[number of tokens]``."""
         prompt_lengths, counts = (prompts != PAD).sum(axis=1), (completions != PAD).sum(axis=1)
         width, first = int((prompt_lengths + counts).max()), int(prompt_lengths.min())
@@ -107,22 +105,17 @@ class CausalLMReference:
         chosen = tokens[:, first:].clamp(min=0)
         logprobs = logits.gather(2, chosen[:, :, None])[:, :, 0] - logits.logsumexp(dim=2)
         places = np.arange(first, width)[None, :]
-        mine = (places >= prompt_lengths[:, None]) & (places < (prompt_lengths + counts)[:, None])
-        return logprobs.cpu().numpy()[mine]
+        completion = (places >= prompt_lengths[:, None]) & (places < (prompt_lengths + counts)[:, None])
+        found: Floats = logprobs.cpu().numpy()[completion]
+        return found
 
     @torch.no_grad()
-    def step(
-        self,
-        tokens: NDArray[np.int64],
-        lengths: NDArray[np.int64],
-        actions: NDArray[np.int64],
-        running: NDArray[np.bool_],
-    ) -> NDArray[np.float32]:
+    def step(self, tokens: Ids, lengths: Ids, actions: Ids, running: Mask) -> Floats:
         """Log-probs ``[N]`` of one more token in each row; 0 where not `running`.
 
-        Keys and values of what was read before are kept, a row for each sub-environment. A row that is not last step's
-        row and one token more (a new episode, say) is read from its beginning. So is every row, each time, with a model
-        that minds where its keys stand (see `textenvs.lm.cache_layout`): sliding windows, local attention, ALiBi.
+        Keys and values of earlier tokens are cached, a row for each sub-environment. A row that does not extend the
+        last step's by one token (a new episode, for instance) is encoded from its beginning; so is every row in each
+        step of a model that depends on the order of its keys (see `textenvs.lm.cache_layout`).
 
         Args:
             tokens: ``[N, L]`` rows so far, right-padded.
@@ -151,13 +144,7 @@ class CausalLMReference:
         chosen = logits.gather(1, self._tensor(np.where(running, actions, 0))[:, None])[:, 0]
         return np.where(running, (chosen - logits.logsumexp(dim=1)).cpu().numpy(), np.float32(0))
 
-    def _step_without_cache(
-        self,
-        tokens: NDArray[np.int64],
-        lengths: NDArray[np.int64],
-        actions: NDArray[np.int64],
-        running: NDArray[np.bool_],
-    ) -> NDArray[np.float32]:
+    def _step_without_cache(self, tokens: Ids, lengths: Ids, actions: Ids, running: Mask) -> Floats:
         logprobs = np.zeros(len(tokens), dtype=np.float32)
         if running.any():
             lengths = lengths[running]
@@ -166,7 +153,7 @@ class CausalLMReference:
             logprobs[running] = self(rows[:, :common], rows[:, common:])[np.arange(len(rows)), lengths - common]
         return logprobs
 
-    def _read(self, tokens: NDArray[np.int64], last: NDArray[np.int64] | None = None) -> Tensor:
+    def _read(self, tokens: Ids, last: Ids | None = None) -> Tensor:
         """Float32 logits ``[n, V]`` after column `last` ``[n]`` (the only one by default) of ``tokens [n, S]``."""
         keep = 0 if last is None else self._tensor(np.unique(last))
         logits = self._model()(
@@ -186,15 +173,15 @@ class CausalLMReference:
             self.model.eval()
         return self.model
 
-    def _tensor(self, array: NDArray[np.int64]) -> Tensor:
+    def _tensor(self, array: Ids) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.model.device)
 
 
 class _RowCache(Cache):
     """Keys and values of N rows of different lengths in memory of ``[N, heads, L, size]`` a layer.
 
-    Each row holds its own positions from 0 on, so there is no padding between them; what lies beyond a row's length is
-    never attended to, and is written over when the row gets there.
+    Each row holds its own positions from 0 on, without padding between them; entries beyond a row's length are never
+    attended to.
     """
 
     def __init__(self, num_rows: int, width: int) -> None:
@@ -206,11 +193,11 @@ class _RowCache(Cache):
         self._used = 0
 
     def extend(self, positions: Tensor, used: int) -> None:
-        """The next pass brings one token for every row, at ``positions [N]``; no row is longer than `used` then."""
+        """Prepare a pass with one token for every row, at ``positions [N]``; then no row is longer than `used`."""
         self._filled, self._positions, self._used = None, positions, used
 
     def fill(self, rows: Tensor) -> None:
-        """The next pass brings ``rows [n]`` from their beginning."""
+        """Prepare a pass with ``rows [n]`` from their beginning."""
         self._filled = rows
 
     def attention_mask(self, width: int, dtype: torch.dtype) -> Tensor:
@@ -233,7 +220,7 @@ class _RowCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Stores the pass's ``[n, heads, S, size]`` and returns all that its queries may look at."""
+        """Store the pass's ``[n, heads, S, size]`` and return the keys and values that its queries may attend to."""
         num_rows, width = self._shape
         while len(self._memory) <= layer_idx:
             shapes = [(num_rows, state.shape[1], width, state.shape[3]) for state in (key_states, value_states)]
@@ -257,10 +244,10 @@ def load_causal_lm(path: str | os.PathLike[str], *, dtype: torch.dtype = torch.f
     """A causal LM in evaluation mode, from a directory or by name, its weights as ``dtype``; safetensors only.
 
     Raises:
-        ValueError: none can be loaded from there.
+        ValueError: none can be loaded.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(os.fspath(path), use_safetensors=True, dtype=dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(os.fspath(path), use_safetensors=True, dtype=dtype)
     except (OSError, ValueError, KeyError) as fault:
         raise ValueError(f"{os.fspath(path)}: no causal language model could be loaded from there: {fault}") from fault
-    return model.eval()
+    return model.eval()  # Any: the annotations of transformers' PreTrainedModel reject `model.to(device)`

@@ -1,6 +1,6 @@
-"""Who is asked for scores, and for what: token ids or text, with or without word of how the text ended.
+"""Calling scorers on token ids or text, with or without flags of finished texts.
 
-Not here: how several scores become one (see `combining`), and when they are paid (see `preference`).
+Not here: combining several scores (see `combining`), and adding them to rewards (see `preference`).
 """
 
 from __future__ import annotations
@@ -12,56 +12,60 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from textenvs.tokens.checks import as_numbers
-from textenvs.tokens.rows import ended_by_themselves
-from textenvs.tokens.tokenizers import decode_rows, same_tokenizer
+from textenvs.tokens.rows import Floats, Ids, has_eos
+from textenvs.tokens.tokenizers import Tokenizer, decode_rows, same_tokenizer
+from textenvs.wrappers.interfaces import Scorer
 
 
 @dataclass(frozen=True)
 class _Member:
-    """One that scores."""
+    """One scorer and how it is called."""
 
     place: str
-    """How messages call it: its place in the list and its name."""
+    """Its name in messages: place in the list and name."""
     scorer: Any
     listed: int
-    """Index of what the caller listed: the scorer itself, or the ensemble that it belongs to."""
+    """Index in the caller's list of the scorer itself, or of its ensemble."""
     reads_tokens: bool
     """Token ids (True) or text (False)."""
     takes_finished: bool
-    """Whether, called on text, it is told which texts ended by themselves."""
+    """Whether, called on text, it receives which texts have an end-of-text token."""
 
 
 class Scorers:
-    """The scorers of one environment, ensembles among them taken apart into their members.
+    """The scorers of one environment; ensembles are expanded into their members.
 
     Args:
-        scorer: one scorer or a list; see `textenvs.wrappers.preference.PreferenceReward` for what a scorer is.
+        scorer: one scorer or a list; see `textenvs.wrappers.preference.PreferenceReward`.
         tokenizer: the environment's, or None.
         eos_token_id: the token that ends a text, or None.
         names: one for each scorer listed. None: the scorers' own names, numbered where two are the same.
 
     Raises:
-        ValueError: no scorer, one that can be called in no way or has other parameters, or names that are not as many,
-            or not different.
+        ValueError: no scorer, one that cannot be called, or names of another number or not different.
     """
 
     def __init__(
-        self, scorer: Any, *, tokenizer: Any, eos_token_id: int | None, names: Sequence[str] | None = None
+        self,
+        scorer: Scorer | Sequence[Scorer],
+        *,
+        tokenizer: Tokenizer | None,
+        eos_token_id: int | None,
+        names: Sequence[str] | None = None,
     ) -> None:
         several = isinstance(scorer, Sequence)
-        listed = list(scorer) if several else [scorer]
+        listed: list[Any] = list(scorer) if isinstance(scorer, Sequence) else [scorer]
         if not listed:
-            raise ValueError("scorer: received an empty list; at least one scorer is needed")
+            raise ValueError("scorer: expected at least one scorer, received an empty list")
         names = _names(listed) if names is None else list(names)
         if len(names) != len(listed) or len(set(names)) != len(names):
             raise ValueError(f"names: expected {len(listed)} different ones, received {names}")
         self._tokenizer = tokenizer
         self._eos_token_id = eos_token_id
         self.num_listed = len(listed)
-        """How many were listed, each ensemble counted once."""
+        """Number of listed scorers; an ensemble counts once."""
         self._members: list[_Member] = []
         found: list[str] = []
         for index, (name, one) in enumerate(zip(names, listed, strict=True)):
@@ -74,30 +78,30 @@ class Scorers:
                 self._members.append(self._member(place, one, index))
                 found.append(name)
         self.names = tuple(found)
-        """The members' names: of an ensemble called "name" they are "name/0", "name/1" and so on."""
+        """The members' names; "name/0", "name/1" and so on for an ensemble "name"."""
 
     def __len__(self) -> int:
         return len(self._members)
 
-    def shared_out(self, weights: Sequence[float]) -> list[float]:
-        """Weights of the members, from one for each scorer listed: an ensemble's is shared out evenly."""
+    def member_weights(self, weights: Sequence[float]) -> list[float]:
+        """Weights of the members from those of the listed scorers; an ensemble's is split evenly."""
         sizes = np.bincount([member.listed for member in self._members])
         return [float(weights[member.listed] / sizes[member.listed]) for member in self._members]
 
-    def __call__(self, prompts: NDArray[np.int64], completions: NDArray[np.int64]) -> NDArray[np.float32]:
+    def __call__(self, prompts: Ids, completions: Ids) -> Floats:
         """Scores ``[K, N]`` of the K members, of rows ``[N, P]`` and ``[N, T]`` padded with PAD.
 
         Raises:
             ValueError: a member returned NaN, an infinity or another shape; the message names it.
-            RuntimeError: a member raised; the message says what, and where.
+            RuntimeError: a member raised; the message has the error and its place.
         """
         texts: tuple[list[str], list[str]] = ([], [])
-        if not all(member.reads_tokens for member in self._members):
+        if self._tokenizer is not None and not all(member.reads_tokens for member in self._members):
             texts = decode_rows(self._tokenizer, prompts, completions)
-        finished = ended_by_themselves(completions, self._eos_token_id).tolist()
+        finished = has_eos(completions, self._eos_token_id).tolist()
         scores = []
         for member in self._members:
-            # Each gets copies: one that sorts or clears what it is given changes nothing for the next.
+            # Each gets copies: a scorer that changes its arguments does not affect the next one.
             try:
                 if member.reads_tokens:
                     values = member.scorer.score_tokens(prompts.copy(), completions.copy())
@@ -117,7 +121,7 @@ class Scorers:
         return _Member(place, scorer, listed, reads_tokens, not reads_tokens and takes_finished(scorer))
 
     def _wants_tokens(self, place: str, scorer: Any) -> bool:
-        """Whether `scorer` gets token ids (True) or text (False); raises if it can get neither."""
+        """Whether `scorer` gets token ids (True) or text (False); raise ValueError if it can get neither."""
         own = self._tokenizer
         theirs = getattr(scorer, "tokenizer", None)
         if hasattr(scorer, "score_tokens") and (theirs is None or (own is not None and same_tokenizer(theirs, own))):
@@ -126,33 +130,35 @@ class Scorers:
             what = "its tokenizer is not the environment's, and it" if hasattr(scorer, "score_tokens") else "it"
             raise ValueError(f"{place}: {what} cannot be called on text; received {scorer!r:.200}")
         if own is None:
-            raise ValueError(f"{place}: it reads text, and the environment has no tokenizer to decode with")
+            raise ValueError(f"{place}: expected a tokenizer in the environment for a scorer of text, received none")
         _check_signature(place, scorer)
         return False
 
 
 def _check_signature(place: str, scorer: Any) -> None:
-    """Raise unless ``scorer(prompts, completions)`` can be called, with ``finished`` if it wants that."""
+    """Raise ValueError unless ``scorer(prompts, completions)`` can be called, with ``finished`` if it has that."""
+    signature = _signature(scorer)
     try:
-        signature = inspect.signature(scorer)
-    except (TypeError, ValueError):  # some callables that are not written in Python
-        return
-    try:
-        signature.bind([], [], **({"finished": []} if takes_finished(scorer) else {}))
+        if signature is not None:
+            signature.bind([], [], **({"finished": []} if takes_finished(scorer) else {}))
     except TypeError as fault:
         raise ValueError(
-            f"{place}: it is called as scorer(prompts, completions), or with finished=..., and its parameters are "
-            f"{signature}: {fault}"
+            f"{place}: expected parameters (prompts, completions), maybe finished, received {signature}: {fault}"
         ) from fault
 
 
-def takes_finished(scorer: Any) -> bool:
-    """Whether a callable has a parameter ``finished`` that can be given by its name."""
-    try:
-        parameter = inspect.signature(scorer).parameters.get("finished")
-    except (TypeError, ValueError):  # some callables that are not written in Python
-        return False
+def takes_finished(scorer: Any) -> bool:  # Any: inspect.signature's own callable
+    """Whether a callable has a parameter ``finished`` that can be passed by keyword."""
+    signature = _signature(scorer)
+    parameter = None if signature is None else signature.parameters.get("finished")
     return parameter is not None and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+
+
+def _signature(scorer: Any) -> inspect.Signature | None:
+    try:
+        return inspect.signature(scorer)
+    except (TypeError, ValueError):  # some callables that are not written in Python
+        return None
 
 
 def _names(scorers: Sequence[Any]) -> list[str]:

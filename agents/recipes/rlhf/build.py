@@ -84,7 +84,7 @@ def build_task(
     tokenizer = load_tokenizer(model_path(config))
     reader = prompt_reader(config, tokenizer)
     train_prompts, eval_prompts = prompt_sets(config, reader)
-    chat = reader if isinstance(reader, ChatTemplate) and reader.heard else None
+    chat = reader if isinstance(reader, ChatTemplate) and reader.has_chats else None
     models = build_start(config, tokenizer, lora=lora, value_adapter=value_adapter, compile=compile)
     env = TokenVectorEnv(
         num_envs,

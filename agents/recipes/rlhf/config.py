@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from agents.recipes.rlhf.task import Memory, TextTask, changed
 from agents.runs.cli import enter, peek
+from agents.runs.flags import RunFlags
 from agents.text.config import Algorithm, TextAgentConfig
 from agents.text.kl_controllers import AdaptiveKL, AnnealedKL, KLController
 from agents.text.presets import PRESETS, preset_settings
@@ -33,15 +34,9 @@ OF_ADAPTERS = ("adapter", "lora_rank", "lora_alpha", "value_adapter")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings:
-    """Run: folder and length."""
+class RunSettings(RunFlags):
+    """Run: how long, and how often it is evaluated and saved."""
 
-    run_dir: str
-    """Folder for the model, checkpoints, TensorBoard events, progress.csv, samples.json and summary.json."""
-    overwrite: bool = False
-    """Throw away a finished run in that folder."""
-    resume: bool = False
-    """Go on with the unfinished run in that folder; all other settings must be its own."""
     episodes: int = 8192
     """Texts to write and learn from, rounded up to whole batches."""
     batch_size: int = 256
@@ -144,8 +139,6 @@ class LayoutSettings:
     """What a critic of its own (memory full, or an adapter) begins as: the model to be tuned with a head of zeros, or
     the first reward model, head included (Stiennon et al. 2020), which knows from the first text on what is good. Its
     values equal the rewards if prompts open with a bos token, as the reward model's texts do; else they are near."""
-    critic_warmup: int = 0
-    """PPO: updates in which only the value learns; all of them, if the run has no more."""
     gradient_checkpointing: bool = False
     """Keep only each layer's input for the backward pass and compute the rest again: less memory, a third more time."""
     max_concurrent_rows: int | None = None
@@ -184,8 +177,6 @@ class TrainTextConfig(RunSettings, TextTask, KLSettings, ScoreSettings, LayoutSe
     def __post_init__(self) -> None:
         for part in (RunSettings, TextTask, KLSettings, ScoreSettings, LayoutSettings, TextAgentConfig):
             part.__post_init__(self)
-        if self.critic_warmup and not self.uses_critic:
-            raise ValueError(f"this does not apply to {self.algorithm}: critic_warmup needs a critic")
         if self.batch_size % self.group_size:
             raise ValueError(f"batch_size {self.batch_size} is no multiple of group_size {self.group_size}")
         if self.policy_loss == "plain" and (self.minibatch_size or self.batch_size) < self.batch_size:

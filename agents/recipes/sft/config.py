@@ -23,9 +23,10 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from agents.runs.cli import enter
+from agents.runs.flags import RunFlags
 
 if TYPE_CHECKING:
-    from reward_models.fitting import FitOptions
+    from reward_models.fit_options import FitOptions
 
 SCRATCH: dict[str, Any] = {
     "max_length": 128, "batch_tokens": 2048, "learning_rate": 2.5e-3, "warmup_share": 0.02, "final_share": 0.05,
@@ -118,15 +119,9 @@ class _Optimization:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainLanguageModelConfig(_Data, _Optimization):
+class TrainLanguageModelConfig(RunFlags, _Data, _Optimization):
     """Train a small language model from scratch, or fine-tune one on data of your own."""
 
-    run_dir: str
-    """Folder for the model, checkpoints, TensorBoard events, progress.csv, config.json and summary.json."""
-    overwrite: bool = False
-    """Throw away a finished run in that folder."""
-    resume: bool = False
-    """Go on with the unfinished run in that folder; all other settings must be its own."""
     seed: int = 0
     """Seed of initialization, data order and what is held out."""
     device: str = "cpu"
@@ -198,7 +193,7 @@ class TrainLanguageModelConfig(_Data, _Optimization):
 
     def fit_options(self, num_steps: int) -> FitOptions:
         """How to fit in ``num_steps``; of settled settings."""
-        from reward_models.fitting import FitOptions
+        from reward_models.fit_options import FitOptions
 
         values = dataclasses.asdict(self)
         given = {field.name: values[field.name] for field in fields(FitOptions) if field.name in values}
@@ -209,11 +204,6 @@ class TrainLanguageModelConfig(_Data, _Optimization):
             betas=BETAS_SCRATCH if self.model is None else BETAS_PRETRAINED,
             keep_best=self.data is not None and self.keep == "best",
         )
-
-    def identity(self) -> dict[str, Any]:
-        """The settings that a resumed run must share."""
-        apart = ("overwrite", "resume", "run_dir", "threads")
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in apart}
 
 
 _LEAST = {

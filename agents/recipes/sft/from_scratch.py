@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from agents.recipes.sft.config import TrainLanguageModelConfig
-from reward_models.fitting import StepFigures
+from reward_models.fit_options import StepResult
 
 END_OF_TEXT = "<|endoftext|>"
 ROW_LENGTHS = (32, 64, 96)
@@ -169,12 +169,12 @@ class FromScratch:
         assert start is not None
         return batches(self.reviews, start, config.batch_tokens, random.Random(config.seed))
 
-    def gradient(self, batch: tuple[Tensor, Tensor]) -> StepFigures:
+    def gradient(self, batch: tuple[Tensor, Tensor]) -> StepResult:
         """Of the mean loss of a batch."""
         tokens, mask = (x.to(self.config.device) for x in batch)
         loss = next_token_loss(self.module, tokens, mask) / mask[:, 1:].sum()
         loss.backward()
-        return StepFigures(loss.item(), int(mask.sum()))
+        return StepResult(loss.item(), int(mask.sum()))
 
     def heldout_loss(self) -> float:
         """Nats per token of the first validation sentences."""

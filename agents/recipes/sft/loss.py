@@ -20,7 +20,7 @@ from torch import Tensor
 
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.recipes.sft.rows import TokenRow
-from reward_models.fitting import StepFigures
+from reward_models.fit_options import StepResult
 from textenvs.tokens.rows import PAD
 
 EVALUATION_POSITIONS = 8192
@@ -139,7 +139,7 @@ class FineTuning:
         while True:
             yield from epoch_of(self.train, self.limits, rng)
 
-    def gradient(self, batch: list[TokenRow]) -> StepFigures:
+    def gradient(self, batch: list[TokenRow]) -> StepResult:
         """Of the mean over all learned tokens of ``batch``, microbatch by microbatch."""
         count = sum(row.num_learned for row in batch)
         total = 0.0
@@ -147,7 +147,7 @@ class FineTuning:
             loss = loss_sum(self.module, part) / count
             loss.backward()
             total += loss.item()
-        return StepFigures(total, sum(len(row.tokens) for row in batch))
+        return StepResult(total, sum(len(row.tokens) for row in batch))
 
     def heldout_loss(self) -> float | None:
         """Nats per learned token of the held-out rows."""

@@ -11,22 +11,28 @@ from agents.lm.saving import save_adapter, save_model
 from agents.recipes.sft.build import build_policy, build_rows
 from agents.recipes.sft.config import TrainLanguageModelConfig
 from agents.recipes.sft.data import read_examples
-from agents.recipes.sft.fit_run import fit_in, log_samples
 from agents.recipes.sft.loss import BatchLimits, FineTuning
 from agents.recipes.sft.rows import TokenRow
-from agents.runs.run_dir import SUMMARY, RunDir
+from agents.runs.fit_run import fit_in
+from agents.runs.lifecycle import TrainingRun
+from agents.runs.plots import FIT_CURVES
 from reward_models.fitting import Fit, perplexity_of
 
 MODEL, ADAPTER, SAMPLES = "model", "adapter", "samples.json"
+COMMANDS = (
+    "textenvs train-reward-model --run-dir RUN --model {run}/model",
+    "textenvs train-text --run-dir RUN --model {run}/model",
+)
 SHOWN = 3
 """Samples that are printed; all are in the file."""
 
 
-def fine_tune(config: TrainLanguageModelConfig, run: RunDir) -> dict[str, Any]:
-    """Run it; returns what ``summary.json`` holds, or after Ctrl-C ``{"interrupted": True, ...}`` so far.
+def fine_tune(config: TrainLanguageModelConfig, run: TrainingRun) -> dict[str, Any]:
+    """Fine-tune; returns the content of ``summary.json``.
 
     Raises:
-        ValueError, CheckpointError, FloatingPointError: each with a message that says what to do.
+        ValueError, CheckpointError, FloatingPointError: with a message that says what to do.
+        Interrupted: after Ctrl-C or SIGTERM, once checkpoint, model and samples are written.
     """
     peak = PeakMemory(config.device)
     assert config.data is not None
@@ -42,18 +48,18 @@ def fine_tune(config: TrainLanguageModelConfig, run: RunDir) -> dict[str, Any]:
     learner = FineTuning(policy, rows.train, rows.heldout, limits=limits, seed=config.seed)
     book = SampleBook(config, tokenizer, policy, rows.heldout)
     before = book.write()
-    run.begin(config.identity())
-    fit, finished = fit_in(run, learner, config.fit_options(num_steps(config, learner)), resume=config.resume)
+    fit = Fit(learner, config.fit_options(num_steps(config, learner)))
+    finished = fit_in(run, fit)
     peak_bytes = peak.bytes()
     save_model(policy, tokenizer, run.path / MODEL)
     save_adapter(policy, run.path / ADAPTER)
     after = book.write()
     samples = book.compare(before, after)
-    run.write_json(SAMPLES, {"samples": samples})
+    run.folder.write_json(SAMPLES, {"samples": samples})
     for sample in samples[:SHOWN]:
         print(f"{sample['prompt']!r}\n  before: {sample['before']!r}\n  after:  {sample['after']!r}")
-    log_samples(run.path, book.pages(before), 0)
-    log_samples(run.path, book.pages(after), fit.progress.best_step)
+    for step, endings in ((0, before), (fit.progress.best_step, after)):
+        run.sink.write_samples([row.prompt for row in book.rows], endings, step)
     summary = {
         "kind": examples.kind,
         "seed": config.seed,
@@ -62,10 +68,7 @@ def fine_tune(config: TrainLanguageModelConfig, run: RunDir) -> dict[str, Any]:
         "trained_parameters": sum(parameter.numel() for parameter in fit.parameters),
         "peak_memory_bytes": peak_bytes,
     }
-    if not finished:
-        return summary | {"interrupted": True}
-    run.write_json(SUMMARY, summary)
-    return summary
+    return run.finish(summary, finished=finished, curves=FIT_CURVES, commands=COMMANDS)
 
 
 def num_steps(config: TrainLanguageModelConfig, learner: FineTuning) -> int:
@@ -129,7 +132,3 @@ class SampleBook:
             {"prompt": row.prompt, "target": target, "before": first, "after": second}
             for row, target, first, second in zip(self.rows, targets, before, after, strict=True)
         ]
-
-    def pages(self, endings: list[str]) -> list[str]:
-        """For TensorBoard: the prompt set apart by a bar."""
-        return [f"{row.prompt} |{ending}" for row, ending in zip(self.rows, endings, strict=True)]

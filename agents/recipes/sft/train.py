@@ -8,37 +8,36 @@ from typing import Any
 import torch
 
 from agents.recipes.sft.config import TrainLanguageModelConfig
-from agents.recipes.sft.fit_run import CHECKPOINT, fit_in
 from agents.recipes.sft.from_scratch import FromScratch, encode_reviews, loss_per_token, new_model, train_tokenizer
-from agents.recipes.sft.run import fine_tune
+from agents.recipes.sft.run import COMMANDS, fine_tune
 from agents.runs.devices import check_device
-from agents.runs.run_dir import SUMMARY, RunDir, write_folder_aside
+from agents.runs.fit_run import fit_in
+from agents.runs.lifecycle import TrainingRun, training_run
+from agents.runs.plots import FIT_CURVES
+from agents.runs.run_dir import write_folder_aside
 from reward_models.data.movie_reviews import SHA256, movie_review_splits
-from reward_models.fitting import perplexity_of
+from reward_models.fitting import Fit, perplexity_of
 
 
 def main(config: TrainLanguageModelConfig) -> dict[str, Any]:
-    """Run it; returns what ``summary.json`` holds, or after Ctrl-C ``{"interrupted": True, ...}`` so far.
+    """Train; returns the content of ``summary.json``.
 
     Raises:
         RunDirError: if the run directory cannot be used.
-        ValueError, CheckpointError, FloatingPointError: each with a message that says what to do.
+        ValueError, CheckpointError, FloatingPointError: with a message that says what to do.
+        Interrupted: after Ctrl-C or SIGTERM, once checkpoint and model are written.
     """
     config = config.settled()
     check_device(config.device)
     reads = (config.model, config.data, config.heldout_data)
-    with RunDir(
-        config.run_dir, script="train_language_model", overwrite=config.overwrite, resume=config.resume, reads=reads
-    ) as run:
+    with training_run(config, script="train_language_model", settings=config.identity(), reads=reads) as run:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        if config.resume:
-            run.check_resumable(config.identity(), CHECKPOINT)
         return movie_reviews(config, run) if config.data is None else fine_tune(config, run)
 
 
-def movie_reviews(config: TrainLanguageModelConfig, run: RunDir) -> dict[str, Any]:
-    """A new model over movie-review sentences; returns what ``summary.json`` holds.
+def movie_reviews(config: TrainLanguageModelConfig, run: TrainingRun) -> dict[str, Any]:
+    """Train a new model on movie-review sentences; returns the content of ``summary.json``.
 
     Raises:
         ValueError: if the data is not the data this was measured with.
@@ -57,8 +56,8 @@ def movie_reviews(config: TrainLanguageModelConfig, run: RunDir) -> dict[str, An
     model.to(torch.device(config.device))  # type: ignore[arg-type]
     num_steps = max(1, config.train_tokens // config.batch_tokens)
     learner = FromScratch(model, reviews, validation, config)
-    run.begin(config.identity())
-    fit, finished = fit_in(run, learner, config.fit_options(num_steps), resume=config.resume)
+    fit = Fit(learner, config.fit_options(num_steps))
+    finished = fit_in(run, fit)
 
     def save(folder: Path) -> None:
         model.save_pretrained(folder)
@@ -75,7 +74,4 @@ def movie_reviews(config: TrainLanguageModelConfig, run: RunDir) -> dict[str, An
         "data_sha256": SHA256,
         "wall_s": fit.progress.seconds,
     }
-    if not finished:
-        return summary | {"interrupted": True}
-    run.write_json(SUMMARY, summary)
-    return summary
+    return run.finish(summary, finished=finished, curves=FIT_CURVES, commands=COMMANDS)

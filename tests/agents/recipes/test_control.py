@@ -11,6 +11,7 @@ from dataclasses import asdict
 import pytest
 
 from agents import load_agent
+from agents.control.agent import ControlAgent
 from agents.recipes import control as train_control
 from agents.recipes import evaluate as evaluate_agent
 from agents.recipes.control import BEST, LAST, Config, command_line, main
@@ -28,7 +29,7 @@ def run(settings: Config) -> int:
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             flags.append(f"--{flag}" if value else f"--no-{flag}")
-        elif value is not None:
+        elif value is not None and value != ():
             flags += [f"--{flag}", str(value)]
     return command_line(flags)
 
@@ -41,7 +42,7 @@ def test_a_run_leaves_everything_behind_and_its_agent_can_be_evaluated(tmp_path,
     assert keys <= set(summary)
     assert 0 < summary["train_s"] <= summary["wall_s"]
     names = {path.name for path in folder.iterdir()}
-    assert {"config.json", "progress.csv", BEST, LAST, "summary.json"} <= names
+    assert {"config.json", "progress.csv", BEST, LAST, "summary.json", "report.html"} <= names
     assert any(name.startswith("events") for name in names)
     assert run(config(folder)) == 2
     assert "--overwrite" in capsys.readouterr().err
@@ -49,20 +50,25 @@ def test_a_run_leaves_everything_behind_and_its_agent_can_be_evaluated(tmp_path,
     assert result["eval_episodes"] == 3
 
 
+def interrupt_at_update(monkeypatch, update, signum):
+    """Send this process ``signum`` at the end of an update."""
+    iterate = ControlAgent.iterate
+
+    def interrupt(self):
+        iterate(self)
+        if self.updates == update:
+            os.kill(os.getpid(), signum)
+
+    monkeypatch.setattr(ControlAgent, "iterate", interrupt)
+
+
 def test_an_interrupted_run_resumes_to_where_an_undisturbed_one_ends(tmp_path, monkeypatch):
     whole = main(config(tmp_path / "whole"))
     broken = config(tmp_path / "broken")
-    write = train_control._Watch.save
-
-    def interrupt(self, agent):
-        write(self, agent)
-        if agent.updates == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(train_control._Watch, "save", interrupt)
+    interrupt_at_update(monkeypatch, 1, signal.SIGINT)
     assert threading.current_thread() is threading.main_thread()
     with pytest.raises(KeyboardInterrupt):
-        main(config(tmp_path / "broken", save_every=1))
+        main(config(tmp_path / "broken"))
     monkeypatch.undo()
     assert not (tmp_path / "broken" / "summary.json").exists()
     resumed = main(config(broken.run_dir, resume=True))
@@ -72,17 +78,29 @@ def test_an_interrupted_run_resumes_to_where_an_undisturbed_one_ends(tmp_path, m
         assert (value == other["policy"][name]).all(), name
 
 
-def test_ctrl_c_exits_130_and_says_what_was_kept(tmp_path, monkeypatch, capsys):
-    write = train_control._Watch.save
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_the_update_in_progress_and_gives_its_exit_code(tmp_path, monkeypatch, capsys, signum, code):
+    usual = signal.getsignal(signum)
+    interrupt_at_update(monkeypatch, 1, signum)
+    assert run(config(tmp_path)) == code
+    assert f"{tmp_path} holds what was trained so far; --resume continues it" in capsys.readouterr().err
+    assert checkpoint.load(tmp_path / LAST)["agent"]["progress"]["updates"] == 1
+    assert signal.getsignal(signum) is usual
+    monkeypatch.undo()
+    assert run(config(tmp_path, resume=True)) == 0
 
-    def interrupt(self, agent):
-        write(self, agent)
-        if signal.getsignal(signal.SIGINT) == self._interrupt:  # not while the last checkpoint is written
-            os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(train_control._Watch, "save", interrupt)
-    assert run(config(tmp_path, save_every=1)) == 130
-    assert f"{LAST} holds what was trained; go on with --resume" in capsys.readouterr().err
+def test_there_is_nothing_to_resume_in_a_finished_run_or_without_a_checkpoint(tmp_path, capsys):
+    main(config(tmp_path))
+    before = (tmp_path / LAST).read_bytes()
+    assert run(config(tmp_path, resume=True)) == 2
+    assert "holds a finished run: nothing to resume" in capsys.readouterr().err
+    assert (tmp_path / LAST).read_bytes() == before
+    (tmp_path / "summary.json").unlink()
+    (tmp_path / LAST).unlink()
+    assert run(config(tmp_path, resume=True)) == 2
+    assert f"has no {LAST} to resume from: start anew, without --resume" in capsys.readouterr().err
+    assert not (tmp_path / "summary.json").exists()
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "trpo"])
@@ -96,7 +114,7 @@ def test_each_algorithm_trains_says_its_name_and_refuses_to_go_on_with_the_other
     assert result["env"] == "CartPole-v1"
     (folder / "summary.json").unlink()
     assert run(config(folder, algorithm=other, resume=True)) == 2
-    assert f"is of --algorithm {algorithm}, not {other}" in capsys.readouterr().err
+    assert f"algorithm='{algorithm}' (now '{other}')" in capsys.readouterr().err
 
 
 def test_an_environment_of_ones_own_is_taken_by_module_and_id(tmp_path, monkeypatch, capsys):
@@ -164,6 +182,7 @@ def test_the_last_weights_are_evaluated_also_where_no_evaluation_was_due(tmp_pat
 
 def test_a_damaged_checkpoint_is_a_message(tmp_path, capsys):
     main(config(tmp_path / "run"))
+    (tmp_path / "run" / "summary.json").unlink()
     (tmp_path / "run" / LAST).write_bytes(b"half of it")
     assert run(config(tmp_path / "run", resume=True)) == 2
     assert "damaged" in capsys.readouterr().err
@@ -173,14 +192,14 @@ def test_progress_csv_holds_the_whole_run_and_other_settings_are_refused(tmp_pat
     from agents.runs.plots import read_columns
 
     folder = tmp_path / "run"
-    write = train_control._Watch.save
+    write = train_control._Trainer.save
 
-    def save(self, agent):
-        if agent.updates == 2:
+    def save(self):
+        if self.agent.updates == 2:
             raise RuntimeError("killed after update 2, of which progress.csv has a line and no checkpoint speaks")
-        write(self, agent)
+        write(self)
 
-    monkeypatch.setattr(train_control._Watch, "save", save)
+    monkeypatch.setattr(train_control._Trainer, "save", save)
     with pytest.raises(RuntimeError):
         main(config(folder, save_every=1, evaluate_every=512, total_steps=4096))
     monkeypatch.undo()

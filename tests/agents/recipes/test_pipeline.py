@@ -1,13 +1,19 @@
 """Three stages, one after the other, each on what the one before left; a run that was ended goes on."""
 
 import json
+import os
+import signal
 from types import SimpleNamespace
 
 import pytest
+from safetensors.torch import load_file
 
 from agents.recipes import pipeline
 from agents.recipes.pipeline import CHECKPOINT, PipelineConfig, main
-from agents.runs.run_dir import CONFIG, SUMMARY, RunDirError
+from agents.recipes.rlhf.config import TrainTextConfig
+from agents.runs.run_dir import SUMMARY, RunDirError
+from reward_models.data.movie_ratings import RatedSnippet
+from reward_models.training import RewardLearner
 
 
 @pytest.fixture
@@ -20,11 +26,10 @@ def stages(monkeypatch):
             ran.append((name, config))
             folder = pipeline.Path(config.run_dir)
             folder.mkdir(exist_ok=True)
-            (folder / CONFIG).write_text("{}")
             if ran[-1][0] == ended.get("at"):
                 if ended["checkpoint"]:
                     (folder / CHECKPOINT).touch()
-                return {"interrupted": True}
+                raise KeyboardInterrupt
             (folder / SUMMARY).write_text(json.dumps({"figure": len(ran)}))
             if name == "train_text":
                 (folder / "progress.csv").write_text("time/steps,rollout/score\n64,0.5\n128,0.7\n")
@@ -94,8 +99,62 @@ def test_what_is_finished_is_kept_and_what_was_begun_goes_on_from_its_checkpoint
     ]
     with pytest.raises(RunDirError, match="finished"):
         main(PipelineConfig(**config))
-    with pytest.raises(RunDirError, match="lora_rank 8, received 4"):
+    with pytest.raises(RunDirError, match="finished run: nothing to resume"):
+        main(PipelineConfig(**config, resume=True))
+    (tmp_path / "run" / SUMMARY).unlink()
+    with pytest.raises(RunDirError, match=r"other settings: lora_rank=8 \(now 4\)"):
         main(PipelineConfig(**config, lora_rank=4, resume=True))
+
+
+def test_the_real_reward_stage_is_no_finished_one_after_ctrl_c_and_is_resumed_bit_for_bit(
+    model_dir, tmp_path, monkeypatch
+):
+    snippets = [
+        RatedSnippet(text=f"the {thing} is {word}", ratings=ratings)
+        for thing in ("film", "plot", "very film", "very plot", "good", "a")
+        for word, ratings in (("good", (3, 2, 4)), ("bad", (-3, -2, -4)), ("a", (0, 1, -1)))
+        for _ in range(8)
+    ]
+    things, said = ("the film", "the plot", "a film", "a plot", "very film"), ("good", "bad", "a", "very")
+    reviews = [[f"{thing} is {word}" for thing in things] for word in said]
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(["the film", "a very", "the plot is", "film", "is the film", "and a"] * 4))
+    preset = TrainTextConfig.preset
+
+    def small(**given):
+        return preset(**given, prompts=str(prompts), max_new_tokens=3, judge=False)
+
+    def plant(patch):
+        patch.setattr(pipeline, "movie_review_splits", lambda: SimpleNamespace(train=reviews))
+        patch.setattr(pipeline.TrainTextConfig, "preset", small)
+        patch.setattr(pipeline.train_reward_model, "load_rated_snippets", lambda: snippets)
+        patch.setattr(pipeline.train_reward_model, "judge_sentences", set)
+        patch.setattr(pipeline.train_reward_model, "VALIDATION_BATCH", 4)
+
+    sizes = {"sentences": 8, "reward_epochs": 4.0, "episodes": 16, "batch_size": 8, "num_eval_prompts": 4}
+    config = {"model": str(model_dir), "dtype": "float32", "lora_rank": 2, **sizes}
+    plant(monkeypatch)
+    main(PipelineConfig(run_dir=str(tmp_path / "whole"), **config))
+    gradient, calls = RewardLearner.gradient, []
+
+    def interrupt(self, batch):
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return gradient(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RewardLearner, "gradient", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            main(PipelineConfig(run_dir=str(tmp_path / "run"), **config))
+    stage = tmp_path / "run" / "reward_model"
+    assert (stage / CHECKPOINT).exists()
+    assert not (stage / SUMMARY).exists()
+    main(PipelineConfig(run_dir=str(tmp_path / "run"), **config, resume=True))
+    for name in ("reward_model/model", "ppo/model"):
+        one, other = (load_file(tmp_path / run / name / "model.safetensors") for run in ("whole", "run"))
+        assert one.keys() == other.keys()
+        assert all((one[key] == other[key]).all() for key in one)
 
 
 def test_numbers_below_one_are_named():

@@ -1,18 +1,23 @@
 import csv
 import json
 import math
+import os
+import signal
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import agents.recipes.reward_model as script
+from agents.runs.checkpoint import load
 from agents.runs.run_dir import RunDir
 from reward_models import PreferencePair, RewardModel, write_pairs
 from reward_models.data.movie_ratings import RatedSnippet
 from reward_models.ensemble import RewardEnsemble
+from reward_models.training import RewardLearner
 
 RATINGS = {"good": (3, 2, 4), "fine": (1, 2, 1), "plain": (0, 1, -1), "dull": (-1, -2, 0), "bad": (-3, -2, -4)}
 NOUNS = [f"noun{i}" for i in range(60)]
@@ -36,10 +41,43 @@ def language_model(tmp_path_factory):
 
 @pytest.fixture
 def few_ratings(monkeypatch):
-    monkeypatch.setattr(script, "load_rated_snippets", lambda: SNIPPETS)
-    monkeypatch.setattr(script, "load_rated_words", lambda: WORDS * 4)
-    monkeypatch.setattr(script, "judge_sentences", lambda: {"noun1 is plain"})
-    monkeypatch.setattr(script, "VALIDATION_BATCH", 12)
+    def plant():
+        monkeypatch.setattr(script, "load_rated_snippets", lambda: SNIPPETS)
+        monkeypatch.setattr(script, "load_rated_words", lambda: WORDS * 4)
+        monkeypatch.setattr(script, "judge_sentences", lambda: {"noun1 is plain"})
+        monkeypatch.setattr(script, "VALIDATION_BATCH", 12)
+
+    plant()
+    return plant
+
+
+def interrupt_at_gradient(monkeypatch, call):
+    """Ctrl-C during the ``call``-th optimizer step of a run."""
+    gradient, calls = RewardLearner.gradient, []
+
+    def interrupt(self, batch):
+        calls.append(1)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGINT)
+        return gradient(self, batch)
+
+    monkeypatch.setattr(RewardLearner, "gradient", interrupt)
+
+
+def assert_same_run(one, other):
+    """The same weights and calibration, bit for bit, the same metrics and the same summary."""
+    for file in sorted((one / "model").rglob("*.safetensors")):
+        theirs = load_file(other / "model" / file.relative_to(one / "model"))
+        for name, tensor in load_file(file).items():
+            assert torch.equal(tensor, theirs[name]), name
+    summaries = [json.loads((run / "summary.json").read_text()) for run in (one, other)]
+    assert len({json.dumps(summary | {"wall_s": 0}) for summary in summaries}) == 1
+    tables = []
+    for run in (one, other):
+        with open(run / "progress.csv") as file:
+            rows = csv.DictReader(file)
+            tables.append([{name: row[name] for name in row if name != "train/pairs_per_s"} for row in rows])
+    assert tables[0] == tables[1]
 
 
 @pytest.fixture
@@ -93,30 +131,26 @@ def test_members_make_an_ensemble_whose_first_is_the_single_model(few_ratings, l
     assert many["disagreement_gibberish"] > 0
     with open(tmp_path / "many" / "progress.csv") as file:
         rows = list(csv.DictReader(file))
-    assert {row["train/member"] for row in rows} == {"0", "1"}
-    steps = [int(row["train/step"]) for row in rows]
+    assert {row["train/member"] for row in rows} == {"0.0", "1.0"}
+    steps = [float(row["time/steps"]) for row in rows if row["train/loss"]]
     assert steps == sorted(set(steps))
 
 
-def test_ctrl_c_in_a_later_member_keeps_those_before_it(few_ratings, language_model, tmp_path, monkeypatch):
-    fit, calls = script.fit, []
-
-    def interrupted(*args, on_step, **options):
-        calls.append(1)
-
-        def stop(step, *rest):
-            if step == 5 and len(calls) == 2:
-                raise KeyboardInterrupt
-
-        return fit(*args, on_step=stop, **options)
-
-    monkeypatch.setattr(script, "fit", interrupted)
-    flags = ["--members", "3", "--lora-rank", "2"]
-    assert script.command_line(arguments(tmp_path / "run", language_model, *flags)) == 130
+def test_ctrl_c_in_a_later_member_keeps_those_before_it_and_resume_goes_on_with_it(
+    few_ratings, language_model, tmp_path, monkeypatch
+):
+    flags = ["--members", "3", "--lora-rank", "2", "--training.eval-every", "4", "--training.dropout", "0.1"]
+    run = arguments(tmp_path / "run", language_model, *flags, epochs=0.5)
+    assert script.command_line(arguments(tmp_path / "whole", language_model, *flags, epochs=0.5)) == 0
+    whole = json.loads((tmp_path / "whole" / "summary.json").read_text())
+    interrupt_at_gradient(monkeypatch, whole["steps"] // 3 + 3)
+    assert script.command_line(run) == 130
     assert len(RewardEnsemble.load(tmp_path / "run" / "model")) == 2
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["interrupted"]
-    assert summary["members"] == 2
+    assert not (tmp_path / "run" / "summary.json").exists()
+    monkeypatch.undo()
+    few_ratings()
+    assert script.command_line([*run, "--resume"]) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
 def test_margins_in_the_file_and_the_pull_to_zero_reach_the_loss(language_model, tmp_path):
@@ -151,22 +185,23 @@ def test_pairs_of_a_users_own_go_through_the_same_loop(language_model, pairs_fil
     assert RewardModel.load(tmp_path / "mine").std > 0
 
 
-def test_ctrl_c_keeps_the_best_so_far(few_ratings, language_model, tmp_path, monkeypatch):
-    fit = script.fit
-
-    def interrupted(*args, on_step, **options):
-        def stop(step, *rest):
-            if step == 15:
-                raise KeyboardInterrupt
-
-        return fit(*args, on_step=stop, **options)
-
-    monkeypatch.setattr(script, "fit", interrupted)
-    assert script.command_line(arguments(tmp_path / "run", language_model)) == 130
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["interrupted"]
-    assert summary["steps"] == 15
+def test_ctrl_c_keeps_the_best_so_far_and_resume_ends_where_an_undisturbed_run_ends(
+    few_ratings, language_model, tmp_path, monkeypatch
+):
+    flags = arguments(tmp_path / "run", language_model, "--training.dropout", "0.1", epochs=2)
+    whole = arguments(tmp_path / "whole", language_model, "--training.dropout", "0.1", epochs=2)
+    assert script.command_line(whole) == 0
+    interrupt_at_gradient(monkeypatch, 15)
+    assert script.command_line(flags) == 130
     RewardModel.load(tmp_path / "run" / "model")
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert load(tmp_path / "run" / "checkpoint.safetensors")["progress"]["step"] == 15
+    monkeypatch.undo()
+    few_ratings()
+    assert script.command_line([*flags, "--resume", "--group-size", "8"]) == 2
+    assert script.command_line([*flags, "--resume"]) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert script.command_line([*flags, "--resume"]) == 2  # it is finished
 
 
 def test_bad_input_ends_with_exit_code_2_and_a_message(language_model, pairs_file, tmp_path, capsys):

@@ -1,3 +1,4 @@
+import signal
 from dataclasses import dataclass
 
 import gymnasium
@@ -5,6 +6,7 @@ import pytest
 
 from agents.functional.schedules import Linear
 from agents.runs.cli import enter, parse, peek
+from agents.runs.lifecycle import Interrupted
 from agents.runs.run_dir import RunDirError
 
 
@@ -41,15 +43,18 @@ def test_settings_out_of_range_end_with_two(capsys):
     assert "at least 1, received 0" in capsys.readouterr().err
 
 
-def test_ctrl_c_ends_with_130_whether_raised_or_reported(capsys):
+def test_a_signal_gives_the_exit_code_that_shells_give_it(capsys):
     def raised(config):
         raise KeyboardInterrupt
 
     assert enter(Config, raised, description=None, arguments=[]) == 130
-    assert enter(Config, lambda config: {"interrupted": True}, description=None, arguments=[]) == 130
-    said = capsys.readouterr().err
-    assert said.count("stopped") == 2
-    assert "nothing half-written" in said
+    assert "nothing half-written" in capsys.readouterr().err
+
+    def terminated(config):
+        raise Interrupted("the run is kept", signal.SIGTERM)
+
+    assert enter(Config, terminated, description=None, arguments=[]) == 143
+    assert "stopped: the run is kept" in capsys.readouterr().err
 
 
 def test_a_refusal_of_its_own_has_an_exit_code_of_its_own():

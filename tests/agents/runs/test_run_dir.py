@@ -3,10 +3,12 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from agents.runs.run_dir import CONFIG, LOCK, MADE_BY, SUMMARY, RunDir, RunDirError, write_aside, write_folder_aside
+from agents.runs.own_files import MARKER
+from agents.runs.run_dir import CONFIG, LOCK, SUMMARY, RunDir, RunDirError, write_aside, write_folder_aside
 
 
 def claim(path, script="train_text", **options):
@@ -18,7 +20,7 @@ def finished(path, script="train_text"):
     with claim(path, script) as run:
         run.begin({"seed": 0})
         (path / "model").mkdir()
-        (path / "model" / "weights").write_text("old")
+        (path / "model" / "model.safetensors").write_text("old")
         run.write_json(SUMMARY, {"score": 1})
     return content(path)
 
@@ -43,6 +45,7 @@ def test_a_folder_in_use_is_refused_and_names_the_process(tmp_path):
             claim(tmp_path, overwrite=True)
         other.communicate(b"\n")
     (tmp_path / CONFIG).write_text("{}")
+    (tmp_path / MARKER).write_text("train_text\n")
     with claim(tmp_path, resume=True):  # its process is gone, so the folder is free
         assert (tmp_path / LOCK).read_text() == str(os.getpid())
     assert not (tmp_path / LOCK).exists()
@@ -55,7 +58,7 @@ def test_a_finished_run_is_kept_unless_told_otherwise(tmp_path):
     assert content(tmp_path / "run") == before
     with claim(tmp_path / "run", overwrite=True) as run:
         run.begin({"seed": 1})
-        assert {path.name for path in run.path.iterdir()} == {CONFIG, MADE_BY, LOCK}
+        assert {path.name for path in run.path.iterdir()} == {CONFIG, MARKER, LOCK}
         assert json.loads((run.path / CONFIG).read_text()) == {"seed": 1}
 
 
@@ -104,17 +107,39 @@ def test_another_scripts_run_is_neither_overwritten_nor_gone_on_with(tmp_path):
     assert content(tmp_path / "run") == before
 
 
-def test_an_old_run_that_does_not_say_whose_it_is_is_gone_on_with_or_overwritten(tmp_path):
-    (tmp_path / CONFIG).write_text("{}")
-    with claim(tmp_path, resume=True) as run:
-        run.begin(None)
-    assert (tmp_path / CONFIG).read_text() == "{}"
-    assert (tmp_path / MADE_BY).read_text() == "train_text\n"
-    (tmp_path / MADE_BY).unlink()
-    (tmp_path / "samples.json").write_text("{}")
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_model_that_is_no_run_is_refused_and_untouched(tmp_path, overwrite):
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "notes.txt"):
+        (tmp_path / name).write_text(name)
+    before = content(tmp_path)
+    names = "config.json, model.safetensors, notes.txt and 1 more"
+    with pytest.raises(RunDirError, match=f"no made_by.txt.*and holds {names}; nothing in it is touched"):
+        claim(tmp_path, overwrite=overwrite)
+    with pytest.raises(RunDirError, match="no run to resume"):
+        claim(tmp_path, resume=True)
+    assert content(tmp_path) == before
+
+
+def test_what_a_user_put_into_a_run_outlives_overwriting_it(tmp_path):
+    finished(tmp_path)
+    mine = ("notes.txt", "model/notes.txt", "other/config.json", "nested/summary.json", "my.safetensors")
+    for name in mine:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "nested" / MARKER).write_text("train_text")  # another run, which this one did not make
     with claim(tmp_path, overwrite=True) as run:
-        run.begin({"new": True})
-    assert sorted(path.name for path in tmp_path.iterdir()) == [CONFIG, MADE_BY]
+        run.begin({"seed": 1})
+    expected = {*map(Path, mine), Path(CONFIG), Path(MARKER), Path("nested", MARKER)}
+    assert content(tmp_path).keys() == expected
+
+
+def test_a_commands_own_stages_are_overwritten_with_it(tmp_path):
+    finished(tmp_path, "pipeline")
+    finished(tmp_path / "ppo")
+    (tmp_path / "sentences.jsonl").write_text("{}")
+    with claim(tmp_path, "pipeline", overwrite=True) as run:
+        run.begin({})
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [CONFIG, MARKER]
 
 
 def test_what_a_run_reads_is_not_overwritten_by_it(tmp_path):
@@ -135,12 +160,12 @@ def test_a_resumed_run_keeps_what_lies_there_but_for_halves(tmp_path):
     with claim(tmp_path, resume=True) as run:
         assert (tmp_path / "model.part").exists()
         run.begin({"seed": 0})
-    assert {path.name for path in tmp_path.iterdir()} == {CONFIG, MADE_BY, "checkpoint.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == {CONFIG, MARKER, "checkpoint.safetensors"}
 
 
 def test_a_folder_that_is_no_run_is_never_thrown_away(tmp_path):
     (tmp_path / "thesis.tex").write_text("ten years of work")
-    with pytest.raises(RunDirError, match="not a run"):
+    with pytest.raises(RunDirError, match=r"no made_by.txt\) and holds thesis.tex; nothing in it is touched"):
         claim(tmp_path, overwrite=True)
     with pytest.raises(RunDirError, match="no run to resume"):
         claim(tmp_path, resume=True)
@@ -167,16 +192,26 @@ def test_a_full_disk_leaves_the_old_file_whole_and_no_part_of_the_new_one(tmp_pa
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
-    write_folder_aside(tmp_path / "model", lambda folder: (folder / "weights").write_text("old"))
+    def write(folder):
+        (folder / "model.safetensors").write_text("old")
+        (folder / "adapter").mkdir()
+        (folder / "adapter" / "adapter_config.json").write_text("old")
+
+    write_folder_aside(tmp_path / "model", write)
 
     def fails(folder):
-        (folder / "weights").write_text("ne")
+        (folder / "model.safetensors").write_text("ne")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
         write_folder_aside(tmp_path / "model", fails)
-    assert (tmp_path / "model" / "weights").read_text() == "old"
+    assert (tmp_path / "model" / "model.safetensors").read_text() == "old"
     assert os.listdir(tmp_path) == ["model"]
+    write_folder_aside(tmp_path / "model", lambda folder: (folder / "config.json").write_text("new"))
+    assert {path.name for path in (tmp_path / "model").rglob("*")} == {"config.json"}
+    (tmp_path / "model" / "notes.txt").write_text("mine")
+    write_folder_aside(tmp_path / "model", write)
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {"model.safetensors", "adapter", "notes.txt"}
 
 
 def test_what_a_kill_in_mid_write_left_behind_is_thrown_away_and_in_nobodys_way(tmp_path):
@@ -188,4 +223,4 @@ def test_what_a_kill_in_mid_write_left_behind_is_thrown_away_and_in_nobodys_way(
     (folder / "model.part").mkdir()
     with claim(folder) as run:  # nothing was finished there, so nothing need be overwritten or resumed
         run.begin({})
-        assert {path.name for path in run.path.iterdir()} == {CONFIG, MADE_BY, LOCK}
+        assert {path.name for path in run.path.iterdir()} == {CONFIG, MARKER, LOCK}

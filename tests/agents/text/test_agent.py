@@ -217,6 +217,20 @@ def test_the_newest_batch_can_be_looked_at_and_tokens_a_second_are_its_tokens(al
     assert ("train/return_mean" in agent.metrics) == (algorithm == "ppo")
 
 
+def test_while_the_critic_warms_up_the_actor_rests():
+    agent = agent_of("ppo", critic_warmup=1)
+    head = lambda: copy.deepcopy(agent.policy.value_head.state_dict())  # noqa: E731
+    start, values = copy.deepcopy(agent.policy.model.state_dict()), head()
+    agent.iterate()
+    assert all(torch.equal(start[name], tensor) for name, tensor in agent.policy.model.state_dict().items())
+    assert any(not torch.equal(values[name], tensor) for name, tensor in head().items())
+    assert all(parameter.requires_grad for parameter in agent.policy.actor_parameters())
+    agent.iterate()
+    assert any(not torch.equal(start[name], tensor) for name, tensor in agent.policy.model.state_dict().items())
+    with pytest.raises(ValueError, match="critic_warmup: expected 0 or more updates, received -1"):
+        TextAgentConfig(critic_warmup=-1)
+
+
 def test_padding_may_hold_anything():
     agent = agent_of("grpo", kl_estimator="k3", average="sequence")
     batch = agent.compute_advantages(rollout_of(agent))

@@ -67,7 +67,10 @@ def test_chats_are_read_as_they_are_said(tmp_path, content):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ({"prompt": turns(("assistant", "a")), "chosen": "b", "rejected": "c"}, "the assistant speaks first"),
+        (
+            {"prompt": turns(("assistant", "a")), "chosen": "b", "rejected": "c"},
+            "'messages': expected another role than assistant in the first turn",
+        ),
         ({"prompt": [{"role": "user"}], "chosen": "b", "rejected": "c"}, "turn 1 must be an object"),
         ({"prompt": [], "chosen": "b", "rejected": "c"}, "'prompt' must be a string"),
         ({"prompt": "a", "chosen": turns(("user", "b")), "rejected": "c"}, "'chosen' must end with the assistant's"),

@@ -144,7 +144,7 @@ def test_a_reference_directory_brings_its_tokenizer(shipped):
 
 def test_missing_assets_are_told(tmp_path, monkeypatch):
     monkeypatch.setenv("TEXTENVS_ASSETS", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="language model is not at"):
+    with pytest.raises(FileNotFoundError, match="expected the shipped language_model at"):
         gym.make_vec(REVIEW, num_envs=1)
 
 

@@ -95,15 +95,15 @@ def test_a_bad_reset_mask_is_refused(make_envs, mask):
 def test_nothing_is_stepped_before_a_reset(make_envs):
     with pytest.raises(ResetNeeded):
         make_envs(2).step(np.array([1, 1]))
-    with pytest.raises(ValueError, match=r"leaves out sub-environments \[1\]"):
+    with pytest.raises(ValueError, match=r"expected it to include sub-environments \[1\]"):
         make_envs(2).reset(options={"reset_mask": np.array([True, False])})
 
 
 @pytest.mark.parametrize(
     ("actions", "said"),
     [
-        ([1, 40, 1], r"token id 40 of sub-environment 1 is outside the vocabulary \[0, 40\)"),
-        ([1, 1, -1], "token id -1 of sub-environment 2"),
+        ([1, 40, 1], r"expected token ids in \[0, 40\), received 40 for sub-environment 1"),
+        ([1, 1, -1], "received -1 for sub-environment 2"),
         ([1, 1], r"expected 3 integers, received shape \(2,\)"),
         ([1.0, 1.0, 1.0], "of type float64"),
     ],
@@ -121,12 +121,12 @@ def test_bad_actions_are_refused_and_change_nothing(make_envs, actions, said):
     [
         ({"num_envs": 0}, "num_envs: expected 1 or more, received 0"),
         ({"max_new_tokens": 0}, "max_new_tokens: .* received 0"),
-        ({"eos_token_id": 40}, "eos_token_id: 40 is outside"),
+        ({"eos_token_id": 40}, "eos_token_id: expected an id in .*, received 40"),
         ({"budget": "stop"}, "budget: .* received 'stop'"),
-        ({"max_prompt_tokens": 2}, r"prompts\[0\]: a prompt of 4 tokens is longer than the 2"),
-        ({"prompts": [[1]], "tokenizer": None}, "vocab_size: needed"),
+        ({"max_prompt_tokens": 2}, r"prompts\[0\]: expected a prompt of at most 2 tokens, received 4"),
+        ({"prompts": [[1]], "tokenizer": None}, "vocab_size: expected a number or a tokenizer, received neither"),
         ({"autoreset_mode": "Sometimes"}, "Sometimes"),
-        ({"num_envs": 4, "group_size": 3}, "group_size: 4 sub-environments cannot stand in groups of 3"),
+        ({"num_envs": 4, "group_size": 3}, "group_size: expected a divisor of num_envs 4, received 3"),
     ],
 )
 def test_the_constructor_refuses_what_is_wrong(make_envs, options, said):
@@ -243,7 +243,7 @@ def test_a_state_of_another_environment_is_refused(make_envs):
     state = make_envs(3).state_dict()
     with pytest.raises(ValueError, match="other prompts"):
         make_envs(3, prompts=["w1"]).load_state_dict(state)
-    with pytest.raises(ValueError, match=r"rows of shape \(3, 11\), this environment \(2, 11\)"):
+    with pytest.raises(ValueError, match=r"expected rows of shape \(2, 11\), received \(3, 11\)"):
         make_envs(2).load_state_dict(state)
     del state["sampler"]
     with pytest.raises(ValueError, match=r"lacks \['sampler'\]"):
@@ -257,7 +257,7 @@ def test_a_state_of_another_environment_is_refused(make_envs):
         ([5, PAD, 5, 5, 5, 0], "row 1 has padding before a token"),
         ([5, 5, 5, 5, 5, 40], "row 1 has a token id outside"),
         ([5, -2, 5, 5, 5, 5], "row 1 has a token id outside"),
-        ([5, 0, 5, 5, 5, 5], "row 1 goes on after its end-of-text token 0"),
+        ([5, 0, 5, 5, 5, 5], "row 1 continues after its end-of-text token 0"),
         ([5, 5, PAD, PAD, PAD, PAD], "row 1 stops before"),
     ],
 )
@@ -270,7 +270,7 @@ def test_rows_that_no_episode_could_give_are_refused(make_envs, row, said):
 def test_played_rows_of_another_shape_are_refused(make_envs):
     envs = make_envs(2)
     prompts = envs.draw_prompts()
-    with pytest.raises(ValueError, match="7 columns, the budget is 6"):
+    with pytest.raises(ValueError, match="expected at most 6 columns, received 7"):
         envs.play(prompts, np.full((2, 7), 5))
     with pytest.raises(ValueError, match=r"expected \[N, P\] and \[N, T\]"):
         envs.play(prompts, np.full((3, 6), 5))

@@ -155,7 +155,7 @@ def test_tabulate_asks_a_reference_of_rows_for_every_prefix_and_token(problem):
 
 def test_bad_problems_are_refused(problem):
     tree, ref, scores = problem
-    with pytest.raises(ValueError, match="beta must be positive"):
+    with pytest.raises(ValueError, match="beta: expected a positive number"):
         exact.soft_optimum(tree, ref, scores, 0.0)
     with pytest.raises(ValueError, match="sum to 1"):
         exact.soft_optimum(tree, ref + 0.1, scores, BETA)

@@ -118,5 +118,5 @@ def test_states_are_the_observations_of_the_environment():
 def test_beta_is_a_parameter_and_unknown_prompts_are_refused():
     envs = gym.make_vec("textenvs/ExactRandom-v0", num_envs=1, beta=1.25, seed=3)
     assert envs.beta == envs.unwrapped.task.beta == 1.25
-    with pytest.raises(ValueError, match="no prompt of this task"):
+    with pytest.raises(ValueError, match="expected prompts of this task"):
         envs.unwrapped.task.score_tokens(np.array([[3]]), np.array([[0, PAD, PAD, PAD]]))

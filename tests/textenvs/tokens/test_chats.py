@@ -35,9 +35,9 @@ def test_files_and_lists_of_chats_end_where_the_assistant_is_about_to_speak(chat
 @pytest.mark.parametrize(
     ("turns", "complaint"),
     [
-        ([{"role": "user"}], "turn 1 must be an object with the strings role and content"),
-        ([ANSWER], "the assistant speaks first"),
-        ([{"role": "teacher", "content": "w1"}], "the chat template refuses these turns: who is that"),
+        ([{"role": "user"}], "turn 1: expected an object with the strings role and content"),
+        ([ANSWER], "'messages': expected another role than assistant in the first turn"),
+        ([{"role": "teacher", "content": "w1"}], "the chat template rejects these turns: who is that"),
     ],
 )
 def test_a_bad_chat_is_named_by_file_and_line(chat_tokenizer, tmp_path, turns, complaint):
@@ -51,7 +51,7 @@ def test_a_bad_chat_is_named_by_file_and_line(chat_tokenizer, tmp_path, turns, c
 
 
 def test_a_tokenizer_without_template_takes_no_chats(tokenizer):
-    with pytest.raises(ValueError, match=r"prompts\[0\]: a chat needs a tokenizer with a chat template"):
+    with pytest.raises(ValueError, match=r"prompts\[0\]: expected a tokenizer with a chat template for a chat"):
         load_prompts([ASKED], tokenizer, vocab_size=40)
     with pytest.raises(ValueError, match="the model's tokenizer has no chat template"):
         ChatTemplate(tokenizer)
@@ -61,7 +61,7 @@ def test_texts_become_the_users_turn_only_where_they_are_to_be_wrapped(chat_toke
     wraps, keeps = (ChatTemplate(chat_tokenizer, wrap=wrap) for wrap in (True, False))
     assert wraps("w2 w3")["input_ids"] == [2, 4, 5, 0, 11]
     assert keeps("w2 w3")["input_ids"] == [0, 4, 5]
-    assert (wraps.heard, keeps.heard) == (True, False)
+    assert (wraps.has_chats, keeps.has_chats) == (True, False)
     assert keeps(ASKED)["input_ids"] == wraps(ASKED)["input_ids"] == IDS
 
 
@@ -70,4 +70,4 @@ def test_scorers_read_what_reward_models_learn_from(chat_tokenizer, tmp_path):
     decoded = [chat_tokenizer.decode(reader(ASKED)["input_ids"], skip_special_tokens=True), "bare"]
     pair = {"prompt": ASKED, "chosen": [ANSWER], "rejected": "w5"}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(pair))
-    assert reader.said(decoded) == [read_pairs(tmp_path / "pairs.jsonl")[0].prompt, "bare"] == ["w1\nw2 w3\n", "bare"]
+    assert reader.plain(decoded) == [read_pairs(tmp_path / "pairs.jsonl")[0].prompt, "bare"] == ["w1\nw2 w3\n", "bare"]

@@ -20,7 +20,7 @@ def test_lists_text_files_and_jsonl_files_give_the_same_prompts(tmp_path, tokeni
         np.testing.assert_array_equal(prompts.lengths, [3, 2])
     assert read(tmp_path / "p.txt", tokenizer).places[1].endswith("p.txt:3")
     assert read(read(tmp_path / "p.txt", tokenizer)[1:]).places == (f"{tmp_path / 'p.txt'}:3",)
-    with pytest.raises(ValueError, match=r"p\.txt:1: a prompt of 3 tokens is longer than the 2"):
+    with pytest.raises(ValueError, match=r"p\.txt:1: expected a prompt of at most 2 tokens, received 3"):
         read(read(tmp_path / "p.txt", tokenizer), max_tokens=2)
 
 
@@ -32,7 +32,7 @@ def test_lists_text_files_and_jsonl_files_give_the_same_prompts(tmp_path, tokeni
         ('["w1"]', "w1"),
         ('{"prompt": 7}', "7"),
         ('{"prompt": [1.5]}', "1.5"),
-        ('{"prompt": ""}', "no tokens"),
+        ('{"prompt": ""}', "at least one token"),
     ],
 )
 def test_a_bad_jsonl_line_is_named_by_file_and_number_with_what_was_received(tmp_path, line, received):
@@ -44,7 +44,7 @@ def test_a_bad_jsonl_line_is_named_by_file_and_number_with_what_was_received(tmp
 
 def test_empty_sources_are_refused(tmp_path, tokenizer):
     (tmp_path / "empty.txt").write_text("\n \n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"empty\.txt: no prompts"):
+    with pytest.raises(ValueError, match=r"empty\.txt: expected at least one prompt"):
         read(tmp_path / "empty.txt", tokenizer)
     with pytest.raises(ValueError, match="prompts: no prompts"):
         read([])
@@ -55,7 +55,7 @@ def test_empty_sources_are_refused(tmp_path, tokenizer):
 def test_wrong_prompts_are_refused_by_place(tmp_path, tokenizer):
     with pytest.raises(FileNotFoundError, match=r"missing\.txt"):
         read(tmp_path / "missing.txt")
-    with pytest.raises(ValueError, match=r"prompts\[1\]: a prompt of 4 tokens is longer than the 3"):
+    with pytest.raises(ValueError, match=r"prompts\[1\]: expected a prompt of at most 3 tokens, received 4"):
         read(["w1 w2", "w1 w2 w3"], tokenizer, max_tokens=3)
     with pytest.raises(ValueError, match=r"prompts\[0\]: token id 40 is outside the vocabulary \[0, 40\)"):
         read([[1, 40]])
@@ -64,7 +64,7 @@ def test_wrong_prompts_are_refused_by_place(tmp_path, tokenizer):
     with pytest.raises(ValueError, match=r"prompts\[0\]: the prompt 'w1' is text"):
         read(["w1"])
     (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"latin\.txt: not UTF-8"):
+    with pytest.raises(ValueError, match=r"latin\.txt: expected UTF-8"):
         read(tmp_path / "latin.txt", tokenizer)
 
 
@@ -85,7 +85,7 @@ def test_a_sampler_goes_on_from_its_saved_state_through_json():
     other_generator.bit_generator.state = generator_state
     other.load_state_dict(saved)
     np.testing.assert_array_equal(other.draw(30, other_generator), expected)
-    with pytest.raises(ValueError, match="of 7 prompts, this environment has 8"):
+    with pytest.raises(ValueError, match="expected 8 prompts, each 1 times in a row, received 7"):
         PromptSampler(8, shuffle=True).load_state_dict(saved)
 
 

@@ -9,7 +9,7 @@ from textenvs.tokens.rows import PAD, TokenRows, concatenate, last_action_index,
 def test_rows_are_padded_on_the_right_with_a_number_that_is_no_token():
     np.testing.assert_array_equal(pad_rows([[5, 6], [7]]), [[5, 6], [7, -1]])
     np.testing.assert_array_equal(pad_rows([[5]], 3), [[5, -1, -1]])
-    with pytest.raises(ValueError, match="3 tokens does not fit into 2"):
+    with pytest.raises(ValueError, match="expected rows of at most 2 tokens, received one of 3"):
         pad_rows([[1, 2, 3]], 2)
 
 
@@ -30,7 +30,7 @@ def test_split_undoes_concatenate():
 
 def test_the_last_action_is_the_last_true_column():
     np.testing.assert_array_equal(last_action_index(np.array([[True, True, False], [True, True, True]])), [1, 2])
-    with pytest.raises(ValueError, match=r"rows \[1\] have no action"):
+    with pytest.raises(ValueError, match=r"expected a True in each row, received none in rows \[1\]"):
         last_action_index(np.array([[True], [False]]))
 
 

@@ -78,7 +78,7 @@ def test_a_price_that_is_only_told_leaves_the_reward_alone_on_both_paths(make_en
 
 
 def test_kl_is_charged_once(make_envs):
-    with pytest.raises(ValueError, match="KLShaping is there already"):
+    with pytest.raises(ValueError, match="KLShaping: expected at most one, received a second"):
         KLShaping(PreferenceReward(KLShaping(make_envs(), by_column, 0.1), five_if_long), by_column, 0.1)
 
 
@@ -148,6 +148,16 @@ def test_a_beta_below_zero_or_not_finite_is_refused(make_envs, beta):
     envs = KLShaping(make_envs(), by_column, 0.0)
     with pytest.raises(ValueError, match="beta"):
         envs.beta = beta
+
+
+def test_charge_is_a_checked_setting_that_the_next_step_obeys(make_envs):
+    envs = KLShaping(make_envs(2, max_new_tokens=3), by_column, beta=0.5, charge=False)
+    envs.reset(seed=0)
+    assert envs.step(np.array([5, 6]))[1].tolist() == [0, 0]
+    envs.charge = True  # log pi = 0 and the reference's second log-prob is -1: a penalty of 0.5 * (0 + 1)
+    assert envs.step(np.array([5, 6]))[1].tolist() == [-0.5, -0.5]
+    with pytest.raises(ValueError, match="charge: expected True or False, received 'loss'"):
+        envs.charge = "loss"
 
 
 def test_beta_can_be_set_and_is_part_of_the_state(make_envs):

@@ -83,14 +83,14 @@ def test_token_ids_are_handed_over_only_to_scorers_of_the_same_tokenizer(make_en
     assert score(BothScorer(padded)) == 2
     assert score(BothScorer()) == 2
     assert score(BothScorer(other_tokenizer)) == -2
-    with pytest.raises(ValueError, match=r"TokenScorer.*its tokenizer is not the environment's"):
+    with pytest.raises(ValueError, match=r"TokenScorer.*expected the environment's tokenizer, received another one"):
         score(TokenScorer(other_tokenizer))
 
 
 def test_an_environment_of_bare_ids_needs_a_scorer_of_ids(tokenizer):
     envs = TokenVectorEnv(1, prompts=[[1]], eos_token_id=0, vocab_size=40, max_new_tokens=2)
     assert PreferenceReward(envs, TokenScorer()).play(envs.draw_prompts(), np.array([[5, 6]])).scores.tolist() == [2]
-    with pytest.raises(ValueError, match=r"number_of_words.*no tokenizer"):
+    with pytest.raises(ValueError, match=r"number_of_words: expected a tokenizer"):
         PreferenceReward(envs, number_of_words)
     with pytest.raises(ValueError, match="no tokenizer"):
         PreferenceReward(envs, BothScorer(tokenizer))
@@ -157,7 +157,7 @@ def test_what_cannot_score_is_refused_at_once(make_envs):
         PreferenceReward(make_envs(), [])
     with pytest.raises(ValueError, match="scorer int: it cannot be called"):
         PreferenceReward(make_envs(), 7)
-    with pytest.raises(ValueError, match="PreferenceReward is there already"):
+    with pytest.raises(ValueError, match="PreferenceReward: expected at most one, received a second"):
         PreferenceReward(PreferenceReward(make_envs(), number_of_words), number_of_words)
 
 
@@ -284,7 +284,7 @@ def test_a_callable_of_other_parameters_is_refused_at_once_with_those_that_are_r
 
     for wrong, its in ((alien, r"\(completions, \*\*columns\)"), (asks_for_more, r"\(prompts, completions, answer\)")):
         with pytest.raises(
-            ValueError, match=rf"scorer {wrong.__name__}: it is called as .*prompts, completions.*{its}"
+            ValueError, match=rf"scorer {wrong.__name__}: expected parameters .*prompts, completions.*{its}"
         ):
             PreferenceReward(make_envs(), wrong)
 
@@ -304,7 +304,7 @@ def test_what_a_scorer_raises_is_told_with_its_name_and_place(make_envs):
     ("options", "said"),
     [
         ({"combine": "median"}, "one of mean, worst, uncertainty, received 'median'"),
-        ({"combine": "worst", "weights": (1, 1)}, "they belong to combine=\"mean\", received combine='worst'"),
+        ({"combine": "worst", "weights": (1, 1)}, "expected combine=\"mean\", received combine='worst'"),
         ({"weights": (1.0,)}, "one for each of the 2 scorers, received 1"),
         ({"weights": (0.0, 0.0)}, "not all 0"),
         ({"weights": (1.0, np.nan)}, "finite"),

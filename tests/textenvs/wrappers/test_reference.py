@@ -89,12 +89,14 @@ def test_a_model_with_too_few_positions_is_refused_and_the_prompt_named(make_env
     path.write_text("w1\nw1 w2 w3 w4\n", encoding="utf-8")
     envs = make_envs(2, prompts=path, max_new_tokens=6)
     KLShaping(envs, tiny_gpt2(positions=11), 0.1)
-    with pytest.raises(ValueError, match=r"prompts\.txt:2: a prompt of 5 tokens and 6 new ones .* 10 positions"):
+    with pytest.raises(
+        ValueError, match=r"prompts\.txt:2: expected at most 10 tokens, .* received a prompt of 5 and 6 new ones"
+    ):
         KLShaping(envs, tiny_gpt2(positions=10), 0.1)
 
 
 def test_a_reference_of_another_tokenizer_or_a_smaller_vocabulary_is_refused(make_envs, tiny_gpt2, other_tokenizer):
-    with pytest.raises(ValueError, match="its tokenizer is not the environment's"):
+    with pytest.raises(ValueError, match="expected the environment's tokenizer, received another one"):
         KLShaping(make_envs(), CausalLMReference(tiny_gpt2(), tokenizer=other_tokenizer), 0.1)
     with pytest.raises(ValueError, match="it knows 40 tokens, the environment 41"):
         KLShaping(make_envs(vocab_size=41), tiny_gpt2(), 0.1)

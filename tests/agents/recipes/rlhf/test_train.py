@@ -24,7 +24,7 @@ from agents.runs.logging import METRICS
 from agents.runs.plots import read_columns
 from agents.text.agent import METRICS as TEXT_AGENT_METRICS
 from agents.text.rollout_metrics import METRICS as TEXT_METRICS
-from textenvs.wrappers.preference import Judged
+from textenvs.wrappers.preference import ScoredRows
 
 KEYS = {
     "algorithm", "seed", "episodes", "wall_s", "score_before", "score_after", "judge_before", "judge_after",
@@ -126,9 +126,8 @@ def test_evaluating_what_a_run_left_behind_repeats_its_figures_and_only_such_run
     for script in ("train_reward_model", "train_language_model"):
         (tmp_path / "run" / "made_by.txt").write_text(script)
         complains(f"this is a run of {script}; evaluate_agent takes runs of train_control and train_text", *agent)
-    (tmp_path / "run" / "made_by.txt").unlink()  # as an older version left it: the settings tell
-    (tmp_path / "run" / "config.json").write_text('{"pairs": "", "model": "m"}')
-    complains("this is a run of train_reward_model", *agent)
+    (tmp_path / "run" / "made_by.txt").unlink()
+    complains("pass the run directory", *agent)
     assert (tmp_path / "run" / "summary.json").exists()
 
 
@@ -546,7 +545,7 @@ def assessment_of(completions, openings, judged, members=None):
     ref = np.where(samples.mask, -2.0, 0.0)
     kl, scores = np.arange(len(completions), dtype=float), np.ones(len(completions))
     members = {"only": scores} if members is None else {name: np.array(each) for name, each in members.items()}
-    scored = Judged(scores=scores, std=np.std(list(members.values()), axis=0), members=members)
+    scored = ScoredRows(scores=scores, std=np.std(list(members.values()), axis=0), members=members)
     return Assessment(samples=samples, scored=scored, judged=judged, ref_logprobs=ref, kl=kl)
 
 

@@ -58,10 +58,10 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path, row, complaint):
         ({"prompt": "a"}, "a row has .*; received prompt"),
         ({"text": 3}, "'text' must be a string, received 3"),
         ({"messages": []}, "'messages' must be a list of turns"),
-        ({"messages": ["hello"]}, "turn 1 must be an object with the strings role and content, received 'hello'"),
+        ({"messages": ["hello"]}, "turn 1: expected an object with the strings role and content, received 'hello'"),
         (chat(("user", ["a", "picture"])), "turn 1 must be an object"),
         (chat(("user", "sky")), "no turn is the assistant's"),
-        (chat(("assistant", "blue")), "the assistant speaks first"),
+        (chat(("assistant", "blue")), "'messages': expected another role than assistant in the first turn"),
         (chat(("user", "sky"), ("assistant", " ")), "the assistant's turn 2 is empty"),
     ],
 )

@@ -61,7 +61,7 @@ def test_the_gradient_is_that_of_the_mean_over_learned_tokens_not_over_rows(chat
     for name, parameter in policy.named_parameters():
         torch.testing.assert_close(parameter.grad, mean.get(name), msg=name)
     assert figures.loss == pytest.approx(loss_sum(policy, ROWS).item() / NUM_LEARNT)
-    assert figures.count == sum(len(row.tokens) for row in ROWS)
+    assert figures.size == sum(len(row.tokens) for row in ROWS)
 
 
 @pytest.mark.parametrize("limits", [{"micro_rows": 1}, {"micro_rows": 3}, {"micro_positions": 12}])

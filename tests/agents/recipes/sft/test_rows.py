@@ -114,7 +114,7 @@ def with_template(tokenizer, template):
 def test_templates_that_cannot_be_followed_are_refused_by_line(chat_tokenizer):
     two = {"messages": turns(("user", "what"), ("assistant", "sky"), ("user", "is"), ("assistant", "blue"))}
     refuses = with_template(chat_tokenizer, "{{ raise_exception('no such roles') }}")
-    with pytest.raises(ValueError, match=r"my\.jsonl:1: the chat template refuses these turns: no such roles"):
+    with pytest.raises(ValueError, match=r"my\.jsonl:1: the chat template rejects these turns: no such roles"):
         encode(refuses, two)
     forgets = with_template(
         chat_tokenizer,
@@ -126,7 +126,7 @@ def test_templates_that_cannot_be_followed_are_refused_by_line(chat_tokenizer):
     silent = with_template(chat_tokenizer, "<user> <assistant> ")
     with pytest.raises(ValueError, match=r"my\.jsonl:1: the chat template drops what the assistant says"):
         encode(silent, two)
-    with pytest.raises(ValueError, match=r"my\.jsonl:1: a chat needs a tokenizer with a chat template"):
+    with pytest.raises(ValueError, match=r"my\.jsonl:1: expected a tokenizer with a chat template for a chat"):
         encode(with_template(chat_tokenizer, None), two)
 
 

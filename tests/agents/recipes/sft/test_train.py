@@ -26,6 +26,8 @@ from agents.recipes.sft.from_scratch import (
 )
 from agents.recipes.sft.loss import BatchLimits, FineTuning, mean_loss
 from agents.recipes.sft.rows import RowEncoder
+from agents.runs.checkpoint import load
+from agents.runs.lifecycle import CHECKPOINT, Interrupted
 from agents.runs.run_dir import RunDirError
 from reward_models.data.movie_reviews import MovieReviewSplits
 
@@ -129,7 +131,8 @@ def test_a_stopped_run_resumes_bit_for_bit(llama_dir, chats, tmp_path, monkeypat
     lm.main(fine(llama_dir, chats, whole, **options))
     with monkeypatch.context() as context:
         interrupt_at(context, FineTuning, 7)
-        assert lm.main(fine(llama_dir, chats, stopped, **options))["interrupted"]
+        with pytest.raises(Interrupted):
+            lm.main(fine(llama_dir, chats, stopped, **options))
     assert (stopped / "model" / "model.safetensors").exists()
     assert not (stopped / "summary.json").exists()
     lm.main(fine(llama_dir, chats, stopped, resume=True, **options))
@@ -137,7 +140,7 @@ def test_a_stopped_run_resumes_bit_for_bit(llama_dir, chats, tmp_path, monkeypat
     assert summary_of(whole) == summary_of(stopped)
     assert progress_of(whole) == progress_of(stopped)
     assert (whole / "samples.json").read_text() == (stopped / "samples.json").read_text()
-    with pytest.raises(ValueError, match="finished run"):
+    with pytest.raises(RunDirError, match="finished run"):
         lm.main(fine(llama_dir, chats, stopped, resume=True, **options))
 
 
@@ -157,7 +160,7 @@ def test_a_run_that_crashed_resumes_from_its_checkpoint_unless_data_or_settings_
         context.setattr(FineTuning, "gradient", fails)
         with pytest.raises(RuntimeError, match="out of memory"):
             lm.main(fine(llama_dir, chats, crashed, epochs=2.0, checkpoint_every=4))
-    with pytest.raises(ValueError, match=r"other settings: learning_rate=0\.01 \(now 0\.5\)"):
+    with pytest.raises(RunDirError, match=r"other settings: learning_rate=0\.01 \(now 0\.5\)"):
         lm.main(fine(llama_dir, chats, crashed, epochs=2.0, checkpoint_every=4, resume=True, learning_rate=0.5))
     text = chats.read_text()
     chats.write_text(text.replace("blue", "red"))
@@ -274,9 +277,9 @@ def test_movie_reviews_stopped_by_ctrl_c_keep_what_was_trained_and_resume_bit_fo
     lm.main(scratch(whole, train_tokens=4096, eval_every=5))
     with monkeypatch.context() as context:
         interrupt_at(context, FromScratch, 7)
-        summary = lm.main(scratch(stopped, train_tokens=4096, eval_every=5))
-    assert summary["interrupted"]
-    assert summary["train_tokens"] == 7 * 256
+        with pytest.raises(Interrupted):
+            lm.main(scratch(stopped, train_tokens=4096, eval_every=5))
+    assert load(stopped / CHECKPOINT)["progress"]["step"] == 7
     assert AutoModelForCausalLM.from_pretrained(stopped / "model").config.vocab_size == 280
     assert not (stopped / "summary.json").exists()
     lm.main(scratch(stopped, train_tokens=4096, eval_every=5, resume=True))

@@ -1,0 +1,34 @@
+"""The flags that every training command shares; imports nothing heavy."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
+
+Tracker = Literal["wandb", "trackio", "mlflow"]
+NEUTRAL = ("run_dir", "overwrite", "resume", "quiet", "log_to", "threads", "checkpoint_every", "save_every")
+"""Settings that the trained weights do not depend on, so that a resumed run may change them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFlags:
+    """Run: its folder, whether it continues, and where its metrics go."""
+
+    run_dir: str
+    """Folder for everything the run leaves: checkpoints, models, config.json, progress.csv, TensorBoard events,
+    report.html and summary.json."""
+    overwrite: bool = False
+    """Delete the run in that folder; files that no run writes stay."""
+    resume: bool = False
+    """Continue the unfinished run in that folder, which must have the same settings."""
+    log_to: Annotated[tuple[Tracker, ...], tyro.conf.UseAppendAction] = ()
+    """Experiment tracker that receives the metrics, too; repeatable. Needs its extra: pip install 'textenvs[wandb]'."""
+    quiet: bool = False
+    """Show no progress."""
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that a resumed run must share."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in NEUTRAL}

@@ -1,0 +1,175 @@
+"""The life of a training command: claim the folder, check the settings, train until the end or a signal, summary last.
+
+with training_run(config, script="train_text", settings=config.identity()) as run:
+    state = run.checkpoint_state()                      # None unless --resume
+    ...                                                 # load everything; nothing is deleted before `begin`
+    run.begin(step)
+    with run.training(total, "texts") as bar:           # Ctrl-C and SIGTERM now only set run.stop
+        ...
+    return run.finish(summary, finished=...)            # raises Interrupted if a signal ended it
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from agents.runs import checkpoint
+from agents.runs.flags import RunFlags
+from agents.runs.logging import FileSink
+from agents.runs.plots import Curve
+from agents.runs.progress import ProgressBar
+from agents.runs.report import write_report
+from agents.runs.run_dir import SUMMARY, RunDir
+from agents.runs.trackers import open_trackers, tracker_module
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended a run after its checkpoint was written; the exit code is 128 + ``signum``."""
+
+    def __init__(self, message: str, signum: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.signum = int(signum)
+
+
+class Stop:
+    """Set by the first signal."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+
+    def is_set(self) -> bool:
+        """Whether a signal came."""
+        return self.signum is not None
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[Stop]:
+    """The first Ctrl-C or SIGTERM sets the ``Stop``, so that the update in progress ends; the second one raises."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+        yield stop
+        return
+
+    def handle(signum: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.signum = signum
+
+    usual = {each: signal.signal(each, handle) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for each, handler in usual.items():
+            signal.signal(each, handler)
+
+
+class TrainingRun:
+    """A claimed run of a training command; made by `training_run`.
+
+    Attributes:
+        path: its folder.
+        stop: set once a signal came.
+        sink: takes metrics, from `begin` on.
+    """
+
+    def __init__(self, folder: RunDir, flags: RunFlags, settings: Mapping[str, Any], checkpoint: str) -> None:
+        self.folder, self.path = folder, folder.path
+        self.stop = Stop()
+        self.sink: FileSink
+        self.checkpoint = self.path / checkpoint
+        self._flags, self._settings, self._unit = flags, settings, "steps"
+
+    def checkpoint_state(self) -> dict[str, Any] | None:
+        """What the checkpoint to resume from holds; None for a new run.
+
+        Raises:
+            CheckpointError: if it is damaged.
+        """
+        return checkpoint.load(self.checkpoint) if self._flags.resume else None
+
+    def begin(self, step: int = 0) -> FileSink:
+        """Delete the old run or, resuming, continue its files after ``step``; open and return the sink."""
+        self.folder.begin(dict(self._settings))
+        trackers = open_trackers(self._flags.log_to, self.path.resolve().name, self._settings)
+        self.sink = FileSink(self.path, resume_at=step if self._flags.resume else None, trackers=trackers)
+        return self.sink
+
+    @contextmanager
+    def training(self, total: int, unit: str, *, done: int = 0, label: str = "training") -> Iterator[ProgressBar]:
+        """Show progress, and let a signal set ``stop`` instead of raising."""
+        self._unit = unit
+        bar = ProgressBar(total, unit, done=done, label=label, quiet=self._flags.quiet)
+        with bar, stop_on_signal() as self.stop:
+            yield bar
+
+    def finish(
+        self, summary: dict[str, Any], *, finished: bool, curves: Sequence[Curve] = (), commands: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Write report.html and then summary.json, which marks the run as finished.
+
+        Args:
+            summary: what it holds.
+            finished: whether training came to its end.
+            curves: of the report.
+            commands: what to run next, for the report; ``{run}`` in them is the folder.
+
+        Returns:
+            The summary.
+
+        Raises:
+            Interrupted: if training did not come to its end; no summary is written, and the run can be resumed.
+        """
+        if not finished:
+            message = f"{self.path} holds what was trained so far; --resume continues it"
+            raise Interrupted(message, self.stop.signum or signal.SIGINT)
+        script, unit = self.folder.script, self._unit
+        write_report(self.path, script, self._settings, summary, curves=curves, unit=unit, commands=commands)
+        self.folder.write_json(SUMMARY, summary)
+        return summary
+
+    def close(self) -> None:
+        """Flush and close the metrics' files."""
+        if hasattr(self, "sink"):
+            self.sink.close()
+
+
+@contextmanager
+def training_run(
+    flags: RunFlags,
+    *,
+    script: str,
+    settings: Mapping[str, Any],
+    checkpoint: str = CHECKPOINT,
+    reads: Iterable[str | Path | None] = (),
+) -> Iterator[TrainingRun]:
+    """Claim ``flags.run_dir`` for a training command.
+
+    Args:
+        flags: of the command.
+        script: its name.
+        settings: content of config.json; a resumed run must have the same.
+        checkpoint: name of the file that it resumes from.
+        reads: files and folders that it reads.
+
+    Raises:
+        RunDirError: if the folder cannot be used, or holds no unfinished run with the same settings to resume.
+        ImportError: if the package of a tracker is missing.
+    """
+    for name in flags.log_to:
+        tracker_module(name)
+    given = {"overwrite": flags.overwrite, "resume": flags.resume}
+    with RunDir(flags.run_dir, script=script, reads=reads, **given) as folder:
+        if flags.resume:
+            folder.check_resumable(settings, checkpoint)
+        run = TrainingRun(folder, flags, settings, checkpoint)
+        try:
+            yield run
+        finally:
+            run.close()

@@ -1,0 +1,88 @@
+"""``report.html``: a run on one page without network: settings, summary, curves, samples, what to run next."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from agents.runs.plots import Curve, draw_run
+from agents.runs.run_dir import write_aside
+
+REPORT = "report.html"
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#222}
+table{border-collapse:collapse}td,th{border-bottom:1px solid #ddd;padding:.2rem .8rem .2rem 0;text-align:left;
+vertical-align:top;white-space:pre-wrap}pre{background:#f4f4f4;padding:.7rem;overflow-x:auto}img{max-width:100%}"""
+
+
+def write_report(
+    folder: Path,
+    script: str,
+    settings: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    *,
+    curves: Sequence[Curve],
+    unit: str,
+    commands: Sequence[str],
+) -> Path:
+    """Write the page.
+
+    Args:
+        folder: of the run, with progress.csv and, if it has samples, samples.json.
+        script: that made it.
+        settings: of the run.
+        summary: of the run.
+        curves: columns of progress.csv to draw; those that were not logged are left out.
+        unit: of its steps.
+        commands: what to run next; ``{run}`` stands for the folder.
+    """
+    title = f"{script.replace('_', '-')}: {folder.resolve().name}"
+    sections = [
+        ("Summary", _table(("metric", "value"), ((name, _number(value)) for name, value in summary.items()))),
+        ("Curves", _picture(folder, curves, unit)),
+        ("Samples", _samples(folder / "samples.json")),
+        ("Next", _pre(commands, folder)),
+        ("Settings", _table(("setting", "value"), ((name, str(value)) for name, value in settings.items()))),
+    ]
+    body = "".join(f"<h2>{name}</h2>\n{content}\n" for name, content in sections if content)
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
+    write_aside(folder / REPORT, f"{head}\n<h1>{escape(title)}</h1>\n{body}</html>\n")
+    return folder / REPORT
+
+
+def _number(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    return "<table>" + line(header, "th") + "".join(line(row, "td") for row in rows) + "</table>"
+
+
+def _picture(folder: Path, curves: Sequence[Curve], unit: str) -> str:
+    """The curves as a PNG inside the page; empty if none was logged."""
+    image = BytesIO()
+    try:
+        draw_run(folder, curves, image, unit=unit)
+    except ValueError:  # none of the columns was logged
+        return ""
+    return f'<img alt="learning curves" src="data:image/png;base64,{base64.b64encode(image.getvalue()).decode()}">'
+
+
+def _samples(path: Path) -> str:
+    """The run's samples as a table; empty if it has none."""
+    samples = json.loads(path.read_text(encoding="utf-8"))["samples"] if path.is_file() else []
+    if not samples:
+        return ""
+    return _table(list(samples[0]), ([_number(value) for value in sample.values()] for sample in samples))
+
+
+def _pre(commands: Sequence[str], folder: Path) -> str:
+    lines = [command.replace("{run}", str(folder)) for command in (*commands, "tensorboard --logdir {run}")]
+    return f"<pre>{escape(chr(10).join(lines))}</pre>"
