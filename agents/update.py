@@ -195,7 +195,7 @@ def clip_gradient(parameters: list[Tensor], max_norm: float) -> Tensor:
         return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
     gradient = parameters[0].grad
     assert gradient is not None
-    norm = torch.linalg.vector_norm(gradient)
+    norm: Tensor = torch.linalg.vector_norm(gradient)
     gradient.mul_((max_norm / (norm + 1e-6)).clamp_(max=1.0))  # 1e-6 as in torch.nn.utils
     return norm
 

@@ -159,7 +159,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
 def entropy_gradient(probabilities: Tensor, entropy: Tensor, grad: Tensor) -> Tensor:
     """The gradient ``[N, V]`` with respect to the logits of a gradient ``[N]`` with respect to the entropy."""
-    plogp = torch.special.xlogy(probabilities, probabilities)
+    plogp: Tensor = torch.special.xlogy(probabilities, probabilities)
     return (plogp + probabilities * entropy[:, None]) * -grad[:, None]
 
 
@@ -180,7 +180,8 @@ def token_logprobs(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"expected logits [N, V] and tokens [N], received {tuple(logits.shape)} and {tuple(tokens.shape)}"
         )
-    return _TokenLogprobs.apply(logits, tokens)
+    found: tuple[Tensor, Tensor] = _TokenLogprobs.apply(logits, tokens)
+    return found
 
 
 def sample_tokens(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
