@@ -71,10 +71,7 @@ class StateDependentHead(nn.Module):
     def evaluate(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Log-density and entropy (nats) of unclipped ``actions`` ``[..., D]``: ``[...]`` each."""
         means, log_std = self.distribution(outputs)
-        return (
-            distributions.gaussian_logprob(actions, means, log_std),
-            distributions.gaussian_entropy(means, log_std),
-        )
+        return (distributions.gaussian_logprob(actions, means, log_std), distributions.gaussian_entropy(means, log_std))
 
     def distribution(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """All that fixes the distribution of the actions: means and log standard deviations, ``[..., D]`` each."""
