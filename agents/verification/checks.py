@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 WIDTHS = (60, 22, 40, 7)
 """Characters of the printed columns."""
@@ -50,7 +51,7 @@ def at_least(claim: str, measured: float, bound: float, note: str = "") -> Check
     return Check(claim, f">= {figure(bound)}", figure(measured) + note, bool(measured >= bound))
 
 
-def near(claim: str, measured: Any, expected: Any, within: float) -> Check:
+def near(claim: str, measured: ArrayLike, expected: ArrayLike, within: float) -> Check:
     """Numbers, or lists of them, that agree to ``within``; NaN fails."""
     found, wanted = (np.atleast_1d(np.asarray(x, np.float64)) for x in (measured, expected))
     close = found.shape == wanted.shape and bool((np.abs(found - wanted) <= within).all())

@@ -19,7 +19,7 @@ from agents.control.environments import autoreset_mode
 from agents.control.episodes import EpisodeStatistics
 from agents.control.spaces import ObservationEncoder
 from agents.verification.checks import Check, Checking, at_most, not_applicable
-from agents.verification.env_subject import NUM_STEPS, ByObservation, Subject, lived
+from agents.verification.env_subject import NUM_STEPS, ByObservation, Subject, collected_steps
 from agents.verification.learning import learning_checks
 
 PLAYED = 200
@@ -239,7 +239,7 @@ def modes_agree(subject: Subject) -> Check:
             return not_applicable(claim, f"only one mode is on offer: {_first_line(error)}")
         agent = subject.agent(envs)
         policy = ByObservation(agent.policy)
-        streams[mode] = lived(agent.collector, policy, 2)  # type: ignore[arg-type]
+        streams[mode] = collected_steps(agent.collector, policy, 2)  # type: ignore[arg-type]
     first = streams[AutoresetMode.SAME_STEP]
     worst, compared = 0.0, 0
     for rows in streams.values():

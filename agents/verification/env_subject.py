@@ -6,19 +6,21 @@ import copy
 import importlib
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from torch import Tensor
 
 from agents.agent import Agent
 from agents.algorithms.loading import load_agent
 from agents.algorithms.ppo import PPO
 from agents.config import PPOConfig
 from agents.control import environments
-from agents.control.collector import StepCollector
+from agents.control.collector import ActorCritic, StepCollector
 from agents.control.spaces import ActionDecoder, ObservationEncoder
 from agents.rollout import Rollout
 
@@ -43,7 +45,7 @@ class Recorder(gym.Wrapper):
         self._current, self._total, self._length = copy.deepcopy(observation), 0.0, 0
         return observation, info
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+    def step(self, action: object) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """As the environment."""
         self.acted_on.append(self._current)
         self.actions.append(copy.deepcopy(action))
@@ -83,7 +85,7 @@ class Subject:
         ValueError: the environment cannot be made, or the checkpoint's spaces are not the environment's.
     """
 
-    def __init__(self, env_id: str, *, checkpoint: Any = None, seed: int = 0) -> None:
+    def __init__(self, env_id: str, *, checkpoint: str | Path | None = None, seed: int = 0) -> None:
         module, _, name = env_id.rpartition(":")
         if module:
             importlib.import_module(module)
@@ -117,7 +119,7 @@ class Subject:
         options: dict[str, Any] = {"max_episode_steps": self.limit} if limited and self.limit else {}
         return gym.make(self.env_id, disable_env_checker=True, **options)
 
-    def reset_single(self, row: int) -> Any:
+    def reset_single(self, row: int) -> object:
         """The first observation of a single environment, seeded as row ``row`` of a vector environment."""
         return self.single().reset(seed=self.seed + row)[0]
 
@@ -157,7 +159,7 @@ class Subject:
         policy = None if self.loaded is None else copy.deepcopy(self.loaded.policy)
         return PPO(envs, PPOConfig(**(options | settings)), policy)
 
-    def replay(self, rollout: Rollout, policy: Any) -> Replay:
+    def replay(self, rollout: Rollout, policy: ActorCritic) -> Replay:
         """Take a rollout's actions again in single environments, seeded as vector environments seed theirs."""
         encode, decode = ObservationEncoder(self.spaces[0]), ActionDecoder(self.spaces[1])
         found = Replay()
@@ -197,7 +199,7 @@ class ByObservation(torch.nn.Module):
 
     keeps_rows = False
 
-    def __init__(self, policy: Any) -> None:
+    def __init__(self, policy: ActorCritic) -> None:
         super().__init__()
         self.policy = copy.deepcopy(policy)
         actor = getattr(self.policy, "actor", None)
@@ -206,17 +208,20 @@ class ByObservation(torch.nn.Module):
                 actor[-1].weight.mul_(100.0)  # the fresh network is all but indifferent
 
     @torch.no_grad()
-    def act(self, observations: Any, *, deterministic: bool = False, generator: Any = None) -> Any:
+    def act(
+        self, observations: Tensor, *, deterministic: bool = False, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """One row at a time: a product of one row and of many may differ in the last digit."""
         parts = [self.policy.act(row[None], deterministic=True) for row in observations]
-        return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+        actions, logprobs = (torch.cat(part) for part in zip(*parts, strict=True))
+        return actions, logprobs
 
-    def values(self, observations: Any) -> Any:
+    def values(self, observations: Tensor) -> Tensor:
         """The policy's."""
         return self.policy.values(observations)
 
 
-def lived(collector: StepCollector, policy: Any, rollouts: int = 1) -> list[list[list[float]]]:
+def collected_steps(collector: StepCollector, policy: ActorCritic, rollouts: int = 1) -> list[list[list[float]]]:
     """Everything training sees of each environment, step by step, phantoms left out."""
     rows: list[list[list[float]]] = [[] for _ in range(collector.envs.num_envs)]
     for _ in range(rollouts):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import gymnasium as gym
 import numpy as np
@@ -30,6 +30,9 @@ from agents.verification.tabular import TabularPolicy
 from agents.verification.tabular_text import TabularTextPolicy, write
 from textenvs.exact import enumeration as exact
 from textenvs.exact.envs import EOS_TOKEN, ExactTask
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 NUM_ENVS = 512
@@ -155,7 +158,7 @@ def settings(algorithm: Algorithm, chosen: dict[str, Any], num_envs: int, seed: 
     return TextAgentConfig.for_algorithm(algorithm, **(asked | {"learning_rate": Linear(chosen["learning_rate"], 0.0)}))
 
 
-def tiny_gpt2(vocab_size: int, *, seed: int) -> Any:
+def tiny_gpt2(vocab_size: int, *, seed: int) -> PreTrainedModel:
     """A GPT-2 of 2 layers by 64 whose random weights are large enough for a distribution of its own."""
     from transformers import GPT2Config, GPT2LMHeadModel
 

@@ -10,7 +10,7 @@ import copy
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from agents.verification.checks import Check, Checking, at_most, not_applicable
 from agents.verification.model_subject import BUDGET, LONGEST, ROWS, TOLERANCE, Model
 from textenvs.lm.packed_forward import trunk_forward
 from textenvs.tokens.rows import PAD
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def model_checks(model: Model) -> list[Checking]:
@@ -42,12 +45,12 @@ def model_checks(model: Model) -> list[Checking]:
     return [(claim, partial(check, model)) for claim, check in parts]
 
 
-def plain_checks(model: Any) -> list[Checking]:
+def plain_checks(model: PreTrainedModel) -> list[Checking]:
     """Of a ``transformers`` model before a policy is built around it."""
     return [("the model in evaluation mode answers the same twice, in finite numbers (T9)", partial(steady, model))]
 
 
-def steady(model: Any) -> list[Check]:
+def steady(model: PreTrainedModel) -> list[Check]:
     """Dropout, or anything else that draws, would show."""
     tokens = torch.arange(4)[None] % model.get_input_embeddings().num_embeddings
     model.eval()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from torch import Tensor
 from agents.lm.causal_lm import CausalLMPolicy
 from textenvs.tokens.rows import PAD
 from textenvs.wrappers.reference import CausalLMReference, load_causal_lm
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TOLERANCE = 5e-4
 """Nats, or units of V: float32 sums in another order stay below, mistakes do not."""
@@ -34,7 +37,7 @@ class Model:
         ValueError: no causal LM can be loaded from there, or it is one that the policy refuses.
     """
 
-    def __init__(self, model: Any, *, seed: int = 0) -> None:
+    def __init__(self, model: PreTrainedModel | str | Path, *, seed: int = 0) -> None:
         self.model = load_causal_lm(model) if isinstance(model, (str, Path)) else model
         named = getattr(self.model.config, "eos_token_id", None) is not None
         self.eos = "model" if named else None

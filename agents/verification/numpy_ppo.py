@@ -6,10 +6,13 @@ Nothing here is shared with ``agents``: no autograd, no torch optimizer, no recu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from agents.control.mlp import MLPPolicy
 
 Array = NDArray[np.float64]
 
@@ -21,7 +24,7 @@ class NumpyPPO:
         policy: an ``agents.control.mlp.MLPPolicy`` to begin as; its parameters are copied.
     """
 
-    def __init__(self, policy: Any) -> None:
+    def __init__(self, policy: MLPPolicy) -> None:
         self.p = {name: value.detach().double().numpy().copy() for name, value in policy.named_parameters()}
         self.m = {name: np.zeros_like(value) for name, value in self.p.items()}
         self.v = {name: np.zeros_like(value) for name, value in self.p.items()}

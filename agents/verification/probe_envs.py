@@ -41,7 +41,7 @@ class OneStep(gym.Env):
         self.seen = self.observation_space.sample()
         return self.seen, {}
 
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+    def step(self, action: object) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Pay, and end."""
         assert self.action_space.contains(action), action
         return self.seen, float(self.reward(self.seen, action)), True, False, {}
@@ -111,7 +111,7 @@ def trained(
 
 
 @torch.no_grad()
-def judged(agent: PPO, observations: Any) -> tuple[np.ndarray, np.ndarray]:
+def judged(agent: PPO, observations: object) -> tuple[np.ndarray, np.ndarray]:
     """V ``[N]`` and the action probabilities ``[N, A]`` (for Box, the means) of ``N`` observations."""
     encode, _ = agent._codecs()
     features = torch.from_numpy(encode(observations))

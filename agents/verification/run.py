@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import gymnasium as gym
 import torch
@@ -37,6 +37,9 @@ from agents.verification.checks import (
     run,
     tally,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TABLE = "verify.md"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -163,7 +166,7 @@ def _model_room(path: str, seed: int) -> Callable[[], Sequence[Checking]]:
     return lambda: [(claim, partial(tokenizer_fits, claim, path, loaded)), *checks_of_model(loaded, seed)]
 
 
-def tokenizer_fits(claim: str, path: str, loaded: Any) -> Check:
+def tokenizer_fits(claim: str, path: str, loaded: PreTrainedModel) -> Check:
     """The tokenizer beside the model knows no token that the model does not."""
     from textenvs.tokens.tokenizers import load_tokenizer
 
@@ -175,7 +178,7 @@ def tokenizer_fits(claim: str, path: str, loaded: Any) -> Check:
     return at_most(claim, known, embedded, f" tokens; {embedded} embeddings")
 
 
-def checks_of_model(loaded: Any, seed: int = 0) -> Sequence[Checking]:
+def checks_of_model(loaded: PreTrainedModel, seed: int = 0) -> Sequence[Checking]:
     """All checks of a ``transformers`` model that is in memory."""
     from agents.verification.model import model_checks, plain_checks
     from agents.verification.model_subject import Model

@@ -120,7 +120,7 @@ def cart_pole() -> Check:
     agent, envs = PPO("CartPole-v1", preset.config), make_vector("CartPole-v1", 100)
     keeper = BestKeeper(envs, every=preset.evaluate_every, seed=77)
     agent.learn(preset.total_steps, keeper)
-    keeper.give_back(agent)
+    keeper.restore_best(agent)
     returns, _ = evaluate(agent, envs, 100, seed=99)
     claim = "CartPole-v1 is solved by its preset: greedy mean over 100 episodes"
     return at_least(claim, returns.mean(), SOLVED, f" after {agent.steps} steps")

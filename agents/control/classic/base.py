@@ -125,7 +125,7 @@ class ClassicVectorEnv(VectorEnv):
         self._restart(rows, options)
         return self._observations.copy(), {}
 
-    def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Take one step in every sub-environment.
 
         Raises:
