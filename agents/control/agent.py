@@ -58,18 +58,18 @@ class ControlAgent(Agent):
         spaces: tuple[Any, Any] | None = None,
         **settings: Any,
     ) -> None:
-        config = with_settings(self.config_type, config, settings)
+        chosen: Any = with_settings(self.config_type, config, settings)  # a subclass has settings of its own
         self.env_id = env if isinstance(env, str) else None
-        envs = None if env is None else make_vector(env, config.num_envs)
+        envs = None if env is None else make_vector(env, chosen.num_envs)
         self.spaces = spaces if envs is None else (envs.single_observation_space, envs.single_action_space)
-        generator = torch.Generator().manual_seed(config.seed)
+        generator = torch.Generator().manual_seed(chosen.seed)
         if isinstance(policy, str) and policy != MLP_POLICY:
             raise ValueError(f"policy: expected a module or {MLP_POLICY!r} for a control task, received {policy!r}")
-        module = self._default_policy(config) if policy is None or isinstance(policy, str) else policy
-        self.normalizer = self._normalizer(config)
+        module: Any = self._default_policy(chosen) if policy is None or isinstance(policy, str) else policy
+        self.normalizer = self._normalizer(chosen)
         if collector is None and envs is not None:
-            collector = self._step_collector(envs, config, generator)
-        super().__init__(config, module, collector, env=envs, generator=generator, logger=logger)
+            collector = self._step_collector(envs, chosen, generator)
+        super().__init__(chosen, module, collector, env=envs, generator=generator, logger=logger)
 
     def _default_policy(self, config: Any) -> MLPPolicy:
         if self.spaces is None:

@@ -1,4 +1,4 @@
-"""Settings that were tried, by task; a task without any gets ``DEFAULT``."""
+"""Tuned settings by task; any other task gets ``DEFAULT``."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class Preset:
     """How to train on one task."""
 
     config: AgentConfig
-    """the algorithm's settings: of the type that says which algorithm it is"""
+    """the algorithm's settings; their type selects the algorithm"""
     total_steps: int
     """transitions to train for"""
     evaluate_every: int
-    """transitions between two greedy evaluations, of which the best weights are kept"""
+    """transitions between two greedy evaluations, the best weights are kept"""
 
 
 DEFAULT = Preset(config=PPOConfig(), total_steps=500_000, evaluate_every=25_000)

@@ -1,9 +1,9 @@
 """Training on the enumerable text environments, by each algorithm, and the exact distance from the optimum afterwards.
 
-Two policies: a table that can represent any policy, the best too, so that what is missing is the algorithm's doing; and
-a tiny GPT-2. Both start as the reference. The settings are those of this measurement: the KL is a price in the reward,
-as the objective has it (a KL in the loss, GRPO's paper's choice, is biased: ``scripts.kl_bias``). The GPT-2's price is
-annealed: at the task's own from the start it settles on one of the best policy's kinds of text and forgets the others.
+Two policies: a table that can represent any policy, so that a remaining gap is due to the algorithm; and a tiny
+GPT-2. Both start as the reference. The KL is a penalty in the reward, as in the objective (a KL in the loss, as in
+GRPO's paper, is biased: ``scripts.kl_bias``). The GPT-2's KL coefficient is annealed: at a constant one, training
+collapses to one of the best policy's modes.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ GPT2: dict[Algorithm, dict[str, Any]] = {
 }
 """Over the papers' choices, for the tiny GPT-2."""
 ANNEALED, SHARE = 3.0, 0.5
-"""The GPT-2 pays so many times the price at first, which falls to the task's own in that share of the episodes."""
+"""The GPT-2's initial KL coefficient over the task's own, and the share of episodes in which it falls to that."""
 UPDATES: dict[str, dict[Algorithm, int]] = {
     "tabular": {"ppo": 80, "grpo": 400, "rloo": 400, "reinforce": 400},
     "gpt2": {"ppo": 240, "grpo": 600, "rloo": 600, "reinforce": 600},
@@ -159,7 +159,7 @@ def settings(algorithm: Algorithm, chosen: dict[str, Any], num_envs: int, seed: 
 
 
 def tiny_gpt2(vocab_size: int, *, seed: int) -> PreTrainedModel:
-    """A GPT-2 of 2 layers by 64 whose random weights are large enough for a distribution of its own."""
+    """A GPT-2 of 2 layers by 64 whose random weights give a non-uniform distribution."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     with torch.random.fork_rng(devices=[]):
