@@ -1,11 +1,11 @@
-"""Kill training at random moments, resume it, and compare how it ends with a run that was left in peace: bit for bit.
+"""Kill training at random moments, resume it, and compare the result bit for bit with an uninterrupted run.
 
     python -m scripts.kill_and_resume --env CartPole-v1 --kills 20
 
 Each run is a process of its own, killed with SIGKILL, which no program can catch. Every fourth kill waits for a file
-that is being written at that moment. What is compared: weights, optimizer, schedules, normalizers, environment state,
-episode statistics, generators, the best weights kept, the lines of ``progress.csv`` and the figures of
-``summary.json``; of all of these only the seconds may differ.
+that is being written at that moment. Compared are weights, optimizer, schedules, normalizers, environment state,
+episode statistics, generators, the best weights kept, the lines of ``progress.csv`` and the values of
+``summary.json``; only durations may differ.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from agents.runs.plots import read_columns
 from agents.runs.run_dir import CONFIG, SUMMARY, RunDir
 
 SECONDS = ("wall_s", "train_s", "seconds", "cpu_s", "train_cpu_s", "cpu_seconds")
-"""What two equal runs may differ in."""
+"""Durations, which may differ between equal runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class Config:
     arguments: tuple[str, ...] = ("--evaluate-every", "4096", "--eval-episodes", "5")
     """more flags of scripts.train_control"""
     overwrite: bool = False
-    """throw away what lies in --run-dir"""
+    """overwrite --run-dir"""
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -62,23 +62,23 @@ def main(config: Config) -> dict[str, Any]:
 
     Raises:
         RunDirError: if the run directory cannot be used.
-        RuntimeError: if a run fails, or ends elsewhere; the message names what differs.
+        RuntimeError: if a run fails or ends differently; the message names the differences.
     """
     rng = random.Random(config.seed)
     with RunDir(config.run_dir, script="kill_and_resume", overwrite=config.overwrite) as run:
         run.begin({name: str(value) for name, value in vars(config).items()})
-        undisturbed = run.path / "undisturbed"
-        process = train(config, undisturbed)
-        began = _wait_for_begin(process, undisturbed)
+        uninterrupted = run.path / "uninterrupted"
+        process = train(config, uninterrupted)
+        began = _wait_for_begin(process, uninterrupted)
         process.wait()
         seconds = time.monotonic() - began
-        print(f"undisturbed: {seconds:.1f} s once it had begun", flush=True)
+        print(f"uninterrupted: {seconds:.1f} s once it had begun", flush=True)
         mid_write, differing = 0, []
         for number in range(1, config.kills + 1):
             folder = run.path / f"kill_{number:02d}"
             after: float | None = None
             parts: list[str] = []
-            while after is None:  # a run that was quicker than the killer is no kill
+            while after is None:  # repeat if the run finished before the kill
                 shutil.rmtree(folder, ignore_errors=True)
                 in_mid_write = number % 4 == 0
                 moment = rng.uniform(-0.1, 0.6 if in_mid_write else 0.95) * seconds
@@ -87,7 +87,7 @@ def main(config: Config) -> dict[str, Any]:
             updates = _updates(folder)
             if train(config, folder, *(["--resume"] if resumable else [])).wait() != 0:
                 raise RuntimeError(f"{folder} could not be resumed; its standard error says why")
-            found = differences(undisturbed, folder)
+            found = differences(uninterrupted, folder)
             verdict = "equal" if not found else f"DIFFERS in {', '.join(found)}"
             where = f" while writing {', '.join(parts)}" if parts else ""
             print(f"kill {number:2d} after {after:5.2f} s{where}, resumed from update {updates}: {verdict}", flush=True)
@@ -96,7 +96,7 @@ def main(config: Config) -> dict[str, Any]:
             if not found:
                 shutil.rmtree(folder)
         equal = config.kills - len({line.split(":")[0] for line in differing})
-        print(f"{equal} of {config.kills} ended bit for bit where the undisturbed run ended")
+        print(f"{equal} of {config.kills} ended bit for bit equal to the uninterrupted run")
         summary = {"env": config.env, "kills": config.kills, "equal": equal, "in_mid_write": mid_write}
         run.write_json(SUMMARY, summary)
         if differing:
@@ -118,7 +118,7 @@ def kill(config: Config, folder: Path, moment: float, *, in_mid_write: bool) -> 
         config: of the run.
         folder: of the run.
         moment: seconds after the run directory was claimed and described; a negative one does not wait for that.
-        in_mid_write: go on from that moment until a half-written checkpoint is seen (or the run has ended).
+        in_mid_write: wait from that moment until a half-written checkpoint is seen (or the run has ended).
 
     Returns:
         Seconds after which it was killed (None: it had ended by itself), and the half-written files it left, by name.
@@ -147,7 +147,7 @@ def _wait_for_begin(process: subprocess.Popen[bytes], folder: Path) -> float:
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """What two finished run directories differ in, but for seconds: places in their files."""
+    """The places in their files where two finished run directories differ, except durations."""
     found = []
     for name in (LAST, BEST):
         found += [f"{name}{place}" for place in _differing(checkpoint.load(one / name), checkpoint.load(other / name))]

@@ -26,7 +26,7 @@ def page() -> str:
     lines = [
         "# What is logged",
         "",
-        "Each name stands in TensorBoard and in `progress.csv`, with its formula and unit.",
+        "Each name appears in TensorBoard and in `progress.csv`, with its formula and unit.",
         "",
     ]
     for title, table in (

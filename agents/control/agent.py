@@ -1,19 +1,19 @@
-"""An agent for Gymnasium spaces: the policy and the collector that an environment asks for, ``predict`` and ``load``.
+"""An agent for Gymnasium spaces: builds the policy and the collector of an environment; ``predict`` and ``load``.
 
-What a batch teaches is not here: see ``agents.control.ppo`` and ``agents.control.trpo``.
+How a batch updates the policy is not here: see ``agents.control.ppo`` and ``agents.control.trpo``.
 """
 
 from __future__ import annotations
 
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
+from numpy.typing import NDArray
 from torch import nn
 
 from agents.agent import Agent
-from agents.config import with_settings
+from agents.config import AgentConfig, with_settings
 from agents.control.collector import StepCollector
 from agents.control.environments import EnvLike, make_vector
 from agents.control.mlp import MLPPolicy
@@ -24,7 +24,7 @@ from agents.interfaces import Collector
 from agents.runs.logging import MetricSink
 
 MLP_POLICY = "MlpPolicy"
-"""What Stable-Baselines3 calls a small network for each of actor and critic."""
+"""Stable-Baselines3's name for separate small actor and critic networks."""
 Self = TypeVar("Self", bound="ControlAgent")
 
 
@@ -50,7 +50,7 @@ class ControlAgent(Agent):
     def __init__(
         self,
         env: EnvLike | None,
-        config: Any = None,
+        config: AgentConfig | None = None,
         policy: nn.Module | str | None = None,
         *,
         collector: Collector | None = None,
@@ -58,18 +58,18 @@ class ControlAgent(Agent):
         spaces: tuple[Any, Any] | None = None,
         **settings: Any,
     ) -> None:
-        config = with_settings(self.config_type, config, settings)
+        chosen: Any = with_settings(self.config_type, config, settings)  # a subclass has settings of its own
         self.env_id = env if isinstance(env, str) else None
-        envs = None if env is None else make_vector(env, config.num_envs)
+        envs = None if env is None else make_vector(env, chosen.num_envs)
         self.spaces = spaces if envs is None else (envs.single_observation_space, envs.single_action_space)
-        generator = torch.Generator().manual_seed(config.seed)
+        generator = torch.Generator().manual_seed(chosen.seed)
         if isinstance(policy, str) and policy != MLP_POLICY:
             raise ValueError(f"policy: expected a module or {MLP_POLICY!r} for a control task, received {policy!r}")
-        module = self._default_policy(config) if policy is None or isinstance(policy, str) else policy
-        self.normalizer = self._normalizer(config)
+        module: Any = self._default_policy(chosen) if policy is None or isinstance(policy, str) else policy
+        self.normalizer = self._normalizer(chosen)
         if collector is None and envs is not None:
-            collector = self._step_collector(envs, config, generator)
-        super().__init__(config, module, collector, env=envs, generator=generator, logger=logger)
+            collector = self._step_collector(envs, chosen, generator)
+        super().__init__(chosen, module, collector, env=envs, generator=generator, logger=logger)
 
     def _default_policy(self, config: Any) -> MLPPolicy:
         if self.spaces is None:
@@ -102,7 +102,7 @@ class ControlAgent(Agent):
         )
 
     def set_env(self, env: EnvLike) -> None:
-        """Learn in another environment of the same spaces from its first reset on; normalization goes on as it is.
+        """Continue in another environment of the same spaces, from its first reset; normalization is kept.
 
         Args:
             env: as in the constructor.
@@ -119,18 +119,18 @@ class ControlAgent(Agent):
 
     @torch.no_grad()
     def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[np.ndarray, Any]:
+        self, observation: object, state: object = None, episode_start: object = None, deterministic: bool = False
+    ) -> tuple[NDArray[Any], object]:
         """Actions for one observation or a batch of them; statistics of normalization stay as they are.
 
         Args:
-            observation: as the environment gives it, single or batched.
+            observation: in the environment's observation space, single or batched.
             state: passed through (the policy has no memory).
             episode_start: ignored, as the policy has no memory.
-            deterministic: the likeliest action, or the mean, instead of a sample.
+            deterministic: return the likeliest action, or the mean, instead of a sample.
 
         Returns:
-            Actions as the environment takes them, and ``state``.
+            Actions in the environment's action space, and ``state``.
         """
         encode, decode = self._codecs()
         single = encode.is_single(observation)
@@ -149,17 +149,17 @@ class ControlAgent(Agent):
     def _codecs(self) -> tuple[ObservationEncoder, ActionDecoder]:
         if not hasattr(self, "_codec_pair"):
             if self.spaces is None:
-                raise ValueError("predict needs to know the spaces: build the agent with an environment")
+                raise ValueError("predict: expected an agent with spaces, received one built without an environment")
             self._codec_pair = ObservationEncoder(self.spaces[0]), ActionDecoder(self.spaces[1])
         return self._codec_pair
 
     def state_dict(self) -> dict[str, Any]:
-        """As every agent's, with the environment's id and its spaces."""
+        """``Agent.state_dict`` with the environment's id and spaces."""
         spaces = None if self.spaces is None else [space_to_dict(space) for space in self.spaces]
         return {**super().state_dict(), "env_id": self.env_id, "spaces": spaces}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """As every agent's; without an environment the normalizer is kept all the same, because acting needs it."""
+        """Restore training state; without an environment, restore the normalizer too, because acting needs it."""
         super().load_state_dict(state)
         if self.collector is None and self.normalizer is not None and state["collector"] is not None:
             self.normalizer.load_state_dict(state["collector"]["normalizer"])
@@ -168,14 +168,14 @@ class ControlAgent(Agent):
     def from_state(
         cls: type[Self],
         state: dict[str, Any],
-        env: Any = None,
+        env: EnvLike | None = None,
         *,
         policy: nn.Module | None = None,
         device: str | None = None,
         logger: MetricSink | None = None,
         **arguments: Any,
     ) -> Self:
-        """The agent that ``state_dict`` gave ``state`` of; arguments and errors as in ``load``."""
+        """Build the agent from a ``state_dict``; arguments and errors as in ``load``."""
         cls._refuse_other(state)
         if device is not None:
             state["config"]["device"] = device

@@ -1,4 +1,4 @@
-"""Watches an agent from ``learn``: evaluates it now and then, keeps the best weights, and may end the training."""
+"""A callback that evaluates an agent periodically, keeps the best weights, and can stop training early."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from typing import Any
 import torch
 from gymnasium.vector import VectorEnv
 
+from agents.agent import Agent
 from agents.control.evaluation import evaluate
+from agents.control.normalize import ObservationNormalizer
 
 
 class BestKeeper:
     """A callback for ``PPO.learn``: greedy evaluations in environments of its own.
 
-    The best weights are kept by the mean return, and the later of two equal ones: they stem from more experience.
-    Nothing of the agent changes by being evaluated.
+    The best weights have the highest mean return; of equal ones, the later are kept, as they come from more experience.
+    Evaluation leaves the agent's training state unchanged.
 
     Args:
         envs: for evaluation only.
-        every: steps between two evaluations, >= 1.
+        every: steps between evaluations, >= 1.
         episodes: per evaluation, >= 1.
-        seed: of each evaluation's first reset.
+        seed: seed of each evaluation's first reset.
         stop_at_return: end the training once an evaluation's mean reaches this, reward units.
         on_best: called with the agent whenever it is the best so far (to save it, for instance).
     """
@@ -36,10 +38,10 @@ class BestKeeper:
         episodes: int = 100,
         seed: int = 0,
         stop_at_return: float | None = None,
-        on_best: Callable[[Any], object] | None = None,
+        on_best: Callable[[Agent], object] | None = None,
     ) -> None:
         if every < 1 or episodes < 1:
-            raise ValueError(f"every and episodes must be at least 1, received {every} and {episodes}")
+            raise ValueError(f"every and episodes: expected 1 or more, received {every} and {episodes}")
         self.envs, self.every, self.episodes, self.seed = envs, every, episodes, seed
         self.stop_at_return, self.on_best = stop_at_return, on_best
         self.best_mean, self.best_steps, self.last_steps = -math.inf, 0, -1
@@ -49,8 +51,8 @@ class BestKeeper:
         self.seconds = self.cpu_seconds = 0.0
         self._due: int | None = None
 
-    def __call__(self, agent: Any) -> bool:
-        """Evaluate if it is time; False once ``stop_at_return`` is reached."""
+    def __call__(self, agent: Agent) -> bool:
+        """Evaluate when due; False once ``stop_at_return`` is reached."""
         if self._due is None:
             self._due = self.every * math.ceil(agent.steps / self.every)
         if agent.steps < self._due:
@@ -58,14 +60,14 @@ class BestKeeper:
         self._due = self.every * (agent.steps // self.every + 1)
         return self.evaluate(agent)
 
-    def evaluate(self, agent: Any) -> bool:
+    def evaluate(self, agent: Agent) -> bool:
         """Evaluate now; False once ``stop_at_return`` is reached."""
         began, began_cpu = time.perf_counter(), time.process_time()
         returns, _ = evaluate(agent, self.envs, self.episodes, seed=self.seed)
         self.last_steps = agent.steps
         mean, std = float(returns.mean()), float(returns.std())
-        figures = {"eval/return_mean": mean, "eval/return_std": std, "time/steps": float(agent.steps)}
-        agent.logger.write(figures, agent.steps)
+        metrics = {"eval/return_mean": mean, "eval/return_std": std, "time/steps": float(agent.steps)}
+        agent.logger.write(metrics, agent.steps)
         if mean >= self.best_mean:
             self.best_mean, self.best_steps = mean, agent.steps
             self.best_policy = {name: value.clone() for name, value in agent.policy.state_dict().items()}
@@ -78,14 +80,15 @@ class BestKeeper:
         self.reached = self.stop_at_return is not None and mean >= self.stop_at_return
         return not self.reached
 
-    def give_back(self, agent: Any) -> None:
-        """Put the best weights (and the statistics they were trained with) into ``agent``; nothing before the first."""
+    def restore_best(self, agent: Agent) -> None:
+        """Load the best weights and their normalization statistics into ``agent``; no-op before any evaluation."""
         if self.best_policy is None:
             return
         with torch.no_grad():
             agent.policy.load_state_dict(self.best_policy)
         if self.best_normalizer is not None:
-            agent.collector.normalizer.load_state_dict(self.best_normalizer)
+            normalizer: ObservationNormalizer = getattr(agent.collector, "normalizer")  # noqa: B009 (not in the protocol)
+            normalizer.load_state_dict(self.best_normalizer)
 
     def state_dict(self) -> dict[str, Any]:
         """Exact state, the best weights included."""
@@ -102,7 +105,7 @@ class BestKeeper:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken."""
+        """Restore from ``state_dict``."""
         self.best_mean, self.best_steps = state["best_mean"], state["best_steps"]
         self.best_policy, self.best_normalizer = state["best_policy"], state["best_normalizer"]
         self.last_steps = state["last_steps"]

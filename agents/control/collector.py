@@ -11,7 +11,7 @@ While acting, only the actor runs; the critic and the log-probabilities follow i
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,15 +28,27 @@ from agents.control.spaces import ActionDecoder, ObservationEncoder
 from agents.rollout import Rollout
 
 
+class ActorCritic(Protocol):
+    """The part of ``agents.interfaces.Policy`` that collecting steps needs."""
+
+    def act(
+        self, observations: Tensor, *, deterministic: bool = False, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Actions and their log-probabilities, nats."""
+
+    def values(self, observations: Tensor) -> Tensor:
+        """V of each observation, reward units."""
+
+
 class StepCollector:
-    """Plays ``num_steps`` steps in every environment, remembers where it stopped, and goes on from there.
+    """Steps every environment ``num_steps`` times per rollout; the next rollout continues where the last one stopped.
 
     Args:
         envs: a gymnasium vector environment in any autoreset mode.
         num_steps: T, steps of each environment per rollout, >= 1.
-        generator: source of the policy's randomness; its owner saves it.
+        generator: source of the policy's randomness; saved by its owner.
         seed: for the environments' first reset.
-        device: where the policy lives.
+        device: device of the policy.
         normalizer: of observations, or None.
         reward_scaler: or None.
     """
@@ -71,7 +83,7 @@ class StepCollector:
         self._observation: NDArray[np.float32] | None = None
         self._resetting = np.zeros(envs.num_envs, np.bool_)
 
-    def collect(self, policy: Any) -> tuple[Rollout, dict[str, float]]:
+    def collect(self, policy: ActorCritic) -> tuple[Rollout, dict[str, float]]:
         """``[B, num_steps]`` steps with ``policy``, and the statistics of the episodes that ended so far."""
         num_steps, num_envs = self.num_steps, self.envs.num_envs
         if self._observation is None:
@@ -135,7 +147,7 @@ class StepCollector:
         truncated: NDArray[np.bool_],
         mask: NDArray[np.bool_],
     ) -> Rollout:
-        """One pass over everything that was seen: values, values after each step, log-probabilities."""
+        """One batched pass over all observations: values, values after each step, log-probabilities."""
         last = np.stack([x for _, _, x in finals]) if finals else raw[:0, 0]
         beyond = np.concatenate([raw[-1], last])
         seen, beyond = (raw, beyond) if self.normalizer is None else (self.normalizer(raw), self.normalizer(beyond))
@@ -175,13 +187,15 @@ class StepCollector:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken.
+        """Restore from ``state_dict``.
 
         Raises:
-            ValueError: if the environments are of another kind or number.
+            ValueError: if the number or type of environments differs.
         """
         if len(state["resetting"]) != self.envs.num_envs:
-            raise ValueError(f"the state is of {len(state['resetting'])} environments, here are {self.envs.num_envs}")
+            raise ValueError(
+                f"expected the state of {self.envs.num_envs} environments, received {len(state['resetting'])}"
+            )
         self.episodes.load_state_dict(state["episodes"])
         if self.normalizer is not None:
             self.normalizer.load_state_dict(state["normalizer"])
@@ -195,7 +209,7 @@ class StepCollector:
 
 
 class _Actor:
-    """Asks the policy for actions: the actor alone where the policy can do that, ``act`` otherwise."""
+    """Samples actions: with ``choose``, the actor alone, where the policy has it, otherwise with ``act``."""
 
     def __init__(
         self, policy: Any, num_steps: int, num_envs: int, generator: torch.Generator, device: torch.device
@@ -222,12 +236,12 @@ class _Actor:
 
     def logprobs_and_values(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         if not self.quick:
-            # A copy: what a policy gives may be a view of its parameters, which are about to change.
+            # A copy: the values may be a view of parameters that the update changes.
             return torch.stack(self._logprobs, 1), self.policy.values(observations).clone()
         evaluation = self.policy.evaluate(observations, actions, None)
         return evaluation.logprobs, evaluation.values
 
 
 def _rows(array: NDArray[Any]) -> Tensor:
-    """``[T, B, ...]`` to ``[B, T, ...]`` in memory of its own."""
+    """``[T, B, ...]`` to ``[B, T, ...]`` copied."""
     return torch.from_numpy(np.swapaxes(array, 0, 1).copy())

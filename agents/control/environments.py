@@ -1,4 +1,4 @@
-"""A vector environment with a known autoreset mode, from any way of naming a task."""
+"""A vector environment with a known autoreset mode, from an id, an environment or a vector environment."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NATIVE = {
     "MountainCarContinuous-v0": "agents.control.classic.mountain_car:MountainCarContinuousVectorEnv",
     "Pendulum-v1": "agents.control.classic.pendulum:PendulumVectorEnv",
 }
-"""Ids with a vector form here, and where it is."""
+"""Ids with a vectorized environment here, and its entry point."""
 
 
 def make_vector(env: EnvLike, num_envs: int, mode: AutoresetMode = AutoresetMode.SAME_STEP, **kwargs: Any) -> VectorEnv:

@@ -1,4 +1,4 @@
-"""Returns and lengths of the episodes that really ended, as the scalar environment would count them."""
+"""Returns and lengths of finished episodes; masked reset steps are not counted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class EpisodeStatistics:
         self.count = 0
 
     def add(self, rewards: NDArray[Any], ended: NDArray[np.bool_], mask: NDArray[np.bool_]) -> None:
-        """One step of every environment, ``[B]`` each; where ``mask`` is False nothing happened."""
+        """One step of every environment, ``[B]`` each; where ``mask`` is False the step is ignored."""
         self.returns += np.where(mask, rewards, 0.0)
         self.lengths += mask
         if ended.any():
@@ -57,7 +57,7 @@ class EpisodeStatistics:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken."""
+        """Restore from ``state_dict``."""
         self.returns = np.array(state["returns"], np.float64)
         self.lengths = np.array(state["lengths"], np.int64)
         self.finished.clear()

@@ -1,8 +1,8 @@
-"""How good is an agent? Whole episodes in fresh environments; nothing is learned, normalized statistics stay frozen."""
+"""Evaluate an agent over whole episodes; nothing is trained and normalization statistics stay frozen."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -11,15 +11,22 @@ from numpy.typing import NDArray
 from agents.control.environments import autoreset_mode
 
 
+class Predictor(Protocol):
+    """Our agents and those of Stable-Baselines3."""
+
+    def predict(self, observation: Any, *, deterministic: bool = ...) -> tuple[NDArray[Any], object]:  # Any: SB3's type
+        """Actions for a batch of observations, and a recurrent state."""
+
+
 def evaluate(
-    agent: Any, envs: VectorEnv, episodes: int = 100, *, seed: int | None = None, deterministic: bool = True
+    agent: Predictor, envs: VectorEnv, episodes: int = 100, *, seed: int | None = None, deterministic: bool = True
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Returns and lengths of ``episodes`` episodes.
 
-    Each environment plays a share fixed beforehand, so short episodes are not counted more often than long ones.
+    Each environment plays a fixed share, so short episodes are not overrepresented.
 
     Args:
-        agent: has ``predict(observations, deterministic=...)``, as ours and SB3's do.
+        agent: chooses the actions.
         envs: in any autoreset mode.
         episodes: how many, >= 1.
         seed: of the environments' first reset.
@@ -29,7 +36,7 @@ def evaluate(
         returns ``[episodes]`` in reward units, and lengths ``[episodes]`` in steps.
     """
     if episodes < 1:
-        raise ValueError(f"episodes must be at least 1, received {episodes}")
+        raise ValueError(f"episodes: expected 1 or more, received {episodes}")
     mode, num_envs = autoreset_mode(envs), envs.num_envs
     left = np.array([(episodes + i) // num_envs for i in range(num_envs)])
     observations, _ = envs.reset(seed=seed)

@@ -20,8 +20,8 @@ from agents.interfaces import Evaluation
 from agents.rollout import Batch
 
 
-def is_fast(policy: Any) -> TypeGuard[MLPPolicy]:
-    """Whether ``FastMLP`` knows this policy: an ``MLPPolicy`` itself, float32 on the CPU, Discrete or Box actions."""
+def is_fast(policy: object) -> TypeGuard[MLPPolicy]:
+    """Whether ``FastMLP`` supports this policy: a plain ``MLPPolicy``, float32 on the CPU, Discrete or Box actions."""
     return (
         type(policy) is MLPPolicy
         and len(policy.actor) >= 3
@@ -37,7 +37,7 @@ class FastMLP:
         policy: one that ``is_fast``; after this, move neither it nor its parameters to another device or dtype.
 
     Raises:
-        ValueError: if the policy is of another kind.
+        ValueError: if the policy is not supported.
     """
 
     keeps_rows = False

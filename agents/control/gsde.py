@@ -1,4 +1,4 @@
-"""Exploration that depends on the state (gSDE): smooth in time, where independent noise would only tremble.
+"""Exploration that depends on the state (gSDE): smooth in time, unlike independent noise.
 
     a = mean(s) + phi(s) E,   E_ld ~ N(0, std_ld^2),   so that   a_d ~ N(mean_d(s), sum_l phi_l(s)^2 std_ld^2)
 
@@ -71,13 +71,10 @@ class StateDependentHead(nn.Module):
     def evaluate(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Log-density and entropy (nats) of unclipped ``actions`` ``[..., D]``: ``[...]`` each."""
         means, log_std = self.distribution(outputs)
-        return (
-            distributions.gaussian_logprob(actions, means, log_std),
-            distributions.gaussian_entropy(means, log_std),
-        )
+        return (distributions.gaussian_logprob(actions, means, log_std), distributions.gaussian_entropy(means, log_std))
 
     def distribution(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """All that fixes the distribution of the actions: means and log standard deviations, ``[..., D]`` each."""
+        """The parameters of the distribution of the actions: means and log standard deviations, ``[..., D]`` each."""
         means, features = self._split(outputs)
         variance = features.square() @ (2.0 * self.log_std).exp() + SMALLEST_VARIANCE
         return means, 0.5 * variance.log()

@@ -54,7 +54,7 @@ class CategoricalHead(nn.Module):
         return logprob.sum(-1), entropy.sum(-1)
 
     def distribution(self, outputs: Tensor) -> tuple[Tensor, ...]:
-        """All that fixes the distribution of the actions: each choice's log-probabilities ``[..., A_i]``, nats."""
+        """The parameters of the distribution of the actions: each choice's log-probabilities ``[..., A_i]``, nats."""
         return tuple(distributions.categorical_logprobs(part) for part in outputs.split(self.sizes, -1))
 
     def kl(self, old: tuple[Tensor, ...], new: tuple[Tensor, ...]) -> Tensor:
@@ -99,7 +99,7 @@ class GaussianHead(nn.Module):
         )
 
     def distribution(self, outputs: Tensor) -> tuple[Tensor, ...]:
-        """All that fixes the distribution of the actions: means ``[..., D]`` and log standard deviations ``[D]``."""
+        """The parameters of the distribution of the actions: means ``[..., D]`` and log standard deviations ``[D]``."""
         return outputs, self.log_std
 
     def kl(self, old: tuple[Tensor, ...], new: tuple[Tensor, ...]) -> Tensor:

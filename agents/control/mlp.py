@@ -1,4 +1,4 @@
-"""Actor and critic as two small fully connected networks; one observation, one decision."""
+"""Actor and critic as two small fully connected networks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def multilayer(sizes: Sequence[int], *, gain: float, activation: str = "tanh") -
 
 
 class MLPPolicy(nn.Module):
-    """Two networks that share nothing: the actor's outputs go through a head, the critic's is V.
+    """Separate actor and critic networks; a head maps the actor's outputs to actions, the critic's output is V.
 
     Observations are flat float32 ``[..., D]`` (``agents.control.spaces.ObservationEncoder``); if the space is a Dict
     with an
@@ -93,7 +93,7 @@ class MLPPolicy(nn.Module):
         self.critic = multilayer([self.input_size, *hidden, 1], gain=1.0, activation=activation)
 
     def outputs(self, observations: Tensor) -> Tensor:
-        """What the head takes: the actor's outputs ``[..., num_outputs]``, with forbidden actions at ``-inf``."""
+        """The head's input: the actor's outputs ``[..., num_outputs]``, with forbidden actions at ``-inf``."""
         if isinstance(self.head, StateDependentHead):
             hidden = self.actor[:-1](observations)
             return torch.cat([self.actor[-1](hidden), hidden], -1)

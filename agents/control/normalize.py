@@ -33,14 +33,16 @@ class ObservationNormalizer:
         self._scale = (1.0 / np.sqrt(self.moments.variance + 1e-8)).astype(np.float32)
 
     def update(self, observations: NDArray[np.float32]) -> None:
-        """Learn from raw ``observations`` ``[N, size]``."""
+        """Update the statistics from raw ``observations`` ``[N, size]``."""
         self.moments.update(observations[:, : self.moments.mean.shape[0]])
         self._refresh()
 
     def __call__(self, observations: NDArray[np.float32]) -> NDArray[np.float32]:
         """Normalized copy of raw ``observations`` ``[..., size]``."""
         width = self.moments.mean.shape[0]
-        scaled = np.clip((observations[..., :width] - self._shift) * self._scale, -self.limit, self.limit)
+        scaled: NDArray[np.float32] = np.clip(
+            (observations[..., :width] - self._shift) * self._scale, -self.limit, self.limit
+        )
         if self.free == 0:
             return scaled
         return np.concatenate([scaled, observations[..., width:]], axis=-1)
@@ -50,7 +52,7 @@ class ObservationNormalizer:
         return self.moments.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken."""
+        """Restore from ``state_dict``."""
         self.moments.load_state_dict(state)
         self._refresh()
 
@@ -76,7 +78,7 @@ class RewardScaler:
     def __call__(
         self, rewards: NDArray[np.float32], ended: NDArray[np.bool_], mask: NDArray[np.bool_]
     ) -> NDArray[np.float32]:
-        """Learn from a rollout, and return its scaled rewards.
+        """Update the statistics from a rollout; return its scaled rewards.
 
         Args:
             rewards: ``[T, B]`` reward units.
@@ -97,6 +99,6 @@ class RewardScaler:
         return {"moments": self.moments.state_dict(), "running": self.running.copy()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken."""
+        """Restore from ``state_dict``."""
         self.moments.load_state_dict(state["moments"])
         self.running = np.array(state["running"], np.float64)

@@ -1,4 +1,4 @@
-"""Proximal policy optimization (Schulman et al. 2017, arXiv:1707.06347): what an agent learns from a batch.
+"""Proximal policy optimization (Schulman et al. 2017, arXiv:1707.06347): how an agent updates from a batch.
 
 The parts live in rooms of their own (``agent``, ``step_collector``, ``advantages``, ``update``); this file joins them.
 """
@@ -18,7 +18,7 @@ from agents.update import update
 
 
 class ControlPPO(ControlAgent):
-    """An agent that learns by PPO; see ``agents.control.agent.ControlAgent`` for its arguments and ``PPOConfig`` for
+    """An agent trained with PPO; see ``agents.control.agent.ControlAgent`` for its arguments and ``PPOConfig`` for
     its settings."""
 
     algorithm = "ppo"
@@ -34,7 +34,7 @@ class ControlPPO(ControlAgent):
         return learner, torch.optim.Adam(trained, lr=rate, eps=config.adam_eps, fused=True)
 
     def update(self, batch: Batch) -> dict[str, float]:
-        """A few epochs of clipped updates; figures as in ``agents.update.update``."""
+        """A few epochs of clipped updates; metrics as in ``agents.update.update``."""
         rate, clip = value_at(self.config.learning_rate, self.progress), value_at(self.config.clip, self.progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate

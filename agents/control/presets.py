@@ -1,4 +1,4 @@
-"""Settings that were tried, by task; a task without any gets ``DEFAULT``."""
+"""Tuned settings by task; any other task gets ``DEFAULT``."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class Preset:
     """How to train on one task."""
 
     config: AgentConfig
-    """the algorithm's settings: of the type that says which algorithm it is"""
+    """the algorithm's settings; their type selects the algorithm"""
     total_steps: int
     """transitions to train for"""
     evaluate_every: int
-    """transitions between two greedy evaluations, of which the best weights are kept"""
+    """transitions between two greedy evaluations, the best weights are kept"""
 
 
 DEFAULT = Preset(config=PPOConfig(), total_steps=500_000, evaluate_every=25_000)
@@ -111,11 +111,7 @@ PRESETS: dict[str, Preset] = {
 TRPO_DEFAULT = Preset(config=TRPOConfig(), total_steps=500_000, evaluate_every=25_000)
 
 TRPO_PRESETS: dict[str, Preset] = {
-    "CartPole-v1": Preset(
-        config=TRPOConfig(num_envs=8, num_steps=128),
-        total_steps=100_000,
-        evaluate_every=5_120,
-    ),
+    "CartPole-v1": Preset(config=TRPOConfig(num_envs=8, num_steps=128), total_steps=100_000, evaluate_every=5_120),
     "Acrobot-v1": Preset(
         config=TRPOConfig(num_envs=8, num_steps=128, target_kl=0.02, normalize_observations=True),
         total_steps=100_000,
@@ -123,11 +119,7 @@ TRPO_PRESETS: dict[str, Preset] = {
     ),
     "MountainCarContinuous-v0": Preset(
         config=TRPOConfig(
-            num_envs=4,
-            num_steps=512,
-            normalize_observations=True,
-            normalize_rewards=True,
-            sde_sample_freq=4,
+            num_envs=4, num_steps=512, normalize_observations=True, normalize_rewards=True, sde_sample_freq=4
         ),
         total_steps=50_000,
         evaluate_every=5_120,

@@ -30,7 +30,7 @@ def space_to_dict(space: spaces.Space) -> dict[str, Any]:
 
 
 def space_from_dict(data: dict[str, Any]) -> spaces.Space:
-    """The space that ``space_to_dict`` came from.
+    """Invert ``space_to_dict``.
 
     Raises:
         ValueError: for an unknown kind.
@@ -48,4 +48,4 @@ def space_from_dict(data: dict[str, Any]) -> spaces.Space:
         return spaces.Dict({key: space_from_dict(part) for key, part in data["parts"].items()})
     if kind == "Tuple":
         return spaces.Tuple([space_from_dict(part) for part in data["parts"]])
-    raise ValueError(f"unknown kind of space: {kind!r}")
+    raise ValueError(f"unknown type of space: {kind!r}")

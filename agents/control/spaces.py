@@ -9,7 +9,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 ACTION_MASK = "action_mask"
-"""Key of a Dict observation that says which actions are allowed; it becomes the last columns."""
+"""Key of a Dict observation with the mask of allowed actions; it becomes the last columns."""
 
 
 class ObservationEncoder:
@@ -32,24 +32,24 @@ class ObservationEncoder:
             self.mask_size = _width(space.spaces[ACTION_MASK])
         self.size = _width(space)
 
-    def __call__(self, observations: Any) -> NDArray[np.float32]:
+    def __call__(self, observations: object) -> NDArray[np.float32]:
         """Batched observations, as a vector environment gives them, to ``[B, size]`` float32."""
         if self._plain:
             array = np.asarray(observations, np.float32)
             return array if array.ndim == 2 else array.reshape(len(array), -1)
         return np.concatenate(_columns(self.space, observations), axis=1)
 
-    def is_single(self, observation: Any) -> bool:
+    def is_single(self, observation: object) -> bool:
         """Whether ``observation`` is one observation rather than a batch of them."""
         return _depth(self.space, observation) == 0
 
-    def single(self, observation: Any) -> NDArray[np.float32]:
+    def single(self, observation: object) -> NDArray[np.float32]:
         """One observation to ``[1, size]`` float32."""
         return self(_batch_of_one(self.space, observation))
 
 
 class ActionDecoder:
-    """Turns stored actions into what the environment takes: clipped to a Box, counted from a Discrete's ``start``.
+    """Converts stored actions to the action space: clipped to a Box, offset by a Discrete's ``start``.
 
     Args:
         space: the space of one action.

@@ -1,4 +1,4 @@
-"""Trust region policy optimization (Schulman et al. 2015, arXiv:1502.05477): what an agent learns from a batch.
+"""Trust region policy optimization (Schulman et al. 2015, arXiv:1502.05477): how an agent updates from a batch.
 
 One step of the policy for each batch, as far as the KL allows (``agents.functional.trust_region``), then several
 passes of plain
@@ -26,7 +26,7 @@ from agents.update import minibatches
 
 
 class TRPO(ControlAgent):
-    """An agent that learns by TRPO; see ``agents.control.agent.ControlAgent`` for its arguments and ``TRPOConfig``
+    """An agent trained with TRPO; see ``agents.control.agent.ControlAgent`` for its arguments and ``TRPOConfig``
     for its settings.
 
     Raises:
@@ -103,7 +103,7 @@ class TRPO(ControlAgent):
         }
 
     def _surrogate(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What the step is to raise, and the mean entropy (nats); ``batch`` has no masked steps left."""
+        """The surrogate objective and the mean entropy (nats); ``batch`` has no masked steps left."""
         logprobs, entropy = self.policy.head.evaluate(outputs, batch.actions)
         return -losses.surrogate_loss(logprobs, batch.old_logprobs, batch.advantages, None), entropy.detach().mean()
 

@@ -165,7 +165,7 @@ class _Trainer:
         """Evaluate the best weights on episodes of their own; the content of ``summary.json``."""
         config, keeper, agent = self.config, self.keeper, self.agent
         train_s, train_cpu_s = self.wall_s - keeper.seconds, self.cpu_s - keeper.cpu_seconds
-        keeper.give_back(agent)
+        keeper.restore_best(agent)
         returns, _ = evaluate(agent, self.evaluation, config.eval_episodes, seed=FINAL_SEED)
         summary = {
             "env": config.env,

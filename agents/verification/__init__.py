@@ -1,1 +1,1 @@
-"""The proof, as claims with an expected and a measured figure; also for your own environment, model or policy."""
+"""Verification: claims with an expected and a measured value, also for your own environment, model or policy."""

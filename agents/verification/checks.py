@@ -1,12 +1,14 @@
-"""What a check says, and the table that many of them make. Not here: what is checked (``verify_*``, ``probes``)."""
+"""The result of a check, and the table of results. The checks themselves are in the other modules of this room."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, SupportsFloat
 
 import numpy as np
+from numpy.typing import ArrayLike
+from torch import Tensor
 
 WIDTHS = (60, 22, 40, 7)
 """Characters of the printed columns."""
@@ -14,14 +16,14 @@ HEADINGS = ("claim", "expected", "measured", "verdict")
 
 
 class Check(NamedTuple):
-    """One claim, held against what was found."""
+    """One claim with its expected and measured value."""
 
     claim: str
     """A sentence that is true if the check passes."""
     expected: str
-    """What the claim says the figure is."""
+    """The value that the claim predicts."""
     measured: str
-    """The figure that was found, or why there is none."""
+    """The measured value, or the reason why there is none."""
     passed: bool | None
     """None: the claim does not apply here."""
 
@@ -32,38 +34,38 @@ class Check(NamedTuple):
 
 
 Checking = tuple[str, Callable[[], "Check | Sequence[Check]"]]
-"""A claim to blame if the function raises, and the function."""
+"""The claim that fails if the function raises, and the function."""
 
 
-def figure(value: float) -> str:
-    """A number for people: four digits, and a power of ten where it is tiny."""
+def number(value: float) -> str:
+    """Format a number with four significant digits."""
     return f"{float(value):.4g}"
 
 
 def at_most(claim: str, measured: float, bound: float, note: str = "") -> Check:
     """``measured <= bound``; NaN fails."""
-    return Check(claim, f"<= {figure(bound)}", figure(measured) + note, bool(measured <= bound))
+    return Check(claim, f"<= {number(bound)}", number(measured) + note, bool(measured <= bound))
 
 
 def at_least(claim: str, measured: float, bound: float, note: str = "") -> Check:
     """``measured >= bound``; NaN fails."""
-    return Check(claim, f">= {figure(bound)}", figure(measured) + note, bool(measured >= bound))
+    return Check(claim, f">= {number(bound)}", number(measured) + note, bool(measured >= bound))
 
 
-def near(claim: str, measured: Any, expected: Any, within: float) -> Check:
+def near(claim: str, measured: ArrayLike, expected: ArrayLike, within: float) -> Check:
     """Numbers, or lists of them, that agree to ``within``; NaN fails."""
     found, wanted = (np.atleast_1d(np.asarray(x, np.float64)) for x in (measured, expected))
     close = found.shape == wanted.shape and bool((np.abs(found - wanted) <= within).all())
-    return Check(claim, f"{_listed(wanted)} ± {figure(within)}", _listed(found), close)
+    return Check(claim, f"{_listed(wanted)} ± {number(within)}", _listed(found), close)
 
 
 def not_applicable(claim: str, why: str) -> Check:
-    """A claim that makes no sense here."""
+    """A claim that does not apply to the subject."""
     return Check(claim, "-", why, None)
 
 
 def joint(claim: str, parts: Sequence[Check]) -> Check:
-    """One line for several checks; it fails if one fails, and shows all their figures."""
+    """Combine checks into one line, which fails if any of them fails and shows all values."""
     verdicts = [part.passed for part in parts if part.passed is not None]
     passed = all(verdicts) if verdicts else None
     expected, measured = ("; ".join(dict.fromkeys(column)) for column in zip(*(p[1:3] for p in parts), strict=True))
@@ -71,18 +73,18 @@ def joint(claim: str, parts: Sequence[Check]) -> Check:
 
 
 def run(checkings: Iterable[Checking], show: Callable[[Check], None] = lambda check: None) -> list[Check]:
-    """Make every check; one that raises has failed, and says with what message.
+    """Run every check; one that raises has failed, with the error as its measured value.
 
     Args:
         checkings: claims and functions.
-        show: called with each check as soon as it is made.
+        show: called with each check when it finishes.
     """
     made: list[Check] = []
     for claim, function in checkings:
         try:
             found = function()
             results = [found] if isinstance(found, Check) else list(found)
-        except Exception as error:  # whatever a foreign environment or model throws is its failure, not ours
+        except Exception as error:  # any error of a user's environment or model is a failed check
             message = " ".join(str(error).split()) or "no message"
             results = [Check(claim, "no error", f"{type(error).__name__}: {message[:300]}", False)]
         for check in results:
@@ -91,8 +93,18 @@ def run(checkings: Iterable[Checking], show: Callable[[Check], None] = lambda ch
     return made
 
 
+def larger(one: float, other: SupportsFloat) -> float:
+    """The maximum; NaN if either is NaN."""
+    return float(np.maximum(one, float(other)))
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """``|found - expected| / |expected|``, Euclidean norms."""
+    return float((found - expected).norm() / expected.norm())
+
+
 def printed(cells: Sequence[str]) -> str:
-    """One row for a terminal, its cells wrapped."""
+    """One table row for a terminal, with wrapped cells."""
     wrapped = [textwrap.wrap(cell, width) or [""] for cell, width in zip(cells, WIDTHS, strict=True)]
     lines = []
     for i in range(max(len(cell) for cell in wrapped)):
@@ -102,7 +114,7 @@ def printed(cells: Sequence[str]) -> str:
 
 
 def markdown(title: str, checks: Sequence[Check]) -> str:
-    """The table as a page."""
+    """The table as a Markdown page."""
     lines = [f"# {title}", "", "| " + " | ".join(HEADINGS) + " |", "|---|---|---|---|"]
     for check in checks:
         cells = [*check[:3], check.verdict]
@@ -111,10 +123,10 @@ def markdown(title: str, checks: Sequence[Check]) -> str:
 
 
 def tally(checks: Sequence[Check]) -> str:
-    """How many passed, failed, did not apply."""
+    """Counts of passed, failed and not applicable checks."""
     passed, failed, rest = (sum(check.passed is verdict for check in checks) for verdict in (True, False, None))
     return f"{passed} passed, {failed} failed" + (f", {rest} not applicable" if rest else "")
 
 
 def _listed(values: np.ndarray) -> str:
-    return " ".join(figure(value) for value in values.flatten())
+    return " ".join(number(value) for value in values.flatten())

@@ -1,6 +1,6 @@
-"""The proof of the core: update, advantages, autoreset, ratios and gradients against independent derivations.
+"""Verify update, advantages, autoreset, ratios and gradients against independent derivations, without training.
 
-Nothing here needs data or an environment of one's own. What takes training is in ``verify_training``.
+Checks that train are in ``agents.verification.training``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from agents.functional.advantages import generalized_advantages
 from agents.rollout import Batch
 from agents.update import update
 from agents.verification import learning as verify_learning
-from agents.verification.checks import Check, Checking, at_least, at_most, joint, near
+from agents.verification.checks import Check, Checking, at_least, at_most, joint, near, relative_error
 from agents.verification.env import modes_agree
 from agents.verification.env_subject import Subject
 from agents.verification.kl_bias import TASKS, kl_biases
@@ -44,7 +44,7 @@ CLASSIC = ("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous
 
 
 def core_checks() -> list[Checking]:
-    """All of them; a second or so each."""
+    """All checks of the core; about a second each."""
     checkings: list[Checking] = [
         ("the update equals an independent numpy PPO in float64", update_equals_numpy),
         ("the update equals Stable-Baselines3's PPO.train()", update_equals_sb3),
@@ -53,14 +53,14 @@ def core_checks() -> list[Checking]:
     ]
     checkings += [(f"{name}: ratio 1, KL 0, gradient", partial(first_minibatch, name)) for name in ACTIONS]
     checkings += [
-        (f"{name}: the native vector form equals the scalar original", partial(native, name)) for name in CLASSIC
+        (f"{name}: the native vector environment equals the scalar one", partial(native, name)) for name in CLASSIC
     ]
     checkings += [(f"KL estimators on {task}", partial(kl_estimators, task)) for task in TASKS]
     return checkings
 
 
 def language_model_checks() -> list[Checking]:
-    """A tiny random GPT-2 (absolute positions) and Llama (rotary ones), by the checks of ``--model``."""
+    """The checks of ``--model`` on a tiny random GPT-2 (absolute positions) and Llama (rotary positions)."""
     checkings: list[Checking] = []
     for name, model in tiny_models().items():
         subject = Model(model)
@@ -70,7 +70,7 @@ def language_model_checks() -> list[Checking]:
 
 
 def tiny_models() -> dict[str, Any]:
-    """Two layers by 24 with weights large enough for a distribution of their own; 31 tokens, 48 positions."""
+    """Two layers of width 24, 31 tokens, 48 positions; weights large enough for a non-uniform distribution."""
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
     common: dict[str, Any] = {
@@ -98,7 +98,7 @@ def tiny_models() -> dict[str, Any]:
 
 
 def update_equals_numpy() -> Check:
-    """Three epochs of three minibatches, clipping, entropy bonus and gradient clipping at work."""
+    """Three epochs of three minibatches, with clipping, entropy bonus and gradient clipping."""
     policy = _policy(spaces.Discrete(3), hidden=(8, 8)).double()
     batch, reference = _batch(policy), NumpyPPO(policy)
     config = UpdateConfig(epochs=3, minibatch_size=10, value_coef=0.7, entropy_coef=0.01)
@@ -117,15 +117,15 @@ def update_equals_numpy() -> Check:
 
 
 def update_equals_sb3() -> list[Check]:
-    """Discrete and Box, by autograd and by the written-out gradient."""
-    kinds = [(env_id, fast) for env_id in ("CartPole-v1", "Pendulum-v1") for fast in (False, True)]
+    """Discrete and Box, by autograd and by the analytic gradient."""
+    cases = [(env_id, fast) for env_id in ("CartPole-v1", "Pendulum-v1") for fast in (False, True)]
     return [
         at_most(
-            f"the update equals SB3's PPO.train(), {env_id}{', gradient written out' if fast else ''}, parameters",
+            f"the update equals SB3's PPO.train(), {env_id}{', analytic gradient' if fast else ''}, parameters",
             update_difference(env_id, fast=fast),
             1e-6,
         )
-        for env_id, fast in kinds
+        for env_id, fast in cases
     ]
 
 
@@ -145,13 +145,13 @@ def advantages() -> list[Check]:
         gap = np.abs(ours - advantages_by_definition(rollout, gamma=0.97, lam=0.9, mask=mask)).max()
         worst = float(np.maximum(worst, gap))
     return [
-        at_most("GAE equals its O(T^2) definition, any mixture of ends and masks", worst, 1e-12),
+        at_most("GAE equals its O(T^2) definition, any mixture of episode ends and masks", worst, 1e-12),
         at_most("GAE and returns equal SB3's RolloutBuffer (float32)", advantage_difference(), 1e-5),
     ]
 
 
 def autoreset_modes() -> list[Check]:
-    """Acrobot and Pendulum cut after 25 steps, CartPole also ended."""
+    """Acrobot and Pendulum truncated after 25 steps; CartPole also terminates."""
     checks = []
     for env_id in ("CartPole-v1", "Acrobot-v1", "Pendulum-v1"):
         subject = Subject(env_id)
@@ -166,7 +166,7 @@ def first_minibatch(kind: str) -> list[Check]:
     batch = _batch(policy)
     optimizer = torch.optim.Adam(policy.parameters(), lr=0.0)
     config = UpdateConfig(epochs=2, minibatch_size=7)
-    figures = update(policy, optimizer, batch, config, clip=1e-3, generator=torch.Generator().manual_seed(0))
+    metrics = update(policy, optimizer, batch, config, clip=1e-3, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         now = policy.evaluate(batch.observations, batch.actions).logprobs
     ratio = float((now - batch.old_logprobs).exp().sub(1).abs().max())
@@ -179,20 +179,20 @@ def first_minibatch(kind: str) -> list[Check]:
     ours = _flat_gradient(policy.actor)
     checks = [
         at_most(f"{kind}: first minibatch, largest |ratio - 1|", ratio, 1e-5),
-        at_most(f"{kind}: approximate KL, nats, without learning", figures["train/approx_kl"], 1e-9),
-        at_most(f"{kind}: clip fraction at 0.001, without learning", figures["train/clip_fraction"], 0.0),
-        at_most(f"{kind}: at ratio 1 PPO's gradient = policy gradient's", _relative(ours, plain), 1e-5),
+        at_most(f"{kind}: approximate KL, nats, at learning rate 0", metrics["train/approx_kl"], 1e-9),
+        at_most(f"{kind}: clip fraction at clip 0.001, learning rate 0", metrics["train/clip_fraction"], 0.0),
+        at_most(f"{kind}: at ratio 1 PPO's gradient = policy gradient's", relative_error(ours, plain), 1e-5),
     ]
     if is_fast(policy):
         fast = FastMLP(policy)
         fast.ppo_gradient(batch.single_steps(), whole, 0.2)
         quick = torch.cat([p.flatten() for p in _actor_gradients(fast)])
-        checks.append(at_most(f"{kind}: the same of the written-out gradient", _relative(quick, plain), 1e-5))
+        checks.append(at_most(f"{kind}: analytic gradient = policy gradient's", relative_error(quick, plain), 1e-5))
     return checks
 
 
 def native(env_id: str) -> Check:
-    """Sixteen copies; after every one of 60 steps each is held against the original put into the same state."""
+    """Sixteen copies; after every one of 60 steps each is compared with the scalar environment in the same state."""
     envs = make_vector(env_id, 16, AutoresetMode.SAME_STEP)
     observations, _ = envs.reset(seed=3)
     scalar = gym.make(env_id).unwrapped
@@ -237,7 +237,7 @@ def kl_estimators(task: str) -> list[Check]:
 
 
 def _policy(action_space: spaces.Space, **options: Any) -> MLPPolicy:
-    """Weights large enough that the policy prefers something."""
+    """Weights large enough for a non-uniform policy."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         policy = MLPPolicy(SEEN, action_space, **options)
@@ -274,10 +274,6 @@ def _random_actions(envs: Any, rng: np.random.Generator) -> Any:
     if isinstance(envs.single_action_space, spaces.Box):
         return rng.normal(0.0, 1.5, envs.action_space.shape).astype(np.float32)
     return rng.integers(envs.single_action_space.n, size=envs.num_envs)
-
-
-def _relative(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one - other).norm() / other.norm())
 
 
 def _named(prefix: str, function: Callable[[], Any]) -> list[Check]:

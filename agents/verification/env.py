@@ -1,6 +1,6 @@
-"""Checks of an environment of one's own: its contract, its seeds, the ends of its episodes.
+"""Checks of a user's environment: contract, seeding, episode ends.
 
-Not here: how copies of it are made and replayed (``verify_subject``), and what PPO does in it (``verify_learning``).
+Copies and replays are made in ``env_subject``; checks of PPO in the environment are in ``learning``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from agents.control.environments import autoreset_mode
 from agents.control.episodes import EpisodeStatistics
 from agents.control.spaces import ObservationEncoder
 from agents.verification.checks import Check, Checking, at_most, not_applicable
-from agents.verification.env_subject import NUM_STEPS, ByObservation, Subject, lived
+from agents.verification.env_subject import NUM_STEPS, ByObservation, Subject, collected_steps
 from agents.verification.learning import learning_checks
 
 PLAYED = 200
@@ -37,14 +37,14 @@ def env_checks(subject: Subject) -> list[Checking]:
     ]
     if subject.is_scalar:
         parts[1:1] = [
-            ("gymnasium's own check_env is content", gymnasium_check),
+            ("gymnasium's check_env passes", gymnasium_check),
             ("reset and step keep their contract", contract),
             ("the same seed and actions give the same episode (S1)", reproducible),
         ]
-        parts.append(("training sees what single environments show, step by step (A3, A4, A6)", replayed))
+        parts.append(("training data equal those of single environments, step by step (A3, A4, A6)", replayed))
     else:
         parts[1:1] = [
-            ("observations lie in their space, everything is finite", vector_contract),
+            ("observations lie in their space, and all values are finite", vector_contract),
             ("the same seed and actions give the same steps (S1)", vector_reproducible),
         ]
     parts += learning_checks(subject)
@@ -58,12 +58,12 @@ def supported(subject: Subject) -> Check:
 
 
 def gymnasium_check(subject: Subject) -> Check:
-    """Its assertions would be raised here."""
+    """Run Gymnasium's own checker, which raises on failure."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         check_env(subject.single(limited=False).unwrapped, skip_render_check=True)
     note = f"passed, {len(said)} warnings" + (f": {_first_line(said[0].message)}" if said else "")
-    return Check("gymnasium's own check_env is content", "no error", note, True)
+    return Check("gymnasium's check_env passes", "no error", note, True)
 
 
 def contract(subject: Subject) -> list[Check]:
@@ -94,12 +94,12 @@ def contract(subject: Subject) -> list[Check]:
     return [
         _none("observations lie in their space", outside),
         _none("observations and rewards are finite", infinite),
-        _none("reset and step return what they should", wrong),
+        _none("reset and step return the documented types", wrong),
     ]
 
 
 def vector_contract(subject: Subject) -> list[Check]:
-    """The same of a vector environment without single ones."""
+    """The same for an id that has only a vector environment."""
     envs = subject.vector()
     encode = ObservationEncoder(envs.single_observation_space)
     agent = subject.agent(envs)
@@ -138,7 +138,7 @@ def reproducible(subject: Subject) -> Check:
 
 
 def vector_reproducible(subject: Subject) -> Check:
-    """The same of a vector environment without single ones."""
+    """The same for an id that has only a vector environment."""
     one, other = subject.vector(), subject.vector()
     encode, agent = ObservationEncoder(one.single_observation_space), subject.agent(subject.vector())
     starts = [encode(envs.reset(seed=subject.seed)[0]) for envs in (one, other)]
@@ -160,7 +160,7 @@ def vector_reproducible(subject: Subject) -> Check:
 
 
 def last_observation(subject: Subject) -> Check:
-    """A vector form must hand over the last observation, not the fresh one; an environment must not reset itself."""
+    """A vector environment returns the last observation, not the reset one; an environment never resets itself."""
     claim = "the observation at an end is not the next episode's first (A3)"
     envs = subject.vector()
     mode = autoreset_mode(envs)
@@ -193,20 +193,20 @@ def last_observation(subject: Subject) -> Check:
 
 
 def replayed(subject: Subject) -> list[Check]:
-    """A rollout of the form that training uses, against single environments given the same seeds and actions."""
+    """A training rollout against single environments with the same seeds and actions."""
     envs, other = subject.vector(), []
     encode = ObservationEncoder(envs.single_observation_space)
     firsts = [encode.single(subject.reset_single(row)) for row in range(envs.num_envs)]
     if not np.array_equal(encode(envs.reset(seed=subject.seed)[0]), np.concatenate(firsts)):
-        why = "it seeds its rows in a way of its own; single environments side by side are compared instead"
-        other.append(not_applicable("its own vector form equals single environments", why))
+        why = "it seeds its rows differently; a SyncVectorEnv of single environments is compared instead"
+        other.append(not_applicable("its vector environment equals single environments", why))
         envs = subject.recorded()[0]
     agent = subject.agent(envs, log_std=1.0)
     agent.collector.episodes = EpisodeStatistics(envs.num_envs, window=10**6)  # type: ignore[union-attr]
     policy = ByObservation(agent.policy)
     rollout, _ = agent.collector.collect(policy)  # type: ignore[union-attr]
     found = subject.replay(rollout, policy)
-    form = "its single environments" if isinstance(envs, SyncVectorEnv) else "its own vector form"
+    form = "its single environments" if isinstance(envs, SyncVectorEnv) else "its vector environment"
     counted = sorted(agent.collector.episodes.finished)  # type: ignore[union-attr]
     own = sorted(episode for row in found.episodes for episode in row)[: len(counted)]
     differing = sum(
@@ -217,29 +217,29 @@ def replayed(subject: Subject) -> list[Check]:
     if found.truncations:
         bootstrap = at_most(claim, found.bootstrap, TOLERANCE, f" over {found.truncations} truncations")
     else:
-        bootstrap = not_applicable(claim, f"no episode was cut within {NUM_STEPS} steps")
+        bootstrap = not_applicable(claim, f"no episode was truncated within {NUM_STEPS} steps")
     return [
         *other,
         at_most(f"{form}: observations equal single ones', step by step", found.observations, TOLERANCE),
         at_most("rewards equal single environments'", found.rewards, TOLERANCE),
-        at_most("steps whose end or termination differs", found.flags, 0),
+        at_most("steps whose terminated or truncated flag differs", found.flags, 0),
         bootstrap,
-        at_most("episodes whose return or length is not their own (A6)", differing, 0, f" of {len(counted)}"),
+        at_most("episodes whose return or length differs (A6)", differing, 0, f" of {len(counted)}"),
     ]
 
 
 def modes_agree(subject: Subject) -> Check:
-    """Deterministic actions, two rollouts a mode; NEXT_STEP sees less, as its phantoms take time."""
+    """Deterministic actions, two rollouts a mode; NEXT_STEP collects fewer, as reset steps are masked."""
     claim = "all autoreset modes give the same training data (A2)"
     streams = {}
     for mode in AutoresetMode:
         try:
             envs = subject.recorded(mode)[0] if subject.is_scalar else subject.vector(mode)
         except TypeError as error:
-            return not_applicable(claim, f"only one mode is on offer: {_first_line(error)}")
+            return not_applicable(claim, f"only one mode is supported: {_first_line(error)}")
         agent = subject.agent(envs)
         policy = ByObservation(agent.policy)
-        streams[mode] = lived(agent.collector, policy, 2)  # type: ignore[arg-type]
+        streams[mode] = collected_steps(agent.collector, policy, 2)  # type: ignore[arg-type]
     first = streams[AutoresetMode.SAME_STEP]
     worst, compared = 0.0, 0
     for rows in streams.values():

@@ -1,4 +1,4 @@
-"""The environment that `verify --env` looks at: how copies of it are made, recorded and replayed. No checks here."""
+"""The environment of ``verify --env``: makes, records and replays copies of it. No checks here."""
 
 from __future__ import annotations
 
@@ -6,28 +6,31 @@ import copy
 import importlib
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from torch import Tensor
 
 from agents.agent import Agent
 from agents.algorithms.loading import load_agent
 from agents.algorithms.ppo import PPO
 from agents.config import PPOConfig
 from agents.control import environments
-from agents.control.collector import StepCollector
+from agents.control.collector import ActorCritic, StepCollector
 from agents.control.spaces import ActionDecoder, ObservationEncoder
 from agents.rollout import Rollout
+from agents.verification.checks import larger
 
 NUM_ENVS, NUM_STEPS, LIMIT = 3, 64, 25
-"""Copies side by side; steps of each; time limit put on them, so that truncation is seen."""
+"""Copies side by side; steps of each; a time limit, so that truncation occurs."""
 
 
 class Recorder(gym.Wrapper):
-    """Notes what one environment is told, what it shows before each action, and its episodes' returns."""
+    """Record the actions of one environment, the observations before them, and its episodes' returns."""
 
     def __init__(self, env: gym.Env) -> None:
         super().__init__(env)
@@ -43,7 +46,7 @@ class Recorder(gym.Wrapper):
         self._current, self._total, self._length = copy.deepcopy(observation), 0.0, 0
         return observation, info
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+    def step(self, action: object) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """As the environment."""
         self.acted_on.append(self._current)
         self.actions.append(copy.deepcopy(action))
@@ -74,16 +77,16 @@ class Subject:
     """One environment id, with an agent for it.
 
     Args:
-        env_id: as ``gym.make`` takes it, ``module:Env-v0`` included; it may have a vector form only.
-        checkpoint: an agent that PPO.save wrote, whose policy acts; None: a fresh network.
-        seed: of everything.
+        env_id: as ``gym.make`` takes it, ``module:Env-v0`` included; it may have only a vector environment.
+        checkpoint: a saved agent whose policy acts; None: a fresh network.
+        seed: seed of environments and policy.
 
     Raises:
         gymnasium.error.Error: no such id.
         ValueError: the environment cannot be made, or the checkpoint's spaces are not the environment's.
     """
 
-    def __init__(self, env_id: str, *, checkpoint: Any = None, seed: int = 0) -> None:
+    def __init__(self, env_id: str, *, checkpoint: str | Path | None = None, seed: int = 0) -> None:
         module, _, name = env_id.rpartition(":")
         if module:
             importlib.import_module(module)
@@ -101,7 +104,7 @@ class Subject:
         loaded = None if checkpoint is None else load_agent(checkpoint)
         self.loaded: Agent | None = loaded
         if loaded is not None and (loaded.spaces is None or tuple(loaded.spaces) != known):
-            raise ValueError(f"{checkpoint} is of the spaces {loaded.spaces}, {env_id} has {known}")
+            raise ValueError(f"{checkpoint} : expected the spaces {known} of {env_id}, received {loaded.spaces}")
 
     @property
     def spaces(self) -> tuple[gym.Space, gym.Space]:
@@ -117,17 +120,17 @@ class Subject:
         options: dict[str, Any] = {"max_episode_steps": self.limit} if limited and self.limit else {}
         return gym.make(self.env_id, disable_env_checker=True, **options)
 
-    def reset_single(self, row: int) -> Any:
+    def reset_single(self, row: int) -> object:
         """The first observation of a single environment, seeded as row ``row`` of a vector environment."""
         return self.single().reset(seed=self.seed + row)[0]
 
     def recorded(self, mode: AutoresetMode = AutoresetMode.SAME_STEP) -> tuple[SyncVectorEnv, list[Recorder]]:
-        """Single environments side by side, and what each notes."""
+        """A ``SyncVectorEnv`` of single environments, and their recorders."""
         recorders = [Recorder(self.single()) for _ in range(NUM_ENVS)]
         return SyncVectorEnv([partial(_same, one) for one in recorders], autoreset_mode=mode), recorders
 
     def vector(self, mode: AutoresetMode = AutoresetMode.SAME_STEP) -> VectorEnv:
-        """The form that training would use; for an id with single environments it has the same time limit.
+        """The vector environment that training uses, with the time limit of ``single``.
 
         Raises:
             TypeError: it has no such autoreset mode.
@@ -157,8 +160,8 @@ class Subject:
         policy = None if self.loaded is None else copy.deepcopy(self.loaded.policy)
         return PPO(envs, PPOConfig(**(options | settings)), policy)
 
-    def replay(self, rollout: Rollout, policy: Any) -> Replay:
-        """Take a rollout's actions again in single environments, seeded as vector environments seed theirs."""
+    def replay(self, rollout: Rollout, policy: ActorCritic) -> Replay:
+        """Replay a rollout's actions in single environments, seeded as a vector environment seeds its rows."""
         encode, decode = ObservationEncoder(self.spaces[0]), ActionDecoder(self.spaces[1])
         found = Replay()
         for row in range(rollout.num_rows):
@@ -171,9 +174,9 @@ class Subject:
                 action = decode(rollout.actions[row, t : t + 1].numpy())[0]
                 seen, reward, terminated, truncated, _ = env.step(action)
                 total, length = total + float(reward), length + 1
-                found.observations = _larger(found.observations, gap)
+                found.observations = larger(found.observations, gap)
                 gap = abs(float(rollout.rewards[row, t]) - float(np.float32(reward))) / (1 + abs(float(reward)))
-                found.rewards = _larger(found.rewards, gap)
+                found.rewards = larger(found.rewards, gap)
                 over = bool(terminated or truncated)
                 cut = over or t == rollout.mask.shape[1] - 1
                 same = bool(rollout.terminated[row, t]) == terminated and bool(rollout.ended[row, t]) == cut
@@ -183,7 +186,7 @@ class Subject:
                         value = policy.values(torch.from_numpy(encode.single(seen)))[0]
                     found.truncations += 1
                     gap = abs(float((value - rollout.next_values[row, t]) / (1 + value.abs())))
-                    found.bootstrap = _larger(found.bootstrap, gap)
+                    found.bootstrap = larger(found.bootstrap, gap)
                 if over:
                     episodes.append((total, length))
                     seen, _ = env.reset()
@@ -193,31 +196,34 @@ class Subject:
 
 
 class ByObservation(torch.nn.Module):
-    """Acts by the observation alone (a policy's likeliest action there), so that phantom steps shift no draw."""
+    """A deterministic policy: reset steps consume no random numbers, so all autoreset modes stay comparable."""
 
     keeps_rows = False
 
-    def __init__(self, policy: Any) -> None:
+    def __init__(self, policy: ActorCritic) -> None:
         super().__init__()
         self.policy = copy.deepcopy(policy)
         actor = getattr(self.policy, "actor", None)
         if actor is not None:
             with torch.no_grad():
-                actor[-1].weight.mul_(100.0)  # the fresh network is all but indifferent
+                actor[-1].weight.mul_(100.0)  # an untrained network is almost uniform
 
     @torch.no_grad()
-    def act(self, observations: Any, *, deterministic: bool = False, generator: Any = None) -> Any:
+    def act(
+        self, observations: Tensor, *, deterministic: bool = False, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """One row at a time: a product of one row and of many may differ in the last digit."""
         parts = [self.policy.act(row[None], deterministic=True) for row in observations]
-        return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+        actions, logprobs = (torch.cat(part) for part in zip(*parts, strict=True))
+        return actions, logprobs
 
-    def values(self, observations: Any) -> Any:
+    def values(self, observations: Tensor) -> Tensor:
         """The policy's."""
         return self.policy.values(observations)
 
 
-def lived(collector: StepCollector, policy: Any, rollouts: int = 1) -> list[list[list[float]]]:
-    """Everything training sees of each environment, step by step, phantoms left out."""
+def collected_steps(collector: StepCollector, policy: ActorCritic, rollouts: int = 1) -> list[list[list[float]]]:
+    """All training data of each environment, step by step, without masked reset steps."""
     rows: list[list[list[float]]] = [[] for _ in range(collector.envs.num_envs)]
     for _ in range(rollouts):
         r, _ = collector.collect(policy)
@@ -232,8 +238,3 @@ def lived(collector: StepCollector, policy: Any, rollouts: int = 1) -> list[list
 
 def _same(env: gym.Env) -> gym.Env:
     return env
-
-
-def _larger(one: float, other: Any) -> float:
-    """The maximum, in which NaN wins."""
-    return float(np.maximum(one, float(other)))

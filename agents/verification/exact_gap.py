@@ -1,4 +1,4 @@
-"""How far from the best policy does each algorithm end? Measured where the best is known: on enumerable text problems.
+"""The optimality gap of each algorithm on enumerable text problems, whose best policy is known.
 
     python -m scripts.exact_gap                                    PPO on a table of logits
     python -m scripts.exact_gap --algorithm all                    PPO, GRPO, RLOO and REINFORCE

@@ -1,9 +1,9 @@
 """Training on the enumerable text environments, by each algorithm, and the exact distance from the optimum afterwards.
 
-Two policies: a table that can represent any policy, the best too, so that what is missing is the algorithm's doing; and
-a tiny GPT-2. Both start as the reference. The settings are those of this measurement: the KL is a price in the reward,
-as the objective has it (a KL in the loss, GRPO's paper's choice, is biased: ``scripts.kl_bias``). The GPT-2's price is
-annealed: at the task's own from the start it settles on one of the best policy's kinds of text and forgets the others.
+Two policies: a table that can represent any policy, so that a remaining gap is due to the algorithm; and a tiny
+GPT-2. Both start as the reference. The KL is a penalty in the reward, as in the objective (a KL in the loss, as in
+GRPO's paper, is biased: ``scripts.kl_bias``). The GPT-2's KL coefficient is annealed: at a constant one, training
+collapses to one of the best policy's modes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import gymnasium as gym
 import numpy as np
@@ -30,6 +30,9 @@ from agents.verification.tabular import TabularPolicy
 from agents.verification.tabular_text import TabularTextPolicy, write
 from textenvs.exact import enumeration as exact
 from textenvs.exact.envs import EOS_TOKEN, ExactTask
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 NUM_ENVS = 512
@@ -58,7 +61,7 @@ GPT2: dict[Algorithm, dict[str, Any]] = {
 }
 """Over the papers' choices, for the tiny GPT-2."""
 ANNEALED, SHARE = 3.0, 0.5
-"""The GPT-2 pays so many times the price at first, which falls to the task's own in that share of the episodes."""
+"""The GPT-2's initial KL coefficient over the task's own, and the share of episodes in which it falls to that."""
 UPDATES: dict[str, dict[Algorithm, int]] = {
     "tabular": {"ppo": 80, "grpo": 400, "rloo": 400, "reinforce": 400},
     "gpt2": {"ppo": 240, "grpo": 600, "rloo": 600, "reinforce": 600},
@@ -155,8 +158,8 @@ def settings(algorithm: Algorithm, chosen: dict[str, Any], num_envs: int, seed: 
     return TextAgentConfig.for_algorithm(algorithm, **(asked | {"learning_rate": Linear(chosen["learning_rate"], 0.0)}))
 
 
-def tiny_gpt2(vocab_size: int, *, seed: int) -> Any:
-    """A GPT-2 of 2 layers by 64 whose random weights are large enough for a distribution of its own."""
+def tiny_gpt2(vocab_size: int, *, seed: int) -> PreTrainedModel:
+    """A GPT-2 of 2 layers by 64 whose random weights give a non-uniform distribution."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     with torch.random.fork_rng(devices=[]):

@@ -2,15 +2,15 @@
 
     python -m scripts.kl_bias
 
-The policy is one on its way: halfway, in logits, from the reference to the optimum of a text environment. Value: the
+The policy lies halfway, in logits, between the reference and the optimum of a text environment. Value: the
 estimator's mean over completions, summed over tokens, against KL(pi || pi_ref). Gradient, by the policy's logits: of
 the estimator's mean, as autograd sees it where the estimator is a term of the loss and the sampled tokens are
-constants. It is held against two truths:
+constants. It is compared with two exact gradients:
 
 * the gradient of the KL of each token's distribution, at the prefixes as they are visited ("per token");
 * the gradient of the KL of whole sequences, which also counts how a token changes what is visited later ("sequence").
 
-The last line is k1 as a price in the reward (`KLShaping`), whose policy gradient is that of the whole sequence.
+The last line is k1 as a penalty in the reward (`KLShaping`), whose policy gradient is that of the whole sequence.
 """
 
 from __future__ import annotations

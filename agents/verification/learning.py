@@ -1,4 +1,4 @@
-"""Checks of PPO in an environment of one's own: what is trained on, statistics, seeds, resuming."""
+"""Checks of PPO in a user's environment: training data, statistics, seeds, resuming."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def learning_checks(subject: Subject) -> list[tuple[str, Callable[[Subject], Che
         ("every transition is used exactly once an epoch (P7)", used_once),
         ("forbidden actions have probability 0 and are never taken (P11)", masks),
         ("same seed, same parameters after two updates (S1)", same_parameters),
-        ("saved, loaded and gone on = undisturbed, bit for bit (S2)", resumed),
+        ("a resumed run = an uninterrupted one, bit for bit (S2)", resumed),
     ]
     if subject.is_scalar:
         parts += [
             ("only real steps are trained on (A1)", counted),
-            ("the environment gets the clipped action, the log-prob is the unclipped one's (P9)", clipped),
-            ("running statistics are the stream's own (N1)", statistics),
+            ("the environment receives the clipped action, the log-prob is of the unclipped one (P9)", clipped),
+            ("running statistics equal those of all observations (N1)", statistics),
         ]
     return parts
 
@@ -56,33 +56,33 @@ def ratio_one(subject: Subject) -> list[Check]:
     claim = "learning rate 0: every minibatch of every epoch has ratio 1 (P2)"
     return [
         at_most(f"{claim}: largest |ratio - 1|", float((ratio - 1).abs().max()), 1e-4),
-        at_most("approximate KL there, nats", agent.metrics["train/approx_kl"], 1e-8),
-        at_most("clip fraction there, with a clip of 0.001", agent.metrics["train/clip_fraction"], 0.0),
+        at_most("approximate KL at learning rate 0, nats", agent.metrics["train/approx_kl"], 1e-8),
+        at_most("clip fraction at learning rate 0 and clip 0.001", agent.metrics["train/clip_fraction"], 0.0),
     ]
 
 
 def used_once(subject: Subject) -> Check:
-    """Counts what the learner is asked about in one update."""
+    """Count how often one update evaluates each transition."""
     agent = subject.agent(subject.vector())
     seen: Counter[bytes] = Counter()
-    learner, judge = agent.learner, agent.compute_advantages
-    asked = "ppo_gradient" if hasattr(learner, "ppo_gradient") else "evaluate"
-    original, batches = getattr(learner, asked), []
+    learner, compute = agent.learner, agent.compute_advantages
+    method = "ppo_gradient" if hasattr(learner, "ppo_gradient") else "evaluate"
+    original, batches = getattr(learner, method), []
 
     def note(observations: torch.Tensor, actions: torch.Tensor) -> None:
         flat = torch.cat([observations.reshape(len(actions), -1), actions.reshape(len(actions), -1)], 1)
         seen.update(row.numpy().tobytes() for row in flat)
 
     def spying(first: Any, *rest: Any) -> Any:
-        note(*((first.observations, first.actions) if asked == "ppo_gradient" else (first, rest[0])))
+        note(*((first.observations, first.actions) if method == "ppo_gradient" else (first, rest[0])))
         return original(first, *rest)
 
-    def judging(rollout: Any) -> Any:
-        batches.append(judge(rollout))
-        setattr(learner, asked, spying)
+    def computing(rollout: Any) -> Any:
+        batches.append(compute(rollout))
+        setattr(learner, method, spying)
         return batches[-1]
 
-    agent.compute_advantages = judging  # type: ignore[method-assign]
+    agent.compute_advantages = computing  # type: ignore[method-assign]
     agent.iterate()
     used, seen = seen, Counter()
     batch = batches[0].single_steps()
@@ -94,7 +94,7 @@ def used_once(subject: Subject) -> Check:
 
 
 def counted(subject: Subject) -> list[Check]:
-    """Rows of the batch against the steps the environments were really asked for."""
+    """Rows of the batch against the number of environment steps."""
     checks = []
     for mode in AutoresetMode:
         envs, recorders = subject.recorded(mode)
@@ -107,8 +107,8 @@ def counted(subject: Subject) -> list[Check]:
 
 
 def clipped(subject: Subject) -> list[Check]:
-    """A wide policy leaves the box; the environment must not notice."""
-    claim = "the environment gets the clipped action (P9)"
+    """Actions outside the box are clipped before the environment steps."""
+    claim = "the environment receives the clipped action (P9)"
     space = subject.spaces[1]
     if not isinstance(space, spaces.Box):
         return [not_applicable(claim, "actions are not a Box")]
@@ -123,7 +123,7 @@ def clipped(subject: Subject) -> list[Check]:
         gaps.append(np.abs(np.array(recorder.actions) - kept).max())
     with torch.no_grad():
         now = agent.policy.evaluate(rollout.observations, rollout.actions, rollout.mask).logprobs
-    note = f"; {outside} of {rollout.num_steps} left the box"
+    note = f"; {outside} of {rollout.num_steps} were outside the box"
     return [
         at_most(claim, float(np.max(gaps)), 1e-6, note),
         at_most("the log-prob is that of the unclipped action (P9)", float((now - rollout.logprobs).abs().max()), 1e-4),
@@ -131,12 +131,12 @@ def clipped(subject: Subject) -> list[Check]:
 
 
 def masks(subject: Subject) -> Check:
-    """Where observations carry an action mask."""
+    """Only for observations with an action mask."""
     claim = "forbidden actions have probability 0 and are never taken (P11)"
     agent = subject.agent(subject.vector())
     size = agent.collector.encode.mask_size  # type: ignore[union-attr]
     if size == 0:
-        return not_applicable(claim, "observations hold no action_mask")
+        return not_applicable(claim, "observations have no action_mask")
     rollout, _ = agent.collector.collect(agent.learner)  # type: ignore[union-attr]
     seen, actions = rollout.observations[rollout.mask], rollout.actions[rollout.mask]
     forbidden = seen[:, -size:] <= 0
@@ -152,7 +152,7 @@ def masks(subject: Subject) -> Check:
 
 
 def statistics(subject: Subject) -> Check:
-    """Mean and variance of the normalizer against those of everything that was acted on."""
+    """Mean and variance of the normalizer against those of all observations acted on."""
     envs, recorders = subject.recorded()
     agent = subject.agent(envs, normalize_observations=True)
     for _ in range(2):
@@ -163,19 +163,21 @@ def statistics(subject: Subject) -> Check:
     stream = stream[:, : len(moments.mean)]
     scale = np.maximum(np.abs(stream).max(0), 1e-12)
     gaps = [np.abs(moments.mean - stream.mean(0)) / scale, np.abs(moments.variance - stream.var(0)) / scale**2]
-    return at_most("running statistics are the stream's own (N1)", float(np.max(gaps)), 1e-10, f" of {len(stream)}")
+    return at_most(
+        "running statistics equal those of all observations (N1)", float(np.max(gaps)), 1e-10, f" of {len(stream)}"
+    )
 
 
 def same_parameters(subject: Subject) -> Check:
     """Two runs of two updates."""
-    hashes = [_hash(subject.agent(subject.vector()).learn(2 * NUM_ENVS * NUM_STEPS)) for _ in range(2)]
+    hashes = [fingerprint(subject.agent(subject.vector()).learn(2 * NUM_ENVS * NUM_STEPS)) for _ in range(2)]
     claim = "same seed, same parameters after two updates (S1)"
     return Check(claim, hashes[0], hashes[1], hashes[0] == hashes[1])
 
 
 def resumed(subject: Subject) -> Check:
     """Four updates, and two saved, loaded into fresh environments, and two more."""
-    claim, total = "saved, loaded and gone on = undisturbed, bit for bit (S2)", 4 * NUM_ENVS * NUM_STEPS
+    claim, total = "a resumed run = an uninterrupted one, bit for bit (S2)", 4 * NUM_ENVS * NUM_STEPS
     straight = subject.agent(subject.vector()).learn(total)
     broken = subject.agent(subject.vector()).learn(total, lambda agent: agent.updates < 2)
     with tempfile.TemporaryDirectory() as folder:
@@ -185,11 +187,13 @@ def resumed(subject: Subject) -> Check:
             again.restore(path)
         except (ValueError, RuntimeError) as error:
             return not_applicable(claim, f"its state cannot be saved: {str(error)[:160]}")
-    return Check(claim, _hash(straight), _hash(again.learn()), _hash(straight) == _hash(again))
+    return Check(claim, fingerprint(straight), fingerprint(again.learn()), fingerprint(straight) == fingerprint(again))
 
 
-def _hash(agent: PPO) -> str:
+def fingerprint(agent: PPO) -> str:
+    """A hash of the parameters and of the last loss."""
     digest = hashlib.sha256()
     for value in agent.policy.state_dict().values():
         digest.update(value.numpy().tobytes())
+    digest.update(repr(agent.metrics["train/loss"]).encode())
     return digest.hexdigest()[:16]

@@ -1,7 +1,6 @@
 """Checks of a causal language model as a policy: rows, caches, causality, distributions, precision, edge rows.
 
-Not here: how the model is wrapped and what it is asked about (``verify_rows``), and what the text environment does with
-its tokens (``verify_text``).
+The wrapped model and its inputs are in ``model_subject``; the checks in text environments are in ``text``.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import copy
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,20 +19,23 @@ from agents.functional.masked import whiten
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.generation import generate
 from agents.lm.sampling import TokenSampling, token_logprobs
-from agents.verification.checks import Check, Checking, at_most, not_applicable
+from agents.verification.checks import Check, Checking, at_most, larger, not_applicable
 from agents.verification.model_subject import BUDGET, LONGEST, ROWS, TOLERANCE, Model
 from textenvs.lm.packed_forward import trunk_forward
 from textenvs.tokens.rows import PAD
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def model_checks(model: Model) -> list[Checking]:
     """All checks of the model itself."""
     parts: list[tuple[str, Callable[[Model], Any]]] = [
         ("dropout is off in every module (T9)", dropout),
-        ("a row alone = padded = among others (T1)", alone),
-        ("each token is judged from its own prefix (T3)", shift),
+        ("a row alone = padded = in a batch (T1)", alone),
+        ("each token is scored from its own prefix (T3)", shift),
         ("changing token t changes nothing at or before t (T3)", causality),
-        ("cached steps, full forward and fast rollout agree (T2)", caches),
+        ("cached steps, full forward pass and decoding agree (T2)", caches),
         ("behavior = logged policy under temperature, top-k, top-p (T8)", behavior),
         ("log-softmax is taken in float32 (T10)", precision),
         ("entropy lies within [0, log V], whatever the padding (T15)", entropy),
@@ -42,64 +44,64 @@ def model_checks(model: Model) -> list[Checking]:
     return [(claim, partial(check, model)) for claim, check in parts]
 
 
-def plain_checks(model: Any) -> list[Checking]:
+def plain_checks(model: PreTrainedModel) -> list[Checking]:
     """Of a ``transformers`` model before a policy is built around it."""
-    return [("the model in evaluation mode answers the same twice, in finite numbers (T9)", partial(steady, model))]
+    return [("in evaluation mode the model returns the same twice, in finite numbers (T9)", partial(steady, model))]
 
 
-def steady(model: Any) -> list[Check]:
-    """Dropout, or anything else that draws, would show."""
+def steady(model: PreTrainedModel) -> list[Check]:
+    """Two forward passes agree: no dropout, nothing else random."""
     tokens = torch.arange(4)[None] % model.get_input_embeddings().num_embeddings
     model.eval()
     with torch.no_grad():
         one, other = (model(input_ids=tokens, use_cache=False).logits.float() for _ in range(2))
     infinite = int((~torch.isfinite(one)).sum())
     return [
-        at_most("the model in evaluation mode answers the same twice (T9)", float((one - other).abs().max()), 0.0),
+        at_most("in evaluation mode the model returns the same twice (T9)", float((one - other).abs().max()), 0.0),
         at_most("logits that are not finite", infinite, 0, f" of {one.numel()}"),
     ]
 
 
 def alone(model: Model) -> list[Check]:
-    """Every row by itself, with more padding on either side, and among the others."""
+    """Every row alone, with more padding on either side, and in the batch."""
     pad = torch.nn.functional.pad
-    among = model.told(model.prompts, model.completions)
-    right = model.told(pad(model.prompts, (0, 4), value=PAD), pad(model.completions, (0, 3), value=PAD))
-    left = model.told(pad(model.prompts, (4, 0), value=PAD), model.completions)
+    among = model.evaluate(model.prompts, model.completions)
+    right = model.evaluate(pad(model.prompts, (0, 4), value=PAD), pad(model.completions, (0, 3), value=PAD))
+    left = model.evaluate(pad(model.prompts, (4, 0), value=PAD), model.completions)
     checks = []
     for number, name in enumerate(("log-probs", "values", "reference")):
         worst = 0.0
         for i in range(ROWS):
             length = int(model.mask[i].sum())
             prompt = model.prompts[i : i + 1][:, model.prompts[i] != PAD]
-            one = model.told(prompt, model.completions[i : i + 1, :length])[number][0]
+            one = model.evaluate(prompt, model.completions[i : i + 1, :length])[number][0]
             others = torch.stack([every[number][i, :length] for every in (among, right, left)])
-            worst = _larger(worst, (others - one).abs().max())
-        checks.append(at_most(f"a row alone = padded = among others: {name} (T1)", worst, TOLERANCE))
+            worst = larger(worst, (others - one).abs().max())
+        checks.append(at_most(f"a row alone = padded = in a batch: {name} (T1)", worst, TOLERANCE))
     return checks
 
 
 def shift(model: Model) -> Check:
     """``log softmax(logits[t - 1])[token t]`` of plain forward passes, one prefix at a time."""
-    logprobs, worst = model.told(model.prompts, model.completions)[0], 0.0
+    logprobs, worst = model.evaluate(model.prompts, model.completions)[0], 0.0
     for row in range(ROWS):
         logits, actions = model.prefix_by_prefix(row)
         by_hand = logits.double().log_softmax(-1).gather(1, actions[:, None])[:, 0]
-        worst = _larger(worst, (logprobs[row, : len(actions)] - by_hand).abs().max())
-    return at_most("each token is judged from its own prefix (T3)", worst, TOLERANCE)
+        worst = larger(worst, (logprobs[row, : len(actions)] - by_hand).abs().max())
+    return at_most("each token is scored from its own prefix (T3)", worst, TOLERANCE)
 
 
 def causality(model: Model) -> list[Check]:
-    """Every place of one row in turn gets another token."""
+    """Change each token of one row in turn."""
     row = torch.randint(1, model.policy.vocab_size, (1, BUDGET), generator=torch.Generator().manual_seed(3))
     prompts = model.prompts[:1]
-    before, early, late = model.told(prompts, row), 0.0, math.inf
+    before, early, late = model.evaluate(prompts, row), 0.0, math.inf
     for t in range(BUDGET):
         changed = row.clone()
         changed[0, t] = (changed[0, t] + 1) % model.policy.vocab_size
-        after = model.told(prompts, changed)
+        after = model.evaluate(prompts, changed)
         gaps = [(a - b).abs()[0] for a, b in zip(before, after, strict=True)]
-        early = _larger(early, torch.cat([gaps[0][:t], gaps[1][: t + 1], gaps[2][:t], torch.zeros(1)]).max())
+        early = larger(early, torch.cat([gaps[0][:t], gaps[1][: t + 1], gaps[2][:t], torch.zeros(1)]).max())
         if t + 1 < BUDGET:
             late = min(late, float(gaps[1][t + 1 :].max()))
     return [
@@ -109,9 +111,9 @@ def causality(model: Model) -> list[Check]:
 
 
 def caches(model: Model) -> list[Check]:
-    """What decoding logged, against one full pass, and against the reference's cached steps."""
+    """Values logged while decoding against one full pass; the reference's cached steps against its full pass."""
     written = generate(model.policy, model.prompts, max_new_tokens=BUDGET, generator=torch.Generator().manual_seed(0))
-    logprobs, values, reference = model.told(model.prompts, written.completions)
+    logprobs, values, reference = model.evaluate(model.prompts, written.completions)
     mask = written.completions != PAD
     rows = torch.nn.functional.pad(model.prompts, (0, BUDGET), value=PAD).numpy()
     lengths, worst = (rows != PAD).sum(1), 0.0
@@ -119,12 +121,12 @@ def caches(model: Model) -> list[Check]:
         running = mask[:, t].numpy()
         actions = np.where(running, written.completions[:, t].numpy(), 0)
         step = model.reference.step(rows, lengths, actions, running)
-        worst = _larger(worst, np.abs(step - reference[:, t].numpy())[running].max(initial=0.0))
+        worst = larger(worst, np.abs(step - reference[:, t].numpy())[running].max(initial=0.0))
         rows[np.flatnonzero(running), lengths[running]] = actions[running]
         lengths = lengths + running
     return [
-        at_most("fast rollout's log-probs = full forward (T2)", _gap(written.logprobs, logprobs, mask), TOLERANCE),
-        at_most("fast rollout's values = full forward (T2)", _gap(written.values, values, mask), TOLERANCE),
+        at_most("log-probs while decoding = full forward (T2)", _gap(written.logprobs, logprobs, mask), TOLERANCE),
+        at_most("values while decoding = full forward (T2)", _gap(written.values, values, mask), TOLERANCE),
         at_most("reference's cached steps = full forward (T2)", worst, TOLERANCE),
     ]
 
@@ -137,7 +139,7 @@ def behavior(model: Model) -> list[Check]:
         written = generate(policy, model.prompts, max_new_tokens=3, generator=torch.Generator().manual_seed(4))
         mask = written.completions != PAD
         with torch.no_grad():
-            judged = policy.evaluate(model.prompts, written.completions).logprobs
+            evaluation = policy.evaluate(model.prompts, written.completions).logprobs
             plain = [
                 model.model(input_ids=prompt[prompt != PAD][None], use_cache=False).logits[0, -1].float().numpy()
                 for prompt in model.prompts
@@ -145,7 +147,7 @@ def behavior(model: Model) -> list[Check]:
         firsts = written.completions[:, 0].tolist()
         expected = np.array([_shaped(x, sampling)[a] for x, a in zip(plain, firsts, strict=True)])
         worst = max(
-            _gap(written.logprobs, judged, mask), float(np.abs(expected - written.logprobs[:, 0].numpy()).max())
+            _gap(written.logprobs, evaluation, mask), float(np.abs(expected - written.logprobs[:, 0].numpy()).max())
         )
         name = f"temperature {sampling.temperature}, top-k {sampling.top_k}, top-p {sampling.top_p}"
         checks.append(at_most(f"behavior = logged = evaluated policy at {name} (T8)", worst, TOLERANCE))
@@ -153,18 +155,18 @@ def behavior(model: Model) -> list[Check]:
 
 
 def dropout(model: Model) -> list[Check]:
-    """Asked to train, asked twice: the same answer."""
+    """Two forward passes after ``train()`` agree."""
     model.policy.train()
     training = [name for name, module in model.policy.named_modules() if module.training]
-    one, other = (model.told(model.prompts, model.completions)[0] for _ in range(2))
+    one, other = (model.evaluate(model.prompts, model.completions)[0] for _ in range(2))
     return [
         at_most("modules in training mode after train() (T9)", len(training), 0),
-        at_most("asked twice, the answers differ by (T9)", _gap(one, other, model.mask), 0.0),
+        at_most("two forward passes differ by (T9)", _gap(one, other, model.mask), 0.0),
     ]
 
 
 def precision(model: Model) -> list[Check]:
-    """A bfloat16 copy: its own logits, normalized in float64 by hand; and how far it is from float32."""
+    """A bfloat16 copy: its own logits, normalized in float64 by hand; and its distance from float32."""
     half = copy.deepcopy(model.model).to(torch.bfloat16)
     policy = CausalLMPolicy(half, eos_token_id=model.eos)
     with torch.no_grad():
@@ -173,20 +175,20 @@ def precision(model: Model) -> list[Check]:
         ours = token_logprobs(policy.sampling.shape(logits, 0, model.eos_token_id), tokens)[0]
         by_hand = logits.double().log_softmax(-1).gather(1, tokens[:, None])[:, 0]
         drift = policy.evaluate(model.prompts, model.completions).logprobs
-    exact = model.told(model.prompts, model.completions)[0]
+    exact = model.evaluate(model.prompts, model.completions)[0]
     worst = float((ours - by_hand).abs().max())
     note = f", {ours.dtype}".replace("torch.", "")
     claim = "bfloat16 moves log-probs by, at most"
-    figure = f"{_gap(drift, exact, model.mask):.3g} nats"
+    drift_text = f"{_gap(drift, exact, model.mask):.3g} nats"
     finite = bool(torch.isfinite(drift).all())
     return [
         at_most("log-softmax of bfloat16 logits is taken in float32 (T10)", worst, 1e-4, note),
-        Check(claim, "finite, a figure", figure, finite),
+        Check(claim, "finite", drift_text, finite),
     ]
 
 
 def entropy(model: Model) -> Check:
-    """Of every state of ragged rows."""
+    """Entropy in every state of rows of unequal length."""
     with torch.no_grad():
         found = model.policy.evaluate(model.prompts, model.completions).entropy[model.mask]
     low, high, bound = float(found.min()), float(found.max()), math.log(model.policy.vocab_size)
@@ -205,14 +207,14 @@ def edges(model: Model) -> list[Check]:
         rows["end of text first"] = torch.full((1, 1), model.eos_token_id)
     with torch.no_grad():
         for name, completion in rows.items():
-            judged = policy.evaluate(model.prompts[:1], completion)
-            finite = all(bool(torch.isfinite(part).all()) for part in judged[:3])
+            evaluation = policy.evaluate(model.prompts[:1], completion)
+            finite = all(bool(torch.isfinite(part).all()) for part in evaluation[:3])
             checks.append(
-                Check(f"{name}: finite numbers (T17)", "finite", f"{float(judged.logprobs.sum()):.4g}", finite)
+                Check(f"{name}: finite numbers (T17)", "finite", f"{float(evaluation.logprobs.sum()):.4g}", finite)
             )
     advantages = whiten(torch.full((ROWS, BUDGET), 0.3), model.mask)
     checks.append(at_most("equal rewards: advantages are (T14, T17)", float(advantages.abs().max()), 0.0))
-    claim = "a prompt at the last position but one works, one longer is refused (T17)"
+    claim = "a prompt one token short of the context length works, a longer one is refused (T17)"
     limit = policy.max_positions
     if limit is None or limit > LONGEST:
         return [*checks, not_applicable(claim, f"the model has {limit} positions")]
@@ -231,7 +233,7 @@ def edges(model: Model) -> list[Check]:
 
 
 def _shaped(logits: np.ndarray, sampling: TokenSampling) -> np.ndarray:
-    """Log-probabilities ``[V]`` under temperature, then top-k, then top-p; written apart from ``TokenSampling``."""
+    """Log-probabilities ``[V]`` under temperature, then top-k, then top-p; independent of ``TokenSampling``."""
     scaled = logits.astype(np.float64) / sampling.temperature
     order = np.argsort(-scaled, kind="stable")
     ranked = np.exp(scaled[order] - scaled.max())
@@ -248,8 +250,3 @@ def _shaped(logits: np.ndarray, sampling: TokenSampling) -> np.ndarray:
 
 def _gap(one: Tensor, other: Tensor, mask: Tensor) -> float:
     return float((one - other)[mask].abs().max())
-
-
-def _larger(one: float, other: Any) -> float:
-    """The maximum, in which NaN wins."""
-    return float(np.maximum(one, float(other)))

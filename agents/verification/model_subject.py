@@ -1,14 +1,14 @@
-"""The language model that ``verify --model`` looks at: a policy and a reference around it, and rows to ask them about.
+"""The language model of ``verify --model``: a policy and a reference that wrap it, and rows of tokens to evaluate.
 
-The model is any that ``transformers`` loads; only token ids are used, so no tokenizer is needed. Values are read by a
-random head, for a head of zeros would agree with everything. No checks here.
+The model is any that ``transformers`` loads; only token ids are used, so no tokenizer is needed. The value head
+is random, because a head of zeros would pass every comparison. No checks here.
 """
 
 from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,14 +17,17 @@ from agents.lm.causal_lm import CausalLMPolicy
 from textenvs.tokens.rows import PAD
 from textenvs.wrappers.reference import CausalLMReference, load_causal_lm
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 TOLERANCE = 5e-4
-"""Nats, or units of V: float32 sums in another order stay below, mistakes do not."""
+"""Nats, or units of V: above float32 rounding, below any real error."""
 ROWS, PROMPT, BUDGET, LONGEST = 6, 5, 6, 2048
 """Rows; widths in tokens; models with more positions than LONGEST are not filled to the last one."""
 
 
 class Model:
-    """A causal LM with a policy and a reference around it, and rows of tokens to ask them about.
+    """A causal LM, a policy and a reference that wrap it, and rows of tokens to evaluate.
 
     Args:
         model: a ``transformers`` causal LM, or its directory.
@@ -34,7 +37,7 @@ class Model:
         ValueError: no causal LM can be loaded from there, or it is one that the policy refuses.
     """
 
-    def __init__(self, model: Any, *, seed: int = 0) -> None:
+    def __init__(self, model: PreTrainedModel | str | Path, *, seed: int = 0) -> None:
         self.model = load_causal_lm(model) if isinstance(model, (str, Path)) else model
         named = getattr(self.model.config, "eos_token_id", None) is not None
         self.eos = "model" if named else None
@@ -64,11 +67,11 @@ class Model:
         return policy
 
     @torch.no_grad()
-    def told(self, prompts: Tensor, completions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def evaluate(self, prompts: Tensor, completions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities, values and the reference's log-probabilities, ``[B, T]``."""
-        judged = self.policy.evaluate(prompts, completions)
+        evaluation = self.policy.evaluate(prompts, completions)
         reference = torch.from_numpy(self.reference(prompts.numpy(), completions.numpy()))
-        return judged.logprobs, judged.values, reference
+        return evaluation.logprobs, evaluation.values, reference
 
     @torch.no_grad()
     def prefix_by_prefix(self, row: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""PPO's update and GAE written a second time, in float64 numpy and derived by hand: what ours is held against.
+"""An independent float64 numpy implementation of PPO's update and GAE, to compare ours with.
 
 Nothing here is shared with ``agents``: no autograd, no torch optimizer, no recursion over time.
 """
@@ -6,10 +6,13 @@ Nothing here is shared with ``agents``: no autograd, no torch optimizer, no recu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from agents.control.mlp import MLPPolicy
 
 Array = NDArray[np.float64]
 
@@ -18,10 +21,10 @@ class NumpyPPO:
     """PPO's update of a tanh actor and critic of two hidden layers, for a Discrete action, with Adam.
 
     Args:
-        policy: an ``agents.control.mlp.MLPPolicy`` to begin as; its parameters are copied.
+        policy: an ``agents.control.mlp.MLPPolicy`` with the initial parameters, which are copied.
     """
 
-    def __init__(self, policy: Any) -> None:
+    def __init__(self, policy: MLPPolicy) -> None:
         self.p = {name: value.detach().double().numpy().copy() for name, value in policy.named_parameters()}
         self.m = {name: np.zeros_like(value) for name, value in self.p.items()}
         self.v = {name: np.zeros_like(value) for name, value in self.p.items()}
@@ -84,7 +87,7 @@ class NumpyPPO:
 def advantages_by_definition(
     rollout: Mapping[str, NDArray[Any]], *, gamma: float, lam: float, mask: NDArray[np.bool_]
 ) -> Array:
-    """GAE as the sum over l of ``(gamma lam)^l delta_{t+l}``, each sum written out anew: O(T^2).
+    """GAE as the sum over l of ``(gamma lam)^l delta_{t+l}``, each computed separately: O(T^2).
 
     Source: Schulman et al. 2016, eq. 16 (arXiv:1506.02438).
 

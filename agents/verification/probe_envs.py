@@ -1,4 +1,4 @@
-"""The tasks of the probes, the agent that learns them, and what it then thinks of them (known answers: ``probes``)."""
+"""The tasks of the probes, and their training and evaluation. Known answers are in ``probes``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GAMMA = 0.9
 
 
 class OneStep(gym.Env):
-    """Observation drawn at random, one action, ``reward(observation, action)``, the end.
+    """One step: a random observation, one action, ``reward(observation, action)``.
 
     Args:
         observation_space: what is drawn from.
@@ -41,19 +41,19 @@ class OneStep(gym.Env):
         self.seen = self.observation_space.sample()
         return self.seen, {}
 
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Pay, and end."""
+    def step(self, action: object) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Return the reward and terminate."""
         assert self.action_space.contains(action), action
         return self.seen, float(self.reward(self.seen, action)), True, False, {}
 
 
 class Chain(gym.Env):
-    """A clock of ``length`` steps. Action 1 goes on for a reward of ``pay``, action 0 takes ``cash`` and ends.
+    """A clock of ``length`` steps. Action 1 continues for a reward of ``pay``, action 0 takes ``cash`` and ends.
 
     Args:
         length: steps until the time is up.
         pay: reward units a step.
-        cash: reward units for leaving; None: action 0 goes on like action 1.
+        cash: reward units for leaving; None: action 0 continues like action 1.
         pay_last: reward units of the last step, if it is another one.
         limit: whether the end of time is a time limit (truncated, and the clock is not seen) or the end of the task
             (terminated, and the clock is the observation).
@@ -111,7 +111,7 @@ def trained(
 
 
 @torch.no_grad()
-def judged(agent: PPO, observations: Any) -> tuple[np.ndarray, np.ndarray]:
+def value_and_policy(agent: PPO, observations: object) -> tuple[np.ndarray, np.ndarray]:
     """V ``[N]`` and the action probabilities ``[N, A]`` (for Box, the means) of ``N`` observations."""
     encode, _ = agent._codecs()
     features = torch.from_numpy(encode(observations))

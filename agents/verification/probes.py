@@ -1,10 +1,10 @@
 """Probes: tasks so small that value and policy are known by hand, each learned by the real PPO in under two seconds.
 
-    constant, observation, two steps    only the critic has something to learn; a little entropy keeps the policy even
+    constant, observation, two steps    only the critic learns; a small entropy bonus keeps the policy uniform
     action, both, identity_*, masked    one action is best, in every kind of action space
-    truncated, terminated               the same chain, cut by a time limit or ended by it
+    truncated, terminated               the same chain, truncated by a time limit or terminated
     mixture                             the best policy is stochastic, with known probabilities
-    spelling                            a word, letter by letter, paid at its end
+    spelling                            a word, letter by letter, with the reward at its end
 
 Idea: Andy Jones, "Debugging RL, Without the Agonizing Pain" (2021), extended from values to policies.
 """
@@ -23,57 +23,55 @@ from agents.algorithms.ppo import PPO
 from agents.config import PPOConfig
 from agents.functional.schedules import Linear
 from agents.verification.checks import Check, joint, near
-from agents.verification.probe_envs import GAMMA, Chain, OneStep, judged, trained
+from agents.verification.probe_envs import GAMMA, Chain, OneStep, trained, value_and_policy
 
 EVEN: dict[str, Any] = {"normalize_advantages": "none", "entropy_coef": 0.1}
-"""With nothing to prefer the optimum of reward plus entropy is the even policy, whatever the bonus."""
+"""With all rewards equal, the optimum of reward plus entropy is the uniform policy, for any bonus."""
 
 
 def constant() -> Check:
-    """Reward 1 whatever happens: V = 1; nothing to prefer."""
+    """Reward 1 whatever happens: V = 1; uniform policy."""
     agent = trained(lambda: OneStep(spaces.Discrete(1), spaces.Discrete(2), lambda o, a: 1.0), **EVEN)
-    value, policy = judged(agent, np.array([0]))
-    return _both("constant reward: V = 1, no action preferred", value, 1.0, policy[0], [0.5, 0.5])
+    value, policy = value_and_policy(agent, np.array([0]))
+    return _both("constant reward: V = 1, uniform policy", value, 1.0, policy[0], [0.5, 0.5])
 
 
 def observation() -> Check:
-    """Reward -1 or 1 by the observation: V = (-1, 1); nothing to prefer."""
+    """Reward -1 or 1 by the observation: V = (-1, 1); uniform policy."""
     agent = trained(lambda: OneStep(spaces.Discrete(2), spaces.Discrete(2), lambda o, a: 2.0 * o - 1), **EVEN)
-    value, policy = judged(agent, np.array([0, 1]))
-    return _both("reward by observation: V = (-1, 1), no action preferred", value, [-1, 1], policy[:, 0], [0.5, 0.5])
+    value, policy = value_and_policy(agent, np.array([0, 1]))
+    return _both("reward by observation: V = (-1, 1), uniform policy", value, [-1, 1], policy[:, 0], [0.5, 0.5])
 
 
 def two_steps() -> Check:
     """0, then 1 after the second step: V = (gamma, 1) = (0.9, 1)."""
     make = lambda: Chain(2, pay=0.0, pay_last=1.0, cash=None, limit=False)  # noqa: E731
-    value, policy = judged(trained(make, **EVEN), np.array([0, 1]))
-    return _both(
-        "two-step discount: V = (gamma, 1), no action preferred", value, [GAMMA, 1.0], policy[:, 0], [0.5, 0.5]
-    )
+    value, policy = value_and_policy(trained(make, **EVEN), np.array([0, 1]))
+    return _both("two-step discount: V = (gamma, 1), uniform policy", value, [GAMMA, 1.0], policy[:, 0], [0.5, 0.5])
 
 
 def action() -> Check:
     """Reward 1 for action 1, -1 for action 0: V = 1."""
     agent = trained(lambda: OneStep(spaces.Discrete(1), spaces.Discrete(2), lambda o, a: 2.0 * a - 1))
-    value, policy = judged(agent, np.array([0]))
+    value, policy = value_and_policy(agent, np.array([0]))
     return _both("reward by action: V = 1, p(best) = 1", value, 1.0, policy[0, 1], 1.0)
 
 
 def both() -> Check:
     """Reward 1 where the action is the observation, -1 where not: V = 1 everywhere."""
     agent = trained(lambda: OneStep(spaces.Discrete(2), spaces.Discrete(2), lambda o, a: 1.0 if a == o else -1.0))
-    value, policy = judged(agent, np.array([0, 1]))
+    value, policy = value_and_policy(agent, np.array([0, 1]))
     return _both("reward by observation and action: V = 1", value, [1, 1], np.diag(policy), [1, 1])
 
 
 def truncated(mode: AutoresetMode = AutoresetMode.SAME_STEP) -> Check:
-    """1 a step for ever, looked at through windows of 5 steps: V = 1 / (1 - 0.9) = 10; leaving for 1.5 is never right.
+    """Reward 1 a step, truncated every 5 steps: V = 1 / (1 - 0.9) = 10; leaving for 1.5 is never best.
 
     The policy stays: Q(stay) = 10 > 1.5.
     """
     make = lambda: Chain(5, pay=1.0, cash=1.5, limit=True)  # noqa: E731
-    value, policy = judged(trained(make, updates=46, num_envs=4, num_steps=20, mode=mode), np.array([0]))
-    claim = f"chain cut by a time limit ({mode.value}): V = 1/(1-gamma), stay"
+    value, policy = value_and_policy(trained(make, updates=46, num_envs=4, num_steps=20, mode=mode), np.array([0]))
+    claim = f"chain truncated by a time limit ({mode.value}): V = 1/(1-gamma), stay"
     return _both(claim, value, 10.0, policy[:, 1], 1)
 
 
@@ -83,8 +81,8 @@ def terminated(mode: AutoresetMode = AutoresetMode.SAME_STEP) -> Check:
     V(last) = 1.5, then V(k) = 1 + 0.9 V(k + 1): 2.35, 3.115, 3.8035, 4.42315.
     """
     make = lambda: Chain(5, pay=1.0, cash=1.5, limit=False)  # noqa: E731
-    value, policy = judged(trained(make, updates=36, num_envs=4, num_steps=20, mode=mode), np.arange(5))
-    claim = f"its terminated twin ({mode.value}): V(k) = 1 + gamma V(k+1), leave at the last step"
+    value, policy = value_and_policy(trained(make, updates=36, num_envs=4, num_steps=20, mode=mode), np.arange(5))
+    claim = f"chain that terminates ({mode.value}): V(k) = 1 + gamma V(k+1), leave at the last step"
     return _both(claim, value, [4.42315, 3.8035, 3.115, 2.35, 1.5], policy[:, 1], [1, 1, 1, 1, 0])
 
 
@@ -100,7 +98,7 @@ def mixture() -> Check:
         updates=44,
         num_steps=64,
     )
-    value, policy = judged(agent, np.array([0]))
+    value, policy = value_and_policy(agent, np.array([0]))
     best = [0.09003, 0.24473, 0.66524]
     return _both("a stochastic optimum: pi = exp(r / alpha) / Z", value, 0.7876, policy[0], best, within=0.03)
 
@@ -116,11 +114,11 @@ def masked() -> Check:
             return self.seen, {}
 
     def pay(seen: Any, chosen: int) -> float:
-        assert seen["action_mask"][chosen], "a forbidden arm was pulled"
+        assert seen["action_mask"][chosen], "a masked action was taken"
         return chosen / 2
 
     agent = trained(lambda: Forbidding(seen, spaces.Discrete(3), pay), updates=25)
-    value, policy = judged(agent, {"x": np.array([0]), "action_mask": np.array([[1, 1, 0]])})
+    value, policy = value_and_policy(agent, {"x": np.array([0]), "action_mask": np.array([[1, 1, 0]])})
     exact = near("", policy[0, 2], 0.0, 0.0)
     return joint(
         "the best arm is masked: p = 0 exactly, the second best is found",
@@ -134,7 +132,7 @@ def identity_discrete() -> Check:
         spaces.Discrete(4), spaces.Discrete(4, start=-1), lambda o, a: float(a == o - 1)
     )
     agent = trained(make, updates=20, num_steps=32)
-    value, policy = judged(agent, np.arange(4))
+    value, policy = value_and_policy(agent, np.arange(4))
     chosen, _ = agent.predict(np.arange(4), deterministic=True)
     parts = [_both("", value, [1] * 4, np.diag(policy), [1] * 4), near("", chosen, [-1, 0, 1, 2], 0)]
     return joint("identity, Discrete(4, start=-1)", parts)
@@ -149,7 +147,7 @@ def identity_multidiscrete() -> Check:
         lambda o, a: np.mean(a == o + np.array([1, 0])),
     )
     agent = trained(make, updates=20, num_steps=32)
-    value, _ = judged(agent, np.array(pairs))
+    value, _ = value_and_policy(agent, np.array(pairs))
     chosen, _ = agent.predict(np.array(pairs), deterministic=True)
     right = (chosen - [1, 0] == pairs).mean(0)
     return _both("identity, MultiDiscrete([2, 3], start=[1, 0])", value, [1] * 6, right, [1, 1])
@@ -160,7 +158,7 @@ def identity_multibinary() -> Check:
     bits = np.array([[i >> 2 & 1, i >> 1 & 1, i & 1] for i in range(8)], np.int8)
     make = lambda: OneStep(spaces.MultiBinary(3), spaces.MultiBinary(3), lambda o, a: np.mean(o == a))  # noqa: E731
     agent = trained(make, updates=20, num_steps=32)
-    value, _ = judged(agent, bits)
+    value, _ = value_and_policy(agent, bits)
     chosen, _ = agent.predict(bits, deterministic=True)
     return _both("identity, MultiBinary(3)", value, [1] * 8, (chosen == bits).mean(0), [1] * 3)
 
@@ -172,7 +170,7 @@ def identity_box() -> Check:
     )
     agent = trained(make, updates=26, num_steps=32, log_std=-1.0)
     targets = np.array([[0, 0], [0.4, -0.4], [-0.3, 0.2]], np.float32)
-    value, means = judged(agent, targets)
+    value, means = value_and_policy(agent, targets)
     spread = float((2 * agent.policy.head.log_std).exp().sum().detach())
     return _both("identity, Box: mean = observation, V = 1 - variance", value, [1 - spread] * 3, means, targets)
 
@@ -204,7 +202,7 @@ def spelling() -> Check:
         found.append(int(agent.predict(row, deterministic=True)[0][0]))
         row[0, place] = found[-1]
     parts = [near("", found, [3, 1, 2, 0], 0), _both("", values, [1] * 4, likely, [1] * 4)]
-    return joint("a word to spell, token by token: V = 1, p(word) = 1", parts)
+    return joint("spelling a word, token by token: V = 1, p(word) = 1", parts)
 
 
 PROBES: dict[str, Callable[[], Check]] = {

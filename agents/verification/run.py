@@ -1,12 +1,12 @@
-"""The proof: run every check of this project, or hold an environment or a language model of your own to them.
+"""Verification: run every check of this project, or check your own environment or language model.
 
-    textenvs verify                                          the whole proof, a few minutes
+    textenvs verify                                          all checks, a few minutes
     textenvs verify --env CartPole-v1                        an environment: any Gymnasium id
     textenvs verify --env my_module:MyEnv-v0 --policy agent  with an agent that PPO.save wrote
     textenvs verify --model path/or/name                     a causal language model
 
-Prints a table: claim, expected, measured, verdict. The exit code is 1 if a check fails. With --run-dir the table stays
-as verify.md, beside config.json and summary.json.
+Prints a table: claim, expected, measured, verdict. The exit code is 1 if a check fails. With --run-dir the table is
+saved as verify.md, beside config.json and summary.json.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import gymnasium as gym
 import torch
@@ -38,9 +38,12 @@ from agents.verification.checks import (
     tally,
 )
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 TABLE = "verify.md"
 ADAPTER_CONFIG = "adapter_config.json"
-"""What peft leaves beside an adapter."""
+"""File that marks a peft adapter."""
 Room = Literal["core", "text", "probes", "gap", "resume", "cartpole"]
 
 
@@ -50,7 +53,7 @@ class CheckFailed(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig:
-    """What is verified."""
+    """Settings of the verification."""
 
     env: str | None = None
     """Gymnasium id of an environment of your own, single or vector; "module:Env-v0" imports the module first"""
@@ -59,11 +62,11 @@ class VerifyConfig:
     model: str | None = None
     """directory or name of a causal language model of your own"""
     rooms: tuple[Room, ...] = get_args(Room)
-    """parts of the proof, where neither --env nor --model is given"""
+    """groups of checks to run if neither --env nor --model is given"""
     gap: Literal["quick", "full"] = "quick"
     """optimality gaps: each algorithm on a table, and PPO on a GPT-2 in one environment; or all of them"""
     seed: int = 0
-    """of what is played in --env and written by --model"""
+    """seed of episodes in --env and of texts by --model"""
     run_dir: Path | None = None
     """folder for config.json, summary.json and verify.md; None writes nothing"""
     overwrite: bool = False
@@ -75,7 +78,7 @@ class VerifyConfig:
 
 
 def main(config: VerifyConfig) -> dict[str, Any]:
-    """Make the checks, print and keep the table.
+    """Run the checks, print the table and save it.
 
     Returns:
         The summary: counts, seconds, and a line for each claim.
@@ -102,7 +105,7 @@ def main(config: VerifyConfig) -> dict[str, Any]:
 
 
 def _verify(config: VerifyConfig) -> tuple[list[Check], dict[str, Any]]:
-    torch.set_num_threads(1)  # the networks are small: a second thread costs more than it brings
+    torch.set_num_threads(1)  # small networks: a second thread costs more than it saves
     began = time.perf_counter()
     print(printed(HEADINGS))
     print("  ".join("-" * width for width in WIDTHS))
@@ -123,7 +126,7 @@ def _verify(config: VerifyConfig) -> tuple[list[Check], dict[str, Any]]:
 
 
 def _rooms(config: VerifyConfig) -> list[Callable[[], Sequence[Checking]]]:
-    """What to check; imported only where it is needed."""
+    """The groups of checks; each is imported only when needed."""
     rooms: list[Callable[[], Sequence[Checking]]] = []
     if config.env is not None:
         from agents.verification.env import env_checks
@@ -150,7 +153,7 @@ def _rooms(config: VerifyConfig) -> list[Callable[[], Sequence[Checking]]]:
 
 
 def _model_room(path: str, seed: int) -> Callable[[], Sequence[Checking]]:
-    """The checks of a model; that it is steady and can be a policy at all come first."""
+    """The checks of a model; first, that it is deterministic and can be wrapped as a policy."""
     from transformers.utils import logging
 
     from textenvs.wrappers.reference import load_causal_lm
@@ -163,8 +166,8 @@ def _model_room(path: str, seed: int) -> Callable[[], Sequence[Checking]]:
     return lambda: [(claim, partial(tokenizer_fits, claim, path, loaded)), *checks_of_model(loaded, seed)]
 
 
-def tokenizer_fits(claim: str, path: str, loaded: Any) -> Check:
-    """The tokenizer beside the model knows no token that the model does not."""
+def tokenizer_fits(claim: str, path: str, loaded: PreTrainedModel) -> Check:
+    """Every token of the tokenizer has an embedding in the model."""
     from textenvs.tokens.tokenizers import load_tokenizer
 
     try:
@@ -175,7 +178,7 @@ def tokenizer_fits(claim: str, path: str, loaded: Any) -> Check:
     return at_most(claim, known, embedded, f" tokens; {embedded} embeddings")
 
 
-def checks_of_model(loaded: Any, seed: int = 0) -> Sequence[Checking]:
+def checks_of_model(loaded: PreTrainedModel, seed: int = 0) -> Sequence[Checking]:
     """All checks of a ``transformers`` model that is in memory."""
     from agents.verification.model import model_checks, plain_checks
     from agents.verification.model_subject import Model
@@ -183,7 +186,7 @@ def checks_of_model(loaded: Any, seed: int = 0) -> Sequence[Checking]:
 
     try:
         model = Model(loaded, seed=seed)
-    except Exception as error:  # said by the check below, as any other failure
+    except Exception as error:  # reported by the check below
         refusal = error
 
         def refused() -> Check:
@@ -199,7 +202,7 @@ def _show(check: Check) -> None:
 
 def _title(config: VerifyConfig) -> str:
     subjects = [str(one) for one in (config.env, config.model) if one is not None]
-    return f"Verified: {', '.join(subjects) or 'the whole proof'}"
+    return f"Verified: {', '.join(subjects) or 'all checks'}"
 
 
 def command_line(arguments: Sequence[str] | None = None) -> int:

@@ -1,7 +1,6 @@
-"""A policy that is a table: one row of logits and one value for every state. It can represent any policy, the best too.
+"""A tabular policy: one row of logits and one value for every state.
 
-It serves problems whose states can be listed, above all token environments whose optimum is known by enumeration: what
-PPO falls short of there is PPO's own doing, not that of a network.
+It can represent any policy, so in token environments with a known optimum, a remaining gap is due to the algorithm.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ class TabularPolicy(nn.Module):
         super().__init__()
         rows = torch.as_tensor(np.asarray(states)).long()
         if rows.dim() != 2 or (logits is not None and np.shape(logits) != (len(rows), num_actions)):
-            raise ValueError(f"expected states [K, L] and logits [K, {num_actions}], got {tuple(rows.shape)}")
+            raise ValueError(f"expected states [K, L] and logits [K, {num_actions}], received {tuple(rows.shape)}")
         lowest, base = int(rows.min()), int(rows.max()) - int(rows.min()) + 1
         if base ** rows.shape[1] >= 2**62:
             raise ValueError(f"rows of {rows.shape[1]} numbers out of {base} cannot be told apart by 62 bits")
@@ -88,7 +87,7 @@ class TabularPolicy(nn.Module):
         )
 
     def acting(self, observations: np.ndarray, actions: np.ndarray) -> np.ndarray:
-        """Log-probabilities ``[N]``, nats, for an environment that prices the KL (``KLShaping(..., acting=)``)."""
+        """Log-probabilities ``[N]``, nats, for the KL penalty of an environment (``KLShaping(..., acting=)``)."""
         with torch.no_grad():
             logprobs = categorical_logprobs(self.logits[self.index(torch.from_numpy(observations))])
             return categorical_logprob(logprobs, torch.from_numpy(actions)).numpy()

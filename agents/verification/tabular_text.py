@@ -1,6 +1,6 @@
-"""A table that writes whole texts: ``agents.verification.tabular`` for algorithms that compare texts rather than steps.
+"""A tabular policy over whole texts, without a critic, for algorithms that compare texts rather than steps.
 
-It has no critic. Its observations are prompt and tokens so far, right-padded with PAD, as those of the environments.
+Its observations are prompt and tokens so far, right-padded with PAD, as those of the environments.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class TabularTextPolicy(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the table is."""
+        """Device of the table."""
         return self.table.logits.device
 
     def evaluate(self, observations: Tensor, actions: Tensor, mask: Tensor | None = None) -> Evaluation:
         """Log-probabilities and entropies ``[B, T]`` of completions ``[B, T]`` of prompts ``[B, P]``; values are 0.
 
-        What stands where ``mask`` is False means nothing.
+        Entries where ``mask`` is False are ignored.
         """
         rows = torch.cat([observations[:, : self.prompt_length], actions], dim=1)
         column = torch.arange(rows.shape[1], device=rows.device)

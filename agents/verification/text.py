@@ -1,4 +1,4 @@
-"""Checks of the road that texts travel: scores and prices land once, stepping equals playing, garbage stays masked."""
+"""Checks of the text path: scores and KL penalties count once, step path = batch path, masked values are ignored."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from agents.functional.advantages import generalized_advantages
 from agents.rollout import Batch, Rollout
 from agents.text.collector import TextCollector
 from agents.update import update
-from agents.verification.checks import Check, Checking, at_most, near
+from agents.verification.checks import Check, Checking, at_most, near, relative_error
 from agents.verification.model_subject import BUDGET, ROWS, TOLERANCE, Model
 from textenvs import KLShaping, PreferenceReward, TokenVectorEnv
 from textenvs.tokens.rows import PAD
@@ -24,7 +24,7 @@ BETA = 0.3
 
 
 class Evens:
-    """A score that any vocabulary has: 1 and the number of even tokens."""
+    """A score defined for any vocabulary: 1 plus the number of even tokens."""
 
     @staticmethod
     def score_tokens(prompts: np.ndarray, completions: np.ndarray) -> np.ndarray:
@@ -36,17 +36,17 @@ def text_checks(model: Model) -> list[Checking]:
     """All checks of a model in the text environments."""
     parts: list[tuple[str, Any]] = [
         ("the score lands on one action, and rewards sum to score - beta KL (T4)", terminal_score),
-        ("stepping through the environment = playing whole rows", stepping),
-        ("KL of the start against itself is 0 (T13)", kl_at_start),
+        ("step path = batch path", stepping),
+        ("KL of the initial policy against itself is 0 (T13)", kl_at_start),
         ("the first minibatch has ratio 1 (P2)", ratio_one),
         ("at ratio 1 the gradient is the policy gradient's (P3)", gradient),
-        ("garbage in masked places changes nothing (T6)", garbage),
+        ("masked values change nothing (T6)", garbage),
     ]
     return [(claim, partial(check, model)) for claim, check in parts]
 
 
 def environment(model: Model, **options: Any) -> KLShaping:
-    """Texts scored by ``Evens`` and priced against the model itself as it was."""
+    """Texts scored by ``Evens``, with a KL penalty against the untrained model."""
     prompts = [[int(token) for token in row if token != PAD] for row in model.prompts]
     vocabulary = model.policy.vocab_size
     envs = TokenVectorEnv(
@@ -61,8 +61,8 @@ def environment(model: Model, **options: Any) -> KLShaping:
     return KLShaping(PreferenceReward(envs, Evens()), model.reference, BETA)
 
 
-def hand_made(model: Model) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Prompts, completions that end by end-of-text or by budget, and made-up log-probs of who wrote them."""
+def example_rows(model: Model) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Prompts, completions that end by end-of-text or by budget, and arbitrary log-probs of the sampling policy."""
     completions = model.completions.numpy().copy()
     generator = np.random.default_rng(0)
     for row in completions:
@@ -74,7 +74,7 @@ def hand_made(model: Model) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def terminal_score(model: Model) -> list[Check]:
     """Rows ended by end-of-text and by budget."""
-    rows = environment(model).play(*hand_made(model))
+    rows = environment(model).play(*example_rows(model))
     assert rows.kl is not None
     paid = rows.rewards + np.float32(BETA) * rows.kl
     last = rows.mask.sum(1) - 1
@@ -94,7 +94,7 @@ def terminal_score(model: Model) -> list[Check]:
 
 def stepping(model: Model) -> list[Check]:
     """One token at a time, with caches, against whole rows in one pass."""
-    prompts, completions, logprobs = hand_made(model)
+    prompts, completions, logprobs = example_rows(model)
     rows = environment(model).play(prompts, completions, logprobs)
     envs = environment(model, autoreset_mode="NextStep")
     envs.reset(seed=0)
@@ -110,23 +110,23 @@ def stepping(model: Model) -> list[Check]:
         if not alive.any():
             break
     return [
-        at_most("stepping = playing whole rows: rewards", worst, TOLERANCE),
-        at_most("stepping = playing whole rows: ends that differ", flags, 0),
+        at_most("step path = batch path: rewards", worst, TOLERANCE),
+        at_most("step path = batch path: episode ends that differ", flags, 0),
     ]
 
 
 def kl_at_start(model: Model) -> Check:
-    """The policy against a copy of itself, by the real collector."""
+    """The policy against a copy of itself, with the real collector."""
     collector = TextCollector(environment(model), seed=0)
     collector.collect(model.policy)
     assert collector.last is not None
     assert collector.last.kl is not None
     worst = float(np.abs(collector.last.kl).max())
-    return at_most("KL of the start against itself is 0, nats per token (T13)", worst, TOLERANCE)
+    return at_most("KL of the initial policy against itself is 0, nats per token (T13)", worst, TOLERANCE)
 
 
 def ratio_one(model: Model) -> list[Check]:
-    """What was logged while writing, against what the update asks."""
+    """Log-probs logged while sampling against those of the update."""
     rollout = _rollout(model)
     with torch.no_grad():
         now = model.policy.evaluate(rollout.observations, rollout.actions, rollout.mask)
@@ -140,33 +140,33 @@ def ratio_one(model: Model) -> list[Check]:
 
 def gradient(model: Model) -> Check:
     """PPO's against that of ``-mean(log pi A)``, relative to its norm."""
-    batch = _judged(_rollout(model))
+    batch = _batch(_rollout(model))
     ours, _ = _gradient(model, batch)
     model.policy.zero_grad()
     logprobs = model.policy.evaluate(batch.observations, batch.actions, batch.mask).logprobs
     (-(logprobs * batch.advantages)[batch.mask].mean()).backward()
     plain = _flat(model)
     model.policy.zero_grad()
-    return at_most("text: at ratio 1 PPO's gradient = policy gradient's (P3)", _relative(ours, plain), 1e-3)
+    return at_most("text: at ratio 1 PPO's gradient = policy gradient's (P3)", relative_error(ours, plain), 1e-3)
 
 
 def garbage(model: Model) -> list[Check]:
     """1e6, infinity and NaN where the mask is False."""
     rollout = _rollout(model)
-    if bool(rollout.mask.all()):  # nothing ended early: forget the second half of a row
+    if bool(rollout.mask.all()):  # no row ended early: mask the second half of one
         rollout.mask[0, BUDGET // 2 :] = False
         rollout.ended[0, BUDGET // 2 - 1] = True
-    batch = _judged(rollout)
-    clean, figures = _gradient(model, batch)
+    batch = _batch(rollout)
+    clean, metrics = _gradient(model, batch)
     checks = []
     for poison in (1e6, float("inf"), float("nan")):
         names = ("rewards", "values", "next_values", "logprobs")
         poisoned = {name: getattr(rollout, name).masked_fill(~rollout.mask, poison) for name in names}
-        dirty = _judged(replace(rollout, **poisoned))
+        dirty = _batch(replace(rollout, **poisoned))
         got, theirs = _gradient(model, dirty)
         advantages = float((dirty.advantages - batch.advantages).abs().max())
-        gaps = [advantages, _relative(got, clean), *(abs(figures[name] - theirs[name]) for name in figures)]
-        checks.append(near(f"{poison:g} in masked places changes nothing (T6)", float(np.max(gaps)), 0.0, 1e-6))
+        gaps = [advantages, relative_error(got, clean), *(abs(metrics[name] - theirs[name]) for name in metrics)]
+        checks.append(near(f"{poison:g} at masked steps changes nothing (T6)", float(np.max(gaps)), 0.0, 1e-6))
     return checks
 
 
@@ -174,7 +174,7 @@ def _rollout(model: Model) -> Rollout:
     return TextCollector(environment(model), seed=0).collect(model.policy)[0]
 
 
-def _judged(r: Rollout) -> Batch:
+def _batch(r: Rollout) -> Batch:
     parts = (r.rewards, r.values, r.next_values, r.terminated, r.ended)
     return r.to_batch(generalized_advantages(*parts, gamma=1.0, lam=0.95, mask=r.mask))
 
@@ -183,13 +183,9 @@ def _gradient(model: Model, batch: Batch) -> tuple[torch.Tensor, dict[str, float
     """The gradient of one update over the whole batch, policy loss alone, with a learning rate of 0."""
     config = UpdateConfig(epochs=1, minibatch_size=ROWS, value_coef=0.0, normalize_advantages="none", max_grad_norm=1e9)
     optimizer = torch.optim.SGD(model.policy.parameters(), lr=0.0)
-    figures = update(model.policy, optimizer, batch, config, clip=0.2, generator=torch.Generator())
-    return _flat(model), figures
+    metrics = update(model.policy, optimizer, batch, config, clip=0.2, generator=torch.Generator())
+    return _flat(model), metrics
 
 
 def _flat(model: Model) -> torch.Tensor:
     return torch.cat([p.grad.flatten().clone() for p in model.policy.model.parameters() if p.grad is not None])
-
-
-def _relative(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one - other).norm() / other.norm())

@@ -1,8 +1,7 @@
-"""What the proof shows by training: probes, the distance from known optima, a resumed run, CartPole solved."""
+"""Checks that train: probes, optimality gaps, a resumed run, CartPole solved."""
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import sys
 import tempfile
@@ -21,13 +20,14 @@ from agents.text.config import Algorithm
 from agents.verification.checks import Check, Checking, at_least, at_most
 from agents.verification.exact_gap import ENVS
 from agents.verification.exact_training import ALGORITHMS, TRAINERS
+from agents.verification.learning import fingerprint
 from agents.verification.probes import PROBES
 
 ROOT = Path(__file__).resolve().parents[2]
 SOLVED = 475.0
 """CartPole-v1's reward threshold, reward units."""
 GAP: dict[Algorithm, float] = {"ppo": 0.02, "grpo": 0.03, "rloo": 0.03, "reinforce": 0.03}
-"""What may be missing to the optimum, share of (optimum - start)."""
+"""Largest accepted gap to the optimum, share of (optimum - start)."""
 RESUMED = PPOConfig(
     num_envs=3,
     num_steps=24,
@@ -44,7 +44,7 @@ CONTINUE = """
 import sys, torch
 torch.set_num_threads(1)
 from agents import PPO
-from agents.verification.training import fingerprint
+from agents.verification.learning import fingerprint
 for path in sys.argv[1:]:
     print(fingerprint(PPO.load(path).learn()))
 """
@@ -56,12 +56,12 @@ def probe_checks() -> list[Checking]:
 
 
 def resume_checks() -> list[Checking]:
-    """One new process for all tasks."""
-    return [("saved, loaded in a new process and gone on = undisturbed, bit for bit", resumed)]
+    """Resuming, with one new process for all tasks."""
+    return [("resumed in a new process = uninterrupted, bit for bit", resumed)]
 
 
 def cart_pole_checks() -> list[Checking]:
-    """The preset of ``train_control``."""
+    """CartPole with its preset."""
     return [("CartPole-v1 is solved by its preset: greedy mean over 100 episodes", cart_pole)]
 
 
@@ -80,7 +80,7 @@ def gap_checks(*, full: bool) -> list[Checking]:
 
 
 def gap(policy: str, algorithm: Algorithm, envs: Sequence[str]) -> Check:
-    """Trainings of their usual length, seed 0; the worst of them counts."""
+    """Train with the default number of updates and seed 0 on each environment; the worst gap counts."""
     gaps = {env_id: TRAINERS[policy](env_id, algorithm, seed=0).gap for env_id in envs}
     shares = [f"{env_id.removeprefix('textenvs/Exact').removesuffix('-v0')} {gaps[env_id]:.2%}" for env_id in envs]
     claim = f"optimality gap, {policy}, {algorithm}: worst environment"
@@ -88,7 +88,7 @@ def gap(policy: str, algorithm: Algorithm, envs: Sequence[str]) -> Check:
 
 
 def resumed() -> list[Check]:
-    """Six updates, and three, a new process, and three more; normalizers and schedules at work."""
+    """Six updates, and three, a new process, and three more; with normalizers and schedules."""
     tasks = ("CartPole-v1", "Pendulum-v1", "MountainCar-v0", "Acrobot-v1")
     total = 6 * RESUMED.num_envs * RESUMED.num_steps
     with tempfile.TemporaryDirectory() as folder:
@@ -101,26 +101,17 @@ def resumed() -> list[Check]:
     if done.returncode:
         raise RuntimeError(f"the new process failed: {done.stderr[-200:]}")
     rows = zip(tasks, straight, done.stdout.split(), strict=True)
-    claim = "saved, loaded in a new process and gone on = undisturbed, bit for bit"
+    claim = "resumed in a new process = uninterrupted, bit for bit"
     return [Check(f"{env_id}: {claim}", mine, other, mine == other) for env_id, mine, other in rows]
 
 
-def fingerprint(agent: PPO) -> str:
-    """A hash of the parameters and of the last loss."""
-    digest = hashlib.sha256()
-    for value in agent.policy.state_dict().values():
-        digest.update(value.numpy().tobytes())
-    digest.update(repr(agent.metrics["train/loss"]).encode())
-    return digest.hexdigest()[:16]
-
-
 def cart_pole() -> Check:
-    """Train for the preset's steps, keep the best weights, judge them by episodes of their own."""
+    """Train for the preset's steps, keep the best weights, evaluate them on separate episodes."""
     preset = preset_for("CartPole-v1")
     agent, envs = PPO("CartPole-v1", preset.config), make_vector("CartPole-v1", 100)
     keeper = BestKeeper(envs, every=preset.evaluate_every, seed=77)
     agent.learn(preset.total_steps, keeper)
-    keeper.give_back(agent)
+    keeper.restore_best(agent)
     returns, _ = evaluate(agent, envs, 100, seed=99)
     claim = "CartPole-v1 is solved by its preset: greedy mean over 100 episodes"
     return at_least(claim, returns.mean(), SOLVED, f" after {agent.steps} steps")

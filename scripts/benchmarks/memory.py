@@ -1,4 +1,4 @@
-"""Peak memory of `scripts.train_text` beyond the trunk's own weights, for each way the models can live.
+"""Peak memory of `scripts.train_text` beyond the trunk's own weights, for each memory mode.
 
     python -m scripts.benchmark_memory --run-dir runs/memory
     python -m scripts.benchmark_memory --run-dir runs/memory --model runs/smollm2/model --microbatch-size 2
@@ -38,11 +38,11 @@ class BenchmarkMemoryConfig:
     run_dir: str
     """Folder for the runs, config.json and summary.json."""
     overwrite: bool = False
-    """Throw away a finished benchmark in that folder."""
+    """Overwrite a finished benchmark in that folder."""
     model: str | None = None
     """Directory of a causal LM with its tokenizer. None: SmolLM2-135M's shape with random weights."""
     memory: tuple[Literal["full", "shared", "adapters"], ...] = ("full", "adapters")
-    """Which ways to measure."""
+    """Memory modes to measure."""
     updates: int = 2
     """Updates of each."""
     batch_size: int = 16
@@ -60,7 +60,7 @@ class BenchmarkMemoryConfig:
 
 
 def number_of_letters(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
-    """A reward that takes no memory."""
+    """A reward function that needs no memory."""
     return [float(len(completion)) for completion in completions]
 
 
@@ -81,10 +81,10 @@ def main(config: BenchmarkMemoryConfig) -> dict[str, Any]:
         weights = trunk_bytes(model)
         summary: dict[str, Any] = {"trunk_bytes": weights}
         for memory in config.memory:
-            figures = measure(config, memory, model, prompts, run.path / memory)
-            summary[f"{memory}_peak_bytes"] = figures["peak_memory_bytes"]
-            summary[f"{memory}_beyond_trunk_bytes"] = figures["peak_memory_bytes"] - weights
-            summary[f"{memory}_seconds_per_update"] = figures["wall_s"] / config.updates
+            metrics = measure(config, memory, model, prompts, run.path / memory)
+            summary[f"{memory}_peak_bytes"] = metrics["peak_memory_bytes"]
+            summary[f"{memory}_beyond_trunk_bytes"] = metrics["peak_memory_bytes"] - weights
+            summary[f"{memory}_seconds_per_update"] = metrics["wall_s"] / config.updates
             print(f"{memory:10} {summary[f'{memory}_beyond_trunk_bytes'] / MIB:8.0f} MiB beyond the trunk", flush=True)
         if "adapters" in config.memory and "full" in config.memory:
             summary["adapters_over_full"] = summary["adapters_beyond_trunk_bytes"] / summary["full_beyond_trunk_bytes"]
@@ -96,7 +96,7 @@ def measure(config: BenchmarkMemoryConfig, memory: str, model: Path, prompts: Pa
     """The summary of one run in a process of its own.
 
     Raises:
-        RuntimeError: if it fails; the message holds the end of what it said.
+        RuntimeError: if it fails; the message contains the end of its standard error.
     """
     flags = {
         "--run-dir": run_dir, "--model": model, "--prompts": prompts, "--memory": memory,
@@ -115,8 +115,8 @@ def measure(config: BenchmarkMemoryConfig, memory: str, model: Path, prompts: Pa
     done = subprocess.run(command, capture_output=True, text=True, timeout=config.timeout_s, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"train_text --memory {memory} ended with {done.returncode}: {done.stderr[-500:]}")
-    figures: dict[str, Any] = json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))
-    return figures
+    metrics: dict[str, Any] = json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))
+    return metrics
 
 
 def trunk_bytes(folder: Path) -> int:

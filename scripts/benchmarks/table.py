@@ -1,4 +1,4 @@
-"""A comparison as a table: one row a figure, ours beside the peer's and the ratio; and curves over steps."""
+"""A comparison as a table: one row per measurement with ours, the peer's and the ratio; and curves over steps."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One figure, both sides."""
+    """One measurement of both sides."""
 
     name: str
     """what was measured"""
     ours: float
-    """our figure"""
+    """our value"""
     peer: float
     """the peer's"""
     unit: str
@@ -37,13 +37,13 @@ class Row:
     counts: dict[str, int] = field(default_factory=dict)
     """measurements by side"""
     must: float | None = None
-    """bound of the ratio that has to be kept; None: there is none"""
+    """required bound of the ratio; None: there is none"""
     aim: float | None = None
-    """bound of the ratio that we would like to keep"""
+    """bound of the ratio that we aim for"""
     at_most: bool = False
     """whether the ratio stays below its bounds, rather than above"""
     details: dict[str, Any] = field(default_factory=dict)
-    """what else there is to know, for ``summary.json`` alone"""
+    """further values, for ``summary.json`` only"""
 
     @property
     def ratio(self) -> float:
@@ -59,7 +59,7 @@ class Row:
         return kept[0] if kept else "missed" if given else ""
 
     def bound(self, name: str) -> str:
-        """``must`` or ``aim`` for people: "≥ 2.5", or "" if there is none."""
+        """``must`` or ``aim`` as text: "≥ 2.5", or "" if there is none."""
         value = getattr(self, name)
         return "" if value is None else f"{'≤' if self.at_most else '≥'} {value:.4g}"
 
@@ -88,7 +88,7 @@ def timing_row(name: str, found: dict[str, list[float]], *, statistic: str, unit
 
 
 def to_markdown(rows: Sequence[Row], *, peer: str = "sb3") -> str:
-    """The table for people: figure, interval (or range) and ratio."""
+    """The table as Markdown: value, interval (or range) and ratio."""
 
     def side(row: Row, name: str, value: float) -> str:
         spread = row.intervals.get(name) or row.extremes.get(name)

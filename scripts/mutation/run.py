@@ -1,10 +1,10 @@
-"""Plant one mistake after the other in a copy of the sources, and see whether the tests notice each.
+"""Mutation testing: plant one mistake at a time in a copy of the sources and check that the tests catch it.
 
     python -m scripts.mutants                    # all of them; exit code 1 if any survives
     python -m scripts.mutants --only P4 S2       # those of some traps
     python -m scripts.mutants --write-docs       # all of them, and docs/mutants.md
 
-The mistakes are listed in ``planted_update``, ``planted_control``, ``planted_text`` and ``planted_groups``. Each is a
+The mistakes are listed in the other modules of ``scripts.mutation``. Each is a
 replacement that must fit exactly once; the files under test are copies in a temporary folder. Each run is a fork of one
 process that has loaded the libraries, and nothing of the project, beforehand.
 """
@@ -57,7 +57,7 @@ LIBRARIES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Plant mistakes, and see whether the tests notice."""
+    """Plant mistakes and check that the tests catch them."""
 
     only: tuple[str, ...] = ()
     """traps ("P4"), or parts of the names of mutants; none: all"""
@@ -69,12 +69,12 @@ class Config:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How the tests took a mutant."""
+    """The test result of a mutant."""
 
     caught_by: str
     """id of the first test that failed; "" if none did"""
     trouble: str = ""
-    """why the run says nothing: the tests could not be collected, or took too long"""
+    """why there is no result: the tests could not be collected, or took too long"""
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def main(config: Config) -> dict[str, Any]:
     """
     chosen = [m for m in MUTANTS if not config.only or any(o == m.trap or o in m.name for o in config.only)]
     if not chosen or (config.write_docs and config.only):
-        raise ValueError(f"--only {config.only}: it fits no mutant, or --write-docs was asked for, which needs all")
+        raise ValueError(f"--only {config.only}: expected the trap or name of a mutant, and nothing with --write-docs")
     for mutant in chosen:
         check(mutant)
     with copied_sources() as copy:
@@ -111,7 +111,7 @@ def check(mutant: Mutant) -> None:
     """Raise ``ValueError`` unless the replacement fits exactly once and changes something."""
     count = (ROOT / mutant.file).read_text(encoding="utf-8").count(mutant.old)
     if count != 1 or mutant.old == mutant.new:
-        raise ValueError(f"{mutant.file}: {mutant.old!r} stands there {count} times, not once ({mutant.name})")
+        raise ValueError(f"{mutant.file}: expected {mutant.old!r} once, received {count} occurrences ({mutant.name})")
 
 
 @contextmanager
@@ -127,7 +127,7 @@ def copied_sources() -> Iterator[Path]:
 
 @contextmanager
 def planted(copy: Path, mutant: Mutant) -> Iterator[None]:
-    """The mistake is in ``copy`` inside."""
+    """Plant the mistake in ``copy`` inside the context."""
     path = copy / mutant.file
     sound = path.read_text(encoding="utf-8")
     path.write_text(sound.replace(mutant.old, mutant.new), encoding="utf-8")

@@ -63,7 +63,9 @@ class ClassicVectorEnv(VectorEnv):
         if num_envs < 1:
             raise ValueError(f"expected num_envs of at least 1, received {num_envs}")
         if max_episode_steps is not None and max_episode_steps < 1:
-            raise ValueError(f"max_episode_steps must be at least 1, or None for no limit; got {max_episode_steps}")
+            raise ValueError(
+                f"max_episode_steps must be at least 1, or None for no limit; received {max_episode_steps}"
+            )
         self.num_envs = num_envs
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
@@ -94,7 +96,7 @@ class ClassicVectorEnv(VectorEnv):
         """The observations ``[N, observation_size]``, any float type, of states ``[state_size, N]``."""
 
     def _observe_start(self, state: np.ndarray) -> np.ndarray:
-        """The observations of states that were just drawn, if the original takes another road there."""
+        """The observations of states that were just drawn, if the scalar environment computes them differently."""
         return self._observe(state)
 
     def reset(  # type: ignore[override]  # a list of seeds, as SyncVectorEnv takes
@@ -113,7 +115,7 @@ class ClassicVectorEnv(VectorEnv):
         else:
             seeds = list(seed)
         if len(seeds) != self.num_envs:
-            raise ValueError(f"reset takes one seed or {self.num_envs}, one per sub-environment; got {len(seeds)}")
+            raise ValueError(f"reset takes one seed or {self.num_envs}, one per sub-environment; received {len(seeds)}")
         if self._generators is None:
             if len(rows) < self.num_envs:
                 raise ResetNeeded(f"the first reset must start all {self.num_envs} sub-environments, not {rows} alone")
@@ -125,7 +127,7 @@ class ClassicVectorEnv(VectorEnv):
         self._restart(rows, options)
         return self._observations.copy(), {}
 
-    def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Take one step in every sub-environment.
 
         Raises:
@@ -165,7 +167,7 @@ class ClassicVectorEnv(VectorEnv):
         return tuple(self._seeds)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next steps depend on: arrays, and the generators' states as plain (JSON-able) dicts."""
+        """The full state: arrays, and the generators' states as plain (JSON-able) dicts."""
         return {
             "state": self._state.copy(),
             "steps": self._steps.copy(),
@@ -176,7 +178,7 @@ class ClassicVectorEnv(VectorEnv):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken; lists in the place of arrays are welcome.
+        """Continue where `state_dict` was taken; lists are accepted in place of arrays.
 
         Raises:
             ValueError: if it belongs to another task or another number of sub-environments.
@@ -215,9 +217,11 @@ class ClassicVectorEnv(VectorEnv):
             return np.arange(self.num_envs), options
         mask = options["reset_mask"]
         if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
-            raise TypeError(f"options['reset_mask'] must be a boolean numpy array, got {mask!r}")
+            raise TypeError(f"options['reset_mask'] must be a boolean numpy array, received {mask!r}")
         if mask.shape != (self.num_envs,) or not mask.any():
-            raise ValueError(f"options['reset_mask'] must have shape ({self.num_envs},) and a True in it, got {mask!r}")
+            raise ValueError(
+                f"options['reset_mask'] must have shape ({self.num_envs},) and a True in it, received {mask!r}"
+            )
         return mask.nonzero()[0], {key: value for key, value in options.items() if key != "reset_mask"} or None
 
     def _restart(self, rows: np.ndarray, options: dict[str, Any] | None = None) -> None:
@@ -252,7 +256,7 @@ def start_bounds(options: dict[str, Any] | None, low: float, high: float) -> tup
     try:
         low, high = float(options.get("low", low)), float(options.get("high", high))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"options 'low' and 'high' must be numbers, got {options}") from error
+        raise ValueError(f"options 'low' and 'high' must be numbers, received {options}") from error
     if low > high:
         raise ValueError(f"option 'low' ({low}) must not exceed option 'high' ({high})")
     return low, high

@@ -51,7 +51,7 @@ class PendulumVectorEnv(ClassicVectorEnv):
         try:
             highs = [float((options or {}).get(key, default)) for key, default in START.items()]
         except (TypeError, ValueError) as error:
-            raise ValueError(f"options 'x_init' and 'y_init' must be numbers, got {options}") from error
+            raise ValueError(f"options 'x_init' and 'y_init' must be numbers, received {options}") from error
         return np.array([generator.uniform(-high, high) for high in highs])
 
     def _observe(self, state: np.ndarray) -> np.ndarray:

@@ -1,7 +1,6 @@
-"""Which attributes of an object are plain data (numbers, strings, arrays, generators), copied out and put back.
+"""Copy the plain attributes of an object (numbers, strings, arrays, generators) and convert them back, without pickle.
 
-Nothing is pickled. What is neither plain nor known to hold no state is named, so that nobody mistakes a part for the
-whole.
+Attributes that are neither plain nor known to be stateless are reported, so a partial copy never looks complete.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from gymnasium.vector import VectorEnv, VectorWrapper
 GENERATOR = "__numpy_generator__"
 ARRAY = "__array_of_bytes__"
 NOT_PLAIN = "__not_plain__"
-"""Stands for what is no plain data."""
+"""Placeholder for a value that is not plain data."""
 SKIPPED = {"metadata", "spec", "_cached_spec", "_action_space", "_observation_space", "_metadata", "env_fns", "env"}
 STATELESS = (
     gym.Space,
@@ -35,14 +34,14 @@ STATELESS = (
 )
 
 
-def attributes(owner: Any) -> dict[str, Any]:
+def attributes(owner: object) -> dict[str, Any]:
     """The plain attributes of ``owner``, copied."""
     found = {name: plain(value) for name, value in vars(owner).items() if name not in SKIPPED}
     return {name: value for name, value in found.items() if not is_hidden(value)}
 
 
-def hidden(owner: Any) -> list[str]:
-    """Names of ``owner``'s attributes that may hold state and are no plain data."""
+def hidden(owner: object) -> list[str]:
+    """Names of ``owner``'s attributes that may hold state but are not plain data."""
     return [
         name
         for name, value in vars(owner).items()
@@ -51,28 +50,28 @@ def hidden(owner: Any) -> list[str]:
 
 
 def hidden_in(env: gym.Env | VectorEnv) -> list[str]:
-    """As ``hidden``, over all layers of wrappers; a layer with ``state_dict`` and ``load_state_dict`` hides nothing."""
+    """``hidden`` over all wrappers, except those with ``state_dict`` and ``load_state_dict``."""
     found, layer = [], env
     while True:
-        if not speaks_for_itself(layer):
+        if not has_state_dict(layer):
             found += [f"{type(layer).__name__}.{name}" for name in hidden(layer)]
         if not isinstance(layer, (gym.Wrapper, VectorWrapper)):
             return found
         layer = layer.env
 
 
-def speaks_for_itself(owner: Any) -> bool:
+def has_state_dict(owner: object) -> bool:
     """Whether ``owner`` has ``state_dict`` and ``load_state_dict``."""
     return hasattr(type(owner), "state_dict") and hasattr(type(owner), "load_state_dict")
 
 
-def is_hidden(value: Any) -> bool:
-    """Whether ``plain`` gave up."""
+def is_hidden(value: object) -> bool:
+    """Whether ``plain`` could not represent the value."""
     return isinstance(value, str) and value == NOT_PLAIN
 
 
-def plain(value: Any) -> Any:
-    """``value`` as plain data of its own, or ``NOT_PLAIN``."""
+def plain(value: object) -> object:
+    """``value`` copied as plain data, or ``NOT_PLAIN``."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, np.random.Generator):
@@ -99,8 +98,8 @@ def plain(value: Any) -> Any:
     return NOT_PLAIN
 
 
-def revive(value: Any, current: Any) -> Any:
-    """The object that ``plain`` was given; a generator is ``current`` itself, put into the saved state."""
+def from_plain(value: object, current: object) -> Any:  # Any: the inverse of ``plain``, of whatever type was saved
+    """Invert ``plain``; a saved generator state is loaded into ``current`` if that is a generator."""
     if isinstance(value, dict):
         if GENERATOR in value:
             generator = current if isinstance(current, np.random.Generator) else np.random.default_rng()
@@ -111,15 +110,15 @@ def revive(value: Any, current: Any) -> Any:
         if "__numpy_scalar__" in value:
             return value["__numpy_scalar__"][()]
         if "__tuple__" in value:
-            return tuple(revive(item, None) for item in value["__tuple__"])
+            return tuple(from_plain(item, None) for item in value["__tuple__"])
         if "__deque__" in value:
-            return deque((revive(item, None) for item in value["__deque__"]), value["maxlen"])
-        return {key: revive(item, None) for key, item in value.items()}
+            return deque((from_plain(item, None) for item in value["__deque__"]), value["maxlen"])
+        return {key: from_plain(item, None) for key, item in value.items()}
     if isinstance(value, list):
-        return [revive(item, None) for item in value]
+        return [from_plain(item, None) for item in value]
     return value.copy() if isinstance(value, np.ndarray) else value
 
 
 def _stateless(value: Any) -> bool:
-    """Whether ``value`` is known to hold no state of the task: a space, a function, a window to draw on."""
+    """Whether ``value`` is known to hold no state of the task: a space, a function, a pygame window."""
     return isinstance(value, STATELESS) or type(value).__module__.partition(".")[0] == "pygame"

@@ -1,8 +1,7 @@
-"""Environments whose state is out of reach (a physics engine's, say): remembered as what was done since the last reset.
+"""Save an environment whose state cannot be read (a physics engine's) as its actions since the last reset.
 
-Reset with the same random state and fed the same actions, a deterministic environment stands where it stood, bit for
-bit; whether it does is checked against the last observation and the sum of rewards, so a wrong one is never trained in.
-What other environments remember is in ``env_state``.
+Replaying them from the same random state restores a deterministic environment bit for bit. The last observation and
+the sum of rewards are compared, so that training never continues in a wrong state.
 """
 
 from __future__ import annotations
@@ -18,11 +17,9 @@ from agents.control.env_state import plain_state
 
 
 class Recorder(gym.Wrapper):
-    """Notes the random state before each reset and the actions after it, where the environment's own state is hidden.
+    """Record the random state before each reset and the actions after it, if the environment's own state is hidden.
 
-    An environment that is plain data (``agents.control.env_state.plain_state.hidden`` names nothing) is passed
-    through unrecorded. How
-    it is can be seen after its first reset only.
+    An environment whose state is plain data (``plain_state.hidden_in`` is empty after the first reset) is not recorded.
 
     Args:
         env: any scalar environment.
@@ -48,7 +45,7 @@ class Recorder(gym.Wrapper):
             self._actions, self._last, self._total = [], observation, 0.0
         return observation, info
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+    def step(self, action: object) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """As the environment below."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         if self.recording:
@@ -57,30 +54,32 @@ class Recorder(gym.Wrapper):
         return observation, reward, terminated, truncated, info
 
     def state_dict(self) -> dict[str, Any]:
-        """How to come here again; ``refused`` is the reason why that will not be possible, if it is not."""
+        """The recording, or the reason why the state cannot be restored (``refused``)."""
         unrecorded = [] if self.recording else plain_state.hidden_in(self.env)
         if unrecorded:
-            return {"refused": f"{type(self.unwrapped).__name__} grew state that cannot be saved: {unrecorded}"}
+            return {"refused": f"{type(self.unwrapped).__name__} has gained state that cannot be saved: {unrecorded}"}
         if not self.recording:
             return {"replay": None}
         start, last = plain_state.plain(self._start), plain_state.plain(self._last)
         if plain_state.is_hidden(start) or plain_state.is_hidden(last):
-            return {"refused": f"{type(self.unwrapped).__name__} has reset options or observations that are no data"}
+            return {
+                "refused": f"{type(self.unwrapped).__name__} has reset options or observations that are not plain data"
+            }
         actions = np.stack(self._actions) if self._actions else None
         return {"replay": {"start": start, "actions": actions, "last": last, "total": self._total}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Reset and act as was recorded.
+        """Replay the recording.
 
         Raises:
-            ValueError: if the environment ends up elsewhere: it is not deterministic, or another version of it.
+            ValueError: if the result differs: the environment is not deterministic, or is another version.
         """
         if "refused" in state:
             raise ValueError(state["refused"])
         replay = state["replay"]
         if replay is None:
             return
-        start = plain_state.revive(replay["start"], None)
+        start = plain_state.from_plain(replay["start"], None)
         if start["generator"] is not None:
             self.unwrapped.np_random.bit_generator.state = start["generator"]
         self.reset(seed=start["seed"], options=start["options"])
@@ -89,15 +88,15 @@ class Recorder(gym.Wrapper):
             self.step(action[()])
         if not _same(plain_state.plain(self._last), replay["last"]) or self._total != replay["total"]:
             raise ValueError(
-                f"{type(self.unwrapped).__name__} cannot be resumed in mid-episode: its state cannot be read, and the "
-                f"{len(self._actions)} actions since its last reset lead elsewhere than before. It draws randomness "
-                "from elsewhere than its np_random, remembers something over episodes, or is another version. Give it "
+                f"{type(self.unwrapped).__name__} cannot be resumed in mid-episode: its state cannot be read, and "
+                f"replaying the {len(self._actions)} actions since its last reset gave another result. It draws "
+                "randomness from outside np_random, keeps state across episodes, or is another version. Implement "
                 "state_dict() and load_state_dict()"
             )
 
 
 def record(envs: VectorEnv) -> None:
-    """Put a ``Recorder`` around each sub-environment of a ``SyncVectorEnv``, in place; other kinds are left alone."""
+    """Put a ``Recorder`` around each sub-environment of a ``SyncVectorEnv``, in place; leave others alone."""
     inner: Any = envs
     while isinstance(inner, VectorWrapper):
         inner = inner.env

@@ -1,16 +1,12 @@
 """The state of running environments as plain data, so that training resumes in mid-episode; nothing is pickled.
 
-Of each layer of the wrapper chain, in this order:
+Each layer of the wrapper chain is saved in the first way that applies:
 
-* one that has ``state_dict()`` and ``load_state_dict()`` speaks for itself;
-* any other gives its attributes that are plain data (``agents.control.env_state.plain_state``): complete for
-Gymnasium's classic control
-  and its native vector CartPole;
-* where a scalar environment hides more than that (Box2D), it is replayed from its last reset
-(``agents.control.env_state.replay``).
+* by its own ``state_dict()`` and ``load_state_dict()``;
+* by its plain attributes (``plain_state``), which is complete for Gymnasium's classic control;
+* a scalar environment with other state (Box2D) is replayed from its last reset (``replay``).
 
-``SyncVectorEnv`` gives its sub-environments in turn. State that can be had in none of these ways is refused when it is
-restored, with its name.
+The sub-environments of a ``SyncVectorEnv`` are saved one by one. ``restore`` refuses any other state, by name.
 """
 
 from __future__ import annotations
@@ -36,18 +32,18 @@ def capture(envs: VectorEnv | gym.Env) -> dict[str, Any]:
 
 
 def restore(envs: VectorEnv | gym.Env, state: dict[str, Any]) -> None:
-    """Put ``envs``, which has been reset once, into a captured state.
+    """Load a captured state into ``envs``, which must have been reset once.
 
     Raises:
-        ValueError: if ``envs`` is built of other layers than the captured one, or holds state that was out of reach.
+        ValueError: if the layers of ``envs`` differ from the captured ones, or their state could not be captured.
     """
     layers = _layers(envs)
     if _kinds(layers) != state["kinds"]:
-        raise ValueError(f"the saved environment is {state['kinds']}, this one is {_kinds(layers)}")
+        raise ValueError(f"expected the layers {_kinds(layers)}, received {state['kinds']}")
     if state["hidden"]:
         raise ValueError(
-            f"the environment holds state that cannot be saved: {', '.join(state['hidden'])}. Give it state_dict() and "
-            "load_state_dict(), or run scalar environments in a SyncVectorEnv, where they are replayed"
+            f"the environment holds state that cannot be saved: {', '.join(state['hidden'])}. Implement state_dict() "
+            "and load_state_dict(), or run scalar environments in a SyncVectorEnv, where they are replayed"
         )
     for layer, saved in zip(layers, state["layers"], strict=True):
         _restore_layer(layer, saved)
@@ -73,7 +69,7 @@ def _is_sub(layers: list[Any], name: str) -> bool:
 
 
 def _capture_layer(layer: Any) -> dict[str, Any]:
-    if plain_state.speaks_for_itself(layer):
+    if plain_state.has_state_dict(layer):
         return {"own": layer.state_dict()}
     return {"attributes": plain_state.attributes(layer)}
 
@@ -83,4 +79,4 @@ def _restore_layer(layer: Any, saved: dict[str, Any]) -> None:
         layer.load_state_dict(saved["own"])
         return
     for name, value in saved["attributes"].items():
-        setattr(layer, name, plain_state.revive(value, getattr(layer, name, None)))
+        setattr(layer, name, plain_state.from_plain(value, getattr(layer, name, None)))

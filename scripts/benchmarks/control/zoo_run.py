@@ -87,7 +87,7 @@ def main(config: Config) -> dict[str, Any]:
         if not keeper.reached and agent.steps != keeper.last_steps:
             keeper.evaluate(agent)
         sink.close()
-        keeper.give_back(agent)
+        keeper.restore_best(agent)
         returns, _ = evaluate(agent, evaluation, config.eval_episodes, seed=FINAL_SEED)
         summary = {
             "env": config.env,

@@ -1,11 +1,11 @@
-"""Language models' training, ours and TRL's, and where it stands to what is possible: every figure in one run.
+"""Benchmark language-model training, ours and TRL's, against each other and against the hardware's limits.
 
     python -m scripts.benchmark_text --run-dir runs/benchmark_text
     python -m scripts.benchmark_text --run-dir runs/quick --rows speed,arithmetic --rounds 1
     python -m scripts.benchmark_text --run-dir runs/benchmark_text --resume
 
-TRL lives in environments of its own below ``--peers``, made if they are missing. What each side does, and what each
-figure means, is in docs/results/benchmark_text.md. Left behind: ``summary.json`` (one key a row: both sides, their
+TRL is installed in separate environments below ``--peers``, made if missing. What each side does, and what each
+value means, is in docs/results/benchmark_text.md. Left behind: ``summary.json`` (one key a row: both sides, their
 ratio, its bounds), ``table.md``, ``rows/`` (a file for each measurement that is finished; ``--resume`` keeps those) and
 ``runs/`` (every single run).
 """
@@ -28,7 +28,7 @@ from scripts.benchmarks.text.rows import ALGORITHMS, POLICIES, gap_row, kl_row, 
 from scripts.benchmarks.text.speed import arithmetic_row, speed_rows
 
 HOW = ("run_dir", "rows", "resume", "overwrite", "peers")
-"""Settings that may differ when a benchmark is resumed: they do not change a figure."""
+"""Settings that may differ when a benchmark is resumed: they do not affect the results."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,7 @@ JOB: dict[str, Any] = {
 
 
 def main(job: dict[str, Any]) -> dict[str, Any]:
-    """Train as the job says; TRL's last logged figures."""
+    """Train as the job says; TRL's last logged metrics."""
     torch.set_num_threads(job["threads"])
     answers = os.fdopen(os.dup(1), "w", buffering=1)  # TRL prints to standard output, too
     os.dup2(2, 1)
@@ -173,7 +173,7 @@ def _common(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def on_demand(meter: Meter, answers: Any) -> Any:
-    """A callback of TRL's trainers that waits for a line before each update, and answers it with its figures."""
+    """A callback of TRL's trainers that waits for a line before each update, and answers it with its metrics."""
     from transformers import TrainerCallback
 
     class OnDemand(TrainerCallback):
@@ -191,12 +191,12 @@ def on_demand(meter: Meter, answers: Any) -> Any:
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             self.steps += 1
             if self.steps % meter.steps == 0:
-                figures = {
+                metrics = {
                     "seconds": time.perf_counter() - self.began,
                     "cpu_s": time.process_time() - self.cpu,
                     "response_tokens": meter.tokens,
                 }
-                answers.write(json.dumps(figures) + "\n")
+                answers.write(json.dumps(metrics) + "\n")
                 self.wait()
 
     return OnDemand()

@@ -59,7 +59,7 @@ def test_a_policy_wrecked_after_solving_ends_with_the_weights_that_solved():
     agent.learn(16 * 8, callback)
     returns = [figures[0] for figures in seen]
     assert returns == [0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]  # solved at update 3, wrecked at 5
-    keeper.give_back(agent)
+    keeper.restore_best(agent)
     assert keeper.best_mean == 1.0
     assert keeper.best_steps == 4 * 16  # of two equal ones the later
     _, best, count = seen[3]
@@ -73,7 +73,7 @@ def test_before_the_first_evaluation_nothing_is_given_back():
     agent = PPO(vector(2), PPOConfig(num_steps=8, epochs=1))
     keeper = BestKeeper(vector(5), every=10**6)
     before = weights(agent)
-    keeper.give_back(agent)
+    keeper.restore_best(agent)
     assert keeper.best_mean == -math.inf
     assert all(torch.equal(value, before[name]) for name, value in agent.policy.state_dict().items())
 
@@ -87,5 +87,5 @@ def test_what_was_kept_survives_a_resumed_run():
     set_preference(agent, -5.0)
     other.load_state_dict(keeper.state_dict())
     assert other.reached
-    other.give_back(agent)
+    other.restore_best(agent)
     assert all(torch.equal(value, best[name]) for name, value in agent.policy.state_dict().items())

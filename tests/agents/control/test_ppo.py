@@ -134,7 +134,7 @@ def test_the_best_weights_are_kept_and_given_back():
     keeper = BestKeeper(make_vector("CartPole-v1", 5), every=32, episodes=5, on_best=lambda a: seen.append(a.steps))
     agent.learn(320, keeper)
     assert keeper.best_steps == seen[-1]
-    keeper.give_back(agent)
+    keeper.restore_best(agent)
     assert evaluate(agent, keeper.envs, 5, seed=0)[0].mean() == keeper.best_mean
 
 
@@ -226,5 +226,5 @@ def test_cart_pole_is_solved_by_the_default_preset(seed):
     agent = PPO("CartPole-v1", replace(preset.config, seed=seed))
     keeper = BestKeeper(make_vector("CartPole-v1", 100), every=preset.evaluate_every, seed=77)
     agent.learn(preset.total_steps, keeper)
-    keeper.give_back(agent)
+    keeper.restore_best(agent)
     assert evaluate(agent, make_vector("CartPole-v1", 100), 100, seed=99)[0].mean() >= 475

@@ -5,7 +5,7 @@ import pytest
 from gymnasium import spaces
 
 from agents.control.ppo import ControlPPO as PPO
-from agents.verification.probe_envs import Chain, OneStep, judged, trained
+from agents.verification.probe_envs import Chain, OneStep, trained, value_and_policy
 from agents.verification.probes import PROBES, truncated
 
 
@@ -28,7 +28,7 @@ def test_a_probe_fails_where_time_limits_are_taken_for_ends(monkeypatch):
 
 def test_another_reward_is_not_taken_for_the_known_one():
     agent = trained(lambda: OneStep(spaces.Discrete(1), spaces.Discrete(2), lambda o, a: 1.0 - 2 * a), updates=20)
-    value, policy = judged(agent, np.array([0]))
+    value, policy = value_and_policy(agent, np.array([0]))
     assert value[0] == pytest.approx(1, abs=0.05)
     assert policy[0, 1] < 0.1
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from agents import PPO, PPOConfig
-from agents.control.env_state.plain_state import is_hidden, plain, revive
+from agents.control.env_state.plain_state import from_plain, is_hidden, plain
 
 CONFIG = PPOConfig(num_envs=2, num_steps=8, epochs=1, hidden=(4,))
 
@@ -13,7 +13,7 @@ CONFIG = PPOConfig(num_envs=2, num_steps=8, epochs=1, hidden=(4,))
     "array", [np.array([[b"SF", b"H"]]), np.array(["né", ""]), np.array(["2020-01-02"], "M8[D]"), np.array([], "S3")]
 )
 def test_arrays_that_are_no_numbers_come_back_as_they_were(array):
-    found = revive(plain(array), None)
+    found = from_plain(plain(array), None)
     np.testing.assert_array_equal(found, array)
     assert (found.dtype, found.shape) == (array.dtype, array.shape)
 
