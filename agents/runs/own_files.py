@@ -19,6 +19,8 @@ RUN_FILES = (
 )  # fmt: skip
 MODELS = ("model", "adapter", "member_*", "trunk")
 """Folders that hold a model."""
+MODEL_COMMANDS = ("train_text", "train_language_model", "train_reward_model", "pretrained", "pipeline", "demo", "")
+"""Commands that write such folders; "" is what a model's own folder says."""
 STAGES: dict[str, tuple[str, ...]] = {
     "pipeline": ("base", "fine_tuned", "reward_model", "ppo"),
     "demo": ("cartpole", "reward_model", "text"),
@@ -48,7 +50,7 @@ def own_files(folder: Path, patterns: tuple[str, ...] = RUN_FILES) -> Iterator[P
             yield from (below for below in sorted(path.rglob("*")) if below.is_symlink() or not below.is_dir())
         elif _matches(name, STAGES.get(made_by, ())) and script_of(path) is not None:
             yield from own_files(path)
-        elif _matches(name, MODELS):
+        elif made_by in MODEL_COMMANDS and _matches(name, MODELS):
             yield from own_files(path, MODEL_FILES)
 
 
