@@ -27,7 +27,7 @@ PROTOCOL = ("act", "evaluate")
 
 def build_policy(
     envs: TokenVectorLike, policy: PolicyLike | None, config: TextAgentConfig, options: TextOptions
-) -> nn.Module:
+) -> Any:  # a module with the members of `agents.text.stepwise.TextPolicy`
     """A module that acts in ``envs`` and has a critic if the algorithm uses one.
 
     Args:

@@ -35,8 +35,10 @@ def completion_kl(policy: CausalLMPolicy, reference: CausalLMPolicy, samples: Sa
     found = []
     for start in range(0, len(samples.prompts), ROWS_AT_ONCE):
         part = slice(start, start + ROWS_AT_ONCE)
-        rows = (torch.as_tensor(of[part]).to(policy.device) for of in (samples.prompts, samples.completions))
-        kl = policy.evaluate(*rows, reference=reference).kl
+        prompts, completions = (
+            torch.as_tensor(rows[part]).to(policy.device) for rows in (samples.prompts, samples.completions)
+        )
+        kl = policy.evaluate(prompts, completions, reference=reference).kl
         assert kl is not None
         found.append(kl.cpu().numpy())
     return np.concatenate(found)

@@ -22,10 +22,21 @@ GREY = "0.35"
 class TrailLike(Protocol):
     """A curve to plot; see `agents.recipes.frontier.Trail`."""
 
-    name: str
-    points: dict[str, np.ndarray]
-    gains: dict[str, np.ndarray]
-    fits: dict[str, GaoFit]
+    @property
+    def name(self) -> str:
+        """In the legend."""
+
+    @property
+    def points(self) -> dict[str, np.ndarray]:
+        """Measured columns."""
+
+    @property
+    def gains(self) -> dict[str, np.ndarray]:
+        """Gain over the start, by measure."""
+
+    @property
+    def fits(self) -> dict[str, GaoFit]:
+        """Fitted curves, by measure."""
 
 
 def draw(path: Path, runs: Sequence[TrailLike], rival: TrailLike, budget: float) -> None:

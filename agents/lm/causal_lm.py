@@ -155,7 +155,7 @@ class CausalLMPolicy(nn.Module):
                     critic_hidden = decisions.states(trunk)
             values = self.value_of(critic_hidden) if self.has_critic else torch.zeros_like(logprobs)
             kl = None
-            if ref_hidden is not None:
+            if ref_hidden is not None and reference is not None:
                 head = reference.token_head
                 kl = self.token_head.exact_kl(hidden, decisions.tokens, decisions.steps, head, ref_hidden)
         columns = [None if flat is None else spread(flat, mask) for flat in (logprobs, entropy, values, kl)]

@@ -168,9 +168,8 @@ class _Decoder:
         attention = policy.model.config._attn_implementation
         float32 = attention == OURS and device.type == "cpu"
         self.longest_prompt, self.capacity = longest_prompt, longest_prompt + budget - 1
-        self.cache = new_cache(
-            self.trunk, max_concurrent_rows=max_concurrent_rows, capacity=self.capacity, float32=float32
-        )
+        trunk: Any = self.trunk  # transformers declares it as a Module
+        self.cache = new_cache(trunk, max_concurrent_rows=max_concurrent_rows, capacity=self.capacity, float32=float32)
         # A mask of rank 4 is used as it is; from one of rank 2 transformers builds a mask in each step.
         self.takes_mask = isinstance(self.cache, PlainCache) and attention in (OURS, SDPA)
         self.column = 0
@@ -255,7 +254,8 @@ def _check(
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens: expected 1 or more, received {max_new_tokens}")
     check_max_concurrent_rows(max_concurrent_rows)
-    if max_concurrent_rows is not None and not any_key_order(policy.model.base_model):
+    trunk: Any = policy.model.base_model
+    if max_concurrent_rows is not None and not any_key_order(trunk):
         raise ValueError(
             "max_concurrent_rows: expected a model that ignores the order of cached keys, received "
             f"{type(policy.model).__name__}: pass max_concurrent_rows=None, which decodes all rows at once"

@@ -123,7 +123,8 @@ class AdaptedTrunk:
         theirs = {_without(name, source): at for name, at in self.model.named_parameters() if belongs(name, source)}
         ours = {_without(name, target): at for name, at in self.model.named_parameters() if belongs(name, target)}
         if {name: at.shape for name, at in theirs.items()} != {name: at.shape for name, at in ours.items()}:
-            ranks = {role: self.peft.peft_config[role].r for role in (source, target)}
+            configs: Any = self.peft.peft_config
+            ranks = {role: configs[role].r for role in (source, target)}
             raise ValueError(f"expected adapters of one shape, received {source!r} and {target!r} of ranks {ranks}")
         for name, parameter in ours.items():
             parameter.copy_(theirs[name])

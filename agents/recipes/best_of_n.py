@@ -75,7 +75,8 @@ def main(config: BestOfNConfig) -> dict[str, Any]:
         points = measure(task.assessor, task.models.start, samples=config.samples, max_n=config.max_n, seed=config.seed)
         run.begin({name: value for name, value in asdict(config).items() if name != "overwrite"})
         write_points(run.path / TABLE, points)
-        summary = {"prompts": len(task.assessor.prompts), "samples": config.samples, **summary_of(points)}
+        prompts: Any = task.assessor.prompts  # a list, or tokenized rows
+        summary = {"prompts": len(prompts), "samples": config.samples, **summary_of(points)}
         run.write_json(SUMMARY, summary)
         return summary
 

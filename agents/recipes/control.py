@@ -19,12 +19,13 @@ import gymnasium as gym
 import torch
 from gymnasium.vector import VectorEnv
 
-from agents.algorithms.loading import ALGORITHMS
 from agents.control.agent import ControlAgent
 from agents.control.best import BestKeeper
 from agents.control.environments import make_vector
 from agents.control.evaluation import evaluate
+from agents.control.ppo import ControlPPO
 from agents.control.presets import Preset, preset_for
+from agents.control.trpo import TRPO
 from agents.runs import checkpoint
 from agents.runs.cli import enter
 from agents.runs.devices import check_device
@@ -92,7 +93,7 @@ def main(config: Config) -> dict[str, Any]:
         evaluation = make_vector(config.env, min(config.eval_episodes, 100))
     except (gym.error.Error, ModuleNotFoundError) as error:
         raise ValueError(f"cannot make the environment {config.env!r}: {error}") from error
-    agent = ALGORITHMS[config.algorithm](config.env, preset.config)
+    agent: ControlAgent = {"ppo": ControlPPO, "trpo": TRPO}[config.algorithm](config.env, preset.config)
     settings = {**config.identity(), **changed, "settings": preset.config.to_dict()}
     with training_run(config, script="train_control", settings=settings, checkpoint=LAST) as run:
         trainer = _Trainer(config, preset, agent, evaluation, run)

@@ -164,8 +164,7 @@ def training_run(
     """
     for name in flags.log_to:
         tracker_module(name)
-    given = {"overwrite": flags.overwrite, "resume": flags.resume}
-    with RunDir(flags.run_dir, script=script, reads=reads, **given) as folder:
+    with RunDir(flags.run_dir, script=script, reads=reads, overwrite=flags.overwrite, resume=flags.resume) as folder:
         if flags.resume:
             folder.check_resumable(settings, checkpoint)
         run = TrainingRun(folder, flags, settings, checkpoint)

@@ -101,7 +101,7 @@ class Subject:
             known = self.spaces
         except Exception as error:  # without an environment there is nothing to check
             raise ValueError(f"{env_id} cannot be made: {type(error).__name__}: {error}") from error
-        loaded = None if checkpoint is None else load_agent(checkpoint)
+        loaded: Any = None if checkpoint is None else load_agent(checkpoint)
         self.loaded: Agent | None = loaded
         if loaded is not None and (loaded.spaces is None or tuple(loaded.spaces) != known):
             raise ValueError(f"{checkpoint} : expected the spaces {known} of {env_id}, received {loaded.spaces}")

@@ -110,7 +110,8 @@ def train_tabular(
     logits = task.ref_logprobs.reshape(-1, len(task.words))
     policy = TabularTextPolicy(task.states, logits, prompt_length=task.prompts.shape[1], eos_token_id=EOS_TOKEN)
     collector = TextCollector(envs, seed=seed, generate=write)
-    agent = TextAgent(config, policy=policy, collector=collector)
+    table: Any = policy  # acts through `write` alone
+    agent = TextAgent(config, policy=table, collector=collector)
     return _learn(agent, task, lambda: _normalized(policy.table.logits, task), number * num_envs)
 
 

@@ -51,7 +51,8 @@ def plain_checks(model: PreTrainedModel) -> list[Checking]:
 
 def steady(model: PreTrainedModel) -> list[Check]:
     """Two forward passes agree: no dropout, nothing else random."""
-    tokens = torch.arange(4)[None] % model.get_input_embeddings().num_embeddings
+    embeddings: Any = model.get_input_embeddings()
+    tokens = torch.arange(4)[None] % embeddings.num_embeddings
     model.eval()
     with torch.no_grad():
         one, other = (model(input_ids=tokens, use_cache=False).logits.float() for _ in range(2))
@@ -167,7 +168,8 @@ def dropout(model: Model) -> list[Check]:
 
 def precision(model: Model) -> list[Check]:
     """A bfloat16 copy: its own logits, normalized in float64 by hand; and its distance from float32."""
-    half = copy.deepcopy(model.model).to(torch.bfloat16)
+    half: Any = copy.deepcopy(model.model)
+    half.to(torch.bfloat16)
     policy = CausalLMPolicy(half, eos_token_id=model.eos)
     with torch.no_grad():
         hidden = trunk_forward(half.base_model, model.prompts[:, :1])[:, 0]

@@ -11,8 +11,8 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from agents.algorithms.ppo import PPO
 from agents.config import PPOConfig
+from agents.control.ppo import ControlPPO as PPO
 from agents.functional.schedules import Linear
 
 GAMMA = 0.9

@@ -174,7 +174,8 @@ def tokenizer_fits(claim: str, path: str, loaded: PreTrainedModel) -> Check:
         known = len(load_tokenizer(path))
     except (ValueError, OSError):
         return not_applicable(claim, "there is no tokenizer beside the model")
-    embedded = loaded.get_input_embeddings().num_embeddings
+    embedding: Any = loaded.get_input_embeddings()
+    embedded = embedding.num_embeddings
     return at_most(claim, known, embedded, f" tokens; {embedded} embeddings")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,8 @@ def accelerate(model: nn.Module) -> None:
         if isinstance(model, PreTrainedModel):
             use_packed_attention(model)
         return
-    trial = _Trial(model.base_model)
+    trunk: Any = model.base_model
+    trial = _Trial(trunk)
     with ExitStack() as undo:
         try:
             trial.plain = trial.padded()
@@ -63,7 +65,8 @@ class _Trial:
         self.lengths = width - number[:, 0] % width
         self.group = number[:, 0] // WIDTH
         own = number * (column >= SHARED)
-        vocabulary = trunk.get_input_embeddings().weight.shape[0]
+        embeddings: Any = trunk.get_input_embeddings()
+        vocabulary = embeddings.weight.shape[0]
         self.rows = (self.group[:, None] + 3 * column + own) % min(11, vocabulary)
         self.real = column < self.lengths[:, None]
 

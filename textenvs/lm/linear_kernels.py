@@ -37,10 +37,11 @@ def speed_up(model: nn.Module) -> Callable[[], None]:
         A function that restores the layers.
     """
     changed: list[tuple[nn.Module, str, Any]] = []
+    module: Any
     for module in list(model.modules()):
         if type(module) in (nn.Linear, Conv1D) and "forward" not in vars(module):
             # On the instance, by a partial, so that a deep copy of the layer uses its own weights.
-            module.forward = partial(_Forward(type(module).forward), module)  # type: ignore[method-assign]
+            module.forward = partial(_Forward(type(module).forward), module)
             changed.append((module, "forward", None))
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):  # 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))

@@ -105,7 +105,7 @@ def load_reward_model(folder: str, trunk: AdaptedTrunk | None, *, device: str) -
 
 def _joined(folders: Sequence[Path], trunk: AdaptedTrunk | None) -> list[RoleTrunk] | None:
     """The trunk in as many new roles as there are folders; None unless all of them are adapters over its model."""
-    if trunk is None or not all(stands_on(folder, trunk.model.name_or_path) for folder in folders):
+    if trunk is None or not all(stands_on(folder, str(trunk.model.name_or_path)) for folder in folders):
         return None
     joined = []
     for folder in folders:

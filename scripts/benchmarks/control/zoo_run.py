@@ -130,7 +130,7 @@ class Peer:
         """Train, asking ``keeper`` between two rollouts whether to go on."""
         from stable_baselines3.common.callbacks import BaseCallback
 
-        peer = self
+        peer: Any = self  # has of an agent what a keeper reads
 
         class Ask(BaseCallback):
             should_continue = True

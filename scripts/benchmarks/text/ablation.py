@@ -91,8 +91,12 @@ def control_workloads() -> Iterator[tuple[str, list[Arm]]]:
         def build(native: bool = True, env_id: str = env_id, config: PPOConfig = config) -> Callable[[], None]:
             copies = [lambda: gym.make(env_id)] * config.num_envs
             env = env_id if native else SyncVectorEnv(copies, autoreset_mode=AutoresetMode.SAME_STEP)
-            agent, steps = ppo.PPO(env, config), 4 * config.num_envs * config.num_steps
-            return lambda: agent.learn(steps) and None
+            agent, steps = ppo.ControlPPO(env, config), 4 * config.num_envs * config.num_steps
+
+            def run() -> None:
+                agent.learn(steps)
+
+            return run
 
         slow = ((ppo, "is_fast", constant(False)),)
         not_native = partial(build, native=False)
@@ -110,7 +114,8 @@ def changed(changes: tuple[Change, ...]) -> Iterator[None]:
 
 def measure(arms: list[Arm], repeats: int) -> list[list[float]]:
     """CPU seconds of each arm's updates, alternating between arms."""
-    updates, seconds = [], [[] for _ in arms]
+    updates = []
+    seconds: list[list[float]] = [[] for _ in arms]
     for _, changes, build in arms:
         with changed(changes):
             updates.append(build())

@@ -118,10 +118,11 @@ def timed_updates(agent: TextAgent) -> Iterator[dict[str, float]]:
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
         generate, score = agent.metrics["time/generate_s"], agent.metrics["time/score_s"]
         assert agent.collector is not None
+        assert agent.collector.last is not None
         yield {
             "seconds": seconds,
             "cpu_s": cpu,
-            "response_tokens": float(agent.collector.last.mask.sum()),  # type: ignore[attr-defined]
+            "response_tokens": float(agent.collector.last.mask.sum()),
             "generate_s": generate,
             "score_s": score,
             "update_s": seconds - generate - score,
