@@ -88,6 +88,7 @@ def draw_run(run_dir: Path, curves: Sequence[Curve], file: IO[bytes], *, title: 
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     columns = read_columns(run_dir / "progress.csv")
     drawn = [curve for curve in curves if {curve.column, *(other for other, _ in curve.others)} & columns.keys()]
@@ -113,6 +114,7 @@ def draw_run(run_dir: Path, curves: Sequence[Curve], file: IO[bytes], *, title: 
         axis.set_xlabel(unit, fontsize=8)
         axis.set_ylabel(curve.unit, fontsize=8)
         axis.tick_params(labelsize=7)
+        axis.xaxis.set_major_locator(MaxNLocator(4))
         axis.grid(alpha=0.3)
     figure.suptitle(title)
     figure.tight_layout()

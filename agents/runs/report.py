@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from html import escape
 from io import BytesIO
 from pathlib import Path
@@ -16,7 +17,9 @@ from agents.runs.run_dir import write_aside
 REPORT = "report.html"
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse}td,th{border-bottom:1px solid #ddd;padding:.2rem .8rem .2rem 0;text-align:left;
-vertical-align:top;white-space:pre-wrap}pre{background:#f4f4f4;padding:.7rem;overflow-x:auto}img{max-width:100%}"""
+vertical-align:top;white-space:pre-wrap}pre{background:#f4f4f4;padding:.7rem;overflow-x:auto}img{max-width:100%}
+section{overflow-x:auto}@media(prefers-color-scheme:dark){body{background:#181818;color:#ddd}td,th{border-color:#444}
+pre{background:#282828}img{filter:invert(.9) hue-rotate(180deg)}}"""
 
 
 def write_report(
@@ -48,9 +51,15 @@ def write_report(
         ("Next", _pre(commands, folder)),
         ("Settings", _table(("setting", "value"), ((name, str(value)) for name, value in settings.items()))),
     ]
-    body = "".join(f"<h2>{name}</h2>\n{content}\n" for name, content in sections if content)
-    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
-    write_aside(folder / REPORT, f"{head}\n<h1>{escape(title)}</h1>\n{body}</html>\n")
+    body = "".join(f"<section><h2>{name}</h2>\n{content}</section>\n" for name, content in sections if content)
+    head = (
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style>"
+    )
+    write_aside(
+        folder / REPORT, f"{head}\n<h1>{escape(title)}</h1>\n<p>{datetime.now():%Y-%m-%d %H:%M}</p>\n{body}</html>\n"
+    )
     return folder / REPORT
 
 
