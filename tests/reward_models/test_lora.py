@@ -63,7 +63,7 @@ def test_a_reward_model_on_a_shared_trunk_saves_its_adapter_and_stands_alone_aga
     assert (alone(*TEXTS) == model(*TEXTS)).all()
     assert base_of(tmp_path / "again") == str(base)
     bare = RewardModel(RoleTrunk(trunk, None), model.tokenizer)
-    with pytest.raises(ValueError, match="without an adapter"):
+    with pytest.raises(ValueError, match="expected one with an adapter"):
         bare.save(tmp_path / "bare")
     trunk.model.name_or_path = ""
     with pytest.raises(ValueError, match="a model with a name below the adapter"):

@@ -187,7 +187,7 @@ def test_an_environment_without_a_language_model_says_what_to_pass(model_dir):
         (lambda d: PPO(text_envs(d), policy=nn.Linear(2, 2)), "received Linear, which lacks act and evaluate"),
         (lambda d: PPO(text_envs(d), PPOConfig()), "expected a TextAgentConfig, received PPOConfig"),
         (lambda d: GRPO("CartPole-v1"), "expected the id of a token environment.*'CartPole-v1'"),
-        (lambda d: GRPO(text_envs(d, num_envs=6)), "6 sub-environments cannot stand in groups of 8"),
+        (lambda d: GRPO(text_envs(d, num_envs=6)), "expected a divisor of num_envs 6, received 8"),
         (lambda d: PPO(text_envs(d, reference=None, tokenizer=str(d)), policy=d, beta=0.1), "no KLShaping"),
         (lambda d: PPO(text_envs(d)).learn(float("nan")), "expected a finite number of 1 or more, received nan"),
         (lambda d: PPO(text_envs(d)).learn(8, log_interval=0), "expected 1 or more updates, received 0"),

@@ -76,7 +76,7 @@ def test_best_of_64_costs_what_the_issue_says():
 
 
 def test_bad_numbers_are_refused():
-    with pytest.raises(ValueError, match="n >= 1, received 0"):
+    with pytest.raises(ValueError, match="n: expected 1 or more, received 0"):
         best_of_n_kl(0)
     with pytest.raises(ValueError, match="from 1 to the 4 samples at hand, received 5"):
         best_of_n_weights(4, 5)

@@ -23,11 +23,17 @@ def test_the_shipped_language_model_writes(capsys):
 
 def test_curves_become_a_picture_and_unknown_columns_are_named(tmp_path):
     (tmp_path / "progress.csv").write_text("time/steps,rollout/score\n1,0.5\n2,\n3,1.5\n")
-    out = plot_run(tmp_path, [Curve(column="rollout/score", label="score")], tmp_path / "score.png", title="a run")
+    out = plot_run(
+        tmp_path,
+        [Curve(column="rollout/score", title="Score", unit="reward units")],
+        tmp_path / "score.png",
+        title="a run",
+        unit="texts",
+    )
     assert out.read_bytes().startswith(b"\x89PNG")
     assert not list(tmp_path.glob("*.part"))
     with pytest.raises(ValueError, match="rollout/kl"):
-        plot_run(tmp_path, [Curve(column="rollout/kl", label="KL")], out, title="a run")
+        plot_run(tmp_path, [Curve(column="rollout/kl", title="KL", unit="nats")], out, title="a run", unit="texts")
 
 
 def test_a_curve_goes_on_over_rows_that_have_other_columns(tmp_path, monkeypatch):
@@ -36,5 +42,11 @@ def test_a_curve_goes_on_over_rows_that_have_other_columns(tmp_path, monkeypatch
     drawn = []
     monkeypatch.setattr(Axes, "plot", lambda self, *points, **style: drawn.append([list(part) for part in points]))
     (tmp_path / "progress.csv").write_text("time/steps,rollout/score,eval/score\n1,0.5,\n1,,0.7\n2,0.6,\n")
-    plot_run(tmp_path, [Curve(column="rollout/score", label="score")], tmp_path / "score.png", title="a run")
+    plot_run(
+        tmp_path,
+        [Curve(column="rollout/score", title="Score", unit="reward units")],
+        tmp_path / "score.png",
+        title="a run",
+        unit="texts",
+    )
     assert drawn == [[[1, 2], [0.5, 0.6]]]

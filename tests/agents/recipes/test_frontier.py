@@ -26,7 +26,7 @@ def rl(alpha, beta, kl):
 def plant_run(folder, *, proxy=(0.8, 0.1), judge=(1.0, 0.5), kl=KL, **settings):
     """A run whose points lie on Gao et al.'s curves."""
     folder.mkdir(parents=True)
-    config = train_text._identity(TrainTextConfig.preset(run_dir="", **settings))
+    config = TrainTextConfig.preset(run_dir="", **settings).identity()
     (folder / "config.json").write_text(json.dumps(config))
     points = [
         {

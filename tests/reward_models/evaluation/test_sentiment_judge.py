@@ -38,7 +38,7 @@ def test_win_rate_counts_ties_half(judge):
     assert judge.win_rate(["dull"], ["fine"]) == 0
     with pytest.raises(ValueError, match="received 1 and 2"):
         judge.win_rate(["fine"], ["dull", "fine"])
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="expected texts and as many rivals"):
         judge.win_rate([], [])
 
 

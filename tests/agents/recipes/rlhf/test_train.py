@@ -253,7 +253,7 @@ def test_bad_input_is_named_and_leaves_exit_code_two(inputs, tmp_path, capsys):
     bare.mkdir()
     for file in ("config.json", "model.safetensors"):
         os.link(os.path.join(inputs["--model"], file), bare / file)
-    complains("no prompts", "a", prompts=empty)
+    complains("expected at least one prompt", "a", prompts=empty)
     complains("positions", "b", prompts=long)
     complains("lines.jsonl:2", "c", prompts=lines)
     complains("no prompt file", "d", prompts=tmp_path / "nowhere.txt")
@@ -454,7 +454,7 @@ def test_every_algorithm_resumes_where_an_undisturbed_run_ends_and_has_no_critic
         (["--beta-start", "0.5", "--kl-target", "6"], "beta_start and kl_target both move the price"),
         (["--beta-start", "-0.5"], "start -0.5"),
         (["--beta-start", "1", "--beta-share", "0"], "beta_share lies in (0, 1], received 0"),
-        (["--score-clip", "0"], "limit must be positive"),
+        (["--score-clip", "0"], "limit: expected a positive number"),
         (["--beta", "-1"], "beta must be 0 or more"),
         (["--seed", "-1"], "seed must be 0 or more, received -1"),
         (["--temperature", "0"], "temperature must be above 0, received 0"),
