@@ -78,7 +78,7 @@ def test_best_of_64_costs_what_the_issue_says():
 def test_bad_numbers_are_refused():
     with pytest.raises(ValueError, match="n: expected 1 or more, received 0"):
         best_of_n_kl(0)
-    with pytest.raises(ValueError, match="from 1 to the 4 samples at hand, received 5"):
+    with pytest.raises(ValueError, match="n: expected 1 to 4, the number of samples, received 5"):
         best_of_n_weights(4, 5)
     with pytest.raises(ValueError, match=r"\(1, 2\) and \(1, 3\)"):
         best_of_n_means(np.zeros((1, 2)), np.zeros((1, 3)), 1)
