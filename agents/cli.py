@@ -11,16 +11,16 @@ from importlib import metadata
 from agents.runs.cli import BAD_INPUT, imported
 
 COMMANDS = {
-    "train-control": ("agents.recipes.control", "train PPO or TRPO on a control task, any Gymnasium id"),
+    "train-control": ("agents.recipes.commands.control", "train PPO or TRPO on a control task, any Gymnasium id"),
     "train-text": ("agents.recipes.rlhf.config", "tune a language model by PPO, GRPO, RLOO or REINFORCE"),
-    "train-reward-model": ("agents.recipes.reward_model", "fit a reward model on human preferences"),
+    "train-reward-model": ("agents.recipes.commands.reward_model", "fit a reward model on human preferences"),
     "train-language-model": ("agents.recipes.sft.config", "fine-tune a language model, or train a small one anew"),
-    "evaluate": ("agents.recipes.evaluate", "evaluate what a run left behind"),
-    "verify": ("agents.verification.run", "run the proof, or hold an environment or a model of your own to it"),
-    "frontier": ("agents.recipes.frontier", "draw reward against KL of one run or several"),
-    "best-of-n": ("agents.recipes.best_of_n", "score the best of n texts, which needs no training"),
-    "pipeline": ("agents.recipes.pipeline", "fine-tuning, reward model and PPO on a pretrained model"),
-    "demo": ("agents.recipes.demo", "CartPole, a reward model and PPO on the shipped language model"),
+    "evaluate": ("agents.recipes.commands.evaluate", "evaluate what a run left behind"),
+    "verify": ("agents.verification.command", "run the proof, or hold an environment or a model of your own to it"),
+    "frontier": ("agents.recipes.commands.frontier", "draw reward against KL of one run or several"),
+    "best-of-n": ("agents.recipes.commands.best_of_n", "score the best of n texts, which needs no training"),
+    "pipeline": ("agents.recipes.commands.pipeline", "fine-tuning, reward model and PPO on a pretrained model"),
+    "demo": ("agents.recipes.commands.demo", "CartPole, a reward model and PPO on the shipped language model"),
 }
 """Name to module (its ``command_line`` runs the command) and what it does."""
 

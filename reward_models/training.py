@@ -9,7 +9,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,61 +21,7 @@ from reward_models.fit_options import FitOptions, MetricSink, StepResult, warmup
 from reward_models.fitting import Fit
 from reward_models.losses import bradley_terry_loss
 from reward_models.model import RewardModel
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingOptions:
-    """Settings of a reward model's training."""
-
-    epochs: float = 1.4
-    """Passes over the comparisons' texts, at most."""
-    learning_rate: float = 1.5e-3
-    """Peak learning rate of AdamW at the last block; linear warm-up, then linear to zero."""
-    layer_decay: float = 0.9
-    """The learning rate of each block is that of the block above it times this, in (0, 1]."""
-    head_lr_multiplier: float = 4.0
-    """Learning rate of the head in units of `learning_rate`."""
-    weight_decay: float = 0.05
-    """AdamW weight decay on matrices."""
-    warmup_share: float = 0.1
-    """Share of the steps in which the learning rate rises."""
-    dropout: float = 0.0
-    """Rate of all dropout in the backbone during training, in place of its configuration's, in [0, 1); with 0 it is
-    trained in evaluation mode."""
-    token_noise: float = 0.05
-    """Share of the tokens replaced by random ones in training, in [0, 1)."""
-    truncation_share: float = 0.15
-    """Share of the texts cut at a random place (without eos) in training, in [0, 1]."""
-    centring_coef: float = 0.01
-    """Weight of the pull of a pair's rewards to zero, >= 0."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
-    average_decay: float = 0.96
-    """Decay a step of the running average of the weights, which is kept; 0 keeps the last weights."""
-    chunk_size: int = 32
-    """Texts of like length encoded together; smaller wastes less on padding."""
-    eval_every: int = 60
-    """Optimizer steps between evaluations of the held-out loss."""
-    patience: int = 4
-    """Evaluations without a better held-out loss after which training stops."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the backbone's matrix products (autocast), kept until the model is loaded again; rewards, loss, weights
-    and optimizer are float32."""
-    seed: int = 0
-    """Seed of order, grouping, dropout and noise."""
-
-    def __post_init__(self) -> None:
-        if self.epochs <= 0 or self.learning_rate <= 0:
-            raise ValueError(
-                f"epochs and learning_rate: expected numbers > 0, received {self.epochs}, {self.learning_rate}"
-            )
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay: expected a number in (0, 1], received {self.layer_decay}")
-        for name in ("dropout", "token_noise", "truncation_share", "average_decay", "warmup_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: expected a number in [0, 1], received {getattr(self, name)}")
-        if not self.centring_coef >= 0:
-            raise ValueError(f"centring_coef: expected a number >= 0, received {self.centring_coef}")
+from reward_models.options import TrainingOptions
 
 
 @dataclass(kw_only=True)

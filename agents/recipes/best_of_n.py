@@ -1,22 +1,8 @@
-"""Score the best of n texts, n = 1, ..., 64: what reinforcement learning must beat, and needs no training.
-
-    textenvs best-of-n --run-dir runs/best_of_n
-    textenvs best-of-n --run-dir runs/best_of_n --model DIR --reward-model DIR --prompts openings.txt
-
-For every held-out prompt the model writes N texts. Of n texts the one that the reward scores highest is kept; its
-score, and what the independent judge says of it, are averaged over all subsets of n of the N, which is unbiased
-(`agents.evaluation.best_of_n_estimate`). `best_of_n.csv` has a line for every n with the same columns as a run's
-`frontier.csv`:
-`kl_per_sequence` is the bound log n - (n - 1) / n, and the win rate is against one more text of the same model.
-
-The bound is of best-of-n against what the texts were drawn from: with a temperature other than 1, that is not the
-model itself, against which `scripts.train_text` measures.
-"""
+"""The run of ``textenvs best-of-n``; its settings are in `agents.recipes.commands.best_of_n`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
@@ -28,32 +14,13 @@ from agents.evaluation.best_of_n_estimate import best_of_n_kl, best_of_n_means
 from agents.evaluation.curve import write_points
 from agents.evaluation.metrics import standard_error
 from agents.lm.causal_lm import CausalLMPolicy
+from agents.recipes.commands.best_of_n import BestOfNConfig
 from agents.recipes.rlhf.build import build_task
 from agents.recipes.rlhf.task import TextTask
-from agents.runs.cli import enter
 from agents.runs.devices import check_device
 from agents.runs.run_dir import SUMMARY, RunDir
 
 TABLE = "best_of_n.csv"
-
-
-@dataclass(frozen=True, kw_only=True)
-class BestOfNConfig(TextTask):
-    """Run: folder and number of texts."""
-
-    run_dir: str
-    """Folder for best_of_n.csv, config.json and summary.json."""
-    overwrite: bool = False
-    """Throw away a finished run in that folder."""
-    samples: int = 128
-    """Texts to write for every prompt (N)."""
-    max_n: int = 64
-    """Largest n, at most `samples`; the nearer, the more the figure for it strays."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.max_n <= self.samples:
-            raise ValueError(f"max_n must be from 1 to samples, received {self.max_n} of {self.samples}")
-        TextTask.__post_init__(self)
 
 
 def task_of(settings: dict[str, Any]) -> dict[str, Any]:
@@ -136,8 +103,3 @@ def summary_of(points: list[dict[str, float | None]]) -> dict[str, float | None]
         for n in sorted(end for end in ends if end <= len(points))
         for name in ("kl_per_sequence", "score", "judge", "judge_win_rate")
     }
-
-
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code."""
-    return enter(BestOfNConfig, main, description=__doc__, arguments=arguments)

@@ -1,16 +1,10 @@
-"""The whole road in one go: CartPole, a language model, a reward model from human ratings, PPO on the language model.
-
-    textenvs demo --run-dir runs/demo
-
-PPO must first solve CartPole (greedy mean over 100 episodes of at least 475); if it does not, nothing else is trained.
-"""
+"""The run of ``textenvs demo``; its settings are in `agents.recipes.commands.demo`."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +17,9 @@ from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.loading import check_model
 from agents.recipes import control as train_control
 from agents.recipes import reward_model as train_reward_model
+from agents.recipes.commands.demo import DemoConfig, NotValidated
 from agents.recipes.rlhf import train as train_text
 from agents.recipes.rlhf.config import TrainTextConfig
-from agents.runs.cli import enter
 from agents.runs.devices import check_device
 from agents.runs.plots import CONTROL_CURVES, TEXT_CURVES, plot_run
 from agents.runs.run_dir import SUMMARY, RunDir
@@ -34,26 +28,6 @@ from textenvs.tokens.tokenizers import load_tokenizer
 
 CARTPOLE_THRESHOLD = 475.0
 SHOWN = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoConfig:
-    """Run the demo."""
-
-    run_dir: str = "runs/demo"
-    """Folder; each stage has a folder of its own in it."""
-    overwrite: bool = False
-    """Throw away a finished demo in that folder."""
-    model: str | None = None
-    """Causal LM to tune: a directory or name that transformers loads. None: the project's own."""
-    seed: int = 0
-    """Seed of every stage."""
-    device: str = "cpu"
-    """Torch device."""
-
-
-class NotValidated(RuntimeError):
-    """PPO did not solve CartPole, so it is not let near a language model."""
 
 
 def main(config: DemoConfig) -> dict[str, Any]:
@@ -183,8 +157,3 @@ def report(text: dict[str, Any], samples: Path, console: Console) -> None:
     for sample in json.loads(samples.read_text())["samples"][:SHOWN]:
         side_by_side.add_row(sample["prompt"], sample["before"].strip(), sample["after"].strip())
     console.print(side_by_side)
-
-
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code."""
-    return enter(DemoConfig, main, description=__doc__, arguments=arguments, refusals={NotValidated: 1}, show=False)

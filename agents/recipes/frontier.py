@@ -1,27 +1,8 @@
-"""Draw the frontier between KL and reward of one run or several, best-of-n beside them, and say how much KL to take.
-
-    textenvs frontier --run-dir runs/text
-    textenvs frontier --run-dir runs/ppo runs/grpo --out runs/frontier
-
-A run that was trained with `scripts.train_text` has measured itself on held-out prompts along the way (`frontier.csv`,
-`--evaluate-every`). Shown against d = sqrt(KL): the gain in the reward that was trained on (the proxy), and in what the
-independent judge says of the same texts, with the curves of Gao et al. 2022 (arXiv:2210.10760) fitted to both. Where
-the judge's curve turns down, more KL buys reward that is not real. Gains are over the mean of all the texts that the
-starting model wrote for best-of-n, which strays less than one text a prompt does.
-
-`kl_efficiency` is the gain in reward that a run has for `--budget` nats, by that of the best of 64 texts, whose KL is
-at most 3.17: 1 is as good as choosing among 64 texts, at the price of one. It is read where the run last spends no more
-than the budget (see `agents.evaluation.gao_fit.at_budget`).
-
-The best of n is measured once for a task and kept in the first run's `best_of_n/`; what lies there is refused if its
-largest n is not 64, or its `--samples` are not those that are asked for. The pictures go to the run's `frontier/`:
-frontier.png, frontier.json (every point, every fit), summary.json.
-"""
+"""The run of ``textenvs frontier``; its settings are in `agents.recipes.commands.frontier`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +14,7 @@ from agents.evaluation.frontier_plot import draw
 from agents.evaluation.gao_fit import GaoFit, at_budget
 from agents.recipes import best_of_n
 from agents.recipes.best_of_n import BestOfNConfig, task_of
-from agents.runs.cli import enter
+from agents.recipes.commands.frontier import FrontierConfig
 from agents.runs.run_dir import CONFIG, SUMMARY, RunDir
 
 JSON, PICTURE = "frontier.json", "frontier.png"
@@ -43,36 +24,6 @@ ENOUGH = 0.95
 """Share of the judge's highest gain of which it is said how few nats it takes."""
 Points = dict[str, np.ndarray]
 """Columns of a table of points; a column that was not measured is absent."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FrontierConfig:
-    """Draw the frontier between KL and reward."""
-
-    run_dir: tuple[Path, ...]
-    """runs of scripts.train_text, of one task"""
-    out: Path | None = None
-    """folder for frontier.png, frontier.json and summary.json; None: `frontier` in the first run's folder"""
-    overwrite: bool = False
-    """throw away what was drawn there before"""
-    best_of_n: Path | None = None
-    """folder of scripts.best_of_n; measured if there is nothing. None: `best_of_n` in the first run's folder"""
-    samples: int | None = None
-    """texts to write for every prompt, 64 or more, if best-of-n is to be measured, or that it was measured with. None:
-    128, or as many as it was"""
-    budget: float = 3.2
-    """nats per sequence at which a run is compared with the best of 64"""
-
-    def __post_init__(self) -> None:
-        if not self.run_dir:
-            raise ValueError("run_dir needs at least one run")
-        if self.samples is not None and self.samples < BestOfNConfig.max_n:
-            raise ValueError(
-                f"samples must be at least {BestOfNConfig.max_n}, of which the best is compared with, "
-                f"received {self.samples}"
-            )
-        if not self.budget > 0:
-            raise ValueError(f"budget must be above 0 nats, received {self.budget}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -244,8 +195,3 @@ def _named(folders: tuple[Path, ...]) -> dict[str, Path]:
     """Runs by the names of their folders; by their paths if two have the same."""
     short = {folder.resolve().name: folder for folder in folders}
     return short if len(short) == len(folders) else {str(folder): folder for folder in folders}
-
-
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code."""
-    return enter(FrontierConfig, main, description=__doc__, arguments=arguments)

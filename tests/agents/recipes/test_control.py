@@ -14,7 +14,8 @@ from agents import load_agent
 from agents.control.agent import ControlAgent
 from agents.recipes import control as train_control
 from agents.recipes import evaluate as evaluate_agent
-from agents.recipes.control import BEST, LAST, Config, command_line, main
+from agents.recipes.commands.control import command_line
+from agents.recipes.control import BEST, LAST, Config, main
 from agents.runs import checkpoint
 
 

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import agents.recipes.reward_model as script
+from agents import cli
 from agents.runs.checkpoint import load
 from agents.runs.run_dir import RunDir
 from reward_models import PreferencePair, RewardModel, write_pairs
@@ -96,7 +97,7 @@ def arguments(run, language_model, *more, epochs=6):
 
 def test_ratings_end_in_a_summary_and_a_model_that_loads(few_ratings, language_model, tmp_path):
     run = tmp_path / "run"
-    assert script.command_line(arguments(run, language_model)) == 0
+    assert cli.run("train-reward-model", arguments(run, language_model)) == 0
     summary = json.loads((run / "summary.json").read_text())
     needed = "pair_accuracy pair_accuracy_gap1 human_pair_accuracy num_train_pairs num_heldout_pairs wall_s"
     assert set(needed.split()) <= summary.keys()
@@ -116,8 +117,11 @@ def test_ratings_end_in_a_summary_and_a_model_that_loads(few_ratings, language_m
 
 @pytest.mark.parametrize("kind", [["--lora-rank", "2"], []], ids=["adapters", "whole"])
 def test_members_make_an_ensemble_whose_first_is_the_single_model(few_ratings, language_model, tmp_path, kind):
-    assert script.command_line(arguments(tmp_path / "many", language_model, "--members", "2", *kind, epochs=2)) == 0
-    assert script.command_line(arguments(tmp_path / "one", language_model, *kind, epochs=2)) == 0
+    assert (
+        cli.run("train-reward-model", arguments(tmp_path / "many", language_model, "--members", "2", *kind, epochs=2))
+        == 0
+    )
+    assert cli.run("train-reward-model", arguments(tmp_path / "one", language_model, *kind, epochs=2)) == 0
     ensemble = RewardEnsemble.load(tmp_path / "many" / "model")
     asked = (["noun1 is", "noun2 is"], [" good", " bad"])
     first, second = ensemble.score_each(*asked)
@@ -141,15 +145,15 @@ def test_ctrl_c_in_a_later_member_keeps_those_before_it_and_resume_goes_on_with_
 ):
     flags = ["--members", "3", "--lora-rank", "2", "--training.eval-every", "4", "--training.dropout", "0.1"]
     run = arguments(tmp_path / "run", language_model, *flags, epochs=0.5)
-    assert script.command_line(arguments(tmp_path / "whole", language_model, *flags, epochs=0.5)) == 0
+    assert cli.run("train-reward-model", arguments(tmp_path / "whole", language_model, *flags, epochs=0.5)) == 0
     whole = json.loads((tmp_path / "whole" / "summary.json").read_text())
     interrupt_at_gradient(monkeypatch, whole["steps"] // 3 + 3)
-    assert script.command_line(run) == 130
+    assert cli.run("train-reward-model", run) == 130
     assert len(RewardEnsemble.load(tmp_path / "run" / "model")) == 2
     assert not (tmp_path / "run" / "summary.json").exists()
     monkeypatch.undo()
     few_ratings()
-    assert script.command_line([*run, "--resume"]) == 0
+    assert cli.run("train-reward-model", [*run, "--resume"]) == 0
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
@@ -158,7 +162,7 @@ def test_margins_in_the_file_and_the_pull_to_zero_reach_the_loss(language_model,
         pairs = [PreferencePair(prompt=f"{n} is", chosen=" good", rejected=" bad", margin=margin) for n in NOUNS]
         write_pairs(tmp_path / f"{name}.jsonl", pairs)
         more = ["--pairs", str(tmp_path / f"{name}.jsonl"), "--training.patience", "100", *flags]
-        assert script.command_line(arguments(tmp_path / name, language_model, *more)) == 0
+        assert cli.run("train-reward-model", arguments(tmp_path / name, language_model, *more)) == 0
         model = RewardModel.load(tmp_path / name / "model")
         prompts = [f"{n} is" for n in NOUNS]
         return np.array([model(prompts, [said] * len(NOUNS)) for said in (" good", " bad")]) * model.std.item() + (
@@ -178,7 +182,7 @@ def test_pairs_of_a_users_own_go_through_the_same_loop(language_model, pairs_fil
     heldout = tmp_path / "heldout.jsonl"
     write_pairs(heldout, [PreferencePair(prompt="plain is", chosen=" good", rejected=" bad")])
     more = ["--pairs", pairs_file, "--heldout-pairs", str(heldout), "--model-dir", str(tmp_path / "mine")]
-    assert script.command_line(arguments(tmp_path / "run", language_model, *more)) == 0
+    assert cli.run("train-reward-model", arguments(tmp_path / "run", language_model, *more)) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["pair_accuracy"] == 1
     assert summary["num_heldout_pairs"] == 1
@@ -190,23 +194,23 @@ def test_ctrl_c_keeps_the_best_so_far_and_resume_ends_where_an_undisturbed_run_e
 ):
     flags = arguments(tmp_path / "run", language_model, "--training.dropout", "0.1", epochs=2)
     whole = arguments(tmp_path / "whole", language_model, "--training.dropout", "0.1", epochs=2)
-    assert script.command_line(whole) == 0
+    assert cli.run("train-reward-model", whole) == 0
     interrupt_at_gradient(monkeypatch, 15)
-    assert script.command_line(flags) == 130
+    assert cli.run("train-reward-model", flags) == 130
     RewardModel.load(tmp_path / "run" / "model")
     assert not (tmp_path / "run" / "summary.json").exists()
     assert load(tmp_path / "run" / "checkpoint.safetensors")["progress"]["step"] == 15
     monkeypatch.undo()
     few_ratings()
-    assert script.command_line([*flags, "--resume", "--group-size", "8"]) == 2
-    assert script.command_line([*flags, "--resume"]) == 0
+    assert cli.run("train-reward-model", [*flags, "--resume", "--group-size", "8"]) == 2
+    assert cli.run("train-reward-model", [*flags, "--resume"]) == 0
     assert_same_run(tmp_path / "whole", tmp_path / "run")
-    assert script.command_line([*flags, "--resume"]) == 2  # it is finished
+    assert cli.run("train-reward-model", [*flags, "--resume"]) == 2  # it is finished
 
 
 def test_bad_input_ends_with_exit_code_2_and_a_message(language_model, pairs_file, tmp_path, capsys):
     def refused(*args):
-        assert script.command_line(list(args)) == 2
+        assert cli.run("train-reward-model", list(args)) == 2
         return capsys.readouterr().err
 
     pairs = ["--pairs", pairs_file]
@@ -233,12 +237,12 @@ def test_bad_input_ends_with_exit_code_2_and_a_message(language_model, pairs_fil
 def test_bad_input_costs_neither_a_finished_run_nor_a_model_elsewhere(language_model, pairs_file, tmp_path, capsys):
     run, mine = tmp_path / "run", tmp_path / "mine"
     given = [*arguments(run, language_model, "--training.epochs", "1"), "--pairs", pairs_file]
-    assert script.command_line([*given, "--model-dir", str(mine)]) == 0
+    assert cli.run("train-reward-model", [*given, "--model-dir", str(mine)]) == 0
 
     def refused(*flags):
         before = {path: path.read_bytes() for path in (*run.rglob("*"), *mine.rglob("*")) if path.is_file()}
         capsys.readouterr()
-        assert script.command_line([*given, *flags]) == 2
+        assert cli.run("train-reward-model", [*given, *flags]) == 2
         assert {path: path.read_bytes() for path in before} == before
         return capsys.readouterr().err
 
@@ -253,7 +257,7 @@ def test_bad_input_costs_neither_a_finished_run_nor_a_model_elsewhere(language_m
     assert "lies in" in refused(*elsewhere, str(tmp_path), "--overwrite")
     assert not (tmp_path / "other").exists()
     flags = ["--members", "2", "--lora-rank", "2", "--overwrite"]
-    assert script.command_line([*given, *elsewhere, str(mine), *flags]) == 0
+    assert cli.run("train-reward-model", [*given, *elsewhere, str(mine), *flags]) == 0
     assert len(RewardEnsemble.load(mine)) == 2
     assert not (mine / "reward_model.json").exists()  # of the single model that lay there
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from agents.recipes import reward_model as train_reward_model
+from agents import cli
 from agents.recipes.rlhf.config import command_line as train_text
 from agents.recipes.sft.config import command_line as train_language_model
 
@@ -41,7 +41,7 @@ def test_three_stages_hand_over_to_one_another(chat_model_dir, data, memory, cap
     assert train_language_model(["--run-dir", str(runs["sft"]), *flags, *sizes, *lora]) == 0
     assert "  after: " in capsys.readouterr().out
     flags = ["--model", str(base), "--pairs", str(data / "pairs.jsonl"), "--group-size", "8"]
-    assert train_reward_model.command_line(["--run-dir", str(runs["reward"]), *flags, *lora]) == 0
+    assert cli.run("train-reward-model", ["--run-dir", str(runs["reward"]), *flags, *lora]) == 0
     given = {
         "--run-dir": runs["ppo"], "--model": base, "--reward-model": runs["reward"] / "model",
         "--prompts": data / "chats.jsonl", "--episodes": 16, "--batch-size": 8, "--minibatch-size": 4, "--epochs": 1,

@@ -19,10 +19,11 @@ from agents.lm.causal_lm import CausalLMPolicy
 from agents.verification import core as verify_core
 from agents.verification import training as verify_training
 from agents.verification.checks import Check, at_most, joint, near, not_applicable, run
+from agents.verification.command import command_line
 from agents.verification.core import core_checks, tiny_models
 from agents.verification.env import env_checks
 from agents.verification.env_subject import Subject
-from agents.verification.run import checks_of_model, command_line, tokenizer_fits
+from agents.verification.run import checks_of_model, tokenizer_fits
 
 
 class Walk(gym.Env):

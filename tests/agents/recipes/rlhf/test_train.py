@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from agents import cli
 from agents.evaluation.curve import read_points, updates_between_points
 from agents.evaluation.metrics import Assessment, compare, distinct_bigrams_of_all, perplexity_under, win_rate
 from agents.evaluation.samples import Samples
@@ -116,7 +117,7 @@ def test_evaluating_what_a_run_left_behind_repeats_its_figures_and_only_such_run
     assert json.loads((tmp_path / "evaluation" / "summary.json").read_text()) == again
 
     def complains(message, *flags):
-        assert evaluate_agent.command_line([*flags, "--overwrite"]) == 2
+        assert cli.run("evaluate", [*flags, "--overwrite"]) == 2
         assert message in capsys.readouterr().err
 
     agent = ["--agent", str(tmp_path / "run")]

@@ -1,0 +1,55 @@
+"""Train PPO or TRPO on a control task: any Gymnasium id, your own included.
+
+    textenvs train-control --env CartPole-v1 --seed 0 --run-dir runs/cartpole
+    textenvs train-control --env my_module:MyEnv-v0 --algorithm trpo --run-dir runs/mine
+
+The run directory gets ``config.json``, ``progress.csv`` and TensorBoard events, ``last.safetensors`` (from which
+``--resume`` continues, bit for bit; also after Ctrl-C or SIGTERM), ``best.safetensors`` (the agent of the best greedy
+evaluation), ``report.html`` and ``summary.json``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from agents.runs.cli import enter
+from agents.runs.flags import RunFlags
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(RunFlags):
+    """Task: what is learned, and for how long."""
+
+    env: str = "CartPole-v1"
+    """Gymnasium id; "module:Env-v0" imports the module first"""
+    algorithm: Literal["ppo", "trpo"] = "ppo"
+    """what trains"""
+    seed: int = 0
+    """of weights, actions, minibatches and environments"""
+    device: str = "cpu"
+    """where the networks live"""
+    total_steps: int | None = None
+    """transitions to train for; default: the preset's"""
+    stop_at_return: float | None = None
+    """end as soon as a greedy evaluation over --eval-episodes reaches this mean return"""
+    evaluate_every: int | None = None
+    """transitions between two evaluations; default: the preset's"""
+    eval_episodes: int = 100
+    """episodes per evaluation, and in the final one"""
+    save_every: int = 20
+    """updates between two checkpoints to resume from"""
+    threads: int = 1
+    """CPU threads; networks this small are fastest on one"""
+
+    def __post_init__(self) -> None:
+        for name in ("total_steps", "evaluate_every", "eval_episodes", "save_every", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, received {value}")
+
+
+def command_line(arguments: Sequence[str] | None = None) -> int:
+    """Run with command-line arguments; returns the exit code, as `agents.runs.cli.enter` does."""
+    return enter(Config, "agents.recipes.control:_reported", description=__doc__, arguments=arguments, show=False)
