@@ -54,11 +54,11 @@ class PPO(Agent):
         return agent
 
 
-class _ControlPPO(ControlPPO, PPO):
+class _ControlPPO(ControlPPO, PPO):  # type: ignore[misc]  # from_state takes named keywords only
     """PPO over steps."""
 
 
-class _TextPPO(TextAlgorithm, PPO):
+class _TextPPO(TextAlgorithm, PPO):  # type: ignore[misc]
     """PPO over texts."""
 
     name = "ppo"

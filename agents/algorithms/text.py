@@ -20,6 +20,7 @@ from agents.algorithms.token_environments import TokenVectorLike, token_vector
 from agents.config import check_settings, with_settings
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.generation import generate
+from agents.lm.saving import save_model
 from agents.runs import checkpoint
 from agents.runs.logging import MetricSink
 from agents.text.agent import TextAgent
@@ -157,8 +158,6 @@ class TextAlgorithm(TextAgent):
         Raises:
             ValueError: if the policy is no causal LM of transformers.
         """
-        from agents.lm.saving import save_model
-
         if not isinstance(self.policy, CausalLMPolicy):
             raise ValueError(
                 f"save_pretrained: expected a CausalLMPolicy, this agent has a {type(self.policy).__name__}"
@@ -177,7 +176,7 @@ class TextAlgorithm(TextAgent):
         return {**super().state_dict(), "text": text}
 
     @classmethod
-    def from_state(
+    def from_state(  # type: ignore[override]  # only these keywords: an unknown one must not be ignored
         cls: type[Self],
         state: dict[str, Any],
         env: EnvLike | None = None,
@@ -185,7 +184,6 @@ class TextAlgorithm(TextAgent):
         policy: PolicyLike | None = None,
         device: str | None = None,
         logger: MetricSink | None = None,
-        **arguments: Any,
     ) -> Self:
         """Build the agent that ``state_dict`` gave ``state`` of; arguments and errors as in ``load``."""
         cls._refuse_other(state)

@@ -165,7 +165,7 @@ class ControlAgent(Agent):
             self.normalizer.load_state_dict(state["collector"]["normalizer"])
 
     @classmethod
-    def from_state(
+    def from_state(  # type: ignore[override]  # only these keywords: an unknown one must not be ignored
         cls: type[Self],
         state: dict[str, Any],
         env: EnvLike | None = None,
@@ -173,7 +173,6 @@ class ControlAgent(Agent):
         policy: nn.Module | None = None,
         device: str | None = None,
         logger: MetricSink | None = None,
-        **arguments: Any,
     ) -> Self:
         """Build the agent from a ``state_dict``; arguments and errors as in ``load``."""
         cls._refuse_other(state)

@@ -307,3 +307,12 @@ def test_a_paper_is_an_algorithm_as_its_config_has_it(model_dir):
     assert agent.config == config
     assert envs.charge is False  # the loss charges the KL
     agent.learn(8)
+
+
+@pytest.mark.parametrize("kind", ["control", "text"])
+def test_load_refuses_a_keyword_that_it_does_not_know(model_dir, tmp_path, kind):
+    agent = PPO("CartPole-v1", **SMALL) if kind == "control" else PPO(text_envs(model_dir), policy=str(model_dir))
+    path = agent.save(tmp_path / "agent.safetensors")
+    env = "CartPole-v1" if kind == "control" else text_envs(model_dir)
+    with pytest.raises(TypeError, match="polcy"):
+        PPO.load(path, env=env, polcy=None)
