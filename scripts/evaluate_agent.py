@@ -1,8 +1,6 @@
 """The same as ``textenvs evaluate``; see `agents.cli`."""
 
-import sys
-
 from agents.cli import run
 
 if __name__ == "__main__":
-    sys.exit(run("evaluate"))
+    raise SystemExit(run("evaluate"))

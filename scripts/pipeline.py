@@ -1,8 +1,6 @@
 """The same as ``textenvs pipeline``; see `agents.cli`."""
 
-import sys
-
 from agents.cli import run
 
 if __name__ == "__main__":
-    sys.exit(run("pipeline"))
+    raise SystemExit(run("pipeline"))

@@ -1,8 +1,6 @@
 """A door: see `agents.recipes.gguf`."""
 
-import sys
-
 from agents.recipes.gguf import command_line
 
 if __name__ == "__main__":
-    sys.exit(command_line())
+    raise SystemExit(command_line())

@@ -1,8 +1,6 @@
 """The same as ``textenvs train-language-model``; see `agents.cli`."""
 
-import sys
-
 from agents.cli import run
 
 if __name__ == "__main__":
-    sys.exit(run("train-language-model"))
+    raise SystemExit(run("train-language-model"))

@@ -1,49 +1,43 @@
-"""A comparison as a table: one row per measurement with ours, the peer's and the ratio; and curves over steps."""
+"""A comparison as a table: one row per measurement with ours, the peer's and the ratio; and curves over steps.
+
+Source of interquartile mean and bootstrap interval: Agarwal et al. 2021, "Deep reinforcement learning at the edge of
+the statistical precipice" (arXiv:2108.13264).
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 from agents.runs.plots import read_columns
-from scripts.benchmarks.interquartile import interquartile_mean, stratified_interval
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Steps and greedy mean returns."""
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One measurement of both sides."""
+    """One measurement of both sides; ``intervals``, ``extremes`` and ``counts`` are by side."""
 
-    name: str
-    """what was measured"""
+    name: str  # what was measured
     ours: float
-    """our value"""
     peer: float
-    """the peer's"""
-    unit: str
-    """of both"""
-    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """95% intervals by side"""
-    extremes: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """smallest and largest by side"""
-    counts: dict[str, int] = field(default_factory=dict)
-    """measurements by side"""
-    must: float | None = None
-    """required bound of the ratio; None: there is none"""
-    aim: float | None = None
-    """bound of the ratio that we aim for"""
-    at_most: bool = False
-    """whether the ratio stays below its bounds, rather than above"""
-    details: dict[str, Any] = field(default_factory=dict)
-    """further values, for ``summary.json`` only"""
+    unit: str  # of both
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)  # 95%
+    extremes: dict[str, tuple[float, float]] = field(default_factory=dict)  # smallest and largest
+    counts: dict[str, int] = field(default_factory=dict)  # measurements
+    must: float | None = None  # required bound of the ratio; None: there is none
+    aim: float | None = None  # bound of the ratio that we aim for
+    at_most: bool = False  # whether the ratio stays below its bounds, rather than above
+    details: dict[str, Any] = field(default_factory=dict)  # further values, for ``summary.json`` only
 
     @property
     def ratio(self) -> float:
@@ -73,18 +67,48 @@ class Row:
         return found | self.details
 
 
-def timing_row(name: str, found: dict[str, list[float]], *, statistic: str, unit: str, peer: str = "sb3") -> Row:
-    """A row of medians, with the smallest and largest measurement of either side."""
-    if statistic != "median":
-        raise ValueError(f"statistic is 'median', received {statistic!r}")
-    return Row(
-        name=name,
-        ours=float(np.median(found["ours"])),
-        peer=float(np.median(found[peer])),
-        unit=f"{unit}, median",
-        extremes={side: (min(values), max(values)) for side, values in found.items()},
-        counts={side: len(values) for side, values in found.items()},
-    )
+def row_of(
+    name: str,
+    unit: str,
+    found: Mapping[str, Sequence[float]],
+    *,
+    center: Callable[[Any], Any] = np.mean,
+    **more: Any,
+) -> Row:
+    """A row of each side's ``center`` over its measurements, with the smallest, the largest and how many.
+
+    Args:
+        name: what was measured.
+        unit: of both sides.
+        found: measurements of "ours", and of the peer under any other name unless ``more`` holds ``peer``.
+        center: mean, median or interquartile mean.
+        more: further fields of the row, or other values of these.
+    """
+    centers = {"ours" if side == "ours" else "peer": float(center(values)) for side, values in found.items()}
+    extremes = {side: (float(min(values)), float(max(values))) for side, values in found.items()}
+    counts = {side: len(values) for side, values in found.items()}
+    values: dict[str, Any] = {"name": name, "unit": unit, **centers, "extremes": extremes, "counts": counts}
+    return Row(**values | more)
+
+
+def interquartile_mean(scores: ArrayLike) -> float:
+    """Mean of the middle half of all ``scores`` together, as ``scipy.stats.trim_mean`` cuts them; any shape."""
+    return float(stats.trim_mean(np.asarray(scores, np.float64), 0.25, axis=None))
+
+
+def bootstrap_interval(scores: ArrayLike, *, resamples: int = 10_000) -> tuple[float, float]:
+    """Percentile-bootstrap 95% interval of the interquartile mean: lower and upper bound, in the scores' unit.
+
+    Raises:
+        ValueError: if there is no score.
+    """
+    values = np.asarray(scores, np.float64)
+    if not len(values):
+        raise ValueError("an interval needs a score, received none")
+    draws = np.random.default_rng(0).integers(0, len(values), (resamples, len(values)))
+    means = stats.trim_mean(values[draws], 0.25, axis=1)
+    low, high = np.quantile(means, [(1.0 - CONFIDENCE) / 2.0, (1.0 + CONFIDENCE) / 2.0])
+    return float(low), float(high)
 
 
 def to_markdown(rows: Sequence[Row], *, peer: str = "sb3") -> str:
@@ -98,15 +122,12 @@ def to_markdown(rows: Sequence[Row], *, peer: str = "sb3") -> str:
 
     with_bounds = any(row.verdict for row in rows)
     head = ["what", "unit", "ours", peer, f"ours ÷ {peer}", *(["must", "aim", "kept"] if with_bounds else [])]
-    lines = [_line(head), "|" + "---|" * len(head)]
+    table = [head]
     for row in rows:
         cells = [row.name, row.unit, side(row, "ours", row.ours), side(row, peer, row.peer), f"{row.ratio:.3f}"]
-        lines.append(_line(cells + ([row.bound("must"), row.bound("aim"), row.verdict] if with_bounds else [])))
-    return "\n".join(lines) + "\n"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+        table.append(cells + ([row.bound("must"), row.bound("aim"), row.verdict] if with_bounds else []))
+    first, *others = [f"| {' | '.join(cells)} |\n" for cells in table]
+    return "".join([first, "|" + "---|" * len(head) + "\n", *others])
 
 
 def read_curve(run_dir: Path) -> Curve:
@@ -117,41 +138,28 @@ def read_curve(run_dir: Path) -> Curve:
     return steps[logged], returns[logged]
 
 
-def plot_curves(curves: dict[str, dict[str, list[Curve]]], out: Path) -> Path:
+def plot_curves(curves: dict[str, dict[str, list[Curve]]], out: Path) -> None:
     """A panel a task: each side's interquartile mean over steps, with its 95% interval."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     width = min(3, len(curves))
     height = -(-len(curves) // width)
-    figure, axes = plt.subplots(height, width, figsize=(4.2 * width, 3.0 * height), squeeze=False)
-    for axis, (task, sides) in zip(axes.flat, curves.items(), strict=False):
+    figure = Figure(figsize=(4.2 * width, 3.0 * height))
+    for place, (task, sides) in enumerate(curves.items(), 1):
+        axis = figure.add_subplot(height, width, place)
         for side, runs in sides.items():
-            steps, means, low, high = _band(runs)
-            axis.plot(steps, means, label=side, linewidth=1.6)
-            axis.fill_between(steps, low, high, alpha=0.2)
+            steps = runs[0][0]  # those of the others may differ by a rollout
+            values = np.stack([np.interp(steps, *run) for run in runs]).T
+            axis.plot(steps, [interquartile_mean(column) for column in values], label=side, linewidth=1.6)
+            bounds = np.array([bootstrap_interval(column, resamples=500) for column in values])
+            axis.fill_between(steps, *bounds.T, alpha=0.2)
         axis.set_title(task, fontsize=9)
         axis.grid(alpha=0.3)
-    for axis in list(axes.flat)[len(curves) :]:
-        axis.set_visible(False)
-    axes.flat[0].legend()
+    figure.axes[0].legend()
     figure.tight_layout()
     aside = out.with_suffix(".part")
     figure.savefig(aside, format="png", dpi=110)
-    plt.close(figure)
     os.replace(aside, out)
-    return out
-
-
-def _band(runs: list[Curve]) -> tuple[NDArray[np.float64], ...]:
-    """Steps, interquartile means and interval bounds of curves whose steps may differ by a rollout."""
-    steps = runs[0][0]
-    values = np.stack([np.interp(steps, *run) for run in runs])
-    bounds = [stratified_interval([column], resamples=500) for column in values.T]
-    means = [interquartile_mean(column) for column in values.T]
-    return steps, np.array(means), np.array([b[0] for b in bounds]), np.array([b[1] for b in bounds])
 
 
 def _short(value: float) -> str:

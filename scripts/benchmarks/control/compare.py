@@ -5,7 +5,7 @@
 
 Every training is a process of its own with one thread and leaves a run directory under `runs/`; `--resume` keeps those
 that are finished. Scores are means of 100 greedy episodes of the best kept weights, on both sides judged by other
-episodes than those that chose them; over seeds the interquartile mean, with a stratified-bootstrap 95% interval. The
+episodes than those that chose them; over seeds the interquartile mean, with a percentile-bootstrap 95% interval. The
 time to solve CartPole and the speed at equal work are wall-clock, one process at a time; trainings run side by side, so
 theirs is CPU time. All are without evaluations. Left behind: `summary.json` (one key a row), `table.md`, `curves.png`.
 """
@@ -17,7 +17,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,8 +27,8 @@ import numpy as np
 
 from agents.runs.cli import enter
 from agents.runs.run_dir import SUMMARY, RunDir, write_aside
-from scripts.benchmarks.interquartile import interquartile_mean, stratified_interval
-from scripts.benchmarks.table import Row, plot_curves, read_curve, timing_row, to_markdown
+from scripts.benchmarks import table
+from scripts.benchmarks.table import Row, bootstrap_interval, interquartile_mean, row_of
 
 TASKS = {
     "CartPole-v1": 100_000,
@@ -107,15 +107,14 @@ def main(config: Config) -> dict[str, Any]:
         rows += [trpo_row(runs, task, config.seeds) for task in trpo_tasks]
         summary = {row.name: row.figures() for row in rows}
         run.write_json(SUMMARY, summary)
-        write_aside(run.path / "table.md", to_markdown(rows))
-        curves = {
-            task: {
-                side: [read_curve(runs / f"{task}-{side}-{seed}") for seed in _seeds(config, side)] for side in SIDES
-            }
-            for task in config.tasks
-        }
-        plot_curves(curves, run.path / "curves.png")
-        print(to_markdown(rows))
+        write_aside(run.path / "table.md", table.to_markdown(rows))
+
+        def curves(task: str, side: str) -> list[table.Curve]:
+            return [table.read_curve(runs / f"{task}-{side}-{seed}") for seed in _seeds(config, side)]
+
+        drawn = {task: {side: curves(task, side) for side in SIDES} for task in config.tasks}
+        table.plot_curves(drawn, run.path / "curves.png")
+        print(table.to_markdown(rows))
     return summary
 
 
@@ -131,65 +130,63 @@ def train(runs: Path, task: str, side: str, seed: int) -> dict[str, Any]:
     return run_once(runs / f"{task}-{side}-{seed}", [*(["scripts.train_zoo"] if side == "sb3" else ours), *flags])
 
 
+def alternating(
+    runs: Path, name: str, repeats: int, commands: Mapping[str, Sequence[object]], figure: Callable[[Any], float]
+) -> dict[str, list[float]]:
+    """A ``figure`` of the summaries of each side's command with seeds 0, 1, ..., one process at a time."""
+    found: dict[str, list[float]] = {side: [] for side in SIDES}
+    for seed in range(repeats):
+        for side in SIDES:
+            found[side].append(figure(run_once(runs / f"{name}-{side}-{seed}", [*commands[side], "--seed", seed])))
+    return found
+
+
 def seconds_to_solve(runs: Path, seeds: int) -> Row:
     """Seconds of training until a greedy mean of 475 over 100 episodes: each with its own settings, alternating."""
-    found: dict[str, list[float]] = {side: [] for side in SIDES}
-    for seed in range(seeds):
-        for side in SIDES:
-            module = ["scripts.train_control", "--quiet"] if side == "ours" else ["scripts.train_zoo"]
-            flags = ["--env", "CartPole-v1", "--seed", seed, "--stop-at-return", 475, "--evaluate-every", 1024]
-            steps = [] if side == "ours" else ["--total-steps", TASKS["CartPole-v1"]]
-            summary = run_once(runs / f"solve-{side}-{seed}", [*module, *flags, *steps])
-            found[side].append(summary["train_s"] if summary["reached"] else float("inf"))
-    return timing_row("CartPole-v1: seconds to 475", found, statistic="median", unit="s")
+    flags = ["--env", "CartPole-v1", "--stop-at-return", 475, "--evaluate-every", 1024]
+    commands = {
+        "ours": ["scripts.train_control", "--quiet", *flags],
+        "sb3": ["scripts.train_zoo", *flags, "--total-steps", TASKS["CartPole-v1"]],
+    }
+    found = alternating(runs, "solve", seeds, commands, lambda s: s["train_s"] if s["reached"] else float("inf"))
+    return row_of("CartPole-v1: seconds to 475", "s, median", found, center=np.median)
 
 
 def equal_work(runs: Path, repeats: int = 3) -> Row:
     """Steps a second at rl-zoo's CartPole settings, 100,000 steps on either side, alternating."""
-    found: dict[str, list[float]] = {side: [] for side in SIDES}
-    for repeat in range(repeats):
-        for side in SIDES:
-            flags = ["--env", "CartPole-v1", "--library", side, "--seed", repeat, "--total-steps", 100_000]
-            summary = run_once(runs / f"equal_work-{side}-{repeat}", ["scripts.train_zoo", *flags])
-            found[side].append(summary["steps_per_s"])
-    return timing_row("CartPole-v1: equal work, steps/s", found, statistic="median", unit="steps/s")
+    flags = ["--env", "CartPole-v1", "--total-steps", 100_000]
+    commands = {side: ["scripts.train_zoo", "--library", side, *flags] for side in SIDES}
+    found = alternating(runs, "equal_work", repeats, commands, lambda summary: summary["steps_per_s"])
+    return row_of("CartPole-v1: equal work, steps/s", "steps/s, median", found, center=np.median)
 
 
 def task_rows(runs: Path, task: str, config: Config) -> list[Row]:
     """Return and training time of one task."""
-    summaries = {
-        side: [json.loads((runs / f"{task}-{side}-{seed}" / SUMMARY).read_text()) for seed in _seeds(config, side)]
-        for side in SIDES
-    }
-    scores = {side: np.array([s["eval_return_mean"] for s in found]) for side, found in summaries.items()}
-    means = {side: interquartile_mean(values) for side, values in scores.items()}
-    returns = Row(
-        name=f"{task}: return at {TASKS[task]:,} steps",
-        ours=means["ours"],
-        peer=means["sb3"],
-        unit="IQM",
-        intervals={side: stratified_interval([values]) for side, values in scores.items()},
-        extremes={side: (float(values.min()), float(values.max())) for side, values in scores.items()},
-        counts={side: len(values) for side, values in scores.items()},
+    returns, times = (
+        {side: _figures(runs, task, side, _seeds(config, side), name) for side in SIDES}
+        for name in ("eval_return_mean", "train_cpu_s")
     )
-    times = {side: [s["train_cpu_s"] for s in found] for side, found in summaries.items()}
-    return [returns, timing_row(f"{task}: training, CPU seconds", times, statistic="median", unit="s")]
+    return [
+        _return_row(f"{task}: return at {TASKS[task]:,} steps", returns),
+        row_of(f"{task}: training, CPU seconds", "s, median", times, center=np.median),
+    ]
 
 
 def trpo_row(runs: Path, task: str, seeds: int) -> Row:
     """Return of our TRPO beside the published one, which has no spread over seeds."""
     steps, published = TRPO_TASKS[task]
-    found = [json.loads((runs / f"{task}-trpo-{seed}" / SUMMARY).read_text()) for seed in range(seeds)]
-    scores = np.array([summary["eval_return_mean"] for summary in found])
-    return Row(
-        name=f"{task}: TRPO's return at {steps:,} steps, beside rl-zoo's published one",
-        ours=interquartile_mean(scores),
-        peer=published,
-        unit="IQM",
-        intervals={"ours": stratified_interval([scores])},
-        extremes={"ours": (float(scores.min()), float(scores.max()))},
-        counts={"ours": seeds, "sb3": 1},
-    )
+    found = {"ours": _figures(runs, task, "trpo", range(seeds), "eval_return_mean")}
+    name = f"{task}: TRPO's return at {steps:,} steps, beside rl-zoo's published one"
+    return _return_row(name, found, peer=published, counts={"ours": seeds, "sb3": 1})
+
+
+def _figures(runs: Path, task: str, side: str, seeds: range, name: str) -> list[float]:
+    return [json.loads((runs / f"{task}-{side}-{seed}" / SUMMARY).read_text())[name] for seed in seeds]
+
+
+def _return_row(name: str, found: dict[str, list[float]], **more: Any) -> Row:
+    intervals = {side: bootstrap_interval(scores) for side, scores in found.items()}
+    return row_of(name, "IQM", found, center=interquartile_mean, intervals=intervals, **more)
 
 
 def run_once(folder: Path, module_and_flags: Sequence[object], *, threads: int = 1) -> dict[str, Any]:
@@ -215,5 +212,4 @@ def run_once(folder: Path, module_and_flags: Sequence[object], *, threads: int =
 
 def command_line(arguments: Sequence[str] | None = None) -> int:
     """Run with command-line arguments; returns the exit code."""
-    show: Callable[[Config], dict[str, Any]] = main
-    return enter(Config, show, description=__doc__, arguments=arguments, show=False)
+    return enter(Config, main, description=__doc__, arguments=arguments, show=False)

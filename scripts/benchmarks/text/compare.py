@@ -68,42 +68,14 @@ class Config:
         return [name.strip() for name in self.rows.split(",")]
 
 
-def _speed(config: Config, runs: Path) -> list[Row]:
-    return speed_rows(runs / "speed", config.peers, sizes=config.sizes, rounds=config.rounds, threads=config.threads)
-
-
-def _arithmetic(config: Config, runs: Path) -> list[Row]:
-    return [arithmetic_row(runs / "speed", sizes=config.sizes, rounds=config.rounds, threads=config.threads)]
-
-
-def _memory(config: Config, runs: Path) -> list[Row]:
-    return [memory_row(runs, threads=config.threads)]
-
-
-def _gap(config: Config, runs: Path) -> list[Row]:
-    return [gap_row(runs, algorithm, policy, seeds=config.seeds) for policy in POLICIES for algorithm in ALGORITHMS]
-
-
-def _reviews(config: Config, runs: Path) -> list[Row]:
-    return [reviews_row(runs, algorithm, seeds=config.seeds, threads=config.threads) for algorithm in ("ppo", "grpo")]
-
-
-def _kl(config: Config, runs: Path) -> list[Row]:
-    return [kl_row(runs, seeds=config.seeds, threads=config.threads)]
-
-
-def _learning(config: Config, runs: Path) -> list[Row]:
-    return [learning_row(runs, config.peers, seeds=config.seeds, threads=config.threads)]
-
-
 MEASUREMENTS: dict[str, Callable[[Config, Path], list[Row]]] = {
-    "speed": _speed,
-    "arithmetic": _arithmetic,
-    "memory": _memory,
-    "gap": _gap,
-    "reviews": _reviews,
-    "kl": _kl,
-    "learning": _learning,
+    "speed": lambda c, runs: speed_rows(runs / "speed", c.peers, sizes=c.sizes, rounds=c.rounds, threads=c.threads),
+    "arithmetic": lambda c, runs: [arithmetic_row(runs / "speed", sizes=c.sizes, rounds=c.rounds, threads=c.threads)],
+    "memory": lambda c, runs: [memory_row(runs, threads=c.threads)],
+    "gap": lambda c, runs: [gap_row(runs, name, policy, seeds=c.seeds) for policy in POLICIES for name in ALGORITHMS],
+    "reviews": lambda c, runs: [reviews_row(runs, name, seeds=c.seeds, threads=c.threads) for name in ("ppo", "grpo")],
+    "kl": lambda c, runs: [kl_row(runs, seeds=c.seeds, threads=c.threads)],
+    "learning": lambda c, runs: [learning_row(runs, c.peers, seeds=c.seeds, threads=c.threads)],
 }
 """By name, in the table's order; each gives one row or more."""
 

@@ -9,10 +9,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -36,10 +35,11 @@ def peer_python(peers: Path, algorithm: str) -> Path:
     python = folder / "bin" / "python"
     if _installed(python) != TRL_VERSIONS[algorithm]:
         print(f"{folder}: installing trl {TRL_VERSIONS[algorithm]} ...", flush=True)
-        _run([sys.executable, "-m", "venv", "--clear", str(folder)])
         same_torch = f"torch=={torch.__version__.partition('+')[0]}"
         wanted = [f"trl=={TRL_VERSIONS[algorithm]}", same_torch, *REQUIREMENTS[algorithm]]
-        _run([str(python), "-m", "pip", "install", "--quiet", *wanted])
+        make = [sys.executable, "-m", "venv", "--clear", str(folder)]
+        for command in (make, [str(python), "-m", "pip", "install", "--quiet", *wanted]):
+            run_process(command, " ".join(command))
     return python
 
 
@@ -52,10 +52,16 @@ def _installed(python: Path) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _run(command: Sequence[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def run_process(command: Sequence[str], name: str, *, env: dict[str, str] | None = None) -> str:
+    """Run a process; its standard output.
+
+    Raises:
+        RuntimeError: if it fails; the message holds the end of what it said.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-1000:]}")
+        raise RuntimeError(f"{name} ended with {done.returncode}: {done.stderr[-2000:]}")
+    return done.stdout
 
 
 def peer_command(peers: Path, folder: Path, algorithm: str, *, models: Path, **job: Any) -> list[str]:
@@ -73,66 +79,48 @@ def quiet_environment(threads: int) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-class OnDemand:
-    """A process that makes one update for each line it is sent, and answers with a JSON object; idle in between.
+@contextmanager
+def on_demand(command: Sequence[str], log: Path, *, threads: int) -> Iterator[Callable[[], dict[str, float]]]:
+    """A process that makes one update for each line it is sent, and answers with its figures; idle in between.
 
     Args:
         command: to start it; its first answer only says that it is ready.
         log: file for what it says on standard error.
         threads: it may use.
 
+    Yields:
+        A function that has it make one more update.
+
     Raises:
         RuntimeError: whenever it has ended instead of answering; the message holds the end of what it said.
     """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    pipe, env = subprocess.PIPE, quiet_environment(threads)
+    with (
+        log.open("w", encoding="utf-8") as errors,
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True, env=env) as process,
+    ):
+        lines, answers = process.stdin, process.stdout
+        assert lines is not None
+        assert answers is not None
 
-    def __init__(self, command: Sequence[str], log: Path, *, threads: int) -> None:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        self.log = log
-        with log.open("w", encoding="utf-8") as errors:
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                env=quiet_environment(threads),
-            )
+        def answer() -> dict[str, float]:
+            line = answers.readline()
+            if not line:
+                said = log.read_text(encoding="utf-8", errors="replace")[-1000:]
+                raise RuntimeError(f"{log.stem} ended with {process.wait()}: {said}")
+            return json.loads(line)
+
+        def update() -> dict[str, float]:
+            with suppress(BrokenPipeError):  # it has ended, which the missing answer says, too
+                lines.write("\n")
+                lines.flush()
+            return answer()
+
         try:
-            self._answer()
-        except BaseException:
-            self.close()
-            raise
-
-    def update(self) -> dict[str, float]:
-        """Its figures of one more update."""
-        assert self.process.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended, which the missing answer says, too
-            self.process.stdin.write("\n")
-            self.process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            said = self.log.read_text(encoding="utf-8", errors="replace")[-1000:]
-            raise RuntimeError(f"{self.log.stem} ended with {self.process.wait()}: {said}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def close(self) -> None:
-        """End it."""
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            assert pipe is not None
+            answer()
+            yield update
+        finally:
+            process.kill()
             with suppress(BrokenPipeError):  # a line that it never read
-                pipe.close()
-
-    def __enter__(self) -> OnDemand:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+                lines.close()

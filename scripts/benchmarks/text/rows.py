@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,9 @@ from agents.functional.schedules import value_at
 from agents.recipes.rlhf.config import TrainTextConfig
 from agents.runs.run_dir import SUMMARY, write_aside
 from scripts.benchmarks.control.compare import run_once
-from scripts.benchmarks.table import Row
+from scripts.benchmarks.table import Row, row_of
 from scripts.benchmarks.text.models import LM, PROMPTS, REWARD_MODEL
-from scripts.benchmarks.text.peer_environments import peer_command, quiet_environment
+from scripts.benchmarks.text.peer_environments import peer_command, quiet_environment, run_process
 from textenvs import assets
 
 ALGORITHMS = ("ppo", "grpo", "rloo", "reinforce")
@@ -30,7 +29,7 @@ POLICIES = ("tabular", "gpt2")
 KL_BUDGET = 8.0
 """Nats per sequence; a text model further away from where it began has won nothing."""
 REWARD_CRITIC = ("--memory", "full", "--critic-start", "reward-model")
-"""Flags of a critic that starts as the reward model."""
+"""Flags of the critic that the peer has: a trunk of its own that starts as the reward model."""
 KL_POINT = 3.2
 """Nats per sequence where gains are compared; best-of-64 is at most 3.17 from the start."""
 KL_SETTINGS = (
@@ -67,30 +66,13 @@ def gap_row(runs: Path, algorithm: str, policy: str, *, seeds: int) -> Row:
     by_environment = {
         name: float(np.mean([summary[name] for summary in found])) for name in found[0] if name.endswith("_gap")
     }
-    return Row(
-        name=f"optimality gap, {algorithm}, {policy}: missing to the optimum ÷ missing at the start, worst environment",
-        ours=float(np.mean(gaps)),
-        peer=1.0,
-        unit="share",
-        extremes={"ours": (min(gaps), max(gaps))},
-        counts={"ours": seeds},
-        must=0.03,
-        aim=0.01,
-        at_most=True,
-        details=by_environment,
-    )
+    name = f"optimality gap, {algorithm}, {policy}: missing to the optimum ÷ missing at the start, worst environment"
+    return row_of(name, "share", {"ours": gaps}, peer=1.0, must=0.03, aim=0.01, at_most=True, details=by_environment)
 
 
-def tuned(runs: Path, algorithm: str, seed: int, *, threads: int) -> dict[str, Any]:
-    """The summary of our preset on movie reviews."""
-    flags = ["scripts.train_text", "--algorithm", algorithm, "--seed", seed]
-    return run_once(runs / f"reviews-{algorithm}-{seed}", flags, threads=threads)
-
-
-def tuned_with_peers_critic(runs: Path, seed: int, *, threads: int) -> dict[str, Any]:
-    """The summary of PPO's preset with the critic that the peer has: a trunk of its own that starts as the reward."""
-    flags = ["scripts.train_text", *REWARD_CRITIC, "--seed", seed]
-    return run_once(runs / f"learning-ppo-{seed}", flags, threads=threads)
+def tuned(folder: Path, flags: Sequence[object], seed: int, *, threads: int) -> dict[str, Any]:
+    """The summary of our preset on movie reviews, with further flags."""
+    return run_once(folder, ["scripts.train_text", *flags, "--seed", seed], threads=threads)
 
 
 def reviews_row(runs: Path, algorithm: str, *, seeds: int, threads: int) -> Row:
@@ -98,19 +80,12 @@ def reviews_row(runs: Path, algorithm: str, *, seeds: int, threads: int) -> Row:
 
     A seed that ends beyond the KL budget counts as 0.
     """
-    found = [tuned(runs, algorithm, seed, threads=threads) for seed in range(seeds)]
+    flags = ["--algorithm", algorithm]
+    found = [tuned(runs / f"reviews-{algorithm}-{seed}", flags, seed, threads=threads) for seed in range(seeds)]
     rates = [s["judge_win_rate"] if s["kl_per_sequence"] <= KL_BUDGET else 0.0 for s in found]
-    return Row(
-        name=f"movie reviews, {algorithm}: judge prefers the tuned model at ≤ {KL_BUDGET:.0f} nats ÷ all texts",
-        ours=float(np.mean(rates)),
-        peer=1.0,
-        unit="share",
-        extremes={"ours": (min(rates), max(rates))},
-        counts={"ours": seeds},
-        must=0.75,
-        aim=0.85,
-        details=_figures("ours", found),
-    )
+    name = f"movie reviews, {algorithm}: judge prefers the tuned model at ≤ {KL_BUDGET:.0f} nats ÷ all texts"
+    details = _figures("ours", found)
+    return row_of(name, "share", {"ours": rates}, peer=1.0, must=0.75, aim=0.85, details=details)
 
 
 def kl_row(runs: Path, *, seeds: int, threads: int) -> Row:
@@ -121,49 +96,29 @@ def kl_row(runs: Path, *, seeds: int, threads: int) -> Row:
     """
     best = run_once(runs / "best_of_n", ["scripts.best_of_n"], threads=threads)
     start = best["score_best_of_1"]
-    flags = ["scripts.train_text", *REWARD_CRITIC, *KL_SETTINGS]
-    found = []
+    found: list[dict[str, Any]] = []
     for seed in range(seeds):
         folder = runs / f"kl-{seed}"
-        run_once(folder, [*flags, "--seed", seed], threads=threads)
-        found.append(last_within(read_points(folder / FRONTIER), KL_POINT))
-    gains = [point["score"] - start for point in found]
-    return Row(
-        name=f"KL efficiency, ppo: gain in score within {KL_POINT} nats ÷ best-of-64's",
-        ours=float(np.mean(gains)),
-        peer=best["score_best_of_64"] - start,
-        unit="reward",
-        extremes={"ours": (min(gains), max(gains))},
-        counts={"ours": seeds},
-        must=0.5,
-        aim=0.9,
-        details={f"ours_{name}_by_seed": [point[name] for point in found] for name in ("kl_per_sequence", "judge")}
-        | {"peer_kl_per_sequence": best["kl_per_sequence_best_of_64"], "peer_judge": best["judge_best_of_64"]},
-    )
-
-
-def last_within(points: Sequence[dict[str, Any]], nats: float) -> dict[str, Any]:
-    """The last point whose KL per sequence is at most ``nats``; the start's is 0."""
-    return [point for point in points if point["kl_per_sequence"] <= nats][-1]
+        tuned(folder, [*REWARD_CRITIC, *KL_SETTINGS], seed, threads=threads)
+        points: list[dict[str, Any]] = read_points(folder / FRONTIER)  # the start's KL is 0
+        found.append([point for point in points if point["kl_per_sequence"] <= KL_POINT][-1])
+    gains = {"ours": [point["score"] - start for point in found]}
+    details = {f"ours_{name}_by_seed": [point[name] for point in found] for name in ("kl_per_sequence", "judge")}
+    details |= {"peer_kl_per_sequence": best["kl_per_sequence_best_of_64"], "peer_judge": best["judge_best_of_64"]}
+    name = f"KL efficiency, ppo: gain in score within {KL_POINT} nats ÷ best-of-64's"
+    return row_of(name, "reward", gains, peer=best["score_best_of_64"] - start, must=0.5, aim=0.9, details=details)
 
 
 def learning_row(runs: Path, peers: Path, *, seeds: int, threads: int) -> Row:
     """The judge's win rate of our PPO and of TRL's after the same episodes, with the same models, reward, settings."""
     sides = {
-        "ours": [tuned_with_peers_critic(runs, seed, threads=threads) for seed in range(seeds)],
+        "ours": [tuned(runs / f"learning-ppo-{seed}", REWARD_CRITIC, seed, threads=threads) for seed in range(seeds)],
         "peer": [tuned_by_peer(runs, peers, seed, threads=threads) for seed in range(seeds)],
     }
     rates = {side: [summary["judge_win_rate"] for summary in found] for side, found in sides.items()}
-    return Row(
-        name="learning: judge prefers the tuned model after the same episodes, PPO",
-        ours=float(np.mean(rates["ours"])),
-        peer=float(np.mean(rates["peer"])),
-        unit="share",
-        extremes={side: (min(values), max(values)) for side, values in rates.items()},
-        counts={side: seeds for side in sides},
-        must=1.0,
-        details=_figures("ours", sides["ours"]) | _figures("peer", sides["peer"]),
-    )
+    details = _figures("ours", sides["ours"]) | _figures("peer", sides["peer"])
+    name = "learning: judge prefers the tuned model after the same episodes, PPO"
+    return row_of(name, "share", rates, must=1.0, details=details)
 
 
 def _figures(side: str, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -186,23 +141,20 @@ def tuned_by_peer(runs: Path, peers: Path, seed: int, *, threads: int) -> dict[s
     models, saved = write_review_inputs(folder / "inputs", preset), folder / "model"
     job = peer_settings(preset) | {"threads": threads, "save": str(saved.resolve())}
     command = peer_command(peers, folder, "ppo", models=models, **job)
-    done = subprocess.run(command, capture_output=True, text=True, env=quiet_environment(threads), check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"{folder.name} ended with {done.returncode}: {done.stderr[-2000:]}")
-    summary = judged(saved, preset) | json.loads(done.stdout.splitlines()[-1])
+    said = run_process(command, folder.name, env=quiet_environment(threads))
+    summary = judged(saved, preset) | json.loads(said.splitlines()[-1])
     write_aside(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary
 
 
 def peer_settings(preset: TrainTextConfig) -> dict[str, Any]:
     """Our preset in TRL's words; lambda, gamma, the weight of the value loss and the clip are TRL's defaults, too."""
-    settings = preset
     return {
         "rows": preset.batch_size,
-        "minibatches": preset.batch_size // (settings.minibatch_size or preset.batch_size),
-        "epochs": settings.epochs,
+        "minibatches": preset.batch_size // (preset.minibatch_size or preset.batch_size),
+        "epochs": preset.epochs,
         "new_tokens": preset.max_new_tokens,
-        "learning_rate": value_at(settings.learning_rate, 0.0),
+        "learning_rate": value_at(preset.learning_rate, 0.0),
         "kl_coef": preset.beta,
         "updates": preset.episodes // preset.batch_size,
         "seed": preset.seed,

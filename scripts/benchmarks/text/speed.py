@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from scripts.benchmarks.table import Row, timing_row
+from scripts.benchmarks.table import Row, row_of
 from scripts.benchmarks.text.flops import Transformer, fastest_rate, update_flops, update_shapes
 from scripts.benchmarks.text.models import PROMPTS, BenchSizes, write_models
-from scripts.benchmarks.text.peer_environments import OnDemand, peer_command
+from scripts.benchmarks.text.peer_environments import on_demand, peer_command
 
 Updates = dict[str, list[dict[str, float]]]
 """The figures of each update, by side."""
@@ -46,22 +46,16 @@ def speed_rows(folder: Path, peers: Path, *, sizes: BenchSizes, rounds: int, thr
         commands["peer"] = peer_command(peers, folder / f"{name}-peer", algorithm, models=models, **job)
         return in_turn(commands, folder / name, rounds=rounds, threads=threads)
 
-    ppo = measure(
-        "ppo", "ppo", whole, {"shared": [], "separate": ["--critic", "separate"], "bfloat16": ["--dtype", "bfloat16"]}
-    )
+    forms = {"shared": [], "separate": ["--critic", "separate"], "bfloat16": ["--dtype", "bfloat16"]}
+    ppo = measure("ppo", "ppo", whole, forms)
     ends = measure("early", "ppo", early, {"shared": []})
     grpo = measure("grpo", "grpo", whole, {"ours": []})
+    early_name = f"PPO, texts end early (mean {mean_length:.0f} of {sizes.new_tokens} tokens)"
     return [
         speed_row("PPO, shared trunk, float32", ppo, "shared", must=2.5, aim=3.5),
         speed_row("PPO, separate critic on both sides, float32", ppo, "separate", must=1.5, aim=2.0),
         speed_row("PPO, shared trunk, bfloat16 beside TRL's float32", ppo, "bfloat16", must=3.5, aim=6.0),
-        speed_row(
-            f"PPO, texts end early (mean {mean_length:.0f} of {sizes.new_tokens} tokens)",
-            ends,
-            "shared",
-            must=4.0,
-            aim=8.0,
-        ),
+        speed_row(early_name, ends, "shared", must=4.0, aim=8.0),
         speed_row(f"GRPO, groups of {sizes.group_size}", grpo, "ours", must=1.5, aim=2.5),
     ]
 
@@ -89,15 +83,15 @@ def in_turn(commands: dict[str, list[str]], logs: Path, *, rounds: int, threads:
     """
     with ExitStack() as stack:
         sides = {
-            side: stack.enter_context(OnDemand(command, logs / f"{side}.log", threads=threads))
+            side: stack.enter_context(on_demand(command, logs / f"{side}.log", threads=threads))
             for side, command in commands.items()
         }
         found: Updates = {side: [] for side in sides}
         for turn in range(rounds + 1):
-            for side, process in sides.items():
-                update = process.update()
+            for side, update in sides.items():
+                figures = update()
                 if turn:
-                    found[side].append(update)
+                    found[side].append(figures)
             print(f"{logs.name}: {turn} of {rounds} rounds", flush=True)
     return found
 
@@ -116,9 +110,9 @@ def speed_row(name: str, updates: Updates, side: str, *, must: float, aim: float
         for figure in ("seconds", "cpu_s", "response_tokens")
         for who, found in pair.items()
     }
-    row = timing_row(f"{name}: response tokens/s", rates, statistic="median", unit="tokens/s", peer="peer")
     details |= {"ratio_by_cpu": per_cpu["ours"] / per_cpu["peer"]}
-    return Row(**{**vars(row), "must": must, "aim": aim, "details": details})
+    name, unit = f"{name}: response tokens/s", "tokens/s, median"
+    return row_of(name, unit, rates, center=statistics.median, must=must, aim=aim, details=details)
 
 
 def arithmetic_row(folder: Path, *, sizes: BenchSizes, rounds: int, threads: int) -> Row:
@@ -132,20 +126,16 @@ def arithmetic_row(folder: Path, *, sizes: BenchSizes, rounds: int, threads: int
     rows = sizes.rows // sizes.minibatches
     tokens = rows * (sizes.prompt_tokens + sizes.new_tokens - 1)
     shapes = update_shapes(model, rows=rows, tokens=tokens, predictions=rows * sizes.new_tokens)
-    flops = update_flops(
-        model,
-        prompts=[sizes.prompt_tokens] * sizes.rows,
-        responses=[sizes.new_tokens] * sizes.rows,
-        epochs=sizes.epochs,
-    )["total"]
+    lengths = {"prompts": [sizes.prompt_tokens] * sizes.rows, "responses": [sizes.new_tokens] * sizes.rows}
+    flops = update_flops(model, **lengths, epochs=sizes.epochs)["total"]
     torch.set_num_threads(threads)
     found: dict[str, list[float]] = {"ours": [], "peer": []}
     command = our_command(models, sizes, threads=threads)
-    with OnDemand(command, folder / "arithmetic" / "shared.log", threads=threads) as ours:
-        ours.update()
+    with on_demand(command, folder / "arithmetic" / "shared.log", threads=threads) as update:
+        update()
         for _ in range(rounds):
-            found["ours"].append(ours.update()["seconds"])
+            found["ours"].append(update()["seconds"])
             found["peer"].append(flops / fastest_rate(shapes))
-    row = timing_row("PPO update beside its bare products", found, statistic="median", unit="s", peer="peer")
-    details = {"flops": flops, "flops_per_s": flops / row.peer}
-    return Row(**{**vars(row), "must": 3.0, "aim": 1.7, "at_most": True, "details": details})
+    details = {"flops": flops, "flops_per_s": flops / statistics.median(found["peer"])}
+    name, center = "PPO update beside its bare products", statistics.median
+    return row_of(name, "s, median", found, center=center, must=3.0, aim=1.7, at_most=True, details=details)

@@ -1,7 +1,9 @@
 """What the rows divide; the runs behind them are put in here."""
 
 import json
+import os
 import subprocess
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -55,21 +57,16 @@ def test_speed_is_response_tokens_by_seconds_at_the_median_of_updates():
 def test_sides_take_turns_and_the_first_round_does_not_count(monkeypatch, tmp_path):
     order = []
 
-    class Fake:
-        def __init__(self, command, log, *, threads):
-            self.name = command[0]
-
-        def update(self):
-            order.append(self.name)
+    @contextmanager
+    def fake(command, log, *, threads):
+        def update():
+            order.append(command[0])
             return {"seconds": float(len(order))}
 
-        def __enter__(self):
-            return self
+        yield update
+        order.append(f"end of {command[0]}")
 
-        def __exit__(self, *error):
-            order.append(f"end of {self.name}")
-
-    monkeypatch.setattr(bench_text_speed, "OnDemand", Fake)
+    monkeypatch.setattr(bench_text_speed, "on_demand", fake)
     found = bench_text_speed.in_turn({"ours": ["a"], "peer": ["b"]}, tmp_path, rounds=2, threads=1)
     assert order == ["a", "b"] * 3 + ["end of b", "end of a"]
     assert found == {"ours": [{"seconds": 3.0}, {"seconds": 5.0}], "peer": [{"seconds": 4.0}, {"seconds": 6.0}]}
@@ -80,11 +77,19 @@ def test_an_update_is_a_line_each_way_and_an_end_is_told_with_the_last_words(tmp
     script.write_text(
         "echo '{\"ready\": true}'\nread line\necho '{\"seconds\": 2.5}'\nread line\necho oh >&2\nexit 3\n"
     )
-    with bench_text_peers.OnDemand(["sh", str(script)], tmp_path / "logs" / "trl.log", threads=1) as peer:
-        assert peer.update() == {"seconds": 2.5}
+    with bench_text_peers.on_demand(["sh", str(script)], tmp_path / "logs" / "trl.log", threads=1) as update:
+        assert update() == {"seconds": 2.5}
         with pytest.raises(RuntimeError, match="trl ended with 3: oh"):
-            peer.update()
-    assert peer.process.poll() == 3
+            update()
+
+
+def test_a_process_that_never_ends_by_itself_is_ended_with_the_measurement(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = ["sh", "-c", "echo $$ > pid; echo '{}'; while read line; do :; done; sleep 60"]
+    with bench_text_peers.on_demand(command, tmp_path / "log", threads=1):
+        pid = int((tmp_path / "pid").read_text())
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 def test_an_environment_with_the_right_version_is_taken_as_it_is_and_any_other_is_made_anew(monkeypatch, tmp_path):
