@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,9 +25,7 @@ import torch
 
 from agents.runs.cli import enter
 from agents.runs.run_dir import SUMMARY, RunDir
-
-MIB = 2**20
-MODES = ("full", "shared", "adapters")
+from scripts.benchmarks.processes import run_process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +62,7 @@ def number_of_letters(prompts: Sequence[str], completions: Sequence[str]) -> lis
 
 
 def main(config: BenchmarkMemoryConfig) -> dict[str, Any]:
-    """Run it; returns what ``summary.json`` holds: bytes beyond the trunk for each way, and adapters ÷ full.
-
-    Raises:
-        RunDirError, RuntimeError: if the folder cannot be used, or a run fails.
-    """
+    """Run it; returns what ``summary.json`` holds: bytes beyond the trunk for each way, and adapters ÷ full."""
     script, reads = "benchmark_memory", (config.model,)
     with RunDir(config.run_dir, script=script, overwrite=config.overwrite, reads=reads) as run:
         if config.model:
@@ -82,10 +75,11 @@ def main(config: BenchmarkMemoryConfig) -> dict[str, Any]:
         summary: dict[str, Any] = {"trunk_bytes": weights}
         for memory in config.memory:
             metrics = measure(config, memory, model, prompts, run.path / memory)
+            beyond = metrics["peak_memory_bytes"] - weights
             summary[f"{memory}_peak_bytes"] = metrics["peak_memory_bytes"]
-            summary[f"{memory}_beyond_trunk_bytes"] = metrics["peak_memory_bytes"] - weights
+            summary[f"{memory}_beyond_trunk_bytes"] = beyond
             summary[f"{memory}_seconds_per_update"] = metrics["wall_s"] / config.updates
-            print(f"{memory:10} {summary[f'{memory}_beyond_trunk_bytes'] / MIB:8.0f} MiB beyond the trunk", flush=True)
+            print(f"{memory:10} {beyond / 2**20:8.0f} MiB beyond the trunk", flush=True)
         if "adapters" in config.memory and "full" in config.memory:
             summary["adapters_over_full"] = summary["adapters_beyond_trunk_bytes"] / summary["full_beyond_trunk_bytes"]
         run.write_json(SUMMARY, summary)
@@ -93,11 +87,7 @@ def main(config: BenchmarkMemoryConfig) -> dict[str, Any]:
 
 
 def measure(config: BenchmarkMemoryConfig, memory: str, model: Path, prompts: Path, run_dir: Path) -> dict[str, Any]:
-    """The summary of one run in a process of its own.
-
-    Raises:
-        RuntimeError: if it fails; the message contains the end of its standard error.
-    """
+    """The summary of one run in a process of its own; RuntimeError if it fails."""
     flags = {
         "--run-dir": run_dir, "--model": model, "--prompts": prompts, "--memory": memory,
         "--reward-model": f"{__spec__.name if __spec__ else __name__}:{number_of_letters.__name__}",
@@ -108,15 +98,10 @@ def measure(config: BenchmarkMemoryConfig, memory: str, model: Path, prompts: Pa
     }  # fmt: skip
     if config.microbatch_size is not None:
         flags["--microbatch-size"] = config.microbatch_size
-    arguments = [str(part) for pair in flags.items() for part in pair] + ["--no-judge"]
-    if config.gradient_checkpointing:
-        arguments.append("--gradient-checkpointing")
-    command = [sys.executable, "-m", "scripts.train_text", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=config.timeout_s, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"train_text --memory {memory} ended with {done.returncode}: {done.stderr[-500:]}")
-    metrics: dict[str, Any] = json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))
-    return metrics
+    arguments = [*flags.items(), ("--no-judge",), *([("--gradient-checkpointing",)] * config.gradient_checkpointing)]
+    command = [sys.executable, "-m", "scripts.train_text", *(str(part) for each in arguments for part in each)]
+    run_process(command, f"train_text --memory {memory}", timeout=config.timeout_s)
+    return json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
 def trunk_bytes(folder: Path) -> int:

@@ -13,10 +13,6 @@ theirs is CPU time. All are without evaluations. Left behind: `summary.json` (on
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -28,6 +24,7 @@ import numpy as np
 from agents.runs.cli import enter
 from agents.runs.run_dir import SUMMARY, RunDir, write_aside
 from scripts.benchmarks import table
+from scripts.benchmarks.processes import run_once
 from scripts.benchmarks.table import Row, bootstrap_interval, interquartile_mean, row_of
 
 TASKS = {
@@ -187,27 +184,6 @@ def _figures(runs: Path, task: str, side: str, seeds: range, name: str) -> list[
 def _return_row(name: str, found: dict[str, list[float]], **more: Any) -> Row:
     intervals = {side: bootstrap_interval(scores) for side, scores in found.items()}
     return row_of(name, "IQM", found, center=interquartile_mean, intervals=intervals, **more)
-
-
-def run_once(folder: Path, module_and_flags: Sequence[object], *, threads: int = 1) -> dict[str, Any]:
-    """Run a script on that many threads into ``folder`` unless it is finished there; its summary.
-
-    Raises:
-        RuntimeError: if it fails.
-    """
-    if not (folder / SUMMARY).exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        module, *flags = [str(part) for part in module_and_flags]
-        print(f"{folder.name} ...", flush=True)
-        done = subprocess.run(
-            [sys.executable, "-m", module, *flags, "--run-dir", str(folder)],
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode != 0 or not (folder / SUMMARY).exists():
-            raise RuntimeError(f"{module} failed in {folder} ({done.returncode}): {done.stderr[-2000:]}")
-    return json.loads((folder / SUMMARY).read_text())
 
 
 def command_line(arguments: Sequence[str] | None = None) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -157,13 +158,11 @@ class PeerNormalizer:
 
     def state_dict(self) -> dict[str, Any]:
         """Mean, variance and count."""
-        moments = self.envs.obs_rms
-        return {"mean": moments.mean.copy(), "var": moments.var.copy(), "count": moments.count}
+        return deepcopy(vars(self.envs.obs_rms))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to them."""
-        moments = self.envs.obs_rms
-        moments.mean, moments.var, moments.count = state["mean"].copy(), state["var"].copy(), state["count"]
+        vars(self.envs.obs_rms).update(deepcopy(state))
 
 
 def command_line(arguments: Sequence[str] | None = None) -> int:

@@ -24,11 +24,8 @@ class Transformer:
     """GPT-2's shape."""
 
     layers: int
-    """Blocks."""
-    width: int
-    """Hidden size."""
+    width: int  # hidden size
     vocabulary: int
-    """Token ids."""
 
     @property
     def weights(self) -> int:
@@ -99,27 +96,25 @@ def update_shapes(model: Transformer, *, rows: int, tokens: int, predictions: in
     return list(dict.fromkeys([*forward, *backward, *head, (width, predictions, model.vocabulary)]))
 
 
-def fastest_rate(shapes: Iterable[Shape], *, dtype: torch.dtype = torch.float32) -> float:
+def fastest_rate(shapes: Iterable[Shape]) -> float:
     """Operations a second of the fastest of these products, by torch's own choice of kernel or by oneDNN's."""
-    return max(matmul_rate(shape, multiply, dtype=dtype) for shape in shapes for multiply in (torch.mm, _by_onednn))
+    return max(matmul_rate(shape, multiply) for shape in shapes for multiply in (torch.mm, _by_onednn))
 
 
 def _by_onednn(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(one, other.t(), None, "none", [], "")
-    return product
+    return torch.ops.mkldnn._linear_pointwise(one, other.t(), None, "none", [], "")  # type: ignore[no-any-return]
 
 
 def matmul_rate(
     shape: Shape,
     multiply: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     *,
-    dtype: torch.dtype = torch.float32,
     repeats: int = 5,
     flops: float = 4e8,
 ) -> float:
     """Operations a second of one product, median over ``repeats`` of about ``flops`` operations each."""
     m, k, n = shape
-    one, other = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype)
+    one, other = torch.randn(m, k), torch.randn(k, n)
     work = 2 * m * k * n
     count = max(1, round(flops / work))
     rates = []

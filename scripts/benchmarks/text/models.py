@@ -136,12 +136,6 @@ def _gpt2_config(sizes: BenchSizes) -> Any:
     from transformers import GPT2Config
 
     return GPT2Config(
-        vocab_size=sizes.vocabulary,
-        n_positions=sizes.positions,
-        n_embd=sizes.width,
-        n_layer=sizes.layers,
-        n_head=sizes.heads,
-        pad_token_id=PAD_ID,
-        eos_token_id=EOS_ID,
-        bos_token_id=EOS_ID,
-    )
+        vocab_size=sizes.vocabulary, n_positions=sizes.positions, n_embd=sizes.width, n_layer=sizes.layers,
+        n_head=sizes.heads, pad_token_id=PAD_ID, eos_token_id=EOS_ID, bos_token_id=EOS_ID,
+    )  # fmt: skip

@@ -34,8 +34,6 @@ from textenvs.wrappers.kl_shaping import KLShaping
 from textenvs.wrappers.preference import PreferenceReward
 from textenvs.wrappers.reference import load_causal_lm
 
-PARTS = ("generate_s", "score_s", "update_s")
-
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOursConfig:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from agents.runs.run_dir import write_aside
+from scripts.benchmarks.processes import run_process
 from scripts.benchmarks.text.models import LM, PROMPTS, REWARD_MODEL
 
 TRL_VERSIONS = {"ppo": "0.29.1", "grpo": "1.16.0"}
@@ -50,18 +51,6 @@ def _installed(python: Path) -> str | None:
     ask = "from importlib.metadata import version; print(version('trl'))"
     done = subprocess.run([str(python), "-I", "-c", ask], capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def run_process(command: Sequence[str], name: str, *, env: dict[str, str] | None = None) -> str:
-    """Run a process; its standard output.
-
-    Raises:
-        RuntimeError: if it fails; the message holds the end of what it said.
-    """
-    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"{name} ended with {done.returncode}: {done.stderr[-2000:]}")
-    return done.stdout
 
 
 def peer_command(peers: Path, folder: Path, algorithm: str, *, models: Path, **job: Any) -> list[str]:

@@ -17,10 +17,10 @@ from agents.evaluation.curve import FRONTIER, read_points
 from agents.functional.schedules import value_at
 from agents.recipes.rlhf.config import TrainTextConfig
 from agents.runs.run_dir import SUMMARY, write_aside
-from scripts.benchmarks.control.compare import run_once
+from scripts.benchmarks.processes import run_once, run_process
 from scripts.benchmarks.table import Row, row_of
 from scripts.benchmarks.text.models import LM, PROMPTS, REWARD_MODEL
-from scripts.benchmarks.text.peer_environments import peer_command, quiet_environment, run_process
+from scripts.benchmarks.text.peer_environments import peer_command, quiet_environment
 from textenvs import assets
 
 ALGORITHMS = ("ppo", "grpo", "rloo", "reinforce")

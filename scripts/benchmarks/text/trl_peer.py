@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -42,6 +43,8 @@ JOB: dict[str, Any] = {
     "save": None,  # folder for the tuned language model
 }
 """Every setting with its default."""
+Meter = SimpleNamespace
+"""Of an update: ``tokens`` of responses up to each text's end, and the ``steps`` of TRL that make it."""
 
 
 def main(job: dict[str, Any]) -> dict[str, Any]:
@@ -62,14 +65,6 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     return logged
 
 
-class Meter:
-    """Counts what an update holds: response tokens up to each text's end, and how many steps of TRL make an update."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-        self.tokens = 0
-
-
 def ppo(job: dict[str, Any]) -> tuple[Any, Meter]:
     """TRL's PPO: policy, value model, reference and reward model are four networks."""
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
@@ -77,7 +72,7 @@ def ppo(job: dict[str, Any]) -> tuple[Any, Meter]:
     from transformers import AutoModelForCausalLM
     from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
-    meter = Meter(steps=1)
+    meter = Meter(tokens=0, steps=1)
     cut = ppo_trainer.truncate_response
 
     def counting(stop_token_id: int, pad_token_id: int, responses: Tensor) -> Tensor:
@@ -123,7 +118,7 @@ def grpo(job: dict[str, Any]) -> tuple[Any, Meter]:
     from transformers import AutoModelForCausalLM
     from trl import GRPOConfig, GRPOTrainer
 
-    meter = Meter(steps=job["minibatches"] * job["epochs"])
+    meter = Meter(tokens=0, steps=job["minibatches"] * job["epochs"])
     tokenizer = _tokenizer(job)
 
     def length_modulo_seven(completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
@@ -155,21 +150,12 @@ def grpo(job: dict[str, Any]) -> tuple[Any, Meter]:
 
 
 def _common(job: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "output_dir": job["scratch"],
-        "learning_rate": job["learning_rate"],
-        "adam_epsilon": job["adam_eps"],
-        "max_grad_norm": job["max_grad_norm"],
-        "lr_scheduler_type": "linear",
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "seed": job["seed"],
-        "save_strategy": "no",
-        "report_to": "none",
-        "logging_steps": 1,
+    given = {name: job[name] for name in ("learning_rate", "max_grad_norm", "seed")}
+    return given | {
+        "output_dir": job["scratch"], "adam_epsilon": job["adam_eps"], "lr_scheduler_type": "linear", "use_cpu": True,
+        "bf16": False, "gradient_checkpointing": False, "save_strategy": "no", "report_to": "none", "logging_steps": 1,
         "disable_tqdm": True,
-    }
+    }  # fmt: skip
 
 
 def on_demand(meter: Meter, answers: Any) -> Any:

@@ -92,7 +92,7 @@ def test_a_rate_counts_every_product_it_timed(monkeypatch):
 
 def test_the_fastest_product_sets_the_rate(monkeypatch):
     rates = {(1, 1, 1): 5.0, (2, 2, 2): 7.0}
-    monkeypatch.setattr("scripts.benchmarks.text.flops.matmul_rate", lambda shape, multiply, dtype: rates[shape])
+    monkeypatch.setattr("scripts.benchmarks.text.flops.matmul_rate", lambda shape, multiply: rates[shape])
     assert fastest_rate(rates) == 7.0
 
 
