@@ -32,7 +32,6 @@ from agents.runs.plots import read_columns
 from agents.runs.run_dir import CONFIG, SUMMARY, RunDir
 
 SECONDS = ("wall_s", "train_s", "seconds", "cpu_s", "train_cpu_s", "cpu_seconds")
-"""Durations, which may differ between equal runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,15 +75,15 @@ def main(config: Config) -> dict[str, Any]:
         mid_write, differing = 0, []
         for number in range(1, config.kills + 1):
             folder = run.path / f"kill_{number:02d}"
+            in_mid_write = number % 4 == 0
             after: float | None = None
-            parts: list[str] = []
             while after is None:  # repeat if the run finished before the kill
                 shutil.rmtree(folder, ignore_errors=True)
-                in_mid_write = number % 4 == 0
                 moment = rng.uniform(-0.1, 0.6 if in_mid_write else 0.95) * seconds
                 after, parts = kill(config, folder, moment, in_mid_write=in_mid_write)
             resumable = (folder / CONFIG).exists()  # before it is written there is nothing to resume
-            updates = _updates(folder)
+            last = folder / LAST  # missing until the first is written
+            updates = int(checkpoint.load(last)["agent"]["progress"]["updates"]) if last.exists() else 0
             if train(config, folder, *(["--resume"] if resumable else [])).wait() != 0:
                 raise RuntimeError(f"{folder} could not be resumed; its standard error says why")
             found = differences(uninterrupted, folder)
@@ -112,16 +111,11 @@ def train(config: Config, folder: Path, *more: str) -> subprocess.Popen[bytes]:
 
 
 def kill(config: Config, folder: Path, moment: float, *, in_mid_write: bool) -> tuple[float | None, list[str]]:
-    """Start a run and kill it.
-
-    Args:
-        config: of the run.
-        folder: of the run.
-        moment: seconds after the run directory was claimed and described; a negative one does not wait for that.
-        in_mid_write: wait from that moment until a half-written checkpoint is seen (or the run has ended).
+    """Start a run and kill it ``moment`` seconds after it has begun (a negative moment does not wait for that), or, if
+    ``in_mid_write``, once a half-written checkpoint is seen after that.
 
     Returns:
-        Seconds after which it was killed (None: it had ended by itself), and the half-written files it left, by name.
+        Seconds after which it was killed (None: it had finished), and the half-written files it left, by name.
     """
     process, began = train(config, folder), time.monotonic()
     try:
@@ -135,7 +129,8 @@ def kill(config: Config, folder: Path, moment: float, *, in_mid_write: bool) -> 
     finally:
         process.kill()
         process.wait()
-    after = time.monotonic() - began if process.returncode == -signal.SIGKILL else None
+    finished = process.returncode != -signal.SIGKILL or (folder / SUMMARY).exists()
+    after = None if finished else time.monotonic() - began
     return after, sorted(path.name for path in folder.glob("*.part"))
 
 
@@ -153,13 +148,13 @@ def differences(one: Path, other: Path) -> list[str]:
         found += [f"{name}{place}" for place in _differing(checkpoint.load(one / name), checkpoint.load(other / name))]
     ours, theirs = (json.loads((folder / SUMMARY).read_text()) for folder in (one, other))
     found += [f"{SUMMARY}{place}" for place in _differing(ours, theirs)]
-    csv, other_csv = (_without_time(read_columns(folder / "progress.csv")) for folder in (one, other))
-    return found + [f"progress.csv{place}" for place in _differing(csv, other_csv)]
+    ours, theirs = (read_columns(folder / "progress.csv") for folder in (one, other))
+    return found + [f"progress.csv{place}" for place in _differing(ours, theirs)]
 
 
 def _differing(one: Any, other: Any, place: str = "") -> list[str]:
     if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
-        pairs = [(one[name], other[name], f"{place}/{name}") for name in one if name not in SECONDS]
+        pairs = [(one[name], other[name], f"{place}/{name}") for name in one if not _is_duration(name)]
     elif isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) and len(one) == len(other):
         pairs = [(a, b, f"{place}/{i}") for i, (a, b) in enumerate(zip(one, other, strict=True))]
     else:
@@ -177,15 +172,9 @@ def _equal(one: Any, other: Any) -> bool:
     return bool(one == other) or (one != one and other != other)  # NaN, an empty field of a table, equals itself
 
 
-def _without_time(columns: dict[str, list[float]]) -> dict[str, list[float]]:
-    return {name: values for name, values in columns.items() if name == "time/steps" or not name.startswith("time/")}
-
-
-def _updates(folder: Path) -> int:
-    """Updates in the checkpoint that a run can be resumed from; 0 if there is none yet."""
-    if not (folder / LAST).exists():
-        return 0
-    return int(checkpoint.load(folder / LAST)["agent"]["progress"]["updates"])
+def _is_duration(name: object) -> bool:
+    """Durations may differ between equal runs."""
+    return name in SECONDS or (name != "time/steps" and str(name).startswith("time/"))
 
 
 def command_line(arguments: Sequence[str] | None = None) -> int:

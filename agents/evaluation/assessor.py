@@ -26,75 +26,53 @@ ROWS_AT_ONCE = 64
 """Texts in one forward pass."""
 
 
-@torch.no_grad()
-def completion_kl(policy: CausalLMPolicy, reference: CausalLMPolicy, samples: Samples) -> NDArray[np.float32]:
-    """Exact KL(policy || reference) ``[N, T]``, nats, in each state of ``samples``, by ``policy``; 0 at padding.
-
-    KL_t = sum_a pi(a | s_t) (log pi(a | s_t) - log pi_ref(a | s_t))
-    """
-    found = []
-    for start in range(0, len(samples.prompts), ROWS_AT_ONCE):
-        part = slice(start, start + ROWS_AT_ONCE)
-        prompts, completions = (
-            torch.as_tensor(rows[part]).to(policy.device) for rows in (samples.prompts, samples.completions)
-        )
-        kl = policy.evaluate(prompts, completions, reference=reference).kl
-        assert kl is not None
-        found.append(kl.cpu().numpy())
-    return np.concatenate(found)
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Assessor:
-    """Evaluates policies on the same prompts, with the same seed and scorers.
+    """Evaluates policies on the same prompts, with the same seed and scorers."""
 
-    Attributes:
-        tokenizer: of the policies.
-        reward: whose scores are reported, reward units.
-        reference: of the KL.
-        prompts: held out from training.
-        max_new_tokens: budget of a completion, tokens.
-        max_concurrent_rows: texts decoded at a time; None: all.
-        chat: the template of the prompts, or None.
-        judge: independent of the reward, or None.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    reward: PreferenceReward
-    reference: PolicyReference
-    prompts: PromptSource
-    max_new_tokens: int
-    max_concurrent_rows: int | None = None
-    chat: ChatTemplate | None = None
-    judge: TextJudge | None = None
+    tokenizer: PreTrainedTokenizerBase  # of the policies
+    reward: PreferenceReward  # whose scores are reported, reward units
+    reference: PolicyReference  # of the KL
+    prompts: PromptSource  # held out from training
+    max_new_tokens: int  # budget of a completion
+    max_concurrent_rows: int | None = None  # texts decoded at a time; None: all
+    chat: ChatTemplate | None = None  # the template of the prompts
+    judge: TextJudge | None = None  # independent of the reward
 
     def write(self, policy: CausalLMPolicy, *, seed: int = EVAL_SEED) -> Samples:
         """One completion by ``policy`` for every prompt, from a separate generator; without chat markup."""
         samples = write_samples(
-            policy,
-            self.tokenizer,
-            self.prompts,
-            max_new_tokens=self.max_new_tokens,
-            seed=seed,
+            policy, self.tokenizer, self.prompts, max_new_tokens=self.max_new_tokens, seed=seed,
             max_concurrent_rows=self.max_concurrent_rows,
-        )
+        )  # fmt: skip
         return samples if self.chat is None else replace(samples, openings=self.chat.plain(samples.openings))
 
     def score(self, samples: Samples) -> ScoredRows:
         """Scores of the reward, of its members, and their standard deviation."""
         return self.reward.score_rows(samples.prompts, samples.completions)
 
+    @torch.no_grad()
     def assess(self, policy: CausalLMPolicy) -> Assessment:
         """Texts by ``policy`` with scores, the judge's scores and the KL; does not change training state."""
         samples = self.write(policy)
         parts = [slice(start, start + ROWS_AT_ONCE) for start in range(0, len(samples.prompts), ROWS_AT_ONCE)]
+        ref_logprobs = [self.reference(samples.prompts[part], samples.completions[part]) for part in parts]
         return Assessment(
             samples=samples,
             scored=self.score(samples),
             judged=None if self.judge is None else self.judge.score(samples.texts),
-            ref_logprobs=np.concatenate([self.reference(samples.prompts[p], samples.completions[p]) for p in parts]),
-            kl=completion_kl(policy, self.reference.policy, samples).sum(1),
+            ref_logprobs=np.concatenate(ref_logprobs),
+            kl=np.concatenate([self._kl(policy, samples, part) for part in parts]).sum(1),
         )
+
+    def _kl(self, policy: CausalLMPolicy, samples: Samples, part: slice) -> NDArray[np.float32]:
+        """Exact KL(policy || reference) ``[N, T]``, nats, in each state of a part of ``samples``; 0 at padding."""
+        prompts, completions = (
+            torch.as_tensor(rows[part]).to(policy.device) for rows in (samples.prompts, samples.completions)
+        )
+        kl = policy.evaluate(prompts, completions, reference=self.reference.policy).kl
+        assert kl is not None
+        return kl.cpu().numpy()
 
     def decode(self, rows: TokenRows, count: int) -> tuple[list[str], list[str]]:
         """Prompts and completions of the first ``count`` of ``rows`` as text, without chat markup."""

@@ -34,12 +34,8 @@ def best_of_n_weights(num_samples: int, n: int) -> np.ndarray:
 
     Source: Nakano et al. 2021, appendix I (arXiv:2112.09332); Gao et al. 2022, appendix (arXiv:2210.10760).
 
-    Args:
-        num_samples: N.
-        n: size of a subset.
-
     Raises:
-        ValueError: unless ``1 <= n <= N``.
+        ValueError: unless ``1 <= n <= N``, the number of samples.
     """
     if not 1 <= n <= num_samples:
         raise ValueError(f"n: expected 1 to {num_samples}, the number of samples, received {n}")
@@ -71,5 +67,4 @@ def best_of_n_means(scores: np.ndarray, values: np.ndarray, max_n: int) -> np.nd
 def _by_rank(scores: np.ndarray, values: np.ndarray) -> np.ndarray:
     """``values [N]`` sorted by ``scores [N]``, worst first, averaged over equal scores."""
     _, group, size = np.unique(scores, return_inverse=True, return_counts=True)
-    mean = np.bincount(group, weights=values.astype(np.float64)) / size
-    return np.repeat(mean, size)
+    return np.repeat(np.bincount(group, weights=values.astype(np.float64)) / size, size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,22 +51,17 @@ class FrontierFollower:
             self.add(0, start)
 
     def add(self, episodes: int, now: Assessment) -> None:
-        """Save and log the metrics after ``episodes`` texts."""
-        metrics = point_of(now, self.start)
+        """Save and log the metrics after ``episodes`` texts; the judge's are None without one."""
+        metrics: dict[str, float | None] = {
+            "kl_per_sequence": float(now.kl.mean()),
+            **now.metrics(),
+            "judge_win_rate": now.win_rate(self.start),
+            "score_se": standard_error(now.scores),
+            "judge_se": None if now.judged is None else standard_error(now.judged),
+        }
         self.points = [point for point in self.points if point[STEP] != episodes] + [{STEP: episodes, **metrics}]
         write_points(self.path, self.points)
         self.logger.write({f"eval/{name}": value for name, value in metrics.items() if value is not None}, episodes)
-
-
-def point_of(now: Assessment, start: Assessment) -> dict[str, float | None]:
-    """A point: metrics of ``now``, relative to ``start``; the judge's are None without one."""
-    return {
-        "kl_per_sequence": float(now.kl.mean()),
-        **now.metrics(),
-        "judge_win_rate": now.win_rate(start),
-        "score_se": standard_error(now.scores),
-        "judge_se": None if now.judged is None else standard_error(now.judged),
-    }
 
 
 def updates_between_points(every: int | None, episodes: int, batch_size: int) -> int | None:
@@ -76,13 +71,12 @@ def updates_between_points(every: int | None, episodes: int, batch_size: int) ->
     return every or None
 
 
-def write_points(path: Path, points: Iterable[dict[str, Any]]) -> None:
+def write_points(path: Path, points: Sequence[dict[str, Any]]) -> None:
     """Write a table of points, one per line, atomically; None is an empty field."""
-    points = list(points)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(points[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: "" if value is None else value for name, value in point.items()} for point in points)
+    writer.writerows(points)
     write_aside(path, text.getvalue())
 
 

@@ -19,27 +19,20 @@ PANELS = (
 GREY = "0.35"
 
 
-class TrailLike(Protocol):
-    """A curve to plot; see `agents.recipes.frontier.Trail`."""
+class _Trail(Protocol):
+    """What is drawn of `agents.recipes.frontier.Trail`."""
 
     @property
-    def name(self) -> str:
-        """In the legend."""
-
+    def name(self) -> str: ...
     @property
-    def points(self) -> dict[str, np.ndarray]:
-        """Measured columns."""
-
+    def points(self) -> dict[str, np.ndarray]: ...
     @property
-    def gains(self) -> dict[str, np.ndarray]:
-        """Gain over the start, by measure."""
-
+    def gains(self) -> dict[str, np.ndarray]: ...
     @property
-    def fits(self) -> dict[str, GaoFit]:
-        """Fitted curves, by measure."""
+    def fits(self) -> dict[str, GaoFit]: ...
 
 
-def draw(path: Path, runs: Sequence[TrailLike], rival: TrailLike, budget: float) -> None:
+def draw(path: Path, runs: Sequence[_Trail], rival: _Trail, budget: float) -> None:
     """Plot runs and best-of-n as a PNG, written atomically.
 
     Args:
@@ -48,14 +41,12 @@ def draw(path: Path, runs: Sequence[TrailLike], rival: TrailLike, budget: float)
         rival: best-of-n, gray.
         budget: nats, a dotted line.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     panels = [(name, label) for name, label in PANELS if name in rival.gains]
-    figure, axes = plt.subplots(1, len(panels), figsize=(5.6 * len(panels), 4.4), squeeze=False)
-    for axis, (measure, label) in zip(axes[0], panels, strict=True):
+    figure = Figure(figsize=(5.6 * len(panels), 4.4))
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (measure, label) in zip(axes, panels, strict=True):
         for i, run in enumerate(runs):
             _trail(axis, run, measure, color=f"C{i}")
         _trail(axis, rival, measure, color=GREY)
@@ -63,28 +54,22 @@ def draw(path: Path, runs: Sequence[TrailLike], rival: TrailLike, budget: float)
         axis.set_xlabel("√KL to the start (√nats per sequence)")
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
-        _second_scale(axis)
-    axes[0][0].legend(fontsize=8)
+        above = axis.secondary_xaxis("top", functions=(np.square, lambda kl: np.sqrt(np.maximum(kl, 0.0))))
+        largest = axis.get_xlim()[1] ** 2
+        above.set_xticks([kl for kl in (0, 1, 2, 4, 8, 16, 32, 64, 128) if kl <= largest])
+        above.tick_params(labelsize=8)
+        above.set_xlabel("KL (nats)", fontsize=8)
+    axes[0].legend(fontsize=8)
     figure.tight_layout()
     aside = path.with_suffix(".part")
     figure.savefig(aside, format="png", dpi=110)
-    plt.close(figure)
     os.replace(aside, path)
 
 
-def _trail(axis: Any, trail: TrailLike, measure: str, *, color: str) -> None:
+def _trail(axis: Any, trail: _Trail, measure: str, *, color: str) -> None:
     kl, fit = trail.points["kl_per_sequence"], trail.fits[measure]
     axis.plot(np.sqrt(np.maximum(kl, 0.0)), trail.gains[measure], ".", color=color, markersize=4, label=trail.name)
     along = np.linspace(0.0, float(kl.max()), 200)
     axis.plot(np.sqrt(along), fit(along), "--", color=color, linewidth=1.0)
     if fit.peak_kl is not None and fit.peak_kl <= kl.max():
         axis.plot(math.sqrt(fit.peak_kl), fit(np.array(fit.peak_kl)), "D", color=color, markersize=7, fillstyle="none")
-
-
-def _second_scale(axis: Any) -> None:
-    """KL in nats on the upper axis."""
-    above = axis.secondary_xaxis("top", functions=(np.square, lambda kl: np.sqrt(np.maximum(kl, 0.0))))
-    largest = axis.get_xlim()[1] ** 2
-    above.set_xticks([kl for kl in (0, 1, 2, 4, 8, 16, 32, 64, 128) if kl <= largest])
-    above.tick_params(labelsize=8)
-    above.set_xlabel("KL (nats)", fontsize=8)

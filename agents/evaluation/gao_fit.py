@@ -73,12 +73,7 @@ class GaoFit:
         return math.exp(exponent) if exponent < 700 else None
 
     def reaches(self, share: float, largest: float) -> float | None:
-        """Smallest KL with ``share`` of the highest gain up to ``largest`` nats; None if there is no gain.
-
-        Args:
-            share: of that gain, (0, 1].
-            largest: nats.
-        """
+        """Smallest KL with ``share``, (0, 1], of the highest gain up to ``largest`` nats; None if there is no gain."""
         grid = np.linspace(0.0, largest, 4001)
         gains = self(grid)
         return None if gains.max() <= 0 else float(grid[np.argmax(gains >= share * gains.max())])
@@ -87,15 +82,8 @@ class GaoFit:
 def at_budget(kl: np.ndarray, values: np.ndarray, budget: float) -> float | None:
     """The value where a run's KL is last within ``budget`` nats: its end, or where it finally crosses the budget.
 
-    Between two points the value is linear in d = sqrt(KL). A maximum over noisy points would be biased upwards.
-
-    Args:
-        kl: ``[M]`` nats, in the order of training.
-        values: ``[M]``, of the same points.
-        budget: nats.
-
-    Returns:
-        None if all points are beyond the budget.
+    ``kl [M]`` nats and ``values [M]`` are in the order of training; between two points the value is linear in d =
+    sqrt(KL). A maximum over noisy points would be biased upwards. None if all points are beyond the budget.
     """
     within = np.flatnonzero(kl <= budget)
     if not len(within):

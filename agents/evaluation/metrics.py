@@ -50,21 +50,18 @@ class Assessment:
         With several scorers also each member's mean score, ``score/NAME``, and ``score_disagreement``: the mean over
         texts of the standard deviation over members.
         """
+        members, by_member = self.scored.members, {}
+        if len(members) > 1:
+            by_member = {f"score/{name}": float(scores.mean()) for name, scores in members.items()}
+            by_member = {"score_disagreement": float(self.scored.std.mean()), **by_member}
         return {
             "score": float(self.scores.mean()),
-            **self._by_member(),
+            **by_member,
             "judge": None if self.judged is None else float(self.judged.mean()),
             "perplexity": perplexity_under(self.ref_logprobs, self.samples.mask),
             "distinct2": distinct_bigrams_of_all(self.samples),
             "mean_length": float(self.samples.mask.sum(1).mean()),
         }
-
-    def _by_member(self) -> dict[str, float]:
-        members = self.scored.members
-        if len(members) < 2:
-            return {}
-        means = {f"score/{name}": float(scores.mean()) for name, scores in members.items()}
-        return {"score_disagreement": float(self.scored.std.mean()), **means}
 
     def win_rate(self, rival: Assessment) -> float | None:
         """Share of prompts on which the judge prefers these texts to those of ``rival``; ties count half.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,8 @@ from textenvs.tokens.tokenizers import decode_rows
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+BATCH_SIZE = 256
+"""Rows per call of `generate`."""
 EVAL_SEED = 12345
 """Seed of every evaluation, so that all policies use the same random numbers."""
 
@@ -57,33 +60,20 @@ def write_samples(
     *,
     max_new_tokens: int,
     seed: int,
-    batch_size: int = 256,
     max_concurrent_rows: int | None = None,
 ) -> Samples:
     """One completion by ``policy`` for every prompt; the same seed means the same random numbers for every policy.
 
-    Args:
-        policy: what generates.
-        tokenizer: the policy's.
-        prompts: N texts, or another source for `load_prompts`.
-        max_new_tokens: budget, tokens.
-        seed: of the samples.
-        batch_size: rows per call of ``agents.lm.generation.generate``.
-        max_concurrent_rows: rows decoded at a time; None: all of a batch.
+    ``prompts`` are N texts or another source for `load_prompts`, ``max_new_tokens`` the budget of a completion, and
+    ``max_concurrent_rows`` the rows decoded at a time; None: all of a batch.
     """
     tokens = load_prompts(prompts, tokenizer, vocab_size=policy.vocab_size).tokens
     generator = torch.Generator().manual_seed(seed)
-    parts = [
-        generate(
-            policy,
-            torch.from_numpy(tokens[start : start + batch_size]).to(policy.device),
-            max_new_tokens=max_new_tokens,
-            generator=generator,
-            with_values=False,
-            max_concurrent_rows=max_concurrent_rows,
-        )
-        for start in range(0, len(tokens), batch_size)
-    ]
+    write = partial(
+        generate, policy, max_new_tokens=max_new_tokens, generator=generator, with_values=False,
+        max_concurrent_rows=max_concurrent_rows,
+    )  # fmt: skip
+    parts = [write(rows.to(policy.device)) for rows in torch.from_numpy(tokens).split(BATCH_SIZE)]
     completions = torch.cat([part.completions for part in parts]).cpu().numpy()
     openings, endings = decode_rows(tokenizer, tokens, completions)
     return Samples(

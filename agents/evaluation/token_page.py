@@ -1,7 +1,6 @@
-"""`tokens.html`: a self-contained page with a few texts of a run, token by token.
+"""`tokens.html`: a self-contained page with a few texts of a run's first and newest snapshots, token by token.
 
-The page has the run's first and newest snapshots. The numbers come from `agents.evaluation.token_table`; the
-template is `token_page.html`, into which the snapshots are inserted as plain tables, readable without scripts.
+The snapshots are inserted into the template `token_page.html` as plain tables, readable without scripts.
 """
 
 from __future__ import annotations
@@ -22,33 +21,22 @@ STOPPED = {"eos": "ended by itself (eos)", "length": "ran out of budget (length)
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """Texts of one rollout.
+    """Texts of one rollout."""
 
-    Attributes:
-        algorithm: that computed the advantages.
-        updates: before the rollout.
-        texts: trained on before the rollout.
-        beta: KL coefficient, reward units per nat.
-        tables: the texts.
-    """
-
-    algorithm: str
-    updates: int
-    texts: int
-    beta: float
+    algorithm: str  # that computed the advantages
+    updates: int  # before the rollout
+    texts: int  # trained on before the rollout
+    beta: float  # KL coefficient, reward units per nat
     tables: list[TokenTable]
 
 
 def write_token_page(path: Path, snapshot: Snapshot) -> None:
     """Put ``snapshot`` on the page at ``path`` as the newest one, atomically; the first one is kept."""
-    first = _first_of(path)
-    newest = _section(snapshot, "first" if first is None else "newest")
-    write_aside(path, _page(newest, "") if first is None else _page(first, newest))
-
-
-def _page(first: str, newest: str) -> str:
-    template = TEMPLATE.read_text(encoding="utf-8")
-    return template.replace(FIRST, f"{FIRST}\n{first}", 1).replace(NEWEST, f"{NEWEST}\n{newest}", 1)
+    kept = _first_of(path)
+    first = _section(snapshot, "first") if kept is None else kept
+    newest = "" if kept is None else _section(snapshot, "newest")
+    page = TEMPLATE.read_text(encoding="utf-8").replace(FIRST, f"{FIRST}\n{first}", 1)
+    write_aside(path, page.replace(NEWEST, f"{NEWEST}\n{newest}", 1))
 
 
 def _first_of(path: Path) -> str | None:
@@ -94,12 +82,9 @@ def _token(text: str) -> str:
 
 def _table(table: TokenTable) -> str:
     heads = "".join(_head(name) for name in table.columns)
-    body = "\n".join(
-        f"<tr><td>{_visible(token)}</td>"
-        + "".join(_cell(name, values[t]) for name, values in table.columns.items())
-        + "</tr>"
-        for t, token in enumerate(table.tokens)
-    )
+    columns = [[_cell(name, value) for value in values] for name, values in table.columns.items()]
+    rows = zip(table.tokens, *columns, strict=True)
+    body = "\n".join(f"<tr><td>{_visible(token)}</td>{''.join(cells)}</tr>" for token, *cells in rows)
     summed = ("logprob", "ref_logprob", "kl", "reward")
     sums = "".join(f"<td>{_number(table.total(name), 4) if name in summed else ''}</td>" for name in table.columns)
     return (
@@ -109,8 +94,7 @@ def _table(table: TokenTable) -> str:
 
 
 def _head(name: str) -> str:
-    about = QUANTITIES[name]
-    label, unit, meaning = (html.escape(text) for text in (about.label, about.unit, about.meaning))
+    label, unit, meaning = map(html.escape, QUANTITIES[name])
     return (
         f'<th data-name="{name}" data-label="{label}" data-unit="{unit}" title="{meaning}">'
         f"{label}<small>{unit}</small></th>"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
@@ -18,8 +18,7 @@ CONTEXT = 8
 """Preceding tokens that are decoded with a token, so that spaces and split characters are correct."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Quantity:
+class Quantity(NamedTuple):
     """A column's label, unit and explanation."""
 
     label: str
@@ -31,53 +30,35 @@ CUT = "\ufffd"
 """What tokenizers return for part of a character."""
 REWARD_UNITS = "reward units"
 QUANTITIES = {
-    "logprob": Quantity(
-        label="log-prob", unit="nats", meaning="log π of the token when it was sampled; 0 is certain, lower is rarer"
-    ),
+    "logprob": Quantity("log-prob", "nats", "log π of the token when it was sampled; 0 is certain, lower is rarer"),
     "ref_logprob": Quantity(
-        label="reference log-prob",
-        unit="nats",
-        meaning="log π of the same token under the model that training began from",
+        "reference log-prob", "nats", "log π of the same token under the model that training began from"
     ),
-    "kl": Quantity(
-        label="KL", unit="nats", meaning="log-prob less reference log-prob: above 0 the token has become likelier"
-    ),
+    "kl": Quantity("KL", "nats", "log-prob less reference log-prob: above 0 the token has become likelier"),
     "reward": Quantity(
-        label="reward",
-        unit=REWARD_UNITS,
-        meaning="what the token was paid: the KL's price, and the score on the last one",
+        "reward", REWARD_UNITS, "what the token was paid: the KL's price, and the score on the last one"
     ),
-    "value": Quantity(
-        label="value", unit=REWARD_UNITS, meaning="what the critic expected to be paid from this token on, before it"
-    ),
+    "value": Quantity("value", REWARD_UNITS, "what the critic expected to be paid from this token on, before it"),
     "advantage": Quantity(
-        label="advantage",
-        unit=REWARD_UNITS,
-        meaning="how much better than expected (GRPO: than its group, in deviations), before any whitening: above 0 "
-        "the token is made likelier",
+        "advantage",
+        REWARD_UNITS,
+        "how much better than expected (GRPO: than its group, in deviations), before any whitening: above 0 the token "
+        "is made likelier",
     ),
-    "return": Quantity(label="return", unit=REWARD_UNITS, meaning="what the critic is taught to expect here"),
+    "return": Quantity("return", REWARD_UNITS, "what the critic is taught to expect here"),
 }
 """All columns, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenTable:
-    """One text, token by token.
-
-    Attributes:
-        prompt: its text.
-        tokens: T texts, special tokens by their names.
-        columns: those of `QUANTITIES` that were measured, T numbers each.
-        score: reward units, without penalties; None without a scorer.
-        stop_reason: "eos" or "length".
-    """
+    """One text, token by token."""
 
     prompt: str
-    tokens: list[str]
-    columns: dict[str, list[float]]
-    score: float | None
-    stop_reason: str
+    tokens: list[str]  # T texts, special tokens by their names
+    columns: dict[str, list[float]]  # those of `QUANTITIES` that were measured, T numbers each
+    score: float | None  # reward units, without penalties; None without a scorer
+    stop_reason: str  # "eos" or "length"
 
     def total(self, name: str) -> float:
         """Sum of a column over the text."""
@@ -93,15 +74,9 @@ def token_tables(
     *,
     has_critic: bool,
 ) -> list[TokenTable]:
-    """The first ``len(prompts)`` texts of a rollout.
+    """The first ``len(prompts)`` texts of a rollout ``[B, T]``, whose decoded prompts these are.
 
-    Args:
-        rollout: ``[B, T]``.
-        batch: ``[B, T]``, with advantages.
-        rows: the same texts, with scores and stop reasons.
-        prompts: the first texts' prompts, decoded.
-        tokenizer: decodes tokens.
-        has_critic: True: include values and returns.
+    ``batch`` has the advantages, ``rows`` the scores and stop reasons; ``has_critic`` includes values and returns.
     """
     measured: dict[str, Tensor | None] = {
         "logprob": rollout.logprobs,

@@ -47,9 +47,7 @@ def generalized_advantages(
     Raises:
         ValueError: if the shapes differ or are not ``[B, T]``.
     """
-    shapes = {tuple(x.shape) for x in (rewards, values, next_values, terminated, ended)}
-    if mask is not None:
-        shapes.add(tuple(mask.shape))
+    shapes = {tuple(x.shape) for x in (rewards, values, next_values, terminated, ended, mask) if x is not None}
     if len(shapes) != 1 or rewards.dim() != 2:
         raise ValueError(f"expected tensors of one shape [B, T], received {sorted(shapes)}")
     with torch.no_grad():
@@ -67,12 +65,7 @@ def generalized_advantages(
 
 
 def values_of_next_steps(values: Tensor, mask: Tensor) -> Tensor:
-    """V at the next valid step of each row: ``[B, T]``, 0 after the last.
-
-    Args:
-        values: ``[B, T]`` V(s_t).
-        mask: ``[B, T]`` bool, True on valid steps.
-    """
+    """V at the next valid step of each row: ``[B, T]``, 0 after the last; of ``values`` V(s_t) and a bool ``mask``."""
     width = values.shape[1]
     columns = torch.where(mask, torch.arange(width, device=mask.device), width)
     at_or_after = pad(columns, (0, 1), value=width).flip(1).cummin(1).values.flip(1)

@@ -15,11 +15,7 @@ HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
 def mask_logits(logits: Tensor, allowed: Tensor) -> Tensor:
-    """Logits with ``-inf`` where an action is not allowed: its probability is then exactly 0.
-
-    Args:
-        logits: ``[..., A]``.
-        allowed: ``[..., A]`` bool, True where the action may be taken.
+    """``logits [..., A]`` with ``-inf`` where ``allowed [..., A]`` is False: the probability is then exactly 0.
 
     Raises:
         ValueError: if a row allows no action at all.
@@ -35,21 +31,13 @@ def categorical_logprobs(logits: Tensor) -> Tensor:
 
 
 def categorical_logprob(all_logprobs: Tensor, actions: Tensor) -> Tensor:
-    """Log-probability of the actions taken.
-
-    Args:
-        all_logprobs: ``[..., A]`` nats, normalized.
-        actions: ``[...]`` int64 in ``[0, A)``.
-    """
+    """Log-probability ``[...]`` of ``actions [...]`` int64 in ``[0, A)``; ``all_logprobs [..., A]`` are normalized."""
     return all_logprobs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
 
 
 def categorical_entropy(all_logprobs: Tensor) -> Tensor:
-    """``-sum_a p log p`` in nats, ``[...]``; impossible actions contribute nothing, to value or gradient.
-
-    Args:
-        all_logprobs: ``[..., A]`` nats, normalized.
-    """
+    """``-sum_a p log p`` in nats, ``[...]``, of normalized ``all_logprobs [..., A]``; impossible actions contribute
+    nothing, to value or gradient."""
     finite = torch.where(all_logprobs > -torch.inf, all_logprobs, 0.0)
     return -(all_logprobs.exp() * finite).sum(-1)
 
@@ -68,22 +56,14 @@ def sample_categorical(logits: Tensor, noise: Tensor) -> Tensor:
 def gaussian_logprob(actions: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
     """Log-density of independent normals, summed over the last dimension, ``[...]`` nats.
 
-    Args:
-        actions: ``[..., D]``, unclipped.
-        mean: ``[..., D]``.
-        log_std: ``[D]`` or ``[..., D]``, log of the standard deviation.
+    ``actions [..., D]`` are unclipped, ``mean`` is ``[..., D]``, ``log_std`` ``[D]`` or ``[..., D]``.
     """
     standardized = (actions - mean) * torch.exp(-log_std)
     return (-0.5 * standardized.square() - log_std - HALF_LOG_2PI).sum(-1)
 
 
 def gaussian_entropy(mean: Tensor, log_std: Tensor) -> Tensor:
-    """Differential entropy summed over the last dimension, ``[...]`` nats; may be negative.
-
-    Args:
-        mean: ``[..., D]``; gives the shape only.
-        log_std: ``[D]`` or ``[..., D]``.
-    """
+    """Differential entropy, ``[...]`` nats, summed over the last dimension of ``mean``'s shape; may be negative."""
     return (log_std + HALF_LOG_2PI + 0.5).expand_as(mean).sum(-1)
 
 

@@ -43,17 +43,8 @@ def leave_one_out_advantages(returns: Tensor, group_size: int) -> Tensor:
 
         A_i = R_i - 1 / (k - 1) sum_{j != i} R_j = k / (k - 1) (R_i - mean)
 
-    Source: Kool et al. 2019; as RLOO for language models Ahmadian et al. 2024, eq. 7 (arXiv:2402.14740).
-
-    Args:
-        returns: ``[B]`` reward units, groups in blocks.
-        group_size: k, texts of one prompt.
-
-    Returns:
-        ``[B]`` reward units; 0 in a group of one and in a group of equal returns.
-
-    Raises:
-        ValueError: if the returns are not ``[B]`` in whole groups.
+    Source: Kool et al. 2019; as RLOO for language models Ahmadian et al. 2024, eq. 7 (arXiv:2402.14740). Arguments,
+    zeros and errors are those of ``group_advantages``; k is ``group_size``, the result ``[B]`` reward units.
     """
     scale = group_size / max(group_size - 1, 1)
     return scale * group_advantages(returns, group_size, normalize_std=False)

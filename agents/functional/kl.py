@@ -45,14 +45,9 @@ def k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 
 
 def full_kl(all_logprobs: Tensor, all_ref_logprobs: Tensor) -> Tensor:
-    """The exact ``sum_a pi(a) (log pi(a) - log pi_ref(a))``.
+    """The exact ``sum_a pi(a) (log pi(a) - log pi_ref(a))``, ``[...]`` nats, of normalized log-probs ``[..., A]``.
 
-    Args:
-        all_logprobs: ``[..., A]`` nats, normalized; ``-inf`` marks an impossible action.
-        all_ref_logprobs: ``[..., A]`` nats, normalized.
-
-    Returns:
-        ``[...]`` nats; infinite where an action is possible under pi but not under pi_ref.
+    ``-inf`` marks an impossible action; the KL is infinite where one is possible under pi but not under pi_ref.
     """
     possible = all_logprobs > -torch.inf
     safe = torch.where(possible, all_logprobs, 0.0)
@@ -65,14 +60,7 @@ def gaussian_kl(mean: Tensor, log_std: Tensor, ref_mean: Tensor, ref_log_std: Te
 
         KL = sum_d log(std_ref / std) + (std^2 + (mean - mean_ref)^2) / (2 std_ref^2) - 1/2
 
-    Args:
-        mean: ``[..., D]``.
-        log_std: ``[D]`` or ``[..., D]``, log of the standard deviation.
-        ref_mean: ``[..., D]``.
-        ref_log_std: ``[D]`` or ``[..., D]``.
-
-    Returns:
-        ``[...]`` nats.
+    Means are ``[..., D]``, logs of the standard deviations ``[D]`` or ``[..., D]``; the KL is ``[...]`` nats.
     """
     wider = ref_log_std - log_std
     distance = (mean - ref_mean) * torch.exp(-ref_log_std)

@@ -102,15 +102,8 @@ def clipped_value_loss(
 
         L = E_t[ max((V - R)^2, (V_old + clip(V - V_old, -eps, eps) - R)^2) ] / 2
 
-    Source: OpenAI baselines, ppo2/model.py. Due to the maximum, clipping can slow the critic down
-    but never hides an error.
-
-    Args:
-        values: ``[B, T]`` reward units; carries gradient.
-        old_values: ``[B, T]`` reward units, of the critic during the rollout.
-        returns: ``[B, T]`` reward units; constants.
-        mask, average: as in ``clipped_policy_loss``.
-        clip: eps, reward units, > 0.
+    Source: OpenAI baselines, ppo2/model.py. Due to the maximum, clipping can slow the critic but never hides an error.
+    ``old_values [B, T]`` are of the critic during the rollout; eps is ``clip``, > 0, in reward units as all of them.
     """
     change = fill_masked(values - old_values, mask)
     error = fill_masked(values - returns, mask)

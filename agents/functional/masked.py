@@ -19,13 +19,7 @@ Reduction = Callable[[Tensor, "Tensor | None"], Tensor]
 
 
 def fill_masked(values: Tensor, mask: Tensor | None, fill: float = 0.0) -> Tensor:
-    """``values`` with ``fill`` where ``mask`` is False; its gradient is exactly 0 there.
-
-    Args:
-        values: any shape.
-        mask: bool of the same shape, or None.
-        fill: value of masked entries.
-    """
+    """``values``, of any shape, with ``fill`` where ``mask`` is False; the gradient is exactly 0 there."""
     return values if mask is None else torch.where(mask, values, fill)
 
 
@@ -73,11 +67,7 @@ def constant_mean(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def masked_var(values: Tensor, mask: Tensor | None, *, unbiased: bool = True) -> Tensor:
-    """Variance over the valid steps; 0 for a single one.
-
-    Args:
-        unbiased: divide by n - 1 instead of n (Bessel's correction).
-    """
+    """Variance over the valid steps, 0 for a single one; ``unbiased`` divides by n - 1 (Bessel's correction)."""
     squares = fill_masked((values - masked_mean(values, mask)).square(), mask).sum()
     return squares / (count_valid(values, mask) - float(unbiased)).clamp(min=1.0)
 
@@ -85,14 +75,8 @@ def masked_var(values: Tensor, mask: Tensor | None, *, unbiased: bool = True) ->
 def whiten(values: Tensor, mask: Tensor | None, *, shift_mean: bool = True, epsilon: float = 1e-8) -> Tensor:
     """Values scaled to standard deviation 1 (and mean 0) over the valid steps; 0 on the others.
 
-    Constant values, or a single one, become 0 rather than NaN or amplified rounding errors.
-
-    Args:
-        shift_mean: subtract the mean; False keeps the (scaled) mean.
-        epsilon: added to the standard deviation.
-
-    Returns:
-        ``[B, T]``, in standard deviations.
+    Constant values, or a single one, become 0 rather than NaN or amplified rounding errors. ``shift_mean=False`` keeps
+    the (scaled) mean; ``epsilon`` is added to the standard deviation.
     """
     mean = masked_mean(values, mask)
     deviation = masked_var(values, mask).sqrt()
@@ -103,15 +87,8 @@ def whiten(values: Tensor, mask: Tensor | None, *, shift_mean: bool = True, epsi
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor | None) -> Tensor:
-    """``1 - Var(returns - values) / Var(returns)``: 1 for a perfect critic, 0 for one that predicts the mean.
-
-    Args:
-        values: ``[B, T]`` reward units.
-        returns: ``[B, T]`` reward units.
-
-    Returns:
-        0-dimensional; 0 if the returns are constant.
-    """
+    """``1 - Var(returns - values) / Var(returns)``: 1 for a perfect critic, 0 for one that predicts the mean, and 0 if
+    the returns are constant."""
     spread = masked_var(returns, mask, unbiased=False)
     left = masked_var(fill_masked(returns - values, mask), mask, unbiased=False)
     return torch.where(spread > 0, 1.0 - left / spread.clamp(min=torch.finfo(spread.dtype).tiny), 0.0)

@@ -9,12 +9,9 @@ from numpy.typing import NDArray
 
 
 class RunningMoments:
-    """Mean and variance of everything seen so far, merged batch by batch.
+    """Mean and variance of all samples ``[*shape]`` so far, merged batch by batch.
 
     Source: Chan, Golub & LeVeque 1979 (the parallel form of Welford's update).
-
-    Args:
-        shape: shape of one sample.
     """
 
     def __init__(self, shape: tuple[int, ...] = ()) -> None:
@@ -25,9 +22,7 @@ class RunningMoments:
     @property
     def variance(self) -> NDArray[np.float64]:
         """Population variance; 1 before the second sample."""
-        if self.count < 2:
-            return np.ones_like(self.squares)
-        return self.squares / self.count
+        return np.ones_like(self.squares) if self.count < 2 else self.squares / self.count
 
     def update(self, samples: NDArray[Any]) -> None:
         """Update with ``samples`` ``[N, *shape]``; an empty batch changes nothing."""

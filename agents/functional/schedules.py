@@ -7,12 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Linear:
-    """A straight line from ``start`` at progress 0 to ``end`` at progress 1, and constant after that."""
+    """A straight line from ``start`` at progress 0 to ``end`` at progress 1, both >= 0, and constant after that."""
 
     start: float
-    """value at progress 0, >= 0"""
     end: float = 0.0
-    """value at progress 1, >= 0"""
 
     def __post_init__(self) -> None:
         if self.start < 0 or self.end < 0:
@@ -24,12 +22,7 @@ Schedule = float | Linear
 
 
 def value_at(schedule: Schedule, progress: float) -> float:
-    """The schedule's value at ``progress``, clamped to ``[0, 1]``: the last rollout may overshoot.
-
-    Args:
-        schedule: a constant or ``Linear``.
-        progress: share of training that is done.
-    """
+    """The value at ``progress``, the share of training done, clamped to ``[0, 1]``: the last rollout may overshoot."""
     if not isinstance(schedule, Linear):
         return max(float(schedule), 0.0)
     share = min(max(progress, 0.0), 1.0)

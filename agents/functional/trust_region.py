@@ -31,11 +31,9 @@ def flatten(tensors: Sequence[Tensor]) -> Tensor:
 def hessian_product(value: Tensor, parameters: Sequence[Tensor]) -> Product:
     """The Hessian of ``value`` by ``parameters``, as a product: ``H v = grad (grad value . v)``.
 
-    Of the mean KL between the old policy and itself it is the Fisher matrix, averaged over the states.
-
-    Args:
-        value: 0-dimensional, with its graph, which lives as long as the product.
-        parameters: the variables; vectors hold their entries in this order.
+    Of the mean KL between the old policy and itself it is the Fisher matrix, averaged over the states. ``value`` is
+    0-dimensional, with its graph, which lives as long as the product; vectors hold the entries of ``parameters`` in
+    order.
     """
     gradient = flatten(torch.autograd.grad(value, parameters, create_graph=True, materialize_grads=True))
 
@@ -85,14 +83,8 @@ def natural_step(
     """The step along the natural gradient whose KL is ``target_kl``, to second order.
 
     The direction is that of ``F + damping``, which is well conditioned; the length is measured by ``F`` alone, so that
-    damping does not shorten the step.
-
-    Args:
-        product: multiplies by ``F``.
-        gradient: ``[P]``, of the objective to maximize.
-        target_kl: nats, > 0.
-        steps: of conjugate gradients.
-        damping: added to ``F``'s diagonal, >= 0.
+    damping, >= 0, does not shorten the step. ``product`` multiplies by ``F``, ``gradient [P]`` is of the objective to
+    maximize, ``target_kl`` nats, ``steps`` are of conjugate gradients.
 
     Returns:
         The step ``[P]``, 0 where the gradient is; and the relative residual of the direction.
@@ -118,8 +110,7 @@ def line_search(
     Args:
         measure: of a point ``[P]``: the gain over ``start`` and the mean KL from ``start``, nats; either may be
             non-finite.
-        start: ``[P]``.
-        step: ``[P]``.
+        start, step: ``[P]``.
         target_kl: nats; a point further away is not accepted.
         tries: largest number of points.
         shrink: (0, 1).

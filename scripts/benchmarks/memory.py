@@ -3,12 +3,10 @@
     python -m scripts.benchmark_memory --run-dir runs/memory
     python -m scripts.benchmark_memory --run-dir runs/memory --model runs/smollm2/model --microbatch-size 2
 
-Each way is a process of its own that trains for a few updates and reports ``peak_memory_bytes``: the process's highest
-resident memory until training ends (``getrusage``), less its resident memory before the first model is loaded, when
-Python and all libraries are. From that the weights of one trunk are subtracted, and nothing else: activations, caches,
-the reward model's text handling, allocator slack and threads' buffers all count. Without ``--model`` the trunk has
-SmolLM2-135M's shape and random weights, which take the same memory. Training ends with a checkpoint, which copies what
-is trained and Adam's states: that is in the peak, too.
+Each way is a process of its own that trains for a few updates and reports ``peak_memory_bytes``: its highest resident
+memory until training and its checkpoint end (``getrusage``), less that before the first model is loaded, when Python
+and all libraries are. From that only the weights of one trunk are subtracted: caches, allocator slack and threads'
+buffers all count. Without ``--model`` the trunk has SmolLM2-135M's shape and random weights, which take as much.
 """
 
 from __future__ import annotations
@@ -63,8 +61,8 @@ def number_of_letters(prompts: Sequence[str], completions: Sequence[str]) -> lis
 
 def main(config: BenchmarkMemoryConfig) -> dict[str, Any]:
     """Run it; returns what ``summary.json`` holds: bytes beyond the trunk for each way, and adapters ÷ full."""
-    script, reads = "benchmark_memory", (config.model,)
-    with RunDir(config.run_dir, script=script, overwrite=config.overwrite, reads=reads) as run:
+    reads = (config.model,)
+    with RunDir(config.run_dir, script="benchmark_memory", overwrite=config.overwrite, reads=reads) as run:
         if config.model:
             trunk_bytes(Path(config.model))  # before the run begins: whether it loads
         run.begin(dataclasses.asdict(config))

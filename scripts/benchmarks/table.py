@@ -7,7 +7,7 @@ the statistical precipice" (arXiv:2108.13264).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,6 @@ from scipy import stats
 
 from agents.runs.plots import read_columns
 
-Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
-"""Steps and greedy mean returns."""
 CONFIDENCE = 0.95
 
 
@@ -68,21 +66,12 @@ class Row:
 
 
 def row_of(
-    name: str,
-    unit: str,
-    found: Mapping[str, Sequence[float]],
-    *,
-    center: Callable[[Any], Any] = np.mean,
-    **more: Any,
+    name: str, unit: str, found: Mapping[str, Sequence[float]], *, center: Callable[[Any], Any] = np.mean, **more: Any
 ) -> Row:
     """A row of each side's ``center`` over its measurements, with the smallest, the largest and how many.
 
-    Args:
-        name: what was measured.
-        unit: of both sides.
-        found: measurements of "ours", and of the peer under any other name unless ``more`` holds ``peer``.
-        center: mean, median or interquartile mean.
-        more: further fields of the row, or other values of these.
+    ``found`` has those of "ours", and of the peer under any other name unless ``more``, further fields of the row or
+    other values of these, holds ``peer``.
     """
     centers = {"ours" if side == "ours" else "peer": float(center(values)) for side, values in found.items()}
     extremes = {side: (float(min(values)), float(max(values))) for side, values in found.items()}
@@ -130,7 +119,7 @@ def to_markdown(rows: Sequence[Row], *, peer: str = "sb3") -> str:
     return "".join([first, "|" + "---|" * len(head) + "\n", *others])
 
 
-def read_curve(run_dir: Path) -> Curve:
+def read_curve(run_dir: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Steps and greedy mean returns that a run logged."""
     columns = read_columns(run_dir / "progress.csv")
     steps, returns = np.array(columns["time/steps"]), np.array(columns["eval/return_mean"])
@@ -138,18 +127,19 @@ def read_curve(run_dir: Path) -> Curve:
     return steps[logged], returns[logged]
 
 
-def plot_curves(curves: dict[str, dict[str, list[Curve]]], out: Path) -> None:
-    """A panel a task: each side's interquartile mean over steps, with its 95% interval."""
+def plot_curves(runs: Path, seeds: Mapping[str, Iterable[int]], tasks: Sequence[str], out: Path) -> None:
+    """A panel a task: interquartile mean over steps, with its 95% interval, of each side's ``TASK-SIDE-SEED``."""
     from matplotlib.figure import Figure
 
-    width = min(3, len(curves))
-    height = -(-len(curves) // width)
+    width = min(3, len(tasks))
+    height = -(-len(tasks) // width)
     figure = Figure(figsize=(4.2 * width, 3.0 * height))
-    for place, (task, sides) in enumerate(curves.items(), 1):
+    for place, task in enumerate(tasks, 1):
         axis = figure.add_subplot(height, width, place)
-        for side, runs in sides.items():
-            steps = runs[0][0]  # those of the others may differ by a rollout
-            values = np.stack([np.interp(steps, *run) for run in runs]).T
+        for side, numbers in seeds.items():
+            curves = [read_curve(runs / f"{task}-{side}-{seed}") for seed in numbers]
+            steps = curves[0][0]  # those of the others may differ by a rollout
+            values = np.stack([np.interp(steps, *curve) for curve in curves]).T
             axis.plot(steps, [interquartile_mean(column) for column in values], label=side, linewidth=1.6)
             bounds = np.array([bootstrap_interval(column, resamples=500) for column in values])
             axis.fill_between(steps, *bounds.T, alpha=0.2)

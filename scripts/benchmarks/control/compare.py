@@ -105,12 +105,7 @@ def main(config: Config) -> dict[str, Any]:
         summary = {row.name: row.figures() for row in rows}
         run.write_json(SUMMARY, summary)
         write_aside(run.path / "table.md", table.to_markdown(rows))
-
-        def curves(task: str, side: str) -> list[table.Curve]:
-            return [table.read_curve(runs / f"{task}-{side}-{seed}") for seed in _seeds(config, side)]
-
-        drawn = {task: {side: curves(task, side) for side in SIDES} for task in config.tasks}
-        table.plot_curves(drawn, run.path / "curves.png")
+        table.plot_curves(runs, {side: _seeds(config, side) for side in SIDES}, config.tasks, run.path / "curves.png")
         print(table.to_markdown(rows))
     return summary
 

@@ -74,12 +74,9 @@ def main(config: Config) -> dict[str, Any]:
         run.begin({**asdict(config), "zoo": asdict(preset)})
         agent.logger = sink = FileSink(run.path, ("csv",))
         keeper = BestKeeper(
-            evaluation,
-            every=config.evaluate_every or config.total_steps,
-            episodes=config.eval_episodes,
-            seed=EVALUATION_SEED,
-            stop_at_return=config.stop_at_return,
-        )
+            evaluation, every=config.evaluate_every or config.total_steps, episodes=config.eval_episodes,
+            seed=EVALUATION_SEED, stop_at_return=config.stop_at_return,
+        )  # fmt: skip
         began, began_cpu = time.perf_counter(), time.process_time()
         agent.learn(config.total_steps, keeper)
         wall_s = time.perf_counter() - began
@@ -91,19 +88,12 @@ def main(config: Config) -> dict[str, Any]:
         keeper.restore_best(agent)
         returns, _ = evaluate(agent, evaluation, config.eval_episodes, seed=FINAL_SEED)
         summary = {
-            "env": config.env,
-            "library": config.library,
-            "seed": config.seed,
-            "steps": agent.steps,
-            "wall_s": round(wall_s, 3),
-            "train_s": round(train_s, 3),
-            "train_cpu_s": round(train_cpu_s, 3),
+            "env": config.env, "library": config.library, "seed": config.seed, "steps": agent.steps,
+            "wall_s": round(wall_s, 3), "train_s": round(train_s, 3), "train_cpu_s": round(train_cpu_s, 3),
             "steps_per_s": agent.steps / train_s,
-            "eval_return_mean": float(returns.mean()),
-            "eval_return_std": float(returns.std()),
-            "best_return_mean": keeper.best_mean,
-            "best_steps": keeper.best_steps,
-        }
+            "eval_return_mean": float(returns.mean()), "eval_return_std": float(returns.std()),
+            "best_return_mean": keeper.best_mean, "best_steps": keeper.best_steps,
+        }  # fmt: skip
         if config.stop_at_return is not None:
             summary["reached"] = keeper.reached
         run.write_json("summary.json", summary)

@@ -56,24 +56,12 @@ def ours(preset: ZooPreset, *, seed: int) -> PPOConfig:
     """The same settings for our PPO."""
     scheduled: Callable[[float], Any] = Linear if preset.linear else float
     return PPOConfig(
-        num_envs=preset.n_envs,
-        num_steps=preset.n_steps,
-        minibatch_size=preset.batch_size,
-        epochs=preset.n_epochs,
-        gamma=preset.gamma,
-        lam=preset.gae_lambda,
-        learning_rate=scheduled(preset.learning_rate),
-        clip=scheduled(preset.clip_range),
-        entropy_coef=preset.ent_coef,
-        value_coef=2.0 * preset.vf_coef,
-        max_grad_norm=preset.max_grad_norm,
-        normalize_advantages="minibatch",
-        normalize_observations=preset.normalize,
-        normalize_rewards=preset.normalize,
-        sde_sample_freq=preset.sde_sample_freq,
-        log_std=preset.log_std,
-        seed=seed,
-    )
+        num_envs=preset.n_envs, num_steps=preset.n_steps, minibatch_size=preset.batch_size, epochs=preset.n_epochs,
+        gamma=preset.gamma, lam=preset.gae_lambda, learning_rate=scheduled(preset.learning_rate),
+        clip=scheduled(preset.clip_range), entropy_coef=preset.ent_coef, value_coef=2.0 * preset.vf_coef,
+        max_grad_norm=preset.max_grad_norm, normalize_advantages="minibatch", normalize_observations=preset.normalize,
+        normalize_rewards=preset.normalize, sde_sample_freq=preset.sde_sample_freq, log_std=preset.log_std, seed=seed,
+    )  # fmt: skip
 
 
 def theirs(env_id: str, preset: ZooPreset, *, seed: int) -> Any:
@@ -90,9 +78,6 @@ def theirs(env_id: str, preset: ZooPreset, *, seed: int) -> Any:
         return (lambda left: left * start) if preset.linear else start
 
     same = ("n_steps", "n_epochs", "gamma", "gae_lambda", "ent_coef", "vf_coef", "max_grad_norm")
-    networks: dict[str, Any] = {"ortho_init": preset.ortho_init}
-    if preset.log_std != 0.0:
-        networks["log_std_init"] = preset.log_std
     return PPO(
         "MlpPolicy",
         envs,
@@ -101,7 +86,7 @@ def theirs(env_id: str, preset: ZooPreset, *, seed: int) -> Any:
         clip_range=scheduled(preset.clip_range),
         use_sde=preset.sde_sample_freq is not None,
         sde_sample_freq=-1 if preset.sde_sample_freq is None else preset.sde_sample_freq,
-        policy_kwargs=networks,
+        policy_kwargs={"ortho_init": preset.ortho_init, "log_std_init": preset.log_std},
         seed=seed,
         device="cpu",
         **{name: value for name, value in asdict(preset).items() if name in same},

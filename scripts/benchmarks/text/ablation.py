@@ -34,6 +34,7 @@ from textenvs.lm import linear_kernels, packed_attention, packed_forward
 
 Change = tuple[Any, str, Any]
 """Module, name, and its replacement while an arm is built and run."""
+never, always = (lambda *_: False), (lambda *_: True)
 Arm = tuple[str, tuple[Change, ...], Callable[[], Callable[[], None]]]
 """What is left out, the changes that do so, and a function that builds an agent and returns its update."""
 
@@ -50,19 +51,14 @@ class AblationConfig:
     """Passes over each batch of texts."""
 
 
-def constant(value: Any) -> Callable[..., Any]:
-    """A function that ignores its arguments."""
-    return lambda *_: value
-
-
 def text_workloads(folder: Path, epochs: int) -> Iterator[tuple[str, list[Arm]]]:
     """Updates of a GPT-2 of 4 layers by 256, 64 prompts of 16 tokens, at most 48 new ones; and their fast paths."""
-    packed = ((packed_forward, "can_pack", constant(False)), (reward_model, "can_pack", constant(False)))
+    packed = ((packed_forward, "can_pack", never), (reward_model, "can_pack", never))
     gelu = ((linear_kernels, "NewGELUActivation", type(None)),)
     active = linear_kernels.onednn_is_faster()
-    onednn = ((linear_kernels, "onednn_is_faster", constant(not active)),)
+    onednn = ((linear_kernels, "onednn_is_faster", lambda: not active),)
     packing = (("packed trunk", packed),)
-    half = ((linear_kernels, "half_is_faster", constant(True)), (packed_attention, "HALF", ()))
+    half = ((linear_kernels, "half_is_faster", always), (packed_attention, "HALF", ()))
     linear = "oneDNN linear layers" if active else "(oneDNN linear layers switched on)"
     more = (*packing, ("GELU in one kernel", gelu), (linear, onednn))
     sizes = BenchSizes(epochs=epochs)
@@ -98,7 +94,7 @@ def control_workloads() -> Iterator[tuple[str, list[Arm]]]:
 
             return run
 
-        slow = ((ppo, "is_fast", constant(False)),)
+        slow = ((ppo, "is_fast", never),)
         not_native = partial(build, native=False)
         yield env_id, [("nothing", (), build), ("FastMLP", slow, build), ("native vector form", (), not_native)]
 

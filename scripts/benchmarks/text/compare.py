@@ -16,7 +16,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +114,7 @@ def measure(config: Config, name: str, folder: Path) -> None:
     if not kept.exists():
         load = os.getloadavg()[0]
         rows = MEASUREMENTS[name](config, folder / "runs")
-        described = [asdict(row) for row in rows]
-        for row in described:
-            row["details"] |= {"load_before": load}
+        described = [asdict(replace(row, details=row.details | {"load_before": load})) for row in rows]
         write_aside(kept, json.dumps(described, indent=2) + "\n")
 
 

@@ -62,26 +62,17 @@ def update_flops(
     """Operations of a PPO update whose critic shares the policy's trunk, by part and in ``total``.
 
     Writing and the reference read every token but the last, and predict the response; the reward model reads every
-    token; each epoch is a forward pass like the reference's and a backward pass of twice its operations.
-
-    Args:
-        model: policy, reference and reward model alike.
-        prompts: tokens of each row's prompt.
-        responses: tokens of each row's response.
-        epochs: passes over the rows.
+    token; each epoch is a forward pass like the reference's and a backward pass of twice its operations. All models are
+    like ``model``; ``prompts`` and ``responses`` are tokens of each row.
     """
     rows = list(zip(prompts, responses, strict=True))
     lengths = [prompt + response for prompt, response in rows]
     predictions = sum(response for _, response in rows)
     pairs = sum(map(causal_pairs, lengths))
     whole = forward_flops(model, tokens=sum(lengths), pairs=pairs, predictions=0, read=len(rows))
-    judged = forward_flops(
-        model,
-        tokens=sum(lengths) - len(rows),
-        pairs=sum(causal_pairs(length - 1) for length in lengths),
-        predictions=predictions,
-        read=predictions,
-    )
+    pairs = sum(causal_pairs(length - 1) for length in lengths)
+    tokens = sum(lengths) - len(rows)
+    judged = forward_flops(model, tokens=tokens, pairs=pairs, predictions=predictions, read=predictions)
     parts = {"write": judged, "reference": judged, "reward_model": whole, "update": 3 * epochs * judged}
     return parts | {"total": sum(parts.values())}
 

@@ -55,19 +55,20 @@ class BenchSizes:
 
 
 def write_models(folder: Path, sizes: BenchSizes, *, mean_length: float | None) -> Path:
-    """Random language model, reward model and prompts of seed 0.
+    """Write a random language model, reward model and prompts of seed 0 below ``folder``.
 
-    Args:
-        folder: where to; ``lm``, ``reward_model`` and ``prompts.json`` are written below.
-        sizes: their shapes.
-        mean_length: tokens that a completion has on average, cut at the budget, at the model's random start: the
-            end-of-text token's logit is set accordingly. None: no text ends before its budget.
+    ``mean_length`` is that of completions, tokens, cut at the budget, at the model's random start: the end-of-text
+    token's logit is set accordingly. None: no text ends before its budget.
     """
-    from transformers import GPT2LMHeadModel, GPT2Model
+    from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
     from reward_models import RewardModel
 
-    tokenizer, config = word_tokenizer(sizes.vocabulary), _gpt2_config(sizes)
+    tokenizer = word_tokenizer(sizes.vocabulary)
+    config = GPT2Config(
+        vocab_size=sizes.vocabulary, n_positions=sizes.positions, n_embd=sizes.width, n_layer=sizes.layers,
+        n_head=sizes.heads, pad_token_id=PAD_ID, eos_token_id=EOS_ID, bos_token_id=EOS_ID,
+    )  # fmt: skip
     torch.manual_seed(0)
     model = GPT2LMHeadModel(config)
     set_eos_logit(model, NO_EOS_LOGIT)
@@ -130,12 +131,3 @@ def eos_probability(mean_length: float, budget: int) -> float:
 def _typical_logsumexp(model: Any) -> float:
     tokens = torch.randint(FIRST_WORD, model.config.vocab_size, (8, 16), generator=torch.Generator().manual_seed(0))
     return float(model.eval()(input_ids=tokens).logits.logsumexp(-1).mean())
-
-
-def _gpt2_config(sizes: BenchSizes) -> Any:
-    from transformers import GPT2Config
-
-    return GPT2Config(
-        vocab_size=sizes.vocabulary, n_positions=sizes.positions, n_embd=sizes.width, n_layer=sizes.layers,
-        n_head=sizes.heads, pad_token_id=PAD_ID, eos_token_id=EOS_ID, bos_token_id=EOS_ID,
-    )  # fmt: skip

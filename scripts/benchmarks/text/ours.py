@@ -22,6 +22,7 @@ from typing import Any, Literal
 import torch
 
 from agents.lm.causal_lm import CausalLMPolicy
+from agents.lm.policy_reference import PolicyReference
 from agents.runs.cli import enter
 from agents.text.agent import TextAgent
 from agents.text.collector import TextCollector
@@ -70,37 +71,19 @@ def build_agent(config: BenchOursConfig, folder: Path) -> TextAgent:
     tokenizer = load_tokenizer(folder / LM)
     critic = config.critic if ppo else "none"
     policy = CausalLMPolicy(load_causal_lm(folder / LM), critic=critic, autocast=autocast)
-    settings = TextAgentConfig.for_algorithm(
-        config.algorithm,
-        epochs=sizes.epochs,
-        minibatch_size=sizes.rows // sizes.minibatches,
-        learning_rate=1e-6,
-        **({"lam": 0.95, "value_coef": 0.1} if ppo else {"group_size": sizes.group_size}),
-    )
+    own: dict[str, Any] = {"lam": 0.95, "value_coef": 0.1} if ppo else {"group_size": sizes.group_size}
+    own |= {"epochs": sizes.epochs, "minibatch_size": sizes.rows // sizes.minibatches, "learning_rate": 1e-6}
+    settings = TextAgentConfig.for_algorithm(config.algorithm, **own)
     base = TokenVectorEnv(
-        sizes.rows,
-        prompts=json.loads((folder / PROMPTS).read_text()),
-        tokenizer=tokenizer,
-        eos_token_id=policy.eos_token_id,
-        max_new_tokens=sizes.new_tokens,
-        group_size=settings.group_size,
-    )
+        sizes.rows, prompts=json.loads((folder / PROMPTS).read_text()), tokenizer=tokenizer,
+        eos_token_id=policy.eos_token_id, max_new_tokens=sizes.new_tokens, group_size=settings.group_size,
+    )  # fmt: skip
     scorer: Any = RewardModel.load(folder / REWARD_MODEL) if ppo else length_modulo_seven
-    return TextAgent(
-        settings,
-        policy=policy,
-        collector=TextCollector(
-            KLShaping(PreferenceReward(base, scorer), _reference(folder, tokenizer, autocast), 0.05, charge=ppo),
-            max_concurrent_rows=config.max_concurrent_rows,
-        ),
-    )
-
-
-def _reference(folder: Path, tokenizer: Any, autocast: torch.dtype | None) -> Any:
-    from agents.lm.policy_reference import PolicyReference
-
-    model = load_causal_lm(folder / LM).requires_grad_(False)
-    return PolicyReference(CausalLMPolicy(model, autocast=autocast), tokenizer)
+    start = CausalLMPolicy(load_causal_lm(folder / LM).requires_grad_(False), autocast=autocast)
+    reference = PolicyReference(start, tokenizer)
+    env = KLShaping(PreferenceReward(base, scorer), reference, 0.05, charge=ppo)
+    collector = TextCollector(env, max_concurrent_rows=config.max_concurrent_rows)
+    return TextAgent(settings, policy=policy, collector=collector)
 
 
 def length_modulo_seven(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
@@ -117,14 +100,8 @@ def timed_updates(agent: TextAgent) -> Iterator[dict[str, float]]:
         generate, score = agent.metrics["time/generate_s"], agent.metrics["time/score_s"]
         assert agent.collector is not None
         assert agent.collector.last is not None
-        yield {
-            "seconds": seconds,
-            "cpu_s": cpu,
-            "response_tokens": float(agent.collector.last.mask.sum()),
-            "generate_s": generate,
-            "score_s": score,
-            "update_s": seconds - generate - score,
-        }
+        figures = {"seconds": seconds, "cpu_s": cpu, "response_tokens": float(agent.collector.last.mask.sum())}
+        yield figures | {"generate_s": generate, "score_s": score, "update_s": seconds - generate - score}
 
 
 def main(config: BenchOursConfig) -> dict[str, Any]:

@@ -27,11 +27,7 @@ PEER_SCRIPT = Path(__file__).parent / "trl_peer.py"
 
 
 def peer_python(peers: Path, algorithm: str) -> Path:
-    """The interpreter of the environment for ``algorithm`` in ``peers``; made if it is missing or holds other versions.
-
-    Raises:
-        RuntimeError: if it cannot be made; the message holds the end of what pip said.
-    """
+    """The interpreter of an algorithm's environment in ``peers``; made if it is missing or holds other versions."""
     folder = peers / algorithm
     python = folder / "bin" / "python"
     if _installed(python) != TRL_VERSIONS[algorithm]:
@@ -54,7 +50,7 @@ def _installed(python: Path) -> str | None:
 
 
 def peer_command(peers: Path, folder: Path, algorithm: str, *, models: Path, **job: Any) -> list[str]:
-    """The command of TRL's ``algorithm`` on the models that `write_models` left; ``job`` as in `peer_trl.JOB`."""
+    """The command of TRL's ``algorithm`` on the models that `write_models` left; ``job`` as in `trl_peer.JOB`."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = {"lm": models / LM, "reward_model": models / REWARD_MODEL, "prompts": models / PROMPTS}
     paths |= {"scratch": folder / "scratch"}
@@ -72,13 +68,8 @@ def quiet_environment(threads: int) -> dict[str, str]:
 def on_demand(command: Sequence[str], log: Path, *, threads: int) -> Iterator[Callable[[], dict[str, float]]]:
     """A process that makes one update for each line it is sent, and answers with its figures; idle in between.
 
-    Args:
-        command: to start it; its first answer only says that it is ready.
-        log: file for what it says on standard error.
-        threads: it may use.
-
-    Yields:
-        A function that has it make one more update.
+    Yields a function that has it make one more update. Its first answer only says that it is ready; what it says on
+    standard error goes to ``log``.
 
     Raises:
         RuntimeError: whenever it has ended instead of answering; the message holds the end of what it said.

@@ -43,16 +43,10 @@ returns, advantages that lean on it, larger batches, smaller steps, more texts."
 def memory_row(runs: Path, *, threads: int) -> Row:
     """Peak memory of training beyond one trunk's own weights, 135M parameters: adapters beside full."""
     found = run_once(runs / "memory", ["scripts.benchmark_memory"], threads=threads)
-    return Row(
-        name="peak memory beyond the trunk's weights, 135M model: adapters ÷ full",
-        ours=found["adapters_beyond_trunk_bytes"] / 2**20,
-        peer=found["full_beyond_trunk_bytes"] / 2**20,
-        unit="MiB",
-        must=1 / 4,
-        aim=1 / 8,
-        at_most=True,
-        details={"trunk_mib": found["trunk_bytes"] / 2**20},
-    )
+    measured = ("adapters_beyond_trunk", "full_beyond_trunk", "trunk")
+    ours, peer, trunk = (found[f"{name}_bytes"] / 2**20 for name in measured)
+    name, details = "peak memory beyond the trunk's weights, 135M model: adapters ÷ full", {"trunk_mib": trunk}
+    return Row(name=name, ours=ours, peer=peer, unit="MiB", must=1 / 4, aim=1 / 8, at_most=True, details=details)
 
 
 def gap_row(runs: Path, algorithm: str, policy: str, *, seeds: int) -> Row:
@@ -127,11 +121,7 @@ def _figures(side: str, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def tuned_by_peer(runs: Path, peers: Path, seed: int, *, threads: int) -> dict[str, Any]:
-    """TRL's PPO on movie reviews with our preset's settings, compared with the start as our runs are.
-
-    Raises:
-        RuntimeError: if TRL fails; the message holds the end of what it said.
-    """
+    """TRL's PPO on movie reviews with our preset's settings, compared with the start as our runs are."""
     folder = runs / f"reviews-trl-{seed}"
     if (folder / SUMMARY).exists():
         return json.loads((folder / SUMMARY).read_text())  # type: ignore[no-any-return]

@@ -28,12 +28,7 @@ OF_AN_UPDATE = ("rows", "minibatches", "epochs", "new_tokens", "group_size")
 def speed_rows(folder: Path, peers: Path, *, sizes: BenchSizes, rounds: int, threads: int) -> list[Row]:
     """Response tokens a second of PPO, in three forms of ours, of PPO where texts end early, and of GRPO.
 
-    Args:
-        folder: for models, jobs and logs.
-        peers: where the peers' environments are.
-        sizes: of models and updates. Texts that end early have half the budget as their mean length.
-        rounds: updates of each side that count.
-        threads: of either side.
+    Models, jobs and logs lie in ``folder``. Texts that end early have half the budget as their mean length.
     """
     mean_length = sizes.new_tokens / 2
     whole = _models(folder / "models", sizes)
@@ -76,11 +71,7 @@ def our_command(models: Path, sizes: BenchSizes, *, threads: int) -> list[str]:
 
 
 def in_turn(commands: dict[str, list[str]], logs: Path, *, rounds: int, threads: int) -> Updates:
-    """``rounds`` updates of each side, one at a time and in turn, after one of each that does not count.
-
-    Raises:
-        RuntimeError: if a side fails.
-    """
+    """``rounds`` updates of each side, one at a time and in turn, after one of each that does not count."""
     with ExitStack() as stack:
         sides = {
             side: stack.enter_context(on_demand(command, logs / f"{side}.log", threads=threads))

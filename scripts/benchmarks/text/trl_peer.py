@@ -3,8 +3,8 @@
     PEER_PYTHON -I scripts/benchmarks/text/trl_peer.py job.json
 
 TRL's last release with PPO (0.29.1) and its newest GRPO need different environments, so this file knows both. The job
-is one JSON object, see ``JOB``. With ``on_demand`` it makes one update for each line on standard input, and answers
-each with a line of JSON: the update's seconds, and the response tokens in it up to each text's end.
+is one JSON object, see ``JOB``. With ``on_demand`` each line on standard input asks for one update, whose figures are
+answered as a line of JSON.
 """
 
 from __future__ import annotations
@@ -84,31 +84,17 @@ def ppo(job: dict[str, Any]) -> tuple[Any, Meter]:
     data = Dataset.from_dict({"input_ids": json.loads(Path(job["prompts"]).read_text())})
     config = PPOConfig(
         # One micro-batch a minibatch and no accumulation: an optimizer step for every minibatch.
-        per_device_train_batch_size=job["rows"],
-        gradient_accumulation_steps=1,
-        num_mini_batches=job["minibatches"],
-        num_ppo_epochs=job["epochs"],
-        local_rollout_forward_batch_size=job["rows"],
-        response_length=job["new_tokens"],
-        total_episodes=job["rows"] * job["updates"],
-        num_sample_generations=0,
-        eval_strategy="no",
-        stop_token="eos",
-        temperature=1.0,
-        kl_coef=job["kl_coef"],
-        **_common(job),
-    )
+        per_device_train_batch_size=job["rows"], num_mini_batches=job["minibatches"], num_ppo_epochs=job["epochs"],
+        local_rollout_forward_batch_size=job["rows"], response_length=job["new_tokens"],
+        total_episodes=job["rows"] * job["updates"], num_sample_generations=0, eval_strategy="no", stop_token="eos",
+        kl_coef=job["kl_coef"], **_common(job),
+    )  # fmt: skip
     lm, reference = (AutoModelForCausalLM.from_pretrained(job["lm"]) for _ in range(2))
+    reward, value = (scorer(job["reward_model"]) for _ in range(2))
     trainer = PPOTrainer(
-        args=config,
-        processing_class=_tokenizer(job),
-        model=lm,
-        ref_model=reference,
-        reward_model=scorer(job["reward_model"]),
-        value_model=scorer(job["reward_model"]),
-        train_dataset=data,
-        eval_dataset=data.select(range(8)),
-    )
+        args=config, processing_class=_tokenizer(job), model=lm, ref_model=reference, reward_model=reward,
+        value_model=value, train_dataset=data, eval_dataset=data.select(range(8)),
+    )  # fmt: skip
     return trainer, meter
 
 
@@ -126,18 +112,10 @@ def grpo(job: dict[str, Any]) -> tuple[Any, Meter]:
         return [float(len(completion) % 7) for completion in completions]
 
     config = GRPOConfig(
-        per_device_train_batch_size=job["rows"] // job["minibatches"],
-        gradient_accumulation_steps=1,
-        steps_per_generation=job["minibatches"],
-        num_iterations=job["epochs"],
-        num_generations=job["group_size"],
-        max_completion_length=job["new_tokens"],
-        max_steps=job["updates"] * meter.steps,
-        temperature=1.0,
-        top_k=0,
-        beta=job["kl_coef"],
-        **_common(job),
-    )
+        per_device_train_batch_size=job["rows"] // job["minibatches"], steps_per_generation=job["minibatches"],
+        num_iterations=job["epochs"], num_generations=job["group_size"], max_completion_length=job["new_tokens"],
+        max_steps=job["updates"] * meter.steps, top_k=0, beta=job["kl_coef"], **_common(job),
+    )  # fmt: skip
     prompts = [tokenizer.decode(ids) for ids in json.loads(Path(job["prompts"]).read_text())]
     trainer = GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(job["lm"], dtype=torch.float32),
@@ -153,8 +131,8 @@ def _common(job: dict[str, Any]) -> dict[str, Any]:
     given = {name: job[name] for name in ("learning_rate", "max_grad_norm", "seed")}
     return given | {
         "output_dir": job["scratch"], "adam_epsilon": job["adam_eps"], "lr_scheduler_type": "linear", "use_cpu": True,
-        "bf16": False, "gradient_checkpointing": False, "save_strategy": "no", "report_to": "none", "logging_steps": 1,
-        "disable_tqdm": True,
+        "bf16": False, "gradient_checkpointing": False, "gradient_accumulation_steps": 1, "temperature": 1.0,
+        "save_strategy": "no", "report_to": "none", "logging_steps": 1, "disable_tqdm": True,
     }  # fmt: skip
 
 
@@ -177,11 +155,8 @@ def on_demand(meter: Meter, answers: Any) -> Any:
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             self.steps += 1
             if self.steps % meter.steps == 0:
-                metrics = {
-                    "seconds": time.perf_counter() - self.began,
-                    "cpu_s": time.process_time() - self.cpu,
-                    "response_tokens": meter.tokens,
-                }
+                seconds, cpu_s = time.perf_counter() - self.began, time.process_time() - self.cpu
+                metrics = {"seconds": seconds, "cpu_s": cpu_s, "response_tokens": meter.tokens}
                 answers.write(json.dumps(metrics) + "\n")
                 self.wait()
 
