@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +17,7 @@ from agents.functional.masked import whiten
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.generation import generate
 from agents.lm.sampling import TokenSampling, token_logprobs
-from agents.verification.checks import Check, Checking, at_most, larger, not_applicable
+from agents.verification.checks import Check, Checking, Part, about, at_most, larger, not_applicable
 from agents.verification.model_subject import BUDGET, LONGEST, ROWS, TOLERANCE, Model
 from textenvs.lm.packed_forward import trunk_forward
 from textenvs.tokens.rows import PAD
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
 
 def model_checks(model: Model) -> list[Checking]:
     """All checks of the model itself."""
-    parts: list[tuple[str, Callable[[Model], Any]]] = [
+    parts: list[Part] = [
         ("dropout is off in every module (T9)", dropout),
         ("a row alone = padded = in a batch (T1)", alone),
         ("each token is scored from its own prefix (T3)", shift),
@@ -41,12 +39,12 @@ def model_checks(model: Model) -> list[Checking]:
         ("entropy lies within [0, log V], whatever the padding (T15)", entropy),
         ("edge rows give finite numbers (T17)", edges),
     ]
-    return [(claim, partial(check, model)) for claim, check in parts]
+    return about(model, parts)
 
 
 def plain_checks(model: PreTrainedModel) -> list[Checking]:
     """Of a ``transformers`` model before a policy is built around it."""
-    return [("in evaluation mode the model returns the same twice, in finite numbers (T9)", partial(steady, model))]
+    return about(model, [("in evaluation mode the model returns the same twice, in finite numbers (T9)", steady)])
 
 
 def steady(model: PreTrainedModel) -> list[Check]:
@@ -89,7 +87,7 @@ def shift(model: Model) -> Check:
         logits, actions = model.prefix_by_prefix(row)
         by_hand = logits.double().log_softmax(-1).gather(1, actions[:, None])[:, 0]
         worst = larger(worst, (logprobs[row, : len(actions)] - by_hand).abs().max())
-    return at_most("each token is scored from its own prefix (T3)", worst, TOLERANCE)
+    return at_most("", worst, TOLERANCE)
 
 
 def causality(model: Model) -> list[Check]:
@@ -106,7 +104,7 @@ def causality(model: Model) -> list[Check]:
         if t + 1 < BUDGET:
             late = min(late, float(gaps[1][t + 1 :].max()))
     return [
-        at_most("changing token t changes nothing at or before t (T3)", early, TOLERANCE),
+        at_most("", early, TOLERANCE),
         Check("and changes V after t", "> 0", f"{late:.3g}", late > 0),
     ]
 
@@ -141,15 +139,12 @@ def behavior(model: Model) -> list[Check]:
         mask = written.completions != PAD
         with torch.no_grad():
             evaluation = policy.evaluate(model.prompts, written.completions).logprobs
-            plain = [
-                model.model(input_ids=prompt[prompt != PAD][None], use_cache=False).logits[0, -1].float().numpy()
-                for prompt in model.prompts
-            ]
+            inputs = [prompt[prompt != PAD][None] for prompt in model.prompts]
+            plain = [model.model(input_ids=tokens, use_cache=False).logits[0, -1].float().numpy() for tokens in inputs]
         firsts = written.completions[:, 0].tolist()
         expected = np.array([_shaped(x, sampling)[a] for x, a in zip(plain, firsts, strict=True)])
-        worst = max(
-            _gap(written.logprobs, evaluation, mask), float(np.abs(expected - written.logprobs[:, 0].numpy()).max())
-        )
+        by_hand = np.abs(expected - written.logprobs[:, 0].numpy()).max()
+        worst = larger(_gap(written.logprobs, evaluation, mask), by_hand)
         name = f"temperature {sampling.temperature}, top-k {sampling.top_k}, top-p {sampling.top_p}"
         checks.append(at_most(f"behavior = logged = evaluated policy at {name} (T8)", worst, TOLERANCE))
     return checks
@@ -180,12 +175,10 @@ def precision(model: Model) -> list[Check]:
     exact = model.evaluate(model.prompts, model.completions)[0]
     worst = float((ours - by_hand).abs().max())
     note = f", {ours.dtype}".replace("torch.", "")
-    claim = "bfloat16 moves log-probs by, at most"
-    drift_text = f"{_gap(drift, exact, model.mask):.3g} nats"
-    finite = bool(torch.isfinite(drift).all())
+    moved = f"{_gap(drift, exact, model.mask):.3g} nats"
     return [
         at_most("log-softmax of bfloat16 logits is taken in float32 (T10)", worst, 1e-4, note),
-        Check(claim, "finite", drift_text, finite),
+        _finite("bfloat16 moves log-probs by, at most", moved, drift),
     ]
 
 
@@ -194,26 +187,21 @@ def entropy(model: Model) -> Check:
     with torch.no_grad():
         found = model.policy.evaluate(model.prompts, model.completions).entropy[model.mask]
     low, high, bound = float(found.min()), float(found.max()), math.log(model.policy.vocab_size)
-    claim = "entropy lies within [0, log V], whatever the padding (T15)"
-    return Check(claim, f"[0, {bound:.4g}]", f"[{low:.4g}, {high:.4g}]", low >= -1e-5 and high <= bound + 1e-4)
+    return Check("", f"[0, {bound:.4g}]", f"[{low:.4g}, {high:.4g}]", low >= -1e-5 and high <= bound + 1e-4)
 
 
 def edges(model: Model) -> list[Check]:
     """End of text at once, never, one token alone, a prompt as long as the model allows, equal rewards."""
     policy, checks = model.policy, []
-    rows = {
-        "one token alone": torch.ones(1, 1, dtype=torch.int64),
-        "no end of text": model.completions[:1].clamp(min=1),
-    }
+    rows = {"one token alone": torch.ones_like(model.completions[:1, :1])}
+    rows["no end of text"] = model.completions[:1].clamp(min=1)
     if model.eos_token_id is not None:
         rows["end of text first"] = torch.full((1, 1), model.eos_token_id)
     with torch.no_grad():
         for name, completion in rows.items():
             evaluation = policy.evaluate(model.prompts[:1], completion)
-            finite = all(bool(torch.isfinite(part).all()) for part in evaluation[:3])
-            checks.append(
-                Check(f"{name}: finite numbers (T17)", "finite", f"{float(evaluation.logprobs.sum()):.4g}", finite)
-            )
+            total = f"{float(evaluation.logprobs.sum()):.4g}"
+            checks.append(_finite(f"{name}: finite numbers (T17)", total, *evaluation[:3]))
     advantages = whiten(torch.full((ROWS, BUDGET), 0.3), model.mask)
     checks.append(at_most("equal rewards: advantages are (T14, T17)", float(advantages.abs().max()), 0.0))
     claim = "a prompt one token short of the context length works, a longer one is refused (T17)"
@@ -221,17 +209,13 @@ def edges(model: Model) -> list[Check]:
     if limit is None or limit > LONGEST:
         return [*checks, not_applicable(claim, f"the model has {limit} positions")]
     longest = torch.ones(1, limit - 1, dtype=torch.int64)
-    written = generate(policy, longest, max_new_tokens=1)
-    refused = "not refused"
+    logprob, refused = float(generate(policy, longest, max_new_tokens=1).logprobs), "not refused"
     try:
         generate(policy, torch.ones(1, limit, dtype=torch.int64), max_new_tokens=1)
     except ValueError:
         refused = "refused"
-    finite = bool(torch.isfinite(written.logprobs).all())
-    return [
-        *checks,
-        Check(claim, "finite, refused", f"{float(written.logprobs):.4g}, {refused}", finite and refused == "refused"),
-    ]
+    passed = math.isfinite(logprob) and refused == "refused"
+    return [*checks, Check(claim, "finite, refused", f"{logprob:.4g}, {refused}", passed)]
 
 
 def _shaped(logits: np.ndarray, sampling: TokenSampling) -> np.ndarray:
@@ -248,6 +232,10 @@ def _shaped(logits: np.ndarray, sampling: TokenSampling) -> np.ndarray:
         found = np.empty_like(ranked)
         found[order] = np.log(ranked / ranked.sum())
     return found
+
+
+def _finite(claim: str, measured: str, *found: Tensor) -> Check:
+    return Check(claim, "finite", measured, all(bool(torch.isfinite(part).all()) for part in found))
 
 
 def _gap(one: Tensor, other: Tensor, mask: Tensor) -> float:

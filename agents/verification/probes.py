@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 from gymnasium.vector import AutoresetMode
 
 from agents.algorithms.ppo import PPO
@@ -31,36 +31,33 @@ EVEN: dict[str, Any] = {"normalize_advantages": "none", "entropy_coef": 0.1}
 
 def constant() -> Check:
     """Reward 1 whatever happens: V = 1; uniform policy."""
-    agent = trained(lambda: OneStep(spaces.Discrete(1), spaces.Discrete(2), lambda o, a: 1.0), **EVEN)
-    value, policy = value_and_policy(agent, np.array([0]))
+    _, value, policy = _learned(lambda: OneStep(Discrete(1), Discrete(2), lambda o, a: 1.0), [0], **EVEN)
     return _both("constant reward: V = 1, uniform policy", value, 1.0, policy[0], [0.5, 0.5])
 
 
 def observation() -> Check:
     """Reward -1 or 1 by the observation: V = (-1, 1); uniform policy."""
-    agent = trained(lambda: OneStep(spaces.Discrete(2), spaces.Discrete(2), lambda o, a: 2.0 * o - 1), **EVEN)
-    value, policy = value_and_policy(agent, np.array([0, 1]))
+    _, value, policy = _learned(lambda: OneStep(Discrete(2), Discrete(2), lambda o, a: 2.0 * o - 1), [0, 1], **EVEN)
     return _both("reward by observation: V = (-1, 1), uniform policy", value, [-1, 1], policy[:, 0], [0.5, 0.5])
 
 
 def two_steps() -> Check:
     """0, then 1 after the second step: V = (gamma, 1) = (0.9, 1)."""
     make = lambda: Chain(2, pay=0.0, pay_last=1.0, cash=None, limit=False)  # noqa: E731
-    value, policy = value_and_policy(trained(make, **EVEN), np.array([0, 1]))
+    _, value, policy = _learned(make, [0, 1], **EVEN)
     return _both("two-step discount: V = (gamma, 1), uniform policy", value, [GAMMA, 1.0], policy[:, 0], [0.5, 0.5])
 
 
 def action() -> Check:
     """Reward 1 for action 1, -1 for action 0: V = 1."""
-    agent = trained(lambda: OneStep(spaces.Discrete(1), spaces.Discrete(2), lambda o, a: 2.0 * a - 1))
-    value, policy = value_and_policy(agent, np.array([0]))
+    _, value, policy = _learned(lambda: OneStep(Discrete(1), Discrete(2), lambda o, a: 2.0 * a - 1), [0])
     return _both("reward by action: V = 1, p(best) = 1", value, 1.0, policy[0, 1], 1.0)
 
 
 def both() -> Check:
     """Reward 1 where the action is the observation, -1 where not: V = 1 everywhere."""
-    agent = trained(lambda: OneStep(spaces.Discrete(2), spaces.Discrete(2), lambda o, a: 1.0 if a == o else -1.0))
-    value, policy = value_and_policy(agent, np.array([0, 1]))
+    make = lambda: OneStep(Discrete(2), Discrete(2), lambda o, a: 1.0 if a == o else -1.0)  # noqa: E731
+    _, value, policy = _learned(make, [0, 1])
     return _both("reward by observation and action: V = 1", value, [1, 1], np.diag(policy), [1, 1])
 
 
@@ -70,7 +67,7 @@ def truncated(mode: AutoresetMode = AutoresetMode.SAME_STEP) -> Check:
     The policy stays: Q(stay) = 10 > 1.5.
     """
     make = lambda: Chain(5, pay=1.0, cash=1.5, limit=True)  # noqa: E731
-    value, policy = value_and_policy(trained(make, updates=46, num_envs=4, num_steps=20, mode=mode), np.array([0]))
+    _, value, policy = _learned(make, [0], updates=46, num_envs=4, num_steps=20, mode=mode)
     claim = f"chain truncated by a time limit ({mode.value}): V = 1/(1-gamma), stay"
     return _both(claim, value, 10.0, policy[:, 1], 1)
 
@@ -81,7 +78,7 @@ def terminated(mode: AutoresetMode = AutoresetMode.SAME_STEP) -> Check:
     V(last) = 1.5, then V(k) = 1 + 0.9 V(k + 1): 2.35, 3.115, 3.8035, 4.42315.
     """
     make = lambda: Chain(5, pay=1.0, cash=1.5, limit=False)  # noqa: E731
-    value, policy = value_and_policy(trained(make, updates=36, num_envs=4, num_steps=20, mode=mode), np.arange(5))
+    _, value, policy = _learned(make, range(5), updates=36, num_envs=4, num_steps=20, mode=mode)
     claim = f"chain that terminates ({mode.value}): V(k) = 1 + gamma V(k+1), leave at the last step"
     return _both(claim, value, [4.42315, 3.8035, 3.115, 2.35, 1.5], policy[:, 1], [1, 1, 1, 1, 0])
 
@@ -91,21 +88,15 @@ def mixture() -> Check:
 
     V is the mean reward, the bonus is no reward: 0.5 * 0.2447 + 1 * 0.6652 = 0.7876.
     """
-    agent = trained(
-        lambda: OneStep(spaces.Discrete(1), spaces.Discrete(3), lambda o, a: a / 2),
-        entropy_coef=0.5,
-        normalize_advantages="none",
-        updates=44,
-        num_steps=64,
-    )
-    value, policy = value_and_policy(agent, np.array([0]))
+    make = lambda: OneStep(Discrete(1), Discrete(3), lambda o, a: a / 2)  # noqa: E731
+    _, value, policy = _learned(make, [0], updates=44, num_steps=64, **(EVEN | {"entropy_coef": 0.5}))
     best = [0.09003, 0.24473, 0.66524]
     return _both("a stochastic optimum: pi = exp(r / alpha) / Z", value, 0.7876, policy[0], best, within=0.03)
 
 
 def masked() -> Check:
     """Rewards (0, 0.5, 1), the last arm forbidden: p = (0, 1, 0), V = 0.5."""
-    seen = spaces.Dict({"x": spaces.Discrete(1), "action_mask": spaces.Box(0, 1, (3,), np.int8)})
+    seen = Dict({"x": Discrete(1), "action_mask": Box(0, 1, (3,), np.int8)})
 
     class Forbidding(OneStep):
         def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
@@ -117,22 +108,16 @@ def masked() -> Check:
         assert seen["action_mask"][chosen], "a masked action was taken"
         return chosen / 2
 
-    agent = trained(lambda: Forbidding(seen, spaces.Discrete(3), pay), updates=25)
-    value, policy = value_and_policy(agent, {"x": np.array([0]), "action_mask": np.array([[1, 1, 0]])})
-    exact = near("", policy[0, 2], 0.0, 0.0)
-    return joint(
-        "the best arm is masked: p = 0 exactly, the second best is found",
-        [_both("", value, 0.5, policy[0], [0, 1, 0]), exact],
-    )
+    asked = {"x": np.array([0]), "action_mask": np.array([[1, 1, 0]])}
+    _, value, policy = _learned(lambda: Forbidding(seen, Discrete(3), pay), asked, updates=25)
+    parts = [_both("", value, 0.5, policy[0], [0, 1, 0]), near("", policy[0, 2], 0.0, 0.0)]
+    return joint("the best arm is masked: p = 0 exactly, the second best is found", parts)
 
 
 def identity_discrete() -> Check:
     """Discrete(4, start=-1): 1 for the action that names the observation, so V = 1."""
-    make = lambda: OneStep(  # noqa: E731
-        spaces.Discrete(4), spaces.Discrete(4, start=-1), lambda o, a: float(a == o - 1)
-    )
-    agent = trained(make, updates=20, num_steps=32)
-    value, policy = value_and_policy(agent, np.arange(4))
+    make = lambda: OneStep(Discrete(4), Discrete(4, start=-1), lambda o, a: float(a == o - 1))  # noqa: E731
+    agent, value, policy = _learned(make, range(4), updates=20, num_steps=32)
     chosen, _ = agent.predict(np.arange(4), deterministic=True)
     parts = [_both("", value, [1] * 4, np.diag(policy), [1] * 4), near("", chosen, [-1, 0, 1, 2], 0)]
     return joint("identity, Discrete(4, start=-1)", parts)
@@ -141,13 +126,9 @@ def identity_discrete() -> Check:
 def identity_multidiscrete() -> Check:
     """MultiDiscrete([2, 3], start=[1, 0]): half a point for each part that is right, so V = 1."""
     pairs = [(i, j) for i in range(2) for j in range(3)]
-    make = lambda: OneStep(  # noqa: E731
-        spaces.MultiDiscrete([2, 3]),
-        spaces.MultiDiscrete([2, 3], start=[1, 0]),
-        lambda o, a: np.mean(a == o + np.array([1, 0])),
-    )
-    agent = trained(make, updates=20, num_steps=32)
-    value, _ = value_and_policy(agent, np.array(pairs))
+    acts = MultiDiscrete([2, 3], start=[1, 0])
+    make = lambda: OneStep(MultiDiscrete([2, 3]), acts, lambda o, a: np.mean(a == o + np.array([1, 0])))  # noqa: E731
+    agent, value, _ = _learned(make, pairs, updates=20, num_steps=32)
     chosen, _ = agent.predict(np.array(pairs), deterministic=True)
     right = (chosen - [1, 0] == pairs).mean(0)
     return _both("identity, MultiDiscrete([2, 3], start=[1, 0])", value, [1] * 6, right, [1, 1])
@@ -156,21 +137,17 @@ def identity_multidiscrete() -> Check:
 def identity_multibinary() -> Check:
     """MultiBinary(3): a third of a point for each bit that is right, so V = 1."""
     bits = np.array([[i >> 2 & 1, i >> 1 & 1, i & 1] for i in range(8)], np.int8)
-    make = lambda: OneStep(spaces.MultiBinary(3), spaces.MultiBinary(3), lambda o, a: np.mean(o == a))  # noqa: E731
-    agent = trained(make, updates=20, num_steps=32)
-    value, _ = value_and_policy(agent, bits)
+    make = lambda: OneStep(MultiBinary(3), MultiBinary(3), lambda o, a: np.mean(o == a))  # noqa: E731
+    agent, value, _ = _learned(make, bits, updates=20, num_steps=32)
     chosen, _ = agent.predict(bits, deterministic=True)
     return _both("identity, MultiBinary(3)", value, [1] * 8, (chosen == bits).mean(0), [1] * 3)
 
 
 def identity_box() -> Check:
     """Box(2): 1 minus the squared distance, so the mean is the observation and V = 1 - (sum of the variances)."""
-    make = lambda: OneStep(  # noqa: E731
-        spaces.Box(-0.5, 0.5, (2,)), spaces.Box(-2, 2, (2,)), lambda o, a: 1 - np.square(o - a).sum()
-    )
-    agent = trained(make, updates=26, num_steps=32, log_std=-1.0)
+    make = lambda: OneStep(Box(-0.5, 0.5, (2,)), Box(-2, 2, (2,)), lambda o, a: 1 - np.square(o - a).sum())  # noqa: E731
     targets = np.array([[0, 0], [0.4, -0.4], [-0.3, 0.2]], np.float32)
-    value, means = value_and_policy(agent, targets)
+    agent, value, means = _learned(make, targets, updates=26, num_steps=32, log_std=-1.0)
     spread = float((2 * agent.policy.head.log_std).exp().sum().detach())
     return _both("identity, Box: mean = observation, V = 1 - variance", value, [1 - spread] * 3, means, targets)
 
@@ -190,9 +167,8 @@ def spelling() -> Check:
     states = np.concatenate([np.ones((len(tree.prefixes), 1), np.int64), tree.prefixes], 1)
     envs = TokenVectorEnv(32, prompts=[[1]], eos_token_id=0, vocab_size=4, max_new_tokens=4)
     policy = TabularPolicy(states, 4)
-    settings = PPOConfig(
-        num_steps=16, epochs=4, minibatch_size=512, learning_rate=Linear(0.1), gamma=1.0, value_coef=1.0
-    )
+    sizes: dict[str, Any] = {"num_steps": 16, "epochs": 4, "minibatch_size": 512}
+    settings = PPOConfig(learning_rate=Linear(0.1), gamma=1.0, value_coef=1.0, **sizes)
     agent = PPO(PreferenceReward(envs, Spelling()), settings, policy).learn(36 * 512)
     row, found, values, likely = states[:1].copy(), [], [], []
     for place in range(1, 5):
@@ -205,23 +181,9 @@ def spelling() -> Check:
     return joint("spelling a word, token by token: V = 1, p(word) = 1", parts)
 
 
-PROBES: dict[str, Callable[[], Check]] = {
-    probe.__name__: probe
-    for probe in (
-        constant,
-        observation,
-        two_steps,
-        action,
-        both,
-        mixture,
-        masked,
-        identity_discrete,
-        identity_multidiscrete,
-        identity_multibinary,
-        identity_box,
-        spelling,
-    )
-}
+KNOWN = (constant, observation, two_steps, action, both, mixture, masked)
+IDENTITIES = (identity_discrete, identity_multidiscrete, identity_multibinary, identity_box)
+PROBES: dict[str, Callable[[], Check]] = {probe.__name__: probe for probe in (*KNOWN, *IDENTITIES, spelling)}
 PROBES |= {
     f"{probe.__name__}_{mode.value}": (lambda probe=probe, mode=mode: probe(mode))  # type: ignore[misc]
     for probe in (truncated, terminated)
@@ -229,17 +191,13 @@ PROBES |= {
 }
 
 
-def _both(
-    claim: str,
-    value: Any,
-    known_value: Any,
-    policy: Any,
-    known_policy: Any,
-    *,
-    within: float = 0.05,
-    slack: float = 0.1,
-) -> Check:
-    """Value to ``within`` reward units and policy to ``slack``."""
-    return joint(
-        claim, [near("", value, known_value, within), near("", np.ravel(policy), np.ravel(known_policy), slack)]
-    )
+def _learned(make: Callable[[], OneStep | Chain], seen: Any, **settings: Any) -> tuple[PPO, np.ndarray, np.ndarray]:
+    """The agent trained on ``make()``, and its values and policy where it sees ``seen``."""
+    agent = trained(make, **settings)
+    return agent, *value_and_policy(agent, seen if isinstance(seen, dict) else np.array(seen))
+
+
+def _both(claim: str, value: Any, known_value: Any, policy: Any, known_policy: Any, within: float = 0.05) -> Check:
+    """Value to ``within`` reward units and policy to 0.1."""
+    parts = [near("", value, known_value, within), near("", np.ravel(policy), np.ravel(known_policy), 0.1)]
+    return joint(claim, parts)
