@@ -8,8 +8,9 @@ from functools import partial
 from typing import NamedTuple, SupportsFloat
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
-from torch import Tensor
+from torch import Tensor, nn
 
 WIDTHS = (60, 22, 40, 7)
 """Characters of the printed columns."""
@@ -110,6 +111,11 @@ def larger(one: float, other: SupportsFloat) -> float:
 def relative_error(found: Tensor, expected: Tensor) -> float:
     """``|found - expected| / |expected|``, Euclidean norms."""
     return float((found - expected).norm() / expected.norm())
+
+
+def flat_grad(module: nn.Module) -> Tensor:
+    """The gradients of all parameters that have one, in one vector."""
+    return torch.cat([p.grad.flatten().clone() for p in module.parameters() if p.grad is not None])
 
 
 def printed(cells: Sequence[str]) -> str:

@@ -22,7 +22,17 @@ from agents.control.mlp import MLPPolicy
 from agents.functional.advantages import generalized_advantages
 from agents.rollout import Batch
 from agents.update import update
-from agents.verification.checks import Check, Checking, at_least, at_most, joint, near, relative_error, run
+from agents.verification.checks import (
+    Check,
+    Checking,
+    at_least,
+    at_most,
+    flat_grad,
+    joint,
+    near,
+    relative_error,
+    run,
+)
 from agents.verification.env import modes_agree
 from agents.verification.env_subject import Subject
 from agents.verification.kl_bias import TASKS, kl_biases
@@ -154,11 +164,11 @@ def first_minibatch(kind: str) -> list[Check]:
     ratio = float((now - batch.old_logprobs).exp().sub(1).abs().max())
     policy.zero_grad()
     (-(policy.evaluate(batch.observations, batch.actions).logprobs * batch.advantages).mean()).backward()
-    plain = _flat_gradient(policy.actor)
+    plain = flat_grad(policy.actor)
     policy.zero_grad()
     whole = UpdateConfig(epochs=1, minibatch_size=10**6, normalize_advantages="none", max_grad_norm=1e9)
     update(policy, optimizer, batch, whole, clip=0.2, generator=torch.Generator())
-    ours = _flat_gradient(policy.actor)
+    ours = flat_grad(policy.actor)
     checks = [
         at_most(f"{kind}: first minibatch, largest |ratio - 1|", ratio, 1e-5),
         at_most(f"{kind}: approximate KL, nats, at learning rate 0", metrics["train/approx_kl"], 1e-9),
@@ -234,10 +244,6 @@ def _batch(policy: MLPPolicy, rows: int = 6, steps: int = 5) -> Batch:
     values, advantages, returns = (draw().to(kind) for _ in range(3))
     mask = torch.ones(rows, steps, dtype=torch.bool)
     return Batch(observations, actions, logprobs.to(kind), values, advantages, returns, mask)
-
-
-def _flat_gradient(module: torch.nn.Module) -> torch.Tensor:
-    return torch.cat([p.grad.flatten().clone() for p in module.parameters() if p.grad is not None])
 
 
 def _random_actions(envs: Any, rng: np.random.Generator) -> Any:

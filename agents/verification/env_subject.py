@@ -208,10 +208,8 @@ def collected_steps(collector: StepCollector, policy: ActorCritic, rollouts: int
     rows: list[list[list[float]]] = [[] for _ in range(collector.envs.num_envs)]
     for _ in range(rollouts):
         r, _ = collector.collect(policy)
-        after = r.next_values.masked_fill(r.terminated, 0.0)
+        numbers = (r.rewards, r.terminated, r.values, r.next_values.masked_fill(r.terminated, 0.0), r.actions)
+        data = torch.cat([r.observations.double(), *(x.double().reshape(*r.mask.shape, -1) for x in numbers)], -1)
         for row, steps in enumerate(rows):
-            for t in r.mask[row].nonzero().flatten().tolist():
-                numbers = [r.rewards[row, t], r.terminated[row, t], r.values[row, t], after[row, t]]
-                actions = r.actions[row, t].flatten().tolist()
-                steps.append([*r.observations[row, t].tolist(), *actions, *(float(x) for x in numbers)])
+            steps += data[row][r.mask[row]].tolist()
     return rows

@@ -40,23 +40,16 @@ def learning_checks(subject: Subject) -> list[Checking]:
 def ratio_one(subject: Subject) -> list[Check]:
     """The whole update with learning rate 0."""
     agent = subject.agent(subject.vector(), learning_rate=0.0, clip=1e-3)
-    collect, kept = agent.collector.collect, []  # type: ignore[union-attr]
-
-    def collecting(policy: Any) -> Any:
-        kept.append(collect(policy))
-        return kept[-1]
-
-    agent.collector.collect = collecting  # type: ignore[union-attr, method-assign]
-    agent.iterate()
-    rollout = kept[0][0]
+    rollout, _ = agent.collector.collect(agent.learner)  # type: ignore[union-attr]
+    metrics = agent.update(agent.compute_advantages(rollout))
     with torch.no_grad():
         now = agent.policy.evaluate(rollout.observations, rollout.actions, rollout.mask)
         ratio = (now.logprobs - rollout.logprobs)[rollout.mask].exp()
     claim = "learning rate 0: every minibatch of every epoch has ratio 1 (P2)"
     return [
         at_most(f"{claim}: largest |ratio - 1|", float((ratio - 1).abs().max()), 1e-4),
-        at_most("approximate KL at learning rate 0, nats", agent.metrics["train/approx_kl"], 1e-8),
-        at_most("clip fraction at learning rate 0 and clip 0.001", agent.metrics["train/clip_fraction"], 0.0),
+        at_most("approximate KL at learning rate 0, nats", metrics["train/approx_kl"], 1e-8),
+        at_most("clip fraction at learning rate 0 and clip 0.001", metrics["train/clip_fraction"], 0.0),
     ]
 
 
@@ -64,9 +57,8 @@ def used_once(subject: Subject) -> Check:
     """Count how often one update evaluates each transition."""
     agent = subject.agent(subject.vector())
     seen: Counter[bytes] = Counter()
-    learner, compute = agent.learner, agent.compute_advantages
-    method = "ppo_gradient" if hasattr(learner, "ppo_gradient") else "evaluate"
-    original, batches = getattr(learner, method), []
+    method = "ppo_gradient" if hasattr(agent.learner, "ppo_gradient") else "evaluate"
+    original = getattr(agent.learner, method)
 
     def note(observations: torch.Tensor, actions: torch.Tensor) -> None:
         flat = torch.cat([observations.reshape(len(actions), -1), actions.reshape(len(actions), -1)], 1)
@@ -76,15 +68,11 @@ def used_once(subject: Subject) -> Check:
         note(*((first.observations, first.actions) if method == "ppo_gradient" else (first, rest[0])))
         return original(first, *rest)
 
-    def computing(rollout: Any) -> Any:
-        batches.append(compute(rollout))
-        setattr(learner, method, spying)
-        return batches[-1]
-
-    agent.compute_advantages = computing  # type: ignore[method-assign]
-    agent.iterate()
+    batch = agent.compute_advantages(agent.collector.collect(agent.learner)[0])  # type: ignore[union-attr]
+    setattr(agent.learner, method, spying)
+    agent.update(batch)
     used, seen = seen, Counter()
-    batch = batches[0].single_steps()
+    batch = batch.single_steps()
     note(batch.observations, batch.actions)
     wrong = sum(abs(used[row] - 3 * number) for row, number in (seen | used).items() for number in [seen[row]])
     return at_most("", wrong, 0, f" uses off, of {3 * batch.num_rows}")

@@ -14,16 +14,107 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
-from gymnasium.vector import AutoresetMode
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from agents.algorithms.ppo import PPO
 from agents.config import PPOConfig
+from agents.control.ppo import ControlPPO
 from agents.functional.schedules import Linear
 from agents.verification.checks import Check, joint, near
-from agents.verification.probe_envs import GAMMA, Chain, OneStep, trained, value_and_policy
+
+GAMMA = 0.9
+"""Discount per step of the chains."""
+
+
+class OneStep(gym.Env):
+    """One step: a random observation, one action, ``reward(observation, action)`` in reward units."""
+
+    def __init__(self, observation_space: Space, action_space: Space, reward: Callable[[Any, Any], float]) -> None:
+        self.observation_space, self.action_space, self.reward = observation_space, action_space, reward
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Draw an observation."""
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        self.seen = self.observation_space.sample()
+        return self.seen, {}
+
+    def step(self, action: object) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Return the reward and terminate."""
+        assert self.action_space.contains(action), action
+        return self.seen, float(self.reward(self.seen, action)), True, False, {}
+
+
+class Chain(gym.Env):
+    """A clock of ``length`` steps. Action 1 continues for a reward of ``pay``, action 0 takes ``cash`` and ends.
+
+    Args:
+        length: steps until the time is up.
+        pay: reward units a step.
+        cash: reward units for leaving; None: action 0 continues like action 1.
+        pay_last: reward units of the last step, if it is another one.
+        limit: the end of time is a time limit (truncated, clock not seen), not the end of the task (terminated, clock
+            is the observation).
+    """
+
+    def __init__(
+        self, length: int, *, pay: float, cash: float | None, limit: bool, pay_last: float | None = None
+    ) -> None:
+        self.observation_space, self.action_space = Discrete(1 if limit else length + 1), Discrete(2)
+        self.length, self.pay, self.cash, self.limit = length, pay, cash, limit
+        self.pay_last = pay if pay_last is None else pay_last
+        self.clock = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
+        """Back to 0."""
+        super().reset(seed=seed)
+        self.clock = 0
+        return 0, {}
+
+    def step(self, action: int) -> tuple[int, float, bool, bool, dict[str, Any]]:
+        """One step of the clock."""
+        if action == 0 and self.cash is not None:
+            return self._seen(), self.cash, True, False, {}
+        self.clock += 1
+        over = self.clock == self.length
+        return self._seen(), self.pay_last if over else self.pay, over and not self.limit, over and self.limit, {}
+
+    def _seen(self) -> int:
+        return 0 if self.limit else self.clock
+
+
+def trained(
+    make: Callable[[], gym.Env],
+    *,
+    updates: int = 28,
+    num_envs: int = 8,
+    num_steps: int = 16,
+    mode: AutoresetMode = AutoresetMode.SAME_STEP,
+    **settings: Any,
+) -> ControlPPO:
+    """The real agent, collector and update, on copies of ``make()``."""
+    envs = SyncVectorEnv([make] * num_envs, autoreset_mode=mode)
+    size = num_envs * num_steps
+    options: dict[str, Any] = {"num_steps": num_steps, "minibatch_size": size, "epochs": 8, "hidden": (16,)}
+    options |= {"learning_rate": Linear(1e-2), "gamma": GAMMA, "value_coef": 1.0, "max_grad_norm": 10.0}
+    return ControlPPO(envs, PPOConfig(**(options | settings))).learn(updates * size)
+
+
+@torch.no_grad()
+def value_and_policy(agent: ControlPPO, observations: object) -> tuple[np.ndarray, np.ndarray]:
+    """V ``[N]`` and the action probabilities ``[N, A]`` (for Box, the means) of ``N`` observations."""
+    encode, _ = agent._codecs()
+    features = torch.from_numpy(encode(observations))
+    outputs = agent.policy.outputs(features)
+    if not isinstance(agent.spaces[1], Box):  # type: ignore[index]
+        outputs = torch.cat([part.softmax(-1) for part in outputs.split(agent.policy.head.sizes, -1)], -1)
+    return agent.policy.values(features).numpy(), outputs.numpy()
+
 
 EVEN: dict[str, Any] = {"normalize_advantages": "none", "entropy_coef": 0.1}
 """With all rewards equal, the optimum of reward plus entropy is the uniform policy, for any bonus."""
@@ -191,7 +282,7 @@ PROBES |= {
 }
 
 
-def _learned(make: Callable[[], OneStep | Chain], seen: Any, **settings: Any) -> tuple[PPO, np.ndarray, np.ndarray]:
+def _learned(make: Callable[[], OneStep | Chain], seen: Any, **settings: Any) -> tuple[Any, np.ndarray, np.ndarray]:
     """The agent trained on ``make()``, and its values and policy where it sees ``seen``."""
     agent = trained(make, **settings)
     return agent, *value_and_policy(agent, seen if isinstance(seen, dict) else np.array(seen))

@@ -33,13 +33,8 @@ def update_difference(env_id: str, *, fast: bool, seed: int = 1) -> float:
     orders = [torch.randperm(STEPS, generator=torch.Generator().manual_seed(i)) for i in range(EPOCHS)]
     with mock.patch.object(np.random, "permutation", side_effect=[order.numpy() for order in orders]):
         peer.train()
-    config = UpdateConfig(
-        epochs=EPOCHS,
-        minibatch_size=MINIBATCH,
-        value_coef=2 * VALUE_COEF,  # SB3's value loss has no half
-        entropy_coef=ENTROPY_COEF,
-        normalize_advantages="minibatch",
-    )
+    coefs: dict[str, Any] = {"value_coef": 2 * VALUE_COEF, "entropy_coef": ENTROPY_COEF}  # SB3's value loss has no half
+    config = UpdateConfig(epochs=EPOCHS, minibatch_size=MINIBATCH, normalize_advantages="minibatch", **coefs)
     learner: Any = FastMLP(ours) if fast else ours
     optimizer = torch.optim.Adam([learner.flat] if fast else ours.parameters(), lr=3e-4, eps=1e-5)
     with mock.patch.object(torch, "randperm", side_effect=orders):
@@ -83,18 +78,9 @@ def _peer(env_id: str, seed: int) -> Any:
     from stable_baselines3 import PPO
     from stable_baselines3.common.logger import Logger
 
-    peer: Any = PPO(
-        "MlpPolicy",
-        gym.make(env_id),
-        n_steps=STEPS,
-        batch_size=MINIBATCH,
-        n_epochs=EPOCHS,
-        ent_coef=ENTROPY_COEF,
-        vf_coef=VALUE_COEF,
-        clip_range=CLIP,
-        seed=seed,
-        device="cpu",
-    )
+    sizes: dict[str, Any] = {"n_steps": STEPS, "batch_size": MINIBATCH, "n_epochs": EPOCHS}
+    coefs: dict[str, Any] = {"ent_coef": ENTROPY_COEF, "vf_coef": VALUE_COEF, "clip_range": CLIP}
+    peer: Any = PPO("MlpPolicy", gym.make(env_id), seed=seed, device="cpu", **sizes, **coefs)
     peer.set_logger(Logger(None, []))
     _, callback = peer._setup_learn(STEPS)
     peer.collect_rollouts(peer.env, callback, peer.rollout_buffer, STEPS)
@@ -117,18 +103,10 @@ def _same_weights(peer: Any) -> MLPPolicy:
 
 
 def _same_rollout(peer: Any) -> Batch:
-    buffer = peer.rollout_buffer
-
-    def cut(array: Any) -> torch.Tensor:
-        return torch.tensor(np.swapaxes(array, 0, 1).copy())
-
-    actions = cut(buffer.actions)
-    return Batch(
-        observations=cut(buffer.observations),
-        actions=actions[..., 0].long() if isinstance(peer.env.action_space, gym.spaces.Discrete) else actions,
-        old_logprobs=cut(buffer.log_probs),
-        old_values=cut(buffer.values),
-        advantages=cut(buffer.advantages),
-        returns=cut(buffer.returns),
-        mask=torch.ones(1, STEPS, dtype=torch.bool),
-    )
+    names = ("observations", "actions", "log_probs", "values", "advantages", "returns")
+    arrays = (getattr(peer.rollout_buffer, name) for name in names)
+    observations, actions, *rest = (torch.tensor(np.swapaxes(array, 0, 1).copy()) for array in arrays)
+    if isinstance(peer.env.action_space, gym.spaces.Discrete):
+        actions = actions[..., 0].long()
+    parts = [observations, actions, *rest, torch.ones(1, STEPS, dtype=torch.bool)]
+    return Batch(*parts)

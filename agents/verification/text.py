@@ -13,7 +13,7 @@ from agents.functional.advantages import generalized_advantages
 from agents.rollout import Batch, Rollout
 from agents.text.collector import TextCollector
 from agents.update import update
-from agents.verification.checks import Check, Checking, Part, about, at_most, near, relative_error
+from agents.verification.checks import Check, Checking, Part, about, at_most, flat_grad, near, relative_error
 from agents.verification.model_subject import BUDGET, ROWS, TOLERANCE, Model
 from textenvs import KLShaping, PreferenceReward, TokenVectorEnv
 from textenvs.tokens.rows import PAD
@@ -132,7 +132,7 @@ def gradient(model: Model) -> Check:
     model.policy.zero_grad()
     logprobs = model.policy.evaluate(batch.observations, batch.actions, batch.mask).logprobs
     (-(logprobs * batch.advantages)[batch.mask].mean()).backward()
-    plain = _flat(model)
+    plain = flat_grad(model.policy.model)
     model.policy.zero_grad()
     return at_most("text: at ratio 1 PPO's gradient = policy gradient's (P3)", relative_error(ours, plain), 1e-3)
 
@@ -171,8 +171,4 @@ def _gradient(model: Model, batch: Batch) -> tuple[torch.Tensor, dict[str, float
     config = UpdateConfig(epochs=1, minibatch_size=ROWS, value_coef=0.0, normalize_advantages="none", max_grad_norm=1e9)
     optimizer = torch.optim.SGD(model.policy.parameters(), lr=0.0)
     metrics = update(model.policy, optimizer, batch, config, clip=0.2, generator=torch.Generator())
-    return _flat(model), metrics
-
-
-def _flat(model: Model) -> torch.Tensor:
-    return torch.cat([p.grad.flatten().clone() for p in model.policy.model.parameters() if p.grad is not None])
+    return flat_grad(model.policy.model), metrics

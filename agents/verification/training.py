@@ -18,8 +18,7 @@ from agents.control.presets import preset_for
 from agents.functional.schedules import Linear
 from agents.text.config import Algorithm
 from agents.verification.checks import Check, Checking, at_least, at_most
-from agents.verification.exact_gap import ENVS
-from agents.verification.exact_training import ALGORITHMS, TRAINERS
+from agents.verification.exact_gap import ALGORITHMS, ENVS, TRAINERS
 from agents.verification.learning import fingerprint
 
 ROOT = Path(__file__).resolve().parents[2]
