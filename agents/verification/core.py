@@ -37,10 +37,8 @@ from agents.verification.env import modes_agree
 from agents.verification.env_subject import Subject
 from agents.verification.kl_bias import TASKS, kl_biases
 from agents.verification.learning import counted
-from agents.verification.model import model_checks
-from agents.verification.model_subject import Model
-from agents.verification.numpy_ppo import NumpyPPO, advantages_by_definition
-from agents.verification.sb3_peer import advantage_difference, update_difference
+from agents.verification.model import Model, model_checks
+from agents.verification.peers import NumpyPPO, advantage_difference, advantages_by_definition, update_difference
 from agents.verification.text import text_checks
 
 SEEN = spaces.Box(-1, 1, (4,))

@@ -1,12 +1,13 @@
 """Checks of a causal language model as a policy: rows, caches, causality, distributions, precision, edge rows.
 
-The wrapped model and its inputs are in ``model_subject``; the checks in text environments are in ``text``.
+The checks in text environments are in ``text``.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,12 +19,71 @@ from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.generation import generate
 from agents.lm.sampling import TokenSampling, token_logprobs
 from agents.verification.checks import Check, Checking, Part, about, at_most, larger, not_applicable
-from agents.verification.model_subject import BUDGET, LONGEST, ROWS, TOLERANCE, Model
 from textenvs.lm.packed_forward import trunk_forward
 from textenvs.tokens.rows import PAD
+from textenvs.wrappers.reference import CausalLMReference
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+TOLERANCE = 5e-4
+"""Nats, or units of V: above float32 rounding, below any real error."""
+ROWS, PROMPT, BUDGET, LONGEST = 6, 5, 6, 2048
+"""Rows; widths in tokens; models with more positions than LONGEST are not filled to the last one."""
+
+
+class Model:
+    """A causal LM, a policy and a reference that wrap it, and rows of tokens to evaluate.
+
+    Only token ids are used, no tokenizer; the value head is random: one of zeros would pass every comparison.
+
+    Args:
+        model: a ``transformers`` causal LM.
+        seed: of tokens and value head.
+
+    Raises:
+        ValueError: it is one that the policy refuses.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, seed: int = 0) -> None:
+        self.model = model
+        self.eos = None if getattr(model.config, "eos_token_id", None) is None else "model"
+        self.policy = self.policy_with()
+        self.eos_token_id = self.policy.eos_token_id
+        self.reference = CausalLMReference(copy.deepcopy(self.model))
+        generator = torch.Generator().manual_seed(seed)
+        draw = partial(torch.randint, 1, self.policy.vocab_size, generator=generator)
+        self.prompts, self.completions = draw((ROWS, PROMPT)), draw((ROWS, BUDGET))
+        if self.eos_token_id is not None:
+            for rows in (self.prompts, self.completions):
+                rows[rows == self.eos_token_id] = (self.eos_token_id + 1) % self.policy.vocab_size
+        for i in range(ROWS):
+            self.prompts[i, 1 + i % PROMPT :] = PAD
+            length = 1 + (3 * i + 1) % BUDGET
+            self.completions[i, length:] = PAD
+            if self.eos_token_id is not None and i % 2:
+                self.completions[i, length - 1] = self.eos_token_id
+        self.mask = self.completions != PAD
+
+    def policy_with(self, **options: Any) -> CausalLMPolicy:
+        """A policy over the same weights, its random value head always the same."""
+        policy = CausalLMPolicy(self.model, eos_token_id=self.eos, **options)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            torch.nn.init.normal_(policy.value_head.weight, std=policy.value_head.in_features**-0.5)
+        return policy
+
+    @torch.no_grad()
+    def evaluate(self, prompts: Tensor, completions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities, values and the reference's log-probabilities, ``[B, T]``."""
+        evaluation = self.policy.evaluate(prompts, completions)
+        reference = torch.from_numpy(self.reference(prompts.numpy(), completions.numpy()))
+        return evaluation.logprobs, evaluation.values, reference
+
+    @torch.no_grad()
+    def next_logits(self, tokens: list[int]) -> Tensor:
+        """The model's plain logits ``[V]`` after ``tokens``, straight from a forward pass."""
+        return self.model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1].float()
 
 
 def model_checks(model: Model) -> list[Checking]:
@@ -42,13 +102,8 @@ def model_checks(model: Model) -> list[Checking]:
     return about(model, parts)
 
 
-def plain_checks(model: PreTrainedModel) -> list[Checking]:
-    """Of a ``transformers`` model before a policy is built around it."""
-    return about(model, [("in evaluation mode the model returns the same twice, in finite numbers (T9)", steady)])
-
-
 def steady(model: PreTrainedModel) -> list[Check]:
-    """Two forward passes agree: no dropout, nothing else random."""
+    """Two forward passes of a ``transformers`` model, before a policy is built around it, agree: nothing is random."""
     embeddings: Any = model.get_input_embeddings()
     tokens = torch.arange(4)[None] % embeddings.num_embeddings
     model.eval()
@@ -83,10 +138,12 @@ def alone(model: Model) -> list[Check]:
 def shift(model: Model) -> Check:
     """``log softmax(logits[t - 1])[token t]`` of plain forward passes, one prefix at a time."""
     logprobs, worst = model.evaluate(model.prompts, model.completions)[0], 0.0
-    for row in range(ROWS):
-        logits, actions = model.prefix_by_prefix(row)
-        by_hand = logits.double().log_softmax(-1).gather(1, actions[:, None])[:, 0]
-        worst = larger(worst, (logprobs[row, : len(actions)] - by_hand).abs().max())
+    for row, prompt in enumerate(model.prompts):
+        tokens = prompt[prompt != PAD].tolist()
+        for t, action in enumerate(model.completions[row][model.mask[row]].tolist()):
+            by_hand = model.next_logits(tokens).double().log_softmax(-1)[action]
+            worst = larger(worst, (logprobs[row, t] - by_hand).abs())
+            tokens.append(action)
     return at_most("", worst, TOLERANCE)
 
 
@@ -139,8 +196,7 @@ def behavior(model: Model) -> list[Check]:
         mask = written.completions != PAD
         with torch.no_grad():
             evaluation = policy.evaluate(model.prompts, written.completions).logprobs
-            inputs = [prompt[prompt != PAD][None] for prompt in model.prompts]
-            plain = [model.model(input_ids=tokens, use_cache=False).logits[0, -1].float().numpy() for tokens in inputs]
+        plain = [model.next_logits(prompt[prompt != PAD].tolist()).numpy() for prompt in model.prompts]
         firsts = written.completions[:, 0].tolist()
         expected = np.array([_shaped(x, sampling)[a] for x, a in zip(plain, firsts, strict=True)])
         by_hand = np.abs(expected - written.logprobs[:, 0].numpy()).max()
@@ -228,8 +284,8 @@ def _shaped(logits: np.ndarray, sampling: TokenSampling) -> np.ndarray:
     ranked /= ranked.sum()
     kept = int((np.cumsum(ranked) - ranked < sampling.top_p).sum())
     ranked[kept:] = 0.0
+    found = np.empty_like(ranked)
     with np.errstate(divide="ignore"):
-        found = np.empty_like(ranked)
         found[order] = np.log(ranked / ranked.sum())
     return found
 

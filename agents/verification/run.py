@@ -131,10 +131,11 @@ def tokenizer_fits(claim: str, path: str, loaded: PreTrainedModel) -> Check:
 
 def checks_of_model(loaded: PreTrainedModel, seed: int = 0) -> Sequence[Checking]:
     """All checks of a ``transformers`` model that is in memory."""
-    from agents.verification.model import model_checks, plain_checks
-    from agents.verification.model_subject import Model
+    from agents.verification.model import Model, model_checks, steady
     from agents.verification.text import text_checks
 
+    claim = "in evaluation mode the model returns the same twice, in finite numbers (T9)"
+    plain: Checking = (claim, partial(steady, loaded))
     try:
         model = Model(loaded, seed=seed)
     except Exception as error:  # reported by the check below
@@ -143,8 +144,8 @@ def checks_of_model(loaded: PreTrainedModel, seed: int = 0) -> Sequence[Checking
         def refused() -> Check:
             raise refusal
 
-        return [*plain_checks(loaded), ("the model can be a policy", refused)]
-    return [*plain_checks(loaded), *model_checks(model), *text_checks(model)]
+        return [plain, ("the model can be a policy", refused)]
+    return [plain, *model_checks(model), *text_checks(model)]
 
 
 def _show(check: Check) -> None:

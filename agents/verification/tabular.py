@@ -27,20 +27,29 @@ class TabularPolicy(nn.Module):
         logits: ``[K, A]`` to start from; zeros if None.
 
     Raises:
-        ValueError: if a state occurs twice, or the shapes do not belong together.
+        ValueError: if a state occurs twice, the shapes do not belong together, or the rows are too long to be numbered.
     """
 
     keeps_rows = False
-    states: Tensor
+    weights: Tensor
+    keys: Tensor
+    order: Tensor
 
     def __init__(self, states: np.ndarray, num_actions: int, logits: np.ndarray | None = None) -> None:
         super().__init__()
         rows = torch.as_tensor(np.asarray(states)).long()
         if rows.dim() != 2 or (logits is not None and np.shape(logits) != (len(rows), num_actions)):
             raise ValueError(f"expected states [K, L] and logits [K, {num_actions}], received {tuple(rows.shape)}")
-        if len(rows.unique(dim=0)) < len(rows):
+        lowest, base = int(rows.min()), int(rows.max()) - int(rows.min()) + 1
+        if base ** rows.shape[1] >= 2**62:
+            raise ValueError(f"rows of {rows.shape[1]} numbers out of {base} cannot be told apart by 62 bits")
+        self.lowest, self.base = lowest, base
+        self.register_buffer("weights", base ** torch.arange(rows.shape[1]))
+        keys, order = ((rows - lowest) @ self.weights).sort()
+        if bool((keys[1:] == keys[:-1]).any()):
             raise ValueError("a state is listed twice")
-        self.register_buffer("states", rows)
+        self.register_buffer("keys", keys)
+        self.register_buffer("order", order)
         self.logits = nn.Parameter(torch.zeros(len(rows) + 1, num_actions))
         self.value_table = nn.Parameter(torch.zeros(len(rows) + 1))
         if logits is not None:
@@ -49,10 +58,11 @@ class TabularPolicy(nn.Module):
 
     def index(self, observations: Tensor) -> Tensor:
         """The table's row ``[...]`` of each observation ``[..., L]``."""
-        found = observations.new_full(observations.shape[:-1], len(self.states), dtype=torch.int64)
-        *place, row = (observations.long()[..., None, :] == self.states).all(-1).nonzero(as_tuple=True)
-        found[tuple(place)] = row
-        return found
+        offsets = observations.long() - self.lowest
+        inside = ((offsets >= 0) & (offsets < self.base)).all(-1)
+        keys = offsets @ self.weights
+        place = torch.searchsorted(self.keys, keys).clamp(max=len(self.keys) - 1)
+        return torch.where(inside & (self.keys[place] == keys), self.order[place], len(self.keys))
 
     @torch.no_grad()
     def act(

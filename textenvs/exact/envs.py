@@ -3,15 +3,8 @@
 They are `TokenVectorEnv`s in `PreferenceReward` and `KLShaping`, as for a language model; reference and score are
 tables small enough for `enumeration`. The environment has its task with the optimum:
 
-    envs = gym.make_vec("textenvs/ExactSentiment-v0", num_envs=256)
-    task = envs.unwrapped.task
+    task = gym.make_vec("textenvs/ExactSentiment-v0", num_envs=256).unwrapped.task  # or ExactSpelling, ExactRandom
     task.gap(table)  # of a policy's log-probs [M, S, V] after every prefix: 1 for the reference, 0 at the optimum
-
-| id                         | task                                                                                |
-|----------------------------|-------------------------------------------------------------------------------------|
-| textenvs/ExactSpelling-v0  | one word a prompt, against a reference of random letters                            |
-| textenvs/ExactSentiment-v0 | praise, in a language of five words with a bigram grammar; "not" negates the next   |
-| textenvs/ExactRandom-v0    | random scores and reference for every completion, without generalization            |
 """
 
 from __future__ import annotations
@@ -148,6 +141,8 @@ class ExactVectorEnv(TokenVectorEnv):
 def spelling(beta: float = 0.2, reference: TableOrReference | None = None) -> ExactTask:
     """Spell the prompt's word: the share of its letters (and its end) in place, plus 1 / length for the whole word.
 
+    The reference writes random letters.
+
     Args:
         beta: KL coefficient, reward units per nat.
         reference: in place of the task's own.
@@ -182,6 +177,8 @@ SENTIMENT_BIGRAMS = np.array(
 def sentiment(beta: float = 0.5, reference: TableOrReference | None = None) -> ExactTask:
     """Praise in four words: +1 for "good", -1 for "bad"; a "very" before it multiplies by 1.5, a "not" by -1.
 
+    The reference is a bigram grammar of five words.
+
     Args:
         beta: KL coefficient, reward units per nat.
         reference: in place of the task's own.
@@ -206,7 +203,7 @@ def sentiment(beta: float = 0.5, reference: TableOrReference | None = None) -> E
 
 
 def random(beta: float = 0.5, seed: int = 0, reference: TableOrReference | None = None) -> ExactTask:
-    """Random scores of standard deviation 1 and a reference of random logits.
+    """Random scores of standard deviation 1 and a reference of random logits: nothing generalizes.
 
     Args:
         beta: KL coefficient, reward units per nat.

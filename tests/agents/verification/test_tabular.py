@@ -64,7 +64,7 @@ def test_actions_follow_the_table_and_the_greedy_one_is_its_largest():
 
 @pytest.mark.parametrize(
     "states, message",
-    [(STATES[[0, 0]], "twice"), (STATES[0], "expected states")],
+    [(STATES[[0, 0]], "twice"), (STATES[0], "expected states"), (np.arange(128).reshape(2, 64), "62 bits")],
 )
 def test_states_that_cannot_be_told_apart_are_refused(states, message):
     with pytest.raises(ValueError, match=message):
