@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple, SupportsFloat
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
-from torch import Tensor
+from torch import Tensor, nn
 
 WIDTHS = (60, 22, 40, 7)
 """Characters of the printed columns."""
@@ -19,7 +21,7 @@ class Check(NamedTuple):
     """One claim with its expected and measured value."""
 
     claim: str
-    """A sentence that is true if the check passes."""
+    """A sentence that is true if the check passes; "" for the claim that it runs under."""
     expected: str
     """The value that the claim predicts."""
     measured: str
@@ -35,6 +37,8 @@ class Check(NamedTuple):
 
 Checking = tuple[str, Callable[[], "Check | Sequence[Check]"]]
 """The claim that fails if the function raises, and the function."""
+Part = tuple[str, Callable[..., "Check | Sequence[Check]"]]
+"""The same of a function that takes what is checked."""
 
 
 def number(value: float) -> str:
@@ -83,7 +87,8 @@ def run(checkings: Iterable[Checking], show: Callable[[Check], None] = lambda ch
     for claim, function in checkings:
         try:
             found = function()
-            results = [found] if isinstance(found, Check) else list(found)
+            results = [found] if isinstance(found, Check) else found
+            results = [check._replace(claim=check.claim or claim) for check in results]
         except Exception as error:  # any error of a user's environment or model is a failed check
             message = " ".join(str(error).split()) or "no message"
             results = [Check(claim, "no error", f"{type(error).__name__}: {message[:300]}", False)]
@@ -91,6 +96,11 @@ def run(checkings: Iterable[Checking], show: Callable[[Check], None] = lambda ch
             show(check)
         made += results
     return made
+
+
+def about(subject: object, parts: Iterable[Part]) -> list[Checking]:
+    """The checks of ``parts`` on ``subject``."""
+    return [(claim, partial(check, subject)) for claim, check in parts]
 
 
 def larger(one: float, other: SupportsFloat) -> float:
@@ -103,6 +113,11 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
+def flat_grad(module: nn.Module) -> Tensor:
+    """The gradients of all parameters that have one, in one vector."""
+    return torch.cat([p.grad.flatten().clone() for p in module.parameters() if p.grad is not None])
+
+
 def printed(cells: Sequence[str]) -> str:
     """One table row for a terminal, with wrapped cells."""
     wrapped = [textwrap.wrap(cell, width) or [""] for cell, width in zip(cells, WIDTHS, strict=True)]
@@ -111,6 +126,11 @@ def printed(cells: Sequence[str]) -> str:
         parts = [cell[i] if i < len(cell) else "" for cell in wrapped]
         lines.append("  ".join(f"{part:<{width}}" for part, width in zip(parts, WIDTHS, strict=True)).rstrip())
     return "\n".join(lines)
+
+
+def headings() -> str:
+    """The first two lines of the table for a terminal."""
+    return printed(HEADINGS) + "\n" + "  ".join("-" * width for width in WIDTHS)
 
 
 def markdown(title: str, checks: Sequence[Check]) -> str:

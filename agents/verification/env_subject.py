@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import importlib
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +69,8 @@ class Replay:
     bootstrap: float = 0.0
     """Of V after a truncation, from V of the single environment's last observation."""
     truncations: int = 0
-    episodes: list[list[tuple[float, int]]] = field(default_factory=list)
-    """Return and length of every episode, by environment."""
+    episodes: list[tuple[float, int]] = field(default_factory=list)
+    """Return and length of every episode, one environment after the other."""
 
 
 class Subject:
@@ -120,14 +120,10 @@ class Subject:
         options: dict[str, Any] = {"max_episode_steps": self.limit} if limited and self.limit else {}
         return gym.make(self.env_id, disable_env_checker=True, **options)
 
-    def reset_single(self, row: int) -> object:
-        """The first observation of a single environment, seeded as row ``row`` of a vector environment."""
-        return self.single().reset(seed=self.seed + row)[0]
-
     def recorded(self, mode: AutoresetMode = AutoresetMode.SAME_STEP) -> tuple[SyncVectorEnv, list[Recorder]]:
         """A ``SyncVectorEnv`` of single environments, and their recorders."""
         recorders = [Recorder(self.single()) for _ in range(NUM_ENVS)]
-        return SyncVectorEnv([partial(_same, one) for one in recorders], autoreset_mode=mode), recorders
+        return SyncVectorEnv([lambda one=one: one for one in recorders], autoreset_mode=mode), recorders  # type: ignore[misc]
 
     def vector(self, mode: AutoresetMode = AutoresetMode.SAME_STEP) -> VectorEnv:
         """The vector environment that training uses, with the time limit of ``single``.
@@ -138,25 +134,16 @@ class Subject:
         if self.is_scalar:
             options = {} if self.limit is None else {"max_episode_steps": self.limit}
             return environments.make_vector(self.env_id, NUM_ENVS, mode, **options)
-        if mode is AutoresetMode.SAME_STEP:
-            try:
+        asked: dict[str, Any] = {} if mode is AutoresetMode.SAME_STEP else {"autoreset_mode": mode}
+        if not asked:
+            with suppress(Exception):  # an id that has a vector form only, in a mode of its own
                 return environments.make_vector(self.env_id, NUM_ENVS)
-            except Exception:  # an id that has a vector form only, in a mode of its own
-                return gym.make_vec(self.env_id, num_envs=NUM_ENVS, vectorization_mode="vector_entry_point")
-        return gym.make_vec(
-            self.env_id, num_envs=NUM_ENVS, vectorization_mode="vector_entry_point", autoreset_mode=mode
-        )
+        return gym.make_vec(self.env_id, num_envs=NUM_ENVS, vectorization_mode="vector_entry_point", **asked)
 
     def agent(self, envs: VectorEnv, **settings: Any) -> PPO:
         """PPO in ``envs`` with the policy under test."""
-        options: dict[str, Any] = {
-            "num_envs": NUM_ENVS,
-            "num_steps": NUM_STEPS,
-            "minibatch_size": 48,
-            "epochs": 3,
-            "hidden": (16,),
-            "seed": self.seed,
-        }
+        options: dict[str, Any] = {"num_envs": NUM_ENVS, "num_steps": NUM_STEPS, "minibatch_size": 48, "epochs": 3}
+        options |= {"hidden": (16,), "seed": self.seed}
         policy = None if self.loaded is None else copy.deepcopy(self.loaded.policy)
         return PPO(envs, PPOConfig(**(options | settings)), policy)
 
@@ -165,15 +152,13 @@ class Subject:
         encode, decode = ObservationEncoder(self.spaces[0]), ActionDecoder(self.spaces[1])
         found = Replay()
         for row in range(rollout.num_rows):
-            env, episodes = self.single(), []
+            env = Recorder(self.single())
             seen, _ = env.reset(seed=self.seed + row)
-            total, length = 0.0, 0
             for t in rollout.mask[row].nonzero().flatten().tolist():
                 now = encode.single(seen)[0]
                 gap = (np.abs(now - rollout.observations[row, t].numpy()) / (1 + np.abs(now))).max()
                 action = decode(rollout.actions[row, t : t + 1].numpy())[0]
                 seen, reward, terminated, truncated, _ = env.step(action)
-                total, length = total + float(reward), length + 1
                 found.observations = larger(found.observations, gap)
                 gap = abs(float(rollout.rewards[row, t]) - float(np.float32(reward))) / (1 + abs(float(reward)))
                 found.rewards = larger(found.rewards, gap)
@@ -188,10 +173,8 @@ class Subject:
                     gap = abs(float((value - rollout.next_values[row, t]) / (1 + value.abs())))
                     found.bootstrap = larger(found.bootstrap, gap)
                 if over:
-                    episodes.append((total, length))
                     seen, _ = env.reset()
-                    total, length = 0.0, 0
-            found.episodes.append(episodes)
+            found.episodes += env.episodes
         return found
 
 
@@ -203,10 +186,8 @@ class ByObservation(torch.nn.Module):
     def __init__(self, policy: ActorCritic) -> None:
         super().__init__()
         self.policy = copy.deepcopy(policy)
-        actor = getattr(self.policy, "actor", None)
-        if actor is not None:
-            with torch.no_grad():
-                actor[-1].weight.mul_(100.0)  # an untrained network is almost uniform
+        if hasattr(self.policy, "actor"):
+            self.policy.actor[-1].weight.data.mul_(100.0)  # an untrained network is almost uniform
 
     @torch.no_grad()
     def act(
@@ -227,14 +208,8 @@ def collected_steps(collector: StepCollector, policy: ActorCritic, rollouts: int
     rows: list[list[list[float]]] = [[] for _ in range(collector.envs.num_envs)]
     for _ in range(rollouts):
         r, _ = collector.collect(policy)
-        after = r.next_values.masked_fill(r.terminated, 0.0)
+        numbers = (r.rewards, r.terminated, r.values, r.next_values.masked_fill(r.terminated, 0.0), r.actions)
+        data = torch.cat([r.observations.double(), *(x.double().reshape(*r.mask.shape, -1) for x in numbers)], -1)
         for row, steps in enumerate(rows):
-            for t in r.mask[row].nonzero().flatten().tolist():
-                numbers = [r.rewards[row, t], r.terminated[row, t], r.values[row, t], after[row, t]]
-                actions = r.actions[row, t].flatten().tolist()
-                steps.append([*r.observations[row, t].tolist(), *actions, *(float(x) for x in numbers)])
+            steps += data[row][r.mask[row]].tolist()
     return rows
-
-
-def _same(env: gym.Env) -> gym.Env:
-    return env

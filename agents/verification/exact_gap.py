@@ -7,23 +7,199 @@
 The gap is (optimum - attained) / (optimum - start) of the objective ``E[score] - beta KL(pi || pi_ref)``, all three by
 enumeration: no sampling enters the measurement. The start is the reference, as in the tuning of a language model: the
 table starts as the task's own, the GPT-2 as itself before training. 0 % is optimal, 100 % has learned nothing.
+
+Two policies: a table that can represent any policy, so that a remaining gap is due to the algorithm; and a tiny GPT-2,
+whose KL coefficient is annealed: at a constant one, training collapses to one of the best policy's modes. The KL is a
+penalty in the reward, as in the objective (a KL in the loss, as in GRPO's paper, is biased: ``scripts.kl_bias``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import gymnasium as gym
+import numpy as np
 import torch
 
+import textenvs  # noqa: F401 (registers the ids)
+from agents.agent import Agent
+from agents.algorithms.ppo import PPO
+from agents.config import PPOConfig
+from agents.functional.schedules import Linear
 from agents.runs.cli import enter
 from agents.runs.run_dir import RunDir
-from agents.text.config import Algorithm
-from agents.verification.exact_training import ALGORITHMS, TRAINERS
+from agents.text.agent import TextAgent
+from agents.text.collector import TextCollector
+from agents.text.config import Algorithm, TextAgentConfig
+from agents.text.kl_controllers import AnnealedKL
+from agents.verification.tabular import TabularPolicy, TabularTextPolicy, write
+from textenvs.exact import enumeration as exact
+from textenvs.exact.envs import EOS_TOKEN, ExactTask
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ENVS = ("textenvs/ExactSpelling-v0", "textenvs/ExactSentiment-v0", "textenvs/ExactRandom-v0")
+ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
+NUM_ENVS = 512
+"""Episodes side by side, of the table's PPO; texts a batch of all others."""
+PPO_TABLE = PPOConfig(
+    num_steps=16,
+    epochs=4,
+    minibatch_size=2048,
+    learning_rate=Linear(0.05, 0.0),
+    gamma=1.0,
+    lam=1.0,
+    value_coef=1.0,
+    max_grad_norm=10.0,
+)
+TABLE: dict[Algorithm, dict[str, Any]] = {
+    "grpo": {"learning_rate": 0.05, "minibatch_size": NUM_ENVS, "epochs": 1, "group_size": 8},
+    "rloo": {"learning_rate": 0.05, "group_size": 8},
+    "reinforce": {"learning_rate": 0.05},
+}
+"""Over the papers' choices, for a table; its PPO steps through the environment instead, with ``PPO_TABLE``."""
+GPT2: dict[Algorithm, dict[str, Any]] = {
+    "ppo": {"learning_rate": 1e-3, "minibatch_size": 128, "epochs": 4, "lam": 1.0, "value_coef": 0.2},
+    "grpo": {"learning_rate": 5e-4, "minibatch_size": 128, "epochs": 2, "group_size": 8},
+    "rloo": {"learning_rate": 1e-3, "group_size": 8},
+    "reinforce": {"learning_rate": 1e-3},
+}
+"""Over the papers' choices, for the tiny GPT-2."""
+ANNEALED, SHARE = 3.0, 0.5
+"""The GPT-2's initial KL coefficient over the task's own, and the share of episodes in which it falls to that."""
+UPDATES: dict[str, dict[Algorithm, int]] = {
+    "tabular": {"ppo": 80, "grpo": 400, "rloo": 400, "reinforce": 400},
+    "gpt2": {"ppo": 240, "grpo": 600, "rloo": 600, "reinforce": 600},
+}
+"""Rollouts that each training learns from."""
+
+
+@dataclass(frozen=True)
+class GapResult:
+    """One training and its distance from the optimum."""
+
+    gap: float
+    """share of (optimum - start) that is still to go"""
+    start: float
+    """objective of the reference, reward units"""
+    attained: float
+    """objective of the trained policy, reward units"""
+    optimum: float
+    """beta log Z, reward units"""
+    kl: float
+    """of the trained policy, nats per sequence"""
+    optimal_kl: float
+    """of the best policy, nats per sequence"""
+    train_s: float
+    """seconds of training"""
+
+
+def train_tabular(
+    env_id: str, algorithm: Algorithm = "ppo", *, seed: int = 0, updates: int | None = None, num_envs: int = NUM_ENVS
+) -> GapResult:
+    """A table that starts as the reference: PPO step by step like any control task, the others by whole texts.
+
+    Args:
+        env_id: of an environment with a known optimum.
+        algorithm: what trains.
+        seed: of actions, prompts and minibatches.
+        updates: rollouts to learn from; None: ``UPDATES``.
+        num_envs: episodes side by side, a multiple of the group size.
+    """
+    number = UPDATES["tabular"][algorithm] if updates is None else updates
+    if algorithm == "ppo":
+        return _train_table_by_steps(env_id, seed, number, num_envs)
+    config = settings(algorithm, TABLE[algorithm], num_envs, seed)
+    envs = gym.make_vec(env_id, num_envs=num_envs, group_size=config.group_size)
+    task: ExactTask = envs.unwrapped.task  # type: ignore[attr-defined]
+    logits = task.ref_logprobs.reshape(-1, len(task.words))
+    policy = TabularTextPolicy(task.states, logits, prompt_length=task.prompts.shape[1], eos_token_id=EOS_TOKEN)
+    collector = TextCollector(envs, seed=seed, generate=write)
+    table: Any = policy  # acts through `write` alone
+    agent = TextAgent(config, policy=table, collector=collector)
+    return _learn(agent, task, lambda: _normalized(policy.table.logits, task), number * num_envs)
+
+
+def _train_table_by_steps(env_id: str, seed: int, updates: int, num_envs: int) -> GapResult:
+    policy: Any = None
+    envs = gym.make_vec(env_id, num_envs=num_envs, acting=lambda *asked: policy.acting(*asked))
+    task: ExactTask = envs.unwrapped.task  # type: ignore[attr-defined]
+    num_actions = len(task.words)
+    policy = TabularPolicy(task.states, num_actions, task.ref_logprobs.reshape(-1, num_actions))
+    agent = PPO(envs, replace(PPO_TABLE, seed=seed), policy=policy)
+    return _learn(agent, task, lambda: _normalized(policy.logits, task), updates * num_envs * PPO_TABLE.num_steps)
+
+
+def train_gpt2(
+    env_id: str, algorithm: Algorithm = "ppo", *, seed: int = 0, updates: int | None = None, num_envs: int = NUM_ENVS
+) -> GapResult:
+    """A tiny GPT-2, whose own starting distribution is the reference, by texts; arguments as `train_tabular`'s."""
+    from agents.lm.causal_lm import CausalLMPolicy
+    from textenvs.wrappers.reference import CausalLMReference
+
+    config = settings(algorithm, GPT2[algorithm], num_envs, seed)
+    vocab_size = len(gym.make_vec(env_id, num_envs=1).unwrapped.task.words)  # type: ignore[attr-defined]
+    model = tiny_gpt2(vocab_size, seed=seed)
+    envs = gym.make_vec(env_id, num_envs=num_envs, group_size=config.group_size, reference=CausalLMReference(model))
+    task: ExactTask = envs.unwrapped.task  # type: ignore[attr-defined]
+    policy = CausalLMPolicy(model, eos_token_id=EOS_TOKEN, critic="shared" if config.uses_critic else "none")
+    number = UPDATES["gpt2"][algorithm] if updates is None else updates
+    price = AnnealedKL(start=ANNEALED * task.beta, end=task.beta, horizon=SHARE * number * num_envs)
+    collector = TextCollector(envs, seed=seed, kl_controller=price)
+    agent = TextAgent(config, policy=policy, collector=collector)
+
+    @torch.no_grad()
+    def scorer(prompts: np.ndarray, completions: np.ndarray) -> np.ndarray:
+        return policy.evaluate(torch.from_numpy(prompts), torch.from_numpy(completions)).logprobs.numpy()
+
+    return _learn(agent, task, lambda: exact.tabulate(task.tree, task.prompts, scorer), number * num_envs)
+
+
+TRAINERS: dict[str, Callable[..., GapResult]] = {"tabular": train_tabular, "gpt2": train_gpt2}
+
+
+def settings(algorithm: Algorithm, chosen: dict[str, Any], num_envs: int, seed: int) -> TextAgentConfig:
+    """The algorithm as its paper has it, but for the KL in the reward and what is ``chosen`` here."""
+    asked = {"minibatch_size": num_envs, "max_grad_norm": 1.0, "kl_in": "reward", "seed": seed} | chosen
+    return TextAgentConfig.for_algorithm(algorithm, **(asked | {"learning_rate": Linear(chosen["learning_rate"], 0.0)}))
+
+
+def tiny_gpt2(vocab_size: int, *, seed: int) -> PreTrainedModel:
+    """A GPT-2 of 2 layers by 64 whose random weights give a non-uniform distribution."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes: dict[str, Any] = {"vocab_size": vocab_size, "n_positions": 8, "n_embd": 64, "n_layer": 2, "n_head": 2}
+    config = GPT2Config(**sizes, initializer_range=0.1, bos_token_id=EOS_TOKEN, eos_token_id=EOS_TOKEN)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return GPT2LMHeadModel(config).eval()
+
+
+def _normalized(logits: torch.Tensor, task: ExactTask) -> np.ndarray:
+    """Log-probs ``[M, S, V]`` of a table whose last row is of no prefix."""
+    return torch.log_softmax(logits[:-1].detach().double(), -1).numpy().reshape(task.ref_logprobs.shape)
+
+
+def _learn(agent: Agent, task: ExactTask, table: Callable[[], np.ndarray], total_steps: int) -> GapResult:
+    began = time.perf_counter()
+    agent.learn(total_steps)
+    train_s = time.perf_counter() - began
+    trained = table()
+    attained = task.outcome(trained)
+    return GapResult(
+        gap=task.gap(trained),
+        start=task.start.mean_objective,
+        attained=attained.mean_objective,
+        optimum=task.best.mean_objective,
+        kl=float(attained.kl.mean()),
+        optimal_kl=float(task.best.kl.mean()),
+        train_s=train_s,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +215,7 @@ class ExactGapConfig:
     seed: int = 0
     """of actions, prompts and minibatches; and of the GPT-2's weights"""
     updates: int | None = None
-    """rollouts to learn from, each of 512 episodes side by side; None: as ``exact_training.UPDATES`` has it"""
+    """rollouts to learn from, each of 512 episodes side by side; None: as ``UPDATES`` has it"""
     run_dir: Path | None = None
     """folder for config.json and summary.json; None writes nothing"""
     overwrite: bool = False

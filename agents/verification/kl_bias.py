@@ -78,39 +78,25 @@ def kl_biases(task: ExactTask, share: float = 0.5) -> dict[str, Bias]:
     full = kl.full_kl(logprobs, ref)
     true_value = float((visits * full.detach()).sum(1).mean())
     token_truth = _gradient((visits * full).sum(1).mean(), logits)
-    nothing = np.zeros_like(task.scores)
     # J = -KL for beta 1 and no scores
-    sequence_truth = -torch.from_numpy(
-        exact.objective_gradient(task.tree, table, task.ref_logprobs, nothing, 1.0) / len(task.prompts)
-    )
+    gradient = exact.objective_gradient(task.tree, table, task.ref_logprobs, np.zeros_like(task.scores), 1.0)
+    sequence_truth = -torch.from_numpy(gradient / len(task.prompts))
 
     def bias(value: float, std: float, gradient: Tensor) -> Bias:
         errors = (float((gradient - truth).norm() / truth.norm()) for truth in (token_truth, sequence_truth))
         return Bias(value, (value - true_value) / true_value, std, *errors)
 
-    found = {}
-    for name, estimator in ESTIMATORS.items():
-        mean, std, surrogate = _of_sequences(task, table, estimator(logprobs, ref))
+    found, estimates = {}, {name: estimator(logprobs, ref) for name, estimator in ESTIMATORS.items()}
+    for name, per_token in (estimates | {"full": full[..., None].expand_as(logprobs)}).items():
+        mean, std, surrogate = _of_sequences(task, table, per_token)
         found[name] = bias(mean, std, _gradient(surrogate, logits))
-    mean, std, surrogate = _of_sequences(task, table, full[..., None].expand_as(logprobs))
-    found["full"] = bias(mean, std, _gradient(surrogate, logits))
-    rewards = -(logprobs - ref).detach()
-    found["k1 in the reward"] = bias(
-        found["k1"].value, found["k1"].std, -_gradient(_policy_gradient_loss(task, table, logprobs, rewards), logits)
-    )
-    return found
+    priced = -_gradient(_policy_gradient_loss(task, table, logprobs, -(logprobs - ref).detach()), logits)
+    return found | {"k1 in the reward": bias(found["k1"].value, found["k1"].std, priced)}
 
 
 def _of_sequences(task: ExactTask, table: exact.Array, per_token: Tensor) -> tuple[float, float, Tensor]:
-    """Mean and standard deviation of the summed estimates, and their mean with gradient but constant probabilities.
-
-    Args:
-        task: the problem.
-        table: ``[M, S, V]`` log-probs of the policy that samples; constants.
-        per_token: ``[M, S, V]`` the estimate if that token is sampled after that prefix.
-    """
-    tree = task.tree
-    probabilities = torch.from_numpy(np.exp(exact.sequence_logprobs(tree, table)))
+    """Mean and deviation of estimates ``[M, S, V]``, summed over completions; and the mean, differentiable by them."""
+    probabilities = torch.from_numpy(np.exp(exact.sequence_logprobs(task.tree, table)))
     of_rows = _along_rows(task, per_token).sum(2)
     mean = (probabilities * of_rows).sum(1)
     variance = (probabilities * (of_rows - mean[:, None]) ** 2).sum(1).detach()
@@ -140,10 +126,8 @@ def main(config: KLBiasConfig) -> dict[str, Any]:
     biases = kl_biases(TASKS[config.task](), config.share)
     print(f"{'estimator':18}{'nats':>8}{'error':>9}{'std':>8}{'gradient error: per token':>28}{'sequence':>10}")
     for name, bias in biases.items():
-        print(
-            f"{name:18}{bias.value:8.4f}{bias.value_error:9.2%}{bias.std:8.3f}{bias.token_gradient_error:28.2%}"
-            f"{bias.sequence_gradient_error:10.2%}"
-        )
+        errors = f"{bias.token_gradient_error:28.2%}{bias.sequence_gradient_error:10.2%}"
+        print(f"{name:18}{bias.value:8.4f}{bias.value_error:9.2%}{bias.std:8.3f}{errors}")
     return {f"{name}_{key}": value for name, bias in biases.items() for key, value in vars(bias).items()}
 
 

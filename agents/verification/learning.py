@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,13 @@ from gymnasium.vector import AutoresetMode
 
 from agents.algorithms.ppo import PPO
 from agents.control.spaces import ObservationEncoder
-from agents.verification.checks import Check, at_most, near, not_applicable
+from agents.verification.checks import Check, Checking, Part, about, at_most, near, not_applicable
 from agents.verification.env_subject import NUM_ENVS, NUM_STEPS, Subject
 
 
-def learning_checks(subject: Subject) -> list[tuple[str, Callable[[Subject], Check | Sequence[Check]]]]:
+def learning_checks(subject: Subject) -> list[Checking]:
     """All checks that apply."""
-    parts: list[tuple[str, Callable[[Subject], Check | Sequence[Check]]]] = [
+    parts: list[Part] = [
         ("learning rate 0: every minibatch of every epoch has ratio 1 (P2)", ratio_one),
         ("every transition is used exactly once an epoch (P7)", used_once),
         ("forbidden actions have probability 0 and are never taken (P11)", masks),
@@ -35,29 +34,22 @@ def learning_checks(subject: Subject) -> list[tuple[str, Callable[[Subject], Che
             ("the environment receives the clipped action, the log-prob is of the unclipped one (P9)", clipped),
             ("running statistics equal those of all observations (N1)", statistics),
         ]
-    return parts
+    return about(subject, parts)
 
 
 def ratio_one(subject: Subject) -> list[Check]:
     """The whole update with learning rate 0."""
     agent = subject.agent(subject.vector(), learning_rate=0.0, clip=1e-3)
-    collect, kept = agent.collector.collect, []  # type: ignore[union-attr]
-
-    def collecting(policy: Any) -> Any:
-        kept.append(collect(policy))
-        return kept[-1]
-
-    agent.collector.collect = collecting  # type: ignore[union-attr, method-assign]
-    agent.iterate()
-    rollout = kept[0][0]
+    rollout, _ = agent.collector.collect(agent.learner)  # type: ignore[union-attr]
+    metrics = agent.update(agent.compute_advantages(rollout))
     with torch.no_grad():
         now = agent.policy.evaluate(rollout.observations, rollout.actions, rollout.mask)
         ratio = (now.logprobs - rollout.logprobs)[rollout.mask].exp()
     claim = "learning rate 0: every minibatch of every epoch has ratio 1 (P2)"
     return [
         at_most(f"{claim}: largest |ratio - 1|", float((ratio - 1).abs().max()), 1e-4),
-        at_most("approximate KL at learning rate 0, nats", agent.metrics["train/approx_kl"], 1e-8),
-        at_most("clip fraction at learning rate 0 and clip 0.001", agent.metrics["train/clip_fraction"], 0.0),
+        at_most("approximate KL at learning rate 0, nats", metrics["train/approx_kl"], 1e-8),
+        at_most("clip fraction at learning rate 0 and clip 0.001", metrics["train/clip_fraction"], 0.0),
     ]
 
 
@@ -65,9 +57,8 @@ def used_once(subject: Subject) -> Check:
     """Count how often one update evaluates each transition."""
     agent = subject.agent(subject.vector())
     seen: Counter[bytes] = Counter()
-    learner, compute = agent.learner, agent.compute_advantages
-    method = "ppo_gradient" if hasattr(learner, "ppo_gradient") else "evaluate"
-    original, batches = getattr(learner, method), []
+    method = "ppo_gradient" if hasattr(agent.learner, "ppo_gradient") else "evaluate"
+    original = getattr(agent.learner, method)
 
     def note(observations: torch.Tensor, actions: torch.Tensor) -> None:
         flat = torch.cat([observations.reshape(len(actions), -1), actions.reshape(len(actions), -1)], 1)
@@ -77,20 +68,14 @@ def used_once(subject: Subject) -> Check:
         note(*((first.observations, first.actions) if method == "ppo_gradient" else (first, rest[0])))
         return original(first, *rest)
 
-    def computing(rollout: Any) -> Any:
-        batches.append(compute(rollout))
-        setattr(learner, method, spying)
-        return batches[-1]
-
-    agent.compute_advantages = computing  # type: ignore[method-assign]
-    agent.iterate()
+    batch = agent.compute_advantages(agent.collector.collect(agent.learner)[0])  # type: ignore[union-attr]
+    setattr(agent.learner, method, spying)
+    agent.update(batch)
     used, seen = seen, Counter()
-    batch = batches[0].single_steps()
+    batch = batch.single_steps()
     note(batch.observations, batch.actions)
     wrong = sum(abs(used[row] - 3 * number) for row, number in (seen | used).items() for number in [seen[row]])
-    return at_most(
-        "every transition is used exactly once an epoch (P7)", wrong, 0, f" uses off, of {3 * batch.num_rows}"
-    )
+    return at_most("", wrong, 0, f" uses off, of {3 * batch.num_rows}")
 
 
 def counted(subject: Subject) -> list[Check]:
@@ -132,11 +117,10 @@ def clipped(subject: Subject) -> list[Check]:
 
 def masks(subject: Subject) -> Check:
     """Only for observations with an action mask."""
-    claim = "forbidden actions have probability 0 and are never taken (P11)"
     agent = subject.agent(subject.vector())
     size = agent.collector.encode.mask_size  # type: ignore[union-attr]
     if size == 0:
-        return not_applicable(claim, "observations have no action_mask")
+        return not_applicable("", "observations have no action_mask")
     rollout, _ = agent.collector.collect(agent.learner)  # type: ignore[union-attr]
     seen, actions = rollout.observations[rollout.mask], rollout.actions[rollout.mask]
     forbidden = seen[:, -size:] <= 0
@@ -148,7 +132,7 @@ def masks(subject: Subject) -> Check:
     taken = forbidden.gather(1, actions.reshape(len(actions), -1) + starts).sum()
     mass = parts[forbidden].max() if forbidden.any() else torch.zeros(())
     passed = bool(mass == 0 and taken == 0 and torch.isfinite(entropy).all())
-    return Check(claim, "0; 0 taken", f"{float(mass):.3g}; {int(taken)} taken, of {int(forbidden.sum())}", passed)
+    return Check("", "0; 0 taken", f"{float(mass):.3g}; {int(taken)} taken, of {int(forbidden.sum())}", passed)
 
 
 def statistics(subject: Subject) -> Check:
@@ -163,22 +147,19 @@ def statistics(subject: Subject) -> Check:
     stream = stream[:, : len(moments.mean)]
     scale = np.maximum(np.abs(stream).max(0), 1e-12)
     gaps = [np.abs(moments.mean - stream.mean(0)) / scale, np.abs(moments.variance - stream.var(0)) / scale**2]
-    return at_most(
-        "running statistics equal those of all observations (N1)", float(np.max(gaps)), 1e-10, f" of {len(stream)}"
-    )
+    return at_most("", float(np.max(gaps)), 1e-10, f" of {len(stream)}")
 
 
 def same_parameters(subject: Subject) -> Check:
     """Two runs of two updates."""
     hashes = [fingerprint(subject.agent(subject.vector()).learn(2 * NUM_ENVS * NUM_STEPS)) for _ in range(2)]
-    claim = "same seed, same parameters after two updates (S1)"
-    return Check(claim, hashes[0], hashes[1], hashes[0] == hashes[1])
+    return Check("", hashes[0], hashes[1], hashes[0] == hashes[1])
 
 
 def resumed(subject: Subject) -> Check:
     """Four updates, and two saved, loaded into fresh environments, and two more."""
-    claim, total = "a resumed run = an uninterrupted one, bit for bit (S2)", 4 * NUM_ENVS * NUM_STEPS
-    straight = subject.agent(subject.vector()).learn(total)
+    total = 4 * NUM_ENVS * NUM_STEPS
+    straight = fingerprint(subject.agent(subject.vector()).learn(total))
     broken = subject.agent(subject.vector()).learn(total, lambda agent: agent.updates < 2)
     with tempfile.TemporaryDirectory() as folder:
         path = broken.save(Path(folder) / "agent")
@@ -186,8 +167,9 @@ def resumed(subject: Subject) -> Check:
         try:
             again.restore(path)
         except (ValueError, RuntimeError) as error:
-            return not_applicable(claim, f"its state cannot be saved: {str(error)[:160]}")
-    return Check(claim, fingerprint(straight), fingerprint(again.learn()), fingerprint(straight) == fingerprint(again))
+            return not_applicable("", f"its state cannot be saved: {str(error)[:160]}")
+    again.learn()
+    return Check("", straight, fingerprint(again), straight == fingerprint(again))
 
 
 def fingerprint(agent: PPO) -> str:

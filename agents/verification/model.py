@@ -1,13 +1,12 @@
 """Checks of a causal language model as a policy: rows, caches, causality, distributions, precision, edge rows.
 
-The wrapped model and its inputs are in ``model_subject``; the checks in text environments are in ``text``.
+The checks in text environments are in ``text``.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,18 +18,77 @@ from agents.functional.masked import whiten
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.generation import generate
 from agents.lm.sampling import TokenSampling, token_logprobs
-from agents.verification.checks import Check, Checking, at_most, larger, not_applicable
-from agents.verification.model_subject import BUDGET, LONGEST, ROWS, TOLERANCE, Model
+from agents.verification.checks import Check, Checking, Part, about, at_most, larger, not_applicable
 from textenvs.lm.packed_forward import trunk_forward
 from textenvs.tokens.rows import PAD
+from textenvs.wrappers.reference import CausalLMReference
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+TOLERANCE = 5e-4
+"""Nats, or units of V: above float32 rounding, below any real error."""
+ROWS, PROMPT, BUDGET, LONGEST = 6, 5, 6, 2048
+"""Rows; widths in tokens; models with more positions than LONGEST are not filled to the last one."""
+
+
+class Model:
+    """A causal LM, a policy and a reference that wrap it, and rows of tokens to evaluate.
+
+    Only token ids are used, no tokenizer; the value head is random: one of zeros would pass every comparison.
+
+    Args:
+        model: a ``transformers`` causal LM.
+        seed: of tokens and value head.
+
+    Raises:
+        ValueError: it is one that the policy refuses.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, seed: int = 0) -> None:
+        self.model = model
+        self.eos = None if getattr(model.config, "eos_token_id", None) is None else "model"
+        self.policy = self.policy_with()
+        self.eos_token_id = self.policy.eos_token_id
+        self.reference = CausalLMReference(copy.deepcopy(self.model))
+        generator = torch.Generator().manual_seed(seed)
+        draw = partial(torch.randint, 1, self.policy.vocab_size, generator=generator)
+        self.prompts, self.completions = draw((ROWS, PROMPT)), draw((ROWS, BUDGET))
+        if self.eos_token_id is not None:
+            for rows in (self.prompts, self.completions):
+                rows[rows == self.eos_token_id] = (self.eos_token_id + 1) % self.policy.vocab_size
+        for i in range(ROWS):
+            self.prompts[i, 1 + i % PROMPT :] = PAD
+            length = 1 + (3 * i + 1) % BUDGET
+            self.completions[i, length:] = PAD
+            if self.eos_token_id is not None and i % 2:
+                self.completions[i, length - 1] = self.eos_token_id
+        self.mask = self.completions != PAD
+
+    def policy_with(self, **options: Any) -> CausalLMPolicy:
+        """A policy over the same weights, its random value head always the same."""
+        policy = CausalLMPolicy(self.model, eos_token_id=self.eos, **options)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            torch.nn.init.normal_(policy.value_head.weight, std=policy.value_head.in_features**-0.5)
+        return policy
+
+    @torch.no_grad()
+    def evaluate(self, prompts: Tensor, completions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities, values and the reference's log-probabilities, ``[B, T]``."""
+        evaluation = self.policy.evaluate(prompts, completions)
+        reference = torch.from_numpy(self.reference(prompts.numpy(), completions.numpy()))
+        return evaluation.logprobs, evaluation.values, reference
+
+    @torch.no_grad()
+    def next_logits(self, tokens: list[int]) -> Tensor:
+        """The model's plain logits ``[V]`` after ``tokens``, straight from a forward pass."""
+        return self.model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1].float()
+
 
 def model_checks(model: Model) -> list[Checking]:
     """All checks of the model itself."""
-    parts: list[tuple[str, Callable[[Model], Any]]] = [
+    parts: list[Part] = [
         ("dropout is off in every module (T9)", dropout),
         ("a row alone = padded = in a batch (T1)", alone),
         ("each token is scored from its own prefix (T3)", shift),
@@ -41,16 +99,11 @@ def model_checks(model: Model) -> list[Checking]:
         ("entropy lies within [0, log V], whatever the padding (T15)", entropy),
         ("edge rows give finite numbers (T17)", edges),
     ]
-    return [(claim, partial(check, model)) for claim, check in parts]
-
-
-def plain_checks(model: PreTrainedModel) -> list[Checking]:
-    """Of a ``transformers`` model before a policy is built around it."""
-    return [("in evaluation mode the model returns the same twice, in finite numbers (T9)", partial(steady, model))]
+    return about(model, parts)
 
 
 def steady(model: PreTrainedModel) -> list[Check]:
-    """Two forward passes agree: no dropout, nothing else random."""
+    """Two forward passes of a ``transformers`` model, before a policy is built around it, agree: nothing is random."""
     embeddings: Any = model.get_input_embeddings()
     tokens = torch.arange(4)[None] % embeddings.num_embeddings
     model.eval()
@@ -85,11 +138,13 @@ def alone(model: Model) -> list[Check]:
 def shift(model: Model) -> Check:
     """``log softmax(logits[t - 1])[token t]`` of plain forward passes, one prefix at a time."""
     logprobs, worst = model.evaluate(model.prompts, model.completions)[0], 0.0
-    for row in range(ROWS):
-        logits, actions = model.prefix_by_prefix(row)
-        by_hand = logits.double().log_softmax(-1).gather(1, actions[:, None])[:, 0]
-        worst = larger(worst, (logprobs[row, : len(actions)] - by_hand).abs().max())
-    return at_most("each token is scored from its own prefix (T3)", worst, TOLERANCE)
+    for row, prompt in enumerate(model.prompts):
+        tokens = prompt[prompt != PAD].tolist()
+        for t, action in enumerate(model.completions[row][model.mask[row]].tolist()):
+            by_hand = model.next_logits(tokens).double().log_softmax(-1)[action]
+            worst = larger(worst, (logprobs[row, t] - by_hand).abs())
+            tokens.append(action)
+    return at_most("", worst, TOLERANCE)
 
 
 def causality(model: Model) -> list[Check]:
@@ -106,7 +161,7 @@ def causality(model: Model) -> list[Check]:
         if t + 1 < BUDGET:
             late = min(late, float(gaps[1][t + 1 :].max()))
     return [
-        at_most("changing token t changes nothing at or before t (T3)", early, TOLERANCE),
+        at_most("", early, TOLERANCE),
         Check("and changes V after t", "> 0", f"{late:.3g}", late > 0),
     ]
 
@@ -141,15 +196,11 @@ def behavior(model: Model) -> list[Check]:
         mask = written.completions != PAD
         with torch.no_grad():
             evaluation = policy.evaluate(model.prompts, written.completions).logprobs
-            plain = [
-                model.model(input_ids=prompt[prompt != PAD][None], use_cache=False).logits[0, -1].float().numpy()
-                for prompt in model.prompts
-            ]
+        plain = [model.next_logits(prompt[prompt != PAD].tolist()).numpy() for prompt in model.prompts]
         firsts = written.completions[:, 0].tolist()
         expected = np.array([_shaped(x, sampling)[a] for x, a in zip(plain, firsts, strict=True)])
-        worst = max(
-            _gap(written.logprobs, evaluation, mask), float(np.abs(expected - written.logprobs[:, 0].numpy()).max())
-        )
+        by_hand = np.abs(expected - written.logprobs[:, 0].numpy()).max()
+        worst = larger(_gap(written.logprobs, evaluation, mask), by_hand)
         name = f"temperature {sampling.temperature}, top-k {sampling.top_k}, top-p {sampling.top_p}"
         checks.append(at_most(f"behavior = logged = evaluated policy at {name} (T8)", worst, TOLERANCE))
     return checks
@@ -180,12 +231,10 @@ def precision(model: Model) -> list[Check]:
     exact = model.evaluate(model.prompts, model.completions)[0]
     worst = float((ours - by_hand).abs().max())
     note = f", {ours.dtype}".replace("torch.", "")
-    claim = "bfloat16 moves log-probs by, at most"
-    drift_text = f"{_gap(drift, exact, model.mask):.3g} nats"
-    finite = bool(torch.isfinite(drift).all())
+    moved = f"{_gap(drift, exact, model.mask):.3g} nats"
     return [
         at_most("log-softmax of bfloat16 logits is taken in float32 (T10)", worst, 1e-4, note),
-        Check(claim, "finite", drift_text, finite),
+        _finite("bfloat16 moves log-probs by, at most", moved, drift),
     ]
 
 
@@ -194,26 +243,21 @@ def entropy(model: Model) -> Check:
     with torch.no_grad():
         found = model.policy.evaluate(model.prompts, model.completions).entropy[model.mask]
     low, high, bound = float(found.min()), float(found.max()), math.log(model.policy.vocab_size)
-    claim = "entropy lies within [0, log V], whatever the padding (T15)"
-    return Check(claim, f"[0, {bound:.4g}]", f"[{low:.4g}, {high:.4g}]", low >= -1e-5 and high <= bound + 1e-4)
+    return Check("", f"[0, {bound:.4g}]", f"[{low:.4g}, {high:.4g}]", low >= -1e-5 and high <= bound + 1e-4)
 
 
 def edges(model: Model) -> list[Check]:
     """End of text at once, never, one token alone, a prompt as long as the model allows, equal rewards."""
     policy, checks = model.policy, []
-    rows = {
-        "one token alone": torch.ones(1, 1, dtype=torch.int64),
-        "no end of text": model.completions[:1].clamp(min=1),
-    }
+    rows = {"one token alone": torch.ones_like(model.completions[:1, :1])}
+    rows["no end of text"] = model.completions[:1].clamp(min=1)
     if model.eos_token_id is not None:
         rows["end of text first"] = torch.full((1, 1), model.eos_token_id)
     with torch.no_grad():
         for name, completion in rows.items():
             evaluation = policy.evaluate(model.prompts[:1], completion)
-            finite = all(bool(torch.isfinite(part).all()) for part in evaluation[:3])
-            checks.append(
-                Check(f"{name}: finite numbers (T17)", "finite", f"{float(evaluation.logprobs.sum()):.4g}", finite)
-            )
+            total = f"{float(evaluation.logprobs.sum()):.4g}"
+            checks.append(_finite(f"{name}: finite numbers (T17)", total, *evaluation[:3]))
     advantages = whiten(torch.full((ROWS, BUDGET), 0.3), model.mask)
     checks.append(at_most("equal rewards: advantages are (T14, T17)", float(advantages.abs().max()), 0.0))
     claim = "a prompt one token short of the context length works, a longer one is refused (T17)"
@@ -221,17 +265,13 @@ def edges(model: Model) -> list[Check]:
     if limit is None or limit > LONGEST:
         return [*checks, not_applicable(claim, f"the model has {limit} positions")]
     longest = torch.ones(1, limit - 1, dtype=torch.int64)
-    written = generate(policy, longest, max_new_tokens=1)
-    refused = "not refused"
+    logprob, refused = float(generate(policy, longest, max_new_tokens=1).logprobs), "not refused"
     try:
         generate(policy, torch.ones(1, limit, dtype=torch.int64), max_new_tokens=1)
     except ValueError:
         refused = "refused"
-    finite = bool(torch.isfinite(written.logprobs).all())
-    return [
-        *checks,
-        Check(claim, "finite, refused", f"{float(written.logprobs):.4g}, {refused}", finite and refused == "refused"),
-    ]
+    passed = math.isfinite(logprob) and refused == "refused"
+    return [*checks, Check(claim, "finite, refused", f"{logprob:.4g}, {refused}", passed)]
 
 
 def _shaped(logits: np.ndarray, sampling: TokenSampling) -> np.ndarray:
@@ -244,10 +284,14 @@ def _shaped(logits: np.ndarray, sampling: TokenSampling) -> np.ndarray:
     ranked /= ranked.sum()
     kept = int((np.cumsum(ranked) - ranked < sampling.top_p).sum())
     ranked[kept:] = 0.0
+    found = np.empty_like(ranked)
     with np.errstate(divide="ignore"):
-        found = np.empty_like(ranked)
         found[order] = np.log(ranked / ranked.sum())
     return found
+
+
+def _finite(claim: str, measured: str, *found: Tensor) -> Check:
+    return Check(claim, "finite", measured, all(bool(torch.isfinite(part).all()) for part in found))
 
 
 def _gap(one: Tensor, other: Tensor, mask: Tensor) -> float:

@@ -15,18 +15,7 @@ import torch
 
 import textenvs  # noqa: F401 (registers the ids)
 from agents.runs.run_dir import SUMMARY, RunDir, write_aside
-from agents.verification.checks import (
-    HEADINGS,
-    WIDTHS,
-    Check,
-    Checking,
-    at_most,
-    markdown,
-    not_applicable,
-    printed,
-    run,
-    tally,
-)
+from agents.verification.checks import Check, Checking, at_most, headings, markdown, not_applicable, printed, run, tally
 from agents.verification.command import CheckFailed, VerifyConfig
 
 if TYPE_CHECKING:
@@ -52,10 +41,11 @@ def main(config: VerifyConfig) -> dict[str, Any]:
         checks, summary = _verify(config)
     else:
         reads = (config.model, config.policy)
+        subjects = ", ".join(str(one) for one in (config.env, config.model) if one is not None)
         with RunDir(config.run_dir, script="verify", overwrite=config.overwrite, reads=reads) as run_dir:
             checks, summary = _verify(config)
             run_dir.begin(asdict(config))
-            write_aside(run_dir.path / TABLE, markdown(_title(config), checks))
+            write_aside(run_dir.path / TABLE, markdown(f"Verified: {subjects or 'all checks'}", checks))
             run_dir.write_json(SUMMARY, summary)
     print(f"\n{tally(checks)} in {summary['wall_s']:.1f} s")
     if summary["failed"]:
@@ -67,8 +57,7 @@ def main(config: VerifyConfig) -> dict[str, Any]:
 def _verify(config: VerifyConfig) -> tuple[list[Check], dict[str, Any]]:
     torch.set_num_threads(1)  # small networks: a second thread costs more than it saves
     began = time.perf_counter()
-    print(printed(HEADINGS))
-    print("  ".join("-" * width for width in WIDTHS))
+    print(headings())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         gym.logger.min_level, before = gym.logger.ERROR, gym.logger.min_level
@@ -98,16 +87,17 @@ def _rooms(config: VerifyConfig) -> list[Callable[[], Sequence[Checking]]]:
         rooms.append(_model_room(config.model, config.seed))
     if rooms:
         return rooms
-    from agents.verification import core as verify_core
-    from agents.verification import training as verify_training
+    from agents.verification.core import core_checks, language_model_checks
+    from agents.verification.probes import PROBES
+    from agents.verification.training import cart_pole, gap_checks, resumed
 
     proof: dict[str, Callable[[], Sequence[Checking]]] = {
-        "core": verify_core.core_checks,
-        "text": verify_core.language_model_checks,
-        "probes": verify_training.probe_checks,
-        "gap": lambda: verify_training.gap_checks(full=config.gap == "full"),
-        "resume": verify_training.resume_checks,
-        "cartpole": verify_training.cart_pole_checks,
+        "core": core_checks,
+        "text": language_model_checks,
+        "probes": lambda: [(f"probe {name}", probe) for name, probe in PROBES.items()],
+        "gap": lambda: gap_checks(full=config.gap == "full"),
+        "resume": lambda: [("resumed in a new process = uninterrupted, bit for bit", resumed)],
+        "cartpole": lambda: [("CartPole-v1 is solved by its preset: greedy mean over 100 episodes", cart_pole)],
     }
     return [proof[room] for room in config.rooms]
 
@@ -141,10 +131,11 @@ def tokenizer_fits(claim: str, path: str, loaded: PreTrainedModel) -> Check:
 
 def checks_of_model(loaded: PreTrainedModel, seed: int = 0) -> Sequence[Checking]:
     """All checks of a ``transformers`` model that is in memory."""
-    from agents.verification.model import model_checks, plain_checks
-    from agents.verification.model_subject import Model
+    from agents.verification.model import Model, model_checks, steady
     from agents.verification.text import text_checks
 
+    claim = "in evaluation mode the model returns the same twice, in finite numbers (T9)"
+    plain: Checking = (claim, partial(steady, loaded))
     try:
         model = Model(loaded, seed=seed)
     except Exception as error:  # reported by the check below
@@ -153,14 +144,9 @@ def checks_of_model(loaded: PreTrainedModel, seed: int = 0) -> Sequence[Checking
         def refused() -> Check:
             raise refusal
 
-        return [*plain_checks(loaded), ("the model can be a policy", refused)]
-    return [*plain_checks(loaded), *model_checks(model), *text_checks(model)]
+        return [plain, ("the model can be a policy", refused)]
+    return [plain, *model_checks(model), *text_checks(model)]
 
 
 def _show(check: Check) -> None:
     print(printed([*check[:3], check.verdict]), flush=True)
-
-
-def _title(config: VerifyConfig) -> str:
-    subjects = [str(one) for one in (config.env, config.model) if one is not None]
-    return f"Verified: {', '.join(subjects) or 'all checks'}"

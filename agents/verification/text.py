@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,8 @@ from agents.functional.advantages import generalized_advantages
 from agents.rollout import Batch, Rollout
 from agents.text.collector import TextCollector
 from agents.update import update
-from agents.verification.checks import Check, Checking, at_most, near, relative_error
-from agents.verification.model_subject import BUDGET, ROWS, TOLERANCE, Model
+from agents.verification.checks import Check, Checking, Part, about, at_most, flat_grad, near, relative_error
+from agents.verification.model import BUDGET, ROWS, TOLERANCE, Model
 from textenvs import KLShaping, PreferenceReward, TokenVectorEnv
 from textenvs.tokens.rows import PAD
 
@@ -34,7 +33,7 @@ class Evens:
 
 def text_checks(model: Model) -> list[Checking]:
     """All checks of a model in the text environments."""
-    parts: list[tuple[str, Any]] = [
+    parts: list[Part] = [
         ("the score lands on one action, and rewards sum to score - beta KL (T4)", terminal_score),
         ("step path = batch path", stepping),
         ("KL of the initial policy against itself is 0 (T13)", kl_at_start),
@@ -42,22 +41,14 @@ def text_checks(model: Model) -> list[Checking]:
         ("at ratio 1 the gradient is the policy gradient's (P3)", gradient),
         ("masked values change nothing (T6)", garbage),
     ]
-    return [(claim, partial(check, model)) for claim, check in parts]
+    return about(model, parts)
 
 
 def environment(model: Model, **options: Any) -> KLShaping:
     """Texts scored by ``Evens``, with a KL penalty against the untrained model."""
     prompts = [[int(token) for token in row if token != PAD] for row in model.prompts]
-    vocabulary = model.policy.vocab_size
-    envs = TokenVectorEnv(
-        ROWS,
-        prompts=prompts,
-        eos_token_id=model.eos_token_id,
-        vocab_size=vocabulary,
-        max_new_tokens=BUDGET,
-        shuffle=False,
-        **options,
-    )
+    options |= {"eos_token_id": model.eos_token_id, "vocab_size": model.policy.vocab_size}
+    envs = TokenVectorEnv(ROWS, prompts=prompts, max_new_tokens=BUDGET, shuffle=False, **options)
     return KLShaping(PreferenceReward(envs, Evens()), model.reference, BETA)
 
 
@@ -66,8 +57,7 @@ def example_rows(model: Model) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     completions = model.completions.numpy().copy()
     generator = np.random.default_rng(0)
     for row in completions:
-        by_eos = model.eos_token_id is not None and model.eos_token_id in row
-        if not by_eos:
+        if model.eos_token_id is None or model.eos_token_id not in row:
             row[row == PAD] = 1 if model.eos_token_id != 1 else 2
     return model.prompts.numpy(), completions, -generator.uniform(0.1, 5.0, completions.shape).astype(np.float32)
 
@@ -81,13 +71,10 @@ def terminal_score(model: Model) -> list[Check]:
     once = np.zeros_like(paid)
     once[np.arange(ROWS), last] = Evens.score_tokens(rows.prompts, rows.completions)
     total = rows.rewards.sum(1) - (once.sum(1) - BETA * rows.kl.sum(1))
-    ends = ", ".join(
-        f"{number} by {end}" for end, number in zip(*np.unique(rows.stop_reason, return_counts=True), strict=True)
-    )
+    ends = zip(*np.unique(rows.stop_reason, return_counts=True), strict=True)
+    note = f"; {', '.join(f'{number} by {end}' for end, number in ends)}"
     return [
-        at_most(
-            "the score lands on the last action, once (T4)", float(np.abs(paid - once).max()), TOLERANCE, f"; {ends}"
-        ),
+        at_most("the score lands on the last action, once (T4)", float(np.abs(paid - once).max()), TOLERANCE, note),
         at_most("a row's rewards sum to score - beta KL (T4)", float(np.abs(total).max()), TOLERANCE),
     ]
 
@@ -145,7 +132,7 @@ def gradient(model: Model) -> Check:
     model.policy.zero_grad()
     logprobs = model.policy.evaluate(batch.observations, batch.actions, batch.mask).logprobs
     (-(logprobs * batch.advantages)[batch.mask].mean()).backward()
-    plain = _flat(model)
+    plain = flat_grad(model.policy.model)
     model.policy.zero_grad()
     return at_most("text: at ratio 1 PPO's gradient = policy gradient's (P3)", relative_error(ours, plain), 1e-3)
 
@@ -184,8 +171,4 @@ def _gradient(model: Model, batch: Batch) -> tuple[torch.Tensor, dict[str, float
     config = UpdateConfig(epochs=1, minibatch_size=ROWS, value_coef=0.0, normalize_advantages="none", max_grad_norm=1e9)
     optimizer = torch.optim.SGD(model.policy.parameters(), lr=0.0)
     metrics = update(model.policy, optimizer, batch, config, clip=0.2, generator=torch.Generator())
-    return _flat(model), metrics
-
-
-def _flat(model: Model) -> torch.Tensor:
-    return torch.cat([p.grad.flatten().clone() for p in model.policy.model.parameters() if p.grad is not None])
+    return flat_grad(model.policy.model), metrics

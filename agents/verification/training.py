@@ -18,10 +18,8 @@ from agents.control.presets import preset_for
 from agents.functional.schedules import Linear
 from agents.text.config import Algorithm
 from agents.verification.checks import Check, Checking, at_least, at_most
-from agents.verification.exact_gap import ENVS
-from agents.verification.exact_training import ALGORITHMS, TRAINERS
+from agents.verification.exact_gap import ALGORITHMS, ENVS, TRAINERS
 from agents.verification.learning import fingerprint
-from agents.verification.probes import PROBES
 
 ROOT = Path(__file__).resolve().parents[2]
 SOLVED = 475.0
@@ -48,21 +46,6 @@ from agents.verification.learning import fingerprint
 for path in sys.argv[1:]:
     print(fingerprint(PPO.load(path).learn()))
 """
-
-
-def probe_checks() -> list[Checking]:
-    """Every probe; about a second each."""
-    return [(f"probe {name}", probe) for name, probe in PROBES.items()]
-
-
-def resume_checks() -> list[Checking]:
-    """Resuming, with one new process for all tasks."""
-    return [("resumed in a new process = uninterrupted, bit for bit", resumed)]
-
-
-def cart_pole_checks() -> list[Checking]:
-    """CartPole with its preset."""
-    return [("CartPole-v1 is solved by its preset: greedy mean over 100 episodes", cart_pole)]
 
 
 def gap_checks(*, full: bool) -> list[Checking]:
@@ -113,5 +96,4 @@ def cart_pole() -> Check:
     agent.learn(preset.total_steps, keeper)
     keeper.restore_best(agent)
     returns, _ = evaluate(agent, envs, 100, seed=99)
-    claim = "CartPole-v1 is solved by its preset: greedy mean over 100 episodes"
-    return at_least(claim, returns.mean(), SOLVED, f" after {agent.steps} steps")
+    return at_least("", returns.mean(), SOLVED, f" after {agent.steps} steps")

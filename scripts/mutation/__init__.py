@@ -1,1 +1,29 @@
-"""Known mistakes, planted one by one; the tests must catch each."""
+"""Mutation testing of the project's own tests: a mistake (`Mutant`), the mistakes (`table`), and their run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One mistake that others made once, as a replacement in one file."""
+
+    trap: str
+    """which entry of docs/traps.md it is, "P4" for instance"""
+    name: str
+    """what goes wrong, in words"""
+    file: str
+    """the source, from the repository's root"""
+    old: str
+    """what stands there, exactly once"""
+    new: str
+    """what is planted in its place"""
+    tests: str = ""
+    """test files, or tests by id, that should notice; separated by spaces. "": the file that mirrors the source"""
+
+    def __post_init__(self) -> None:
+        if not self.tests:
+            source = PurePosixPath(self.file)
+            object.__setattr__(self, "tests", f"tests/{source.parent}/test_{source.name}")

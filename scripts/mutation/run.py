@@ -4,9 +4,8 @@
     python -m scripts.mutants --only P4 S2       # those of some traps
     python -m scripts.mutants --write-docs       # all of them, and docs/mutants.md
 
-The mistakes are listed in the other modules of ``scripts.mutation``. Each is a
-replacement that must fit exactly once; the files under test are copies in a temporary folder. Each run is a fork of one
-process that has loaded the libraries, and nothing of the project, beforehand.
+Each mistake of ``scripts.mutation.table`` is a replacement that must fit exactly once; the tested sources are a
+temporary copy. Each run is a fork of one process that has loaded the libraries, and nothing of the project, beforehand.
 """
 
 from __future__ import annotations
@@ -25,21 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from agents.runs.run_dir import write_aside
-from scripts.mutation import control as planted_control
-from scripts.mutation import groups as planted_groups
-from scripts.mutation import text as planted_text
-from scripts.mutation import update as planted_update
-from scripts.mutation.mutant import Mutant
+from scripts.mutation import Mutant
+from scripts.mutation.table import MUTANTS
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("textenvs", "agents", "reward_models", "scripts")
 PAGE = ROOT / "docs" / "mutants.md"
-MUTANTS: tuple[Mutant, ...] = (
-    *planted_update.MUTANTS,
-    *planted_control.MUTANTS,
-    *planted_text.MUTANTS,
-    *planted_groups.MUTANTS,
-)
 LIBRARIES = (
     "gymnasium.vector",
     "peft",
@@ -155,10 +145,7 @@ def run_tests(copy: Path, tests: Sequence[str], timeout: int) -> Verdict:
 class _Watch:
     """A plugin of pytest's that notes the first failure."""
 
-    def __init__(self) -> None:
-        self.failed = ""
-        self.trouble = ""
-        self.passed = 0
+    failed, trouble, passed = "", "", 0
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         self.passed += report.when == "call" and report.passed

@@ -17,8 +17,7 @@ from agents.functional.masked import explained_variance
 from agents.interfaces import Evaluation
 from agents.rollout import Batch
 from agents.update import update
-from agents.verification.numpy_ppo import NumpyPPO
-from agents.verification.sb3_peer import update_difference
+from agents.verification.peers import NumpyPPO, update_difference
 
 BOX = spaces.Box(-1, 1, (4,))
 ACTIONS = {

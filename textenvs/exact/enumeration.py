@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -49,8 +50,6 @@ class TokenTree:
     """``[S, V]`` the completion that a token ends; -1 elsewhere."""
     completions: Ids
     """``[Y, T]`` right-padded with PAD; each ends with eos or has T tokens."""
-    states: Ids
-    """``[Y, T]`` the prefix before each token of a completion; 0 at padding."""
 
     @classmethod
     def build(cls, vocab_size: int, eos_token_id: int, max_new_tokens: int) -> TokenTree:
@@ -86,8 +85,7 @@ class TokenTree:
         lengths = (prefixes[last_state] != PAD).sum(axis=1)
         completions = prefixes[last_state]
         completions[np.arange(len(lengths)), lengths] = last_token
-        states = _locate(children, completions)
-        return cls(vocab_size, eos_token_id, max_new_tokens, prefixes, offsets, children, leaves, completions, states)
+        return cls(vocab_size, eos_token_id, max_new_tokens, prefixes, offsets, children, leaves, completions)
 
     @property
     def mask(self) -> Mask:
@@ -95,17 +93,18 @@ class TokenTree:
         mask: Mask = self.completions != PAD
         return mask
 
+    @cached_property
+    def states(self) -> Ids:
+        """``[Y, T]`` the prefix before each token of a completion; 0 at padding."""
+        return self.locate(self.completions)
+
     def locate(self, completions: Ids) -> Ids:
         """The prefix ``[N, T']`` before each token of ``completions [N, T']``; 0 at padding."""
-        return _locate(self.children, completions)
-
-
-def _locate(children: Ids, completions: Ids) -> Ids:
-    states = np.zeros_like(completions)
-    for place in range(1, completions.shape[1]):
-        real = completions[:, place] != PAD
-        states[real, place] = children[states[real, place - 1], completions[real, place - 1]]
-    return states
+        states = np.zeros_like(completions)
+        for place in range(1, completions.shape[1]):
+            real = completions[:, place] != PAD
+            states[real, place] = self.children[states[real, place - 1], completions[real, place - 1]]
+        return states
 
 
 @dataclass(frozen=True)
@@ -157,12 +156,8 @@ def soft_optimum(tree: TokenTree, ref_logprobs: Array, scores: Array, beta: floa
     _check(tree, ref_logprobs, scores)
     if not beta > 0:
         raise ValueError(f"beta: expected a positive number, for a unique optimum, received {beta}")
-    values = np.zeros(ref_logprobs.shape[:2])
     q = np.where(tree.children < 0, scores[:, tree.leaves], 0.0)
-    for level in _levels(tree):
-        inner = tree.children[level] >= 0
-        q[:, level][:, inner] = values[:, tree.children[level][inner]]
-        values[:, level] = beta * _logsumexp(ref_logprobs[:, level] + q[:, level] / beta)
+    values = _backward(tree, q, lambda level, q: beta * _logsumexp(ref_logprobs[:, level] + q / beta))
     return Optimum(ref_logprobs + (q - values[:, :, None]) / beta, values)
 
 
@@ -174,13 +169,8 @@ def action_values(
     ``Q(s, a)`` begins with the penalty of the token a, ``-beta (log pi(a|s) - log pi_ref(a|s))``.
     """
     _check(tree, ref_logprobs, scores)
-    values = np.zeros(ref_logprobs.shape[:2])
     q = np.where(tree.children < 0, scores[:, tree.leaves], 0.0) - beta * (logprobs - ref_logprobs)
-    for level in _levels(tree):
-        inner = tree.children[level] >= 0
-        q[:, level][:, inner] += values[:, tree.children[level][inner]]
-        values[:, level] = (np.exp(logprobs[:, level]) * q[:, level]).sum(axis=2)
-    return values, q
+    return _backward(tree, q, lambda level, q: (np.exp(logprobs[:, level]) * q).sum(axis=2)), q
 
 
 def visits(tree: TokenTree, logprobs: Array) -> Array:
@@ -245,6 +235,16 @@ def tabulate(tree: TokenTree, prompts: Ids, reference: Callable[[Ids, Ids], Numb
     table: Array = logprobs.astype(np.float64)[np.arange(len(completions)), last]
     table = table.reshape(num_prompts, num_states, tree.vocab_size)
     return table - _logsumexp(table)[:, :, None]  # float32 probabilities sum to 1 within 1e-7 only
+
+
+def _backward(tree: TokenTree, q: Array, value: Callable[[slice, Array], Array]) -> Array:
+    """V ``[M, S]``, longest prefixes first; ``q [M, S, V]``, what tokens pay themselves, gains V of the next prefix."""
+    values = np.zeros(q.shape[:2])
+    for level in _levels(tree):
+        inner = tree.children[level] >= 0
+        q[:, level][:, inner] += values[:, tree.children[level][inner]]
+        values[:, level] = value(level, q[:, level])
+    return values
 
 
 def _levels(tree: TokenTree) -> list[slice]:

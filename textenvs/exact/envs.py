@@ -3,15 +3,8 @@
 They are `TokenVectorEnv`s in `PreferenceReward` and `KLShaping`, as for a language model; reference and score are
 tables small enough for `enumeration`. The environment has its task with the optimum:
 
-    envs = gym.make_vec("textenvs/ExactSentiment-v0", num_envs=256)
-    task = envs.unwrapped.task
+    task = gym.make_vec("textenvs/ExactSentiment-v0", num_envs=256).unwrapped.task  # or ExactSpelling, ExactRandom
     task.gap(table)  # of a policy's log-probs [M, S, V] after every prefix: 1 for the reference, 0 at the optimum
-
-| id                         | task                                                                                |
-|----------------------------|-------------------------------------------------------------------------------------|
-| textenvs/ExactSpelling-v0  | one word a prompt, against a reference of random letters                            |
-| textenvs/ExactSentiment-v0 | praise, in a language of five words with a bigram grammar; "not" negates the next   |
-| textenvs/ExactRandom-v0    | random scores and reference for every completion, without generalization            |
 """
 
 from __future__ import annotations
@@ -49,10 +42,10 @@ class ExactTask:
     Args:
         words: V readable names of the tokens; the first one ends a text.
         prompts: ``[M, P]`` token ids without padding, all equally frequent.
-        max_new_tokens: T, tokens.
         reference: a table, or a callable that is tabulated, e.g. a `textenvs.wrappers.reference.CausalLMReference`.
         score: called once for each prompt and completion.
         beta: KL coefficient, reward units per nat, > 0.
+        max_new_tokens: T, tokens.
 
     Raises:
         ValueError: prompts that are not distinct rows of token ids; else as `exact.TokenTree` and `exact.soft_optimum`.
@@ -63,25 +56,23 @@ class ExactTask:
         *,
         words: tuple[str, ...],
         prompts: Ids,
-        max_new_tokens: int,
         reference: TableOrReference,
         score: Score,
         beta: float,
+        max_new_tokens: int = MAX_NEW_TOKENS,
     ) -> None:
-        self.words = words
+        self.words, self.beta = words, beta
         self.prompts = np.asarray(prompts, dtype=np.int64)
         if self.prompts.ndim != 2 or self.prompts.min() < 0 or len(np.unique(self.prompts, axis=0)) < len(prompts):
             raise ValueError(
                 f"prompts: expected distinct rows [M, P] of token ids without padding, received {prompts!r}"
             )
         self.tree = exact.TokenTree.build(len(words), EOS_TOKEN, max_new_tokens)
-        self.beta = beta
-        self.ref_logprobs = (
-            exact.tabulate(self.tree, self.prompts, reference) if callable(reference) else np.asarray(reference)
-        )
-        self.scores = np.array(
-            [[score(prompt, row[row != PAD]) for row in self.tree.completions] for prompt in self.prompts]
-        )
+        if callable(reference):
+            reference = exact.tabulate(self.tree, self.prompts, reference)
+        self.ref_logprobs = np.asarray(reference)
+        rows = [row[row != PAD] for row in self.tree.completions]
+        self.scores = np.array([[score(prompt, row) for row in rows] for prompt in self.prompts])
         self.optimum = exact.soft_optimum(self.tree, self.ref_logprobs, self.scores, beta)
 
     @cached_property
@@ -141,19 +132,16 @@ class ExactVectorEnv(TokenVectorEnv):
     """The token environment of an `ExactTask`, its attribute ``task``; see `TokenVectorEnv`."""
 
     def __init__(self, num_envs: int, task: ExactTask, **options: Any) -> None:
-        super().__init__(
-            num_envs,
-            prompts=task.prompts.tolist(),
-            eos_token_id=EOS_TOKEN,
-            vocab_size=len(task.words),
-            max_new_tokens=task.tree.max_new_tokens,
-            **options,
-        )
+        tree, prompts = task.tree, task.prompts.tolist()
+        options |= {"vocab_size": tree.vocab_size, "max_new_tokens": tree.max_new_tokens}
+        super().__init__(num_envs, prompts=prompts, eos_token_id=tree.eos_token_id, **options)
         self.task = task
 
 
 def spelling(beta: float = 0.2, reference: TableOrReference | None = None) -> ExactTask:
     """Spell the prompt's word: the share of its letters (and its end) in place, plus 1 / length for the whole word.
+
+    The reference writes random letters.
 
     Args:
         beta: KL coefficient, reward units per nat.
@@ -168,7 +156,8 @@ def spelling(beta: float = 0.2, reference: TableOrReference | None = None) -> Ex
 
     if reference is None:
         reference = _random_logprobs((4, 85, 5), seed=1, scale=0.7)
-    return _task((".", "a", "b", "c", "d"), np.array([[1], [2], [3], [4]]), reference, score, beta)
+    prompts = np.array([[1], [2], [3], [4]])
+    return ExactTask(words=(".", "a", "b", "c", "d"), prompts=prompts, reference=reference, score=score, beta=beta)
 
 
 SENTIMENT_WORDS = (".", "good", "bad", "very", "not", "film")
@@ -187,6 +176,8 @@ SENTIMENT_BIGRAMS = np.array(
 
 def sentiment(beta: float = 0.5, reference: TableOrReference | None = None) -> ExactTask:
     """Praise in four words: +1 for "good", -1 for "bad"; a "very" before it multiplies by 1.5, a "not" by -1.
+
+    The reference is a bigram grammar of five words.
 
     Args:
         beta: KL coefficient, reward units per nat.
@@ -207,11 +198,12 @@ def sentiment(beta: float = 0.5, reference: TableOrReference | None = None) -> E
             factor = {"very": 1.5 * factor, "not": -factor}.get(word, 1.0)
         return total
 
-    return _task(SENTIMENT_WORDS, prompts, bigrams[last] if reference is None else reference, score, beta)
+    reference = bigrams[last] if reference is None else reference
+    return ExactTask(words=SENTIMENT_WORDS, prompts=prompts, reference=reference, score=score, beta=beta)
 
 
 def random(beta: float = 0.5, seed: int = 0, reference: TableOrReference | None = None) -> ExactTask:
-    """Random scores of standard deviation 1 and a reference of random logits.
+    """Random scores of standard deviation 1 and a reference of random logits: nothing generalizes.
 
     Args:
         beta: KL coefficient, reward units per nat.
@@ -227,13 +219,8 @@ def random(beta: float = 0.5, seed: int = 0, reference: TableOrReference | None 
 
     if reference is None:
         reference = _random_logprobs((2, len(tree.prefixes), 4), seed=seed, scale=1.0)
-    return _task((".", "x", "y", "z"), np.array([[1], [2]]), reference, score, beta)
-
-
-def _task(words: tuple[str, ...], prompts: Ids, reference: TableOrReference, score: Score, beta: float) -> ExactTask:
-    return ExactTask(
-        words=words, prompts=prompts, max_new_tokens=MAX_NEW_TOKENS, reference=reference, score=score, beta=beta
-    )
+    prompts = np.array([[1], [2]])
+    return ExactTask(words=(".", "x", "y", "z"), prompts=prompts, reference=reference, score=score, beta=beta)
 
 
 def exact_vec(

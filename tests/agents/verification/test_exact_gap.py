@@ -2,8 +2,7 @@ import json
 
 import pytest
 
-from agents.verification.exact_gap import ExactGapConfig, command_line
-from agents.verification.exact_training import ALGORITHMS, TRAINERS, train_gpt2, train_tabular
+from agents.verification.exact_gap import ALGORITHMS, TRAINERS, ExactGapConfig, command_line, train_gpt2, train_tabular
 
 
 def test_a_run_leaves_its_gap_behind_and_is_not_overwritten(tmp_path, capsys):
