@@ -6,7 +6,7 @@ A rate is in a dropout layer (GPT-2), in a float of an attention or decoder laye
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 from torch import nn
 
@@ -14,26 +14,19 @@ NAMES = ("dropout", "pdrop")
 """Every dropout rate has one of these in its name; ``layerdrop`` is no dropout rate."""
 
 
-class DropoutRate(NamedTuple):
-    """One rate, and the attribute that holds it."""
-
-    place: Any
-    """A module or a configuration."""
-    name: str
-    """The attribute."""
-    rate: float
-    """In [0, 1)."""
+DropoutRate: TypeAlias = "tuple[Any, str, float]"
+"""A module or configuration, the attribute that holds the rate, and the rate, in [0, 1)."""
 
 
 def dropout_rates(model: nn.Module) -> list[DropoutRate]:
     """Every current dropout rate of a model's layers and configurations."""
-    found = [DropoutRate(module, "p", module.p) for module in model.modules() if isinstance(module, nn.Dropout)]
+    found: list[DropoutRate] = [(module, "p", module.p) for module in model.modules() if isinstance(module, nn.Dropout)]
     configs = {id(config): config for module in model.modules() if (config := vars(module).get("config")) is not None}
     for place in (*model.modules(), *configs.values()):
         for name, value in vars(place).items():
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if number and any(part in name for part in NAMES):
-                found.append(DropoutRate(place, name, value))
+                found.append((place, name, value))
     return found
 
 

@@ -1,7 +1,6 @@
 """The optimizer loop of supervised training: schedule, held-out loss, best and averaged weights, resumable state.
 
-A learner defines batches and gradients: reward models in `reward_models.training`, language models in
-`agents.recipes.sft`.
+Learners: reward models in `reward_models.training`, language models in `agents.recipes.sft`.
 """
 
 from __future__ import annotations
@@ -73,8 +72,9 @@ class Fit:
         """Of the newest step, nats."""
         self._fingerprint = learner.fingerprint()
         self._best: dict[str, Tensor] | None = None
-        decay = options.average_decay
-        self._average = None if decay is None else WeightAverage(learner.module, decay)
+        self._average = None
+        if options.average_decay is not None:
+            self._average = WeightAverage(learner.module, options.average_decay)
 
     def run(self, *, stopped: Callable[[], bool], checkpoint: Callable[[], object], show: Callable[[], object]) -> bool:
         """Train to the end, or until ``stopped`` returns True between two steps; return whether training is complete.

@@ -1,7 +1,6 @@
-"""A reward model's backbone as a LoRA adapter over a shared language model (Hu et al. 2021).
+"""A reward model's backbone as a LoRA adapter (Hu et al. 2021) over a language model, which several may share.
 
-Only the adapter is trained and saved; the language model is loaded again by its directory or name. Several backbones
-may share one language model, each with its own adapter.
+Only the adapter is trained and saved; the language model is loaded again by its directory or name.
 """
 
 from __future__ import annotations
@@ -37,11 +36,9 @@ class Adapter(Protocol):
 
 
 class AdapterBackbone(nn.Module):
-    """The frozen trunk of a causal LM under a LoRA adapter.
+    """The frozen trunk of a causal LM under the LoRA adapter ``name``; others belong to other backbones.
 
-    Args:
-        peft_model: peft's model around a whole causal LM, so that the adapter also fits a policy's model.
-        name: of this backbone's adapter; the others belong to other backbones.
+    ``peft_model`` is around a whole causal LM, so that the adapter also fits a policy's model.
     """
 
     def __init__(self, peft_model: PeftModel, name: str = "default") -> None:
@@ -79,18 +76,15 @@ class AdapterBackbone(nn.Module):
 
     def beside(self) -> AdapterBackbone:
         """A new adapter of the same shape on the same model, drawn from torch's global generator."""
-        name = self._free_name()
+        name = f"member_{len(self.peft_model.peft_config)}"
         self.peft_model.add_adapter(name, copy.deepcopy(self.peft_model.peft_config[self.name]))
         return AdapterBackbone(self.peft_model, name)
 
     def load_beside(self, folder: Path) -> AdapterBackbone:
         """The adapter in ``folder`` on the same model."""
-        name = self._free_name()
+        name = f"member_{len(self.peft_model.peft_config)}"
         self.peft_model.load_adapter(str(folder), adapter_name=name)
         return AdapterBackbone(self.peft_model, name)
-
-    def _free_name(self) -> str:
-        return f"member_{len(self.peft_model.peft_config)}"
 
     def learn_alone(self) -> None:
         """Require gradients for this adapter alone, and drop all other gradients."""

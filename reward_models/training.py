@@ -1,7 +1,4 @@
-"""Training of reward models: Bradley–Terry on batches of comparisons, early stopping on held-out loss.
-
-Comparisons come from human ratings or from a user's own pairs. The optimizer loop is in `reward_models.fitting`.
-"""
+"""Training of reward models: Bradley–Terry on comparisons; the optimizer loop is in `reward_models.fitting`."""
 
 from __future__ import annotations
 
@@ -41,17 +38,7 @@ class FitResult:
 
 
 class RewardLearner:
-    """A reward model and its comparisons, as `reward_models.fitting.Fit` trains it.
-
-    Args:
-        model: trained in place; its calibration is reset, as its rewards change.
-        train: source of training batches.
-        heldout: batches for the held-out loss, at least one.
-        options: noise, dropout and seed.
-
-    Raises:
-        ValueError: ``heldout`` is empty.
-    """
+    """A reward model and its comparisons, as `reward_models.fitting.Fit` trains it; arguments and errors as `fit`."""
 
     def __init__(
         self, model: RewardModel, train: BatchSource, heldout: Sequence[ComparisonBatch], options: TrainingOptions
@@ -144,10 +131,12 @@ def fit(
     fitting = RewardLearner(model, train, heldout, options).new_fit()
     progress, interrupted = fitting.progress, False
 
+    def best() -> float:
+        return math.inf if progress.best_loss is None else progress.best_loss
+
     def show() -> None:
         if on_step is not None:
-            best = math.inf if progress.best_loss is None else progress.best_loss
-            on_step(progress.step, fitting.options.num_steps, fitting.loss, best)
+            on_step(progress.step, fitting.options.num_steps, fitting.loss, best())
 
     old_dropout = set_dropout(model, options.dropout)
     try:
@@ -161,7 +150,7 @@ def fit(
     return FitResult(
         steps=progress.step,
         num_pairs=progress.count,
-        best_loss=math.inf if progress.best_loss is None else progress.best_loss,
+        best_loss=best(),
         history=fitting.history,
         interrupted=interrupted,
     )
@@ -186,7 +175,7 @@ def batch_loss(
 @torch.no_grad()
 def heldout_loss(model: RewardModel, batches: Iterable[ComparisonBatch], rows: _RowCache | None = None) -> float:
     """Mean loss (nats) over batches, without dropout, noise or centring."""
-    rows = _RowCache(model) if rows is None else rows
+    rows = rows or _RowCache(model)
     model.eval()
     return float(np.mean([batch_loss(model, rows(batch.texts), batch, 64).item() for batch in batches]))
 
@@ -213,14 +202,13 @@ def parameter_groups(model: RewardModel, options: TrainingOptions) -> list[dict[
     for parameter in model.parameters():
         if not parameter.requires_grad:
             continue
+        rate = options.learning_rate
         if id(parameter) in above:
-            rate = options.learning_rate * options.head_lr_multiplier
+            rate *= options.head_lr_multiplier
         elif id(parameter) in depth:
-            rate = options.learning_rate * options.layer_decay ** (len(blocks) - 1 - depth[id(parameter)])
-        elif parameter.ndim == 1:  # the norm after the last block
-            rate = options.learning_rate
-        else:
-            rate = options.learning_rate * options.layer_decay ** len(blocks)
+            rate *= options.layer_decay ** (len(blocks) - 1 - depth[id(parameter)])
+        elif parameter.ndim > 1:  # not the norm after the last block
+            rate *= options.layer_decay ** len(blocks)
         decay = options.weight_decay if parameter.ndim > 1 else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
     return [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]

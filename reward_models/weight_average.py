@@ -24,9 +24,7 @@ def put_back(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 class WeightAverage:
     """Exponential running average of a model's trained weights; early steps use a smaller decay, against bias.
 
-    Args:
-        model: whose weights.
-        decay: share of the average that a step keeps, in [0, 1]; 0 follows the newest weights.
+    ``decay`` is the share of the average that a step keeps, in [0, 1]; 0 follows the newest weights.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

@@ -1,7 +1,6 @@
-"""Assets of the package: a small language model, a reward model, and openings of movie reviews.
+"""Assets in ``assets/`` beside this file: a small language model, a reward model, and openings of movie reviews.
 
-They are in ``assets/`` beside this file; the environment variable ``TEXTENVS_ASSETS`` names another directory that
-contains ``language_model/`` and ``reward_model/``. Nothing is downloaded.
+The environment variable ``TEXTENVS_ASSETS`` names another directory with ``language_model/`` and ``reward_model/``.
 """
 
 from __future__ import annotations

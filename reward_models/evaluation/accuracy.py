@@ -11,9 +11,15 @@ from reward_models.data.movie_ratings import RatedSnippet
 
 
 def gap_pairs(snippets: Sequence[RatedSnippet], gap: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Indices ``(better [M], worse [M])`` of all pairs of snippets whose mean ratings differ by at least ``gap``."""
+    """Indices ``(better [M], worse [M])`` of all pairs of snippets whose mean ratings differ by at least ``gap``.
+
+    Raises:
+        ValueError: no pair is that far apart.
+    """
     means = np.array([snippet.mean for snippet in snippets])
     better, worse = np.nonzero(means[:, None] - means[None, :] >= gap)
+    if not len(better):
+        raise ValueError(f"no pair of the {len(snippets)} snippets differs by {gap} in its mean rating")
     return better, worse
 
 
@@ -26,8 +32,6 @@ def gap_accuracy(scores: np.ndarray, snippets: Sequence[RatedSnippet], gap: floa
     if len(scores) != len(snippets):
         raise ValueError(f"scores: expected {len(snippets)}, one for each snippet, received {len(scores)}")
     better, worse = gap_pairs(snippets, gap)
-    if not len(better):
-        raise ValueError(f"no pair of the {len(snippets)} snippets differs by {gap} in its mean rating")
     return float(((scores[better] > scores[worse]) + 0.5 * (scores[better] == scores[worse])).mean())
 
 
@@ -50,12 +54,8 @@ def accuracy_by_length(
 ) -> dict[str, float | None]:
     """`comparison_accuracy` where the longer text was chosen and where it was rejected; a difference shows length bias.
 
+    ``scores [K]`` and ``lengths [K]``, tokens, are of the compared texts; pairs of equal length are ignored.
     Source: Singhal et al. 2023, "A Long Way to Go" (arXiv:2310.03716).
-
-    Args:
-        scores: ``[K]`` of the compared texts.
-        lengths: ``[K]`` tokens.
-        comparisons: those of texts of equal length are ignored.
 
     Returns:
         ``longer_chosen_share`` (of the weight, in [0, 1]: the raters' own preference for length),
@@ -97,8 +97,6 @@ def human_pair_accuracy(snippets: Sequence[RatedSnippet], gap: float = 1.0) -> f
     if num.min() < 2:
         raise ValueError("snippets: expected at least two ratings of each, received fewer")
     better, worse = gap_pairs(snippets, gap)
-    if not len(better):
-        raise ValueError(f"no pair of the {len(snippets)} snippets differs by {gap} in its mean rating")
     shares = (counts / num[:, None]).astype(np.float32)
     sums = counts @ RATINGS
     others = ((sums[:, None] - RATINGS) / (num[:, None] - 1)).astype(np.float32)

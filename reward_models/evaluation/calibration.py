@@ -37,10 +37,8 @@ def choice_probabilities(rewards: np.ndarray, chosen: np.ndarray, rejected: np.n
 
     It has no margin, which is unknown before the choice; a model trained with margins is therefore overconfident.
 
-    Args:
-        rewards: ``[N]`` raw rewards, in nats as the loss has them: a calibrated score times the model's ``std``.
-        chosen: ``[M]`` indices of the preferred texts.
-        rejected: ``[M]`` indices of the others.
+    ``rewards [N]`` are raw, in nats as the loss has them: a calibrated score times the model's ``std``. ``chosen`` and
+    ``rejected`` are ``[M]`` indices of the preferred texts and of the others.
     """
     lead = rewards[chosen].astype(np.float64) - rewards[rejected]
     return np.asarray(np.exp(-np.logaddexp(0.0, -lead)))
@@ -49,16 +47,11 @@ def choice_probabilities(rewards: np.ndarray, chosen: np.ndarray, rejected: np.n
 def reliability(
     probabilities: np.ndarray, weights: np.ndarray | None = None, *, num_bins: int = NUM_BINS
 ) -> Reliability:
-    """Confidence and accuracy by bin.
+    """Confidence and accuracy by bin, of ``[M]`` predicted probabilities of the choice made, with weights >= 0.
 
     The order of two texts is arbitrary, so the binned value is the probability of the likelier choice, ``max(p, 1 -
     p)``, and the outcome is whether that choice was made (half, where p is 0.5). A divided judgment is two comparisons,
     one in each order, weighted by their shares.
-
-    Args:
-        probabilities: ``[M]`` predicted probability of the choice that was made, in [0, 1].
-        weights: ``[M]`` >= 0. Default 1.
-        num_bins: B.
 
     Raises:
         ValueError: no comparison has weight, or a probability is outside of [0, 1].

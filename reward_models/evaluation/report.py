@@ -6,6 +6,7 @@ arXiv:1612.01474); the report also has each member's metrics.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -98,13 +99,8 @@ def ensemble_metrics(
 ) -> dict[str, float]:
     """Disagreement of members, score units: mean over texts of the standard deviation over members.
 
-    ``disagreement`` is on held-out texts, ``disagreement_gibberish`` on random rows of the same lengths: an ensemble is
-    useful if the second is larger.
-
-    Args:
-        members: K reward models.
-        rows: N held-out token rows.
-        scores: ``[K, N]`` the members' scores of them.
+    ``disagreement`` is on N held-out rows, whose ``scores`` are ``[K, N]``; ``disagreement_gibberish`` is on random
+    rows of the same lengths: an ensemble is useful if it is larger.
     """
     return {
         "disagreement": float(scores.std(axis=0).mean()),
@@ -127,16 +123,11 @@ def correlation(x: np.ndarray, y: np.ndarray) -> float | None:
 
 def bins_table(bins: Reliability) -> dict[str, Any]:
     """The bins as rows for a JSON file; an empty bin has None for confidence and accuracy."""
-    filled = bins.share > 0
+    names = ("from", "to", "share", "confidence", "accuracy")
+    columns = (bins.edges[:-1], bins.edges[1:], bins.share, bins.confidence, bins.accuracy)
+    table = np.stack(columns, axis=1).tolist()
     rows = [
-        {
-            "from": float(bins.edges[i]),
-            "to": float(bins.edges[i + 1]),
-            "share": float(bins.share[i]),
-            "confidence": float(bins.confidence[i]) if filled[i] else None,
-            "accuracy": float(bins.accuracy[i]) if filled[i] else None,
-        }
-        for i in range(len(bins.share))
+        {name: None if math.isnan(value) else value for name, value in zip(names, row, strict=True)} for row in table
     ]
     return {"calibration_error": bins.error, "bins": rows}
 

@@ -1,9 +1,7 @@
 """The judge of generated texts: TF-IDF over words and word pairs, and logistic regression on IMDB labels.
 
-    python -m scripts.judge
-
-prints its accuracy on the human ratings. It shares no texts, raters or features with the reward model. It is fitted on
-12,500 of the 25,000 labeled reviews (pair accuracy on the human ratings at a gap of 1: 0.80; on all of them 0.81): the
+It shares no texts, raters or features with the reward model. It is fitted on 12,500 of the 25,000 labeled reviews (pair
+accuracy on the human ratings at a gap of 1, which ``python -m scripts.judge`` prints: 0.80; on all of them 0.81): the
 other half is the language model's training text. Repetition fools a bag of words, so report its win rate with others.
 """
 
@@ -86,11 +84,10 @@ class Judge:
         A file of another form or recipe is replaced. Nothing is unpickled.
         """
         path = (cache_dir() if cache is None else Path(cache)) / "judge.npz"
-        loaded = cls.load(path)
-        if loaded is not None:
-            return loaded
-        judge = cls.fit(judge_reviews())
-        judge.save(path)
+        judge = cls.load(path)
+        if judge is None:
+            judge = cls.fit(judge_reviews())
+            judge.save(path)
         return judge
 
     def save(self, path: Path) -> None:
@@ -132,17 +129,6 @@ class Judge:
         vectorizer: Any = self._vectorizer  # type: ignore[attr-defined]
         features = vectorizer.transform([_plain(text) for text in texts])
         return np.asarray(features @ np.asarray(self.coefficients) + self.intercept)
-
-    def win_rate(self, texts: Sequence[str], rivals: Sequence[str]) -> float:
-        """Share of the indices where ``texts`` score above ``rivals``, in [0, 1]; ties count half.
-
-        Raises:
-            ValueError: different numbers, or none.
-        """
-        if len(texts) != len(rivals) or not len(texts):
-            raise ValueError(f"expected texts and as many rivals, received {len(texts)} and {len(rivals)}")
-        ours, theirs = self.score(texts), self.score(rivals)
-        return float(((ours > theirs) + 0.5 * (ours == theirs)).mean())
 
     def human_gap_accuracy(self, gap: float = 1.0) -> float:
         """Accuracy on pairs of rated snippets whose mean human ratings differ by at least ``gap``."""

@@ -101,7 +101,7 @@ MUTANTS = (
     Mutant("T16", "an unfinished text gets an end", MODEL, "[[*bos, *body, eos] if flag else [*bos, *body]", "[[*bos, *body, eos] if True else [*bos, *body]", T_MODEL),
     Mutant("T16", "Bradley–Terry prefers the rejected text", BRADLEY_TERRY, "lead = chosen - rejected if", "lead = rejected - chosen if", T_BRADLEY_TERRY),
     Mutant("T16", "the margin helps instead of being asked for", BRADLEY_TERRY, "else chosen - rejected - margin", "else chosen - rejected + margin", T_BRADLEY_TERRY),
-    Mutant("T16", "the weights of comparisons are left out of their sum", BRADLEY_TERRY, "total = weights.sum()", "total = torch.tensor(float(len(values)))", T_BRADLEY_TERRY),
+    Mutant("T16", "the weights of comparisons are left out of their sum", BRADLEY_TERRY, "total = weights.sum()", "total = torch.tensor(float(len(losses)))", T_BRADLEY_TERRY),
     Mutant("T16", "a foreign tokenizer's ids are handed over", SCORERS, "(theirs is None or (own is not None and same_tokenizer(theirs, own)))", "True", T_PREFERENCE),
     Mutant("T12", "the enumerated optimum tilts the wrong way", "textenvs/exact/enumeration.py", "ref_logprobs + (q - values[:, :, None]) / beta", "ref_logprobs - (q - values[:, :, None]) / beta", T_EXACT),
 )  # fmt: skip

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium.error import ResetNeeded
@@ -13,8 +12,7 @@ from textenvs.tokens.prompts import Prompts
 from textenvs.tokens.rows import PAD, Ids, Mask, split
 
 
-@dataclass(frozen=True)
-class Finished:
+class Finished(NamedTuple):
     """The K episodes that the last step ended, in order of their sub-environments."""
 
     indices: Ids
@@ -64,12 +62,7 @@ class RowBuffer:
         return split(self.tokens[indices], *lengths, self.prompt_width, self.completion_width)
 
     def check_actions(self, actions: ArrayLike, vocab_size: int, *, resets: bool) -> Ids:
-        """Actions as int64 ``[N]``, without a change of the rows.
-
-        Args:
-            actions: token ids; any integers in rows that are not running.
-            vocab_size: number of token ids.
-            resets: whether ended rows are reset automatically.
+        """Actions as int64 ``[N]``, any integers in rows that do not run; ``resets``: ended rows reset automatically.
 
         Raises:
             ValueError: another shape, type or range.
@@ -101,11 +94,10 @@ class RowBuffer:
         Raises:
             ValueError: another shape or type, no row selected, or a row left out that was never started.
         """
-        num_rows = len(self.lengths)
         if mask is None:
-            return np.ones(num_rows, dtype=np.bool_)
-        if not isinstance(mask, np.ndarray) or mask.shape != (num_rows,) or mask.dtype != np.bool_:
-            raise ValueError(f"reset_mask: expected a bool array of shape ({num_rows},), received {mask!r}")
+            return np.ones_like(self.started)
+        if not isinstance(mask, np.ndarray) or mask.shape != self.started.shape or mask.dtype != np.bool_:
+            raise ValueError(f"reset_mask: expected a bool array of shape {self.started.shape}, received {mask!r}")
         if not mask.any():
             raise ValueError("reset_mask: expected at least one sub-environment, received none")
         if not (mask | self.started).all():

@@ -24,9 +24,7 @@ class TokenEnv(gym.Env[Ids, np.int64]):
     | Info        | stop_reason in {"", "eos", "length"}; kl, nats, of the action; score and score_std at the    |
     |             | last action                                                                                  |
 
-    Args:
-        envs: a `TokenVectorEnv` of one sub-environment with autoreset DISABLED, wrapped or not; available as
-            ``env.unwrapped.envs``, for `hand_logprobs` for instance.
+    ``envs``, wrapped or not, is available as ``env.unwrapped.envs``, for `hand_logprobs` for instance.
 
     Raises:
         ValueError: more than one sub-environment, or another autoreset mode.

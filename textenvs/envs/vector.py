@@ -1,7 +1,7 @@
 """Text generation as a native Gymnasium vector environment, without rewards, which wrappers add.
 
-Two paths give the same tokens and rewards. The step path, `step`, takes one token of every sub-environment and works
-with any agent. On the batch path, `draw_prompts` and `play`, the agent generates whole rows.
+Two paths give the same tokens and rewards: the step path, `step`, for any agent, and the batch path, `draw_prompts` and
+`play`, for one that generates whole rows.
 """
 
 from __future__ import annotations
@@ -14,14 +14,11 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike, NDArray
 
-from textenvs.envs.batch_path import finished_rows
 from textenvs.envs.row_buffer import Finished, RowBuffer
-from textenvs.tokens.checks import check_logprobs
+from textenvs.tokens.checks import check_completions, check_logprobs
 from textenvs.tokens.prompts import Prompts, PromptSampler, PromptSource, load_prompts
 from textenvs.tokens.rows import EOS, LENGTH, PAD, Floats, Ids, Mask, TokenRows
 from textenvs.tokens.tokenizers import Tokenizer
-
-_STATE = ("tokens", "lengths", "prompt_lengths", "ended", "started", "sampler", "generator", "prompts")
 
 
 class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
@@ -154,8 +151,7 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
     def step(self, actions: Ids) -> tuple[Ids, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
         """Append one token to every running row; the class describes the results.
 
-        Args:
-            actions: ``[num_envs]`` integers in ``[0, V)``; ignored where mode NEXT_STEP resets a sub-environment.
+        ``actions [num_envs]`` are integers in ``[0, V)``, ignored where mode NEXT_STEP resets a sub-environment.
 
         Raises:
             ValueError: actions of another shape, type or range.
@@ -233,14 +229,28 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
         Raises:
             ValueError: rows that no episode can produce; the message names the first.
         """
-        return finished_rows(
-            prompts,
-            completions,
-            logprobs,
-            eos_token_id=self.eos_token_id,
-            vocab_size=self.vocab_size,
-            max_new_tokens=self.max_new_tokens,
-            budget_truncates=self.budget == "truncate",
+        prompts, completions = np.asarray(prompts, dtype=np.int64), np.asarray(completions, dtype=np.int64)
+        if prompts.ndim != 2 or completions.ndim != 2 or len(prompts) != len(completions):
+            raise ValueError(
+                f"prompts and completions: expected [N, P] and [N, T], received {prompts.shape} and {completions.shape}"
+            )
+        at_eos = check_completions(completions, self.eos_token_id, self.vocab_size, self.max_new_tokens)
+        acted = None
+        if logprobs is not None:
+            acted = np.asarray(logprobs)
+            if acted.shape != completions.shape:
+                raise ValueError(f"logprobs: expected shape {completions.shape}, received {acted.shape}")
+            acted = np.where(completions != PAD, acted, 0).astype(np.float32)
+            check_logprobs(acted, "logprobs")
+        truncated = ~at_eos if self.budget == "truncate" else np.zeros_like(at_eos)
+        return TokenRows(
+            prompts=prompts,
+            completions=completions,
+            rewards=np.zeros(completions.shape, dtype=np.float32),
+            terminated=~truncated,
+            truncated=truncated,
+            stop_reason=np.where(at_eos, EOS, LENGTH).astype("<U6"),
+            logprobs=acted,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -258,7 +268,7 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
         Raises:
             ValueError: the state belongs to an environment with other prompts or another shape.
         """
-        missing = [key for key in _STATE if key not in state]
+        missing = [key for key in self.state_dict() if key not in state]
         if missing:
             raise ValueError(f"state: expected the keys {missing}, received none of them")
         if state["prompts"] != self.prompts.fingerprint():

@@ -1,8 +1,7 @@
 """Probe whether a model's attention is invariant to the order and location of cached keys.
 
-Most causal LMs encode positions in tokens or keys and attend to all that a mask allows: then keys can be anywhere in
-memory, as in `textenvs.wrappers.reference` and ``textenvs.lm.kv_cache``. Others derive distances from the columns:
-ALiBi's slope (Bloom, MPT), or a window outside of the mask (GPT-Neo's local layers).
+Most causal LMs encode positions in tokens or keys and attend to all that a mask allows. Others derive distances from
+the columns: ALiBi's slope (Bloom, MPT), or a window outside of the mask (GPT-Neo's local layers).
 """
 
 from __future__ import annotations
@@ -27,11 +26,7 @@ TOLERANCE = 0.05
 
 
 def any_key_order(model: PreTrainedModel) -> bool:
-    """True if all layers of ``model`` cache keys and values and attend to all of them, in any order.
-
-    Args:
-        model: a transformers causal LM, or its trunk. The first call runs it on two tokens.
-    """
+    """True if all layers of ``model``, a causal LM or trunk, cache keys and values and attend to all, in any order."""
     if not hasattr(model, ANY_ORDER):
         setattr(model, ANY_ORDER, has_full_attention(model.config) and _ignores_order(model))
     return bool(getattr(model, ANY_ORDER))

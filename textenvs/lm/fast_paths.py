@@ -1,7 +1,6 @@
 """Enables the faster layers, attention and packed rows of this room for a model, after a self-test at load.
 
-They use transformers' internals, which may change in any release: so they are compared with transformers' own forward
-pass of the model, and disabled where they differ.
+They use transformers' internals, which may change in any release, and are disabled where the result differs.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """A preallocated key-value cache whose finished rows are replaced by new ones; for `agents.lm.generation`.
 
 Every row's newest token is in the same column, regardless of its length, with older tokens before it and masked columns
-before those. Columns form a ring: the next token overwrites the oldest one, which no running row needs any more, so
-nothing is ever moved along a row. It needs models for which the order of keys is irrelevant, since keys contain the
-positions (`textenvs.lm.cache_layout`).
+before those. Columns form a ring: the next token overwrites the oldest one, which no running row needs any more. It
+needs models for which the order of keys is irrelevant (`textenvs.lm.cache_layout`).
 """
 
 from __future__ import annotations
@@ -32,10 +31,7 @@ class _PlainLayer(DynamicLayer):
         self.joining: Tensor | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Store the new tokens' keys and values; returns those that the tokens attend to.
-
-        These are the new tokens themselves while rows join, and views of all columns when each row gets one more token.
-        """
+        """Store keys and values; returns those to attend to: the new ones where rows join, else views of all."""
         if not self.is_initialized:
             # Zeros: masked entries are multiplied by 0 and must be finite.
             self.keys, self.values = self._zeros(key_states), self._zeros(value_states)
@@ -84,11 +80,7 @@ class _PlainLayer(DynamicLayer):
 class PlainCache(Cache):
     """A preallocated cache for models whose layers all attend to every key, in any order.
 
-    Args:
-        num_layers: of the model.
-        max_concurrent_rows: largest number of rows.
-        capacity: columns: the longest row, its newest token included.
-        float32: store keys and values of half precision as float32.
+    ``capacity`` is the longest row, its newest token included. With ``float32`` half precision is stored as float32.
     """
 
     def __init__(self, num_layers: int, *, max_concurrent_rows: int, capacity: int, float32: bool = False) -> None:
@@ -97,9 +89,8 @@ class PlainCache(Cache):
     def expect(self, source: Tensor, column: int) -> None:
         """Announce that the next forward pass prefills prompts, ``[M, W]`` right-aligned, of rows to append.
 
-        Args:
-            source: ``[R]``, the index of each new row's prompt; 0 to M - 1 in order if R is M.
-            column: of all rows' next token, at least W: the prompts end right before it.
+        ``source [R]`` is the index of each new row's prompt, 0 to M - 1 in order if R is M; prompts end right before
+        ``column``, that of all rows' next token.
         """
         for layer in self.layers:
             layer.joining, layer.column = source, column  # type: ignore[union-attr]

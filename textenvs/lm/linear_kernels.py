@@ -4,7 +4,6 @@ On a CPU with AVX-512 that is not Intel's, float32 linear layers use oneDNN, who
 torch's default on the AMD CPUs measured; MKL is as fast on Intel's CPUs, or with AVX2 only. On a CPU not faster in
 half precision, layers multiply in float32 and round the result: ten times as fast as torch without instructions for
 it, twice as fast on an Intel CPU with bfloat16 instructions but without AMX. GPT-2's GELU takes one kernel, not eight.
-Attention is in `textenvs.lm.packed_attention`.
 """
 
 from __future__ import annotations
@@ -73,7 +72,9 @@ class _Forward:
         weight = layer.weight if isinstance(layer, nn.Linear) else layer.weight.t()
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         if dtype in HALF and not half_is_faster(dtype):
-            return _in_float32(x, weight, layer.bias).to(dtype)
+            with torch.autocast("cpu", enabled=False):
+                bias = None if layer.bias is None else layer.bias.float()
+                return linear(x.float(), weight.float(), bias).to(dtype)
         if not (dtype == x.dtype == weight.dtype == torch.float32 and _many_rows(x) and onednn_is_faster()):
             return self.original(layer, x)
         flat = x.reshape(-1, x.shape[-1])
@@ -121,19 +122,8 @@ def compute_type(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.float32 if dtype in HALF and device.type == "cpu" and not half_is_faster(dtype) else dtype
 
 
-def _in_float32(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    with torch.autocast("cpu", enabled=False):
-        return linear(x.float(), weight.float(), None if bias is None else bias.float())
-
-
 def affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``x weight^T + bias`` in float32 on a CPU, by oneDNN, with gradients.
-
-    Args:
-        x: ``[N, in]``.
-        weight: ``[out, in]``, of any strides.
-        bias: ``[out]``, or None.
-    """
+    """``x [N, in] weight^T + bias`` in float32 on a CPU, by oneDNN, with gradients; any strides."""
     if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in (x, weight, bias)):
         return _Affine.apply(x, weight, bias)  # type: ignore[no-any-return]
     return _product(x, weight, bias)
@@ -167,8 +157,7 @@ def multiply(x: Tensor, weight: Tensor) -> Tensor:
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     rows = x.shape[0]
-    more = padded_rows(rows) - rows
-    if more:
+    if more := padded_rows(rows) - rows:
         x = pad(x, (0, 0, 0, more))
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
     return out[:rows] if more else out

@@ -1,12 +1,9 @@
-"""Attention over packed rows without padding, in float32 on CPUs.
+"""Attention over packed rows without padding, in float32 on CPUs, registered with transformers as ``textenvs``.
 
-Registered with transformers as ``textenvs``; for padded float32 rows it equals torch's scaled dot-product attention
-bit for bit.
-
-- Concatenated rows, ``[1, N]`` tokens, pass through every layer without padding; only here they are unpacked to
-  ``[B, W]``, so that rows do not attend to each other, and packed again.
-- On a CPU attention in bfloat16 or float16 is computed in float32, which is several times as fast with one query per
-  row, and rounded once.
+Concatenated rows, ``[1, N]`` tokens, pass through every layer without padding; only here they are unpacked to
+``[B, W]``, so that rows do not attend to each other, and packed again. For padded float32 rows it equals torch's scaled
+dot-product attention bit for bit. On a CPU bfloat16 and float16 are computed in float32, which is several times as fast
+with one query per row, and rounded once.
 """
 
 from __future__ import annotations
@@ -67,12 +64,9 @@ class SharedPrefixes(NamedTuple):
 class RowLayout:
     """Positions of the tokens of ``[B, W]`` right-padded rows in the packed (concatenated) rows.
 
-    A shared prefix is packed once: in a causal model its states do not depend on what follows. A few unused tokens at
-    the end round the number of tokens up to one for which products are fast (`padded_rows`).
-
-    Args:
-        lengths: ``[B]`` tokens of each row, each at least 1.
-        prefixes: shared by rows; None: no row shares any.
+    ``lengths [B]`` are tokens of each row, each at least 1. A shared prefix is packed once: in a causal model its
+    states do not depend on what follows. A few unused tokens at the end round the number of tokens up to one for which
+    products are fast (`padded_rows`).
 
     Attributes:
         rows: B.

@@ -30,12 +30,11 @@ def check_completions(completions: Ids, eos_token_id: int | None, vocab_size: in
     eos = completions == eos_token_id if eos_token_id is not None else np.zeros_like(mask)
     last = mask & (np.cumsum(mask, axis=1) == lengths[:, None])
     at_eos: Mask = (eos & last).any(axis=1)
+    outside = mask & ((completions < 0) | (completions >= vocab_size))
     faults = {
         "is empty": lengths == 0,
         "has padding before a token; completions are right-padded": (mask[:, 1:] & ~mask[:, :-1]).any(axis=1),
-        f"has a token id outside the vocabulary [0, {vocab_size})": (
-            mask & ((completions < 0) | (completions >= vocab_size))
-        ).any(axis=1),
+        f"has a token id outside the vocabulary [0, {vocab_size})": outside.any(axis=1),
         f"continues after its end-of-text token {eos_token_id}": (eos & ~last).any(axis=1),
         f"stops before its end-of-text token and before its budget of {max_new_tokens} tokens": (
             ~at_eos & (lengths < max_new_tokens)

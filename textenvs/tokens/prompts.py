@@ -1,7 +1,4 @@
-"""Prompts from lists, text files or JSONL files, and the order they are drawn in.
-
-Prompts are validated when the environment is built; errors name file and line. Not here: episodes (see `vector`).
-"""
+"""Prompts from lists, text files or JSONL files, validated when read, and the order they are drawn in."""
 
 from __future__ import annotations
 
@@ -145,16 +142,12 @@ def _encode(prompt: Any, tokenizer: Any) -> list[int]:
 class PromptSampler:
     """Draws prompt indices without replacement: every prompt once an epoch.
 
-    Args:
-        num_prompts: prompts.
-        shuffle: shuffle each epoch; False draws from 0 to ``num_prompts - 1``.
-        repeats: how often each index is drawn in a row, so that the texts of one prompt can be compared.
+    ``shuffle`` is for each epoch; without it they are 0 to ``num_prompts - 1``. Each is drawn ``repeats`` times in a
+    row, so that the texts of one prompt can be compared.
     """
 
     def __init__(self, num_prompts: int, *, shuffle: bool, repeats: int = 1) -> None:
-        self._num_prompts = num_prompts
-        self._shuffle = shuffle
-        self._repeats = repeats
+        self._num_prompts, self._shuffle, self._repeats = num_prompts, shuffle, repeats
         self.restart()
 
     def restart(self) -> None:
@@ -169,8 +162,7 @@ class PromptSampler:
             if self._position == len(self._order):
                 everything = np.arange(self._num_prompts)
                 order = generator.permutation(everything) if self._shuffle else everything
-                self._order = order.repeat(self._repeats)
-                self._position = 0
+                self._order, self._position = order.repeat(self._repeats), 0
             drawn[place] = self._order[self._position]
             self._position += 1
         return drawn

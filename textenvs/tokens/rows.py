@@ -1,7 +1,4 @@
-"""Rows of tokens: layout, padding, joining and splitting of prompts and completions. Numpy only.
-
-Padding is -1, which is no vocabulary id, so a padding token that equals the end-of-text token causes no ambiguity.
-"""
+"""Rows of tokens: layout, padding, joining and splitting of prompts and completions. Numpy only."""
 
 from __future__ import annotations
 
@@ -17,7 +14,8 @@ Mask: TypeAlias = NDArray[np.bool_]
 Floats: TypeAlias = NDArray[np.float32]
 
 PAD = -1
-"""Marks a position without a token. Never a vocabulary id; for models it is a zero in the attention mask."""
+"""Marks a position without a token. Never a vocabulary id, even where the padding token equals the end-of-text token;
+for models it is a zero in the attention mask."""
 
 EOS = "eos"
 """Stop reason: the end-of-text token was produced."""
@@ -79,18 +77,13 @@ def join_rows(parts: Sequence[TokenRows]) -> TokenRows:
 
 
 def pad_rows(rows: Sequence[Sequence[int] | Ids], width: int | None = None) -> Ids:
-    """Lists of token ids as one array ``[N, width]``, right-padded with PAD.
-
-    Args:
-        rows: N lists of token ids.
-        width: tokens; None: the longest row's length.
+    """N lists of token ids as one array ``[N, width]``, right-padded with PAD; None: as wide as the longest row.
 
     Raises:
         ValueError: a row is longer than `width`.
     """
-    longest = max((len(row) for row in rows), default=0)
-    if width is None:
-        width = longest
+    longest = max(map(len, rows), default=0)
+    width = longest if width is None else width
     if longest > width:
         raise ValueError(f"expected rows of at most {width} tokens, received one of {longest}")
     padded = np.full((len(rows), width), PAD, dtype=np.int64)
@@ -109,12 +102,8 @@ def concatenate(prompts: Ids, completions: Ids) -> Ids:
 def split(tokens: Ids, prompt_lengths: Ids, lengths: Ids, prompt_width: int, completion_width: int) -> tuple[Ids, Ids]:
     """The inverse of `concatenate`: prompts ``[N, prompt_width]`` and completions ``[N, completion_width]``.
 
-    Args:
-        tokens: ``[N, L]`` right-padded joint rows.
-        prompt_lengths: ``[N]`` tokens of each prompt.
-        lengths: ``[N]`` tokens of each joint row.
-        prompt_width: columns of the prompts, at least the longest one's length.
-        completion_width: columns of the completions, at least the longest one's length.
+    ``tokens [N, L]`` are right-padded; ``prompt_lengths [N]`` and ``lengths [N]`` are tokens of each prompt and joint
+    row. The widths are at least the longest one's length.
     """
     places = np.arange(prompt_width)[None, :]
     prompts = np.where(places < prompt_lengths[:, None], tokens[:, :prompt_width], PAD)

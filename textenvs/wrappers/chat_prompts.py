@@ -16,11 +16,8 @@ from textenvs.wrappers.scorers import takes_finished
 class ChatTemplate:
     """Tokenizes a prompt as a chat in which the assistant's answer is next; a drop-in for a prompt tokenizer.
 
-    It remembers each prompt's plain text, so that scorers, judge and people read it without the template.
-
-    Args:
-        tokenizer: of the model.
-        wrap: whether a text becomes the user's turn of a chat; else only lists of turns make a chat.
+    It remembers each prompt's plain text, so that scorers, judge and people read it without the template. With ``wrap``
+    a text becomes the user's turn of a chat; else only lists of turns make a chat.
 
     Raises:
         ValueError: the tokenizer has no template: its model was not trained on chats.
@@ -68,8 +65,7 @@ class ChatTemplate:
 
     def scorer(self, scorer: Scorer) -> Scorer:
         """``scorer`` on plain prompts and completions; of an ensemble, each member."""
-        members = getattr(scorer, "members", None)
-        if members:
+        if members := getattr(scorer, "members", None):
             return _Ensemble(tuple(self._plain_scorer(member) for member in members))
         return self._plain_scorer(scorer)
 

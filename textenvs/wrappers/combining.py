@@ -23,13 +23,7 @@ def combine_scores(
         uncertainty  mean - uncertainty_coef * (1/K) sum_k (s_k - mean)^2
 
     Source: Coste et al. 2023, "Reward Model Ensembles Help Mitigate Overoptimization" (arXiv:2310.02743): R_mu, R_WCO,
-    R_UWO. The default coefficient is from the authors' published PPO configuration.
-
-    Args:
-        scores: ``[K, N]`` reward units.
-        combine: "mean", "worst" or "uncertainty".
-        weights: K numbers, any sign and any sum; with "mean" only.
-        uncertainty_coef: per reward unit, 0 or more; read with "uncertainty" only.
+    R_UWO. The default coefficient, per reward unit and 0 or more, is from the authors' published PPO configuration.
 
     Raises:
         ValueError: as `check_combination`, or the scores are not ``[K, N]`` with K >= 1.
@@ -38,23 +32,18 @@ def combine_scores(
         raise ValueError(f"scores: expected [K, N] with K of at least 1, received shape {scores.shape}")
     check_combination(combine, weights, uncertainty_coef, num_scorers=len(scores))
     exact: NDArray[np.float64] = scores.astype(np.float64)
-    combined: NDArray[np.float64]
+    combined: NDArray[np.float64] = exact.mean(axis=0)
     if combine == "worst":
         combined = exact.min(axis=0)
     elif combine == "uncertainty":
-        combined = exact.mean(axis=0) - uncertainty_coef * exact.var(axis=0)
+        combined = combined - uncertainty_coef * exact.var(axis=0)
     elif weights is not None:
         combined = np.asarray(weights, dtype=np.float64) @ exact
-    else:
-        combined = exact.mean(axis=0)
     return combined.astype(np.float32)
 
 
 def score_spread(scores: Floats) -> Floats:
-    """``[N]``, reward units: the standard deviation over the K members of ``scores [K, N]``; 0 where K is 1.
-
-    It divides by K, not K - 1: its square is the variance that "uncertainty" subtracts.
-    """
+    """``[N]``, reward units: standard deviation over the K members of ``scores [K, N]``, by K as in "uncertainty"."""
     spread: Floats = scores.astype(np.float64).std(axis=0).astype(np.float32)
     return spread
 

@@ -89,8 +89,8 @@ class PreferenceReward(TokenVectorWrapper):
             scores, spread = np.zeros((2, self.num_envs), dtype=np.float32)
             scores[finished.indices], spread[finished.indices] = scored.scores, scored.std
             rewards = rewards + scores
-            self._add_entry(infos, "score", scores, terminated | truncated)
-            self._add_entry(infos, "score_std", spread, terminated | truncated)
+            for key, values in (("score", scores), ("score_std", spread)):
+                self._add_entry(infos, key, values, terminated | truncated)
         return observations, rewards, terminated, truncated, infos
 
     def play(self, prompts: Ids, completions: Ids, logprobs: ArrayLike | None = None) -> TokenRows:
@@ -112,10 +112,6 @@ class PreferenceReward(TokenVectorWrapper):
         combined = combine_scores(each, self._combine, weights=self._weights, uncertainty_coef=self._uncertainty_coef)
         members = dict(zip(self._scorers.names, each, strict=True))
         return ScoredRows(scores=combined, std=score_spread(each), members=members)
-
-    def score(self, prompts: Ids, completions: Ids) -> Floats:
-        """The combined scores ``[N]`` of `score_rows`."""
-        return self.score_rows(prompts, completions).scores
 
     def score_each(self, prompts: Ids, completions: Ids) -> Floats:
         """Scores ``[K, N]`` of the K members, not combined; arguments and errors as `score_rows`."""
