@@ -76,10 +76,7 @@ class RewardEnsemble:
     ) -> RewardEnsemble:
         """The ensemble that `save` wrote, in evaluation mode; a language model with several adapters is loaded once.
 
-        Args:
-            path: the folder.
-            device: of the weights.
-            backbones: one a member with its adapter already loaded, as for `RewardModel.load`.
+        ``backbones`` are one a member with its adapter already loaded, as for `RewardModel.load`.
 
         Raises:
             ValueError: no ensemble of this version in the folder, or a damaged one.
@@ -120,14 +117,8 @@ def new_members(
 ) -> Iterator[tuple[int, RewardModel]]:
     """Unfitted members, each with the seed to fit it with; fit one before taking the next.
 
-    With ``lora_rank`` all share one language model, and only the newest member's adapter is trainable.
-
-    Args:
-        name: directory or name of the model to start from, with its tokenizer.
-        num_members: K, at least 1.
-        seed: of the first; the others' are `SEEDS_APART` apart.
-        lora_rank: of the adapters; None: members are whole models.
-        device: of the weights.
+    They start from the model of a directory or name, with seeds `SEEDS_APART` from one to the next. With ``lora_rank``
+    all share one language model, and only the newest member's adapter is trainable; else members are whole models.
 
     Raises:
         ValueError: the model cannot be loaded.

@@ -261,10 +261,7 @@ class RewardModel(nn.Module):
     ) -> RewardModel:
         """The model that `save` wrote, in evaluation mode (dropout off).
 
-        Args:
-            path: the folder.
-            device: of the weights.
-            backbone: for an adapter: a trunk with that adapter already loaded. None loads it.
+        ``backbone`` is, for an adapter, a trunk with that adapter already loaded; None loads it.
 
         Raises:
             ValueError: no reward model of this version in the folder, or a damaged one.

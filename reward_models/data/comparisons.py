@@ -81,16 +81,12 @@ def rating_counts(snippets: Sequence[RatedSnippet]) -> np.ndarray:
     return counts
 
 
-def preference_shares(counts: np.ndarray) -> np.ndarray:
-    """``[N, N]``: the share of the pairs (rater of i, rater of j) in which the first gave more; ties are in neither."""
-    probabilities = counts / counts.sum(axis=1, keepdims=True)
-    below = np.cumsum(probabilities, axis=1) - probabilities
-    return np.asarray(probabilities @ below.T)
-
-
 def group_comparisons(snippets: Sequence[RatedSnippet]) -> ComparisonBatch:
     """All comparisons between raters of a group, whose weighted loss is the expected one of randomly drawn raters."""
-    shares = preference_shares(rating_counts(snippets))
+    counts = rating_counts(snippets)
+    probabilities = counts / counts.sum(axis=1, keepdims=True)
+    below = np.cumsum(probabilities, axis=1) - probabilities
+    shares = probabilities @ below.T  # of the pairs (rater of i, rater of j) in which the first gave more
     chosen, rejected = np.nonzero(shares * ~np.eye(len(snippets), dtype=bool))
     return ComparisonBatch(
         texts=[snippet.text for snippet in snippets],

@@ -36,8 +36,6 @@ class LabeledReview:
 class MovieReviewSplits:
     """Disjoint parts of the package's texts."""
 
-    judge: list[LabeledReview]
-    """Labeled reviews for the judge alone."""
     train: list[list[str]]
     """The language model's training reviews, as lists of sentences."""
     validation: list[str]
@@ -83,7 +81,7 @@ def sentences_of(review: str) -> list[str]:
 
 
 def judge_reviews() -> list[LabeledReview]:
-    """`MovieReviewSplits.judge` alone, which is much faster."""
+    """The labeled reviews for the judge alone."""
     return _imdb_parts()[0]
 
 
@@ -102,7 +100,7 @@ def _imdb_parts() -> tuple[list[LabeledReview], list[LabeledReview]]:
 @cache
 def movie_review_splits() -> MovieReviewSplits:
     """The project's fixed splits; see the module docstring."""
-    judge, rest = _imdb_parts()
+    _, rest = _imdb_parts()
     used = judge_sentences()
     used |= {normalize_text(snippet.text) for snippet in load_rated_snippets()}
     used |= {normalize_text(review.text) for review in read_reviews("rotten_tomatoes")}
@@ -120,13 +118,8 @@ def movie_review_splits() -> MovieReviewSplits:
     prompt_test, prompt_train, validation = (
         list(chain.from_iterable(fresh(rest[begin:end]))) for begin, end in ((0, 400), (400, 1400), (1400, 1700))
     )
-    return MovieReviewSplits(
-        judge=judge,
-        train=fresh(rest[1700:]),
-        validation=validation,
-        prompt_train=prompt_train,
-        prompt_test=prompt_test,
-    )
+    train = fresh(rest[1700:])
+    return MovieReviewSplits(train=train, validation=validation, prompt_train=prompt_train, prompt_test=prompt_test)
 
 
 def openings(sentences: list[str], *, num_words: tuple[int, int], count: int, seed: int) -> list[str]:

@@ -66,8 +66,10 @@ def report(
 
     Returns:
         Metrics: ``pair_accuracy``, ``calibration_error`` (expected, [0, 1]), ``score_mean`` and ``score_std`` over the
-        texts, ``correlation_with_length`` (tokens), those of `accuracy_by_length`; of an ensemble also those of
-        `ensemble_metrics`. Then the bins of the calibration error, and the members' scores ``[K, N]``.
+        texts, ``correlation_with_length`` (tokens), those of `accuracy_by_length`; of an ensemble also ``disagreement``
+        (mean over texts of the standard deviation over members, score units), and ``disagreement_gibberish`` on random
+        rows of the same lengths, which is larger if an ensemble is useful. Then the bins of the calibration error, and
+        the members' scores ``[K, N]``.
     """
     rows = members[0].encode(comparisons.texts)
     lengths = np.array([len(row) for row in rows])
@@ -87,25 +89,14 @@ def report(
         **accuracy_by_length(scores, lengths, comparisons),
     }
     if len(members) > 1:
-        metrics |= {"members": len(members)} | ensemble_metrics(members, rows, each)
+        random = _scores(members, gibberish(members[0], rows))
+        spreads = {"disagreement": each, "disagreement_gibberish": random}
+        metrics["members"] = len(members)
+        metrics |= {name: float(scored.std(axis=0).mean()) for name, scored in spreads.items()}
         for index, (own, p) in enumerate(zip(each, probabilities, strict=True)):
             metrics[f"member_{index}_pair_accuracy"] = comparison_accuracy(own, comparisons)
             metrics[f"member_{index}_calibration_error"] = reliability(p, comparisons.weights).error
     return metrics, bins, each
-
-
-def ensemble_metrics(
-    members: Sequence[RewardModel], rows: Sequence[Sequence[int]], scores: np.ndarray
-) -> dict[str, float]:
-    """Disagreement of members, score units: mean over texts of the standard deviation over members.
-
-    ``disagreement`` is on N held-out rows, whose ``scores`` are ``[K, N]``; ``disagreement_gibberish`` is on random
-    rows of the same lengths: an ensemble is useful if it is larger.
-    """
-    return {
-        "disagreement": float(scores.std(axis=0).mean()),
-        "disagreement_gibberish": float(_scores(members, gibberish(members[0], rows)).std(axis=0).mean()),
-    }
 
 
 def gibberish(model: RewardModel, rows: Sequence[Sequence[int]], seed: int = GIBBERISH_SEED) -> list[list[int]]:

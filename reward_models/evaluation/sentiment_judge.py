@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ class Judge:
         if len({review.label for review in reviews}) < 2:
             raise ValueError("reviews: expected both labels, received one")
         vectorizer = _vectorizer(min_df=MIN_DF)
-        features = vectorizer.fit_transform([_plain(review.text) for review in reviews])
+        features = vectorizer.fit_transform(_plain(review.text for review in reviews))
         model = LogisticRegression(C=INVERSE_REGULARIZATION, max_iter=1000)
         model.fit(features, [review.label for review in reviews])
         return cls(
@@ -126,8 +126,7 @@ class Judge:
 
     def score(self, texts: Sequence[str]) -> np.ndarray:
         """``[N]`` float64: the log-odds of a positive review; the intercept for a text without known words."""
-        vectorizer: Any = self._vectorizer  # type: ignore[attr-defined]
-        features = vectorizer.transform([_plain(text) for text in texts])
+        features = self._vectorizer.transform(_plain(texts))  # type: ignore[attr-defined]
         return np.asarray(features @ np.asarray(self.coefficients) + self.intercept)
 
     def human_gap_accuracy(self, gap: float = 1.0) -> float:
@@ -142,8 +141,8 @@ def _vectorizer(**options: Any) -> Any:
     return TfidfVectorizer(ngram_range=NGRAM_RANGE, sublinear_tf=True, lowercase=False, **options)
 
 
-def _plain(text: str) -> str:
-    return text.replace("<br />", " ").lower()
+def _plain(texts: Iterable[str]) -> list[str]:
+    return [text.replace("<br />", " ").lower() for text in texts]
 
 
 def _as_bytes(text: str) -> np.ndarray:

@@ -8,8 +8,8 @@ from agents.lm.lora import AdaptedTrunk, RoleTrunk
 from reward_models import PreferencePair, RewardModel, TrainingOptions, fit
 from reward_models.data.comparisons import PairBatches, pair_comparisons
 from reward_models.ensemble import SEEDS_APART, RewardEnsemble, is_ensemble, member_folders, new_members
+from reward_models.fitting import trained_state
 from reward_models.lora import ADAPTER
-from reward_models.weight_average import trained_state
 
 PAIRS = [
     PreferencePair(prompt=f"the {noun} ", chosen=f"is {good}", rejected=f"is {bad}")

@@ -95,7 +95,8 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
 
         self._rows = RowBuffer(num_envs, self.max_prompt_tokens, max_new_tokens)
         self.set_group_size(group_size)
-        self._handed: Floats | None = None
+        self.handed_logprobs: Floats | None = None
+        """The log-probs of `hand_logprobs` for the next step."""
         self.finished = self._finished(np.zeros(0, dtype=np.int64))
 
     def set_group_size(self, group_size: int) -> None:
@@ -143,7 +144,7 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
         mask = self._rows.check_reset_mask((options or {}).get("reset_mask"))
         if seed is not None:
             self._seed(seed)
-        self._handed = None
+        self.handed_logprobs = None
         self._begin(np.flatnonzero(mask))
         self.finished = self._finished(np.zeros(0, dtype=np.int64))
         return self.tokens.copy(), {"stop_reason": np.full(self.num_envs, "", dtype="<U6"), "_stop_reason": mask}
@@ -158,7 +159,7 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
             gymnasium.error.ResetNeeded: before the first reset, or in mode DISABLED after an end.
         """
         actions = self.check_actions(actions)
-        self._handed = None
+        self.handed_logprobs = None
         running = self.running
         self._rows.append(actions)
         self._begin(np.flatnonzero(~running))  # mode NEXT_STEP
@@ -200,12 +201,7 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
         if array.shape != (self.num_envs,):
             raise ValueError(f"logprobs: expected shape ({self.num_envs},), received {array.shape}")
         check_logprobs(array[self.running], "logprobs")
-        self._handed = array
-
-    @property
-    def handed_logprobs(self) -> Floats | None:
-        """The log-probs of `hand_logprobs` for the next step, or None."""
-        return self._handed
+        self.handed_logprobs = array
 
     def draw_prompts(self, *, seed: int | None = None) -> Ids:
         """Prompts ``[num_envs, P]``, right-padded: those of ``reset(seed=seed)``.
@@ -276,7 +272,7 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
         self._rows.load_state_dict(state)
         self._sampler.load_state_dict(state["sampler"])
         self.np_random.bit_generator.state = state["generator"]
-        self._handed = None
+        self.handed_logprobs = None
 
     def _seed(self, seed: int) -> None:
         super().reset(seed=seed)

@@ -40,7 +40,7 @@ def speed_up(model: nn.Module) -> Callable[[], None]:
     for module in list(model.modules()):
         if type(module) in (nn.Linear, Conv1D) and "forward" not in vars(module):
             # On the instance, by a partial, so that a deep copy of the layer uses its own weights.
-            module.forward = partial(_Forward(type(module).forward), module)
+            module.forward = partial(_forward, module)
             changed.append((module, "forward", None))
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):  # 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))
@@ -59,26 +59,21 @@ def cache_keyword(model: nn.Module) -> str:
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
-class _Forward:
-    """A linear layer's forward pass, with another kernel where that is faster."""
-
-    def __init__(self, original: Callable[..., Tensor]) -> None:
-        self.original = original
-
-    def __call__(self, layer: nn.Linear | Conv1D, x: Tensor) -> Tensor:
-        """``x [..., in]`` to ``[..., out]``."""
-        if x.device.type != "cpu" or torch.compiler.is_compiling():
-            return self.original(layer, x)
-        weight = layer.weight if isinstance(layer, nn.Linear) else layer.weight.t()
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        if dtype in HALF and not half_is_faster(dtype):
-            with torch.autocast("cpu", enabled=False):
-                bias = None if layer.bias is None else layer.bias.float()
-                return linear(x.float(), weight.float(), bias).to(dtype)
-        if not (dtype == x.dtype == weight.dtype == torch.float32 and _many_rows(x) and onednn_is_faster()):
-            return self.original(layer, x)
-        flat = x.reshape(-1, x.shape[-1])
-        return affine(flat, weight, layer.bias).view(*x.shape[:-1], weight.shape[0])
+def _forward(layer: nn.Linear | Conv1D, x: Tensor) -> Tensor:
+    """A linear layer's forward pass, ``x [..., in]`` to ``[..., out]``, with another kernel where that is faster."""
+    original: Callable[..., Tensor] = type(layer).forward
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return original(layer, x)
+    weight = layer.weight if isinstance(layer, nn.Linear) else layer.weight.t()
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    if dtype in HALF and not half_is_faster(dtype):
+        with torch.autocast("cpu", enabled=False):
+            bias = None if layer.bias is None else layer.bias.float()
+            return linear(x.float(), weight.float(), bias).to(dtype)
+    if not (dtype == x.dtype == weight.dtype == torch.float32 and _many_rows(x) and onednn_is_faster()):
+        return original(layer, x)
+    flat = x.reshape(-1, x.shape[-1])
+    return affine(flat, weight, layer.bias).view(*x.shape[:-1], weight.shape[0])
 
 
 def _many_rows(x: Tensor) -> bool:
@@ -106,8 +101,8 @@ def cpu_info(name: str, path: Path = Path("/proc/cpuinfo")) -> str | None:
 def half_is_faster(dtype: torch.dtype) -> bool:
     """True if this CPU multiplies in ``dtype``, of half precision, at least as fast as in float32.
 
-    Without instructions for it torch uses a slow loop. With AVX-512 bfloat16 instructions but without AMX, which a
-    virtual machine may hide, an Intel CPU (Emerald Rapids) was measured at half its float32 rate.
+    Without instructions for it torch uses a slow loop. With bfloat16 instructions but without AMX, which a virtual
+    machine may hide, an Intel CPU (Emerald Rapids) was measured at half its float32 rate.
     """
     check = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}[dtype]
     if not (torch.backends.mkldnn.is_available() and bool(getattr(torch.ops.mkldnn, check)())):

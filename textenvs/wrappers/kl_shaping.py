@@ -35,10 +35,9 @@ class KLShaping(TokenVectorWrapper):
         reference: a `transformers` causal LM, its directory or name, a `CausalLMReference`, or any callable
             ``(prompts [N, P], completions [N, T]) -> [N, T]`` log-probs in nats. A model is used without a copy: train
             another object.
-        beta: see the property.
+        beta, charge: see the properties.
         acting: ``(observations [N, L], actions [N]) -> [N]`` log-probs of the agent, nats, for steps without
             `hand_logprobs`.
-        charge: see the property.
 
     Raises:
         ValueError: a beta below 0 or not finite; a charge that is no bool; a reference whose tokenizer or vocabulary is
@@ -71,13 +70,7 @@ class KLShaping(TokenVectorWrapper):
 
     @property
     def beta(self) -> float:
-        """KL coefficient, reward units per nat, 0 or more; 0 only reports the KL.
-
-        Agents and adaptive controllers may set it between steps; the next step uses it.
-
-        Raises:
-            ValueError: set to a number below 0 or not finite.
-        """
+        """KL coefficient, reward units per nat, 0 or more; 0 only reports the KL. It may be set between steps."""
         return self._beta
 
     @beta.setter
@@ -88,13 +81,7 @@ class KLShaping(TokenVectorWrapper):
 
     @property
     def charge(self) -> bool:
-        """Whether the penalty is subtracted from the reward; False only reports the KL.
-
-        An agent with the KL in its loss sets it to False, so that the KL does not count twice.
-
-        Raises:
-            ValueError: set to anything but a bool.
-        """
+        """Whether the penalty is subtracted from the reward; False (the KL is in the agent's loss) only reports it."""
         return self._charge
 
     @charge.setter
@@ -105,9 +92,8 @@ class KLShaping(TokenVectorWrapper):
 
     def step(self, actions: Ids) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step the inner environment, and subtract each token's penalty."""
-        base = self.base
-        actions = base.check_actions(actions)
-        running = base.running
+        actions = self.base.check_actions(actions)
+        running = self.base.running
         kl = np.zeros(self.num_envs, dtype=np.float32)
         kl[running] = self._acting_logprobs(actions)[running] - self._reference_logprobs(actions, running)[running]
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
@@ -140,9 +126,8 @@ class KLShaping(TokenVectorWrapper):
 
     def _acting_logprobs(self, actions: Ids) -> Floats:
         """``[num_envs]`` the agent's log-probs of ``actions``."""
-        handed = self.base.handed_logprobs
-        if handed is not None:
-            return handed
+        if self.base.handed_logprobs is not None:
+            return self.base.handed_logprobs
         if self._acting is None:
             return np.zeros(self.num_envs, dtype=np.float32)
         logprobs = as_numbers(self._acting(self.base.tokens.copy(), actions), (self.num_envs,), "acting")

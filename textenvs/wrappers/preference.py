@@ -42,18 +42,14 @@ class PreferenceReward(TokenVectorWrapper):
 
     Args:
         envs: a `TokenVectorEnv` or one of textenvs' wrappers.
-        scorer: one scorer or a list. A scorer is a callable
-            ``(prompts: list[str], completions: list[str]) -> [N]`` on text without special tokens, or has a method
-            ``score_tokens(prompts [N, P], completions [N, T]) -> [N]`` on token ids padded with PAD = -1. The method is
-            preferred if the scorer has no attribute ``tokenizer``, or the environment's own; with another tokenizer it
-            is called on text. A callable with a parameter ``finished`` also receives a list of N bools: which texts
-            have an end-of-text token, in contrast to those that the budget cut. An ensemble has ``members``, a list of
-            scorers.
-        combine: "mean", "worst" (the least score) or "uncertainty" (the mean less `uncertainty_coef` times the
-            variance); see `textenvs.wrappers.combining.combine_scores`.
+        scorer: one scorer or a list. A scorer is a callable ``(prompts: list[str], completions: list[str]) -> [N]`` on
+            text without special tokens, or has a method ``score_tokens(prompts [N, P], completions [N, T]) -> [N]`` on
+            token ids padded with PAD = -1. The method is preferred if the scorer has no attribute ``tokenizer``, or the
+            environment's own. A callable with a parameter ``finished`` also receives a list of N bools: which texts
+            have an end-of-text token, in contrast to those that the budget cut.
+        combine: "mean", "worst" or "uncertainty"; see `textenvs.wrappers.combining.combine_scores`.
         weights: with "mean": one factor for each scorer listed, e.g. ``(1.0, -0.1)`` for a reward model and a word
-            count. The sum is not divided by the weights' sum. An ensemble's weight is split evenly among its members.
-            0 only reports a score.
+            count; the sum is not divided by theirs. An ensemble's is split evenly among its members. 0 only reports.
         uncertainty_coef: with "uncertainty": coefficient of the variance, per reward unit.
         names: of the scorers listed, for metrics; None: their own.
 

@@ -1,6 +1,6 @@
 """A causal language model as the reference of KL shaping: log-probs of whole rows, and of single steps with a cache.
 
-This module imports torch and transformers; the others import them when needed. Not here: the penalty (`kl_shaping`).
+This module imports torch and transformers; the others of its room import them when needed.
 """
 
 from __future__ import annotations
@@ -78,9 +78,7 @@ class CausalLMReference:
     def __call__(self, prompts: Ids, completions: Ids) -> Floats:
         """Log-probs ``[N, T]`` of the tokens of finished rows, 0 at padding, in batched passes.
 
-        Args:
-            prompts: ``[N, P]`` token ids, padded with PAD on any side; at least one token in each row.
-            completions: ``[N, T]`` token ids, padded likewise.
+        ``prompts [N, P]``, of at least one token each, and ``completions [N, T]`` are padded with PAD on any side.
         """
         mask = completions != PAD
         logprobs = np.zeros(completions.shape, dtype=np.float32)

@@ -1,7 +1,4 @@
-"""Calling scorers on token ids or text, with or without flags of finished texts.
-
-Not here: combining several scores (see `combining`), and adding them to rewards (see `preference`).
-"""
+"""Calling scorers on token ids or text, with or without flags of finished texts."""
 
 from __future__ import annotations
 
@@ -31,7 +28,6 @@ class _Member:
     reads_tokens: bool
     """Token ids (True) or text (False)."""
     takes_finished: bool
-    """Whether, called on text, it receives which texts have an end-of-text token."""
 
 
 class Scorers:
@@ -59,9 +55,11 @@ class Scorers:
         listed: list[Any] = list(scorer) if isinstance(scorer, Sequence) else [scorer]
         if not listed:
             raise ValueError("scorer: expected at least one scorer, received an empty list")
-        names = _names(listed) if names is None else list(names)
+        if names is None:
+            own = [_name(one) for one in listed]
+            names = [f"{name}_{index}" if own.count(name) > 1 else name for index, name in enumerate(own)]
         if len(names) != len(listed) or len(set(names)) != len(names):
-            raise ValueError(f"names: expected {len(listed)} different ones, received {names}")
+            raise ValueError(f"names: expected {len(listed)} different ones, received {list(names)}")
         self._tokenizer = tokenizer
         self._eos_token_id = eos_token_id
         self.num_listed = len(listed)
@@ -159,11 +157,6 @@ def _signature(scorer: Callable[..., object]) -> inspect.Signature | None:
         return inspect.signature(scorer)
     except (TypeError, ValueError):  # some callables that are not written in Python
         return None
-
-
-def _names(scorers: Sequence[Any]) -> list[str]:
-    names = [_name(scorer) for scorer in scorers]
-    return [f"{name}_{index}" if names.count(name) > 1 else name for index, name in enumerate(names)]
 
 
 def _name(scorer: Any) -> str:
