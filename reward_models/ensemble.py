@@ -26,10 +26,9 @@ SEEDS_APART = 1000
 
 
 class RewardEnsemble:
-    """Members' scores ``[K, N]`` and their mean ``[N]``; a scorer of `textenvs`, as a `RewardModel` is.
+    """Scores ``[K, N]`` of K members, and their mean ``[N]``; a scorer of `textenvs`, as a `RewardModel` is.
 
-    Args:
-        members: K reward models of one vocabulary, calibrated on the same texts, so that their units agree.
+    The members have one vocabulary, and are calibrated on the same texts, so that their units agree.
 
     Raises:
         ValueError: no member, or different vocabularies.

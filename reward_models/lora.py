@@ -49,11 +49,7 @@ class AdapterBackbone(nn.Module):
 
     @classmethod
     def new(cls, name: str | Path, *, rank: int, alpha: float) -> AdapterBackbone:
-        """A new adapter of rank ``rank``, scaled by ``alpha / rank``, over the model of a directory or name.
-
-        Raises:
-            ValueError: ``rank`` is below 1.
-        """
+        """A new adapter of rank ``rank`` >= 1, scaled by ``alpha / rank``, over the model of a directory or name."""
         from peft import get_peft_model
 
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)

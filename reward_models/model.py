@@ -9,13 +9,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
-from transformers import AutoModel
+from transformers import AutoModel, PreTrainedTokenizerBase
 
 from reward_models.files import first_line, read_model, write_model
 from reward_models.lora import ADAPTER, Adapter, AdapterBackbone, lasting_name
@@ -23,9 +23,6 @@ from textenvs.lm.fast_paths import accelerate
 from textenvs.lm.packed_forward import can_pack, hidden_states
 from textenvs.tokens.rows import PAD
 from textenvs.tokens.tokenizers import load_tokenizer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 Texts: TypeAlias = "Sequence[str] | Tensor"
 Flags: TypeAlias = "Sequence[bool] | bool"
@@ -149,12 +146,9 @@ class RewardModel(nn.Module):
         return self.score_rows(self.encode(texts, finished=finished), batch_size=batch_size)
 
     def score_tokens(self, prompts: ArrayLike, completions: ArrayLike, *, batch_size: int = 128) -> np.ndarray:
-        """Calibrated scores ``[N]`` float32 of this model's token ids.
+        """Calibrated scores ``[N]`` float32 of this model's token ids, in batches of ``batch_size`` rows.
 
-        Args:
-            prompts: ``[N, P]``, padded with ``PAD = -1`` anywhere.
-            completions: ``[N, T]``, padded likewise, an ``eos`` included.
-            batch_size: rows a forward pass.
+        ``prompts [N, P]`` and ``completions [N, T]``, an ``eos`` included, are padded with ``PAD = -1`` anywhere.
 
         Raises:
             ValueError: other shapes, or ids that the backbone does not embed.

@@ -6,19 +6,23 @@ import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from reward_models.data.comparisons import BatchSource, ComparisonBatch
-from reward_models.dropout import restore_dropout, set_dropout
 from reward_models.fit_options import FitOptions, MetricSink, StepResult, warmup_linear
 from reward_models.fitting import Fit
 from reward_models.losses import bradley_terry_loss
 from reward_models.model import RewardModel
 from reward_models.options import TrainingOptions
+
+DROPOUT_NAMES = ("dropout", "pdrop")
+"""Every dropout rate has one of these in its name; ``layerdrop`` is no dropout rate."""
+DropoutRate: TypeAlias = "tuple[Any, str, float]"
+"""A module or configuration, the attribute that holds the rate, and the rate, in [0, 1)."""
 
 
 @dataclass(kw_only=True)
@@ -115,14 +119,9 @@ def fit(
 ) -> FitResult:
     """Fit the model in place; it ends in evaluation mode with the averaged weights of the least held-out loss.
 
-    Ctrl-C ends training early and keeps the best weights so far.
-
-    Args:
-        model: trained in place; its calibration is reset, as its rewards change.
-        train: source of training batches.
-        heldout: batches for early stopping, at least one.
-        options: settings of the training.
-        on_step: called with ``(step, num_steps, training loss, best held-out loss)`` after every step.
+    Its calibration is reset, as its rewards change. ``heldout``, at least one batch, is for early stopping. Ctrl-C ends
+    training early and keeps the best weights so far. ``on_step(step, num_steps, training loss, best held-out loss)`` is
+    called after every step.
 
     Raises:
         ValueError: ``heldout`` is empty.
@@ -225,3 +224,33 @@ class _RowCache:
         new = [text for text in texts if text not in self.rows]
         self.rows.update(zip(new, self.model.encode(new), strict=True))
         return [self.rows[text] for text in texts]
+
+
+def dropout_rates(model: nn.Module) -> list[DropoutRate]:
+    """Every current dropout rate of a model's layers and configurations.
+
+    A rate is in a dropout layer (GPT-2), in a float of an attention or decoder layer that calls the function (Llama's
+    ``attention_dropout``, OPT's ``dropout``), or in a configuration that a layer reads at each call (GPT-Neo, Falcon).
+    """
+    found: list[DropoutRate] = [(module, "p", module.p) for module in model.modules() if isinstance(module, nn.Dropout)]
+    configs = {id(config): config for module in model.modules() if (config := vars(module).get("config")) is not None}
+    for place in (*model.modules(), *configs.values()):
+        for name, value in vars(place).items():
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if number and any(part in name for part in DROPOUT_NAMES):
+                found.append((place, name, value))
+    return found
+
+
+def set_dropout(model: nn.Module, rate: float) -> list[DropoutRate]:
+    """Set every dropout rate of ``model``; returns the old ones for `restore_dropout`."""
+    old = dropout_rates(model)
+    for place, name, _ in old:
+        setattr(place, name, rate)
+    return old
+
+
+def restore_dropout(old: list[DropoutRate]) -> None:
+    """Undo `set_dropout`."""
+    for place, name, rate in old:
+        setattr(place, name, rate)

@@ -17,8 +17,15 @@ import numpy as np
 from reward_models.data.comparisons import ComparisonBatch, group_comparisons, pair_comparisons
 from reward_models.data.movie_ratings import RatedSnippet
 from reward_models.data.pairs import PreferencePair
-from reward_models.evaluation.accuracy import accuracy_by_length, comparison_accuracy, gap_accuracy, human_pair_accuracy
-from reward_models.evaluation.calibration import Reliability, choice_probabilities, reliability
+from reward_models.evaluation.accuracy import (
+    Reliability,
+    accuracy_by_length,
+    choice_probabilities,
+    comparison_accuracy,
+    gap_accuracy,
+    human_pair_accuracy,
+    reliability,
+)
 from reward_models.model import RewardModel
 
 CUT = 24  # tokens; the default budget of a completion

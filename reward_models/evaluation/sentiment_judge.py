@@ -48,8 +48,7 @@ class Judge:
     intercept: float
 
     def __post_init__(self) -> None:
-        sizes = {len(self.vocabulary), len(self.idf), len(self.coefficients)}
-        if len(sizes) != 1:
+        if len(sizes := {len(self.vocabulary), len(self.idf), len(self.coefficients)}) != 1:
             raise ValueError(f"vocabulary, idf and coefficients: expected one length, received {sorted(sizes)}")
         vectorizer = _vectorizer(vocabulary={term: i for i, term in enumerate(self.vocabulary)})
         vectorizer.idf_ = np.asarray(self.idf, dtype=np.float64)
@@ -79,10 +78,7 @@ class Judge:
 
     @classmethod
     def fit_or_load(cls, cache: str | Path | None = None) -> Judge:
-        """The project's judge, loaded from the folder ``cache`` (default: the project's) or fitted and saved there.
-
-        A file of another form or recipe is replaced. Nothing is unpickled.
-        """
+        """The project's judge, loaded from ``cache`` (default: the project's folder) or fitted and saved there."""
         path = (cache_dir() if cache is None else Path(cache)) / "judge.npz"
         judge = cls.load(path)
         if judge is None:
@@ -110,7 +106,7 @@ class Judge:
 
     @classmethod
     def load(cls, path: Path) -> Judge | None:
-        """The judge that `save` wrote with the current recipe; None if there is none."""
+        """The judge that `save` wrote with the current recipe; None if there is none. Nothing is unpickled."""
         try:
             with np.load(path, allow_pickle=False) as content:
                 if json.loads(content["recipe"].tobytes()) != RECIPE:
@@ -129,10 +125,10 @@ class Judge:
         features = self._vectorizer.transform(_plain(texts))  # type: ignore[attr-defined]
         return np.asarray(features @ np.asarray(self.coefficients) + self.intercept)
 
-    def human_gap_accuracy(self, gap: float = 1.0) -> float:
-        """Accuracy on pairs of rated snippets whose mean human ratings differ by at least ``gap``."""
+    def human_gap_accuracy(self) -> float:
+        """Accuracy on pairs of rated snippets whose mean human ratings differ by at least 1."""
         snippets = load_rated_snippets()[::2]  # every other one: 14 million pairs are enough
-        return gap_accuracy(self.score([snippet.text for snippet in snippets]), snippets, gap)
+        return gap_accuracy(self.score([snippet.text for snippet in snippets]), snippets)
 
 
 def _vectorizer(**options: Any) -> Any:

@@ -12,8 +12,8 @@ GROUPS, LOSS, AGENT = "agents/functional/group_advantages.py", "agents/text/obje
 LOSSES, MASKED, SCALING = "agents/functional/losses.py", "agents/functional/masked.py", "agents/text/score_scaling.py"
 ADAPTERS, POLICY, GENERATION = "agents/lm/lora.py", "agents/lm/causal_lm.py", "agents/lm/generation.py"
 COMBINING, CALIBRATION, ENSEMBLE = (
-    "textenvs/wrappers/combining.py",
-    "reward_models/evaluation/calibration.py",
+    "textenvs/wrappers/preference.py",
+    "reward_models/evaluation/accuracy.py",
     "reward_models/ensemble.py",
 )
 ATTENTION = "textenvs/lm/packed_attention.py"

@@ -30,12 +30,9 @@ class RowBuffer:
         self.prompt_width, self.completion_width = prompt_width, completion_width
         self.tokens = np.full((num_rows, prompt_width + completion_width), PAD, dtype=np.int64)
         """``[N, P + T]`` right-padded with PAD."""
-        self.lengths = np.zeros(num_rows, dtype=np.int64)
-        """``[N]`` tokens in each row."""
-        self.prompt_lengths = np.zeros(num_rows, dtype=np.int64)
-        """``[N]`` tokens of each row's prompt."""
-        self.ended = np.zeros(num_rows, dtype=np.bool_)
-        self.started = np.zeros(num_rows, dtype=np.bool_)
+        self.lengths, self.prompt_lengths = np.zeros((2, num_rows), dtype=np.int64)
+        """``[N]`` tokens in each row, and of its prompt."""
+        self.ended, self.started = np.zeros((2, num_rows), dtype=np.bool_)
 
     @property
     def running(self) -> Mask:

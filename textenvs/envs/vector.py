@@ -204,10 +204,7 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
         self.handed_logprobs = array
 
     def draw_prompts(self, *, seed: int | None = None) -> Ids:
-        """Prompts ``[num_envs, P]``, right-padded: those of ``reset(seed=seed)``.
-
-        The prompt sampler advances as by that reset; running episodes do not change.
-        """
+        """Prompts ``[num_envs, P]``, right-padded: those of ``reset(seed=seed)``; running episodes do not change."""
         if seed is not None:
             self._seed(seed)
         drawn = self.prompts.tokens[self._sampler.draw(self.num_envs, self.np_random)]
@@ -216,11 +213,8 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
     def play(self, prompts: Ids, completions: Ids, logprobs: ArrayLike | None = None) -> TokenRows:
         """Finished rows as if their completions had been stepped from their prompts, without a change of state.
 
-        Args:
-            prompts: ``[N, P']`` right-padded with PAD; any N.
-            completions: ``[N, T']`` right-padded with PAD, T' up to `max_new_tokens`; each row ends with
-                `eos_token_id` or has `max_new_tokens` tokens.
-            logprobs: ``[N, T']`` nats, of the acting agent; any value at padding.
+        ``prompts [N, P']`` and ``completions [N, T']`` are right-padded with PAD; each completion ends with
+        `eos_token_id` or has `max_new_tokens` tokens. ``logprobs [N, T']``, nats, are of the acting agent.
 
         Raises:
             ValueError: rows that no episode can produce; the message names the first.

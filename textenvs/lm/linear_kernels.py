@@ -136,8 +136,7 @@ class _Affine(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         to_x, to_weight, to_bias = ctx.needs_input_grad
         of_weight = None
-        if to_weight:
-            # In the weight's memory layout; oneDNN would need both factors transposed.
+        if to_weight:  # in the weight's memory layout; oneDNN would need both factors transposed
             of_weight = grad.t() @ x if weight.is_contiguous() else (x.t() @ grad).t()
         of_x = _product(grad, weight.t(), None) if to_x else None
         return of_x, of_weight, grad.sum(0) if to_bias else None
@@ -159,9 +158,6 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def padded_rows(rows: int) -> int:
-    """``rows`` rounded up to one of few numbers, by at most a sixteenth or 15.
-
-    oneDNN compiles a kernel for every new number of rows, which takes as long as the product, and caches a thousand.
-    """
+    """``rows`` rounded up to one of few numbers, by at most a sixteenth or 15: oneDNN compiles a kernel for each."""
     step = max(16, 2 ** (rows.bit_length() - 6))
     return -(-rows // step) * step

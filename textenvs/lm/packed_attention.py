@@ -25,7 +25,6 @@ SDPA, OURS = "sdpa", "textenvs"
 """``attn_implementation`` of torch's attention, and of this one."""
 LAYOUT = "row_layout"
 """Keyword by which a model's forward pass hands a `RowLayout` to its attention."""
-
 WORTH_LEAVING_OUT = 0.95
 """Share of a layer's tokens above which none are skipped."""
 
@@ -69,8 +68,7 @@ class RowLayout:
     products are fast (`padded_rows`).
 
     Attributes:
-        rows: B.
-        width: the longest row, W.
+        rows, width: B, and the longest row, W.
         real: packed tokens without those at the end, n.
         places: ``[N]``, index in the flat ``[B x W]`` of each packed token; 0 at the end.
         sources: ``[B x W]`` the inverse; token 0 at padding, to which no valid position attends. None: the identity.
@@ -115,9 +113,8 @@ class RowLayout:
         read = torch.zeros(len(self.places), dtype=torch.uint8, device=self.places.device)
         read[reads] = 1
         number = padded_rows(int(read.sum()))
-        if number > WORTH_LEAVING_OUT * len(read):
-            return None
-        return read.argsort(descending=True, stable=True)[:number]
+        nearly_all = number > WORTH_LEAVING_OUT * len(read)
+        return None if nearly_all else read.argsort(descending=True, stable=True)[:number]
 
     def spread(self, packed: Tensor) -> Tensor:
         """``[1, H, N, D]`` packed to ``[B, H, W, D]`` rows."""

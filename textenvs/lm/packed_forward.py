@@ -62,12 +62,12 @@ def hidden_states(
 
 
 def _packed_states(trunk: Any, rows: Tensor, layout: RowLayout, row: Tensor, position: Tensor) -> Tensor:
-    reads = layout.at(row, position)
+    reads, number = layout.at(row, position), trunk.config.num_hidden_layers
     states = _run_packed(trunk, rows, layout, reads)
-    if layout.layers != trunk.config.num_hidden_layers:
+    if layout.layers != number:
         raise RuntimeError(
-            f"expected {trunk.config.num_hidden_layers} attention layers that separate rows, received {layout.layers}: "
-            "the model does not match its configuration"
+            f"expected {number} attention layers that separate rows, received {layout.layers}: the model does not "
+            "match its configuration"
         )
     return states.index_select(0, reads)
 

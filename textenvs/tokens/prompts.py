@@ -55,8 +55,7 @@ def load_prompts(
             of the assistant at its end is dropped. A ``str`` is a path; pass a single prompt as a list.
         tokenizer: of strings, and of chats through its chat template; without ``apply_chat_template`` it is called with
             the turns. None if all prompts are token ids.
-        vocab_size: token ids are below this.
-        max_tokens: longest prompt allowed, tokens; None allows any.
+        vocab_size, max_tokens: limits of token ids and of a prompt's tokens; None allows any number.
 
     Raises:
         ValueError: no prompts, an empty prompt, an invalid JSONL line, a prompt that is too long or not in the

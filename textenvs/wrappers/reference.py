@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from transformers.cache_utils import Cache
 
 from textenvs.envs.vector import TokenVectorEnv
-from textenvs.lm.cache_layout import any_key_order
+from textenvs.lm.kv_cache import any_key_order
 from textenvs.lm.linear_kernels import cache_keyword
 from textenvs.tokens.rows import PAD, Floats, Ids, Mask, concatenate
 from textenvs.tokens.tokenizers import Tokenizer, load_tokenizer, same_tokenizer
@@ -27,10 +27,8 @@ class CausalLMReference:
     Rows are compacted to the left, so that positions do not depend on the side of the padding.
 
     Args:
-        model: a `transformers` causal LM, or its directory or name. Loaded from safetensors only.
-        tokenizer: the model's; loaded with the model if that is a directory or name. None skips the comparison with
-            the environment's.
-        device: torch device to load onto; a loaded model stays where it is.
+        model: a `transformers` causal LM, or its directory or name. Loaded from safetensors only, onto ``device``.
+        tokenizer: the model's, loaded with it; None skips the comparison with the environment's.
         max_logits: logits held at once, ``rows * tokens * vocabulary``; more rows take several passes.
     """
 
@@ -113,13 +111,8 @@ class CausalLMReference:
 
         Keys and values of earlier tokens are cached, a row for each sub-environment. A row that does not extend the
         last step's by one token (a new episode, for instance) is encoded from its beginning; so is every row in each
-        step of a model that depends on the order of its keys (see `textenvs.lm.cache_layout`).
-
-        Args:
-            tokens: ``[N, L]`` rows so far, right-padded.
-            lengths: ``[N]`` tokens in each, 1 or more where running.
-            actions: ``[N]`` the next token of each.
-            running: ``[N]`` bool.
+        step of a model that depends on the order of its keys (see `textenvs.lm.kv_cache`). ``tokens [N, L]``, of
+        ``lengths [N]``, are right-padded; ``actions [N]`` come next where ``running [N]``.
         """
         if not any_key_order(self.model):
             return self._step_without_cache(tokens, lengths, actions, running)

@@ -129,20 +129,15 @@ class Scorers:
             raise ValueError(f"{place}: {what} cannot be called on text; received {scorer!r:.200}")
         if own is None:
             raise ValueError(f"{place}: expected a tokenizer in the environment for a scorer of text, received none")
-        _check_signature(place, scorer)
+        signature = _signature(scorer)
+        try:
+            if signature is not None:
+                signature.bind([], [], **({"finished": []} if takes_finished(scorer) else {}))
+        except TypeError as fault:
+            raise ValueError(
+                f"{place}: expected parameters (prompts, completions), maybe finished, received {signature}: {fault}"
+            ) from fault
         return False
-
-
-def _check_signature(place: str, scorer: Any) -> None:
-    """Raise ValueError unless ``scorer(prompts, completions)`` can be called, with ``finished`` if it has that."""
-    signature = _signature(scorer)
-    try:
-        if signature is not None:
-            signature.bind([], [], **({"finished": []} if takes_finished(scorer) else {}))
-    except TypeError as fault:
-        raise ValueError(
-            f"{place}: expected parameters (prompts, completions), maybe finished, received {signature}: {fault}"
-        ) from fault
 
 
 def takes_finished(scorer: Callable[..., object]) -> bool:
