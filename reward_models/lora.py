@@ -104,10 +104,8 @@ class AdapterBackbone(nn.Module):
         """The trunk's output under this adapter, with ``last_hidden_state [N, T, D]``."""
         switch_on(adapted_layers(self.peft_model), self.name)
         trunk: Any = self.peft_model.get_base_model().base_model
-        output: ModelOutput = trunk(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=use_cache
-        )
-        return output
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        return trunk(**inputs, use_cache=use_cache)
 
 
 def lasting_name(name: str) -> str:

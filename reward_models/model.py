@@ -128,8 +128,7 @@ class RewardModel(nn.Module):
     def __call__(self, prompts: Texts, completions: Texts, *, finished: Flags = True) -> np.ndarray | Tensor:
         """``model(prompts, completions)`` on text is `score`; ``model(input_ids, attention_mask)`` is `forward`."""
         if isinstance(prompts, Tensor) or isinstance(completions, Tensor):
-            scores: Tensor = super().__call__(prompts, completions)
-            return scores
+            return super().__call__(prompts, completions)
         return self.score(prompts, completions, finished=finished)
 
     def score(

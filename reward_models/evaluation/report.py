@@ -10,33 +10,24 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from reward_models.data.comparisons import ComparisonBatch, group_comparisons, pair_comparisons
 from reward_models.data.movie_ratings import RatedSnippet
 from reward_models.data.pairs import PreferencePair
-from reward_models.evaluation.accuracy import (
-    Reliability,
-    accuracy_by_length,
-    choice_probabilities,
-    comparison_accuracy,
-    gap_accuracy,
-    human_pair_accuracy,
-    reliability,
-)
+from reward_models.evaluation import accuracy
 from reward_models.model import RewardModel
 
 CUT = 24  # tokens; the default budget of a completion
 BINS = "reliability.json"
 PICTURE = "reliability.png"
 GIBBERISH_SEED = 0
+Report: TypeAlias = "tuple[dict[str, Any], accuracy.Reliability]"
 
 
-def rating_report(
-    members: Sequence[RewardModel], heldout: Sequence[RatedSnippet]
-) -> tuple[dict[str, Any], Reliability]:
+def rating_report(members: Sequence[RewardModel], heldout: Sequence[RatedSnippet]) -> Report:
     """Metrics on rated snippets: those of `report`, and some that need ratings.
 
     ``pair_accuracy`` is over comparisons between raters, ``pair_accuracy_gap1`` over snippet pairs whose mean ratings
@@ -49,18 +40,16 @@ def rating_report(
     means = np.array([snippet.mean for snippet in heldout])
     return {
         **metrics,
-        "pair_accuracy_gap1": gap_accuracy(scores.mean(axis=0), heldout),
-        "pair_accuracy_gap1_cut": gap_accuracy(cut, heldout),
-        "human_pair_accuracy": human_pair_accuracy(heldout),
+        "pair_accuracy_gap1": accuracy.gap_accuracy(scores.mean(axis=0), heldout),
+        "pair_accuracy_gap1_cut": accuracy.gap_accuracy(cut, heldout),
+        "human_pair_accuracy": accuracy.human_pair_accuracy(heldout),
         "num_heldout_pairs": len(heldout) * (len(heldout) - 1) // 2,
         "correlation_with_mean_rating": correlation(scores.mean(axis=0), means),
         "human_correlation_with_length": correlation(means, lengths),
     }, bins
 
 
-def pair_report(
-    members: Sequence[RewardModel], heldout: Sequence[PreferencePair]
-) -> tuple[dict[str, Any], Reliability]:
+def pair_report(members: Sequence[RewardModel], heldout: Sequence[PreferencePair]) -> Report:
     """Metrics on pairs; those that need ratings are None."""
     metrics, bins, _ = report(members, pair_comparisons(heldout))
     return metrics | {"pair_accuracy_gap1": None, "human_pair_accuracy": None, "num_heldout_pairs": len(heldout)}, bins
@@ -68,7 +57,7 @@ def pair_report(
 
 def report(
     members: Sequence[RewardModel], comparisons: ComparisonBatch
-) -> tuple[dict[str, Any], Reliability, np.ndarray]:
+) -> tuple[dict[str, Any], accuracy.Reliability, np.ndarray]:
     """Metrics on any comparisons.
 
     Returns:
@@ -83,17 +72,17 @@ def report(
     each = _scores(members, rows)
     scores = each.mean(axis=0)
     probabilities = [
-        choice_probabilities(own * float(member.std), comparisons.chosen, comparisons.rejected)
+        accuracy.choice_probabilities(own * float(member.std), comparisons.chosen, comparisons.rejected)
         for member, own in zip(members, each, strict=True)
     ]
-    bins = reliability(np.mean(probabilities, axis=0), comparisons.weights)
+    bins = accuracy.reliability(np.mean(probabilities, axis=0), comparisons.weights)
     metrics: dict[str, Any] = {
-        "pair_accuracy": comparison_accuracy(scores, comparisons),
+        "pair_accuracy": accuracy.comparison_accuracy(scores, comparisons),
         "calibration_error": bins.error,
         "score_mean": float(scores.mean()),
         "score_std": float(scores.std()),
         "correlation_with_length": correlation(scores, lengths),
-        **accuracy_by_length(scores, lengths, comparisons),
+        **accuracy.accuracy_by_length(scores, lengths, comparisons),
     }
     if len(members) > 1:
         random = _scores(members, gibberish(members[0], rows))
@@ -101,16 +90,16 @@ def report(
         metrics["members"] = len(members)
         metrics |= {name: float(scored.std(axis=0).mean()) for name, scored in spreads.items()}
         for index, (own, p) in enumerate(zip(each, probabilities, strict=True)):
-            metrics[f"member_{index}_pair_accuracy"] = comparison_accuracy(own, comparisons)
-            metrics[f"member_{index}_calibration_error"] = reliability(p, comparisons.weights).error
+            metrics[f"member_{index}_pair_accuracy"] = accuracy.comparison_accuracy(own, comparisons)
+            metrics[f"member_{index}_calibration_error"] = accuracy.reliability(p, comparisons.weights).error
     return metrics, bins, each
 
 
-def gibberish(model: RewardModel, rows: Sequence[Sequence[int]], seed: int = GIBBERISH_SEED) -> list[list[int]]:
+def gibberish(model: RewardModel, rows: Sequence[Sequence[int]]) -> list[list[int]]:
     """Rows of the same lengths and special tokens; all other tokens are drawn uniformly from the others."""
     special = set(model.tokenizer.all_special_ids)
     words = np.array([token for token in range(len(model.tokenizer)) if token not in special])
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(GIBBERISH_SEED)
     return [[token if token in special else int(rng.choice(words)) for token in row] for row in rows]
 
 
@@ -119,7 +108,7 @@ def correlation(x: np.ndarray, y: np.ndarray) -> float | None:
     return float(np.corrcoef(x, y)[0, 1]) if x.std() and y.std() else None
 
 
-def bins_table(bins: Reliability) -> dict[str, Any]:
+def bins_table(bins: accuracy.Reliability) -> dict[str, Any]:
     """The bins as rows for a JSON file; an empty bin has None for confidence and accuracy."""
     names = ("from", "to", "share", "confidence", "accuracy")
     columns = (bins.edges[:-1], bins.edges[1:], bins.share, bins.confidence, bins.accuracy)
@@ -130,7 +119,7 @@ def bins_table(bins: Reliability) -> dict[str, Any]:
     return {"calibration_error": bins.error, "bins": rows}
 
 
-def draw_bins(bins: Reliability, out: Path) -> Path:
+def draw_bins(bins: accuracy.Reliability, out: Path) -> Path:
     """Plot a reliability diagram: accuracy over confidence, and the share of each bin."""
     import matplotlib
 

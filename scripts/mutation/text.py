@@ -83,7 +83,7 @@ MUTANTS = (
     Mutant("T13", "KL is charged twice when stepping", SHAPING, "return observations, self._shaped(rewards, kl), ", "return observations, self._shaped(self._shaped(rewards, kl), kl), ", T_SHAPING),
     Mutant("T13", "two KL wrappers may be stacked", "textenvs/envs/wrapper.py", "if type(inner) is type(self):", "if False:", T_SHAPING),
     Mutant("T13", "resets are charged for", SHAPING, "kl[running] = self._acting_logprobs(actions)[running] - self._reference_logprobs(actions, running)[running]", "kl = self._acting_logprobs(actions) - self._reference_logprobs(actions, running)", T_SHAPING),
-    Mutant("T6", "what the reference says at padding is charged", SHAPING, "return as_numbers(np.where(mask, array, 0), mask.shape, name)", "return as_numbers(array, mask.shape, name)", f"{T_SHAPING} {T_PATHS}"),
+    Mutant("T6", "what the reference says at padding is charged", "textenvs/tokens/rows.py", "return as_numbers(np.where(mask, array, 0), mask.shape, name)", "return as_numbers(array, mask.shape, name)", f"{T_SHAPING} {T_PATHS}"),
     Mutant("T13", "log-probs handed over are used for every later step", ENV, "        actions = self.check_actions(actions)\n        self.handed_logprobs = None\n", "        actions = self.check_actions(actions)\n", f"{T_SHAPING} {T_ENV}"),
     Mutant("T12", "the KL's controller lowers the price when the policy strays", KL_PRICE, "beta * (1.0 + error * episodes / self.horizon)", "beta * (1.0 - error * episodes / self.horizon)", T_COLLECT),
     Mutant("T12", "an annealed price goes beyond its end", KL_PRICE, "return min(moved, self.end) if self._step > 0 else max(moved, self.end)", "return max(moved, 0.0)", T_COLLECT),

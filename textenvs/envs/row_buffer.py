@@ -59,12 +59,7 @@ class RowBuffer:
         return split(self.tokens[indices], *lengths, self.prompt_width, self.completion_width)
 
     def check_actions(self, actions: ArrayLike, vocab_size: int, *, resets: bool) -> Ids:
-        """Actions as int64 ``[N]``, any integers in rows that do not run; ``resets``: ended rows reset automatically.
-
-        Raises:
-            ValueError: another shape, type or range.
-            gymnasium.error.ResetNeeded: a row was never started, or has ended and is not reset.
-        """
+        """Actions as int64 ``[N]``; raises what `TokenVectorEnv.step` raises. With ``resets`` ended rows are reset."""
         if not self.started.all():
             raise ResetNeeded("call reset() before the first step()")
         if not resets and self.ended.any():
@@ -86,11 +81,7 @@ class RowBuffer:
         return array.astype(np.int64)
 
     def check_reset_mask(self, mask: object) -> Mask:
-        """The rows to reset ``[N]``; None selects all.
-
-        Raises:
-            ValueError: another shape or type, no row selected, or a row left out that was never started.
-        """
+        """The rows to reset ``[N]``; None selects all. Raises what `TokenVectorEnv.reset` raises."""
         if mask is None:
             return np.ones_like(self.started)
         if not isinstance(mask, np.ndarray) or mask.shape != self.started.shape or mask.dtype != np.bool_:
@@ -107,11 +98,7 @@ class RowBuffer:
         return {name: getattr(self, name).copy() for name in _ARRAYS}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned.
-
-        Raises:
-            ValueError: rows of another shape.
-        """
+        """Restore what `state_dict` returned; raise ValueError for rows of another shape."""
         tokens = np.array(state["tokens"], dtype=np.int64)
         if tokens.shape != self.tokens.shape:
             raise ValueError(f"state: expected rows of shape {self.tokens.shape}, received {tokens.shape}")

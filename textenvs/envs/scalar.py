@@ -39,8 +39,7 @@ class TokenEnv(gym.Env[Ids, np.int64]):
                 f"{envs.metadata['autoreset_mode']}"
             )
         self.envs = envs
-        self.observation_space = envs.single_observation_space
-        self.action_space = envs.single_action_space
+        self.observation_space, self.action_space = envs.single_observation_space, envs.single_action_space
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Ids, dict[str, Any]]:
         """Start an episode; `seed` as in `TokenVectorEnv.reset`. There are no options."""

@@ -15,9 +15,8 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike, NDArray
 
 from textenvs.envs.row_buffer import Finished, RowBuffer
-from textenvs.tokens.checks import check_completions, check_logprobs
 from textenvs.tokens.prompts import Prompts, PromptSampler, PromptSource, load_prompts
-from textenvs.tokens.rows import EOS, LENGTH, PAD, Floats, Ids, Mask, TokenRows
+from textenvs.tokens.rows import EOS, LENGTH, PAD, Floats, Ids, Mask, TokenRows, check_completions, check_logprobs
 from textenvs.tokens.tokenizers import Tokenizer
 
 
@@ -75,18 +74,13 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
             raise ValueError(f"eos_token_id: expected an id in [0, {vocab_size}), received {eos_token_id!r}")
         if budget not in ("terminate", "truncate"):
             raise ValueError(f'budget: expected "terminate" or "truncate", received {budget!r}')
-        self.num_envs = num_envs
-        self.tokenizer = tokenizer
-        self.eos_token_id = eos_token_id
-        self.vocab_size = vocab_size
-        self.max_new_tokens = max_new_tokens
+        self.num_envs, self.max_new_tokens = num_envs, max_new_tokens
+        self.tokenizer, self.eos_token_id, self.vocab_size = tokenizer, eos_token_id, vocab_size
         self.prompts: Prompts = load_prompts(prompts, tokenizer, vocab_size=vocab_size, max_tokens=max_prompt_tokens)
         self.max_prompt_tokens = max_prompt_tokens or self.prompts.tokens.shape[1]
-        self.budget = budget
-        self._shuffle = shuffle
+        self.budget, self._shuffle = budget, shuffle
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {"render_modes": [], "autoreset_mode": self.autoreset_mode}
-
         width = self.max_prompt_tokens + max_new_tokens
         self.single_observation_space = spaces.Box(PAD, vocab_size - 1, (width,), np.int64)
         self.single_action_space = spaces.Discrete(vocab_size)

@@ -25,8 +25,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 def new_config(model: nn.Module, *, rank: int, alpha: float) -> LoraConfig:
     """Options of a new adapter: ``W x + (alpha / rank) B A x``, ``A [rank, in]`` random and ``B [out, rank]`` zero.
 
-    Raises:
-        ValueError: unless ``rank >= 1`` and ``alpha > 0``.
+    Raises what `check_shape` raises.
     """
     from peft import LoraConfig
     from transformers.pytorch_utils import Conv1D

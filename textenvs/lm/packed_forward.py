@@ -133,8 +133,7 @@ def _run_packed(trunk: Any, rows: Tensor, layout: RowLayout, reads: Tensor | Non
     mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=rows.device)
     inputs = {"input_ids": tokens, "attention_mask": mask, "position_ids": layout.positions()[None], LAYOUT: layout}
     with _recomputing(trunk), _last_mlp_where_read(trunk, layout, reads):
-        hidden: Tensor = trunk(**inputs, use_cache=False).last_hidden_state[0]
-    return hidden
+        return trunk(**inputs, use_cache=False).last_hidden_state[0]
 
 
 @contextmanager
@@ -205,9 +204,7 @@ def trunk_forward(trunk: nn.Module, tokens: Tensor) -> Tensor:
     """Last hidden states ``[B, W, D]`` of right-padded rows ``[B, W]``; padding is arbitrary."""
     with _recomputing(trunk):
         run = getattr(trunk, COMPILED, trunk)
-        out = run(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
-    hidden: Tensor = out.last_hidden_state
-    return hidden
+        return run(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).last_hidden_state
 
 
 def compile_trunk(trunk: nn.Module) -> None:

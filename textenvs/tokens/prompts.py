@@ -171,11 +171,7 @@ class PromptSampler:
         return {"order": self._order.tolist(), "position": self._position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned.
-
-        Raises:
-            ValueError: the state has another number of prompts, or other repeats.
-        """
+        """Restore what `state_dict` returned; raise ValueError for another number of prompts, or other repeats."""
         order = np.array(state["order"], dtype=np.int64)
         if len(order) not in (0, self._num_prompts * self._repeats):
             raise ValueError(

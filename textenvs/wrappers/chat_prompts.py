@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from textenvs.tokens.chats import Turn, chat_ids, chat_text, plain_prompt
-from textenvs.tokens.checks import Numbers
+from textenvs.tokens.rows import Numbers
 from textenvs.tokens.tokenizers import Tokenizer
 from textenvs.wrappers.interfaces import Scorer, TextScorer
 from textenvs.wrappers.scorers import takes_finished
@@ -73,8 +73,7 @@ class ChatTemplate:
         with_flags = takes_finished(scorer)
 
         def score(prompts: Sequence[str], completions: Sequence[str], *, finished: Sequence[bool] = ()) -> Numbers:
-            scores: Numbers = scorer(self.plain(prompts), completions, **({"finished": finished} if with_flags else {}))
-            return scores
+            return scorer(self.plain(prompts), completions, **({"finished": finished} if with_flags else {}))
 
         return score
 

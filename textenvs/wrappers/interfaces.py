@@ -6,8 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from textenvs.tokens.checks import Numbers
-from textenvs.tokens.rows import Floats, Ids, Mask
+from textenvs.tokens.rows import Floats, Ids, Mask, Numbers
 
 if TYPE_CHECKING:
     from torch import nn

@@ -12,8 +12,7 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import ArrayLike, NDArray
 
 from textenvs.envs.wrapper import TokenVectorWrapper
-from textenvs.tokens.checks import Numbers, as_array, as_numbers, check_logprobs
-from textenvs.tokens.rows import PAD, Floats, Ids, Mask, TokenRows, concatenate
+from textenvs.tokens.rows import PAD, Floats, Ids, Mask, TokenRows, as_numbers, check_logprobs, concatenate, masked
 from textenvs.wrappers.interfaces import Acting, ReferenceSource
 
 
@@ -54,9 +53,7 @@ class KLShaping(TokenVectorWrapper):
         charge: bool = True,
     ) -> None:
         super().__init__(envs)
-        self.beta = beta
-        self.charge = charge
-        self._acting = acting
+        self.beta, self.charge, self._acting = beta, charge, acting
         source: Any = reference
         if isinstance(source, str | os.PathLike) or hasattr(source, "get_input_embeddings"):
             from textenvs.wrappers.reference import CausalLMReference
@@ -104,7 +101,7 @@ class KLShaping(TokenVectorWrapper):
         """See `TokenVectorEnv.play`; the reference scores all rows in batched passes."""
         rows = super().play(prompts, completions, logprobs)
         acting = rows.logprobs if rows.logprobs is not None else self._acting_rows(rows)
-        ref_logprobs = self._masked(self.reference(rows.prompts, rows.completions), rows.mask, "reference")
+        ref_logprobs = masked(self.reference(rows.prompts, rows.completions), rows.mask, "reference")
         check_logprobs(ref_logprobs, "reference")
         kl = acting - ref_logprobs
         rewards = self._shaped(rows.rewards, kl)
@@ -163,15 +160,7 @@ class KLShaping(TokenVectorWrapper):
             lengths = base.lengths[rows] - base.prompt_lengths[rows]
             completions[np.arange(len(rows)), lengths] = actions[rows]
             completions = completions[:, : lengths.max() + 1]
-            scored = self._masked(self.reference(prompts, completions), completions != PAD, "reference")
+            scored = masked(self.reference(prompts, completions), completions != PAD, "reference")
             logprobs[rows] = scored[np.arange(len(rows)), lengths]
         check_logprobs(logprobs, "reference")
         return logprobs
-
-    @staticmethod
-    def _masked(values: Numbers, mask: Mask, name: str) -> Floats:
-        """`values` as float32, 0 outside of `mask`, where they may be anything, even NaN."""
-        array = as_array(values)
-        if array.shape != mask.shape:
-            raise ValueError(f"{name}: expected log-probs of shape {mask.shape}, received shape {array.shape}")
-        return as_numbers(np.where(mask, array, 0), mask.shape, name)

@@ -74,9 +74,8 @@ class PreferenceReward(TokenVectorWrapper):
         base = self.base
         self._scorers = Scorers(scorer, tokenizer=base.tokenizer, eos_token_id=base.eos_token_id, names=names)
         check_combination(combine, weights, uncertainty_coef, num_scorers=self._scorers.num_listed)
-        self._combine = combine
+        self._combine, self._uncertainty_coef = combine, uncertainty_coef
         self._weights = None if weights is None else self._scorers.member_weights(weights)
-        self._uncertainty_coef = uncertainty_coef
 
     def step(self, actions: Ids) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step the inner environment, and add the scores of the episodes that end."""
@@ -95,25 +94,16 @@ class PreferenceReward(TokenVectorWrapper):
         """See `TokenVectorEnv.play`; all rows are scored in one call."""
         rows = super().play(prompts, completions, logprobs)
         scored = self.score_rows(rows.prompts, rows.completions)
-        scores = scored.scores
-        rewards = rows.rewards.copy()
+        scores, rewards = scored.scores, rows.rewards.copy()
         rewards[np.arange(len(scores)), last_action_index(rows.mask)] += scores
         return replace(rows, rewards=rewards, scores=scores, score_std=scored.std, member_scores=scored.members)
 
     def score_rows(self, prompts: Ids, completions: Ids) -> ScoredRows:
-        """Score finished rows ``[N, P]`` and ``[N, T]``, padded with PAD.
-
-        Raises:
-            ValueError: a scorer returned NaN, an infinity or another shape.
-        """
-        each = self.score_each(prompts, completions)
+        """Score finished rows ``[N, P]`` and ``[N, T]``, padded with PAD."""
+        each = self._scorers(prompts, completions)
         combined = combine_scores(each, self._combine, weights=self._weights, uncertainty_coef=self._uncertainty_coef)
         members = dict(zip(self._scorers.names, each, strict=True))
         return ScoredRows(scores=combined, std=score_spread(each), members=members)
-
-    def score_each(self, prompts: Ids, completions: Ids) -> Floats:
-        """Scores ``[K, N]`` of the K members, not combined; arguments and errors as `score_rows`."""
-        return self._scorers(prompts, completions)
 
 
 def combine_scores(
@@ -147,8 +137,7 @@ def combine_scores(
 
 def score_spread(scores: Floats) -> Floats:
     """``[N]``, reward units: standard deviation over the K members of ``scores [K, N]``, by K as in "uncertainty"."""
-    spread: Floats = scores.astype(np.float64).std(axis=0).astype(np.float32)
-    return spread
+    return scores.astype(np.float64).std(axis=0).astype(np.float32)
 
 
 def check_combination(

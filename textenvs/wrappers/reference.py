@@ -48,8 +48,7 @@ class CausalLMReference:
         self.tokenizer = tokenizer
         self.vocab_size: int = self.model.get_input_embeddings().num_embeddings
         self.max_positions: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        self._max_logits = max_logits
-        self._cache_keyword = cache_keyword(self.model)
+        self._max_logits, self._cache_keyword = max_logits, cache_keyword(self.model)
         self._cache = _RowCache(0, 0)
         self._cached = np.zeros((0, 0), dtype=np.int64)
 
@@ -102,8 +101,7 @@ class CausalLMReference:
         logprobs = logits.gather(2, chosen[:, :, None])[:, :, 0] - logits.logsumexp(dim=2)
         places = np.arange(first, width)[None, :]
         completion = (places >= prompt_lengths[:, None]) & (places < (prompt_lengths + counts)[:, None])
-        found: Floats = logprobs.cpu().numpy()[completion]
-        return found
+        return logprobs.cpu().numpy()[completion]
 
     @torch.no_grad()
     def step(self, tokens: Ids, lengths: Ids, actions: Ids, running: Mask) -> Floats:
@@ -125,7 +123,7 @@ class CausalLMReference:
         if known.any():
             self._cache.extend(self._tensor(np.where(known, lengths - 1, 0)), int(lengths[known].max()))
             newest = tokens[np.arange(len(tokens)), np.where(known, lengths - 1, 0)]
-            logits = self._read(np.maximum(newest, 0)[:, None])
+            logits = self._read(np.maximum(newest, 0)[:, None], np.zeros_like(lengths))
         fresh = np.flatnonzero(running & ~known)
         if fresh.size:
             self._cache.fill(self._tensor(fresh))
@@ -144,20 +142,18 @@ class CausalLMReference:
             logprobs[running] = self(rows[:, :common], rows[:, common:])[np.arange(len(rows)), lengths - common]
         return logprobs
 
-    def _read(self, tokens: Ids, last: Ids | None = None) -> Tensor:
-        """Float32 logits ``[n, V]`` after column `last` ``[n]`` (the only one by default) of ``tokens [n, S]``."""
-        keep = 0 if last is None else self._tensor(np.unique(last))
+    def _read(self, tokens: Ids, last: Ids) -> Tensor:
+        """Float32 logits ``[n, V]`` after column `last` ``[n]`` of ``tokens [n, S]``."""
+        kept = np.unique(last)
         logits = self._model()(
             input_ids=self._tensor(tokens),
             attention_mask=self._cache.attention_mask(tokens.shape[1], self.model.dtype),
             position_ids=self._cache.position_ids(len(tokens), tokens.shape[1]),
             use_cache=True,
-            logits_to_keep=keep,
+            logits_to_keep=self._tensor(kept),
             **{self._cache_keyword: self._cache},
         ).logits
-        column = np.zeros(len(tokens), dtype=np.int64) if last is None else np.searchsorted(np.unique(last), last)
-        chosen: Tensor = logits[torch.arange(len(tokens)), self._tensor(column)].float()
-        return chosen
+        return logits[torch.arange(len(tokens)), self._tensor(np.searchsorted(kept, last))].float()
 
     def _model(self) -> Any:
         if self.model.training:

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from textenvs.tokens.checks import as_numbers
-from textenvs.tokens.rows import Floats, Ids, has_eos
+from textenvs.tokens.rows import Floats, Ids, as_numbers, has_eos
 from textenvs.tokens.tokenizers import Tokenizer, decode_rows, same_tokenizer
 from textenvs.wrappers.interfaces import Scorer
 
@@ -33,11 +32,7 @@ class _Member:
 class Scorers:
     """The scorers of one environment; ensembles are expanded into their members.
 
-    Args:
-        scorer: one scorer or a list; see `textenvs.wrappers.preference.PreferenceReward`.
-        tokenizer: the environment's, or None.
-        eos_token_id: the token that ends a text, or None.
-        names: one for each scorer listed. None: the scorers' own names, numbered where two are the same.
+    ``names`` are one for each scorer listed. None: the scorers' own, numbered where two are the same.
 
     Raises:
         ValueError: no scorer, one that cannot be called, or names of another number or not different.
@@ -60,8 +55,7 @@ class Scorers:
             names = [f"{name}_{index}" if own.count(name) > 1 else name for index, name in enumerate(own)]
         if len(names) != len(listed) or len(set(names)) != len(names):
             raise ValueError(f"names: expected {len(listed)} different ones, received {list(names)}")
-        self._tokenizer = tokenizer
-        self._eos_token_id = eos_token_id
+        self._tokenizer, self._eos_token_id = tokenizer, eos_token_id
         self.num_listed = len(listed)
         """Number of listed scorers; an ensemble counts once."""
         self._members: list[_Member] = []
@@ -77,9 +71,6 @@ class Scorers:
                 found.append(name)
         self.names = tuple(found)
         """The members' names; "name/0", "name/1" and so on for an ensemble "name"."""
-
-    def __len__(self) -> int:
-        return len(self._members)
 
     def member_weights(self, weights: Sequence[float]) -> list[float]:
         """Weights of the members from those of the listed scorers; an ensemble's is split evenly."""
@@ -103,10 +94,9 @@ class Scorers:
             try:
                 if member.reads_tokens:
                     values = member.scorer.score_tokens(prompts.copy(), completions.copy())
-                elif member.takes_finished:
-                    values = member.scorer(*map(list, texts), finished=list(finished))
                 else:
-                    values = member.scorer(*map(list, texts))
+                    flags = {"finished": list(finished)} if member.takes_finished else {}
+                    values = member.scorer(*map(list, texts), **flags)
             except Exception as fault:
                 last = traceback.extract_tb(fault.__traceback__)[-1]
                 where = f"{type(fault).__name__}: {fault} ({last.filename}:{last.lineno})"
