@@ -40,8 +40,7 @@ class RewardEnsemble:
         vocabularies = [member.tokenizer.get_vocab() for member in members]
         if any(vocabulary != vocabularies[0] for vocabulary in vocabularies):
             raise ValueError("members: expected equal tokenizers, received different ones: use a list of reward models")
-        self.members = tuple(members)
-        self.tokenizer = members[0].tokenizer
+        self.members, self.tokenizer = tuple(members), members[0].tokenizer
 
     def __len__(self) -> int:
         return len(self.members)

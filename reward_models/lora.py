@@ -43,8 +43,7 @@ class AdapterBackbone(nn.Module):
 
     def __init__(self, peft_model: PeftModel, name: str = "default") -> None:
         super().__init__()
-        self.peft_model = peft_model
-        self.name = name
+        self.peft_model, self.name = peft_model, name
         self.config = peft_model.get_base_model().config
 
     @classmethod

@@ -208,7 +208,7 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
         """Finished rows as if their completions had been stepped from their prompts, without a change of state.
 
         ``prompts [N, P']`` and ``completions [N, T']`` are right-padded with PAD; each completion ends with
-        `eos_token_id` or has `max_new_tokens` tokens. ``logprobs [N, T']``, nats, are of the acting agent.
+        `eos_token_id` or has `max_new_tokens` tokens. ``logprobs [N, T']``, nats, are the agent's, any at padding.
 
         Raises:
             ValueError: rows that no episode can produce; the message names the first.

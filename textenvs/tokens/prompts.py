@@ -141,8 +141,8 @@ def _encode(prompt: Any, tokenizer: Any) -> list[int]:
 class PromptSampler:
     """Draws prompt indices without replacement: every prompt once an epoch.
 
-    ``shuffle`` is for each epoch; without it they are 0 to ``num_prompts - 1``. Each is drawn ``repeats`` times in a
-    row, so that the texts of one prompt can be compared.
+    Without ``shuffle`` each epoch is 0 to ``num_prompts - 1`` in order. Each index is drawn ``repeats`` times in a row,
+    so that the texts of one prompt can be compared.
     """
 
     def __init__(self, num_prompts: int, *, shuffle: bool, repeats: int = 1) -> None:

@@ -51,7 +51,7 @@ class PreferenceReward(TokenVectorWrapper):
             have an end-of-text token, in contrast to those that the budget cut.
         combine: "mean", "worst" or "uncertainty"; see `combine_scores`.
         weights: with "mean": one factor for each scorer listed, e.g. ``(1.0, -0.1)`` for a reward model and a word
-            count; the sum is not divided by theirs. An ensemble's is split evenly among its members. 0 only reports.
+            count; the sum is not divided by theirs. An ensemble's weight is split evenly. 0 only reports a score.
         uncertainty_coef: with "uncertainty": coefficient of the variance, per reward unit.
         names: of the scorers listed, for metrics; None: their own.
 

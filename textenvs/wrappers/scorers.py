@@ -110,8 +110,7 @@ class Scorers:
 
     def _wants_tokens(self, place: str, scorer: Any) -> bool:
         """Whether `scorer` gets token ids (True) or text (False); raise ValueError if it can get neither."""
-        own = self._tokenizer
-        theirs = getattr(scorer, "tokenizer", None)
+        own, theirs = self._tokenizer, getattr(scorer, "tokenizer", None)
         if hasattr(scorer, "score_tokens") and (theirs is None or (own is not None and same_tokenizer(theirs, own))):
             return True
         if not callable(scorer):
