@@ -1,14 +1,12 @@
-"""Ensembles of reward models, whose disagreement measures uncertainty.
+"""Ensembles of reward models, whose disagreement measures uncertainty; members differ in all that a seed decides.
 
-Members differ in everything that a seed decides: head, adapter, order of the comparisons, noise, as in Coste et al.
-2023 (arXiv:2310.02743), where members are whole models. Adapters over one frozen language model are much cheaper (Zhang
-et al. 2024, arXiv:2401.16635; Zhai et al. 2024, arXiv:2401.00243). Members share the errors of a common pretraining
-(Eisenstein et al. 2023, arXiv:2312.09244). `textenvs.PreferenceReward` combines the members' scores.
+Sources: whole models, Coste et al. 2023 (arXiv:2310.02743); adapters over one frozen model, Zhang et al. 2024
+(arXiv:2401.16635), Zhai et al. 2024 (arXiv:2401.00243); shared errors, Eisenstein et al. 2023 (arXiv:2312.09244).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +26,9 @@ SEEDS_APART = 1000
 
 
 class RewardEnsemble:
-    """Members' scores ``[K, N]`` and their mean ``[N]``; a scorer of `textenvs`, as a `RewardModel` is.
+    """Scores ``[K, N]`` of K members, and their mean ``[N]``; a scorer of `textenvs`, as a `RewardModel` is.
 
-    Args:
-        members: K reward models of one vocabulary, calibrated on the same texts, so that their units agree.
+    The members have one vocabulary, and are calibrated on the same texts, so that their units agree.
 
     Raises:
         ValueError: no member, or different vocabularies.
@@ -43,8 +40,7 @@ class RewardEnsemble:
         vocabularies = [member.tokenizer.get_vocab() for member in members]
         if any(vocabulary != vocabularies[0] for vocabulary in vocabularies):
             raise ValueError("members: expected equal tokenizers, received different ones: use a list of reward models")
-        self.members = tuple(members)
-        self.tokenizer = members[0].tokenizer
+        self.members, self.tokenizer = tuple(members), members[0].tokenizer
 
     def __len__(self) -> int:
         return len(self.members)
@@ -55,27 +51,12 @@ class RewardEnsemble:
 
     def score_each(self, prompts: Sequence[str], completions: Sequence[str], *, finished: Flags = True) -> np.ndarray:
         """Each member's scores ``[K, N]``; see `RewardModel.score`."""
-        return self._each(lambda member: member.score(prompts, completions, finished=finished))
+        return np.stack([member.score(prompts, completions, finished=finished) for member in self.members])
 
     def score_tokens(self, prompts: ArrayLike, completions: ArrayLike) -> np.ndarray:
         """The members' mean score ``[N]`` of rows of token ids; see `RewardModel.score_tokens`."""
-        return np.asarray(self._each(lambda member: member.score_tokens(prompts, completions)).mean(axis=0))
-
-    def score_rows(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
-        """Each member's scores ``[K, N]`` of whole token rows; see `RewardModel.score_rows`."""
-        return self._each(lambda member: member.score_rows(rows))
-
-    def encode(self, texts: Sequence[str], *, finished: Flags = True) -> list[list[int]]:
-        """See `RewardModel.encode`."""
-        return self.members[0].encode(texts, finished=finished)
-
-    def calibrate(self, rows: Sequence[Sequence[int]]) -> None:
-        """Calibrate every member to mean 0 and standard deviation 1 on the same rows."""
-        for member in self.members:
-            member.calibrate(rows)
-
-    def _each(self, score: Callable[[RewardModel], np.ndarray]) -> np.ndarray:
-        return np.stack([score(member) for member in self.members])
+        each = np.stack([member.score_tokens(prompts, completions) for member in self.members])
+        return np.asarray(each.mean(axis=0))
 
     def save(self, path: str | Path) -> None:
         """Write each member into a folder of its own, which `RewardModel.load` reads, too."""
@@ -93,27 +74,21 @@ class RewardEnsemble:
     ) -> RewardEnsemble:
         """The ensemble that `save` wrote, in evaluation mode; a language model with several adapters is loaded once.
 
-        Args:
-            path: the folder.
-            device: of the weights.
-            backbones: one a member with its adapter already loaded, as for `RewardModel.load`.
+        ``backbones`` are one a member with its adapter already loaded, as for `RewardModel.load`.
 
         Raises:
             ValueError: no ensemble of this version in the folder, or a damaged one.
         """
         folders = member_folders(path)
-        if backbones is not None:
-            pairs = zip(folders, backbones, strict=True)
-            return cls([RewardModel.load(folder, device=device, backbone=backbone) for folder, backbone in pairs])
         members: list[RewardModel] = []
         trunks: dict[str, AdapterBackbone] = {}
-        for folder in folders:
+        for folder, backbone in zip(folders, [None] * len(folders) if backbones is None else backbones, strict=True):
             base = base_of(folder)
-            backbone = None if base not in trunks else trunks[base].load_beside(folder / ADAPTER)
-            member = RewardModel.load(folder, device=device, backbone=backbone)
+            if backbone is None and base in trunks:
+                backbone = trunks[base].load_beside(folder / ADAPTER)
+            members.append(RewardModel.load(folder, device=device, backbone=backbone))
             if base is not None:
-                trunks.setdefault(base, member.backbone)
-            members.append(member)
+                trunks.setdefault(base, members[-1].backbone)
         return cls(members)
 
 
@@ -140,14 +115,8 @@ def new_members(
 ) -> Iterator[tuple[int, RewardModel]]:
     """Unfitted members, each with the seed to fit it with; fit one before taking the next.
 
-    With ``lora_rank`` all share one language model, and only the newest member's adapter is trainable.
-
-    Args:
-        name: directory or name of the model to start from, with its tokenizer.
-        num_members: K, at least 1.
-        seed: of the first; the others' are `SEEDS_APART` apart.
-        lora_rank: of the adapters; None: members are whole models.
-        device: of the weights.
+    They start from the model of a directory or name, with seeds `SEEDS_APART` from one to the next. With ``lora_rank``
+    all share one language model, and only the newest member's adapter is trainable; else members are whole models.
 
     Raises:
         ValueError: the model cannot be loaded.

@@ -1,4 +1,4 @@
-"""The folder of a reward model: atomic writing and validated reading. Not here: the model itself (`model.py`)."""
+"""The folder of a reward model: atomic writing and validated reading."""
 
 from __future__ import annotations
 
@@ -60,11 +60,7 @@ def read_description(path: Path, kind: str = FORMAT, version: int = VERSION) -> 
 
 
 def read_model(folder: Path) -> tuple[dict[str, Any], PretrainedConfig, dict[str, Tensor]]:
-    """Description, backbone configuration and weights.
-
-    Raises:
-        ValueError: no reward model of this version in the folder, or a damaged one.
-    """
+    """Description, backbone configuration and weights; ValueError as `read_description`, or for damaged ones."""
     description = read_description(folder / DESCRIPTION)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)

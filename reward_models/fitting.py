@@ -1,15 +1,14 @@
 """The optimizer loop of supervised training: schedule, held-out loss, best and averaged weights, resumable state.
 
-A learner defines batches and gradients: reward models in `reward_models.training`, language models in
-`agents.recipes.sft`.
+Learners: reward models in `reward_models.training`, language models in `agents.recipes.sft`.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from typing import Any
 
@@ -17,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from reward_models.fit_options import FitOptions, Learner, MetricSink, Progress, warmup_cosine
-from reward_models.weight_average import WeightAverage, put_back, trained_state
 
 METRICS: dict[str, str] = {
     "train/loss": "negative log-likelihood of the step's learned tokens, mean over the whole batch, nats per token",
@@ -37,15 +35,51 @@ class TrainingDiverged(FloatingPointError):
     """A loss or its gradient is NaN or infinite."""
 
 
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """The model's state without its frozen parameters, which never change and may be shared."""
+    frozen = {name for name, parameter in model.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+
+
+def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
+class WeightAverage:
+    """Exponential running average of a model's trained weights; early steps use a smaller decay, against bias.
+
+    ``decay`` is the share of the average that a step keeps, in [0, 1]; 0 follows the newest weights.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay, self.count, self.mean = decay, 0, _copy(trained_state(model))
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Include the model's current weights."""
+        self.count += 1
+        decay = min(self.decay, (self.count - 1) / (self.count + 9)) if self.decay else 0.0
+        state = trained_state(model)
+        own = [self.mean[name] for name in state if state[name].is_floating_point()]
+        theirs = [tensor.detach() for tensor in state.values() if tensor.is_floating_point()]
+        torch._foreach_lerp_(own, theirs, 1 - decay)
+
+    @contextmanager
+    def swapped_in(self, model: nn.Module) -> Iterator[None]:
+        """A context in which the model has the averaged weights."""
+        own = _copy(trained_state(model))
+        model.load_state_dict(self.mean, strict=False)
+        try:
+            yield
+        finally:
+            model.load_state_dict(own, strict=False)
+
+
 class Fit:
     """A training run that can be stopped after any step, saved, and resumed bit for bit.
 
-    Args:
-        learner: the module and its data.
-        options: settings of the loop.
-        sink: receives metrics; None: they are dropped.
-        groups: AdamW's parameter groups with the peak rate of each. None: the same rate for all, matrices decay.
-        schedule: ``(step, options)`` to the share of the peak learning rate.
+    Metrics go to ``sink``, if there is one. ``groups`` are AdamW's parameter groups with the peak rate of each; None:
+    the same rate for all, matrices decay. ``schedule(step, options)`` is the share of the peak learning rate.
     """
 
     def __init__(
@@ -77,12 +111,9 @@ class Fit:
         self._average = None if decay is None else WeightAverage(learner.module, decay)
 
     def run(self, *, stopped: Callable[[], bool], checkpoint: Callable[[], object], show: Callable[[], object]) -> bool:
-        """Train to the end, or until ``stopped`` returns True between two steps; return whether training is complete.
+        """Train to the end, or until ``stopped`` returns True before a step; return whether training is complete.
 
-        Args:
-            stopped: called before every step.
-            checkpoint: called every ``checkpoint_every`` steps, and at the end of a run that was stopped.
-            show: called after every step.
+        ``checkpoint`` is called every ``checkpoint_every`` steps, and if stopped; ``show`` after every step.
 
         Raises:
             TrainingDiverged: the loss or its gradient is not finite (the weights are then as before that step), or
@@ -180,9 +211,7 @@ class Fit:
 
     def _weights(self) -> dict[str, Tensor]:
         """A copy of the weights that an evaluation uses."""
-        if self._average is not None:
-            return self._average.copy()
-        return {name: value.clone() for name, value in trained_state(self.learner.module).items()}
+        return _copy(trained_state(self.learner.module) if self._average is None else self._average.mean)
 
     def settle(self) -> None:
         """End with the weights that are kept: the best, or the last.
@@ -200,17 +229,19 @@ class Fit:
     def put_best(self) -> None:
         """Load the best weights so far into the module; without an evaluation, the average or the newest ones."""
         if self._best is not None or self._average is not None:
-            put_back(self.learner.module, self._weights() if self._best is None else self._best)
+            weights = self._weights() if self._best is None else self._best
+            self.learner.module.load_state_dict(weights, strict=False)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training from here depends on."""
+        average = self._average
         return {
             "progress": dict(vars(self.progress)),
             "fingerprint": self._fingerprint,
             "module": trained_state(self.learner.module),
             "optimizer": self.optimizer.state_dict(),
             "best": self._best,
-            "average": None if self._average is None else self._average.state_dict(),
+            "average": None if average is None else {"count": average.count, "mean": _copy(average.mean)},
             "generator": torch.get_rng_state(),
         }
 
@@ -226,14 +257,14 @@ class Fit:
             wrong = state["module"].keys() ^ trained_state(self.learner.module).keys()
             if wrong:
                 raise ValueError(f"expected the same trained weights, received a difference in {sorted(wrong)[:4]}")
-            put_back(self.learner.module, state["module"])
+            self.learner.module.load_state_dict(state["module"], strict=False)
             self.optimizer.load_state_dict(state["optimizer"])
             self.progress = Progress(**state["progress"])
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"the checkpoint does not fit this run: {error}") from error
         self._best = state["best"]
         if self._average is not None:
-            self._average.load_state_dict(state["average"])
+            self._average.count, self._average.mean = state["average"]["count"], _copy(state["average"]["mean"])
         torch.set_rng_state(state["generator"])
 
 

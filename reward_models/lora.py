@@ -1,7 +1,6 @@
-"""A reward model's backbone as a LoRA adapter over a shared language model (Hu et al. 2021).
+"""A reward model's backbone as a LoRA adapter (Hu et al. 2021) over a language model, which several may share.
 
-Only the adapter is trained and saved; the language model is loaded again by its directory or name. Several backbones
-may share one language model, each with its own adapter.
+Only the adapter is trained and saved; the language model is loaded again by its directory or name.
 """
 
 from __future__ import annotations
@@ -37,26 +36,19 @@ class Adapter(Protocol):
 
 
 class AdapterBackbone(nn.Module):
-    """The frozen trunk of a causal LM under a LoRA adapter.
+    """The frozen trunk of a causal LM under the LoRA adapter ``name``; others belong to other backbones.
 
-    Args:
-        peft_model: peft's model around a whole causal LM, so that the adapter also fits a policy's model.
-        name: of this backbone's adapter; the others belong to other backbones.
+    ``peft_model`` is around a whole causal LM, so that the adapter also fits a policy's model.
     """
 
     def __init__(self, peft_model: PeftModel, name: str = "default") -> None:
         super().__init__()
-        self.peft_model = peft_model
-        self.name = name
+        self.peft_model, self.name = peft_model, name
         self.config = peft_model.get_base_model().config
 
     @classmethod
     def new(cls, name: str | Path, *, rank: int, alpha: float) -> AdapterBackbone:
-        """A new adapter of rank ``rank``, scaled by ``alpha / rank``, over the model of a directory or name.
-
-        Raises:
-            ValueError: ``rank`` is below 1.
-        """
+        """A new adapter of rank ``rank`` >= 1, scaled by ``alpha / rank``, over the model of a directory or name."""
         from peft import get_peft_model
 
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
@@ -79,18 +71,15 @@ class AdapterBackbone(nn.Module):
 
     def beside(self) -> AdapterBackbone:
         """A new adapter of the same shape on the same model, drawn from torch's global generator."""
-        name = self._free_name()
+        name = f"member_{len(self.peft_model.peft_config)}"
         self.peft_model.add_adapter(name, copy.deepcopy(self.peft_model.peft_config[self.name]))
         return AdapterBackbone(self.peft_model, name)
 
     def load_beside(self, folder: Path) -> AdapterBackbone:
         """The adapter in ``folder`` on the same model."""
-        name = self._free_name()
+        name = f"member_{len(self.peft_model.peft_config)}"
         self.peft_model.load_adapter(str(folder), adapter_name=name)
         return AdapterBackbone(self.peft_model, name)
-
-    def _free_name(self) -> str:
-        return f"member_{len(self.peft_model.peft_config)}"
 
     def learn_alone(self) -> None:
         """Require gradients for this adapter alone, and drop all other gradients."""
@@ -114,10 +103,8 @@ class AdapterBackbone(nn.Module):
         """The trunk's output under this adapter, with ``last_hidden_state [N, T, D]``."""
         switch_on(adapted_layers(self.peft_model), self.name)
         trunk: Any = self.peft_model.get_base_model().base_model
-        output: ModelOutput = trunk(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=use_cache
-        )
-        return output
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        return trunk(**inputs, use_cache=use_cache)
 
 
 def lasting_name(name: str) -> str:

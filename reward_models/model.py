@@ -1,8 +1,7 @@
 """`RewardModel`: a transformers backbone with a scalar head that reads the last real token.
 
 A text is encoded as ``bos + prompt + completion``, then ``eos`` if it is finished. A completion that the token budget
-cut has no ``eos``; training covers this case by cutting texts at random. Not here: fitting (`training.py`) and
-preference pairs (`data`).
+cut has no ``eos``; training covers this case by cutting texts at random.
 """
 
 from __future__ import annotations
@@ -10,13 +9,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
-from transformers import AutoModel
+from transformers import AutoModel, PreTrainedTokenizerBase
 
 from reward_models.files import first_line, read_model, write_model
 from reward_models.lora import ADAPTER, Adapter, AdapterBackbone, lasting_name
@@ -24,9 +23,6 @@ from textenvs.lm.fast_paths import accelerate
 from textenvs.lm.packed_forward import can_pack, hidden_states
 from textenvs.tokens.rows import PAD
 from textenvs.tokens.tokenizers import load_tokenizer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 Texts: TypeAlias = "Sequence[str] | Tensor"
 Flags: TypeAlias = "Sequence[bool] | bool"
@@ -103,32 +99,26 @@ class RewardModel(nn.Module):
         """Device of the weights."""
         return self.head.weight.device
 
-    def hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """The backbone's last hidden states ``[N, T, D]``; padding may be on either side."""
-        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask.long()}
-        if "position_ids" in self._backbone_takes:
-            inputs["position_ids"] = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        if "use_cache" in self._backbone_takes:
-            inputs["use_cache"] = False
-        with self._autocasting():
-            hidden: Tensor = self.backbone(**inputs).last_hidden_state
-        return hidden
-
-    def _autocasting(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None)
-
     def raw(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Uncalibrated rewards ``[N]`` of rows ``[N, T]``, read at the last position where ``attention_mask``."""
+        """Uncalibrated rewards ``[N]`` of rows ``[N, T]``, read at the last position where ``attention_mask``.
+
+        Padding may be on either side.
+        """
         steps = torch.arange(input_ids.shape[1], device=input_ids.device)
         last = (attention_mask.long() * steps).argmax(dim=1)
         row, lengths = torch.arange(len(last), device=last.device), attention_mask.long().sum(dim=1)
-        if can_pack(self.backbone) and bool((attention_mask.bool() == (steps < lengths[:, None])).all()):
-            with self._autocasting():
+        packs = can_pack(self.backbone) and bool((attention_mask.bool() == (steps < lengths[:, None])).all())
+        with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            if packs:
                 read = hidden_states(self.backbone, input_ids, lengths, row, last)
-        else:
-            read = self.hidden(input_ids, attention_mask)[row, last]
-        read = read.to(self.head.weight.dtype)
-        rewards: Tensor = self.head(read)
+            else:
+                inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask.long()}
+                if "position_ids" in self._backbone_takes:
+                    inputs["position_ids"] = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+                if "use_cache" in self._backbone_takes:
+                    inputs["use_cache"] = False
+                read = self.backbone(**inputs).last_hidden_state[row, last]
+        rewards: Tensor = self.head(read.to(self.head.weight.dtype))
         return rewards.squeeze(-1).float()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -138,20 +128,13 @@ class RewardModel(nn.Module):
     def __call__(self, prompts: Texts, completions: Texts, *, finished: Flags = True) -> np.ndarray | Tensor:
         """``model(prompts, completions)`` on text is `score`; ``model(input_ids, attention_mask)`` is `forward`."""
         if isinstance(prompts, Tensor) or isinstance(completions, Tensor):
-            scores: Tensor = super().__call__(prompts, completions)
-            return scores
+            return super().__call__(prompts, completions)
         return self.score(prompts, completions, finished=finished)
 
     def score(
         self, prompts: Sequence[str], completions: Sequence[str], *, finished: Flags = True, batch_size: int = 128
     ) -> np.ndarray:
-        """Calibrated scores ``[N]`` float32 of texts ``prompt + completion``.
-
-        Args:
-            prompts: N texts; may be empty strings.
-            completions: N texts that are appended to them.
-            finished: whether each text ends with an ``eos``.
-            batch_size: rows a forward pass.
+        """Calibrated scores ``[N]`` float32 of N texts ``prompt + completion``, which end with an ``eos`` if finished.
 
         Raises:
             ValueError: the numbers of prompts, completions and flags differ.
@@ -162,12 +145,9 @@ class RewardModel(nn.Module):
         return self.score_rows(self.encode(texts, finished=finished), batch_size=batch_size)
 
     def score_tokens(self, prompts: ArrayLike, completions: ArrayLike, *, batch_size: int = 128) -> np.ndarray:
-        """Calibrated scores ``[N]`` float32 of rows of this model's token ids.
+        """Calibrated scores ``[N]`` float32 of this model's token ids, in batches of ``batch_size`` rows.
 
-        Args:
-            prompts: ``[N, P]`` ids, padded with ``PAD = -1`` anywhere.
-            completions: ``[N, T]`` ids, padded likewise, an ``eos`` included.
-            batch_size: rows a forward pass.
+        ``prompts [N, P]`` and ``completions [N, T]``, an ``eos`` included, are padded with ``PAD = -1`` anywhere.
 
         Raises:
             ValueError: other shapes, or ids that the backbone does not embed.
@@ -256,15 +236,14 @@ class RewardModel(nn.Module):
             ValueError: an adapter over a model without a name, or a shared trunk without an adapter.
         """
         folder = Path(path)
-        base = lasting_name(self.backbone.base_name) if isinstance(self.backbone, Adapter) else None
+        extra = {"base": lasting_name(self.backbone.base_name)} if isinstance(self.backbone, Adapter) else {}
         folder.mkdir(parents=True, exist_ok=True)
         self.backbone.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        if base is not None:
+        if extra:
             self.backbone.save(folder / ADAPTER)
-            write_model(folder, self._without_backbone(), max_length=self.max_length, base=base)
-        else:
-            write_model(folder, self.state_dict(), max_length=self.max_length)
+        weights = self._without_backbone() if extra else self.state_dict()
+        write_model(folder, weights, max_length=self.max_length, **extra)
 
     def _without_backbone(self) -> dict[str, Tensor]:
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("backbone.")}
@@ -275,10 +254,7 @@ class RewardModel(nn.Module):
     ) -> RewardModel:
         """The model that `save` wrote, in evaluation mode (dropout off).
 
-        Args:
-            path: the folder.
-            device: of the weights.
-            backbone: for an adapter: a trunk with that adapter already loaded. None loads it.
+        ``backbone`` is, for an adapter, a trunk with that adapter already loaded; None loads it.
 
         Raises:
             ValueError: no reward model of this version in the folder, or a damaged one.

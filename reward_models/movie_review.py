@@ -1,7 +1,4 @@
-"""``textenvs/MovieReview-v0``: sentences of movie reviews, scored by the shipped reward model.
-
-``textenvs``, which imports no other package of this project, registers these factories by name.
-"""
+"""``textenvs/MovieReview-v0``: sentences of movie reviews, scored by the shipped reward model."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Training of reward models: Bradley–Terry on batches of comparisons, early stopping on held-out loss.
-
-Comparisons come from human ratings or from a user's own pairs. The optimizer loop is in `reward_models.fitting`.
-"""
+"""Training of reward models: Bradley–Terry on comparisons; the optimizer loop is in `reward_models.fitting`."""
 
 from __future__ import annotations
 
@@ -9,19 +6,23 @@ import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from reward_models.data.comparisons import BatchSource, ComparisonBatch
-from reward_models.dropout import restore_dropout, set_dropout
 from reward_models.fit_options import FitOptions, MetricSink, StepResult, warmup_linear
 from reward_models.fitting import Fit
 from reward_models.losses import bradley_terry_loss
 from reward_models.model import RewardModel
 from reward_models.options import TrainingOptions
+
+DROPOUT_NAMES = ("dropout", "pdrop")
+"""Every dropout rate has one of these in its name; ``layerdrop`` is no dropout rate."""
+DropoutRate: TypeAlias = "tuple[Any, str, float]"
+"""A module or configuration, the attribute that holds the rate, and the rate, in [0, 1)."""
 
 
 @dataclass(kw_only=True)
@@ -41,17 +42,7 @@ class FitResult:
 
 
 class RewardLearner:
-    """A reward model and its comparisons, as `reward_models.fitting.Fit` trains it.
-
-    Args:
-        model: trained in place; its calibration is reset, as its rewards change.
-        train: source of training batches.
-        heldout: batches for the held-out loss, at least one.
-        options: noise, dropout and seed.
-
-    Raises:
-        ValueError: ``heldout`` is empty.
-    """
+    """A reward model and its comparisons, as `reward_models.fitting.Fit` trains it; arguments and errors as `fit`."""
 
     def __init__(
         self, model: RewardModel, train: BatchSource, heldout: Sequence[ComparisonBatch], options: TrainingOptions
@@ -128,14 +119,9 @@ def fit(
 ) -> FitResult:
     """Fit the model in place; it ends in evaluation mode with the averaged weights of the least held-out loss.
 
-    Ctrl-C ends training early and keeps the best weights so far.
-
-    Args:
-        model: trained in place; its calibration is reset, as its rewards change.
-        train: source of training batches.
-        heldout: batches for early stopping, at least one.
-        options: settings of the training.
-        on_step: called with ``(step, num_steps, training loss, best held-out loss)`` after every step.
+    Its calibration is reset, as its rewards change. ``heldout``, at least one batch, is for early stopping. Ctrl-C ends
+    training early and keeps the best weights so far. ``on_step(step, num_steps, training loss, best held-out loss)`` is
+    called after every step.
 
     Raises:
         ValueError: ``heldout`` is empty.
@@ -144,10 +130,12 @@ def fit(
     fitting = RewardLearner(model, train, heldout, options).new_fit()
     progress, interrupted = fitting.progress, False
 
+    def best() -> float:
+        return math.inf if progress.best_loss is None else progress.best_loss
+
     def show() -> None:
         if on_step is not None:
-            best = math.inf if progress.best_loss is None else progress.best_loss
-            on_step(progress.step, fitting.options.num_steps, fitting.loss, best)
+            on_step(progress.step, fitting.options.num_steps, fitting.loss, best())
 
     old_dropout = set_dropout(model, options.dropout)
     try:
@@ -161,7 +149,7 @@ def fit(
     return FitResult(
         steps=progress.step,
         num_pairs=progress.count,
-        best_loss=math.inf if progress.best_loss is None else progress.best_loss,
+        best_loss=best(),
         history=fitting.history,
         interrupted=interrupted,
     )
@@ -186,7 +174,7 @@ def batch_loss(
 @torch.no_grad()
 def heldout_loss(model: RewardModel, batches: Iterable[ComparisonBatch], rows: _RowCache | None = None) -> float:
     """Mean loss (nats) over batches, without dropout, noise or centring."""
-    rows = _RowCache(model) if rows is None else rows
+    rows = rows or _RowCache(model)
     model.eval()
     return float(np.mean([batch_loss(model, rows(batch.texts), batch, 64).item() for batch in batches]))
 
@@ -213,14 +201,13 @@ def parameter_groups(model: RewardModel, options: TrainingOptions) -> list[dict[
     for parameter in model.parameters():
         if not parameter.requires_grad:
             continue
+        rate = options.learning_rate
         if id(parameter) in above:
-            rate = options.learning_rate * options.head_lr_multiplier
+            rate *= options.head_lr_multiplier
         elif id(parameter) in depth:
-            rate = options.learning_rate * options.layer_decay ** (len(blocks) - 1 - depth[id(parameter)])
-        elif parameter.ndim == 1:  # the norm after the last block
-            rate = options.learning_rate
-        else:
-            rate = options.learning_rate * options.layer_decay ** len(blocks)
+            rate *= options.layer_decay ** (len(blocks) - 1 - depth[id(parameter)])
+        elif parameter.ndim > 1:  # not the norm after the last block
+            rate *= options.layer_decay ** len(blocks)
         decay = options.weight_decay if parameter.ndim > 1 else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
     return [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
@@ -237,3 +224,33 @@ class _RowCache:
         new = [text for text in texts if text not in self.rows]
         self.rows.update(zip(new, self.model.encode(new), strict=True))
         return [self.rows[text] for text in texts]
+
+
+def dropout_rates(model: nn.Module) -> list[DropoutRate]:
+    """Every current dropout rate of a model's layers and configurations.
+
+    A rate is in a dropout layer (GPT-2), in a float of an attention or decoder layer that calls the function (Llama's
+    ``attention_dropout``, OPT's ``dropout``), or in a configuration that a layer reads at each call (GPT-Neo, Falcon).
+    """
+    found: list[DropoutRate] = [(module, "p", module.p) for module in model.modules() if isinstance(module, nn.Dropout)]
+    configs = {id(config): config for module in model.modules() if (config := vars(module).get("config")) is not None}
+    for place in (*model.modules(), *configs.values()):
+        for name, value in vars(place).items():
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if number and any(part in name for part in DROPOUT_NAMES):
+                found.append((place, name, value))
+    return found
+
+
+def set_dropout(model: nn.Module, rate: float) -> list[DropoutRate]:
+    """Set every dropout rate of ``model``; returns the old ones for `restore_dropout`."""
+    old = dropout_rates(model)
+    for place, name, _ in old:
+        setattr(place, name, rate)
+    return old
+
+
+def restore_dropout(old: list[DropoutRate]) -> None:
+    """Undo `set_dropout`."""
+    for place, name, rate in old:
+        setattr(place, name, rate)

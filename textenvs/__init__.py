@@ -1,7 +1,6 @@
 """Text generation as Gymnasium environments. Importing it registers the ``textenvs/...`` ids; models load when needed.
 
-Token rows, prompts, the vector environment and its scalar view, the preference reward and KL shaping. Not here: agents
-and training of reward models.
+Token rows, prompts, the vector environment and its scalar view, the preference reward and KL shaping.
 """
 
 from gymnasium.envs.registration import register

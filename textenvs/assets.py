@@ -1,7 +1,6 @@
-"""Assets of the package: a small language model, a reward model, and openings of movie reviews.
+"""Assets in ``assets/`` beside this file: a small language model, a reward model, and openings of movie reviews.
 
-They are in ``assets/`` beside this file; the environment variable ``TEXTENVS_ASSETS`` names another directory that
-contains ``language_model/`` and ``reward_model/``. Nothing is downloaded.
+The environment variable ``TEXTENVS_ASSETS`` names another directory with ``language_model/`` and ``reward_model/``.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 from textenvs.tokens import tokenizers
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 OPENINGS = Path(__file__).parent / "assets" / "openings.txt"
 """Text file of review openings, one a line, written for this project."""
@@ -27,14 +26,6 @@ def language_model_dir() -> Path:
 def reward_model_dir() -> Path:
     """Directory of the shipped reward model, trained on human ratings of movie-review sentences."""
     return _asset("reward_model")
-
-
-def load_language_model() -> PreTrainedModel:
-    """The shipped causal LM, in float32 and evaluation mode."""
-    from textenvs.wrappers.reference import load_causal_lm
-
-    model: PreTrainedModel = load_causal_lm(language_model_dir())
-    return model
 
 
 def load_tokenizer() -> PreTrainedTokenizerBase:

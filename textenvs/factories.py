@@ -42,15 +42,9 @@ def text_generation_vec(
         num_envs: sub-environments.
         prompts: strings or lists of token ids, or path of a text or JSONL file; see `load_prompts`.
         tokenizer: a tokenizer, its directory or name. None: the reference's, if it has one; else bare token ids.
-        scorer: one or a list, and how several are combined, `combine`, `weights`, `uncertainty_coef`: see
-            `PreferenceReward`. None adds no score.
-        combine: "mean", "worst" or "uncertainty".
-        weights: with "mean", of the scorers listed.
-        uncertainty_coef: per reward unit.
-        reference: see `KLShaping`, as for `acting` and `charge`. None adds no penalty.
+        scorer, combine, weights, uncertainty_coef: see `PreferenceReward`. Without a scorer there is no score.
+        reference, acting, charge: see `KLShaping`. Without a reference there is no penalty.
         beta: KL coefficient, reward units per nat. Default: Ziegler et al. 2019 (arXiv:1909.08593).
-        acting: log-probs of agents that do not pass their own.
-        charge: whether the KL penalty is subtracted from the reward.
         eos_token_id: the token that ends an episode. None: the tokenizer's, if there is one.
         max_new_tokens: budget of an episode, tokens. Default: Ziegler et al. 2019.
         autoreset_mode: see `TokenVectorEnv`.

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.sampling import sample_tokens, uniform
-from textenvs.lm.cache_layout import any_key_order
-from textenvs.lm.kv_cache import PlainCache, new_cache
+from textenvs.lm.kv_cache import PlainCache, any_key_order, new_cache
 from textenvs.lm.linear_kernels import cache_keyword
 from textenvs.lm.packed_attention import OURS, SDPA
 from textenvs.tokens.rows import PAD
@@ -65,7 +64,7 @@ def generate(
 
     Raises:
         ValueError: if a prompt is empty, if prompt and budget exceed the model's positions, for
-            ``max_concurrent_rows`` below 1 or with a model that needs its keys in order (``textenvs.lm.cache_layout``).
+            ``max_concurrent_rows`` below 1 or with a model that needs its keys in order (``textenvs.lm.kv_cache``).
     """
     with policy.forward_context():
         return _generate(

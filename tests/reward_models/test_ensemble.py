@@ -8,8 +8,8 @@ from agents.lm.lora import AdaptedTrunk, RoleTrunk
 from reward_models import PreferencePair, RewardModel, TrainingOptions, fit
 from reward_models.data.comparisons import PairBatches, pair_comparisons
 from reward_models.ensemble import SEEDS_APART, RewardEnsemble, is_ensemble, member_folders, new_members
+from reward_models.fitting import trained_state
 from reward_models.lora import ADAPTER
-from reward_models.weight_average import trained_state
 
 PAIRS = [
     PreferencePair(prompt=f"the {noun} ", chosen=f"is {good}", rejected=f"is {bad}")
@@ -74,15 +74,11 @@ def test_the_ensemble_scores_like_its_members_and_their_mean(base):
     each = np.stack([member(*ASKED, finished=flags) for member in ensemble.members])
     np.testing.assert_array_equal(ensemble.score_each(*ASKED, finished=flags), each)
     np.testing.assert_allclose(ensemble(*ASKED, finished=flags), each.mean(axis=0), rtol=1e-6)
-    rows = ensemble.encode([prompt + completion for prompt, completion in zip(*ASKED, strict=True)], finished=flags)
-    np.testing.assert_array_equal(ensemble.score_rows(rows), each)
+    texts = [prompt + completion for prompt, completion in zip(*ASKED, strict=True)]
+    rows = ensemble.members[0].encode(texts, finished=flags)
     width = max(map(len, rows))
     tokens = np.array([[*row, *[-1] * (width - len(row))] for row in rows])
     np.testing.assert_allclose(ensemble.score_tokens(tokens[:, :2], tokens[:, 2:]), each.mean(axis=0), rtol=1e-4)
-    ensemble.calibrate(ensemble.encode(TEXTS))
-    scores = ensemble.score_rows(ensemble.encode(TEXTS))
-    np.testing.assert_allclose(scores.mean(axis=1), 0, atol=1e-5)
-    np.testing.assert_allclose(scores.std(axis=1), 1, rtol=1e-5)
 
 
 def test_the_adapters_score_the_same_on_a_trunk_that_they_share_with_a_policy(base, tmp_path):

@@ -10,7 +10,6 @@ import torch
 from reward_models.data.comparisons import PairBatches, RatedGroups, group_comparisons, pair_comparisons
 from reward_models.data.movie_ratings import RatedSnippet
 from reward_models.data.pairs import PreferencePair
-from reward_models.dropout import restore_dropout, set_dropout
 from reward_models.fitting import TrainingDiverged
 from reward_models.losses import bradley_terry_loss
 from reward_models.training import (
@@ -21,6 +20,8 @@ from reward_models.training import (
     fit,
     heldout_loss,
     parameter_groups,
+    restore_dropout,
+    set_dropout,
 )
 
 FILLERS = list(itertools.product(["the", "is", "was", "a"], ["film", "plot", "actor"]))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium.error import ResetNeeded
@@ -13,8 +12,7 @@ from textenvs.tokens.prompts import Prompts
 from textenvs.tokens.rows import PAD, Ids, Mask, split
 
 
-@dataclass(frozen=True)
-class Finished:
+class Finished(NamedTuple):
     """The K episodes that the last step ended, in order of their sub-environments."""
 
     indices: Ids
@@ -32,12 +30,9 @@ class RowBuffer:
         self.prompt_width, self.completion_width = prompt_width, completion_width
         self.tokens = np.full((num_rows, prompt_width + completion_width), PAD, dtype=np.int64)
         """``[N, P + T]`` right-padded with PAD."""
-        self.lengths = np.zeros(num_rows, dtype=np.int64)
-        """``[N]`` tokens in each row."""
-        self.prompt_lengths = np.zeros(num_rows, dtype=np.int64)
-        """``[N]`` tokens of each row's prompt."""
-        self.ended = np.zeros(num_rows, dtype=np.bool_)
-        self.started = np.zeros(num_rows, dtype=np.bool_)
+        self.lengths, self.prompt_lengths = np.zeros((2, num_rows), dtype=np.int64)
+        """``[N]`` tokens in each row, and of its prompt."""
+        self.ended, self.started = np.zeros((2, num_rows), dtype=np.bool_)
 
     @property
     def running(self) -> Mask:
@@ -64,17 +59,7 @@ class RowBuffer:
         return split(self.tokens[indices], *lengths, self.prompt_width, self.completion_width)
 
     def check_actions(self, actions: ArrayLike, vocab_size: int, *, resets: bool) -> Ids:
-        """Actions as int64 ``[N]``, without a change of the rows.
-
-        Args:
-            actions: token ids; any integers in rows that are not running.
-            vocab_size: number of token ids.
-            resets: whether ended rows are reset automatically.
-
-        Raises:
-            ValueError: another shape, type or range.
-            gymnasium.error.ResetNeeded: a row was never started, or has ended and is not reset.
-        """
+        """Actions as int64 ``[N]``; raises what `TokenVectorEnv.step` raises. With ``resets`` ended rows are reset."""
         if not self.started.all():
             raise ResetNeeded("call reset() before the first step()")
         if not resets and self.ended.any():
@@ -96,16 +81,11 @@ class RowBuffer:
         return array.astype(np.int64)
 
     def check_reset_mask(self, mask: object) -> Mask:
-        """The rows to reset ``[N]``; None selects all.
-
-        Raises:
-            ValueError: another shape or type, no row selected, or a row left out that was never started.
-        """
-        num_rows = len(self.lengths)
+        """The rows to reset ``[N]``; None selects all. Raises what `TokenVectorEnv.reset` raises."""
         if mask is None:
-            return np.ones(num_rows, dtype=np.bool_)
-        if not isinstance(mask, np.ndarray) or mask.shape != (num_rows,) or mask.dtype != np.bool_:
-            raise ValueError(f"reset_mask: expected a bool array of shape ({num_rows},), received {mask!r}")
+            return np.ones_like(self.started)
+        if not isinstance(mask, np.ndarray) or mask.shape != self.started.shape or mask.dtype != np.bool_:
+            raise ValueError(f"reset_mask: expected a bool array of shape {self.started.shape}, received {mask!r}")
         if not mask.any():
             raise ValueError("reset_mask: expected at least one sub-environment, received none")
         if not (mask | self.started).all():
@@ -118,11 +98,7 @@ class RowBuffer:
         return {name: getattr(self, name).copy() for name in _ARRAYS}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned.
-
-        Raises:
-            ValueError: rows of another shape.
-        """
+        """Restore what `state_dict` returned; raise ValueError for rows of another shape."""
         tokens = np.array(state["tokens"], dtype=np.int64)
         if tokens.shape != self.tokens.shape:
             raise ValueError(f"state: expected rows of shape {self.tokens.shape}, received {tokens.shape}")

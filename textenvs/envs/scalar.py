@@ -24,9 +24,7 @@ class TokenEnv(gym.Env[Ids, np.int64]):
     | Info        | stop_reason in {"", "eos", "length"}; kl, nats, of the action; score and score_std at the    |
     |             | last action                                                                                  |
 
-    Args:
-        envs: a `TokenVectorEnv` of one sub-environment with autoreset DISABLED, wrapped or not; available as
-            ``env.unwrapped.envs``, for `hand_logprobs` for instance.
+    ``envs``, wrapped or not, is available as ``env.unwrapped.envs``, for `hand_logprobs` for instance.
 
     Raises:
         ValueError: more than one sub-environment, or another autoreset mode.
@@ -41,8 +39,7 @@ class TokenEnv(gym.Env[Ids, np.int64]):
                 f"{envs.metadata['autoreset_mode']}"
             )
         self.envs = envs
-        self.observation_space = envs.single_observation_space
-        self.action_space = envs.single_action_space
+        self.observation_space, self.action_space = envs.single_observation_space, envs.single_action_space
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Ids, dict[str, Any]]:
         """Start an episode; `seed` as in `TokenVectorEnv.reset`. There are no options."""

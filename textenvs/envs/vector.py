@@ -1,7 +1,7 @@
 """Text generation as a native Gymnasium vector environment, without rewards, which wrappers add.
 
-Two paths give the same tokens and rewards. The step path, `step`, takes one token of every sub-environment and works
-with any agent. On the batch path, `draw_prompts` and `play`, the agent generates whole rows.
+Two paths give the same tokens and rewards: the step path, `step`, for any agent, and the batch path, `draw_prompts` and
+`play`, for one that generates whole rows.
 """
 
 from __future__ import annotations
@@ -14,14 +14,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike, NDArray
 
-from textenvs.envs.batch_path import finished_rows
 from textenvs.envs.row_buffer import Finished, RowBuffer
-from textenvs.tokens.checks import check_logprobs
 from textenvs.tokens.prompts import Prompts, PromptSampler, PromptSource, load_prompts
-from textenvs.tokens.rows import EOS, LENGTH, PAD, Floats, Ids, Mask, TokenRows
+from textenvs.tokens.rows import EOS, LENGTH, PAD, Floats, Ids, Mask, TokenRows, check_completions, check_logprobs
 from textenvs.tokens.tokenizers import Tokenizer
-
-_STATE = ("tokens", "lengths", "prompt_lengths", "ended", "started", "sampler", "generator", "prompts")
 
 
 class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
@@ -78,18 +74,13 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
             raise ValueError(f"eos_token_id: expected an id in [0, {vocab_size}), received {eos_token_id!r}")
         if budget not in ("terminate", "truncate"):
             raise ValueError(f'budget: expected "terminate" or "truncate", received {budget!r}')
-        self.num_envs = num_envs
-        self.tokenizer = tokenizer
-        self.eos_token_id = eos_token_id
-        self.vocab_size = vocab_size
-        self.max_new_tokens = max_new_tokens
+        self.num_envs, self.max_new_tokens = num_envs, max_new_tokens
+        self.tokenizer, self.eos_token_id, self.vocab_size = tokenizer, eos_token_id, vocab_size
         self.prompts: Prompts = load_prompts(prompts, tokenizer, vocab_size=vocab_size, max_tokens=max_prompt_tokens)
         self.max_prompt_tokens = max_prompt_tokens or self.prompts.tokens.shape[1]
-        self.budget = budget
-        self._shuffle = shuffle
+        self.budget, self._shuffle = budget, shuffle
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {"render_modes": [], "autoreset_mode": self.autoreset_mode}
-
         width = self.max_prompt_tokens + max_new_tokens
         self.single_observation_space = spaces.Box(PAD, vocab_size - 1, (width,), np.int64)
         self.single_action_space = spaces.Discrete(vocab_size)
@@ -98,7 +89,8 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
 
         self._rows = RowBuffer(num_envs, self.max_prompt_tokens, max_new_tokens)
         self.set_group_size(group_size)
-        self._handed: Floats | None = None
+        self.handed_logprobs: Floats | None = None
+        """The log-probs of `hand_logprobs` for the next step."""
         self.finished = self._finished(np.zeros(0, dtype=np.int64))
 
     def set_group_size(self, group_size: int) -> None:
@@ -146,7 +138,7 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
         mask = self._rows.check_reset_mask((options or {}).get("reset_mask"))
         if seed is not None:
             self._seed(seed)
-        self._handed = None
+        self.handed_logprobs = None
         self._begin(np.flatnonzero(mask))
         self.finished = self._finished(np.zeros(0, dtype=np.int64))
         return self.tokens.copy(), {"stop_reason": np.full(self.num_envs, "", dtype="<U6"), "_stop_reason": mask}
@@ -154,15 +146,14 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
     def step(self, actions: Ids) -> tuple[Ids, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
         """Append one token to every running row; the class describes the results.
 
-        Args:
-            actions: ``[num_envs]`` integers in ``[0, V)``; ignored where mode NEXT_STEP resets a sub-environment.
+        ``actions [num_envs]`` are integers in ``[0, V)``, ignored where mode NEXT_STEP resets a sub-environment.
 
         Raises:
             ValueError: actions of another shape, type or range.
             gymnasium.error.ResetNeeded: before the first reset, or in mode DISABLED after an end.
         """
         actions = self.check_actions(actions)
-        self._handed = None
+        self.handed_logprobs = None
         running = self.running
         self._rows.append(actions)
         self._begin(np.flatnonzero(~running))  # mode NEXT_STEP
@@ -204,18 +195,10 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
         if array.shape != (self.num_envs,):
             raise ValueError(f"logprobs: expected shape ({self.num_envs},), received {array.shape}")
         check_logprobs(array[self.running], "logprobs")
-        self._handed = array
-
-    @property
-    def handed_logprobs(self) -> Floats | None:
-        """The log-probs of `hand_logprobs` for the next step, or None."""
-        return self._handed
+        self.handed_logprobs = array
 
     def draw_prompts(self, *, seed: int | None = None) -> Ids:
-        """Prompts ``[num_envs, P]``, right-padded: those of ``reset(seed=seed)``.
-
-        The prompt sampler advances as by that reset; running episodes do not change.
-        """
+        """Prompts ``[num_envs, P]``, right-padded: those of ``reset(seed=seed)``; running episodes do not change."""
         if seed is not None:
             self._seed(seed)
         drawn = self.prompts.tokens[self._sampler.draw(self.num_envs, self.np_random)]
@@ -224,23 +207,34 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
     def play(self, prompts: Ids, completions: Ids, logprobs: ArrayLike | None = None) -> TokenRows:
         """Finished rows as if their completions had been stepped from their prompts, without a change of state.
 
-        Args:
-            prompts: ``[N, P']`` right-padded with PAD; any N.
-            completions: ``[N, T']`` right-padded with PAD, T' up to `max_new_tokens`; each row ends with
-                `eos_token_id` or has `max_new_tokens` tokens.
-            logprobs: ``[N, T']`` nats, of the acting agent; any value at padding.
+        ``prompts [N, P']`` and ``completions [N, T']`` are right-padded with PAD; each completion ends with
+        `eos_token_id` or has `max_new_tokens` tokens. ``logprobs [N, T']``, nats, are the agent's, any at padding.
 
         Raises:
             ValueError: rows that no episode can produce; the message names the first.
         """
-        return finished_rows(
-            prompts,
-            completions,
-            logprobs,
-            eos_token_id=self.eos_token_id,
-            vocab_size=self.vocab_size,
-            max_new_tokens=self.max_new_tokens,
-            budget_truncates=self.budget == "truncate",
+        prompts, completions = np.asarray(prompts, dtype=np.int64), np.asarray(completions, dtype=np.int64)
+        if prompts.ndim != 2 or completions.ndim != 2 or len(prompts) != len(completions):
+            raise ValueError(
+                f"prompts and completions: expected [N, P] and [N, T], received {prompts.shape} and {completions.shape}"
+            )
+        at_eos = check_completions(completions, self.eos_token_id, self.vocab_size, self.max_new_tokens)
+        acted = None
+        if logprobs is not None:
+            acted = np.asarray(logprobs)
+            if acted.shape != completions.shape:
+                raise ValueError(f"logprobs: expected shape {completions.shape}, received {acted.shape}")
+            acted = np.where(completions != PAD, acted, 0).astype(np.float32)
+            check_logprobs(acted, "logprobs")
+        truncated = ~at_eos if self.budget == "truncate" else np.zeros_like(at_eos)
+        return TokenRows(
+            prompts=prompts,
+            completions=completions,
+            rewards=np.zeros(completions.shape, dtype=np.float32),
+            terminated=~truncated,
+            truncated=truncated,
+            stop_reason=np.where(at_eos, EOS, LENGTH).astype("<U6"),
+            logprobs=acted,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -258,7 +252,7 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
         Raises:
             ValueError: the state belongs to an environment with other prompts or another shape.
         """
-        missing = [key for key in _STATE if key not in state]
+        missing = [key for key in self.state_dict() if key not in state]
         if missing:
             raise ValueError(f"state: expected the keys {missing}, received none of them")
         if state["prompts"] != self.prompts.fingerprint():
@@ -266,7 +260,7 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
         self._rows.load_state_dict(state)
         self._sampler.load_state_dict(state["sampler"])
         self.np_random.bit_generator.state = state["generator"]
-        self._handed = None
+        self.handed_logprobs = None
 
     def _seed(self, seed: int) -> None:
         super().reset(seed=seed)

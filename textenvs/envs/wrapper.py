@@ -13,11 +13,9 @@ from textenvs.tokens.rows import Ids, Mask, TokenRows
 
 
 class TokenVectorWrapper(VectorWrapper[Any, Any, Any, Any, Any]):
-    """A wrapper of a `TokenVectorEnv` that passes the batch path through; it changes nothing itself.
+    """A wrapper of a `TokenVectorEnv` or of its wrappers that passes the batch path through; it changes nothing itself.
 
-    Args:
-        envs: a `TokenVectorEnv` or one of textenvs' wrappers. Gymnasium's own wrappers go outside of all of these:
-            `play` would bypass them.
+    Gymnasium's own wrappers go outside of all of these: `play` would bypass them.
 
     Raises:
         ValueError: another environment, or a wrapper of the same class inside.

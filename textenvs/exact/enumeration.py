@@ -24,8 +24,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from textenvs.tokens.checks import Numbers, as_array
-from textenvs.tokens.rows import PAD, Ids, Mask
+from textenvs.tokens.rows import PAD, Ids, Mask, Numbers, as_array
 
 Array = NDArray[np.float64]
 

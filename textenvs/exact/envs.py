@@ -20,8 +20,7 @@ from textenvs.envs.scalar import TokenEnv
 from textenvs.envs.vector import TokenVectorEnv
 from textenvs.envs.wrapper import TokenVectorWrapper
 from textenvs.exact import enumeration as exact
-from textenvs.tokens.checks import Numbers
-from textenvs.tokens.rows import PAD, Ids
+from textenvs.tokens.rows import PAD, Ids, Numbers
 from textenvs.wrappers.interfaces import Acting
 from textenvs.wrappers.kl_shaping import KLShaping
 from textenvs.wrappers.preference import PreferenceReward

@@ -1,7 +1,6 @@
 """Enables the faster layers, attention and packed rows of this room for a model, after a self-test at load.
 
-They use transformers' internals, which may change in any release: so they are compared with transformers' own forward
-pass of the model, and disabled where they differ.
+They use transformers' internals, which may change in any release, and are disabled where the result differs.
 """
 
 from __future__ import annotations
@@ -96,10 +95,8 @@ class _Trial:
 
 
 def tolerance(states: Tensor, num_layers: int) -> float:
-    """Relative difference of ``states`` that rounding explains: half of the digits of their dtype.
-
-    A wrong path differs in the first digit. About 16 roundings per layer add up as a random walk of eps steps, which is
-    more than half of the digits in half precision with many layers.
+    """Relative difference of ``states`` that rounding explains: half of the digits of their dtype, or, in half
+    precision with many layers, a random walk of about 16 roundings per layer. A wrong path differs in the first digit.
     """
     eps = torch.finfo(states.dtype).eps
     if states.dtype == torch.float32:  # products may use TF32 or bfloat16

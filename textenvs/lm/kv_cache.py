@@ -1,9 +1,8 @@
 """A preallocated key-value cache whose finished rows are replaced by new ones; for `agents.lm.generation`.
 
 Every row's newest token is in the same column, regardless of its length, with older tokens before it and masked columns
-before those. Columns form a ring: the next token overwrites the oldest one, which no running row needs any more, so
-nothing is ever moved along a row. It needs models for which the order of keys is irrelevant, since keys contain the
-positions (`textenvs.lm.cache_layout`).
+before those. Columns form a ring: the next token overwrites the oldest one, which no running row needs any more. It
+needs models for which the order of keys is irrelevant (`any_key_order`).
 """
 
 from __future__ import annotations
@@ -16,12 +15,23 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from textenvs.lm.cache_layout import any_key_order
 from textenvs.lm.linear_kernels import HALF, cache_keyword
+from textenvs.lm.packed_attention import has_full_attention
+from textenvs.lm.packed_forward import without_dropout
+
+ANY_ORDER = "takes_keys_in_any_order"
+"""Attribute of a model that caches the result."""
+MOST_KEYS = 2**11
+"""Number of keys in the probe, at most the model's positions; a longer window is found by the configuration only."""
+TOLERANCE = 0.05
+"""Relative change of a hidden state beyond which the order matters: rounding gives 1e-6 in float32, ALiBi 0.3."""
 
 
 class _PlainLayer(DynamicLayer):
     """Keys and values of one layer, ``[max_concurrent_rows, H, capacity, D]``; the first ``rows`` rows are in use."""
+
+    keys: Any
+    values: Any
 
     def __init__(self, max_concurrent_rows: int, capacity: int, float32: bool) -> None:
         super().__init__()
@@ -32,19 +42,18 @@ class _PlainLayer(DynamicLayer):
         self.joining: Tensor | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Store the new tokens' keys and values; returns those that the tokens attend to.
-
-        These are the new tokens themselves while rows join, and views of all columns when each row gets one more token.
-        """
+        """Store keys and values; returns those to attend to: the new ones where rows join, else views of all."""
         if not self.is_initialized:
             # Zeros: masked entries are multiplied by 0 and must be finite.
             self.keys, self.values = self._zeros(key_states), self._zeros(value_states)
             self.is_initialized = True
-        assert self.keys is not None
-        assert self.values is not None
         if self.joining is not None:
-            self._append_rows(key_states, value_states, self.joining)
-            self.joining = None
+            source, self.joining = self.joining, None
+            begin, self.rows = self.rows, self.rows + len(source)
+            places = torch.arange(self.column - key_states.shape[-2], self.column, device=source.device) % self.capacity
+            for all_rows, states in ((self.keys, key_states), (self.values, value_states)):
+                few = states if len(states) == len(source) else states[source]
+                all_rows[begin : self.rows].index_copy_(2, places, few.to(all_rows.dtype))
             return key_states, value_states
         at = self.column % self.capacity
         keys, values = self.keys[: self.rows], self.values[: self.rows]
@@ -58,22 +67,12 @@ class _PlainLayer(DynamicLayer):
         dtype = torch.float32 if self.float32 and states.dtype in HALF else states.dtype
         return states.new_zeros(self.max_concurrent_rows, states.shape[1], self.capacity, states.shape[-1], dtype=dtype)
 
-    def _append_rows(self, key_states: Tensor, value_states: Tensor, source: Tensor) -> None:
-        begin, self.rows = self.rows, self.rows + len(source)
-        columns = torch.arange(self.column - key_states.shape[-2], self.column, device=source.device) % self.capacity
-        for all_rows, states in ((self.keys, key_states), (self.values, value_states)):
-            assert all_rows is not None
-            few = states if len(states) == len(source) else states[source]
-            all_rows[begin : self.rows].index_copy_(2, columns, few.to(all_rows.dtype))
-
     def get_seq_length(self) -> int:
         """Cached tokens that the next ones attend to; in a full ring the last column is the query's own."""
         return 0 if self.joining is not None else min(self.column, self.capacity - 1)
 
     def move(self, movers: Tensor, holes: Tensor, count: int) -> None:
         """Move row ``movers[i]`` to ``holes[i]`` and keep the first ``count`` rows."""
-        assert self.keys is not None
-        assert self.values is not None
         end = min(self.column, self.capacity)
         if len(holes):
             self.keys[holes, :, :end] = self.keys[movers, :, :end]
@@ -84,11 +83,7 @@ class _PlainLayer(DynamicLayer):
 class PlainCache(Cache):
     """A preallocated cache for models whose layers all attend to every key, in any order.
 
-    Args:
-        num_layers: of the model.
-        max_concurrent_rows: largest number of rows.
-        capacity: columns: the longest row, its newest token included.
-        float32: store keys and values of half precision as float32.
+    ``capacity`` is the longest row, its newest token included. With ``float32`` half precision is stored as float32.
     """
 
     def __init__(self, num_layers: int, *, max_concurrent_rows: int, capacity: int, float32: bool = False) -> None:
@@ -97,9 +92,8 @@ class PlainCache(Cache):
     def expect(self, source: Tensor, column: int) -> None:
         """Announce that the next forward pass prefills prompts, ``[M, W]`` right-aligned, of rows to append.
 
-        Args:
-            source: ``[R]``, the index of each new row's prompt; 0 to M - 1 in order if R is M.
-            column: of all rows' next token, at least W: the prompts end right before it.
+        ``source [R]`` is the index of each new row's prompt, 0 to M - 1 in order if R is M; prompts end right before
+        ``column``, that of all rows' next token.
         """
         for layer in self.layers:
             layer.joining, layer.column = source, column  # type: ignore[union-attr]
@@ -128,3 +122,68 @@ def check_has_cache(model: PreTrainedModel) -> None:
         raise ValueError(
             f"expected attention layers with a key-value cache (no recurrent layers), received {type(model).__name__}"
         )
+
+
+def any_key_order(model: PreTrainedModel) -> bool:
+    """True if all layers of ``model``, a causal LM or trunk, cache keys and values and attend to all, in any order.
+
+    Most encode positions in tokens or keys and attend to all that a mask allows. Others derive distances from columns:
+    ALiBi's slope (Bloom, MPT), or a window outside of the mask (GPT-Neo's local layers).
+    """
+    if not hasattr(model, ANY_ORDER):
+        setattr(model, ANY_ORDER, has_full_attention(model.config) and _ignores_order(model))
+    return bool(getattr(model, ANY_ORDER))
+
+
+def _ignores_order(model: PreTrainedModel) -> bool:
+    try:
+        one, other = _state_after(model, turned=False), _state_after(model, turned=True)
+    except Exception:  # a model without such a cache (Mamba), or with fewer positions than configured (MPT)
+        return False
+    return bool((one - other).norm() <= TOLERANCE * one.norm())
+
+
+@torch.no_grad()
+def _state_after(model: PreTrainedModel, *, turned: bool) -> Tensor:
+    """The output ``[D or V]`` of ``model`` after random keys and values, whose halves are swapped if ``turned``."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    number = MOST_KEYS if positions is None else min(positions, MOST_KEYS)
+    layers = [_MadeUpLayer(number, turned) for _ in range(model.config.num_hidden_layers)]
+    device = model.device
+    with without_dropout(model), torch.autocast(device.type, enabled=False):
+        out = model(
+            input_ids=torch.zeros(1, 1, dtype=torch.int64, device=device),
+            # Two dimensions, so that transformers applies the layers' windows.
+            attention_mask=torch.ones(1, number, dtype=torch.int64, device=device),
+            position_ids=torch.tensor([[number - 1]], device=device),
+            use_cache=True,
+            **{cache_keyword(model): Cache(layers=list(layers))},
+        )
+    if not all(layer.was_called for layer in layers):
+        raise ValueError("expected layers with keys and values, received another one")
+    return out[0][0, -1].float()  # type: ignore[no-any-return]
+
+
+class _MadeUpLayer(DynamicLayer):
+    """Random keys; values are one vector v, or -2 v for one half: the output of a layer that prefers near keys changes
+    sign when the halves are swapped. The mean is not 0, so a norm does not amplify rounding errors."""
+
+    def __init__(self, number: int, turned: bool) -> None:
+        super().__init__()
+        self.number, self.turned, self.was_called = number, turned, False
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """The random ``[1, H, number, D]``; the arguments give heads and sizes only."""
+        self.was_called = True
+        generator, half = torch.Generator().manual_seed(0), self.number // 2
+        heads, size = value_states.shape[1], value_states.shape[3]
+        keys = torch.randn(1, key_states.shape[1], self.number, key_states.shape[3], generator=generator)
+        factors = torch.ones(self.number, 1).index_fill(0, torch.arange(half), -2.0)
+        values = torch.randn(1, heads, 1, size, generator=generator) * factors
+        if self.turned:
+            keys, values = keys.roll(half, 2), values.roll(half, 2)
+        return keys.to(key_states), values.to(value_states)
+
+    def get_seq_length(self) -> int:
+        """Tokens before the current one."""
+        return self.number - 1

@@ -4,7 +4,6 @@ On a CPU with AVX-512 that is not Intel's, float32 linear layers use oneDNN, who
 torch's default on the AMD CPUs measured; MKL is as fast on Intel's CPUs, or with AVX2 only. On a CPU not faster in
 half precision, layers multiply in float32 and round the result: ten times as fast as torch without instructions for
 it, twice as fast on an Intel CPU with bfloat16 instructions but without AMX. GPT-2's GELU takes one kernel, not eight.
-Attention is in `textenvs.lm.packed_attention`.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def speed_up(model: nn.Module) -> Callable[[], None]:
     for module in list(model.modules()):
         if type(module) in (nn.Linear, Conv1D) and "forward" not in vars(module):
             # On the instance, by a partial, so that a deep copy of the layer uses its own weights.
-            module.forward = partial(_Forward(type(module).forward), module)
+            module.forward = partial(_forward, module)
             changed.append((module, "forward", None))
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):  # 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))
@@ -60,24 +59,21 @@ def cache_keyword(model: nn.Module) -> str:
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
-class _Forward:
-    """A linear layer's forward pass, with another kernel where that is faster."""
-
-    def __init__(self, original: Callable[..., Tensor]) -> None:
-        self.original = original
-
-    def __call__(self, layer: nn.Linear | Conv1D, x: Tensor) -> Tensor:
-        """``x [..., in]`` to ``[..., out]``."""
-        if x.device.type != "cpu" or torch.compiler.is_compiling():
-            return self.original(layer, x)
-        weight = layer.weight if isinstance(layer, nn.Linear) else layer.weight.t()
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        if dtype in HALF and not half_is_faster(dtype):
-            return _in_float32(x, weight, layer.bias).to(dtype)
-        if not (dtype == x.dtype == weight.dtype == torch.float32 and _many_rows(x) and onednn_is_faster()):
-            return self.original(layer, x)
-        flat = x.reshape(-1, x.shape[-1])
-        return affine(flat, weight, layer.bias).view(*x.shape[:-1], weight.shape[0])
+def _forward(layer: nn.Linear | Conv1D, x: Tensor) -> Tensor:
+    """A linear layer's forward pass, ``x [..., in]`` to ``[..., out]``, with another kernel where that is faster."""
+    original: Callable[..., Tensor] = type(layer).forward
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return original(layer, x)
+    weight = layer.weight if isinstance(layer, nn.Linear) else layer.weight.t()
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    if dtype in HALF and not half_is_faster(dtype):
+        with torch.autocast("cpu", enabled=False):
+            bias = None if layer.bias is None else layer.bias.float()
+            return linear(x.float(), weight.float(), bias).to(dtype)
+    if not (dtype == x.dtype == weight.dtype == torch.float32 and _many_rows(x) and onednn_is_faster()):
+        return original(layer, x)
+    flat = x.reshape(-1, x.shape[-1])
+    return affine(flat, weight, layer.bias).view(*x.shape[:-1], weight.shape[0])
 
 
 def _many_rows(x: Tensor) -> bool:
@@ -105,8 +101,8 @@ def cpu_info(name: str, path: Path = Path("/proc/cpuinfo")) -> str | None:
 def half_is_faster(dtype: torch.dtype) -> bool:
     """True if this CPU multiplies in ``dtype``, of half precision, at least as fast as in float32.
 
-    Without instructions for it torch uses a slow loop. With AVX-512 bfloat16 instructions but without AMX, which a
-    virtual machine may hide, an Intel CPU (Emerald Rapids) was measured at half its float32 rate.
+    Without instructions for it torch uses a slow loop. With bfloat16 instructions but without AMX, which a virtual
+    machine may hide, an Intel CPU (Emerald Rapids) was measured at half its float32 rate.
     """
     check = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}[dtype]
     if not (torch.backends.mkldnn.is_available() and bool(getattr(torch.ops.mkldnn, check)())):
@@ -121,19 +117,8 @@ def compute_type(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.float32 if dtype in HALF and device.type == "cpu" and not half_is_faster(dtype) else dtype
 
 
-def _in_float32(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    with torch.autocast("cpu", enabled=False):
-        return linear(x.float(), weight.float(), None if bias is None else bias.float())
-
-
 def affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``x weight^T + bias`` in float32 on a CPU, by oneDNN, with gradients.
-
-    Args:
-        x: ``[N, in]``.
-        weight: ``[out, in]``, of any strides.
-        bias: ``[out]``, or None.
-    """
+    """``x [N, in] weight^T + bias`` in float32 on a CPU, by oneDNN, with gradients; any strides."""
     if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in (x, weight, bias)):
         return _Affine.apply(x, weight, bias)  # type: ignore[no-any-return]
     return _product(x, weight, bias)
@@ -151,8 +136,7 @@ class _Affine(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         to_x, to_weight, to_bias = ctx.needs_input_grad
         of_weight = None
-        if to_weight:
-            # In the weight's memory layout; oneDNN would need both factors transposed.
+        if to_weight:  # in the weight's memory layout; oneDNN would need both factors transposed
             of_weight = grad.t() @ x if weight.is_contiguous() else (x.t() @ grad).t()
         of_x = _product(grad, weight.t(), None) if to_x else None
         return of_x, of_weight, grad.sum(0) if to_bias else None
@@ -167,17 +151,13 @@ def multiply(x: Tensor, weight: Tensor) -> Tensor:
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     rows = x.shape[0]
-    more = padded_rows(rows) - rows
-    if more:
+    if more := padded_rows(rows) - rows:
         x = pad(x, (0, 0, 0, more))
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
     return out[:rows] if more else out
 
 
 def padded_rows(rows: int) -> int:
-    """``rows`` rounded up to one of few numbers, by at most a sixteenth or 15.
-
-    oneDNN compiles a kernel for every new number of rows, which takes as long as the product, and caches a thousand.
-    """
+    """``rows`` rounded up to one of few numbers, by at most a sixteenth or 15: oneDNN compiles a kernel for each."""
     step = max(16, 2 ** (rows.bit_length() - 6))
     return -(-rows // step) * step

@@ -1,8 +1,7 @@
-"""LoRA adapters in a frozen causal LM, through peft: configuration, switching and saving.
+"""LoRA adapters in a frozen causal LM, through peft (imported on use): configuration, switching and saving.
 
 Source: Hu et al. 2021 (arXiv:2106.09685); in every linear layer but the output head (Dettmers et al. 2023,
-arXiv:2305.14314, section 4). peft is imported on use. Roles of adapters are in ``agents.lm.lora`` (policy, value,
-reference) and ``reward_models.lora``.
+arXiv:2305.14314, section 4). Their roles are in ``agents.lm.lora`` and ``reward_models.lora``.
 """
 
 from __future__ import annotations
@@ -26,8 +25,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 def new_config(model: nn.Module, *, rank: int, alpha: float) -> LoraConfig:
     """Options of a new adapter: ``W x + (alpha / rank) B A x``, ``A [rank, in]`` random and ``B [out, rank]`` zero.
 
-    Raises:
-        ValueError: unless ``rank >= 1`` and ``alpha > 0``.
+    Raises what `check_shape` raises.
     """
     from peft import LoraConfig
     from transformers.pytorch_utils import Conv1D

@@ -1,12 +1,9 @@
-"""Attention over packed rows without padding, in float32 on CPUs.
+"""Attention over packed rows without padding, in float32 on CPUs, registered with transformers as ``textenvs``.
 
-Registered with transformers as ``textenvs``; for padded float32 rows it equals torch's scaled dot-product attention
-bit for bit.
-
-- Concatenated rows, ``[1, N]`` tokens, pass through every layer without padding; only here they are unpacked to
-  ``[B, W]``, so that rows do not attend to each other, and packed again.
-- On a CPU attention in bfloat16 or float16 is computed in float32, which is several times as fast with one query per
-  row, and rounded once.
+Concatenated rows, ``[1, N]`` tokens, pass through every layer without padding; only here they are unpacked to
+``[B, W]``, so that rows do not attend to each other, and packed again. For padded float32 rows it equals torch's scaled
+dot-product attention bit for bit. On a CPU bfloat16 and float16 are computed in float32, which is several times as fast
+with one query per row, and rounded once.
 """
 
 from __future__ import annotations
@@ -28,7 +25,6 @@ SDPA, OURS = "sdpa", "textenvs"
 """``attn_implementation`` of torch's attention, and of this one."""
 LAYOUT = "row_layout"
 """Keyword by which a model's forward pass hands a `RowLayout` to its attention."""
-
 WORTH_LEAVING_OUT = 0.95
 """Share of a layer's tokens above which none are skipped."""
 
@@ -67,16 +63,12 @@ class SharedPrefixes(NamedTuple):
 class RowLayout:
     """Positions of the tokens of ``[B, W]`` right-padded rows in the packed (concatenated) rows.
 
-    A shared prefix is packed once: in a causal model its states do not depend on what follows. A few unused tokens at
-    the end round the number of tokens up to one for which products are fast (`padded_rows`).
-
-    Args:
-        lengths: ``[B]`` tokens of each row, each at least 1.
-        prefixes: shared by rows; None: no row shares any.
+    ``lengths [B]`` are tokens of each row, each at least 1. A shared prefix is packed once: in a causal model its
+    states do not depend on what follows. A few unused tokens at the end round the number of tokens up to one for which
+    products are fast (`padded_rows`).
 
     Attributes:
-        rows: B.
-        width: the longest row, W.
+        rows, width: B, and the longest row, W.
         real: packed tokens without those at the end, n.
         places: ``[N]``, index in the flat ``[B x W]`` of each packed token; 0 at the end.
         sources: ``[B x W]`` the inverse; token 0 at padding, to which no valid position attends. None: the identity.
@@ -121,9 +113,8 @@ class RowLayout:
         read = torch.zeros(len(self.places), dtype=torch.uint8, device=self.places.device)
         read[reads] = 1
         number = padded_rows(int(read.sum()))
-        if number > WORTH_LEAVING_OUT * len(read):
-            return None
-        return read.argsort(descending=True, stable=True)[:number]
+        nearly_all = number > WORTH_LEAVING_OUT * len(read)
+        return None if nearly_all else read.argsort(descending=True, stable=True)[:number]
 
     def spread(self, packed: Tensor) -> Tensor:
         """``[1, H, N, D]`` packed to ``[B, H, W, D]`` rows."""

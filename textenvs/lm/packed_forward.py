@@ -1,7 +1,4 @@
-"""Forward pass of a transformer's trunk over ragged rows: packing, length batches, activation checkpointing.
-
-Heads and adapters are in ``agents.lm.causal_lm``, ``agents.lm.lora`` and ``reward_models.model``.
-"""
+"""Forward pass of a transformer's trunk over ragged rows: packing, length batches, activation checkpointing."""
 
 from __future__ import annotations
 
@@ -18,7 +15,6 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from textenvs.lm.length_parts import length_parts
 from textenvs.lm.packed_attention import LAYOUT, OURS, RowLayout, SharedPrefixes, has_full_attention
 from textenvs.tokens.rows import PAD
 
@@ -30,6 +26,8 @@ READS = "last_mlp_is_by_position"
 """Attribute of a trunk that caches whether its last MLP can be skipped at positions that are not read."""
 TOKENS_AT_ONCE = 2**10
 """Tokens in one pass on a CPU without gradients: enough for fast products, few enough for activations to be cached."""
+PART_OVERHEAD = 32
+"""Cost of one more forward pass, in positions of a small model (measured on a CPU: 4 layers of width 192)."""
 
 
 def hidden_states(
@@ -43,19 +41,12 @@ def hidden_states(
 ) -> Tensor:
     """Run ``trunk`` over right-padded ``rows [B, W]`` of ``lengths [B]``, each at least 1, and read some states.
 
-    Rows are packed, so that nothing is computed for padding, shared prefixes are computed once, and the last layer's
-    MLP only where it is read. Models that do not support it run on batches of similar length. Without gradients a CPU
-    runs a few rows at a time.
-
-    Args:
-        trunk: a transformers model.
-        rows: token ids; those beyond a row's length are ignored.
-        lengths: tokens of each row.
-        row, position: ``[N]`` each, of the tokens whose last hidden state is read.
-        prefixes: shared by rows; None: each row is computed in full.
+    Rows are packed, so that nothing is computed for padding, shared ``prefixes`` are computed once, and the last
+    layer's MLP only where it is read. Models that do not support it run on batches of similar length. Without gradients
+    a CPU runs a few rows at a time.
 
     Returns:
-        ``[N, D]``.
+        ``[N, D]`` the last hidden states of the tokens at ``row [N]`` and ``position [N]``.
     """
     if not can_pack(trunk):
         return _in_parts(trunk, rows, lengths, row, position)
@@ -71,12 +62,12 @@ def hidden_states(
 
 
 def _packed_states(trunk: Any, rows: Tensor, layout: RowLayout, row: Tensor, position: Tensor) -> Tensor:
-    reads = layout.at(row, position)
+    reads, number = layout.at(row, position), trunk.config.num_hidden_layers
     states = _run_packed(trunk, rows, layout, reads)
-    if layout.layers != trunk.config.num_hidden_layers:
+    if layout.layers != number:
         raise RuntimeError(
-            f"expected {trunk.config.num_hidden_layers} attention layers that separate rows, received {layout.layers}: "
-            "the model does not match its configuration"
+            f"expected {number} attention layers that separate rows, received {layout.layers}: the model does not "
+            "match its configuration"
         )
     return states.index_select(0, reads)
 
@@ -108,11 +99,8 @@ def can_pack(trunk: nn.Module) -> bool:
 
 def _passes_layout(trunk: Any) -> bool:
     takes = inspect.signature(trunk.forward).parameters
-    if (
-        not has_full_attention(trunk.config)
-        or "position_ids" not in takes
-        or all(parameter.kind != inspect.Parameter.VAR_KEYWORD for parameter in takes.values())
-    ):
+    passes_on = any(parameter.kind == inspect.Parameter.VAR_KEYWORD for parameter in takes.values())
+    if not (has_full_attention(trunk.config) and "position_ids" in takes and passes_on):
         return False
     lengths = torch.tensor([1, 2] * 20, device=trunk.device)
     layout, rows = RowLayout(lengths), torch.arange(80, device=trunk.device).view(40, 2) % 2
@@ -145,8 +133,7 @@ def _run_packed(trunk: Any, rows: Tensor, layout: RowLayout, reads: Tensor | Non
     mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=rows.device)
     inputs = {"input_ids": tokens, "attention_mask": mask, "position_ids": layout.positions()[None], LAYOUT: layout}
     with _recomputing(trunk), _last_mlp_where_read(trunk, layout, reads):
-        hidden: Tensor = trunk(**inputs, use_cache=False).last_hidden_state[0]
-    return hidden
+        return trunk(**inputs, use_cache=False).last_hidden_state[0]
 
 
 @contextmanager
@@ -189,25 +176,48 @@ def _in_parts(trunk: Any, rows: Tensor, lengths: Tensor, row: Tensor, position: 
     return joined.index_select(0, starts[row] + position)
 
 
+def length_parts(lengths: Tensor) -> tuple[Tensor, list[tuple[int, int, int]]]:
+    """Group rows of similar length such that padding plus passes cost least (dynamic programming over lengths).
+
+    Returns:
+        ``order [B]``, the rows by length, and ``(begin, end, width)`` of each part in that order.
+    """
+    order = lengths.argsort(stable=True)
+    ranked = lengths[order].tolist()
+    borders = [i for i in range(1, len(ranked)) if ranked[i] != ranked[i - 1]] + [len(ranked)]
+    cost, came_from = [0.0], [0]
+    for j, end in enumerate(borders):
+        begins = [0, *borders[:j]]
+        options = [cost[i] + (end - begin) * ranked[end - 1] + PART_OVERHEAD for i, begin in enumerate(begins)]
+        best = min(range(len(options)), key=options.__getitem__)
+        cost.append(options[best])
+        came_from.append(best)
+    parts, j = [], len(borders)
+    while j > 0:
+        i, end = came_from[j], borders[j - 1]
+        parts.append((borders[i - 1] if i > 0 else 0, end, max(1, ranked[end - 1])))
+        j = i
+    return order, parts[::-1]
+
+
 def trunk_forward(trunk: nn.Module, tokens: Tensor) -> Tensor:
     """Last hidden states ``[B, W, D]`` of right-padded rows ``[B, W]``; padding is arbitrary."""
     with _recomputing(trunk):
         run = getattr(trunk, COMPILED, trunk)
-        out = run(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
-    hidden: Tensor = out.last_hidden_state
-    return hidden
+        return run(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).last_hidden_state
 
 
 def compile_trunk(trunk: nn.Module) -> None:
     """Let ``trunk_forward`` run ``trunk`` through torch.compile, for any number and length of rows.
 
-    Cached decoding is not compiled: its shapes change with every token. A deep copy is compiled again, with its own
-    weights. The first passes take tens of seconds.
+    Cached decoding is not compiled: its shapes change with every token. The first passes take tens of seconds.
     """
     setattr(trunk, COMPILED, _Compiled(trunk))
 
 
 class _Compiled:
+    """A compiled forward pass, which a deep copy compiles again, with its own weights."""
+
     def __init__(self, trunk: nn.Module) -> None:
         self.trunk = trunk
         self.forward = torch.compile(trunk.forward, dynamic=True)
@@ -226,13 +236,8 @@ def recompute_layers(
 
     Source: Chen et al. 2016, "Training deep nets with sublinear memory cost" (arXiv:1604.06174).
 
-    Args:
-        trunk: a transformers model.
-        around: called in each layer's forward pass; returns a context for its recomputation (to activate the same
-            adapter, for instance).
-
-    Returns:
-        The layers.
+    ``around`` is called in each layer's forward pass and returns a context for its recomputation (to activate the same
+    adapter, for instance). Returns the layers.
 
     Raises:
         ValueError: if transformers does not support it for this model.

@@ -1,7 +1,4 @@
-"""Chats, lists of turns with a role and content: validation, the template's text and plain text.
-
-Not here: files (see `prompts`).
-"""
+"""Chats, lists of turns with a role and content: validation, the template's text and plain text."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Prompts from lists, text files or JSONL files, and the order they are drawn in.
-
-Prompts are validated when the environment is built; errors name file and line. Not here: episodes (see `vector`).
-"""
+"""Prompts from lists, text files or JSONL files, validated when read, and the order they are drawn in."""
 
 from __future__ import annotations
 
@@ -58,8 +55,7 @@ def load_prompts(
             of the assistant at its end is dropped. A ``str`` is a path; pass a single prompt as a list.
         tokenizer: of strings, and of chats through its chat template; without ``apply_chat_template`` it is called with
             the turns. None if all prompts are token ids.
-        vocab_size: token ids are below this.
-        max_tokens: longest prompt allowed, tokens; None allows any.
+        vocab_size, max_tokens: limits of token ids and of a prompt's tokens; None allows any number.
 
     Raises:
         ValueError: no prompts, an empty prompt, an invalid JSONL line, a prompt that is too long or not in the
@@ -145,16 +141,12 @@ def _encode(prompt: Any, tokenizer: Any) -> list[int]:
 class PromptSampler:
     """Draws prompt indices without replacement: every prompt once an epoch.
 
-    Args:
-        num_prompts: prompts.
-        shuffle: shuffle each epoch; False draws from 0 to ``num_prompts - 1``.
-        repeats: how often each index is drawn in a row, so that the texts of one prompt can be compared.
+    Without ``shuffle`` each epoch is 0 to ``num_prompts - 1`` in order. Each index is drawn ``repeats`` times in a row,
+    so that the texts of one prompt can be compared.
     """
 
     def __init__(self, num_prompts: int, *, shuffle: bool, repeats: int = 1) -> None:
-        self._num_prompts = num_prompts
-        self._shuffle = shuffle
-        self._repeats = repeats
+        self._num_prompts, self._shuffle, self._repeats = num_prompts, shuffle, repeats
         self.restart()
 
     def restart(self) -> None:
@@ -169,8 +161,7 @@ class PromptSampler:
             if self._position == len(self._order):
                 everything = np.arange(self._num_prompts)
                 order = generator.permutation(everything) if self._shuffle else everything
-                self._order = order.repeat(self._repeats)
-                self._position = 0
+                self._order, self._position = order.repeat(self._repeats), 0
             drawn[place] = self._order[self._position]
             self._position += 1
         return drawn
@@ -180,11 +171,7 @@ class PromptSampler:
         return {"order": self._order.tolist(), "position": self._position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned.
-
-        Raises:
-            ValueError: the state has another number of prompts, or other repeats.
-        """
+        """Restore what `state_dict` returned; raise ValueError for another number of prompts, or other repeats."""
         order = np.array(state["order"], dtype=np.int64)
         if len(order) not in (0, self._num_prompts * self._repeats):
             raise ValueError(

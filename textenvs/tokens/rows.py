@@ -1,23 +1,26 @@
-"""Rows of tokens: layout, padding, joining and splitting of prompts and completions. Numpy only.
-
-Padding is -1, which is no vocabulary id, so a padding token that equals the end-of-text token causes no ambiguity.
-"""
+"""Rows of tokens: layout, padding, joining, splitting, and checks of what comes from agents, references and scorers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Ids: TypeAlias = NDArray[np.int64]
 Mask: TypeAlias = NDArray[np.bool_]
 Floats: TypeAlias = NDArray[np.float32]
+Numbers: TypeAlias = "ArrayLike | Tensor"
+"""What a user's own callables may return."""
 
 PAD = -1
-"""Marks a position without a token. Never a vocabulary id; for models it is a zero in the attention mask."""
+"""Marks a position without a token. Never a vocabulary id, even where the padding token equals the end-of-text token;
+for models it is a zero in the attention mask."""
 
 EOS = "eos"
 """Stop reason: the end-of-text token was produced."""
@@ -79,18 +82,13 @@ def join_rows(parts: Sequence[TokenRows]) -> TokenRows:
 
 
 def pad_rows(rows: Sequence[Sequence[int] | Ids], width: int | None = None) -> Ids:
-    """Lists of token ids as one array ``[N, width]``, right-padded with PAD.
-
-    Args:
-        rows: N lists of token ids.
-        width: tokens; None: the longest row's length.
+    """N lists of token ids as one array ``[N, width]``, right-padded with PAD; None: as wide as the longest row.
 
     Raises:
         ValueError: a row is longer than `width`.
     """
-    longest = max((len(row) for row in rows), default=0)
-    if width is None:
-        width = longest
+    longest = max(map(len, rows), default=0)
+    width = longest if width is None else width
     if longest > width:
         raise ValueError(f"expected rows of at most {width} tokens, received one of {longest}")
     padded = np.full((len(rows), width), PAD, dtype=np.int64)
@@ -109,12 +107,8 @@ def concatenate(prompts: Ids, completions: Ids) -> Ids:
 def split(tokens: Ids, prompt_lengths: Ids, lengths: Ids, prompt_width: int, completion_width: int) -> tuple[Ids, Ids]:
     """The inverse of `concatenate`: prompts ``[N, prompt_width]`` and completions ``[N, completion_width]``.
 
-    Args:
-        tokens: ``[N, L]`` right-padded joint rows.
-        prompt_lengths: ``[N]`` tokens of each prompt.
-        lengths: ``[N]`` tokens of each joint row.
-        prompt_width: columns of the prompts, at least the longest one's length.
-        completion_width: columns of the completions, at least the longest one's length.
+    ``tokens [N, L]`` are right-padded; ``prompt_lengths [N]`` and ``lengths [N]`` are tokens of each prompt and joint
+    row. The widths are at least the longest one's length.
     """
     places = np.arange(prompt_width)[None, :]
     prompts = np.where(places < prompt_lengths[:, None], tokens[:, :prompt_width], PAD)
@@ -128,8 +122,7 @@ def has_eos(completions: Ids, eos_token_id: int | None) -> Mask:
     """``[N]`` True where a row of ``completions [N, T]`` has its end-of-text token; False where the budget cut it."""
     if eos_token_id is None:
         return np.zeros(len(completions), dtype=np.bool_)
-    found: Mask = (completions == eos_token_id).any(axis=1)
-    return found
+    return (completions == eos_token_id).any(axis=1)
 
 
 def last_action_index(mask: Mask) -> Ids:
@@ -142,5 +135,74 @@ def last_action_index(mask: Mask) -> Ids:
         raise ValueError(
             f"mask: expected a True in each row, received none in rows {np.flatnonzero(~mask.any(axis=1)).tolist()}"
         )
-    columns: Ids = mask.shape[1] - 1 - np.argmax(mask[:, ::-1], axis=1)
-    return columns
+    return mask.shape[1] - 1 - np.argmax(mask[:, ::-1], axis=1)
+
+
+def check_completions(completions: Ids, eos_token_id: int | None, vocab_size: int, max_new_tokens: int) -> Mask:
+    """``[N]`` True where a row of ``completions [N, T]`` ended with `eos_token_id`, False where with the budget.
+
+    Raises:
+        ValueError: no episode can produce a row: it is empty, not right-padded with PAD, has a token outside
+            ``[0, vocab_size)`` or after `eos_token_id`, or ends before both it and `max_new_tokens`.
+    """
+    if completions.shape[1] > max_new_tokens:
+        raise ValueError(f"completions: expected at most {max_new_tokens} columns, received {completions.shape[1]}")
+    mask = completions != PAD
+    lengths = mask.sum(axis=1)
+    eos = completions == eos_token_id if eos_token_id is not None else np.zeros_like(mask)
+    last = mask & (np.cumsum(mask, axis=1) == lengths[:, None])
+    at_eos: Mask = (eos & last).any(axis=1)
+    outside = mask & ((completions < 0) | (completions >= vocab_size))
+    faults = {
+        "is empty": lengths == 0,
+        "has padding before a token; completions are right-padded": (mask[:, 1:] & ~mask[:, :-1]).any(axis=1),
+        f"has a token id outside the vocabulary [0, {vocab_size})": outside.any(axis=1),
+        f"continues after its end-of-text token {eos_token_id}": (eos & ~last).any(axis=1),
+        f"stops before its end-of-text token and before its budget of {max_new_tokens} tokens": (
+            ~at_eos & (lengths < max_new_tokens)
+        ),
+    }
+    for fault, rows in faults.items():
+        if rows.any():
+            row = int(np.argmax(rows))
+            raise ValueError(f"completions: row {row} {fault}: {completions[row].tolist()}")
+    return at_eos
+
+
+def check_logprobs(logprobs: Floats, name: str) -> None:
+    """Raise ValueError, beginning with `name`, unless log-probs are finite and at most 0 (up to rounding)."""
+    wrong = ~np.isfinite(logprobs) | (logprobs > 1e-3)
+    if wrong.any():
+        raise ValueError(f"{name}: expected finite log-probabilities in nats, at most 0; received {logprobs[wrong][0]}")
+
+
+def as_array(values: Numbers) -> NDArray[Any]:
+    """A torch tensor (of any device and type), array or list as an array."""
+    detached: Any = values.detach().cpu().float() if hasattr(values, "detach") else values
+    return np.asarray(detached)
+
+
+def as_numbers(values: Numbers, shape: tuple[int, ...], name: str) -> Floats:
+    """Numbers of a scorer or reference (torch tensor, array or list) as a float32 array.
+
+    Raises:
+        ValueError: another shape, NaN or infinite; the message starts with `name` and has what was received.
+    """
+    try:
+        array = np.asarray(as_array(values), dtype=np.float32)
+    except (TypeError, ValueError) as fault:
+        raise ValueError(f"{name}: expected numbers of shape {shape}, received {values!r}") from fault
+    if array.shape != shape:
+        raise ValueError(f"{name}: expected numbers of shape {shape}, received shape {array.shape}")
+    if not np.isfinite(array).all():
+        place = tuple(int(axis) for axis in np.argwhere(~np.isfinite(array))[0])
+        raise ValueError(f"{name}: expected finite numbers, received {array[place]} at row {place[0]}")
+    return array
+
+
+def masked(values: Numbers, mask: Mask, name: str) -> Floats:
+    """Log-probs as float32, 0 outside of `mask`, where they may be anything, even NaN; errors as `as_numbers`."""
+    array = as_array(values)
+    if array.shape != mask.shape:
+        raise ValueError(f"{name}: expected log-probs of shape {mask.shape}, received shape {array.shape}")
+    return as_numbers(np.where(mask, array, 0), mask.shape, name)

@@ -50,8 +50,8 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
 def same_tokenizer(first: object, second: object) -> bool:
     """Whether both map every token id to the same text and every text to the same ids.
 
-    Fast tokenizers are compared by their serialized form (without padding and truncation, which calls may change),
-    others by class, vocabulary and special tokens.
+    Fast ones are compared by serialized form (without padding and truncation, which calls may change), others by class,
+    vocabulary and special tokens.
     """
     return first is second or _identity(first) == _identity(second)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from textenvs.tokens.chats import Turn, chat_ids, chat_text, plain_prompt
-from textenvs.tokens.checks import Numbers
+from textenvs.tokens.rows import Numbers
 from textenvs.tokens.tokenizers import Tokenizer
 from textenvs.wrappers.interfaces import Scorer, TextScorer
 from textenvs.wrappers.scorers import takes_finished
@@ -16,11 +16,8 @@ from textenvs.wrappers.scorers import takes_finished
 class ChatTemplate:
     """Tokenizes a prompt as a chat in which the assistant's answer is next; a drop-in for a prompt tokenizer.
 
-    It remembers each prompt's plain text, so that scorers, judge and people read it without the template.
-
-    Args:
-        tokenizer: of the model.
-        wrap: whether a text becomes the user's turn of a chat; else only lists of turns make a chat.
+    It remembers each prompt's plain text, so that scorers, judge and people read it without the template. With ``wrap``
+    a text becomes the user's turn of a chat; else only lists of turns make a chat.
 
     Raises:
         ValueError: the tokenizer has no template: its model was not trained on chats.
@@ -68,8 +65,7 @@ class ChatTemplate:
 
     def scorer(self, scorer: Scorer) -> Scorer:
         """``scorer`` on plain prompts and completions; of an ensemble, each member."""
-        members = getattr(scorer, "members", None)
-        if members:
+        if members := getattr(scorer, "members", None):
             return _Ensemble(tuple(self._plain_scorer(member) for member in members))
         return self._plain_scorer(scorer)
 
@@ -77,8 +73,7 @@ class ChatTemplate:
         with_flags = takes_finished(scorer)
 
         def score(prompts: Sequence[str], completions: Sequence[str], *, finished: Sequence[bool] = ()) -> Numbers:
-            scores: Numbers = scorer(self.plain(prompts), completions, **({"finished": finished} if with_flags else {}))
-            return scores
+            return scorer(self.plain(prompts), completions, **({"finished": finished} if with_flags else {}))
 
         return score
 

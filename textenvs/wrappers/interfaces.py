@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from textenvs.tokens.checks import Numbers
-from textenvs.tokens.rows import Floats, Ids, Mask
+from textenvs.tokens.rows import Floats, Ids, Mask, Numbers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,7 +24,6 @@ class TextScorer(Protocol):
         """Scores ``[N]``, higher is better."""
 
 
-@runtime_checkable
 class TokenScorer(Protocol):
     """Scores token ids; preferred to text if it has no ``tokenizer``, or the environment's."""
 
@@ -33,7 +31,6 @@ class TokenScorer(Protocol):
         """Scores ``[N]`` of rows padded with PAD."""
 
 
-@runtime_checkable
 class ScorerEnsemble(Protocol):
     """Several scorers of the same question, in the same unit."""
 
@@ -56,12 +53,8 @@ ReferenceSource: TypeAlias = "Reference | nn.Module | str | os.PathLike[str]"
 """A reference, or a `transformers` causal LM, its directory or name."""
 
 
-@runtime_checkable
-class StepReference(Protocol):
+class StepReference(Reference, Protocol):
     """A reference that also scores single steps and checks that it fits an environment."""
-
-    def __call__(self, prompts: Ids, completions: Ids, /) -> Floats:
-        """As `Reference`; 0 at padding."""
 
     def step(self, tokens: Ids, lengths: Ids, actions: Ids, running: Mask) -> Floats:
         """Log-probs ``[N]``, nats, of one more token in rows ``[N, L]`` of ``lengths``; 0 where not ``running``."""

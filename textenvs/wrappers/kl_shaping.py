@@ -12,8 +12,7 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import ArrayLike, NDArray
 
 from textenvs.envs.wrapper import TokenVectorWrapper
-from textenvs.tokens.checks import Numbers, as_array, as_numbers, check_logprobs
-from textenvs.tokens.rows import PAD, Floats, Ids, Mask, TokenRows, concatenate
+from textenvs.tokens.rows import PAD, Floats, Ids, Mask, TokenRows, as_numbers, check_logprobs, concatenate, masked
 from textenvs.wrappers.interfaces import Acting, ReferenceSource
 
 
@@ -35,10 +34,9 @@ class KLShaping(TokenVectorWrapper):
         reference: a `transformers` causal LM, its directory or name, a `CausalLMReference`, or any callable
             ``(prompts [N, P], completions [N, T]) -> [N, T]`` log-probs in nats. A model is used without a copy: train
             another object.
-        beta: see the property.
+        beta, charge: see the properties.
         acting: ``(observations [N, L], actions [N]) -> [N]`` log-probs of the agent, nats, for steps without
             `hand_logprobs`.
-        charge: see the property.
 
     Raises:
         ValueError: a beta below 0 or not finite; a charge that is no bool; a reference whose tokenizer or vocabulary is
@@ -55,9 +53,7 @@ class KLShaping(TokenVectorWrapper):
         charge: bool = True,
     ) -> None:
         super().__init__(envs)
-        self.beta = beta
-        self.charge = charge
-        self._acting = acting
+        self.beta, self.charge, self._acting = beta, charge, acting
         source: Any = reference
         if isinstance(source, str | os.PathLike) or hasattr(source, "get_input_embeddings"):
             from textenvs.wrappers.reference import CausalLMReference
@@ -71,13 +67,7 @@ class KLShaping(TokenVectorWrapper):
 
     @property
     def beta(self) -> float:
-        """KL coefficient, reward units per nat, 0 or more; 0 only reports the KL.
-
-        Agents and adaptive controllers may set it between steps; the next step uses it.
-
-        Raises:
-            ValueError: set to a number below 0 or not finite.
-        """
+        """KL coefficient, reward units per nat, 0 or more; 0 only reports the KL. It may be set between steps."""
         return self._beta
 
     @beta.setter
@@ -88,13 +78,7 @@ class KLShaping(TokenVectorWrapper):
 
     @property
     def charge(self) -> bool:
-        """Whether the penalty is subtracted from the reward; False only reports the KL.
-
-        An agent with the KL in its loss sets it to False, so that the KL does not count twice.
-
-        Raises:
-            ValueError: set to anything but a bool.
-        """
+        """Whether the penalty is subtracted from the reward; False (the KL is in the agent's loss) only reports it."""
         return self._charge
 
     @charge.setter
@@ -105,9 +89,8 @@ class KLShaping(TokenVectorWrapper):
 
     def step(self, actions: Ids) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step the inner environment, and subtract each token's penalty."""
-        base = self.base
-        actions = base.check_actions(actions)
-        running = base.running
+        actions = self.base.check_actions(actions)
+        running = self.base.running
         kl = np.zeros(self.num_envs, dtype=np.float32)
         kl[running] = self._acting_logprobs(actions)[running] - self._reference_logprobs(actions, running)[running]
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
@@ -118,7 +101,7 @@ class KLShaping(TokenVectorWrapper):
         """See `TokenVectorEnv.play`; the reference scores all rows in batched passes."""
         rows = super().play(prompts, completions, logprobs)
         acting = rows.logprobs if rows.logprobs is not None else self._acting_rows(rows)
-        ref_logprobs = self._masked(self.reference(rows.prompts, rows.completions), rows.mask, "reference")
+        ref_logprobs = masked(self.reference(rows.prompts, rows.completions), rows.mask, "reference")
         check_logprobs(ref_logprobs, "reference")
         kl = acting - ref_logprobs
         rewards = self._shaped(rows.rewards, kl)
@@ -140,9 +123,8 @@ class KLShaping(TokenVectorWrapper):
 
     def _acting_logprobs(self, actions: Ids) -> Floats:
         """``[num_envs]`` the agent's log-probs of ``actions``."""
-        handed = self.base.handed_logprobs
-        if handed is not None:
-            return handed
+        if self.base.handed_logprobs is not None:
+            return self.base.handed_logprobs
         if self._acting is None:
             return np.zeros(self.num_envs, dtype=np.float32)
         logprobs = as_numbers(self._acting(self.base.tokens.copy(), actions), (self.num_envs,), "acting")
@@ -178,15 +160,7 @@ class KLShaping(TokenVectorWrapper):
             lengths = base.lengths[rows] - base.prompt_lengths[rows]
             completions[np.arange(len(rows)), lengths] = actions[rows]
             completions = completions[:, : lengths.max() + 1]
-            scored = self._masked(self.reference(prompts, completions), completions != PAD, "reference")
+            scored = masked(self.reference(prompts, completions), completions != PAD, "reference")
             logprobs[rows] = scored[np.arange(len(rows)), lengths]
         check_logprobs(logprobs, "reference")
         return logprobs
-
-    @staticmethod
-    def _masked(values: Numbers, mask: Mask, name: str) -> Floats:
-        """`values` as float32, 0 outside of `mask`, where they may be anything, even NaN."""
-        array = as_array(values)
-        if array.shape != mask.shape:
-            raise ValueError(f"{name}: expected log-probs of shape {mask.shape}, received shape {array.shape}")
-        return as_numbers(np.where(mask, array, 0), mask.shape, name)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from gymnasium.vector import VectorEnv
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from textenvs.envs.wrapper import TokenVectorWrapper
 from textenvs.tokens.rows import Floats, Ids, TokenRows, last_action_index
-from textenvs.wrappers.combining import check_combination, combine_scores, score_spread
 from textenvs.wrappers.interfaces import Scorer
 from textenvs.wrappers.scorers import Scorers
+
+COMBINATIONS = ("mean", "worst", "uncertainty")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,18 +44,14 @@ class PreferenceReward(TokenVectorWrapper):
 
     Args:
         envs: a `TokenVectorEnv` or one of textenvs' wrappers.
-        scorer: one scorer or a list. A scorer is a callable
-            ``(prompts: list[str], completions: list[str]) -> [N]`` on text without special tokens, or has a method
-            ``score_tokens(prompts [N, P], completions [N, T]) -> [N]`` on token ids padded with PAD = -1. The method is
-            preferred if the scorer has no attribute ``tokenizer``, or the environment's own; with another tokenizer it
-            is called on text. A callable with a parameter ``finished`` also receives a list of N bools: which texts
-            have an end-of-text token, in contrast to those that the budget cut. An ensemble has ``members``, a list of
-            scorers.
-        combine: "mean", "worst" (the least score) or "uncertainty" (the mean less `uncertainty_coef` times the
-            variance); see `textenvs.wrappers.combining.combine_scores`.
+        scorer: one scorer or a list. A scorer is a callable ``(prompts: list[str], completions: list[str]) -> [N]`` on
+            text without special tokens, or has a method ``score_tokens(prompts [N, P], completions [N, T]) -> [N]`` on
+            token ids padded with PAD = -1. The method is preferred if the scorer has no attribute ``tokenizer``, or the
+            environment's own. A callable with a parameter ``finished`` also receives a list of N bools: which texts
+            have an end-of-text token, in contrast to those that the budget cut.
+        combine: "mean", "worst" or "uncertainty"; see `combine_scores`.
         weights: with "mean": one factor for each scorer listed, e.g. ``(1.0, -0.1)`` for a reward model and a word
-            count. The sum is not divided by the weights' sum. An ensemble's weight is split evenly among its members.
-            0 only reports a score.
+            count; the sum is not divided by theirs. An ensemble's weight is split evenly. 0 only reports a score.
         uncertainty_coef: with "uncertainty": coefficient of the variance, per reward unit.
         names: of the scorers listed, for metrics; None: their own.
 
@@ -76,9 +74,8 @@ class PreferenceReward(TokenVectorWrapper):
         base = self.base
         self._scorers = Scorers(scorer, tokenizer=base.tokenizer, eos_token_id=base.eos_token_id, names=names)
         check_combination(combine, weights, uncertainty_coef, num_scorers=self._scorers.num_listed)
-        self._combine = combine
+        self._combine, self._uncertainty_coef = combine, uncertainty_coef
         self._weights = None if weights is None else self._scorers.member_weights(weights)
-        self._uncertainty_coef = uncertainty_coef
 
     def step(self, actions: Ids) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step the inner environment, and add the scores of the episodes that end."""
@@ -89,34 +86,78 @@ class PreferenceReward(TokenVectorWrapper):
             scores, spread = np.zeros((2, self.num_envs), dtype=np.float32)
             scores[finished.indices], spread[finished.indices] = scored.scores, scored.std
             rewards = rewards + scores
-            self._add_entry(infos, "score", scores, terminated | truncated)
-            self._add_entry(infos, "score_std", spread, terminated | truncated)
+            for key, values in (("score", scores), ("score_std", spread)):
+                self._add_entry(infos, key, values, terminated | truncated)
         return observations, rewards, terminated, truncated, infos
 
     def play(self, prompts: Ids, completions: Ids, logprobs: ArrayLike | None = None) -> TokenRows:
         """See `TokenVectorEnv.play`; all rows are scored in one call."""
         rows = super().play(prompts, completions, logprobs)
         scored = self.score_rows(rows.prompts, rows.completions)
-        scores = scored.scores
-        rewards = rows.rewards.copy()
+        scores, rewards = scored.scores, rows.rewards.copy()
         rewards[np.arange(len(scores)), last_action_index(rows.mask)] += scores
         return replace(rows, rewards=rewards, scores=scores, score_std=scored.std, member_scores=scored.members)
 
     def score_rows(self, prompts: Ids, completions: Ids) -> ScoredRows:
-        """Score finished rows ``[N, P]`` and ``[N, T]``, padded with PAD.
-
-        Raises:
-            ValueError: a scorer returned NaN, an infinity or another shape.
-        """
-        each = self.score_each(prompts, completions)
+        """Score finished rows ``[N, P]`` and ``[N, T]``, padded with PAD."""
+        each = self._scorers(prompts, completions)
         combined = combine_scores(each, self._combine, weights=self._weights, uncertainty_coef=self._uncertainty_coef)
         members = dict(zip(self._scorers.names, each, strict=True))
         return ScoredRows(scores=combined, std=score_spread(each), members=members)
 
-    def score(self, prompts: Ids, completions: Ids) -> Floats:
-        """The combined scores ``[N]`` of `score_rows`."""
-        return self.score_rows(prompts, completions).scores
 
-    def score_each(self, prompts: Ids, completions: Ids) -> Floats:
-        """Scores ``[K, N]`` of the K members, not combined; arguments and errors as `score_rows`."""
-        return self._scorers(prompts, completions)
+def combine_scores(
+    scores: Floats, combine: str = "mean", *, weights: Sequence[float] | None = None, uncertainty_coef: float = 0.1
+) -> Floats:
+    """One score ``[N]`` from the scores ``[K, N]`` of K members.
+
+        mean         (1/K) sum_k s_k; with weights sum_k w_k s_k, not divided by the weights' sum
+        worst        min_k s_k
+        uncertainty  mean - uncertainty_coef * (1/K) sum_k (s_k - mean)^2
+
+    Source: Coste et al. 2023, "Reward Model Ensembles Help Mitigate Overoptimization" (arXiv:2310.02743): R_mu, R_WCO,
+    R_UWO. The default coefficient, per reward unit and 0 or more, is from the authors' published PPO configuration.
+
+    Raises:
+        ValueError: as `check_combination`, or the scores are not ``[K, N]`` with K >= 1.
+    """
+    if scores.ndim != 2 or not len(scores):
+        raise ValueError(f"scores: expected [K, N] with K of at least 1, received shape {scores.shape}")
+    check_combination(combine, weights, uncertainty_coef, num_scorers=len(scores))
+    exact: NDArray[np.float64] = scores.astype(np.float64)
+    combined: NDArray[np.float64] = exact.mean(axis=0)
+    if combine == "worst":
+        combined = exact.min(axis=0)
+    elif combine == "uncertainty":
+        combined = combined - uncertainty_coef * exact.var(axis=0)
+    elif weights is not None:
+        combined = np.asarray(weights, dtype=np.float64) @ exact
+    return combined.astype(np.float32)
+
+
+def score_spread(scores: Floats) -> Floats:
+    """``[N]``, reward units: standard deviation over the K members of ``scores [K, N]``, by K as in "uncertainty"."""
+    return scores.astype(np.float64).std(axis=0).astype(np.float32)
+
+
+def check_combination(
+    combine: str, weights: Sequence[float] | None, uncertainty_coef: float, *, num_scorers: int
+) -> None:
+    """Check the settings of `combine_scores`.
+
+    Raises:
+        ValueError: an unknown ``combine``; weights without "mean", of another number than the scorers', not finite, or
+            all 0; a coefficient that is negative or not finite.
+    """
+    if combine not in COMBINATIONS:
+        raise ValueError(f"combine: expected one of {', '.join(COMBINATIONS)}, received {combine!r}")
+    if not (math.isfinite(uncertainty_coef) and uncertainty_coef >= 0):
+        raise ValueError(f"uncertainty_coef: expected a finite number of 0 or more, received {uncertainty_coef!r}")
+    if weights is None:
+        return
+    if combine != "mean":
+        raise ValueError(f'weights: expected combine="mean", received combine={combine!r}; leave one of them out')
+    if len(weights) != num_scorers:
+        raise ValueError(f"weights: expected one for each of the {num_scorers} scorers, received {len(weights)}")
+    if not all(math.isfinite(weight) for weight in weights) or not any(weights):
+        raise ValueError(f"weights: expected finite numbers that are not all 0, received {list(weights)}")

@@ -1,6 +1,6 @@
 """A causal language model as the reference of KL shaping: log-probs of whole rows, and of single steps with a cache.
 
-This module imports torch and transformers; the others import them when needed. Not here: the penalty (`kl_shaping`).
+This module imports torch and transformers; the others of its room import them when needed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from transformers.cache_utils import Cache
 
 from textenvs.envs.vector import TokenVectorEnv
-from textenvs.lm.cache_layout import any_key_order
+from textenvs.lm.kv_cache import any_key_order
 from textenvs.lm.linear_kernels import cache_keyword
 from textenvs.tokens.rows import PAD, Floats, Ids, Mask, concatenate
 from textenvs.tokens.tokenizers import Tokenizer, load_tokenizer, same_tokenizer
@@ -27,10 +27,8 @@ class CausalLMReference:
     Rows are compacted to the left, so that positions do not depend on the side of the padding.
 
     Args:
-        model: a `transformers` causal LM, or its directory or name. Loaded from safetensors only.
-        tokenizer: the model's; loaded with the model if that is a directory or name. None skips the comparison with
-            the environment's.
-        device: torch device to load onto; a loaded model stays where it is.
+        model: a `transformers` causal LM, or its directory or name. Loaded from safetensors only, onto ``device``.
+        tokenizer: the model's, loaded with it; None skips the comparison with the environment's.
         max_logits: logits held at once, ``rows * tokens * vocabulary``; more rows take several passes.
     """
 
@@ -50,8 +48,7 @@ class CausalLMReference:
         self.tokenizer = tokenizer
         self.vocab_size: int = self.model.get_input_embeddings().num_embeddings
         self.max_positions: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        self._max_logits = max_logits
-        self._cache_keyword = cache_keyword(self.model)
+        self._max_logits, self._cache_keyword = max_logits, cache_keyword(self.model)
         self._cache = _RowCache(0, 0)
         self._cached = np.zeros((0, 0), dtype=np.int64)
 
@@ -78,9 +75,7 @@ class CausalLMReference:
     def __call__(self, prompts: Ids, completions: Ids) -> Floats:
         """Log-probs ``[N, T]`` of the tokens of finished rows, 0 at padding, in batched passes.
 
-        Args:
-            prompts: ``[N, P]`` token ids, padded with PAD on any side; at least one token in each row.
-            completions: ``[N, T]`` token ids, padded likewise.
+        ``prompts [N, P]``, of at least one token each, and ``completions [N, T]`` are padded with PAD on any side.
         """
         mask = completions != PAD
         logprobs = np.zeros(completions.shape, dtype=np.float32)
@@ -106,8 +101,7 @@ class CausalLMReference:
         logprobs = logits.gather(2, chosen[:, :, None])[:, :, 0] - logits.logsumexp(dim=2)
         places = np.arange(first, width)[None, :]
         completion = (places >= prompt_lengths[:, None]) & (places < (prompt_lengths + counts)[:, None])
-        found: Floats = logprobs.cpu().numpy()[completion]
-        return found
+        return logprobs.cpu().numpy()[completion]
 
     @torch.no_grad()
     def step(self, tokens: Ids, lengths: Ids, actions: Ids, running: Mask) -> Floats:
@@ -115,13 +109,8 @@ class CausalLMReference:
 
         Keys and values of earlier tokens are cached, a row for each sub-environment. A row that does not extend the
         last step's by one token (a new episode, for instance) is encoded from its beginning; so is every row in each
-        step of a model that depends on the order of its keys (see `textenvs.lm.cache_layout`).
-
-        Args:
-            tokens: ``[N, L]`` rows so far, right-padded.
-            lengths: ``[N]`` tokens in each, 1 or more where running.
-            actions: ``[N]`` the next token of each.
-            running: ``[N]`` bool.
+        step of a model that depends on the order of its keys (see `textenvs.lm.kv_cache`). ``tokens [N, L]``, of
+        ``lengths [N]``, are right-padded; ``actions [N]`` come next where ``running [N]``.
         """
         if not any_key_order(self.model):
             return self._step_without_cache(tokens, lengths, actions, running)
@@ -134,7 +123,7 @@ class CausalLMReference:
         if known.any():
             self._cache.extend(self._tensor(np.where(known, lengths - 1, 0)), int(lengths[known].max()))
             newest = tokens[np.arange(len(tokens)), np.where(known, lengths - 1, 0)]
-            logits = self._read(np.maximum(newest, 0)[:, None])
+            logits = self._read(np.maximum(newest, 0)[:, None], np.zeros_like(lengths))
         fresh = np.flatnonzero(running & ~known)
         if fresh.size:
             self._cache.fill(self._tensor(fresh))
@@ -153,20 +142,18 @@ class CausalLMReference:
             logprobs[running] = self(rows[:, :common], rows[:, common:])[np.arange(len(rows)), lengths - common]
         return logprobs
 
-    def _read(self, tokens: Ids, last: Ids | None = None) -> Tensor:
-        """Float32 logits ``[n, V]`` after column `last` ``[n]`` (the only one by default) of ``tokens [n, S]``."""
-        keep = 0 if last is None else self._tensor(np.unique(last))
+    def _read(self, tokens: Ids, last: Ids) -> Tensor:
+        """Float32 logits ``[n, V]`` after column `last` ``[n]`` of ``tokens [n, S]``."""
+        kept = np.unique(last)
         logits = self._model()(
             input_ids=self._tensor(tokens),
             attention_mask=self._cache.attention_mask(tokens.shape[1], self.model.dtype),
             position_ids=self._cache.position_ids(len(tokens), tokens.shape[1]),
             use_cache=True,
-            logits_to_keep=keep,
+            logits_to_keep=self._tensor(kept),
             **{self._cache_keyword: self._cache},
         ).logits
-        column = np.zeros(len(tokens), dtype=np.int64) if last is None else np.searchsorted(np.unique(last), last)
-        chosen: Tensor = logits[torch.arange(len(tokens)), self._tensor(column)].float()
-        return chosen
+        return logits[torch.arange(len(tokens)), self._tensor(np.searchsorted(kept, last))].float()
 
     def _model(self) -> Any:
         if self.model.training:

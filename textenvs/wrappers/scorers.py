@@ -1,7 +1,4 @@
-"""Calling scorers on token ids or text, with or without flags of finished texts.
-
-Not here: combining several scores (see `combining`), and adding them to rewards (see `preference`).
-"""
+"""Calling scorers on token ids or text, with or without flags of finished texts."""
 
 from __future__ import annotations
 
@@ -13,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from textenvs.tokens.checks import as_numbers
-from textenvs.tokens.rows import Floats, Ids, has_eos
+from textenvs.tokens.rows import Floats, Ids, as_numbers, has_eos
 from textenvs.tokens.tokenizers import Tokenizer, decode_rows, same_tokenizer
 from textenvs.wrappers.interfaces import Scorer
 
@@ -31,17 +27,12 @@ class _Member:
     reads_tokens: bool
     """Token ids (True) or text (False)."""
     takes_finished: bool
-    """Whether, called on text, it receives which texts have an end-of-text token."""
 
 
 class Scorers:
     """The scorers of one environment; ensembles are expanded into their members.
 
-    Args:
-        scorer: one scorer or a list; see `textenvs.wrappers.preference.PreferenceReward`.
-        tokenizer: the environment's, or None.
-        eos_token_id: the token that ends a text, or None.
-        names: one for each scorer listed. None: the scorers' own names, numbered where two are the same.
+    ``names`` are one for each scorer listed. None: the scorers' own, numbered where two are the same.
 
     Raises:
         ValueError: no scorer, one that cannot be called, or names of another number or not different.
@@ -59,11 +50,12 @@ class Scorers:
         listed: list[Any] = list(scorer) if isinstance(scorer, Sequence) else [scorer]
         if not listed:
             raise ValueError("scorer: expected at least one scorer, received an empty list")
-        names = _names(listed) if names is None else list(names)
+        if names is None:
+            own = [_name(one) for one in listed]
+            names = [f"{name}_{index}" if own.count(name) > 1 else name for index, name in enumerate(own)]
         if len(names) != len(listed) or len(set(names)) != len(names):
-            raise ValueError(f"names: expected {len(listed)} different ones, received {names}")
-        self._tokenizer = tokenizer
-        self._eos_token_id = eos_token_id
+            raise ValueError(f"names: expected {len(listed)} different ones, received {list(names)}")
+        self._tokenizer, self._eos_token_id = tokenizer, eos_token_id
         self.num_listed = len(listed)
         """Number of listed scorers; an ensemble counts once."""
         self._members: list[_Member] = []
@@ -79,9 +71,6 @@ class Scorers:
                 found.append(name)
         self.names = tuple(found)
         """The members' names; "name/0", "name/1" and so on for an ensemble "name"."""
-
-    def __len__(self) -> int:
-        return len(self._members)
 
     def member_weights(self, weights: Sequence[float]) -> list[float]:
         """Weights of the members from those of the listed scorers; an ensemble's is split evenly."""
@@ -105,10 +94,9 @@ class Scorers:
             try:
                 if member.reads_tokens:
                     values = member.scorer.score_tokens(prompts.copy(), completions.copy())
-                elif member.takes_finished:
-                    values = member.scorer(*map(list, texts), finished=list(finished))
                 else:
-                    values = member.scorer(*map(list, texts))
+                    flags = {"finished": list(finished)} if member.takes_finished else {}
+                    values = member.scorer(*map(list, texts), **flags)
             except Exception as fault:
                 last = traceback.extract_tb(fault.__traceback__)[-1]
                 where = f"{type(fault).__name__}: {fault} ({last.filename}:{last.lineno})"
@@ -122,8 +110,7 @@ class Scorers:
 
     def _wants_tokens(self, place: str, scorer: Any) -> bool:
         """Whether `scorer` gets token ids (True) or text (False); raise ValueError if it can get neither."""
-        own = self._tokenizer
-        theirs = getattr(scorer, "tokenizer", None)
+        own, theirs = self._tokenizer, getattr(scorer, "tokenizer", None)
         if hasattr(scorer, "score_tokens") and (theirs is None or (own is not None and same_tokenizer(theirs, own))):
             return True
         if not callable(scorer):
@@ -131,20 +118,15 @@ class Scorers:
             raise ValueError(f"{place}: {what} cannot be called on text; received {scorer!r:.200}")
         if own is None:
             raise ValueError(f"{place}: expected a tokenizer in the environment for a scorer of text, received none")
-        _check_signature(place, scorer)
+        signature = _signature(scorer)
+        try:
+            if signature is not None:
+                signature.bind([], [], **({"finished": []} if takes_finished(scorer) else {}))
+        except TypeError as fault:
+            raise ValueError(
+                f"{place}: expected parameters (prompts, completions), maybe finished, received {signature}: {fault}"
+            ) from fault
         return False
-
-
-def _check_signature(place: str, scorer: Any) -> None:
-    """Raise ValueError unless ``scorer(prompts, completions)`` can be called, with ``finished`` if it has that."""
-    signature = _signature(scorer)
-    try:
-        if signature is not None:
-            signature.bind([], [], **({"finished": []} if takes_finished(scorer) else {}))
-    except TypeError as fault:
-        raise ValueError(
-            f"{place}: expected parameters (prompts, completions), maybe finished, received {signature}: {fault}"
-        ) from fault
 
 
 def takes_finished(scorer: Callable[..., object]) -> bool:
@@ -159,11 +141,6 @@ def _signature(scorer: Callable[..., object]) -> inspect.Signature | None:
         return inspect.signature(scorer)
     except (TypeError, ValueError):  # some callables that are not written in Python
         return None
-
-
-def _names(scorers: Sequence[Any]) -> list[str]:
-    names = [_name(scorer) for scorer in scorers]
-    return [f"{name}_{index}" if names.count(name) > 1 else name for index, name in enumerate(names)]
 
 
 def _name(scorer: Any) -> str:

@@ -89,7 +89,7 @@ class RewardSettings:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not changed(self, "reward_combine", "reward_weights", "reward_uncertainty_coef"):
             return
-        from textenvs.wrappers.combining import check_combination  # brings Gymnasium, for which --help need not wait
+        from textenvs.wrappers.preference import check_combination  # brings Gymnasium, for which --help need not wait
 
         check_combination(
             self.reward_combine,

@@ -139,6 +139,8 @@ def tuned_by_peer(runs: Path, peers: Path, seed: int, *, threads: int) -> dict[s
 
 def peer_settings(preset: TrainTextConfig) -> dict[str, Any]:
     """Our preset in TRL's words; lambda, gamma, the weight of the value loss and the clip are TRL's defaults, too."""
+    from textenvs.wrappers.reference import load_causal_lm
+
     return {
         "rows": preset.batch_size,
         "minibatches": preset.batch_size // (preset.minibatch_size or preset.batch_size),
@@ -148,7 +150,7 @@ def peer_settings(preset: TrainTextConfig) -> dict[str, Any]:
         "kl_coef": preset.beta,
         "updates": preset.episodes // preset.batch_size,
         "seed": preset.seed,
-        "pad_token_id": assets.load_language_model().config.vocab_size,
+        "pad_token_id": load_causal_lm(assets.language_model_dir()).config.vocab_size,
     }
 
 

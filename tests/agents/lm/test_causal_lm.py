@@ -21,9 +21,8 @@ from agents.lm import token_head
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.critic import start_critic
 from agents.lm.sampling import TokenSampling, sample_tokens, token_logprobs
-from textenvs.lm.length_parts import length_parts
 from textenvs.lm.linear_kernels import padded_rows
-from textenvs.lm.packed_forward import pack_rows
+from textenvs.lm.packed_forward import length_parts, pack_rows
 from textenvs.tokens.rows import PAD
 
 V, EOS = 31, 0
@@ -192,7 +191,7 @@ def test_cutting_by_length_changes_no_number(model, monkeypatch):
     policy = policy_of(model)
     prompts, actions = ragged()
     one_part = policy.evaluate(prompts, actions)
-    monkeypatch.setattr("textenvs.lm.length_parts.PART_OVERHEAD", 0)
+    monkeypatch.setattr("textenvs.lm.packed_forward.PART_OVERHEAD", 0)
     many_parts = policy.evaluate(prompts, actions)
     torch.testing.assert_close(one_part, many_parts, atol=1e-5, rtol=1e-5)
 

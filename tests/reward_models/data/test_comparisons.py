@@ -15,7 +15,7 @@ from reward_models.data.comparisons import (
 from reward_models.data.movie_ratings import RatedSnippet, normalize_text
 from reward_models.data.pairs import PreferencePair
 from reward_models.evaluation.accuracy import accuracy_by_length, comparison_accuracy, gap_accuracy, human_pair_accuracy
-from reward_models.losses import bradley_terry_loss, pair_accuracy
+from reward_models.losses import bradley_terry_loss
 
 THREE = [
     RatedSnippet(text="a", ratings=(2, 3, 2)),
@@ -98,11 +98,11 @@ def test_accuracies_by_hand():
         gap_accuracy(np.zeros(2), THREE)
 
 
-def test_accuracy_on_comparisons_is_the_losses_own_weighted_accuracy(rng):
+def test_accuracy_on_comparisons_is_weighted_and_one_less_that_of_the_opposite_scores(rng):
     scores, batch = rng.normal(size=3), group_comparisons(THREE)
-    chosen, rejected = (torch.tensor(scores[index]) for index in (batch.chosen, batch.rejected))
-    expected = pair_accuracy(chosen, rejected, weights=torch.tensor(batch.weights))
-    assert comparison_accuracy(scores, batch) == pytest.approx(float(expected))
+    right = scores[batch.chosen] > scores[batch.rejected]
+    assert comparison_accuracy(scores, batch) == pytest.approx(batch.weights[right].sum() / batch.weights.sum())
+    assert comparison_accuracy(-scores, batch) == pytest.approx(1 - comparison_accuracy(scores, batch))
 
 
 def test_accuracy_by_length_by_hand():

@@ -38,20 +38,16 @@ def test_no_text_serves_two_purposes(texts):
     assert shared == {}
 
 
-def test_whole_reviews_of_the_judge_are_no_rated_snippets(splits, texts):
-    judged = {normalize_text(review.text) for review in splits.judge}
+def test_whole_reviews_of_the_judge_are_no_rated_snippets(texts):
+    judged = {normalize_text(review.text) for review in judge_reviews()}
     assert len(judged) == 12_500
     for purpose in ("reward model", "reward model, held out", "language model"):
         assert not judged & texts[purpose]
 
 
-def test_the_judges_part_alone_is_the_same(splits):
-    assert judge_reviews() == splits.judge
-
-
 def test_the_parts_have_the_sizes_that_the_documented_figures_were_measured_with(splits, texts):
     assert len(texts["reward model"]) + len(texts["reward model, held out"]) == 10_594
-    assert {review.label for review in splits.judge} == {0, 1}
+    assert {review.label for review in judge_reviews()} == {0, 1}
     assert len(splits.train) == 10_489
     assert min(len(splits.validation), len(splits.prompt_test)) > 2_000
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from reward_models.evaluation.calibration import choice_probabilities, reliability
+from reward_models.evaluation.accuracy import choice_probabilities, reliability
 
 
 def test_probabilities_are_bradley_and_terrys_and_do_not_overflow():

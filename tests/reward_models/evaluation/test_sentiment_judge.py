@@ -32,16 +32,6 @@ def test_good_words_score_above_bad_words(judge):
     assert fine > 0 > dull
 
 
-def test_win_rate_counts_ties_half(judge):
-    assert judge.win_rate(["fine", "dull", "fine", "x"], ["dull", "fine", "fine", "y"]) == 0.5
-    assert judge.win_rate(["fine", "x"], ["dull", "y"]) == 0.75
-    assert judge.win_rate(["dull"], ["fine"]) == 0
-    with pytest.raises(ValueError, match="received 1 and 2"):
-        judge.win_rate(["fine"], ["dull", "fine"])
-    with pytest.raises(ValueError, match="expected texts and as many rivals"):
-        judge.win_rate([], [])
-
-
 def test_a_fitted_judge_is_cached_and_a_damaged_cache_is_made_again(judge, tmp_path, monkeypatch):
     fits = []
     monkeypatch.setattr(sentiment_judge, "judge_reviews", lambda: fits.append(1) or REVIEWS)

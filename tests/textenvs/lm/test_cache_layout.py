@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from textenvs.lm.cache_layout import any_key_order
+from textenvs.lm.kv_cache import any_key_order
 from textenvs.lm.packed_attention import use_packed_attention
 
 SIZES = dict(vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
@@ -58,7 +58,7 @@ def test_windows_and_slopes_by_column_and_other_states_are_found(kind, options, 
 
 
 def test_a_window_is_found_when_the_configuration_does_not_tell(monkeypatch):
-    monkeypatch.setattr("textenvs.lm.cache_layout.has_full_attention", lambda config: True)
+    monkeypatch.setattr("textenvs.lm.kv_cache.has_full_attention", lambda config: True)
     assert not any_key_order(build("mistral", **WIDE, sliding_window=32))
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from textenvs.wrappers.combining import combine_scores, score_spread
+from textenvs.wrappers.preference import combine_scores, score_spread
 
 SCORES = np.array([[1.0, 2.0], [3.0, 2.0], [8.0, 2.0]], dtype=np.float32)
 """Three members, two texts: mean 4 and 2, variance ((-3)^2 + (-1)^2 + 4^2) / 3 = 26/3 and 0."""

@@ -100,7 +100,7 @@ def test_several_scorers_pay_their_mean(make_envs):
     envs = PreferenceReward(make_envs(1, max_new_tokens=2), [number_of_words, TokenScorer(), lambda p, c: [6.0]])
     rows = envs.play(envs.draw_prompts(), np.array([[5, 0]]))
     np.testing.assert_allclose(rows.scores, [(1 + 2 + 6) / 3], rtol=1e-6)
-    np.testing.assert_allclose(envs.score_each(rows.prompts, rows.completions), [[1], [2], [6]])
+    np.testing.assert_allclose(list(envs.score_rows(rows.prompts, rows.completions).members.values()), [[1], [2], [6]])
 
 
 def test_what_a_scorer_does_to_its_input_reaches_neither_the_next_nor_the_texts(make_envs):
@@ -121,7 +121,8 @@ def test_what_a_scorer_does_to_its_input_reaches_neither_the_next_nor_the_texts(
     completions = np.array([[5, 0], [5, 5]])
     rows = envs.play(envs.draw_prompts(), completions)
     np.testing.assert_array_equal(rows.completions, completions)
-    np.testing.assert_array_equal(envs.score_each(rows.prompts, completions), [[0, 0], [0, 0], [2, 2], [1, 2], [1, 0]])
+    members = envs.score_rows(rows.prompts, completions).members
+    np.testing.assert_array_equal(list(members.values()), [[0, 0], [0, 0], [2, 2], [1, 2], [1, 0]])
 
 
 @pytest.mark.parametrize(
