@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import gymnasium as gym
@@ -50,15 +51,17 @@ class ClassicVectorEnv(VectorEnv):
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 (Gymnasium's own declaration)
     observation_space: gym.spaces.Box
     state_size: int
+    spaces: tuple[gym.spaces.Box, gym.Space]
+    """of one observation and one action; copied, because a space owns a generator"""
+    start: tuple[float, float]
+    """default bounds of what a start draws uniformly"""
 
     def __init__(
         self,
-        num_envs: int,
+        num_envs: int = 1,
         *,
-        single_observation_space: gym.spaces.Box,
-        single_action_space: gym.Space,
-        autoreset_mode: AutoresetMode,
         max_episode_steps: int | None,
+        autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
     ) -> None:
         if num_envs < 1:
             raise ValueError(f"expected num_envs of at least 1, received {num_envs}")
@@ -70,11 +73,10 @@ class ClassicVectorEnv(VectorEnv):
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
         self.max_episode_steps = max_episode_steps
-        self.single_observation_space = single_observation_space
-        self.single_action_space = single_action_space
-        self.observation_space = batch_space(single_observation_space, num_envs)  # type: ignore[assignment]
-        self.action_space = batch_space(single_action_space, num_envs)
-        self._num_actions = np.uint64(getattr(single_action_space, "n", 0))
+        self.single_observation_space, self.single_action_space = deepcopy(self.spaces)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)  # type: ignore[assignment]
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._num_actions = np.uint64(getattr(self.single_action_space, "n", 0))
         self._limit = np.iinfo(np.int64).max if max_episode_steps is None else max_episode_steps
         self._state = np.zeros((self.state_size, num_envs))
         self._steps = np.zeros(num_envs, dtype=np.int64)
@@ -83,17 +85,17 @@ class ClassicVectorEnv(VectorEnv):
         self._generators: list[np.random.Generator] | None = None
         self._seeds: list[int | None] = [None] * num_envs
 
-    @abstractmethod
     def _draw(self, generator: np.random.Generator, options: dict[str, Any] | None) -> np.ndarray:
         """A starting state ``[state_size]``, drawn as the scalar original draws it."""
+        return generator.uniform(*start_bounds(options, *self.start), size=self.state_size)
 
     @abstractmethod
     def _advance(self, state: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """From states ``[state_size, N]`` and checked actions to new states, rewards ``[N]`` and terminated ``[N]``."""
 
-    @abstractmethod
     def _observe(self, state: np.ndarray) -> np.ndarray:
         """The observations ``[N, observation_size]``, any float type, of states ``[state_size, N]``."""
+        return state.T
 
     def _observe_start(self, state: np.ndarray) -> np.ndarray:
         """The observations of states that were just drawn, if the scalar environment computes them differently."""
@@ -238,12 +240,8 @@ class ClassicVectorEnv(VectorEnv):
         final = np.full(self.num_envs, None, dtype=object)
         for row in self._ended.nonzero()[0]:
             final[row] = self._observations[row].copy()
-        return {
-            "final_obs": final,
-            "_final_obs": self._ended.copy(),
-            "final_info": {},
-            "_final_info": self._ended.copy(),
-        }
+        masks = {name: self._ended.copy() for name in ("_final_obs", "_final_info")}
+        return {"final_obs": final, "final_info": {}, **masks}
 
 
 def start_bounds(options: dict[str, Any] | None, low: float, high: float) -> tuple[float, float]:
