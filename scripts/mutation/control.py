@@ -73,7 +73,7 @@ MUTANTS = (
     Mutant("S2", "resume forgets the schedules' place", AGENT, 'self.span = (progress["span"][0], progress["span"][1])', 'self.span = (0, progress["span"][1] + 1000)', T_RESUME),
     Mutant("S2", "resume forgets the episodes under way", COLLECT, 'self.episodes.load_state_dict(state["episodes"])', "pass", T_RESUME),
     Mutant("S2", "another configuration is resumed in silence", AGENT, "if _plain(value) != _plain(ours.get(name))", "if False", T_CHECKPOINT),
-    Mutant("S2", "a replay that ends elsewhere is accepted", "agents/control/env_state/replay.py", 'if not _same(plain_state.plain(self._last), replay["last"]) or self._total != replay["total"]:', "if False:", T_REPLAY),
+    Mutant("S2", "a replay that ends elsewhere is accepted", "agents/control/env_state/snapshot.py", 'if not _same(plain_state.plain(self._last), replay["last"]) or self._total != replay["total"]:', "if False:", T_REPLAY),
     Mutant("S2", "a damaged checkpoint is loaded", "agents/runs/checkpoint.py", 'if metadata.get("checksum") != _checksum', 'if False and metadata.get("checksum") != _checksum', T_CHECKPOINT),
     Mutant("S1", "evaluation draws from the training's generator", CONTROL, "generator=self.predict_generator", "generator=self.generator", T_RESUME),
 )  # fmt: skip

@@ -37,14 +37,12 @@ class AcrobotVectorEnv(ClassicVectorEnv):
         self._two = np.full((2, num_envs), 2.0)
 
     def _draw(self, generator: np.random.Generator, options: dict[str, Any] | None) -> np.ndarray:
+        # the original starts, and observes its start, in float32; it leaves that at the first step
         return super()._draw(generator, options).astype(np.float32)
 
     def _observe(self, state: np.ndarray) -> np.ndarray:
         cosines, sines = np.cos(state[:2]), np.sin(state[:2])
         return np.stack((cosines[0], sines[0], cosines[1], sines[1], state[2], state[3]), axis=1)
-
-    def _observe_start(self, state: np.ndarray) -> np.ndarray:
-        return self._observe(state.astype(np.float32))  # the original starts in float32 and leaves it at the first step
 
     def _advance(self, state: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         torque = actions - 1.0

@@ -10,7 +10,6 @@ Everything an agent sees equals Gymnasium's scalar environment: sub-environment 
 
 The equality is bit for bit where numpy computes sin, cos and pow of one number and of an array alike; on CPUs for which
 numpy carries kernels of its own (AVX-512) a single step agrees to about 1e-15, and a chaotic task then drifts apart.
-There is no rendering here: for a ``render_mode``, `make_vector` returns scalar environments, stepped in turn.
 """
 
 from __future__ import annotations
@@ -26,6 +25,9 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
+
+SAVED = {"state": np.float64, "steps": np.int64, "ended": np.bool_, "observations": np.float32}
+"""The arrays of a saved state."""
 
 
 class ClassicVectorEnv(VectorEnv):
@@ -97,10 +99,6 @@ class ClassicVectorEnv(VectorEnv):
         """The observations ``[N, observation_size]``, any float type, of states ``[state_size, N]``."""
         return state.T
 
-    def _observe_start(self, state: np.ndarray) -> np.ndarray:
-        """The observations of states that were just drawn, if the scalar environment computes them differently."""
-        return self._observe(state)
-
     def reset(  # type: ignore[override]  # a list of seeds, as SyncVectorEnv takes
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
@@ -170,14 +168,9 @@ class ClassicVectorEnv(VectorEnv):
 
     def state_dict(self) -> dict[str, Any]:
         """The full state: arrays, and the generators' states as plain (JSON-able) dicts."""
-        return {
-            "state": self._state.copy(),
-            "steps": self._steps.copy(),
-            "ended": self._ended.copy(),
-            "observations": self._observations.copy(),
-            "seeds": list(self._seeds),
-            "generators": None if self._generators is None else [g.bit_generator.state for g in self._generators],
-        }
+        generators = None if self._generators is None else [g.bit_generator.state for g in self._generators]
+        arrays = {name: getattr(self, f"_{name}").copy() for name in SAVED}
+        return {**arrays, "seeds": list(self._seeds), "generators": generators}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken; lists are accepted in place of arrays.
@@ -188,10 +181,8 @@ class ClassicVectorEnv(VectorEnv):
         shape = np.shape(state["state"])
         if shape != self._state.shape:
             raise ValueError(f"this environment's state has shape {self._state.shape}, the one to load {shape}")
-        self._state = np.array(state["state"], dtype=np.float64)
-        self._steps = np.array(state["steps"], dtype=np.int64)
-        self._ended = np.array(state["ended"], dtype=np.bool_)
-        self._observations = np.array(state["observations"], dtype=np.float32)
+        for name, dtype in SAVED.items():
+            setattr(self, f"_{name}", np.array(state[name], dtype=dtype))
         self._seeds = list(state["seeds"])
         if state["generators"] is None:
             self._generators = None
@@ -228,13 +219,11 @@ class ClassicVectorEnv(VectorEnv):
 
     def _restart(self, rows: np.ndarray, options: dict[str, Any] | None = None) -> None:
         assert self._generators is not None
-        starts = np.empty((self.state_size, len(rows)))
-        for column, row in enumerate(rows):
-            starts[:, column] = self._draw(self._generators[row], options)
+        starts = np.stack([self._draw(self._generators[row], options) for row in rows], axis=1)
         self._state[:, rows] = starts
         self._steps[rows] = 0
         self._ended[rows] = False
-        self._observations[rows] = self._observe_start(starts)
+        self._observations[rows] = self._observe(starts)
 
     def _final_info(self) -> dict[str, Any]:
         final = np.full(self.num_envs, None, dtype=object)

@@ -11,9 +11,8 @@ from agents.control.classic.base import ClassicVectorEnv, start_bounds
 
 MIN_POSITION, MAX_POSITION, MAX_SPEED = -1.2, 0.6, 0.07
 GRAVITY = 0.0025
-OBSERVATIONS = Box(
-    np.array([MIN_POSITION, -MAX_SPEED], dtype=np.float32), np.array([MAX_POSITION, MAX_SPEED], dtype=np.float32)
-)
+LOW, HIGH = np.array([[MIN_POSITION, -MAX_SPEED], [MAX_POSITION, MAX_SPEED]], dtype=np.float32)
+OBSERVATIONS = Box(LOW, HIGH, dtype=np.float32)
 
 
 class _MountainCar(ClassicVectorEnv):

@@ -27,10 +27,7 @@ class PendulumVectorEnv(ClassicVectorEnv):
     """
 
     state_size = 2
-    spaces = (
-        Box(-HIGH, HIGH, dtype=np.float32),
-        Box(-MAX_TORQUE, MAX_TORQUE, shape=(1,), dtype=np.float32),
-    )
+    spaces = Box(-HIGH, HIGH, dtype=np.float32), Box(-MAX_TORQUE, MAX_TORQUE, shape=(1,), dtype=np.float32)
 
     def __init__(
         self, num_envs: int = 1, *, max_episode_steps: int | None = 200, g: float = 10.0, **shared: Any
