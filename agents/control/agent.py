@@ -5,6 +5,7 @@ How a batch updates the policy is not here: see ``agents.control.ppo`` and ``age
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -18,8 +19,7 @@ from agents.control.collector import StepCollector
 from agents.control.environments import EnvLike, make_vector
 from agents.control.mlp import MLPPolicy
 from agents.control.normalize import ObservationNormalizer, RewardScaler
-from agents.control.space_codec import space_from_dict, space_to_dict
-from agents.control.spaces import ActionDecoder, ObservationEncoder
+from agents.control.spaces import ActionDecoder, ObservationEncoder, space_from_dict, space_to_dict
 from agents.interfaces import Collector
 from agents.runs.logging import MetricSink
 
@@ -66,7 +66,10 @@ class ControlAgent(Agent):
         if isinstance(policy, str) and policy != MLP_POLICY:
             raise ValueError(f"policy: expected a module or {MLP_POLICY!r} for a control task, received {policy!r}")
         module: Any = self._default_policy(chosen) if policy is None or isinstance(policy, str) else policy
-        self.normalizer = self._normalizer(chosen)
+        self.normalizer = None
+        if self.spaces is not None and chosen.normalize_observations:
+            encoder = ObservationEncoder(self.spaces[0])
+            self.normalizer = ObservationNormalizer(encoder.size, free=encoder.mask_size)
         if collector is None and envs is not None:
             collector = self._step_collector(envs, chosen, generator)
         super().__init__(chosen, module, collector, env=envs, generator=generator, logger=logger)
@@ -74,21 +77,10 @@ class ControlAgent(Agent):
     def _default_policy(self, config: Any) -> MLPPolicy:
         if self.spaces is None:
             raise ValueError(f"{type(self).__name__} needs an environment to learn in, or a policy and a collector")
+        settings = {name: getattr(config, name) for name in ("hidden", "activation", "log_std", "sde_sample_freq")}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            return MLPPolicy(
-                *self.spaces,
-                hidden=config.hidden,
-                activation=config.activation,
-                log_std=config.log_std,
-                sde_sample_freq=config.sde_sample_freq,
-            )
-
-    def _normalizer(self, config: Any) -> ObservationNormalizer | None:
-        if self.spaces is None or not config.normalize_observations:
-            return None
-        encoder = ObservationEncoder(self.spaces[0])
-        return ObservationNormalizer(encoder.size, free=encoder.mask_size)
+            return MLPPolicy(*self.spaces, **settings)
 
     def _step_collector(self, envs: VectorEnv, config: Any, generator: torch.Generator) -> StepCollector:
         return StepCollector(
@@ -132,7 +124,7 @@ class ControlAgent(Agent):
         Returns:
             Actions in the environment's action space, and ``state``.
         """
-        encode, decode = self._codecs()
+        encode, decode = self._codecs
         single = encode.is_single(observation)
         features = encode.single(observation) if single else encode(observation)
         normalizer = self.normalizer if self.collector is None else getattr(self.collector, "normalizer", None)
@@ -146,12 +138,11 @@ class ControlAgent(Agent):
         decoded = decode(actions.cpu().numpy())
         return (decoded[0] if single else decoded), state
 
+    @cached_property
     def _codecs(self) -> tuple[ObservationEncoder, ActionDecoder]:
-        if not hasattr(self, "_codec_pair"):
-            if self.spaces is None:
-                raise ValueError("predict: expected an agent with spaces, received one built without an environment")
-            self._codec_pair = ObservationEncoder(self.spaces[0]), ActionDecoder(self.spaces[1])
-        return self._codec_pair
+        if self.spaces is None:
+            raise ValueError("predict: expected an agent with spaces, received one built without an environment")
+        return ObservationEncoder(self.spaces[0]), ActionDecoder(self.spaces[1])
 
     def state_dict(self) -> dict[str, Any]:
         """``Agent.state_dict`` with the environment's id and spaces."""
@@ -179,8 +170,7 @@ class ControlAgent(Agent):
         if device is not None:
             state["config"]["device"] = device
         config = cls.config_type.from_dict(state["config"])
-        known = state["spaces"]
-        spaces = None if known is None else (space_from_dict(known[0]), space_from_dict(known[1]))
+        spaces = None if state["spaces"] is None else tuple(map(space_from_dict, state["spaces"]))
         agent = cls(env if env is not None else state["env_id"], config, policy, logger=logger, spaces=spaces)
         agent.env_id = agent.env_id or state["env_id"]
         agent.load_state_dict(state)

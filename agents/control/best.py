@@ -14,6 +14,11 @@ from agents.agent import Agent
 from agents.control.evaluation import evaluate
 from agents.control.normalize import ObservationNormalizer
 
+STATE = (
+    "best_mean", "best_steps", "last_steps", "best_policy", "best_normalizer", "seconds", "cpu_seconds", "reached"
+)  # fmt: skip
+"""What ``BestKeeper`` saves under its own name."""
+
 
 class BestKeeper:
     """A callback for ``PPO.learn``: greedy evaluations in environments of its own.
@@ -92,22 +97,10 @@ class BestKeeper:
 
     def state_dict(self) -> dict[str, Any]:
         """Exact state, the best weights included."""
-        return {
-            "best_mean": self.best_mean,
-            "best_steps": self.best_steps,
-            "last_steps": self.last_steps,
-            "best_policy": self.best_policy,
-            "best_normalizer": self.best_normalizer,
-            "seconds": self.seconds,
-            "cpu_seconds": self.cpu_seconds,
-            "reached": self.reached,
-            "due": self._due,
-        }
+        return {name: getattr(self, name) for name in STATE} | {"due": self._due}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore from ``state_dict``."""
-        self.best_mean, self.best_steps = state["best_mean"], state["best_steps"]
-        self.best_policy, self.best_normalizer = state["best_policy"], state["best_normalizer"]
-        self.last_steps = state["last_steps"]
-        self.seconds, self.cpu_seconds, self._due = state["seconds"], state["cpu_seconds"], state["due"]
-        self.reached = state["reached"]
+        for name in STATE:
+            setattr(self, name, state[name])
+        self._due = state["due"]

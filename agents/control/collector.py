@@ -19,7 +19,6 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.control.env_state import replay as env_replay
 from agents.control.env_state import snapshot as env_state
 from agents.control.environments import autoreset_mode
 from agents.control.episodes import EpisodeStatistics
@@ -68,13 +67,10 @@ class StepCollector:
     ) -> None:
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, received {num_steps}")
-        env_replay.record(envs)
-        self.envs = envs
-        self.num_steps = num_steps
-        self.generator = generator
-        self.device = torch.device(device)
-        self.normalizer = normalizer
-        self.reward_scaler = reward_scaler
+        env_state.record(envs)
+        self.envs, self.num_steps = envs, num_steps
+        self.generator, self.device = generator, torch.device(device)
+        self.normalizer, self.reward_scaler = normalizer, reward_scaler
         self.mode = autoreset_mode(envs)
         self.encode = ObservationEncoder(envs.single_observation_space)
         self.decode = ActionDecoder(envs.single_action_space)
@@ -114,7 +110,11 @@ class StepCollector:
         self._observation = raw[num_steps].copy()
         if self.reward_scaler is not None:
             rewards = self.reward_scaler(rewards, terminated | truncated, mask)
-        rollout = self._judge(policy, actor, raw, finals, rewards, terminated, truncated, mask)
+        ended = terminated | truncated
+        ended[-1] = True
+        rollout = self._judge(
+            policy, actor, raw, finals, rewards=rewards, terminated=terminated, ended=ended, mask=mask
+        )
         if self.normalizer is not None:
             self.normalizer.update(raw[:num_steps][mask])
         return rollout, self.episodes.metrics()
@@ -142,41 +142,25 @@ class StepCollector:
         actor: _Actor,
         raw: NDArray[np.float32],
         finals: list[tuple[int, int, NDArray[np.float32]]],
-        rewards: NDArray[np.float32],
-        terminated: NDArray[np.bool_],
-        truncated: NDArray[np.bool_],
-        mask: NDArray[np.bool_],
+        **per_step: NDArray[Any],
     ) -> Rollout:
         """One batched pass over all observations: values, values after each step, log-probabilities."""
         last = np.stack([x for _, _, x in finals]) if finals else raw[:0, 0]
         beyond = np.concatenate([raw[-1], last])
         seen, beyond = (raw, beyond) if self.normalizer is None else (self.normalizer(raw), self.normalizer(beyond))
         observations = _rows(seen[:-1]).to(self.device)
-        actions = actor.actions()
-        logprobs, values = actor.logprobs_and_values(observations, actions)
+        actions, logprobs, values = actor.evaluated(observations)
         after = policy.values(torch.from_numpy(beyond).to(self.device))
         num_envs = raw.shape[1]
         next_values = torch.cat([values[:, 1:], after[:num_envs, None]], dim=1)
         if finals:
             steps, rows = torch.tensor([[t, i] for t, i, _ in finals]).T
             next_values[rows, steps] = after[num_envs:]
-        ended = terminated | truncated
-        ended[-1] = True
-        return Rollout(
-            observations=observations,
-            actions=actions,
-            logprobs=logprobs,
-            values=values,
-            next_values=next_values,
-            rewards=_rows(rewards).to(self.device),
-            terminated=_rows(terminated).to(self.device),
-            ended=_rows(ended).to(self.device),
-            mask=_rows(mask).to(self.device),
-        )
+        rows_of = {name: _rows(array).to(self.device) for name, array in per_step.items()}
+        return Rollout(observations, actions, logprobs, values, next_values, **rows_of)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the next rollout depends on, the environments included (see
-        ``agents.control.env_state.snapshot``)."""
+        """Everything the next rollout depends on; the environments as in ``agents.control.env_state.snapshot``."""
         return {
             "observation": None if self._observation is None else self._observation.copy(),
             "resetting": self._resetting.copy(),
@@ -231,15 +215,14 @@ class _Actor:
         self._actions.append(actions)
         return actions.cpu().numpy()
 
-    def actions(self) -> Tensor:
-        return torch.stack(self._actions, 1)
-
-    def logprobs_and_values(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluated(self, observations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Actions, log-probabilities and values of the whole rollout."""
+        actions = torch.stack(self._actions, 1)
         if not self.quick:
             # A copy: the values may be a view of parameters that the update changes.
-            return torch.stack(self._logprobs, 1), self.policy.values(observations).clone()
+            return actions, torch.stack(self._logprobs, 1), self.policy.values(observations).clone()
         evaluation = self.policy.evaluate(observations, actions, None)
-        return evaluation.logprobs, evaluation.values
+        return actions, evaluation.logprobs, evaluation.values
 
 
 def _rows(array: NDArray[Any]) -> Tensor:

@@ -8,6 +8,7 @@ from copy import deepcopy
 from typing import Any
 
 import gymnasium as gym
+from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 EnvLike = str | gym.Env | VectorEnv
@@ -26,8 +27,8 @@ def make_vector(env: EnvLike, num_envs: int, mode: AutoresetMode = AutoresetMode
     """A vector environment for an id, an environment or a vector environment.
 
     An id gets its fastest form that honors ``mode``: the one here for classic control; its own vector form, if that
-    takes an ``autoreset_mode``; else scalar environments in a `gymnasium.vector.SyncVectorEnv`. An ``Env`` becomes a
-    vector of one that resets in the same step; a ``VectorEnv`` is taken as it is.
+    takes an ``autoreset_mode``; else, or for a ``render_mode``, scalar ones in a `gymnasium.vector.SyncVectorEnv`. An
+    ``Env`` becomes a vector of one that resets in the same step; a ``VectorEnv`` is taken as it is.
 
     Args:
         env: ``"CartPole-v1"``, ``"my_module:MyEnv-v0"``, an ``Env`` or a ``VectorEnv``.
@@ -58,22 +59,17 @@ def make_vector(env: EnvLike, num_envs: int, mode: AutoresetMode = AutoresetMode
     if name in NATIVE and kwargs.get("render_mode") is None:
         kwargs.pop("render_mode", None)
         limit = kwargs.pop("max_episode_steps", spec.max_episode_steps)
-        envs: VectorEnv = _load(NATIVE[name])(num_envs, autoreset_mode=mode, max_episode_steps=limit, **kwargs)
+        native = load_env_creator(NATIVE[name])
+        envs = native(num_envs, autoreset_mode=mode, max_episode_steps=limit, **kwargs)
         envs.spec = deepcopy(spec)
         return envs
-    entry = spec.vector_entry_point
-    if entry is not None and "autoreset_mode" in inspect.signature(_load(entry)).parameters:
+    creator = spec.vector_entry_point
+    creator = load_env_creator(creator) if isinstance(creator, str) else creator
+    if creator is not None and "autoreset_mode" in inspect.signature(creator).parameters:
         return gym.make_vec(env, num_envs=num_envs, autoreset_mode=mode, **kwargs)
     return gym.make_vec(
         env, num_envs=num_envs, vectorization_mode="sync", vector_kwargs={"autoreset_mode": mode}, **kwargs
     )
-
-
-def _load(entry_point: Any) -> Any:
-    if not isinstance(entry_point, str):
-        return entry_point
-    module, name = entry_point.split(":")
-    return getattr(importlib.import_module(module), name)
 
 
 def autoreset_mode(envs: VectorEnv) -> AutoresetMode:

@@ -7,6 +7,7 @@ their inputs agree. ``MLPPolicy`` with ``agents.functional.losses`` stays the de
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any, TypeGuard
 
 import torch
@@ -46,6 +47,8 @@ class FastMLP:
         if not is_fast(policy):
             raise ValueError("FastMLP takes an MLPPolicy with Discrete or Box actions, float32 on the CPU")
         self.policy = policy
+        self.draw_noise, self.act = policy.draw_noise, policy.act
+        self.values, self.evaluate = policy.values, policy.evaluate
         self.head: Any = policy.head
         self.categorical = isinstance(policy.head, CategoricalHead)
         self.relu = isinstance(policy.actor[1], nn.ReLU)
@@ -60,13 +63,12 @@ class FastMLP:
             order.append(self.head.log_std)
         self.flat = nn.Parameter(torch.cat([p.detach().flatten() for p in order]))
         self.flat.grad = torch.zeros_like(self.flat)
-        storage, position = self.flat.detach(), 0
-        for parameter in order:
-            parameter.data = storage[position : position + parameter.numel()].view_as(parameter)
-            position += parameter.numel()
+        storage = self.flat.detach()
+        for parameter, part in zip(order, storage.split([p.numel() for p in order]), strict=True):
+            parameter.data = part.view_as(parameter)
         self.weights, self.biases = _layers(storage, order)
         self.weight_gradients, self.bias_gradients = _layers(self.flat.grad, order)
-        self.log_std_gradient = self.flat.grad[position - self.num_outputs :]
+        self.log_std_gradient = self.flat.grad[-self.num_outputs :]
 
     @torch.no_grad()
     def choose(self, observations: Tensor, noise: Tensor | None) -> Tensor:
@@ -79,24 +81,6 @@ class FastMLP:
         if policy.mask_size:
             outputs = mask_logits(outputs, observations[:, policy.input_size :] > 0)
         return self.head.sample(outputs, noise)
-
-    def draw_noise(self, num_steps: int, num_envs: int, generator: torch.Generator | None) -> Tensor:
-        """As ``MLPPolicy.draw_noise``."""
-        return self.policy.draw_noise(num_steps, num_envs, generator)
-
-    def act(
-        self, observations: Tensor, *, deterministic: bool = False, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """As ``MLPPolicy.act``."""
-        return self.policy.act(observations, deterministic=deterministic, generator=generator)
-
-    def values(self, observations: Tensor) -> Tensor:
-        """As ``MLPPolicy.values``."""
-        return self.policy.values(observations)
-
-    def evaluate(self, observations: Tensor, actions: Tensor, mask: Tensor | None = None) -> Evaluation:
-        """As ``MLPPolicy.evaluate``."""
-        return self.policy.evaluate(observations, actions, mask)
 
     @torch.no_grad()
     def ppo_gradient(
@@ -214,17 +198,10 @@ class FastMLP:
 
 def _layers(flat: Tensor, order: list[Any]) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
     """Views of ``flat`` per layer: the (actor, critic) weights, and the two biases as one vector."""
-    weights, biases, position = [], [], 0
-    for i in range(0, len(order) - len(order) % 4, 4):
-        pair = []
-        for weight in order[i : i + 2]:
-            pair.append(flat[position : position + weight.numel()].view_as(weight))
-            position += weight.numel()
-        weights.append((pair[0], pair[1]))
-        size = order[i + 2].numel() + order[i + 3].numel()
-        biases.append(flat[position : position + size])
-        position += size
-    return weights, biases
+    ends = [0, *accumulate(p.numel() for p in order)]
+    layers = range(0, len(order) - len(order) % 4, 4)
+    views = [flat[start:end].view_as(p) for p, start, end in zip(order, ends[:-1], ends[1:], strict=True)]
+    return [(views[i], views[i + 1]) for i in layers], [flat[ends[i + 2] : ends[i + 4]] for i in layers]
 
 
 def _joint(pair: tuple[Tensor, Tensor]) -> Tensor:

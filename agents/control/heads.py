@@ -1,4 +1,4 @@
-"""From a network's outputs to actions: one head for every discrete space, one for Box."""
+"""From a network's outputs to actions: one head for every discrete space, two for Box."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from agents.functional import distributions, kl
+
+SMALLEST_VARIANCE = 1e-6
+"""Added to a state-dependent variance, which would be 0 where all of phi is."""
 
 
 class CategoricalHead(nn.Module):
@@ -62,49 +65,120 @@ class CategoricalHead(nn.Module):
         return torch.stack([kl.full_kl(one, other) for one, other in zip(old, new, strict=True)]).sum(0)
 
 
-class GaussianHead(nn.Module):
-    """Independent normals around the network's outputs, with one learned log standard deviation per dimension.
+class NormalHead(nn.Module):
+    """Independent normals around the network's outputs; a subclass gives their ``distribution``.
 
     Actions are stored as sampled; the environment gets them clipped (``agents.control.spaces.ActionDecoder``).
 
     Args:
         space: Box of any shape.
-        log_std: initial log of the standard deviation.
 
     Raises:
         ValueError: if the box is not of floats.
     """
 
-    def __init__(self, space: spaces.Box, *, log_std: float = 0.0) -> None:
+    def __init__(self, space: spaces.Box) -> None:
         super().__init__()
         if not np.issubdtype(space.dtype, np.floating):
             raise ValueError(f"a Box action must be of floats, received {space}")
         self.num_outputs = int(np.prod(space.shape))
+
+    def evaluate(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-density and entropy (nats) of unclipped ``actions`` ``[..., D]``: ``[...]`` each."""
+        means, log_std = self.distribution(outputs)
+        return distributions.gaussian_logprob(actions, means, log_std), distributions.gaussian_entropy(means, log_std)
+
+    def distribution(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """The distribution of the actions: means ``[..., D]`` and log standard deviations, ``[D]`` or ``[..., D]``."""
+        raise NotImplementedError
+
+    def kl(self, old: tuple[Tensor, ...], new: tuple[Tensor, ...]) -> Tensor:
+        """The exact KL(old || new) of two results of ``distribution``: ``[...]`` nats."""
+        return kl.gaussian_kl(*old, *new)
+
+
+class GaussianHead(NormalHead):
+    """Normals with one learned log standard deviation per dimension, ``log_std`` at first."""
+
+    def __init__(self, space: spaces.Box, *, log_std: float = 0.0) -> None:
+        super().__init__(space)
         self.log_std = nn.Parameter(torch.full((self.num_outputs,), float(log_std)))
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
         """Standard normal noise ``[*shape, num_outputs]``."""
-        device = generator.device if generator is not None else torch.device("cpu")
-        return torch.randn(*shape, self.num_outputs, generator=generator, device=device)
+        return normals((*shape, self.num_outputs), generator)
 
     def sample(self, outputs: Tensor, noise: Tensor | None) -> Tensor:
         """Actions for ``outputs`` ``[..., D]``; without noise the means."""
         return outputs if noise is None else distributions.sample_gaussian(outputs, self.log_std, noise)
 
-    def evaluate(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-density and entropy (nats) of unclipped ``actions`` ``[..., D]``: ``[...]`` each."""
-        return (
-            distributions.gaussian_logprob(actions, outputs, self.log_std),
-            distributions.gaussian_entropy(outputs, self.log_std),
-        )
-
-    def distribution(self, outputs: Tensor) -> tuple[Tensor, ...]:
-        """The parameters of the distribution of the actions: means ``[..., D]`` and log standard deviations ``[D]``."""
+    def distribution(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Means ``[..., D]`` and log standard deviations ``[D]``."""
         return outputs, self.log_std
 
-    def kl(self, old: tuple[Tensor, ...], new: tuple[Tensor, ...]) -> Tensor:
-        """The exact KL(old || new) of two results of ``distribution``: ``[...]`` nats."""
-        return kl.gaussian_kl(*old, *new)
+
+def normals(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    """Standard normals, on the generator's device."""
+    return torch.randn(shape, generator=generator, device=generator.device if generator is not None else "cpu")
+
+
+class StateDependentHead(NormalHead):
+    """Exploration that depends on the state (gSDE): smooth in time, unlike independent noise.
+
+        a = mean(s) + phi(s) E,   E_ld ~ N(0, std_ld^2),   so that   a_d ~ N(mean_d(s), sum_l phi_l(s)^2 std_ld^2)
+
+    ``phi(s)`` is the actor's last hidden layer; the policy hands over means and phi side by side, ``[..., D + L]``, and
+    no gradient reaches phi through the spread. ``E`` is drawn anew every few steps only: between two draws the noise
+    pushes the same way as long as the state is the same. Log-probabilities are those of the marginal above.
+
+    Source: Raffin, Kober & Stulp 2021, "Smooth exploration for robotic reinforcement learning" (arXiv:2005.05719),
+    sec. 3.
+
+    Args:
+        space: Box of any shape.
+        num_features: L, width of the actor's last hidden layer.
+        log_std: initial log of std_ld.
+        sample_freq: steps between two draws of E; -1 draws once a rollout.
+
+    Raises:
+        ValueError: if the box is not of floats, or ``sample_freq`` is neither -1 nor at least 1.
+    """
+
+    def __init__(self, space: spaces.Box, num_features: int, *, log_std: float = 0.0, sample_freq: int = -1) -> None:
+        super().__init__(space)
+        if sample_freq != -1 and sample_freq < 1:
+            raise ValueError(f"sde_sample_freq is steps, at least 1, or -1 for once a rollout; received {sample_freq}")
+        self.num_features = num_features
+        self.sample_freq = sample_freq
+        self.log_std = nn.Parameter(torch.full((num_features, self.num_outputs), float(log_std)))
+
+    def noise(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+        """Standard normals for E, ``[*shape, L * D]``; of a rollout ``shape = (T, B)`` each draw lasts for a while."""
+        size = self.num_features * self.num_outputs
+        if len(shape) < 2:
+            return normals((*shape, size), generator)
+        steps = shape[0]
+        lasts = steps if self.sample_freq == -1 else min(self.sample_freq, steps)
+        drawn = normals((-(-steps // lasts), *shape[1:], size), generator)
+        return drawn.repeat_interleave(lasts, 0)[:steps]
+
+    def sample(self, outputs: Tensor, noise: Tensor | None) -> Tensor:
+        """Actions ``[..., D]`` for ``outputs`` ``[..., D + L]``; without noise the means."""
+        means, features = self._split(outputs)
+        if noise is None:
+            return means
+        push = noise.view(*noise.shape[:-1], self.num_features, self.num_outputs) * self.log_std.exp()
+        return means + (features.unsqueeze(-2) @ push).squeeze(-2)
+
+    def distribution(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and log standard deviations, ``[..., D]`` each."""
+        means, features = self._split(outputs)
+        variance = features.square() @ (2.0 * self.log_std).exp() + SMALLEST_VARIANCE
+        return means, 0.5 * variance.log()
+
+    def _split(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        means, features = outputs.split([self.num_outputs, self.num_features], -1)
+        return means, features.detach()
 
 
 def head_for(space: spaces.Space, *, log_std: float = 0.0) -> CategoricalHead | GaussianHead:

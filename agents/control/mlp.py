@@ -10,8 +10,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from agents.control.gsde import StateDependentHead
-from agents.control.heads import CategoricalHead, GaussianHead, head_for
+from agents.control.heads import CategoricalHead, GaussianHead, StateDependentHead, head_for
 from agents.control.spaces import ObservationEncoder
 from agents.functional.distributions import mask_logits
 from agents.interfaces import Evaluation
@@ -44,8 +43,7 @@ class MLPPolicy(nn.Module):
     """Separate actor and critic networks; a head maps the actor's outputs to actions, the critic's output is V.
 
     Observations are flat float32 ``[..., D]`` (``agents.control.spaces.ObservationEncoder``); if the space is a Dict
-    with an
-    ``action_mask``, its columns are the last ones and forbid actions.
+    with an ``action_mask``, its columns are the last ones and forbid actions.
 
     Args:
         observation_space: of one environment.
@@ -53,7 +51,7 @@ class MLPPolicy(nn.Module):
         hidden: widths of the hidden layers.
         activation: "tanh" or "relu".
         log_std: initial log standard deviation of Box actions.
-        sde_sample_freq: steps between two draws of state-dependent exploration noise (``agents.control.gsde``), -1
+        sde_sample_freq: steps between two draws of state-dependent exploration noise (``StateDependentHead``), -1
             for once a rollout; None: independent noise each step. Box actions only.
 
     Raises:
@@ -84,9 +82,7 @@ class MLPPolicy(nn.Module):
         else:
             raise ValueError(f"sde_sample_freq needs Box actions and a hidden layer, received {action_space}, {hidden}")
         self.mask_size = encoder.mask_size
-        if self.mask_size not in (0, self.head.num_outputs) or (
-            self.mask_size and isinstance(action_space, spaces.Box)
-        ):
+        if self.mask_size and (self.mask_size != self.head.num_outputs or isinstance(action_space, spaces.Box)):
             raise ValueError(f"an action_mask of {self.mask_size} entries does not fit the action space {action_space}")
         self.input_size = encoder.size - self.mask_size
         self.actor = multilayer([self.input_size, *hidden, self.head.num_outputs], gain=0.01, activation=activation)
@@ -121,10 +117,7 @@ class MLPPolicy(nn.Module):
         return self.head.noise((num_steps, num_envs), generator)
 
     def choose(self, observations: Tensor, noise: Tensor | None) -> Tensor:
-        """Actions for ``observations`` ``[B, D]`` with one step of ``draw_noise``; the actor alone, no log-probability.
-
-        The collector asks ``evaluate`` for log-probabilities and values of the whole rollout in one pass afterwards.
-        """
+        """Actions for ``observations`` ``[B, D]`` with one step of ``draw_noise``; only the actor runs."""
         return self.head.sample(self.outputs(observations), noise)
 
     def evaluate(self, observations: Tensor, actions: Tensor, mask: Tensor | None = None) -> Evaluation:

@@ -1,7 +1,4 @@
-"""Proximal policy optimization (Schulman et al. 2017, arXiv:1707.06347): how an agent updates from a batch.
-
-The parts live in rooms of their own (``agent``, ``step_collector``, ``advantages``, ``update``); this file joins them.
-"""
+"""Proximal policy optimization (Schulman et al. 2017, arXiv:1707.06347): how an agent updates from a batch."""
 
 from __future__ import annotations
 
@@ -18,8 +15,7 @@ from agents.update import update
 
 
 class ControlPPO(ControlAgent):
-    """An agent trained with PPO; see ``agents.control.agent.ControlAgent`` for its arguments and ``PPOConfig`` for
-    its settings."""
+    """An agent trained with PPO; arguments are ``ControlAgent``'s, settings are ``PPOConfig``'s."""
 
     algorithm = "ppo"
     config_type = PPOConfig

@@ -82,14 +82,10 @@ def _parts(space: spaces.Space) -> list[tuple[Any, spaces.Space]]:
 
 
 def _width(space: spaces.Space) -> int:
-    if isinstance(space, (spaces.Box, spaces.MultiBinary)):
-        return int(np.prod(space.shape, dtype=np.int64))
-    if isinstance(space, spaces.Discrete):
-        return int(space.n)
-    if isinstance(space, spaces.MultiDiscrete):
-        return int(space.nvec.sum())
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
         return sum(_width(part) for _, part in _parts(space))
+    if isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+        return spaces.flatdim(space)
     raise ValueError(f"observations of {space} do not flatten; use Box, Discrete, MultiDiscrete, MultiBinary or Dict")
 
 
@@ -117,3 +113,40 @@ def _batch_of_one(space: spaces.Space, observation: Any) -> Any:
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
         return {key: _batch_of_one(part, observation[key]) for key, part in _parts(space)}
     return np.asarray(observation)[None]
+
+
+def space_to_dict(space: spaces.Space) -> dict[str, Any]:
+    """A space as a tree of plain values and arrays, so that a saved agent can predict without its environment.
+
+    Raises:
+        ValueError: for a space other than Box, Discrete, MultiDiscrete, MultiBinary, Dict and Tuple.
+    """
+    if isinstance(space, spaces.Box):
+        return {"kind": "Box", "low": space.low, "high": space.high, "dtype": str(space.dtype)}
+    if isinstance(space, spaces.Discrete):
+        return {"kind": "Discrete", "n": int(space.n), "start": int(space.start)}
+    if isinstance(space, spaces.MultiDiscrete):
+        return {"kind": "MultiDiscrete", "nvec": space.nvec, "start": space.start, "dtype": str(space.dtype)}
+    if isinstance(space, spaces.MultiBinary):
+        return {"kind": "MultiBinary", "shape": list(space.shape)}
+    if isinstance(space, spaces.Dict):
+        return {"kind": "Dict", "parts": {key: space_to_dict(part) for key, part in space.spaces.items()}}
+    if isinstance(space, spaces.Tuple):
+        return {"kind": "Tuple", "parts": [space_to_dict(part) for part in space.spaces]}
+    raise ValueError(f"{space} cannot be saved with an agent")
+
+
+def space_from_dict(data: dict[str, Any]) -> spaces.Space:
+    """Invert ``space_to_dict``; ValueError for an unknown kind."""
+    kind, settings = data["kind"], {name: value for name, value in data.items() if name != "kind"}
+    if "dtype" in settings:
+        settings["dtype"] = np.dtype(settings["dtype"]).type
+    if kind in ("Box", "Discrete", "MultiDiscrete"):
+        return getattr(spaces, kind)(**settings)
+    if kind == "MultiBinary":
+        return spaces.MultiBinary(data["shape"])
+    if kind == "Dict":
+        return spaces.Dict({key: space_from_dict(part) for key, part in data["parts"].items()})
+    if kind == "Tuple":
+        return spaces.Tuple([space_from_dict(part) for part in data["parts"]])
+    raise ValueError(f"unknown type of space: {kind!r}")

@@ -1,8 +1,7 @@
 """Trust region policy optimization (Schulman et al. 2015, arXiv:1502.05477): how an agent updates from a batch.
 
 One step of the policy for each batch, as far as the KL allows (``agents.functional.trust_region``), then several
-passes of plain
-regression for the critic. Collecting, advantages, checkpoints and logging are ``agents.agent``'s, as for PPO.
+passes of plain regression for the critic.
 """
 
 from __future__ import annotations
@@ -26,12 +25,10 @@ from agents.update import minibatches
 
 
 class TRPO(ControlAgent):
-    """An agent trained with TRPO; see ``agents.control.agent.ControlAgent`` for its arguments and ``TRPOConfig``
-    for its settings.
+    """An agent trained with TRPO; arguments are ``ControlAgent``'s, settings are ``TRPOConfig``'s.
 
     Raises:
-        ValueError: also for a policy that cannot say what distribution it acts by: see
-        ``agents.control.mlp.MLPPolicy``.
+        ValueError: also for a policy without ``outputs``, ``head`` and ``critic``, as ``MLPPolicy`` has them.
     """
 
     algorithm = "trpo"

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 from gymnasium.spaces import Box, Discrete
-from gymnasium.vector import AutoresetMode
 
-from agents.control.classic.base import ClassicVectorEnv, start_bounds
+from agents.control.classic.base import ClassicVectorEnv
 
 DT = 0.2  # s
 MAX_SPEEDS = np.array([4 * np.pi, 9 * np.pi])  # rad/s
 GRAVITY = 9.8  # m/s²; both links: 1 m, 1 kg, center of mass at 0.5 m, moment of inertia 1 kg m²
 HALF_TURN = np.pi / 2.0
+HIGH = np.array([1.0, 1.0, 1.0, 1.0, *MAX_SPEEDS], dtype=np.float32)
 
 
 class AcrobotVectorEnv(ClassicVectorEnv):
@@ -29,34 +29,20 @@ class AcrobotVectorEnv(ClassicVectorEnv):
     Runge-Kutta step of fourth order over 0.2 s, as in the original.
     """
 
-    state_size = 4
+    state_size, start = 4, (-0.1, 0.1)
+    spaces = Box(-HIGH, HIGH, dtype=np.float32), Discrete(3)
 
-    def __init__(
-        self,
-        num_envs: int = 1,
-        *,
-        autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
-        max_episode_steps: int | None = 500,
-    ) -> None:
-        high = np.array([1.0, 1.0, 1.0, 1.0, *MAX_SPEEDS], dtype=np.float32)
-        super().__init__(
-            num_envs,
-            single_observation_space=Box(-high, high, dtype=np.float32),
-            single_action_space=Discrete(3),
-            autoreset_mode=autoreset_mode,
-            max_episode_steps=max_episode_steps,
-        )
+    def __init__(self, num_envs: int = 1, *, max_episode_steps: int | None = 500, **shared: Any) -> None:
+        super().__init__(num_envs, max_episode_steps=max_episode_steps, **shared)
         self._two = np.full((2, num_envs), 2.0)
 
     def _draw(self, generator: np.random.Generator, options: dict[str, Any] | None) -> np.ndarray:
-        return generator.uniform(*start_bounds(options, -0.1, 0.1), size=4).astype(np.float32)
+        # the original starts, and observes its start, in float32; it leaves that at the first step
+        return super()._draw(generator, options).astype(np.float32)
 
     def _observe(self, state: np.ndarray) -> np.ndarray:
         cosines, sines = np.cos(state[:2]), np.sin(state[:2])
         return np.stack((cosines[0], sines[0], cosines[1], sines[1], state[2], state[3]), axis=1)
-
-    def _observe_start(self, state: np.ndarray) -> np.ndarray:
-        return self._observe(state.astype(np.float32))  # the original starts in float32 and leaves it at the first step
 
     def _advance(self, state: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         torque = actions - 1.0

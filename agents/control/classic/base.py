@@ -10,13 +10,13 @@ Everything an agent sees equals Gymnasium's scalar environment: sub-environment 
 
 The equality is bit for bit where numpy computes sin, cos and pow of one number and of an array alike; on CPUs for which
 numpy carries kernels of its own (AVX-512) a single step agrees to about 1e-15, and a chaotic task then drifts apart.
-There is no rendering here: for a ``render_mode``, `make_vector` returns scalar environments, stepped in turn.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import gymnasium as gym
@@ -25,6 +25,9 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
+
+SAVED = {"state": np.float64, "steps": np.int64, "ended": np.bool_, "observations": np.float32}
+"""The arrays of a saved state."""
 
 
 class ClassicVectorEnv(VectorEnv):
@@ -50,15 +53,17 @@ class ClassicVectorEnv(VectorEnv):
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 (Gymnasium's own declaration)
     observation_space: gym.spaces.Box
     state_size: int
+    spaces: tuple[gym.spaces.Box, gym.Space]
+    """of one observation and one action; copied, because a space owns a generator"""
+    start: tuple[float, float]
+    """default bounds of what a start draws uniformly"""
 
     def __init__(
         self,
-        num_envs: int,
+        num_envs: int = 1,
         *,
-        single_observation_space: gym.spaces.Box,
-        single_action_space: gym.Space,
-        autoreset_mode: AutoresetMode,
         max_episode_steps: int | None,
+        autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
     ) -> None:
         if num_envs < 1:
             raise ValueError(f"expected num_envs of at least 1, received {num_envs}")
@@ -70,11 +75,10 @@ class ClassicVectorEnv(VectorEnv):
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
         self.max_episode_steps = max_episode_steps
-        self.single_observation_space = single_observation_space
-        self.single_action_space = single_action_space
-        self.observation_space = batch_space(single_observation_space, num_envs)  # type: ignore[assignment]
-        self.action_space = batch_space(single_action_space, num_envs)
-        self._num_actions = np.uint64(getattr(single_action_space, "n", 0))
+        self.single_observation_space, self.single_action_space = deepcopy(self.spaces)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)  # type: ignore[assignment]
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._num_actions = np.uint64(getattr(self.single_action_space, "n", 0))
         self._limit = np.iinfo(np.int64).max if max_episode_steps is None else max_episode_steps
         self._state = np.zeros((self.state_size, num_envs))
         self._steps = np.zeros(num_envs, dtype=np.int64)
@@ -83,21 +87,17 @@ class ClassicVectorEnv(VectorEnv):
         self._generators: list[np.random.Generator] | None = None
         self._seeds: list[int | None] = [None] * num_envs
 
-    @abstractmethod
     def _draw(self, generator: np.random.Generator, options: dict[str, Any] | None) -> np.ndarray:
         """A starting state ``[state_size]``, drawn as the scalar original draws it."""
+        return generator.uniform(*start_bounds(options, *self.start), size=self.state_size)
 
     @abstractmethod
     def _advance(self, state: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """From states ``[state_size, N]`` and checked actions to new states, rewards ``[N]`` and terminated ``[N]``."""
 
-    @abstractmethod
     def _observe(self, state: np.ndarray) -> np.ndarray:
         """The observations ``[N, observation_size]``, any float type, of states ``[state_size, N]``."""
-
-    def _observe_start(self, state: np.ndarray) -> np.ndarray:
-        """The observations of states that were just drawn, if the scalar environment computes them differently."""
-        return self._observe(state)
+        return state.T
 
     def reset(  # type: ignore[override]  # a list of seeds, as SyncVectorEnv takes
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -168,14 +168,9 @@ class ClassicVectorEnv(VectorEnv):
 
     def state_dict(self) -> dict[str, Any]:
         """The full state: arrays, and the generators' states as plain (JSON-able) dicts."""
-        return {
-            "state": self._state.copy(),
-            "steps": self._steps.copy(),
-            "ended": self._ended.copy(),
-            "observations": self._observations.copy(),
-            "seeds": list(self._seeds),
-            "generators": None if self._generators is None else [g.bit_generator.state for g in self._generators],
-        }
+        generators = None if self._generators is None else [g.bit_generator.state for g in self._generators]
+        arrays = {name: getattr(self, f"_{name}").copy() for name in SAVED}
+        return {**arrays, "seeds": list(self._seeds), "generators": generators}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken; lists are accepted in place of arrays.
@@ -186,10 +181,8 @@ class ClassicVectorEnv(VectorEnv):
         shape = np.shape(state["state"])
         if shape != self._state.shape:
             raise ValueError(f"this environment's state has shape {self._state.shape}, the one to load {shape}")
-        self._state = np.array(state["state"], dtype=np.float64)
-        self._steps = np.array(state["steps"], dtype=np.int64)
-        self._ended = np.array(state["ended"], dtype=np.bool_)
-        self._observations = np.array(state["observations"], dtype=np.float32)
+        for name, dtype in SAVED.items():
+            setattr(self, f"_{name}", np.array(state[name], dtype=dtype))
         self._seeds = list(state["seeds"])
         if state["generators"] is None:
             self._generators = None
@@ -226,24 +219,18 @@ class ClassicVectorEnv(VectorEnv):
 
     def _restart(self, rows: np.ndarray, options: dict[str, Any] | None = None) -> None:
         assert self._generators is not None
-        starts = np.empty((self.state_size, len(rows)))
-        for column, row in enumerate(rows):
-            starts[:, column] = self._draw(self._generators[row], options)
+        starts = np.stack([self._draw(self._generators[row], options) for row in rows], axis=1)
         self._state[:, rows] = starts
         self._steps[rows] = 0
         self._ended[rows] = False
-        self._observations[rows] = self._observe_start(starts)
+        self._observations[rows] = self._observe(starts)
 
     def _final_info(self) -> dict[str, Any]:
         final = np.full(self.num_envs, None, dtype=object)
         for row in self._ended.nonzero()[0]:
             final[row] = self._observations[row].copy()
-        return {
-            "final_obs": final,
-            "_final_obs": self._ended.copy(),
-            "final_info": {},
-            "_final_info": self._ended.copy(),
-        }
+        masks = {name: self._ended.copy() for name in ("_final_obs", "_final_info")}
+        return {"final_obs": final, "final_info": {}, **masks}
 
 
 def start_bounds(options: dict[str, Any] | None, low: float, high: float) -> tuple[float, float]:

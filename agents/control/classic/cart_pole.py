@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 from gymnasium.spaces import Box, Discrete
-from gymnasium.vector import AutoresetMode
 
-from agents.control.classic.base import ClassicVectorEnv, start_bounds
+from agents.control.classic.base import ClassicVectorEnv
 
 GRAVITY = 9.8  # m/s²
 MASS_POLE = 0.1  # kg
@@ -25,6 +24,7 @@ TAU = 0.02  # s
 MAX_POSITION = 2.4  # m
 MAX_ANGLE = 12 * 2 * math.pi / 360  # rad
 LIMITS = np.array([[MAX_POSITION], [MAX_ANGLE]])
+HIGH = np.array([2 * MAX_POSITION, np.inf, 2 * MAX_ANGLE, np.inf], dtype=np.float32)
 
 
 class CartPoleVectorEnv(ClassicVectorEnv):
@@ -37,31 +37,19 @@ class CartPoleVectorEnv(ClassicVectorEnv):
     | Truncation  | after ``max_episode_steps`` (500) |
     """
 
-    state_size = 4
+    state_size, start = 4, (-0.05, 0.05)
+    spaces = Box(-HIGH, HIGH, dtype=np.float32), Discrete(2)
 
     def __init__(
         self,
         num_envs: int = 1,
         *,
-        autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
         max_episode_steps: int | None = 500,
         sutton_barto_reward: bool = False,
+        **shared: Any,
     ) -> None:
-        high = np.array([2 * MAX_POSITION, np.inf, 2 * MAX_ANGLE, np.inf], dtype=np.float32)
-        super().__init__(
-            num_envs,
-            single_observation_space=Box(-high, high, dtype=np.float32),
-            single_action_space=Discrete(2),
-            autoreset_mode=autoreset_mode,
-            max_episode_steps=max_episode_steps,
-        )
+        super().__init__(num_envs, max_episode_steps=max_episode_steps, **shared)
         self._sutton_barto_reward = sutton_barto_reward
-
-    def _draw(self, generator: np.random.Generator, options: dict[str, Any] | None) -> np.ndarray:
-        return generator.uniform(*start_bounds(options, -0.05, 0.05), size=4)
-
-    def _observe(self, state: np.ndarray) -> np.ndarray:
-        return state.T
 
     def _advance(self, state: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         sine, cosine = np.sin(state[2]), np.cos(state[2])

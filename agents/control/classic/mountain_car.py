@@ -6,17 +6,29 @@ from typing import Any
 
 import numpy as np
 from gymnasium.spaces import Box, Discrete
-from gymnasium.vector import AutoresetMode
 
 from agents.control.classic.base import ClassicVectorEnv, start_bounds
 
 MIN_POSITION, MAX_POSITION, MAX_SPEED = -1.2, 0.6, 0.07
 GRAVITY = 0.0025
-_SPACE_LOW = np.array([MIN_POSITION, -MAX_SPEED], dtype=np.float32)
-_SPACE_HIGH = np.array([MAX_POSITION, MAX_SPEED], dtype=np.float32)
+LOW, HIGH = np.array([[MIN_POSITION, -MAX_SPEED], [MAX_POSITION, MAX_SPEED]], dtype=np.float32)
+OBSERVATIONS = Box(LOW, HIGH, dtype=np.float32)
 
 
-class MountainCarVectorEnv(ClassicVectorEnv):
+class _MountainCar(ClassicVectorEnv):
+    """What both have in common: state, start and goal."""
+
+    state_size, start = 2, (-0.6, -0.4)
+
+    def __init__(self, num_envs: int, *, goal_velocity: float = 0.0, **shared: Any) -> None:
+        super().__init__(num_envs, **shared)
+        self._goal_velocity = goal_velocity
+
+    def _draw(self, generator: np.random.Generator, options: dict[str, Any] | None) -> np.ndarray:
+        return np.array([generator.uniform(*start_bounds(options, *self.start)), 0.0])
+
+
+class MountainCarVectorEnv(_MountainCar):
     """Rock a weak car out of a valley: `gymnasium.envs.classic_control.MountainCarEnv`, vectorized.
 
     | Observation | Box((2,), float32): position in [-1.2, 0.6], velocity in [-0.07, 0.07] |
@@ -26,30 +38,10 @@ class MountainCarVectorEnv(ClassicVectorEnv):
     | Truncation  | after ``max_episode_steps`` (200) |
     """
 
-    state_size = 2
+    spaces = OBSERVATIONS, Discrete(3)
 
-    def __init__(
-        self,
-        num_envs: int = 1,
-        *,
-        autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
-        max_episode_steps: int | None = 200,
-        goal_velocity: float = 0.0,
-    ) -> None:
-        super().__init__(
-            num_envs,
-            single_observation_space=Box(_SPACE_LOW, _SPACE_HIGH, dtype=np.float32),
-            single_action_space=Discrete(3),
-            autoreset_mode=autoreset_mode,
-            max_episode_steps=max_episode_steps,
-        )
-        self._goal_velocity = goal_velocity
-
-    def _draw(self, generator: np.random.Generator, options: dict[str, Any] | None) -> np.ndarray:
-        return _draw_position(generator, options)
-
-    def _observe(self, state: np.ndarray) -> np.ndarray:
-        return state.T
+    def __init__(self, num_envs: int = 1, *, max_episode_steps: int | None = 200, **settings: Any) -> None:
+        super().__init__(num_envs, max_episode_steps=max_episode_steps, **settings)
 
     def _advance(self, state: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         change = (actions - 1.0) * 0.001 + np.cos(3 * state[0]) * -GRAVITY
@@ -58,7 +50,7 @@ class MountainCarVectorEnv(ClassicVectorEnv):
         return state, np.full(self.num_envs, -1.0), terminated
 
 
-class MountainCarContinuousVectorEnv(ClassicVectorEnv):
+class MountainCarContinuousVectorEnv(_MountainCar):
     """The same with a throttle: `gymnasium.envs.classic_control.Continuous_MountainCarEnv`, vectorized.
 
     | Observation | Box((2,), float32): position in [-1.2, 0.6], velocity in [-0.07, 0.07] |
@@ -70,31 +62,11 @@ class MountainCarContinuousVectorEnv(ClassicVectorEnv):
     The original draws a start in float64 and computes in float32 from the first step's result on; so does this.
     """
 
-    state_size = 2
+    spaces = OBSERVATIONS, Box(-1.0, 1.0, shape=(1,), dtype=np.float32)
     power = 0.0015
 
-    def __init__(
-        self,
-        num_envs: int = 1,
-        *,
-        autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
-        max_episode_steps: int | None = 999,
-        goal_velocity: float = 0.0,
-    ) -> None:
-        super().__init__(
-            num_envs,
-            single_observation_space=Box(_SPACE_LOW, _SPACE_HIGH, dtype=np.float32),
-            single_action_space=Box(-1.0, 1.0, shape=(1,), dtype=np.float32),
-            autoreset_mode=autoreset_mode,
-            max_episode_steps=max_episode_steps,
-        )
-        self._goal_velocity = goal_velocity
-
-    def _draw(self, generator: np.random.Generator, options: dict[str, Any] | None) -> np.ndarray:
-        return _draw_position(generator, options)
-
-    def _observe(self, state: np.ndarray) -> np.ndarray:
-        return state.T
+    def __init__(self, num_envs: int = 1, *, max_episode_steps: int | None = 999, **settings: Any) -> None:
+        super().__init__(num_envs, max_episode_steps=max_episode_steps, **settings)
 
     def _advance(self, state: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         throttle = actions[:, 0].astype(np.float32)
@@ -110,9 +82,7 @@ class MountainCarContinuousVectorEnv(ClassicVectorEnv):
         slope = GRAVITY * np.cos((3 * state[0]).astype(np.float64))
         clipped = np.clip(throttle, -1.0, 1.0)
         change = (clipped * self.power - slope.astype(np.float32)).astype(np.float64)
-        outside = (
-            clipped != throttle
-        )  # there a bound replaced the action: a Python float, so the original is in float64
+        outside = clipped != throttle  # a bound replaced the action by a Python float: the original is in float64
         change[outside] = clipped[outside].astype(np.float64) * self.power - slope[outside]
         state = _roll(state[0], state[1] + change.astype(state.dtype))
         return state, (state[0] >= 0.45) & (state[1] >= self._goal_velocity)
@@ -124,8 +94,3 @@ def _roll(position: np.ndarray, velocity: np.ndarray) -> np.ndarray:
     position = np.clip(position + velocity, MIN_POSITION, MAX_POSITION)
     velocity[(position == position.dtype.type(MIN_POSITION)) & (velocity < 0)] = 0.0
     return np.stack((position, velocity))
-
-
-def _draw_position(generator: np.random.Generator, options: dict[str, Any] | None) -> np.ndarray:
-    low, high = start_bounds(options, -0.6, -0.4)
-    return np.array([generator.uniform(low, high), 0.0])

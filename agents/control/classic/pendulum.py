@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 from gymnasium.spaces import Box
-from gymnasium.vector import AutoresetMode
 
 from agents.control.classic.base import ClassicVectorEnv
 
 MAX_SPEED = 8.0  # rad/s
 MAX_TORQUE = 2.0  # N m
 DT = 0.05  # s
+HIGH = np.array([1.0, 1.0, MAX_SPEED], dtype=np.float32)
 START = {"x_init": np.pi, "y_init": 1.0}  # rad, rad/s: half-widths of the start
 
 
@@ -27,23 +27,12 @@ class PendulumVectorEnv(ClassicVectorEnv):
     """
 
     state_size = 2
+    spaces = Box(-HIGH, HIGH, dtype=np.float32), Box(-MAX_TORQUE, MAX_TORQUE, shape=(1,), dtype=np.float32)
 
     def __init__(
-        self,
-        num_envs: int = 1,
-        *,
-        autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
-        max_episode_steps: int | None = 200,
-        g: float = 10.0,
+        self, num_envs: int = 1, *, max_episode_steps: int | None = 200, g: float = 10.0, **shared: Any
     ) -> None:
-        high = np.array([1.0, 1.0, MAX_SPEED], dtype=np.float32)
-        super().__init__(
-            num_envs,
-            single_observation_space=Box(-high, high, dtype=np.float32),
-            single_action_space=Box(-MAX_TORQUE, MAX_TORQUE, shape=(1,), dtype=np.float32),
-            autoreset_mode=autoreset_mode,
-            max_episode_steps=max_episode_steps,
-        )
+        super().__init__(num_envs, max_episode_steps=max_episode_steps, **shared)
         self._pull = 3 * g / 2.0  # rad/s²: 3 g / (2 l) of a rod of 1 m and 1 kg
         self._two = np.full(num_envs, 2.0)
 

@@ -20,18 +20,8 @@ ARRAY = "__array_of_bytes__"
 NOT_PLAIN = "__not_plain__"
 """Placeholder for a value that is not plain data."""
 SKIPPED = {"metadata", "spec", "_cached_spec", "_action_space", "_observation_space", "_metadata", "env_fns", "env"}
-STATELESS = (
-    gym.Space,
-    EnvSpec,
-    enum.Enum,
-    type,
-    types.FunctionType,
-    types.MethodType,
-    types.BuiltinFunctionType,
-    types.ModuleType,
-    np.dtype,
-    np.ufunc,
-)
+FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, np.ufunc)
+STATELESS = (gym.Space, EnvSpec, enum.Enum, type, types.ModuleType, np.dtype, *FUNCTIONS)
 
 
 def attributes(owner: object) -> dict[str, Any]:
@@ -40,24 +30,23 @@ def attributes(owner: object) -> dict[str, Any]:
     return {name: value for name, value in found.items() if not is_hidden(value)}
 
 
-def hidden(owner: object) -> list[str]:
-    """Names of ``owner``'s attributes that may hold state but are not plain data."""
-    return [
-        name
-        for name, value in vars(owner).items()
-        if name not in SKIPPED and not _stateless(value) and is_hidden(plain(value))
-    ]
+def layers(env: gym.Env | VectorEnv) -> list[Any]:
+    """``env`` and what its wrappers wrap, from the outside to the inside."""
+    found: list[Any] = [env]
+    while isinstance(found[-1], (gym.Wrapper, VectorWrapper)):
+        found.append(found[-1].env)
+    return found
 
 
 def hidden_in(env: gym.Env | VectorEnv) -> list[str]:
-    """``hidden`` over all wrappers, except those with ``state_dict`` and ``load_state_dict``."""
-    found, layer = [], env
-    while True:
-        if not has_state_dict(layer):
-            found += [f"{type(layer).__name__}.{name}" for name in hidden(layer)]
-        if not isinstance(layer, (gym.Wrapper, VectorWrapper)):
-            return found
-        layer = layer.env
+    """Attributes that may hold state but are not plain data, of all layers without a state dict of their own."""
+    return [
+        f"{type(layer).__name__}.{name}"
+        for layer in layers(env)
+        if not has_state_dict(layer)
+        for name, value in vars(layer).items()
+        if name not in SKIPPED and not _stateless(value) and is_hidden(plain(value))
+    ]
 
 
 def has_state_dict(owner: object) -> bool:

@@ -4,7 +4,7 @@ import torch
 from gymnasium import spaces
 
 from agents import PPO, PPOConfig
-from agents.control.gsde import StateDependentHead
+from agents.control.heads import StateDependentHead
 
 BOX = spaces.Box(-1.0, 1.0, (2,))
 

@@ -10,7 +10,6 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from agents.algorithms.ppo import PPO
 from agents.config import PPOConfig
-from agents.control.env_state import replay as env_replay
 from agents.control.env_state import snapshot as env_state
 from agents.control.env_state.plain_state import hidden_in
 from agents.runs import checkpoint
@@ -42,7 +41,7 @@ class Opaque(gym.Env):
 
 def vector(*makers, mode=AutoresetMode.SAME_STEP) -> SyncVectorEnv:
     envs = SyncVectorEnv(list(makers), autoreset_mode=mode)
-    env_replay.record(envs)
+    env_state.record(envs)
     return envs
 
 
