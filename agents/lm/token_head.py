@@ -18,7 +18,15 @@ from agents.lm.fused_logprobs import linear_token_logprobs
 from agents.lm.sampling import TokenSampling, token_logprobs
 
 LOGITS_AT_ONCE = 2**24
-"""Entries of a logits array above which it is computed in chunks and recomputed backward (64 MB of float32)."""
+"""Entries of a logits array above which it is computed in chunks and recomputed backward (64 MB of float32) ..."""
+FEWEST_ROWS = 256
+"""... of this many rows or more: each chunk reads the whole weight and adds a whole gradient to it, which costs more
+than the products of a few rows. So few logits take less memory than the weight."""
+
+
+def logits_at_once(vocab_size: int) -> int:
+    """Entries of the largest logits array that is in memory in an update, or in evaluating many states."""
+    return max(LOGITS_AT_ONCE, FEWEST_ROWS * vocab_size)
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,8 @@ class TokenHead:
         self, compute: Callable[..., tuple[Tensor, ...]], logits_at_a_time: int, *arrays: Tensor
     ) -> tuple[Tensor, ...]:
         """``compute(*arrays)``; in chunks of rows, recomputed in the backward pass, if its logits would be large."""
-        chunk = max(1, LOGITS_AT_ONCE // (logits_at_a_time * len(self.layer.weight)))
+        vocab_size = len(self.layer.weight)
+        chunk = max(1, logits_at_once(vocab_size) // (logits_at_a_time * vocab_size))
         if len(arrays[0]) <= chunk:
             return compute(*arrays)
         parts = zip(*(array.split(chunk) for array in arrays), strict=True)
