@@ -145,7 +145,7 @@ class _Noise:
         other_rows: tuple[int, int],
     ) -> None:
         self.generator, self.before = generator, other_rows[0]
-        self.numbers = torch.empty(steps, batch + sum(other_rows), device=device)
+        self.numbers = uniform(0, generator, device).new_empty(steps, batch + sum(other_rows))
         self.drawn = 0
 
     def of(self, rows: Tensor, steps: Tensor, running: Tensor) -> Tensor:

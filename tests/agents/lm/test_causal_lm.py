@@ -20,7 +20,7 @@ from transformers import (
 from agents.lm import token_head
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.critic import start_critic
-from agents.lm.sampling import TokenSampling, sample_tokens, token_logprobs
+from agents.lm.sampling import TokenSampling, sample_tokens, token_logprobs, uniform
 from textenvs.lm.length_parts import length_parts
 from textenvs.lm.linear_kernels import padded_rows
 from textenvs.lm.packed_forward import pack_rows
@@ -438,6 +438,22 @@ def test_draws_follow_the_distribution_and_never_take_what_is_impossible():
     assert set(tokens.tolist()) == {1, 3}
     assert share == pytest.approx(1 / (1 + math.exp(-0.8)), abs=2e-4)
     assert logprobs[tokens == 3][0].item() == pytest.approx(-math.log(1 + math.exp(-0.8)), abs=1e-6)
+
+
+def test_every_token_of_a_long_tail_can_be_drawn():
+    """1,000 tokens share a mass of 1e-6 behind one likely token; each is met by a level in the middle of its mass."""
+    tail, size = 1e-6, 1_000
+    probabilities = torch.tensor([1 - tail] + [tail / size] * size, dtype=torch.float64)
+    levels = (1 - tail) + tail * (torch.arange(size, dtype=torch.float64) + 0.5) / size
+    # float32 log-probabilities put the tail's border off by some 6e-8 of the whole, so give it exactly: in float64.
+    tokens, _ = sample_tokens(probabilities.log().expand(size, -1), levels)
+    assert tokens.tolist() == list(range(1, size + 1))
+
+
+def test_uniform_numbers_have_the_steps_of_float64():
+    numbers = uniform(1_000, torch.Generator().manual_seed(0), torch.device("cpu"))
+    assert numbers.dtype == torch.float64
+    assert (numbers.float().double() != numbers).float().mean() > 0.99
 
 
 def test_logits_that_are_no_numbers_are_told():
