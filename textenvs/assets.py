@@ -31,7 +31,7 @@ def reward_model_dir() -> Path:
 
 def load_language_model() -> PreTrainedModel:
     """The shipped causal LM, in float32 and evaluation mode."""
-    from textenvs.wrappers.reference import load_causal_lm
+    from textenvs.lm.loading import load_causal_lm
 
     model: PreTrainedModel = load_causal_lm(language_model_dir())
     return model

@@ -27,6 +27,7 @@ from agents.lm.sampling import TokenSampling, sample_tokens, uniform
 from agents.lm.token_head import TokenHead
 from textenvs.lm.fast_paths import accelerate
 from textenvs.lm.kv_cache import check_has_cache
+from textenvs.lm.loading import load_causal_lm
 from textenvs.lm.packed_forward import compile_trunk, hidden_states, recompute_layers
 from textenvs.tokens.rows import PAD
 
@@ -104,9 +105,7 @@ class CausalLMPolicy(nn.Module):
     @classmethod
     def from_pretrained(cls, path: str | Path, **options: Any) -> CausalLMPolicy:
         """A policy of the model at ``path`` (directory or name); ``options`` as in the constructor."""
-        from transformers import AutoModelForCausalLM
-
-        return cls(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32), **options)
+        return cls(load_causal_lm(path), **options)
 
     def train(self, mode: bool = True) -> CausalLMPolicy:
         """Always evaluation mode: with dropout the trained policy would differ from the one that acted."""

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from agents.lm.causal_lm import CausalLMPolicy
+from textenvs.lm.loading import load_causal_lm
 from textenvs.tokens.rows import PAD
-from textenvs.wrappers.reference import CausalLMReference, load_causal_lm
+from textenvs.wrappers.reference import CausalLMReference
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -12,7 +12,7 @@ from agents.lm.sampling import TokenSampling
 from agents.recipes.rlhf.config import TrainTextConfig
 from agents.recipes.rlhf.task import TextTask
 from textenvs import assets
-from textenvs.wrappers.reference import load_causal_lm
+from textenvs.lm.loading import load_causal_lm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -14,8 +14,8 @@ from agents.recipes.sft.config import TrainLanguageModelConfig
 from agents.recipes.sft.data import Examples, read_examples
 from agents.recipes.sft.from_scratch import new_model, train_tokenizer
 from agents.recipes.sft.rows import RowEncoder, TokenRow, check_vocabulary, limit_rows, split_rows
+from textenvs.lm.loading import load_causal_lm
 from textenvs.tokens.tokenizers import load_tokenizer
-from textenvs.wrappers.reference import load_causal_lm
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
