@@ -22,13 +22,14 @@ from torch import Tensor, nn
 from agents.interfaces import Evaluation
 from agents.lm.decision_states import Decisions, spread, states_at_ends
 from agents.lm.lora import POLICY, VALUE, AdaptedTrunk
-from agents.lm.model_checks import check_head, end_of_text
+from agents.lm.model_checks import check_head
 from agents.lm.sampling import TokenSampling, sample_tokens, uniform
 from agents.lm.token_head import TokenHead
 from textenvs.lm.fast_paths import accelerate
 from textenvs.lm.kv_cache import check_has_cache
 from textenvs.lm.loading import load_causal_lm
 from textenvs.lm.packed_forward import compile_trunk, hidden_states, recompute_layers
+from textenvs.tokens.end_of_text import EndOfText, as_eos_token_id, end_of_text
 from textenvs.tokens.rows import PAD
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ class CausalLMPolicy(nn.Module):
     Args:
         model: a ``transformers`` causal LM of attention layers with a key-value cache, whose logits are its output
             embedding of its trunk's last hidden state.
-        eos_token_id: the token that ends a completion; "model": the model's; None: only the budget ends one.
+        eos_token_id: the token that ends a completion, or several; "model": all of the model's; None: only the budget
+            ends one.
         critic: "shared", "separate", "adapter" or "none"; see the module.
         sampling: how logits become the policy's distribution.
         adapters: around ``model``, whose weights they freeze. None: all weights are trained.
@@ -62,7 +64,7 @@ class CausalLMPolicy(nn.Module):
         self,
         model: PreTrainedModel,
         *,
-        eos_token_id: int | str | None = "model",
+        eos_token_id: EndOfText | str = "model",
         critic: str = "shared",
         sampling: TokenSampling | None = None,
         adapters: AdaptedTrunk | None = None,
@@ -81,10 +83,9 @@ class CausalLMPolicy(nn.Module):
         self.adapters, self.role, self.autocast = adapters, role, autocast
         self.critic = critic
         self.sampling = TokenSampling() if sampling is None else sampling
-        self.eos_token_id: int | None = end_of_text(model) if isinstance(eos_token_id, str) else eos_token_id
         self.vocab_size, hidden_size = self.output_layer.weight.shape
-        if self.eos_token_id is not None and not 0 <= self.eos_token_id < self.vocab_size:
-            raise ValueError(f"eos_token_id: expected one in [0, {self.vocab_size}), received {self.eos_token_id}")
+        ends = end_of_text(model) if isinstance(eos_token_id, str) else eos_token_id
+        self.eos_token_id = as_eos_token_id(ends, self.vocab_size)
         self.sampling.check_vocabulary(self.vocab_size)
         accelerate(model)
         if recompute:

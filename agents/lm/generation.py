@@ -19,6 +19,7 @@ from textenvs.lm.cache_layout import any_key_order
 from textenvs.lm.kv_cache import PlainCache, new_cache
 from textenvs.lm.linear_kernels import cache_keyword
 from textenvs.lm.packed_attention import OURS, SDPA
+from textenvs.tokens.end_of_text import ends_text
 from textenvs.tokens.rows import PAD
 
 COMPACT_AT = 1 / 16
@@ -114,8 +115,7 @@ def _generate(
             values = policy.value_of(decoder.hidden)
             values_out[target] = values if whole else values[running]
         running = running & (steps + 1 < max_new_tokens)
-        if policy.eos_token_id is not None:
-            running = running & (tokens != policy.eos_token_id)
+        running = running & ~ends_text(tokens, policy.eos_token_id)
         num_running = int(running.sum())
         if num_running == 0 and begun == batch:
             break

@@ -9,8 +9,6 @@ import torch
 from textenvs.lm.packed_forward import trunk_forward
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from agents.lm.causal_lm import CausalLMPolicy
 
 
@@ -26,17 +24,3 @@ def check_head(policy: CausalLMPolicy) -> None:
             f"expected logits equal to the output embedding of the last hidden state, received other ones from "
             f"{type(policy.model).__name__} (a soft cap or a scale)"
         )
-
-
-def end_of_text(model: PreTrainedModel) -> int:
-    """The (first) end-of-text token of the model's configuration.
-
-    Raises:
-        ValueError: if it has none.
-    """
-    eos = model.config.eos_token_id
-    if isinstance(eos, (list, tuple)):
-        eos = eos[0] if eos else None
-    if eos is None:
-        raise ValueError(f"{type(model).__name__} has no end-of-text token: pass eos_token_id (None: there is none)")
-    return int(eos)

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
+from textenvs.tokens.end_of_text import EndOfText, end_tokens
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSampling:
@@ -60,14 +62,14 @@ class TokenSampling:
         return self.min_new_tokens > 0 or self.allowed_tokens is not None or self.top_k is not None or self.top_p < 1.0
 
     def shape(
-        self, logits: Tensor, steps: Tensor | int, eos_token_id: int | None, taken: Tensor | None = None
+        self, logits: Tensor, steps: Tensor | int, eos_token_id: EndOfText, taken: Tensor | None = None
     ) -> Tensor:
         """Logits of the policy's distribution: float32, ``-inf`` where the probability is 0.
 
         Args:
             logits: ``[N, V]`` of the model.
             steps: ``[N]`` or one number, completion tokens so far.
-            eos_token_id: the token that ``min_new_tokens`` forbids; None: there is none.
+            eos_token_id: the token, or tokens, that ``min_new_tokens`` forbids; None: there is none.
             taken: ``[N]`` tokens that top-k and top-p always keep.
         """
         logits = logits.float()
@@ -79,9 +81,9 @@ class TokenSampling:
         if self.allowed_tokens is not None:
             forbidden[:] = True
             forbidden[:, list(self.allowed_tokens)] = False
-        if self.min_new_tokens > 0 and eos_token_id is not None:
+        if self.min_new_tokens > 0 and (ends := list(end_tokens(eos_token_id))):
             early = torch.as_tensor(steps, device=logits.device).expand(logits.shape[0]) < self.min_new_tokens
-            forbidden[:, eos_token_id] |= early
+            forbidden[:, ends] |= early[:, None]
         if bool(forbidden.all(dim=-1).any()):
             raise ValueError(
                 "every token is forbidden: allowed_tokens has only the end-of-text token, before min_new_tokens"

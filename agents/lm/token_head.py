@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from agents.functional.kl import full_kl
 from agents.lm.fused_logprobs import linear_token_logprobs
 from agents.lm.sampling import TokenSampling, token_logprobs
+from textenvs.tokens.end_of_text import EndOfText
 
 LOGITS_AT_ONCE = 2**24
 """Entries of a logits array above which it is computed in chunks and recomputed backward (64 MB of float32) ..."""
@@ -37,8 +38,8 @@ class TokenHead:
     """A model's output embedding: ``[N, D]`` hidden states to ``[N, V]`` logits; its weight is ``[V, D]``."""
     sampling: TokenSampling
     """How logits become the policy's distribution."""
-    eos_token_id: int | None
-    """The token that ends a completion; None: there is none."""
+    eos_token_id: EndOfText
+    """The token that ends a completion, or several; None: there is none."""
 
     def logprobs_and_entropy(self, hidden: Tensor, tokens: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probability of one token in each state, and the distribution's entropy, with gradient.

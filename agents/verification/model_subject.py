@@ -15,6 +15,7 @@ from torch import Tensor
 
 from agents.lm.causal_lm import CausalLMPolicy
 from textenvs.lm.loading import load_causal_lm
+from textenvs.tokens.end_of_text import end_tokens, ends_text
 from textenvs.tokens.rows import PAD
 from textenvs.wrappers.reference import CausalLMReference
 
@@ -43,14 +44,15 @@ class Model:
         named = getattr(self.model.config, "eos_token_id", None) is not None
         self.eos = "model" if named else None
         self.policy = self.policy_with()
-        self.eos_token_id = self.policy.eos_token_id
+        ends = end_tokens(self.policy.eos_token_id)
+        self.eos_token_id = ends[0] if ends else None
+        other = next(token for token in range(1, self.policy.vocab_size) if token not in ends)
         self.reference = CausalLMReference(copy.deepcopy(self.model))
         generator = torch.Generator().manual_seed(seed)
         self.prompts = torch.randint(1, self.policy.vocab_size, (ROWS, PROMPT), generator=generator)
         self.completions = torch.randint(1, self.policy.vocab_size, (ROWS, BUDGET), generator=generator)
-        if self.eos_token_id is not None:
-            for rows in (self.prompts, self.completions):
-                rows[rows == self.eos_token_id] = (self.eos_token_id + 1) % self.policy.vocab_size
+        for rows in (self.prompts, self.completions):
+            rows[ends_text(rows, ends)] = other
         for i in range(ROWS):
             self.prompts[i, 1 + i % PROMPT :] = PAD
             length = 1 + (3 * i + 1) % BUDGET

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from textenvs.tokens.checks import check_completions, check_logprobs
+from textenvs.tokens.end_of_text import EndOfText
 from textenvs.tokens.rows import EOS, LENGTH, PAD, Ids, TokenRows
 
 
@@ -14,7 +15,7 @@ def finished_rows(
     completions: Ids,
     logprobs: ArrayLike | None,
     *,
-    eos_token_id: int | None,
+    eos_token_id: EndOfText,
     vocab_size: int,
     max_new_tokens: int,
     budget_truncates: bool,

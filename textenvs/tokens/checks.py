@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from textenvs.tokens.end_of_text import EndOfText, is_end
 from textenvs.tokens.rows import PAD, Floats, Ids, Mask
 
 if TYPE_CHECKING:
@@ -16,8 +17,8 @@ Numbers: TypeAlias = "ArrayLike | Tensor"
 """What a user's own callables may return."""
 
 
-def check_completions(completions: Ids, eos_token_id: int | None, vocab_size: int, max_new_tokens: int) -> Mask:
-    """``[N]`` True where a row of ``completions [N, T]`` ended with `eos_token_id`, False where with the budget.
+def check_completions(completions: Ids, eos_token_id: EndOfText, vocab_size: int, max_new_tokens: int) -> Mask:
+    """``[N]`` True where a row of ``completions [N, T]`` ended with its end of text, False where with the budget.
 
     Raises:
         ValueError: no episode can produce a row: it is empty, not right-padded with PAD, has a token outside
@@ -27,7 +28,7 @@ def check_completions(completions: Ids, eos_token_id: int | None, vocab_size: in
         raise ValueError(f"completions: expected at most {max_new_tokens} columns, received {completions.shape[1]}")
     mask = completions != PAD
     lengths = mask.sum(axis=1)
-    eos = completions == eos_token_id if eos_token_id is not None else np.zeros_like(mask)
+    eos = is_end(completions, eos_token_id)
     last = mask & (np.cumsum(mask, axis=1) == lengths[:, None])
     at_eos: Mask = (eos & last).any(axis=1)
     faults = {

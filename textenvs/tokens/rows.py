@@ -124,14 +124,6 @@ def split(tokens: Ids, prompt_lengths: Ids, lengths: Ids, prompt_width: int, com
     return prompts, np.where(inside, gathered, PAD)
 
 
-def has_eos(completions: Ids, eos_token_id: int | None) -> Mask:
-    """``[N]`` True where a row of ``completions [N, T]`` has its end-of-text token; False where the budget cut it."""
-    if eos_token_id is None:
-        return np.zeros(len(completions), dtype=np.bool_)
-    found: Mask = (completions == eos_token_id).any(axis=1)
-    return found
-
-
 def last_action_index(mask: Mask) -> Ids:
     """Column ``[N]`` of the last True of each row of ``mask [N, T]``: the action that ended the episode.
 
