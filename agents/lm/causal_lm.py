@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from agents.interfaces import Evaluation
 from agents.lm.decision_states import Decisions, spread, states_at_ends
 from agents.lm.lora import POLICY, VALUE, AdaptedTrunk
-from agents.lm.model_checks import check_head
+from agents.lm.model_checks import check_head, find_transform
 from agents.lm.sampling import TokenSampling, sample_tokens, uniform
-from agents.lm.token_head import TokenHead
+from agents.lm.token_head import LogitTransform, TokenHead
 from textenvs.lm.fast_paths import accelerate
 from textenvs.lm.kv_cache import check_has_cache
 from textenvs.lm.loading import load_causal_lm
@@ -42,7 +42,7 @@ class CausalLMPolicy(nn.Module):
 
     Args:
         model: a ``transformers`` causal LM of attention layers with a key-value cache, whose logits are its output
-            embedding of its trunk's last hidden state.
+            embedding of its trunk's last hidden state, maybe scaled or with a soft cap.
         eos_token_id: the token that ends a completion, or several; "model": all of the model's; None: only the budget
             ends one.
         critic: "shared", "separate", "adapter" or "none"; see the module.
@@ -55,7 +55,7 @@ class CausalLMPolicy(nn.Module):
 
     Raises:
         ValueError: for an unknown ``critic`` or one without its adapter; a model without end-of-text token or key-value
-            cache, or that modifies its logits (soft caps, scaling); tokens outside its vocabulary.
+            cache, or that modifies its logits otherwise than by a scale or a soft cap; tokens outside its vocabulary.
     """
 
     keeps_rows = True
@@ -100,7 +100,9 @@ class CausalLMPolicy(nn.Module):
             nn.init.zeros_(self.value_head.bias)
             self.value_head.to(device=self.device)
         self.eval()
+        self.transform = LogitTransform()
         if self.device.type != "meta":
+            self.transform = find_transform(self)
             check_head(self)
 
     @classmethod
@@ -255,11 +257,11 @@ class CausalLMPolicy(nn.Module):
     @property
     def token_head(self) -> TokenHead:
         """The distribution over tokens of a hidden state."""
-        return TokenHead(self.output_layer, self.sampling, self.eos_token_id)
+        return TokenHead(self.output_layer, self.sampling, self.eos_token_id, self.transform)
 
     def head_logits(self, hidden: Tensor) -> Tensor:
         """The model's next-token logits of ``[N, D]`` hidden states: ``[N, V]``, before ``sampling``."""
-        return self.output_layer(hidden)
+        return self.transform(self.output_layer(hidden))
 
     def critic_parameters(self) -> list[nn.Parameter]:
         """Parameters of the value only: its head, and the critic's own trunk or adapter if there is one."""

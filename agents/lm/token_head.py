@@ -31,6 +31,24 @@ def logits_at_once(vocab_size: int) -> int:
 
 
 @dataclass(frozen=True)
+class LogitTransform:
+    """What a model makes of its output layer's product ``z``: ``scale z``, or ``cap tanh(scale z / cap)``.
+
+    Granite and Cohere scale their logits, Gemma caps them (Riviere et al. 2024, "Gemma 2", arXiv:2408.00118, section 2).
+    """
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """``logits`` of any shape; float32 or wider if they are changed."""
+        if self.scale == 1.0 and self.cap is None:
+            return logits
+        scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)) * self.scale
+        return scaled if self.cap is None else torch.tanh(scaled / self.cap) * self.cap
+
+
+@dataclass(frozen=True)
 class TokenHead:
     """An output layer and how its logits become the policy's distribution."""
 
@@ -40,6 +58,8 @@ class TokenHead:
     """How logits become the policy's distribution."""
     eos_token_id: EndOfText
     """The token that ends a completion, or several; None: there is none."""
+    transform: LogitTransform = LogitTransform()
+    """What the model does to the layer's product."""
 
     def logprobs_and_entropy(self, hidden: Tensor, tokens: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probability of one token in each state, and the distribution's entropy, with gradient.
@@ -53,10 +73,12 @@ class TokenHead:
             ``(logprobs [N], entropy [N])``, nats.
         """
         plain = type(self.layer) is nn.Linear and self.layer.bias is None and not self.sampling.filters
+        plain = plain and self.transform.cap is None and self.transform.scale > 0
+        temperature = self.sampling.temperature / self.transform.scale
 
         def part(hidden: Tensor, tokens: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
             if plain:
-                return linear_token_logprobs(hidden, self.layer.weight, tokens, temperature=self.sampling.temperature)
+                return linear_token_logprobs(hidden, self.layer.weight, tokens, temperature=temperature)
             logits = self._logits(hidden, tokens, steps)
             with torch.autocast(logits.device.type, enabled=False):
                 return token_logprobs(logits, tokens)
@@ -94,4 +116,4 @@ class TokenHead:
         return tuple(torch.cat(column) for column in zip(*found, strict=True))
 
     def _logits(self, hidden: Tensor, tokens: Tensor, steps: Tensor) -> Tensor:
-        return self.sampling.shape(self.layer(hidden), steps, self.eos_token_id, taken=tokens)
+        return self.sampling.shape(self.transform(self.layer(hidden)), steps, self.eos_token_id, taken=tokens)
