@@ -9,10 +9,9 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
+from textenvs.lm.loading import load_adapter, load_causal_lm, load_peft
 from textenvs.lm.lora import adapted_layers, belongs, new_config, switch_on, write_adapter
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ class AdapterBackbone(nn.Module):
         """A new adapter of rank ``rank`` >= 1, scaled by ``alpha / rank``, over the model of a directory or name."""
         from peft import get_peft_model
 
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+        model = load_causal_lm(name)
         return cls(get_peft_model(model, new_config(model, rank=rank, alpha=alpha)))
 
     @classmethod
@@ -61,13 +60,11 @@ class AdapterBackbone(nn.Module):
         Raises:
             ValueError: that model cannot be loaded.
         """
-        from peft import PeftModel
-
         try:
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{folder}: expected a loadable model {name} below the adapter") from error
-        return cls(PeftModel.from_pretrained(model, str(folder)))
+            model = load_causal_lm(name)
+        except ValueError as error:
+            raise ValueError(f"{folder}: expected a loadable model {name} below the adapter: {error}") from error
+        return cls(load_peft(model, folder, "default"))
 
     def beside(self) -> AdapterBackbone:
         """A new adapter of the same shape on the same model, drawn from torch's global generator."""
@@ -78,7 +75,7 @@ class AdapterBackbone(nn.Module):
     def load_beside(self, folder: Path) -> AdapterBackbone:
         """The adapter in ``folder`` on the same model."""
         name = f"member_{len(self.peft_model.peft_config)}"
-        self.peft_model.load_adapter(str(folder), adapter_name=name)
+        load_adapter(self.peft_model, folder, name)
         return AdapterBackbone(self.peft_model, name)
 
     def learn_alone(self) -> None:

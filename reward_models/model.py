@@ -20,6 +20,7 @@ from transformers import AutoModel, PreTrainedTokenizerBase
 from reward_models.files import first_line, read_model, write_model
 from reward_models.lora import ADAPTER, Adapter, AdapterBackbone, lasting_name
 from textenvs.lm.fast_paths import accelerate
+from textenvs.lm.loading import load_trunk
 from textenvs.lm.packed_forward import can_pack, hidden_states
 from textenvs.tokens.rows import PAD
 from textenvs.tokens.tokenizers import load_tokenizer
@@ -85,13 +86,9 @@ class RewardModel(nn.Module):
             ValueError: model or tokenizer cannot be loaded; the message names which.
         """
         tokenizer = load_tokenizer(name)
-        try:
-            if lora_rank is None:
-                backbone: nn.Module = AutoModel.from_pretrained(name, dtype=torch.float32)
-            else:
-                backbone = AdapterBackbone.new(name, rank=lora_rank, alpha=lora_alpha)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{name}: expected a model that transformers can load ({first_line(error)})") from error
+        backbone = (
+            load_trunk(name) if lora_rank is None else AdapterBackbone.new(name, rank=lora_rank, alpha=lora_alpha)
+        )
         return cls(backbone, tokenizer, max_length=max_length)
 
     @property

@@ -11,10 +11,12 @@ from gymnasium.vector import AutoresetMode
 from textenvs.envs.scalar import TokenEnv
 from textenvs.envs.vector import TokenVectorEnv
 from textenvs.envs.wrapper import TokenVectorWrapper
+from textenvs.tokens.end_of_text import end_of_text
+from textenvs.tokens.end_tokens import EndOfText
 from textenvs.tokens.prompts import PromptSource
 from textenvs.tokens.tokenizers import Tokenizer, load_tokenizer
 from textenvs.wrappers.interfaces import Acting, ReferenceSource, Scorer
-from textenvs.wrappers.kl_shaping import KLShaping
+from textenvs.wrappers.kl_shaping import KLShaping, as_reference
 from textenvs.wrappers.preference import PreferenceReward
 
 
@@ -31,7 +33,7 @@ def text_generation_vec(
     beta: float = 0.15,
     acting: Acting | None = None,
     charge: bool = True,
-    eos_token_id: int | None = None,
+    eos_token_id: EndOfText = None,
     max_new_tokens: int = 24,
     autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
     **options: Any,
@@ -45,7 +47,8 @@ def text_generation_vec(
         scorer, combine, weights, uncertainty_coef: see `PreferenceReward`. Without a scorer there is no score.
         reference, acting, charge: see `KLShaping`. Without a reference there is no penalty.
         beta: KL coefficient, reward units per nat. Default: Ziegler et al. 2019 (arXiv:1909.08593).
-        eos_token_id: the token that ends an episode. None: the tokenizer's, if there is one.
+        eos_token_id: the token that ends an episode, or several. None: those of the reference (see
+            `textenvs.tokens.end_of_text`), or the tokenizer's if that is no causal LM.
         max_new_tokens: budget of an episode, tokens. Default: Ziegler et al. 2019.
         autoreset_mode: see `TokenVectorEnv`.
         **options: of `TokenVectorEnv`: vocab_size, max_prompt_tokens, shuffle, group_size, budget.
@@ -56,7 +59,12 @@ def text_generation_vec(
     if tokenizer is None:
         tokenizer = reference if isinstance(reference, str | os.PathLike) else getattr(reference, "tokenizer", None)
     reader = load_tokenizer(tokenizer) if isinstance(tokenizer, str | os.PathLike) else tokenizer
-    eos = getattr(reader, "eos_token_id", None) if eos_token_id is None else eos_token_id
+    if reference is not None:
+        reference = as_reference(reference)
+    eos = eos_token_id
+    if eos is None:
+        model = getattr(reference, "model", None)
+        eos = getattr(reader, "eos_token_id", None) if model is None else end_of_text(model, reader)
     options |= {"max_new_tokens": max_new_tokens, "autoreset_mode": autoreset_mode}
     envs: TokenVectorEnv | TokenVectorWrapper
     envs = TokenVectorEnv(num_envs, prompts=prompts, tokenizer=reader, eos_token_id=eos, **options)

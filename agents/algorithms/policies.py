@@ -16,8 +16,8 @@ from agents.lm.lora import AdaptedTrunk
 from agents.text.collector import kl_shaping_of
 from agents.text.config import TextAgentConfig
 from textenvs.envs.vector import TokenVectorEnv
+from textenvs.lm.loading import load_causal_lm
 from textenvs.tokens.tokenizers import load_tokenizer, same_tokenizer
-from textenvs.wrappers.reference import load_causal_lm
 
 PolicyLike = Union[str, "os.PathLike[str]", nn.Module]
 """A directory or name, or a module: a transformers model, a ``CausalLMPolicy`` or one that implements the protocol."""

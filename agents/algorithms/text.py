@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -18,6 +18,7 @@ from agents.algorithms.options import TextOptions
 from agents.algorithms.policies import PolicyLike, build_policy, starting_policy
 from agents.algorithms.token_environments import TokenVectorLike, token_vector
 from agents.config import check_settings, with_settings
+from agents.functional.schedules import Linear
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.generation import generate
 from agents.lm.saving import save_model
@@ -26,7 +27,7 @@ from agents.runs.logging import MetricSink
 from agents.text.agent import TextAgent
 from agents.text.collector import TextCollector, kl_shaping_of
 from agents.text.config import PAPERS, Algorithm, TextAgentConfig
-from agents.text.presets import preset_settings
+from agents.text.presets import learning_rate_for, preset_settings
 from agents.text.stepwise import generate_by_acting
 from textenvs.envs.vector import TokenVectorEnv
 from textenvs.tokens.prompts import load_prompts
@@ -71,6 +72,7 @@ class TextAlgorithm(TextAgent):
         settings = {key: value for key, value in settings.items() if key not in own}
         group_size = settings.get("group_size", PAPERS[self.name].get("group_size", 1))
         envs = token_vector(env, options.batch_size, group_size if config is None else config.group_size)
+        own_rate = config is None and "learning_rate" not in settings
         config = self._config(envs.num_envs, config, settings)
         self.env_id = env if isinstance(env, str) else None
         self.policy_source = os.fspath(policy) if isinstance(policy, str | os.PathLike) else None
@@ -82,6 +84,8 @@ class TextAlgorithm(TextAgent):
         elif options.beta is not None:
             raise ValueError("beta: the environment has no KLShaping, so there is no KL to be charged; pass reference=")
         module = build_policy(envs, policy, config, options)
+        if own_rate:
+            config = replace(config, learning_rate=_learning_rate(self.name, module))
         exact = config.kl_in != "reward" and config.kl_estimator == "full"
         super().__init__(
             config,
@@ -205,6 +209,12 @@ class TextAlgorithm(TextAgent):
         super()._refuse_other(state)
         if state["algorithm"] != cls.name:
             raise checkpoint.CheckpointError(f"the checkpoint is of {state['algorithm']!r}, not {cls.name!r}")
+
+
+def _learning_rate(algorithm: Algorithm, policy: torch.nn.Module) -> Linear:
+    adapters = getattr(policy, "adapters", None) is not None
+    model = getattr(policy, "model", policy)
+    return learning_rate_for(algorithm, sum(each.numel() for each in model.parameters()), adapters=adapters)
 
 
 def _writer(policy: Any) -> Any:

@@ -22,12 +22,15 @@ from torch import Tensor, nn
 from agents.interfaces import Evaluation
 from agents.lm.decision_states import Decisions, spread, states_at_ends
 from agents.lm.lora import POLICY, VALUE, AdaptedTrunk
-from agents.lm.model_checks import check_head, end_of_text
+from agents.lm.model_checks import check_head, find_transform
 from agents.lm.sampling import TokenSampling, sample_tokens, uniform
-from agents.lm.token_head import TokenHead
+from agents.lm.token_head import LogitTransform, TokenHead
 from textenvs.lm.fast_paths import accelerate
 from textenvs.lm.kv_cache import check_has_cache
+from textenvs.lm.loading import load_causal_lm
 from textenvs.lm.packed_forward import compile_trunk, hidden_states, recompute_layers
+from textenvs.tokens.end_of_text import end_of_text
+from textenvs.tokens.end_tokens import EndOfText, as_eos_token_id
 from textenvs.tokens.rows import PAD
 
 if TYPE_CHECKING:
@@ -40,8 +43,9 @@ class CausalLMPolicy(nn.Module):
 
     Args:
         model: a ``transformers`` causal LM of attention layers with a key-value cache, whose logits are its output
-            embedding of its trunk's last hidden state.
-        eos_token_id: the token that ends a completion; "model": the model's; None: only the budget ends one.
+            embedding of its trunk's last hidden state, maybe scaled or with a soft cap.
+        eos_token_id: the token that ends a completion, or several; "model": all of the model's; None: only the budget
+            ends one.
         critic: "shared", "separate", "adapter" or "none"; see the module.
         sampling: how logits become the policy's distribution.
         adapters: around ``model``, whose weights they freeze. None: all weights are trained.
@@ -52,7 +56,7 @@ class CausalLMPolicy(nn.Module):
 
     Raises:
         ValueError: for an unknown ``critic`` or one without its adapter; a model without end-of-text token or key-value
-            cache, or that modifies its logits (soft caps, scaling); tokens outside its vocabulary.
+            cache, or that modifies its logits otherwise than by a scale or a soft cap; tokens outside its vocabulary.
     """
 
     keeps_rows = True
@@ -61,7 +65,7 @@ class CausalLMPolicy(nn.Module):
         self,
         model: PreTrainedModel,
         *,
-        eos_token_id: int | str | None = "model",
+        eos_token_id: EndOfText | str = "model",
         critic: str = "shared",
         sampling: TokenSampling | None = None,
         adapters: AdaptedTrunk | None = None,
@@ -80,10 +84,9 @@ class CausalLMPolicy(nn.Module):
         self.adapters, self.role, self.autocast = adapters, role, autocast
         self.critic = critic
         self.sampling = TokenSampling() if sampling is None else sampling
-        self.eos_token_id: int | None = end_of_text(model) if isinstance(eos_token_id, str) else eos_token_id
         self.vocab_size, hidden_size = self.output_layer.weight.shape
-        if self.eos_token_id is not None and not 0 <= self.eos_token_id < self.vocab_size:
-            raise ValueError(f"eos_token_id: expected one in [0, {self.vocab_size}), received {self.eos_token_id}")
+        ends = end_of_text(model) if isinstance(eos_token_id, str) else eos_token_id
+        self.eos_token_id = as_eos_token_id(ends, self.vocab_size)
         self.sampling.check_vocabulary(self.vocab_size)
         accelerate(model)
         if recompute:
@@ -98,15 +101,15 @@ class CausalLMPolicy(nn.Module):
             nn.init.zeros_(self.value_head.bias)
             self.value_head.to(device=self.device)
         self.eval()
+        self.transform = LogitTransform()
         if self.device.type != "meta":
+            self.transform = find_transform(self)
             check_head(self)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **options: Any) -> CausalLMPolicy:
         """A policy of the model at ``path`` (directory or name); ``options`` as in the constructor."""
-        from transformers import AutoModelForCausalLM
-
-        return cls(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32), **options)
+        return cls(load_causal_lm(path), **options)
 
     def train(self, mode: bool = True) -> CausalLMPolicy:
         """Always evaluation mode: with dropout the trained policy would differ from the one that acted."""
@@ -255,11 +258,11 @@ class CausalLMPolicy(nn.Module):
     @property
     def token_head(self) -> TokenHead:
         """The distribution over tokens of a hidden state."""
-        return TokenHead(self.output_layer, self.sampling, self.eos_token_id)
+        return TokenHead(self.output_layer, self.sampling, self.eos_token_id, self.transform)
 
     def head_logits(self, hidden: Tensor) -> Tensor:
         """The model's next-token logits of ``[N, D]`` hidden states: ``[N, V]``, before ``sampling``."""
-        return self.output_layer(hidden)
+        return self.transform(self.output_layer(hidden))
 
     def critic_parameters(self) -> list[nn.Parameter]:
         """Parameters of the value only: its head, and the critic's own trunk or adapter if there is one."""

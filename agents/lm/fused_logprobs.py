@@ -35,6 +35,23 @@ def linear_token_logprobs(
     return _LinearTokenLogprobs.apply(hidden, weight, tokens, temperature, dtype)  # type: ignore[no-any-return]
 
 
+ROWS_AT_ONCE = 128
+"""Rows of one product: each product reads the whole weight, so a few rows at a time would read it again and again."""
+
+
+def _read_block(logits: Tensor, tokens: Tensor, away: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies of a block of rows; fills ``away`` with ``p - 1_a``. Overwrites ``logits``."""
+    logprobs, entropy = logits.new_empty(len(tokens)), logits.new_empty(len(tokens))
+    for part in parts_in_cache(*logits.shape):
+        taken = tokens[part]
+        probabilities = logits[part] if away is None or away.dtype != logits.dtype else away[part]
+        logprobs[part], entropy[part] = read_off(logits[part], taken, probabilities)
+        if away is not None:
+            probabilities[torch.arange(len(taken), device=taken.device), taken] -= 1
+            away[part] = probabilities
+    return logprobs, entropy
+
+
 class _LinearTokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, tokens: Tensor, temperature: float, dtype: torch.dtype):  # type: ignore[no-untyped-def, override]
@@ -44,17 +61,12 @@ class _LinearTokenLogprobs(torch.autograd.Function):
         away = hidden_.new_empty(shape) if any(ctx.needs_input_grad) else None  # p - 1_a
         logprobs, entropy = (torch.empty(shape[0], dtype=exact, device=hidden.device) for _ in range(2))
         with torch.autocast(hidden.device.type, enabled=False):
-            for part in parts_in_cache(*shape):
-                logits = multiply(hidden_[part], weight_).to(dtype).to(exact)
+            for block in (slice(start, start + ROWS_AT_ONCE) for start in range(0, shape[0], ROWS_AT_ONCE)):
+                logits = multiply(hidden_[block], weight_).to(dtype).to(exact)
                 if temperature != 1.0:
                     logits /= temperature
-                taken = tokens[part]
-                in_place = away is not None and away.dtype == exact
-                probabilities = away[part] if in_place else torch.empty_like(logits)  # type: ignore[index]
-                logprobs[part], entropy[part] = read_off(logits, taken, probabilities)
-                if away is not None:
-                    probabilities[torch.arange(len(taken), device=taken.device), taken] -= 1
-                    away[part] = probabilities
+                kept = None if away is None else away[block]
+                logprobs[block], entropy[block] = _read_block(logits, tokens[block], kept)
         ctx.save_for_backward(hidden_, weight_, tokens, away, entropy)
         ctx.temperature, ctx.types = temperature, (hidden.dtype, weight.dtype)
         ctx.set_materialize_grads(False)

@@ -18,6 +18,7 @@ from agents.lm.sampling import sample_tokens, uniform
 from textenvs.lm.kv_cache import PlainCache, any_key_order, new_cache
 from textenvs.lm.linear_kernels import cache_keyword
 from textenvs.lm.packed_attention import OURS, SDPA
+from textenvs.tokens.end_tokens import ends_text
 from textenvs.tokens.rows import PAD
 
 COMPACT_AT = 1 / 16
@@ -113,8 +114,7 @@ def _generate(
             values = policy.value_of(decoder.hidden)
             values_out[target] = values if whole else values[running]
         running = running & (steps + 1 < max_new_tokens)
-        if policy.eos_token_id is not None:
-            running = running & (tokens != policy.eos_token_id)
+        running = running & ~ends_text(tokens, policy.eos_token_id)
         num_running = int(running.sum())
         if num_running == 0 and begun == batch:
             break
@@ -144,7 +144,7 @@ class _Noise:
         other_rows: tuple[int, int],
     ) -> None:
         self.generator, self.before = generator, other_rows[0]
-        self.numbers = torch.empty(steps, batch + sum(other_rows), device=device)
+        self.numbers = uniform(0, generator, device).new_empty(steps, batch + sum(other_rows))
         self.drawn = 0
 
     def of(self, rows: Tensor, steps: Tensor, running: Tensor) -> Tensor:

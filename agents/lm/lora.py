@@ -17,6 +17,7 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from textenvs.lm.linear_kernels import speed_up
+from textenvs.lm.loading import load_adapter, load_peft
 from textenvs.lm.lora import ADAPTER_WEIGHTS, adapted_layers, belongs, check_shape, new_config, switch_on, write_adapter
 
 if TYPE_CHECKING:
@@ -91,14 +92,14 @@ class AdaptedTrunk:
     def _loaded(self, start: str | Path) -> PeftModel:
         _check_adapter(start)
         try:
-            peft = PeftModel.from_pretrained(self.model, str(start), adapter_name=POLICY, is_trainable=True)
-        except (RuntimeError, ValueError) as fault:  # mismatched sizes or missing layers
+            peft = load_peft(self.model, start, POLICY, is_trainable=True)
+        except ValueError as fault:  # mismatched sizes or missing layers
             base = PeftConfig.from_pretrained(str(start)).base_model_name_or_path
             raise ValueError(
-                f"{start}: expected an adapter of {self.model.name_or_path}, received one of {base}"
+                f"{start}: expected an adapter of {self.model.name_or_path}, received one of {base}: {fault}"
             ) from fault
         for role in (*self.trained[1:], REFERENCE):
-            peft.load_adapter(str(start), adapter_name=role)
+            load_adapter(peft, start, role)
         return peft
 
     def load(self, folder: str | Path, role: str) -> None:
@@ -110,7 +111,7 @@ class AdaptedTrunk:
         if role in self.trained:
             raise ValueError(f"role: expected a frozen one, received {role!r}, which is trained")
         _check_adapter(folder)
-        self.peft.load_adapter(str(folder), adapter_name=role)
+        load_adapter(self.peft, folder, role)
         self._refresh()
 
     @torch.no_grad()

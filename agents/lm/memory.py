@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.lora import AdaptedTrunk, LoraOptions
-from agents.lm.token_head import LOGITS_AT_ONCE
+from agents.lm.token_head import logits_at_once
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -116,7 +116,7 @@ def activation_bytes(model_config: PretrainedConfig, layout: Layout, workload: W
         layers = model_config.num_hidden_layers
         inputs = tokens.numel() * model_config.hidden_size * layout.dtype.itemsize
         kept = passes * layers * inputs + kept // (passes * layers)
-    logits = min(workload.update_rows * workload.new_tokens * policy.vocab_size, LOGITS_AT_ONCE)
+    logits = min(workload.update_rows * workload.new_tokens * policy.vocab_size, logits_at_once(policy.vocab_size))
     return kept + LOGITS_COPIES * FLOAT32 * logits
 
 

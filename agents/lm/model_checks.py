@@ -5,13 +5,51 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
+from agents.lm.token_head import LogitTransform
 from textenvs.lm.packed_forward import trunk_forward
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from agents.lm.causal_lm import CausalLMPolicy
+
+
+LEVELS = (2.0**-7, -(2.0**-7), 1.0, -1.0, 8.0, -64.0, 1024.0, 2.0**40)
+"""Products of the output layer that show what the model does to them: small, large, of both signs."""
+
+
+@torch.no_grad()
+def find_transform(policy: CausalLMPolicy) -> LogitTransform:
+    """What the model makes of its output layer's product, found by handing it products whose result tells.
+
+    Raises:
+        ValueError: neither a scale nor a soft cap explains the model's logits.
+    """
+    tokens = torch.arange(min(4, policy.vocab_size), device=policy.device)[None]
+    levels = torch.tensor(LEVELS, device=policy.device)
+    size = tokens.numel() * policy.vocab_size
+    products = levels.repeat(-(-size // len(LEVELS)))[:size].view(*tokens.shape, policy.vocab_size)
+    seen: list[bool] = []
+
+    def replace(layer: torch.nn.Module, inputs: object, output: Tensor) -> Tensor:
+        seen.append(output.shape == products.shape)
+        return products if seen[-1] else output
+
+    with policy.output_layer.register_forward_hook(replace), policy.forward_context():
+        logits = policy.model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits
+    if seen != [True]:
+        return LogitTransform()  # the layer is used otherwise; `check_head` compares what comes out
+    found = logits.float().flatten()[: len(LEVELS)]
+    scale = float(found[0] / levels[0])
+    last = min(len(found), len(LEVELS)) - 1
+    bounded = abs(float(found[-1])) < abs(scale) * abs(LEVELS[last]) / 2
+    transform = LogitTransform(scale=scale, cap=abs(float(found[-1])) if bounded else None)
+    if not torch.allclose(transform(levels[: len(found)]), found, rtol=1e-4, atol=1e-6):
+        raise ValueError(
+            f"expected logits equal to the output embedding of the last hidden state, or scaled, or with a soft cap; "
+            f"{type(policy.model).__name__} makes {found.tolist()} of {list(LEVELS)}"
+        )
+    return transform
 
 
 @torch.no_grad()
@@ -24,19 +62,5 @@ def check_head(policy: CausalLMPolicy) -> None:
     if not torch.allclose(ours.float(), theirs.float(), rtol=1e-3, atol=1e-3):
         raise ValueError(
             f"expected logits equal to the output embedding of the last hidden state, received other ones from "
-            f"{type(policy.model).__name__} (a soft cap or a scale)"
+            f"{type(policy.model).__name__}"
         )
-
-
-def end_of_text(model: PreTrainedModel) -> int:
-    """The (first) end-of-text token of the model's configuration.
-
-    Raises:
-        ValueError: if it has none.
-    """
-    eos = model.config.eos_token_id
-    if isinstance(eos, (list, tuple)):
-        eos = eos[0] if eos else None
-    if eos is None:
-        raise ValueError(f"{type(model).__name__} has no end-of-text token: pass eos_token_id (None: there is none)")
-    return int(eos)

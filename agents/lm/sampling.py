@@ -14,6 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
+
+from textenvs.tokens.end_tokens import EndOfText, end_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +62,14 @@ class TokenSampling:
         return self.min_new_tokens > 0 or self.allowed_tokens is not None or self.top_k is not None or self.top_p < 1.0
 
     def shape(
-        self, logits: Tensor, steps: Tensor | int, eos_token_id: int | None, taken: Tensor | None = None
+        self, logits: Tensor, steps: Tensor | int, eos_token_id: EndOfText, taken: Tensor | None = None
     ) -> Tensor:
         """Logits of the policy's distribution: float32, ``-inf`` where the probability is 0.
 
         Args:
             logits: ``[N, V]`` of the model.
             steps: ``[N]`` or one number, completion tokens so far.
-            eos_token_id: the token that ``min_new_tokens`` forbids; None: there is none.
+            eos_token_id: the token, or tokens, that ``min_new_tokens`` forbids; None: there is none.
             taken: ``[N]`` tokens that top-k and top-p always keep.
         """
         logits = logits.float()
@@ -78,9 +81,9 @@ class TokenSampling:
         if self.allowed_tokens is not None:
             forbidden[:] = True
             forbidden[:, list(self.allowed_tokens)] = False
-        if self.min_new_tokens > 0 and eos_token_id is not None:
+        if self.min_new_tokens > 0 and (ends := list(end_tokens(eos_token_id))):
             early = torch.as_tensor(steps, device=logits.device).expand(logits.shape[0]) < self.min_new_tokens
-            forbidden[:, eos_token_id] |= early
+            forbidden[:, ends] |= early[:, None]
         if bool(forbidden.all(dim=-1).any()):
             raise ValueError(
                 "every token is forbidden: allowed_tokens has only the end-of-text token, before min_new_tokens"
@@ -203,16 +206,41 @@ def sample_tokens(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]
         tokens = logits.argmax(dim=-1)
         return tokens, torch.log_softmax(logits, dim=-1).gather(-1, tokens[:, None])[:, 0]
     logprobs = torch.log_softmax(logits, dim=-1)
-    heights = logprobs.exp().cumsum(dim=-1)
+    mass = pad(logprobs.exp(), (0, -logits.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+    block, within = _invert(mass.sum(-1), noise)
+    token, _ = _invert(mass[torch.arange(len(block), device=block.device), block], within)
+    tokens = block * BLOCK + token
+    return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
+
+
+BLOCK = 64
+"""Tokens whose mass is added up before the inversion finds one of them: only the sums need float64."""
+
+
+def _invert(mass: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+    """Index ``[N]`` at which the running sum of ``mass [N, K]`` passes ``level [N]`` of its total, and the share of
+    that entry which lies below it; both levels in [0, 1).
+
+    In float64: float32 would skip most of a long tail, whose masses are less than its steps near 1.
+    """
+    wide = torch.float32 if mass.device.type == "mps" else torch.float64  # which has no float64
+    heights = mass.to(wide).cumsum(dim=-1)
     total = heights[:, -1:]
     if bool(total.isnan().any()):
         raise FloatingPointError("expected finite logits to sample from, received NaN or infinity")
-    # Strictly below the total, so that the first height above it belongs to a token of positive probability.
-    target = torch.minimum(noise[:, None].to(total) * total, torch.nextafter(total, torch.zeros_like(total)))
-    tokens = torch.searchsorted(heights, target, right=True)
-    return tokens[:, 0], logprobs.gather(-1, tokens)[:, 0]
+    # Strictly below the total, so that the first height above it belongs to an entry of positive mass.
+    target = torch.minimum(level[:, None].to(wide) * total, torch.nextafter(total, torch.zeros_like(total)))
+    index = torch.searchsorted(heights, target, right=True)
+    entry = mass.gather(-1, index).to(wide)
+    within = (target - (heights.gather(-1, index) - entry)) / entry
+    return index[:, 0], within[:, 0].clamp_(min=0.0)
 
 
 def uniform(count: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """``[count]`` numbers in [0, 1), drawn on the generator's device: a CPU seed gives equal numbers anywhere."""
-    return torch.rand(count, generator=generator, device=None if generator is None else generator.device).to(device)
+    """``[count]`` float64 numbers in [0, 1), drawn on the generator's device: a CPU seed gives equal numbers anywhere.
+
+    Float32's steps of 6e-8 would never reach most tokens of a long tail.
+    """
+    drawn_on = None if generator is None else generator.device
+    numbers = torch.rand(count, dtype=torch.float64, generator=generator, device=drawn_on)
+    return numbers.to(device, torch.float32 if torch.device(device).type == "mps" else torch.float64)

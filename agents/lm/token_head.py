@@ -16,9 +16,36 @@ from torch.utils.checkpoint import checkpoint
 from agents.functional.kl import full_kl
 from agents.lm.fused_logprobs import linear_token_logprobs
 from agents.lm.sampling import TokenSampling, token_logprobs
+from textenvs.tokens.end_tokens import EndOfText
 
 LOGITS_AT_ONCE = 2**24
-"""Entries of a logits array above which it is computed in chunks and recomputed backward (64 MB of float32)."""
+"""Entries of a logits array above which it is computed in chunks and recomputed backward (64 MB of float32) ..."""
+FEWEST_ROWS = 256
+"""... of this many rows or more: each chunk reads the whole weight and adds a whole gradient to it, which costs more
+than the products of a few rows. So few logits take less memory than the weight."""
+
+
+def logits_at_once(vocab_size: int) -> int:
+    """Entries of the largest logits array that is in memory in an update, or in evaluating many states."""
+    return max(LOGITS_AT_ONCE, FEWEST_ROWS * vocab_size)
+
+
+@dataclass(frozen=True)
+class LogitTransform:
+    """What a model makes of its output layer's product ``z``: ``scale z``, or ``cap tanh(scale z / cap)``.
+
+    Granite and Cohere scale their logits, Gemma caps them (Riviere et al. 2024, "Gemma 2", arXiv:2408.00118, section 2).
+    """
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """``logits`` of any shape; float32 or wider if they are changed."""
+        if self.scale == 1.0 and self.cap is None:
+            return logits
+        scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)) * self.scale
+        return scaled if self.cap is None else torch.tanh(scaled / self.cap) * self.cap
 
 
 @dataclass(frozen=True)
@@ -29,8 +56,10 @@ class TokenHead:
     """A model's output embedding: ``[N, D]`` hidden states to ``[N, V]`` logits; its weight is ``[V, D]``."""
     sampling: TokenSampling
     """How logits become the policy's distribution."""
-    eos_token_id: int | None
-    """The token that ends a completion; None: there is none."""
+    eos_token_id: EndOfText
+    """The token that ends a completion, or several; None: there is none."""
+    transform: LogitTransform = LogitTransform()
+    """What the model does to the layer's product."""
 
     def logprobs_and_entropy(self, hidden: Tensor, tokens: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probability of one token in each state, and the distribution's entropy, with gradient.
@@ -44,10 +73,12 @@ class TokenHead:
             ``(logprobs [N], entropy [N])``, nats.
         """
         plain = type(self.layer) is nn.Linear and self.layer.bias is None and not self.sampling.filters
+        plain = plain and self.transform.cap is None and self.transform.scale > 0
+        temperature = self.sampling.temperature / self.transform.scale
 
         def part(hidden: Tensor, tokens: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
             if plain:
-                return linear_token_logprobs(hidden, self.layer.weight, tokens, temperature=self.sampling.temperature)
+                return linear_token_logprobs(hidden, self.layer.weight, tokens, temperature=temperature)
             logits = self._logits(hidden, tokens, steps)
             with torch.autocast(logits.device.type, enabled=False):
                 return token_logprobs(logits, tokens)
@@ -76,7 +107,8 @@ class TokenHead:
         self, compute: Callable[..., tuple[Tensor, ...]], logits_at_a_time: int, *arrays: Tensor
     ) -> tuple[Tensor, ...]:
         """``compute(*arrays)``; in chunks of rows, recomputed in the backward pass, if its logits would be large."""
-        chunk = max(1, LOGITS_AT_ONCE // (logits_at_a_time * len(self.layer.weight)))
+        vocab_size = len(self.layer.weight)
+        chunk = max(1, logits_at_once(vocab_size) // (logits_at_a_time * vocab_size))
         if len(arrays[0]) <= chunk:
             return compute(*arrays)
         parts = zip(*(array.split(chunk) for array in arrays), strict=True)
@@ -84,4 +116,4 @@ class TokenHead:
         return tuple(torch.cat(column) for column in zip(*found, strict=True))
 
     def _logits(self, hidden: Tensor, tokens: Tensor, steps: Tensor) -> Tensor:
-        return self.sampling.shape(self.layer(hidden), steps, self.eos_token_id, taken=tokens)
+        return self.sampling.shape(self.transform(self.layer(hidden)), steps, self.eos_token_id, taken=tokens)

@@ -7,6 +7,7 @@ Rollouts come from ``agents.text.collector``; the training loop is in ``agents.a
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -39,6 +40,10 @@ METRICS: dict[str, str] = {
     "time/tokens_per_second": "response tokens of this iteration / its seconds, rollout and update",
 }
 """Every metric this agent adds to those of ``agents.runs.logging`` and ``agents.text.rollout_metrics``."""
+
+
+EARLY_UPDATES, EARLY_NATS = 5, 5.0
+"""In so many updates the policy is expected to move by less than so many nats per sequence."""
 
 
 class TextAgent(Agent):
@@ -75,6 +80,7 @@ class TextAgent(Agent):
         """The processes that train the policy together."""
         self.processes.broadcast_in_place(self.policy.state_dict().values())
         self._advantage_metrics: dict[str, float] = {}
+        self._warned = False
         self.moving_baseline: float | None = None
         """Running average of the returns, reward units; None before the first rollout."""
         self.newest: tuple[Rollout, Batch] | None = None
@@ -84,11 +90,27 @@ class TextAgent(Agent):
     def _learning_parts(self) -> tuple[nn.Module, torch.optim.Optimizer]:
         trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         rate = value_at(self.config.learning_rate, 0.0)
-        return self.policy, torch.optim.Adam(trained, lr=rate, eps=self.config.adam_eps, fused=True)
+        config = self.config
+        return self.policy, torch.optim.AdamW(
+            trained,
+            lr=rate,
+            betas=(config.adam_beta1, config.adam_beta2),
+            eps=config.adam_eps,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
 
     def iterate(self) -> None:
-        """One rollout and its update; also logs tokens per second."""
+        """One rollout and its update; also logs tokens per second, and warns of a start that runs away."""
         super().iterate()
+        moved = self.metrics.get("rollout/kl_per_sequence", 0.0)
+        if self.updates <= EARLY_UPDATES and moved > EARLY_NATS and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"after {self.updates - 1} updates the policy is {moved:.1f} nats per sequence from the reference: "
+                f"learning_rate {value_at(self.config.learning_rate, 0.0):g} is probably too high for this model",
+                stacklevel=2,
+            )
         texts_per_second = self.metrics["time/steps_per_second"]
         self.metrics["time/tokens_per_second"] = texts_per_second * self.metrics["rollout/length_mean"]
 
@@ -165,7 +187,8 @@ class TextAgent(Agent):
     def update(self, batch: Batch) -> dict[str, float]:
         """Minimize the loss that the configuration describes; returns metrics, as ``agents.update.update`` does."""
         config = self.config
-        rate, clip = value_at(config.learning_rate, self.progress), value_at(config.clip, self.progress)
+        rate = value_at(config.learning_rate, self.progress) * config.warmup(self.updates)
+        clip = value_at(config.clip, self.progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         reference = self.reference if config.kl_in != "reward" and config.kl_estimator == "full" else None

@@ -28,6 +28,7 @@ from agents.text.score_scaling import ScoreScaler
 from textenvs.envs.vector import TokenVectorEnv
 from textenvs.envs.wrapper import TokenVectorWrapper
 from textenvs.lm.packed_forward import pack_rows
+from textenvs.tokens.end_tokens import end_tokens
 from textenvs.tokens.rows import PAD, TokenRows, join_rows, last_action_index
 from textenvs.wrappers.kl_shaping import KLShaping
 
@@ -226,9 +227,9 @@ class TextCollector:
         return {"rollout/beta": beta}
 
     def _check(self, policy: CausalLMPolicy) -> None:
-        if policy.eos_token_id != self.base.eos_token_id:
+        if end_tokens(policy.eos_token_id) != end_tokens(self.base.eos_token_id):
             raise ValueError(
-                f"policy: expected the environment's end-of-text token {self.base.eos_token_id}, received "
+                f"policy: expected the environment's end of text {self.base.eos_token_id}, received "
                 f"{policy.eos_token_id}"
             )
         excess = policy.vocab_size - self.base.vocab_size

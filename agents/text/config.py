@@ -85,7 +85,41 @@ class TextKLConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextAgentConfig(TextAdvantageConfig, TextKLConfig, TextLossConfig, UpdateConfig, AgentConfig):
+class TextOptimizerConfig:
+    """Update: AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101)."""
+
+    adam_eps: float = 1e-8
+    """Adam's epsilon, > 0. The 1e-5 of control tasks is more than the gradients of a large model's weights, so that
+    its first steps would be a fraction of the learning rate"""
+    adam_beta1: float = 0.9
+    """decay of the gradient's running mean, [0, 1)"""
+    adam_beta2: float = 0.999
+    """decay of its square's running mean, [0, 1)"""
+    weight_decay: float = 0.0
+    """share of each weight, times the learning rate, that a step takes off; >= 0"""
+    warmup_updates: int = 0
+    """updates over which the learning rate rises from 0 in a straight line, on top of its schedule"""
+
+    def check_optimizer(self) -> None:
+        """Raise ValueError if a setting is out of range."""
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name}: expected a number in [0, 1), received {getattr(self, name)}")
+        if not self.adam_eps > 0:
+            raise ValueError(f"adam_eps: expected a number > 0, received {self.adam_eps}")
+        for name in ("weight_decay", "warmup_updates"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: expected a number >= 0, received {getattr(self, name)}")
+
+    def warmup(self, updates: int) -> float:
+        """Factor of the learning rate after so many ``updates``, (0, 1]."""
+        return min(1.0, (updates + 1) / (self.warmup_updates + 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextAgentConfig(
+    TextOptimizerConfig, TextAdvantageConfig, TextKLConfig, TextLossConfig, UpdateConfig, AgentConfig
+):
     """Algorithm: how texts are evaluated.
 
     With its base classes, all settings of ``agents.text.agent.TextAgent``; the defaults are PPO's.
@@ -132,6 +166,7 @@ class TextAgentConfig(TextAdvantageConfig, TextKLConfig, TextLossConfig, UpdateC
         self._check_applicable()
 
     def _check_ranges(self) -> None:
+        self.check_optimizer()
         if self.group_size < 1 or (self.algorithm in GROUP_ALGORITHMS and self.group_size < 2):
             least = 2 if self.algorithm in GROUP_ALGORITHMS else 1
             raise ValueError(f"group_size: expected {least} or more for {self.algorithm}, received {self.group_size}")

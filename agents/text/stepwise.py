@@ -9,6 +9,7 @@ from torch import Tensor
 
 from agents.interfaces import Policy
 from agents.lm.generation import Generation
+from textenvs.tokens.end_tokens import EndOfText, ends_text
 from textenvs.tokens.rows import PAD
 
 
@@ -16,7 +17,7 @@ class TextPolicy(Policy, Protocol):
     """A policy over token ids: observations ``[B, L]`` right-padded with PAD, actions ``[B]``."""
 
     has_critic: bool
-    eos_token_id: int | None
+    eos_token_id: EndOfText
 
 
 @torch.no_grad()
@@ -55,8 +56,7 @@ def generate_by_acting(
         logprobs[:, step] = torch.where(running, chosen, 0.0)
         rows[every, lengths] = completions[:, step]
         lengths = lengths + running
-        if policy.eos_token_id is not None:
-            running = running & (tokens != policy.eos_token_id)
+        running = running & ~ends_text(tokens, policy.eos_token_id)
         if not running.any():
             break
     return Generation(completions, logprobs, values)

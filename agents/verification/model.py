@@ -20,6 +20,7 @@ from agents.lm.generation import generate
 from agents.lm.sampling import TokenSampling, token_logprobs
 from agents.verification.checks import Check, Checking, Part, about, at_most, larger, not_applicable
 from textenvs.lm.packed_forward import trunk_forward
+from textenvs.tokens.end_tokens import end_tokens, ends_text
 from textenvs.tokens.rows import PAD
 from textenvs.wrappers.reference import CausalLMReference
 
@@ -49,14 +50,15 @@ class Model:
         self.model = model
         self.eos = None if getattr(model.config, "eos_token_id", None) is None else "model"
         self.policy = self.policy_with()
-        self.eos_token_id = self.policy.eos_token_id
+        ends = end_tokens(self.policy.eos_token_id)
+        self.eos_token_id = ends[0] if ends else None
+        other = next(token for token in range(1, self.policy.vocab_size) if token not in ends)
         self.reference = CausalLMReference(copy.deepcopy(self.model))
         generator = torch.Generator().manual_seed(seed)
         draw = partial(torch.randint, 1, self.policy.vocab_size, generator=generator)
         self.prompts, self.completions = draw((ROWS, PROMPT)), draw((ROWS, BUDGET))
-        if self.eos_token_id is not None:
-            for rows in (self.prompts, self.completions):
-                rows[rows == self.eos_token_id] = (self.eos_token_id + 1) % self.policy.vocab_size
+        for rows in (self.prompts, self.completions):
+            rows[ends_text(rows, ends)] = other
         for i in range(ROWS):
             self.prompts[i, 1 + i % PROMPT :] = PAD
             length = 1 + (3 * i + 1) % BUDGET

@@ -106,7 +106,7 @@ def _model_room(path: str, seed: int) -> Callable[[], Sequence[Checking]]:
     """The checks of a model; first, that it is deterministic and can be wrapped as a policy."""
     from transformers.utils import logging
 
-    from textenvs.wrappers.reference import load_causal_lm
+    from textenvs.lm.loading import load_causal_lm
 
     logging.disable_progress_bar()
     if (Path(path) / ADAPTER_CONFIG).exists():

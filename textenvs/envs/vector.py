@@ -15,6 +15,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike, NDArray
 
 from textenvs.envs.row_buffer import Finished, RowBuffer
+from textenvs.tokens.end_tokens import EndOfText, as_eos_token_id, is_end
 from textenvs.tokens.prompts import Prompts, PromptSampler, PromptSource, load_prompts
 from textenvs.tokens.rows import EOS, LENGTH, PAD, Floats, Ids, Mask, TokenRows, check_completions, check_logprobs
 from textenvs.tokens.tokenizers import Tokenizer
@@ -26,7 +27,7 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
     | Observation | Box(-1, V-1, (L,), int64): prompt and tokens so far, right-padded with PAD = -1; L = P + T         |
     | Action      | Discrete(V): the next token id                                                                   |
     | Reward      | 0; wrappers add the preference score (`PreferenceReward`) and the KL penalty (`KLShaping`)         |
-    | Termination | the action is eos_token_id, or max_new_tokens were produced (the budget is part of the task)     |
+    | Termination | the action ends a text (eos_token_id), or max_new_tokens were produced (part of the task)        |
     | Truncation  | never; with budget="truncate" a used-up budget truncates instead of terminating                  |
     | Info        | stop_reason[i] in {"", "eos", "length"}, of the action just taken, in every autoreset mode       |
     | Autoreset   | SAME_STEP (default; final_obs and final_info as in SyncVectorEnv), NEXT_STEP or DISABLED         |
@@ -37,7 +38,7 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
         num_envs: sub-environments.
         prompts: see `textenvs.tokens.prompts.load_prompts`.
         tokenizer: of text prompts, and of wrappers that read text; None for an environment of bare ids.
-        eos_token_id: the action that ends an episode; None if only the budget does.
+        eos_token_id: the action that ends an episode, or several; None if only the budget does.
         vocab_size: V; the tokenizer's length when None.
         max_new_tokens: T, tokens.
         max_prompt_tokens: P, tokens; longer prompts are an error. The longest prompt's length when None.
@@ -54,7 +55,7 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
         *,
         prompts: PromptSource,
         tokenizer: Tokenizer | None = None,
-        eos_token_id: int | None,
+        eos_token_id: EndOfText,
         vocab_size: int | None = None,
         max_new_tokens: int,
         max_prompt_tokens: int | None = None,
@@ -70,12 +71,11 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
         for name, value in {"num_envs": num_envs, "vocab_size": vocab_size, "max_new_tokens": max_new_tokens}.items():
             if value < 1:
                 raise ValueError(f"{name}: expected 1 or more, received {value!r}")
-        if eos_token_id is not None and not 0 <= eos_token_id < vocab_size:
-            raise ValueError(f"eos_token_id: expected an id in [0, {vocab_size}), received {eos_token_id!r}")
         if budget not in ("terminate", "truncate"):
             raise ValueError(f'budget: expected "terminate" or "truncate", received {budget!r}')
         self.num_envs, self.max_new_tokens = num_envs, max_new_tokens
-        self.tokenizer, self.eos_token_id, self.vocab_size = tokenizer, eos_token_id, vocab_size
+        self.tokenizer, self.vocab_size = tokenizer, vocab_size
+        self.eos_token_id = as_eos_token_id(eos_token_id, vocab_size)
         self.prompts: Prompts = load_prompts(prompts, tokenizer, vocab_size=vocab_size, max_tokens=max_prompt_tokens)
         self.max_prompt_tokens = max_prompt_tokens or self.prompts.tokens.shape[1]
         self.budget, self._shuffle = budget, shuffle
@@ -158,7 +158,7 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
         self._rows.append(actions)
         self._begin(np.flatnonzero(~running))  # mode NEXT_STEP
 
-        at_eos = running & (actions == self.eos_token_id) if self.eos_token_id is not None else np.zeros_like(running)
+        at_eos = running & is_end(actions, self.eos_token_id)
         at_budget = running & ~at_eos & (self.lengths - self.prompt_lengths >= self.max_new_tokens)
         ended = at_eos | at_budget
         truncated = at_budget if self.budget == "truncate" else np.zeros_like(running)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from textenvs.tokens.end_tokens import EndOfText, is_end
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -118,13 +120,6 @@ def split(tokens: Ids, prompt_lengths: Ids, lengths: Ids, prompt_width: int, com
     return prompts, np.where(inside, gathered, PAD)
 
 
-def has_eos(completions: Ids, eos_token_id: int | None) -> Mask:
-    """``[N]`` True where a row of ``completions [N, T]`` has its end-of-text token; False where the budget cut it."""
-    if eos_token_id is None:
-        return np.zeros(len(completions), dtype=np.bool_)
-    return (completions == eos_token_id).any(axis=1)
-
-
 def last_action_index(mask: Mask) -> Ids:
     """Column ``[N]`` of the last True of each row of ``mask [N, T]``: the action that ended the episode.
 
@@ -138,7 +133,7 @@ def last_action_index(mask: Mask) -> Ids:
     return mask.shape[1] - 1 - np.argmax(mask[:, ::-1], axis=1)
 
 
-def check_completions(completions: Ids, eos_token_id: int | None, vocab_size: int, max_new_tokens: int) -> Mask:
+def check_completions(completions: Ids, eos_token_id: EndOfText, vocab_size: int, max_new_tokens: int) -> Mask:
     """``[N]`` True where a row of ``completions [N, T]`` ended with `eos_token_id`, False where with the budget.
 
     Raises:
@@ -149,7 +144,7 @@ def check_completions(completions: Ids, eos_token_id: int | None, vocab_size: in
         raise ValueError(f"completions: expected at most {max_new_tokens} columns, received {completions.shape[1]}")
     mask = completions != PAD
     lengths = mask.sum(axis=1)
-    eos = completions == eos_token_id if eos_token_id is not None else np.zeros_like(mask)
+    eos = is_end(completions, eos_token_id)
     last = mask & (np.cumsum(mask, axis=1) == lengths[:, None])
     at_eos: Mask = (eos & last).any(axis=1)
     outside = mask & ((completions < 0) | (completions >= vocab_size))

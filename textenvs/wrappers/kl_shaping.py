@@ -16,6 +16,15 @@ from textenvs.tokens.rows import PAD, Floats, Ids, Mask, TokenRows, as_numbers, 
 from textenvs.wrappers.interfaces import Acting, ReferenceSource
 
 
+def as_reference(source: ReferenceSource) -> Any:  # what a user passes: checked where it is used
+    """``source`` itself, or for a causal LM, its directory or name: a `CausalLMReference`."""
+    if isinstance(source, str | os.PathLike) or hasattr(source, "get_input_embeddings"):
+        from textenvs.wrappers.reference import CausalLMReference
+
+        return CausalLMReference(source)
+    return source
+
+
 class KLShaping(TokenVectorWrapper):
     """Subtracts ``beta * (log pi(a|s) - log pi_ref(a|s))`` from the reward of every token.
 
@@ -54,11 +63,7 @@ class KLShaping(TokenVectorWrapper):
     ) -> None:
         super().__init__(envs)
         self.beta, self.charge, self._acting = beta, charge, acting
-        source: Any = reference
-        if isinstance(source, str | os.PathLike) or hasattr(source, "get_input_embeddings"):
-            from textenvs.wrappers.reference import CausalLMReference
-
-            source = CausalLMReference(source)
+        source = as_reference(reference)
         if hasattr(source, "check_fits"):
             source.check_fits(self.base)
         elif not callable(source):

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 from transformers.cache_utils import Cache
 
 from textenvs.envs.vector import TokenVectorEnv
 from textenvs.lm.kv_cache import any_key_order
 from textenvs.lm.linear_kernels import cache_keyword
+from textenvs.lm.loading import load_causal_lm
 from textenvs.tokens.rows import PAD, Floats, Ids, Mask, concatenate
 from textenvs.tokens.tokenizers import Tokenizer, load_tokenizer, same_tokenizer
 
@@ -225,16 +225,3 @@ class _RowCache(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """0: positions are given with every pass."""
         return 0
-
-
-def load_causal_lm(path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> Any:
-    """A causal LM in evaluation mode, from a directory or by name, its weights as ``dtype``; safetensors only.
-
-    Raises:
-        ValueError: none can be loaded.
-    """
-    try:
-        model: Any = AutoModelForCausalLM.from_pretrained(os.fspath(path), use_safetensors=True, dtype=dtype)
-    except (OSError, ValueError, KeyError) as fault:
-        raise ValueError(f"{os.fspath(path)}: no causal language model could be loaded from there: {fault}") from fault
-    return model.eval()  # Any: the annotations of transformers' PreTrainedModel reject `model.to(device)`

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from textenvs.tokens.rows import Floats, Ids, as_numbers, has_eos
+from textenvs.tokens.end_tokens import EndOfText, is_end
+from textenvs.tokens.rows import Floats, Ids, as_numbers
 from textenvs.tokens.tokenizers import Tokenizer, decode_rows, same_tokenizer
 from textenvs.wrappers.interfaces import Scorer
 
@@ -43,7 +44,7 @@ class Scorers:
         scorer: Scorer | Sequence[Scorer],
         *,
         tokenizer: Tokenizer | None,
-        eos_token_id: int | None,
+        eos_token_id: EndOfText,
         names: Sequence[str] | None = None,
     ) -> None:
         several = isinstance(scorer, Sequence)
@@ -87,7 +88,7 @@ class Scorers:
         texts: tuple[list[str], list[str]] = ([], [])
         if self._tokenizer is not None and not all(member.reads_tokens for member in self._members):
             texts = decode_rows(self._tokenizer, prompts, completions)
-        finished = has_eos(completions, self._eos_token_id).tolist()
+        finished = is_end(completions, self._eos_token_id).any(axis=1).tolist()
         scores = []
         for member in self._members:
             # Each gets copies: a scorer that changes its arguments does not affect the next one.

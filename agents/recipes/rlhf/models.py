@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agents.lm.causal_lm import CausalLMPolicy
-from agents.lm.loading import DTYPES, autocast_of, end_of_text
+from agents.lm.loading import DTYPES, autocast_of
 from agents.lm.lora import POLICY, AdaptedTrunk, LoraOptions
 from agents.lm.sampling import TokenSampling
 from agents.recipes.rlhf.config import TrainTextConfig
 from agents.recipes.rlhf.task import TextTask
 from textenvs import assets
-from textenvs.wrappers.reference import load_causal_lm
+from textenvs.lm.loading import load_causal_lm
+from textenvs.tokens.end_of_text import end_of_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -8,14 +8,16 @@ from typing import Any
 import torch
 
 from agents.lm.causal_lm import CausalLMPolicy
-from agents.lm.loading import DTYPES, autocast_of, end_of_text
+from agents.lm.loading import DTYPES, autocast_of
 from agents.lm.lora import POLICY, AdaptedTrunk, LoraOptions
 from agents.recipes.sft.config import TrainLanguageModelConfig
 from agents.recipes.sft.data import Examples, read_examples
 from agents.recipes.sft.from_scratch import new_model, train_tokenizer
 from agents.recipes.sft.rows import RowEncoder, TokenRow, check_vocabulary, limit_rows, split_rows
+from textenvs.lm.loading import load_causal_lm
+from textenvs.tokens.end_of_text import find_end_tokens
+from textenvs.tokens.end_tokens import end_tokens
 from textenvs.tokens.tokenizers import load_tokenizer
-from textenvs.wrappers.reference import load_causal_lm
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,8 +67,8 @@ def build_policy(config: TrainLanguageModelConfig, examples: Examples) -> tuple[
     return tokenizer, policy
 
 
-def agree_on_end_of_text(model: Any, tokenizer: Any, *, frozen: bool) -> int:
-    """The tokenizer's end-of-text token, which the model's configuration names, too, if need be from now on.
+def agree_on_end_of_text(model: Any, tokenizer: Any, *, frozen: bool) -> tuple[int, ...]:
+    """The tokens that end a text, the tokenizer's among them, which the model's configuration names from now on.
 
     Args:
         model: whose configuration the later stages read.
@@ -82,16 +84,19 @@ def agree_on_end_of_text(model: Any, tokenizer: Any, *, frozen: bool) -> int:
             "the tokenizer has no end-of-text token (eos_token), so the model could not learn to stop: set one in "
             "tokenizer_config.json"
         )
-    if model.config.eos_token_id is None or end_of_text(model, tokenizer) != token:
-        if frozen:
-            raise ValueError(
-                f"the model ends texts with token {model.config.eos_token_id}, its tokenizer with {token}; an adapter "
-                f"cannot carry that: set eos_token_id to {token} in the model's config.json"
-            )
-        model.config.eos_token_id = int(token)
-        if model.generation_config is not None:
-            model.generation_config.eos_token_id = int(token)
-    return int(token)
+    found = find_end_tokens(model, tokenizer)
+    ends = end_tokens([token for ids in found.values() for token in ids])
+    if token in ends:
+        return ends
+    if frozen:
+        raise ValueError(
+            f"the model ends texts with token {model.config.eos_token_id}, its tokenizer with {token}; an adapter "
+            f"cannot carry that: set eos_token_id to {token} in the model's config.json"
+        )
+    ends = end_tokens([token, *found.get("chat template", ())])
+    for place in filter(None, (model.config, model.generation_config)):
+        place.eos_token_id = list(ends) if len(ends) > 1 else ends[0]
+    return ends
 
 
 def build_rows(config: TrainLanguageModelConfig, examples: Examples, tokenizer: Any, policy: CausalLMPolicy) -> Rows:

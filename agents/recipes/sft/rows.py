@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from agents.recipes.sft.data import Example, Examples
 from textenvs.tokens.chats import Turn, chat_ids, chat_text, plain_text
+from textenvs.tokens.end_tokens import EndOfText, end_tokens
 
 OPENING = 8
 """Tokens of a text without prompt that samples begin with, or half of it if it is shorter than two openings."""
@@ -63,12 +64,15 @@ class RowEncoder:
 
     Args:
         tokenizer: of the model.
-        eos_token_id: the token that ends what is learned.
+        eos_token_id: the token, or tokens, that end what is learned; the tokenizer's is put behind texts without one.
         wrap: whether a prompt and its completion become a chat of two turns.
     """
 
-    def __init__(self, tokenizer: Any, *, eos_token_id: int, wrap: bool = False) -> None:
-        self.tokenizer, self.eos_token_id, self.wrap = tokenizer, eos_token_id, wrap
+    def __init__(self, tokenizer: Any, *, eos_token_id: EndOfText, wrap: bool = False) -> None:
+        self.tokenizer, self.wrap = tokenizer, wrap
+        self._ends = end_tokens(eos_token_id)
+        own = getattr(tokenizer, "eos_token_id", None)
+        self._appended = own if own in self._ends else self._ends[0]
         self.num_apart = 0
         """Rows so far with a part that was tokenized apart."""
 
@@ -126,7 +130,7 @@ class RowEncoder:
             begin = len(tokens)
             tokens, second = self._go_on(tokens, asked, answered)
             # What a template writes behind the end of text (a line's end) is never generated, so it is not learned.
-            ends = [at for at in range(begin, len(tokens)) if tokens[at] == self.eos_token_id]
+            ends = [at for at in range(begin, len(tokens)) if tokens[at] in self._ends]
             spans.append((begin, ends[-1] + 1 if ends else len(tokens)))
             text, apart = answered, apart or first or second
         if any(begin == end for begin, end in spans):
@@ -161,7 +165,7 @@ class RowEncoder:
         return tokens + chat_ids(self.tokenizer, longer[len(text) :]), True
 
     def _ended(self, tokens: list[int]) -> list[int]:
-        return tokens if tokens and tokens[-1] == self.eos_token_id else [*tokens, self.eos_token_id]
+        return tokens if tokens and tokens[-1] in self._ends else [*tokens, self._appended]
 
 
 def _turns(example: Example) -> list[Turn]:

@@ -30,10 +30,10 @@ from agents.text.config import TextAgentConfig
 from reward_models import RewardModel
 from scripts.benchmarks.text.models import LM, PROMPTS, REWARD_MODEL, BenchSizes, write_models
 from textenvs.envs.vector import TokenVectorEnv
+from textenvs.lm.loading import load_causal_lm
 from textenvs.tokens.tokenizers import load_tokenizer
 from textenvs.wrappers.kl_shaping import KLShaping
 from textenvs.wrappers.preference import PreferenceReward
-from textenvs.wrappers.reference import load_causal_lm
 
 
 @dataclass(frozen=True, kw_only=True)

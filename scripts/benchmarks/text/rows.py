@@ -173,7 +173,7 @@ def judged(model: Path, preset: TrainTextConfig) -> dict[str, Any]:
     from agents.evaluation.metrics import compare
     from agents.lm.causal_lm import CausalLMPolicy
     from agents.recipes.rlhf.build import build_task
-    from textenvs.wrappers.reference import load_causal_lm
+    from textenvs.lm.loading import load_causal_lm
 
     task = build_task(preset)
     start = task.models.start

@@ -32,7 +32,7 @@ JOB: dict[str, Any] = {
     "new_tokens": 48,  # budget of a completion
     "group_size": 8,  # texts of a prompt; GRPO only
     "learning_rate": 1e-6,  # at the start, linear to 0
-    "adam_eps": 1e-5,
+    "adam_eps": 1e-8,
     "kl_coef": 0.05,  # reward units per nat
     "max_grad_norm": 1.0,
     "updates": 1000,

@@ -20,7 +20,7 @@ from transformers import (
 from agents.lm import token_head
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.critic import start_critic
-from agents.lm.sampling import TokenSampling, sample_tokens, token_logprobs
+from agents.lm.sampling import TokenSampling, sample_tokens, token_logprobs, uniform
 from textenvs.lm.linear_kernels import padded_rows
 from textenvs.lm.packed_forward import length_parts, pack_rows
 from textenvs.tokens.rows import PAD
@@ -208,6 +208,7 @@ def test_logits_in_pieces_are_the_same_with_their_gradient(model, monkeypatch):
 
     whole = run()
     monkeypatch.setattr(token_head, "LOGITS_AT_ONCE", 5 * V)
+    monkeypatch.setattr(token_head, "FEWEST_ROWS", 1)
     # Gradients of about 3 are float32 sums taken in another order: a few units in the last place each.
     torch.testing.assert_close(whole, run(), rtol=1e-5, atol=5e-5)
 
@@ -299,6 +300,7 @@ def test_the_exact_kl_to_a_reference_by_enumeration(model, at_once, monkeypatch)
     policy = policy_of(model, sampling=TokenSampling(temperature=0.7))
     prompts, actions = ragged()
     monkeypatch.setattr(token_head, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(token_head, "FEWEST_ROWS", 1)
     judged = policy.evaluate(prompts, actions, reference=reference)
     expected = torch.zeros(actions.shape)
     for i, (prompt, action) in enumerate(zip(prompts, actions, strict=True)):
@@ -330,15 +332,67 @@ def test_bad_arguments_are_named():
         policy_of(gpt2()).evaluate(torch.full((1, 2), -1), torch.ones(1, 2, dtype=torch.long))
 
 
-def test_a_model_that_scales_its_logits_is_refused():
+def granite():
     from transformers import GraniteConfig, GraniteForCausalLM
 
-    config = GraniteConfig(
-        vocab_size=V, hidden_size=24, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=2, logits_scaling=8.0, eos_token_id=EOS, initializer_range=0.5,
-    )  # fmt: skip
-    with pytest.raises(ValueError, match="logits"):
-        CausalLMPolicy(GraniteForCausalLM(config))
+    return GraniteForCausalLM(GraniteConfig(**SMALL, logits_scaling=8.0))
+
+
+def cohere():
+    from transformers import CohereConfig, CohereForCausalLM
+
+    return CohereForCausalLM(CohereConfig(**SMALL, logit_scale=0.25))
+
+
+def gemma2():
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    return Gemma2ForCausalLM(Gemma2Config(**SMALL, head_dim=6, final_logit_softcapping=0.5))
+
+
+SMALL = dict(
+    vocab_size=V, hidden_size=24, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4,
+    num_key_value_heads=2, eos_token_id=EOS, initializer_range=0.5,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("build", "transform"), [(granite, (1 / 8, None)), (cohere, (0.25, None)), (gemma2, (1.0, 0.5))]
+)
+@pytest.mark.parametrize(
+    "sampling", [TokenSampling(temperature=0.7), TokenSampling(top_k=V)], ids=["plain", "filtered"]
+)
+def test_scaled_and_capped_logits_are_computed_as_the_model_does(build, transform, sampling):
+    torch.manual_seed(0)
+    model = build().eval()
+    policy = CausalLMPolicy(model, sampling=sampling)
+    found = policy.transform
+    assert (found.scale, found.cap) == (pytest.approx(transform[0], rel=1e-5), pytest.approx(transform[1]))
+    prompts, actions = ragged()
+    judged = policy.evaluate(prompts, actions)
+    for i, (prompt, action) in enumerate(zip(prompts, actions, strict=True)):
+        prompt, action = prompt[prompt >= 0], action[action >= 0]
+        logits = model(input_ids=torch.cat([prompt, action])[None]).logits[0, len(prompt) - 1 : -1]
+        expected = (logits / sampling.temperature).log_softmax(-1).gather(1, action[:, None])[:, 0]
+        torch.testing.assert_close(judged.logprobs[i, : len(action)], expected, atol=1e-5, rtol=1e-5)
+    parameter = policy.output_layer.weight
+    (gradient,) = torch.autograd.grad(judged.logprobs.sum() + 0.3 * judged.entropy.sum(), parameter)
+    assert gradient.abs().max() > 1e-3
+
+
+def test_logits_that_are_changed_in_another_way_are_refused():
+    model = gpt2()
+    model.register_forward_hook(lambda module, inputs, output: output | {"logits": output.logits.clamp(max=3.0)})
+    with pytest.raises(ValueError, match="or scaled, or with a soft cap"):
+        policy_of(model)
+
+
+def test_a_model_that_sees_later_tokens_is_refused():
+    from transformers import BertConfig, BertLMHeadModel
+
+    config = BertConfig(vocab_size=V, hidden_size=24, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4)
+    with pytest.raises(ValueError, match="expected a causal model, received BertLMHeadModel"):
+        CausalLMPolicy(BertLMHeadModel(config).eval(), eos_token_id=EOS)
 
 
 @pytest.mark.parametrize("critic", ["shared", "separate"])
@@ -435,6 +489,22 @@ def test_draws_follow_the_distribution_and_never_take_what_is_impossible():
     assert set(tokens.tolist()) == {1, 3}
     assert share == pytest.approx(1 / (1 + math.exp(-0.8)), abs=2e-4)
     assert logprobs[tokens == 3][0].item() == pytest.approx(-math.log(1 + math.exp(-0.8)), abs=1e-6)
+
+
+def test_every_token_of_a_long_tail_can_be_drawn():
+    """1,000 tokens share a mass of 1e-6 behind one likely token; each is met by a level in the middle of its mass."""
+    tail, size = 1e-6, 1_000
+    probabilities = torch.tensor([1 - tail] + [tail / size] * size, dtype=torch.float64)
+    levels = (1 - tail) + tail * (torch.arange(size, dtype=torch.float64) + 0.5) / size
+    # float32 log-probabilities put the tail's border off by some 6e-8 of the whole, so give it exactly: in float64.
+    tokens, _ = sample_tokens(probabilities.log().expand(size, -1), levels)
+    assert tokens.tolist() == list(range(1, size + 1))
+
+
+def test_uniform_numbers_have_the_steps_of_float64():
+    numbers = uniform(1_000, torch.Generator().manual_seed(0), torch.device("cpu"))
+    assert numbers.dtype == torch.float64
+    assert (numbers.float().double() != numbers).float().mean() > 0.99
 
 
 def test_logits_that_are_no_numbers_are_told():

@@ -30,12 +30,15 @@ def by_definition(hidden, weight, temperature):
 
 
 @pytest.mark.parametrize("onednn", [False, True])
-@pytest.mark.parametrize("rows_at_a_time", [1, 4, 100])
+@pytest.mark.parametrize(("rows_at_a_time", "rows_of_a_product"), [(1, 1), (4, 128), (4, 10), (100, 8)])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("of_entropy", [0.0, 0.3])
 @pytest.mark.parametrize("of_logprob", [0.0, 1.0])
-def test_values_and_gradients(rows_at_a_time, temperature, of_entropy, of_logprob, onednn, monkeypatch):
+def test_values_and_gradients(
+    rows_at_a_time, rows_of_a_product, temperature, of_entropy, of_logprob, onednn, monkeypatch
+):
     monkeypatch.setattr("agents.lm.sampling.IN_CACHE", rows_at_a_time * V)
+    monkeypatch.setattr("agents.lm.fused_logprobs.ROWS_AT_ONCE", rows_of_a_product)
     monkeypatch.setattr(kernels, "onednn_is_faster", lambda: onednn)
     weights = torch.linspace(-1.0, 2.0, N)
     results = []

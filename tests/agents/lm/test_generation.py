@@ -69,7 +69,7 @@ EVEN = prompts_of([4] * 16)
 @pytest.mark.parametrize("prompts", [RAGGED, EVEN], ids=["ragged", "even"])
 def test_what_decoding_kept_is_what_a_full_forward_pass_says(kind, critic, prompts):
     policy = build(kind, critic=critic)
-    written = generate(policy, prompts, max_new_tokens=20, generator=torch.Generator().manual_seed(0))
+    written = generate(policy, prompts, max_new_tokens=20, generator=torch.Generator().manual_seed(2))
     lengths = (written.completions >= 0).sum(1)
     assert lengths.min() < 10 < lengths.max()  # some rows end early, so that rows left the batch on the way
     judged = policy.evaluate(prompts, written.completions)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from agents.functional import kl
 from agents.functional.advantages import generalized_advantages
 from agents.functional.masked import whiten
+from agents.functional.schedules import Linear
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.runs.checkpoint import CheckpointError
 from agents.text.agent import TextAgent
@@ -18,7 +20,7 @@ from agents.text.collector import TextCollector
 from agents.text.config import TextAgentConfig
 from agents.text.kl_controllers import AdaptiveKL, AnnealedKL
 from agents.text.objective import text_objective
-from agents.text.presets import preset_settings
+from agents.text.presets import learning_rate_for, preset_settings
 from agents.text.score_scaling import ScoreScaler
 from agents.update import update
 from textenvs.envs.vector import TokenVectorEnv
@@ -493,3 +495,62 @@ def test_the_update_is_ppos_own_where_the_settings_are():
 
     composed = text_objective(TextAgentConfig.for_algorithm("ppo", value_coef=0.1), clip=0.2, beta=0.0)
     assert torch.equal(learned(composed), learned(None))
+
+
+def test_every_setting_reaches_the_optimizer():
+    agent = agent_of("ppo", adam_eps=1e-6, adam_beta1=0.8, adam_beta2=0.95, weight_decay=0.1)
+    (group,) = agent.optimizer.param_groups
+    assert (group["eps"], group["betas"], group["weight_decay"]) == (1e-6, (0.8, 0.95), 0.1)
+    assert isinstance(agent.optimizer, torch.optim.AdamW)
+    assert TextAgentConfig().adam_eps == 1e-8
+
+
+def test_a_step_of_adam_is_the_learning_rate_however_small_the_gradient():
+    """A first step is lr x g / (|g| + eps): with eps 1e-5 a gradient of 1e-6 would get a tenth of it."""
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.AdamW([weight], lr=1e-3, eps=TextAgentConfig().adam_eps, weight_decay=0.0)
+    (1e-6 * weight).backward()
+    optimizer.step()
+    assert 1 - weight.item() == pytest.approx(1e-3 / 1.01, rel=1e-3)
+
+
+def test_the_learning_rate_rises_over_the_first_updates():
+    agent = agent_of("rloo", group_size=3, warmup_updates=3, learning_rate=Linear(0.4, 0.4))
+    rates = []
+    for _ in range(5):
+        agent.iterate()
+        rates.append(agent.metrics["train/learning_rate"])
+    assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"adam_eps": 0.0}, {"adam_beta1": 1.0}, {"adam_beta2": -0.1}, {"weight_decay": -1.0}, {"warmup_updates": -1}],
+)
+def test_settings_out_of_range_are_refused(options):
+    (name,) = options
+    with pytest.raises(ValueError, match=f"{name}: expected a number"):
+        TextAgentConfig(**options)
+
+
+def test_larger_models_take_smaller_steps_and_adapters_ten_times_as_large_ones():
+    assert learning_rate_for("ppo", 2_400_000) == Linear(4e-4)
+    assert learning_rate_for("ppo", 135_000_000) == Linear(1e-5)
+    assert learning_rate_for("ppo", 135_000_000, adapters=True) == Linear(1e-4)
+    assert learning_rate_for("grpo", 8_000_000_000) == Linear(1e-6)
+    assert learning_rate_for("rloo", 1_000_000, adapters=True) == Linear(1e-3)
+
+
+def test_a_start_that_runs_away_is_warned_of_once():
+    agent = agent_of("ppo", learning_rate=0.5, beta=0.0)
+    agent.iterate()
+    with pytest.warns(
+        UserWarning, match=r"nats per sequence from the reference: learning_rate 0.5 is probably too high"
+    ):
+        agent.iterate()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        agent.iterate()
+        slow = agent_of("ppo", learning_rate=1e-4)
+        slow.iterate()
+        slow.iterate()

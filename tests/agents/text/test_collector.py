@@ -260,7 +260,7 @@ def test_one_scorer_has_no_disagreement_to_log():
 
 def test_a_policy_of_another_vocabulary_or_end_is_refused():
     envs = TokenVectorEnv(2, prompts=[[1]], eos_token_id=4, vocab_size=V, max_new_tokens=T)
-    with pytest.raises(ValueError, match="end-of-text token 4, received 0"):
+    with pytest.raises(ValueError, match="end of text 4, received 0"):
         TextCollector(envs).collect(policy_of())
     envs = TokenVectorEnv(2, prompts=[[1]], eos_token_id=EOS, vocab_size=V + 1, max_new_tokens=T)
     with pytest.raises(ValueError, match="vocabulary"):

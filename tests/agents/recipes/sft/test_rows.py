@@ -1,5 +1,6 @@
 """Which tokens are learned, worked out by hand in a vocabulary of words (`conftest.CHAT_WORDS` are the ids)."""
 
+import copy
 import json
 
 import numpy as np
@@ -40,6 +41,22 @@ def test_of_a_completion_the_completion_and_its_end_are_learned(chat_tokenizer):
     assert row.tokens.tolist() == [END, TWO, PLUS, THREE, IS, END]
     assert learned(row) == [[THREE, IS, END]]
     assert (row.opening, row.prompt) == (3, "two plus")
+
+
+def test_a_turn_that_ends_with_another_token_of_the_set_learns_that_one(chat_tokenizer):
+    tokenizer = copy.deepcopy(chat_tokenizer)
+    tokenizer.chat_template = (
+        "{% for turn in messages %}<{{ turn['role'] }}> {{ turn['content'] }} <new> {% endfor %}"
+        "{% if add_generation_prompt %}<assistant> {% endif %}"
+    )
+    examples = Examples(
+        kind="chats", rows=[Example(place="a:1", content={"messages": turns(("user", "what"), ("assistant", "sky"))})]
+    )
+    (row,) = RowEncoder(tokenizer, eos_token_id=(END, NEW))(examples)
+    assert row.tokens.tolist() == [USER, WHAT, NEW, ASSISTANT, SKY, NEW]
+    assert learned(row) == [[SKY, NEW]]
+    plain = Examples(kind="texts", rows=[Example(place="a:1", content={"text": "sky is blue"})])
+    assert RowEncoder(tokenizer, eos_token_id=(END, NEW))(plain)[0].tokens[-1] == END  # the tokenizer's own
 
 
 def test_of_a_text_everything_but_the_first_token_is_learned(chat_tokenizer):
