@@ -10,11 +10,10 @@ evaluation), ``report.html`` and ``summary.json``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from agents.runs.cli import enter
+from agents.runs.cli import command
 from agents.runs.flags import RunFlags
 
 
@@ -50,6 +49,4 @@ class Config(RunFlags):
                 raise ValueError(f"{name} must be at least 1, received {value}")
 
 
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code, as `agents.runs.cli.enter` does."""
-    return enter(Config, "agents.recipes.control:_reported", description=__doc__, arguments=arguments, show=False)
+command_line = command(Config, "agents.recipes.control:_reported", __doc__, show=False)

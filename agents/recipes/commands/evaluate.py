@@ -9,11 +9,10 @@ compared with the model it started from, as in `scripts.train_text`. With --run-
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents.runs.cli import enter
+from agents.runs.cli import command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +41,4 @@ class EvaluateAgentConfig:
             raise ValueError(f"episodes must be at least 1, received {self.episodes}")
 
 
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code: 0, 2 on bad input, 130 after Ctrl-C."""
-    return enter(EvaluateAgentConfig, "agents.recipes.evaluate:main", description=__doc__, arguments=arguments)
+command_line = command(EvaluateAgentConfig, "agents.recipes.evaluate:main", __doc__)

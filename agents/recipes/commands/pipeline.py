@@ -11,11 +11,10 @@ own, so its curves, checkpoints and flags are those of the script. ``--resume`` 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from agents.runs.cli import enter
+from agents.runs.cli import command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +54,4 @@ class PipelineConfig:
                 raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
 
 
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code."""
-    return enter(PipelineConfig, "agents.recipes.pipeline:main", description=__doc__, arguments=arguments)
+command_line = command(PipelineConfig, "agents.recipes.pipeline:main", __doc__)

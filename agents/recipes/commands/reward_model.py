@@ -15,10 +15,9 @@ that ``--resume`` continues bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from agents.runs.cli import enter
+from agents.runs.cli import command
 from agents.runs.flags import RunFlags
 from reward_models.options import TrainingOptions
 
@@ -74,6 +73,4 @@ class TrainRewardModelConfig(RunFlags):
         return tuple(path for path in (self.model, self.pairs, self.heldout_pairs) if path)
 
 
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code, as `agents.runs.cli.enter` does."""
-    return enter(TrainRewardModelConfig, "agents.recipes.reward_model:main", description=__doc__, arguments=arguments)
+command_line = command(TrainRewardModelConfig, "agents.recipes.reward_model:main", __doc__)

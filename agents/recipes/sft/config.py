@@ -18,11 +18,10 @@ a run that `--resume` goes on with bit for bit.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from agents.runs.cli import enter
+from agents.runs.cli import command
 from agents.runs.flags import RunFlags
 
 if TYPE_CHECKING:
@@ -213,6 +212,4 @@ _LEAST = {
 }  # fmt: skip
 
 
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code: 0, 2 on bad input, 130 after Ctrl-C."""
-    return enter(TrainLanguageModelConfig, "agents.recipes.sft.train:main", description=__doc__, arguments=arguments)
+command_line = command(TrainLanguageModelConfig, "agents.recipes.sft.train:main", __doc__)

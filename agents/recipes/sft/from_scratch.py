@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from agents.recipes.sft.config import TrainLanguageModelConfig
@@ -91,13 +92,8 @@ def batches(
 
 def pad_rows(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
     """Right-pad with 0 to ``tokens [B, T]``, with ``mask [B, T]`` True on real tokens."""
-    width = max(map(len, rows))
-    tokens = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        tokens[i, : len(row)] = torch.tensor(row)
-        mask[i, : len(row)] = True
-    return tokens, mask
+    tokens = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+    return tokens, pad_sequence([torch.ones(len(row), dtype=torch.bool) for row in rows], batch_first=True)
 
 
 def next_token_loss(model: GPT2LMHeadModel, tokens: Tensor, mask: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.recipes.sft.rows import TokenRow
@@ -47,11 +48,10 @@ class BatchLimits:
 
 def pad_rows(rows: Sequence[TokenRow]) -> tuple[Tensor, Tensor]:
     """``(tokens [B, W], mask [B, W])``: right-padded with PAD, True on what is learned."""
-    width = max(len(row.tokens) for row in rows)
-    tokens = torch.full((len(rows), width), PAD, dtype=torch.int64)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    ids = [torch.from_numpy(row.tokens).long() for row in rows]
+    tokens = pad_sequence(ids, batch_first=True, padding_value=PAD)
+    mask = torch.zeros_like(tokens, dtype=torch.bool)
     for i, row in enumerate(rows):
-        tokens[i, : len(row.tokens)] = torch.from_numpy(row.tokens)
         for begin, end in row.spans:
             mask[i, begin:end] = True
     return tokens, mask
