@@ -116,11 +116,7 @@ def parse(
         (title, Annotated[_group(title, members, defaults), tyro.conf.OmitArgPrefixes, tyro.conf.arg(help=about)])
         for (title, about), members in groups.items()
     ]
-    flags: Any = tyro.cli(
-        make_dataclass("Flags", made),
-        description=description,
-        args=arguments,
-    )
+    flags: Any = tyro.cli(make_dataclass("Flags", made), description=description, args=arguments)
     values = {each.name: getattr(group, each.name) for group in vars(flags).values() for each in fields(group)}
     try:
         return config_type(**values)

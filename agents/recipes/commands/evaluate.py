@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agents.runs.cli import command
+from agents.runs.flags import check_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +38,7 @@ class EvaluateAgentConfig:
     """where the networks live"""
 
     def __post_init__(self) -> None:
-        if self.episodes < 1:
-            raise ValueError(f"episodes must be at least 1, received {self.episodes}")
+        check_at_least(self, "episodes")
 
 
 command_line = command(EvaluateAgentConfig, "agents.recipes.evaluate:main", __doc__)

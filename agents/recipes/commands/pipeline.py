@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from agents.runs.cli import command
+from agents.runs.flags import check_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +50,7 @@ class PipelineConfig:
     """Torch device."""
 
     def __post_init__(self) -> None:
-        for name in ("lora_rank", "sentences", "episodes", "batch_size", "num_eval_prompts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
+        check_at_least(self, "lora_rank", "sentences", "episodes", "batch_size", "num_eval_prompts")
 
 
 command_line = command(PipelineConfig, "agents.recipes.pipeline:main", __doc__)

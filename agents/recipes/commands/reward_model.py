@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from agents.runs.cli import command
-from agents.runs.flags import RunFlags
+from agents.runs.flags import RunFlags, check_at_least
 from reward_models.options import TrainingOptions
 
 
@@ -57,9 +57,7 @@ class TrainRewardModelConfig(RunFlags):
     """How to fit."""
 
     def __post_init__(self) -> None:
-        for name in ("members", "group_size", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
+        check_at_least(self, "members", "group_size", "checkpoint_every")
         if self.lora_rank is not None and self.lora_rank < 1:
             raise ValueError(f"lora_rank must be at least 1, or None for all weights, received {self.lora_rank}")
         if self.heldout_pairs and not self.pairs:

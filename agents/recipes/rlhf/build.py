@@ -33,20 +33,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StartModels:
-    """The model that training starts from, frozen.
-
-    Attributes:
-        path: its directory or name.
-        start: with the sampling rules of the task.
-        plain: at temperature 1; the KL is measured against it.
-        adapters: the trunk that start, policy and rewards share, or None.
-        tokenizer: theirs.
-    """
+    """The model that training starts from, frozen, and its tokenizer."""
 
     path: str
+    """Its directory or name."""
     start: CausalLMPolicy
+    """With the sampling rules of the task."""
     plain: CausalLMPolicy
+    """At temperature 1; the KL is measured against it."""
     adapters: AdaptedTrunk | None
+    """The trunk that start, policy and rewards share, or None."""
     tokenizer: PreTrainedTokenizerBase
 
 
@@ -119,19 +115,15 @@ def build_policy(config: TrainTextConfig, models: StartModels) -> CausalLMPolicy
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Task:
-    """A task without a learner.
-
-    Attributes:
-        models: the starting model in its roles.
-        env: the token environment over the training prompts.
-        scorers: as the configuration lists them.
-        assessor: of any policy on the evaluation prompts, with the environment's preference reward.
-    """
+    """A task without a learner: the starting model in its roles, and what it acts in."""
 
     models: StartModels
     env: TokenVectorEnv
+    """Over the training prompts."""
     scorers: list[Scorer]
+    """As the configuration lists them."""
     assessor: Assessor
+    """Of any policy on the evaluation prompts, with the environment's preference reward."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -141,11 +133,6 @@ class TextParts:
     task: Task
     policy: CausalLMPolicy
     collector: TextCollector
-
-    @property
-    def assessor(self) -> Assessor:
-        """The task's."""
-        return self.task.assessor
 
 
 def build_task(

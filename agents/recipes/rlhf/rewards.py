@@ -62,11 +62,9 @@ def scorer_names(given: Sequence[str]) -> list[str]:
 
 
 def _parts(given: str) -> list[str]:
-    if not _is_folder(given):
-        parts = [part for part in re.split(r"[:.]", given) if part]
-    else:
-        parts = [part for part in Path(given).resolve().parts[1:]]
-        parts = parts[:-1] if parts[-1] == "model" and len(parts) > 1 else parts
+    parts = list(Path(given).resolve().parts[1:] if _is_folder(given) else filter(None, re.split(r"[:.]", given)))
+    if _is_folder(given) and parts[-1] == "model" and len(parts) > 1:
+        parts.pop()
     return [re.sub(r"[^\w.-]", "_", part) for part in parts]
 
 

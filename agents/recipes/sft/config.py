@@ -22,7 +22,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from agents.runs.cli import command
-from agents.runs.flags import RunFlags
+from agents.runs.flags import RunFlags, check_at_least
 
 if TYPE_CHECKING:
     from reward_models.fit_options import FitOptions
@@ -146,9 +146,7 @@ class TrainLanguageModelConfig(RunFlags, _Data, _Optimization):
     def __post_init__(self) -> None:
         self._refuse_what_does_not_apply()
         for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, received {value}")
+            check_at_least(self, name, least=least)
         for name in ("epochs", "learning_rate", "lora_alpha", "max_grad_norm"):
             value = getattr(self, name)
             if value is not None and not value > 0:

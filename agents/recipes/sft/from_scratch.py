@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -137,25 +138,18 @@ def new_model(config: TrainLanguageModelConfig, tokenizer: PreTrainedTokenizerFa
     )
 
 
+@dataclass(eq=False)
 class FromScratch:
-    """A new model over reviews, as `reward_models.fitting` trains it.
+    """A new model over reviews, as `reward_models.fitting` trains it."""
 
-    Args:
-        model: to train in place.
-        reviews: token ids of the sentences of each.
-        validation: rows that open with the start token.
-        config: settled.
-    """
-
-    def __init__(
-        self,
-        model: GPT2LMHeadModel,
-        reviews: list[list[list[int]]],
-        validation: list[list[int]],
-        config: TrainLanguageModelConfig,
-    ) -> None:
-        self.module = model
-        self.reviews, self.validation, self.config = reviews, validation, config
+    module: GPT2LMHeadModel
+    """Trained in place."""
+    reviews: list[list[list[int]]]
+    """Token ids of the sentences of each."""
+    validation: list[list[int]]
+    """Rows that open with the start token."""
+    config: TrainLanguageModelConfig
+    """Settled."""
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """As the function of that name, from the configuration's seed."""

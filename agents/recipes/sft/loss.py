@@ -12,7 +12,7 @@ import math
 import random
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
@@ -106,28 +106,19 @@ def mean_loss(policy: CausalLMPolicy, rows: Sequence[TokenRow], limits: BatchLim
     return total / sum(row.num_learned for row in rows)
 
 
+@dataclass(eq=False)
 class FineTuning:
-    """A causal LM over token rows, as `reward_models.fitting` trains it.
+    """A causal LM over token rows, as `reward_models.fitting` trains it."""
 
-    Args:
-        policy: without critic; its parameters that require gradients are trained.
-        train: rows to learn, at least one.
-        heldout: rows to evaluate on; none: there is no evaluation.
-        limits: of batches and microbatches.
-        seed: of the rows' order.
-    """
-
-    def __init__(
-        self,
-        policy: CausalLMPolicy,
-        train: Sequence[TokenRow],
-        heldout: Sequence[TokenRow],
-        *,
-        limits: BatchLimits,
-        seed: int,
-    ) -> None:
-        self.module = policy
-        self.train, self.heldout, self.limits, self.seed = train, heldout, limits, seed
+    module: CausalLMPolicy
+    """Without critic; its parameters that require gradients are trained."""
+    train: Sequence[TokenRow]
+    """Rows to learn, at least one."""
+    heldout: Sequence[TokenRow]
+    """Rows to evaluate on; none: there is no evaluation."""
+    limits: BatchLimits = field(kw_only=True)
+    seed: int = field(kw_only=True)
+    """Of the rows' order."""
 
     def steps_in(self, epochs: float) -> int:
         """Optimizer steps that ``epochs`` passes over the rows take, at least 1."""
