@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from agents.lm.causal_lm import CausalLMPolicy
 
 
-LEVELS = (2.0**-7, -(2.0**-7), 1.0, -1.0, 8.0, -64.0, 1024.0, 2.0**40)
+LEVELS = (2.0**-14, -(2.0**-14), 1.0, -1.0, 8.0, -64.0, 1024.0, 2.0**40)
 """Products of the output layer that show what the model does to them: small, large, of both signs."""
 
 
@@ -44,7 +44,7 @@ def find_transform(policy: CausalLMPolicy) -> LogitTransform:
     last = min(len(found), len(LEVELS)) - 1
     bounded = abs(float(found[-1])) < abs(scale) * abs(LEVELS[last]) / 2
     transform = LogitTransform(scale=scale, cap=abs(float(found[-1])) if bounded else None)
-    if not torch.allclose(transform(levels[: len(found)]), found, rtol=1e-4, atol=1e-6):
+    if not torch.allclose(transform(levels[: len(found)]), found, rtol=1e-4, atol=1e-9):
         raise ValueError(
             f"expected logits equal to the output embedding of the last hidden state, or scaled, or with a soft cap; "
             f"{type(policy.model).__name__} makes {found.tolist()} of {list(LEVELS)}"
@@ -54,11 +54,20 @@ def find_transform(policy: CausalLMPolicy) -> LogitTransform:
 
 @torch.no_grad()
 def check_head(policy: CausalLMPolicy) -> None:
-    """Raise ValueError unless the model's logits are its output embedding of its trunk's last hidden state."""
+    """Raise ValueError unless the model is causal and its logits are its output embedding of its last hidden states."""
     tokens = torch.arange(min(4, policy.vocab_size), device=policy.device)[None]
     with policy.forward_context():
         ours = policy.head_logits(trunk_forward(policy.model.base_model, tokens)[0])
         theirs = policy.model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits[0]
+        first = policy.model(input_ids=tokens[:, :1], attention_mask=tokens.new_ones(1, 1), use_cache=False).logits[0]
+    tolerance = (1e-4 if theirs.dtype == torch.float32 and policy.autocast is None else 2e-2) * float(
+        theirs.abs().max()
+    )
+    if float((first - theirs[:1]).abs().max()) > tolerance:
+        raise ValueError(
+            f"expected a causal model, received {type(policy.model).__name__}, in which a later token changes earlier "
+            "logits (an encoder needs is_decoder=True in its configuration)"
+        )
     if not torch.allclose(ours.float(), theirs.float(), rtol=1e-3, atol=1e-3):
         raise ValueError(
             f"expected logits equal to the output embedding of the last hidden state, received other ones from "

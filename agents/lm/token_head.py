@@ -34,7 +34,7 @@ def logits_at_once(vocab_size: int) -> int:
 class LogitTransform:
     """What a model makes of its output layer's product ``z``: ``scale z``, or ``cap tanh(scale z / cap)``.
 
-    Granite and Cohere scale their logits, Gemma caps them (Riviere et al. 2024, "Gemma 2", arXiv:2408.00118, section 2).
+    Granite and Cohere scale their logits, Gemma caps them (Gemma 2, arXiv:2408.00118, section 2).
     """
 
     scale: float = 1.0

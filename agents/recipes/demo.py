@@ -18,6 +18,7 @@ from agents.lm.loading import check_model
 from agents.recipes import control as train_control
 from agents.recipes import reward_model as train_reward_model
 from agents.recipes.commands.demo import DemoConfig, NotValidated
+from agents.recipes.commands.reward_model import TrainRewardModelConfig
 from agents.recipes.rlhf import train as train_text
 from agents.recipes.rlhf.config import TrainTextConfig
 from agents.runs.devices import check_device
@@ -107,13 +108,9 @@ def show_language_model(config: DemoConfig, console: Console) -> None:
 def fit_reward_model(config: DemoConfig, folder: Path, console: Console) -> dict[str, Any]:
     """Stage 3: Bradley–Terry on comparisons of human ratings."""
     console.rule("3  A reward model from human ratings")
+    model = config.model or str(assets.language_model_dir())
     summary = train_reward_model.main(
-        train_reward_model.TrainRewardModelConfig(
-            run_dir=str(folder),
-            model=config.model or str(assets.language_model_dir()),
-            seed=config.seed,
-            device=config.device,
-        )
+        TrainRewardModelConfig(run_dir=str(folder), model=model, seed=config.seed, device=config.device)
     )
     table = Table("held-out comparisons", "right", box=None)
     table.add_row("reward model, rater against rater", f"{summary['pair_accuracy']:.3f}")
@@ -126,16 +123,8 @@ def fit_reward_model(config: DemoConfig, folder: Path, console: Console) -> dict
 def tune(config: DemoConfig, folder: Path, reward_model: Path, console: Console) -> dict[str, Any]:
     """Stage 4: token-level PPO with KL shaping towards the model it started from."""
     console.rule("4  PPO on the language model")
-    summary = train_text.main(
-        TrainTextConfig.preset(
-            run_dir=str(folder),
-            model=config.model,
-            reward_model=(str(reward_model),),
-            seed=config.seed,
-            device=config.device,
-        )
-    )
-    return summary
+    options: dict[str, Any] = {"model": config.model, "seed": config.seed, "device": config.device}
+    return train_text.main(TrainTextConfig.preset(run_dir=str(folder), reward_model=(str(reward_model),), **options))
 
 
 def report(text: dict[str, Any], samples: Path, console: Console) -> None:

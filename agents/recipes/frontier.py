@@ -28,19 +28,15 @@ Points = dict[str, np.ndarray]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trail:
-    """Points of a run, or of best-of-n, as gains over the starting model.
-
-    Attributes:
-        name: of the run's folder, or of best-of-n.
-        points: as they were measured.
-        gains: of `MEASURES`, those that were measured: ``[M]`` reward units.
-        fits: Gao et al.'s curve for each.
-    """
+    """Points of a run, or of best-of-n, as gains over the starting model."""
 
     name: str
+    """Of the run's folder, or of best-of-n."""
     points: Points
     gains: dict[str, np.ndarray]
+    """Of `MEASURES`, those that were measured: ``[M]`` reward units."""
     fits: dict[str, GaoFit]
+    """Gao et al.'s curve for each."""
 
     @classmethod
     def of(cls, name: str, curve: str, points: Points, start: dict[str, float]) -> Trail:
@@ -165,7 +161,16 @@ def _best_of_n_wanted(config: FrontierConfig) -> BestOfNConfig:
     if (folder / best_of_n.TABLE).exists():
         there = json.loads((folder / CONFIG).read_text())
         _refuse_other(wanted, there, folder)
-        _refuse_other_size(there, folder, samples=config.samples, max_n=wanted.max_n)
+        if there["max_n"] != wanted.max_n:
+            raise ValueError(
+                f"{folder} has the best of {there['max_n']}, a run is compared with the best of {wanted.max_n}: name a "
+                "new folder with --best-of-n to measure it there"
+            )
+        if config.samples not in (None, there["samples"]):
+            raise ValueError(
+                f"{folder} was measured with {there['samples']} samples, asked for are {config.samples}: name a new "
+                "folder with --best-of-n to measure it there, or leave --samples out to take what is here"
+            )
     return wanted
 
 
@@ -175,20 +180,6 @@ def _refuse_other(wanted: BestOfNConfig, settings: dict[str, Any], path: Path) -
     for name, value in task_of(asdict(wanted)).items():
         if name not in ("seed", "device", "threads", "memory") and here[name] != value:
             raise ValueError(f"{path} is of another task: {name} {here[name]!r}, the first run has {value!r}")
-
-
-def _refuse_other_size(there: dict[str, Any], folder: Path, *, samples: int | None, max_n: int) -> None:
-    """What a run is compared with is the best of ``max_n``; of how many texts matters if ``samples`` was asked for."""
-    if there["max_n"] != max_n:
-        raise ValueError(
-            f"{folder} has the best of {there['max_n']}, a run is compared with the best of {max_n}: name a new folder "
-            "with --best-of-n to measure it there"
-        )
-    if samples not in (None, there["samples"]):
-        raise ValueError(
-            f"{folder} was measured with {there['samples']} samples, asked for are {samples}: name a new folder with "
-            "--best-of-n to measure it there, or leave --samples out to take what is here"
-        )
 
 
 def _named(folders: tuple[Path, ...]) -> dict[str, Path]:

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from agents.runs.cli import enter
-from agents.runs.run_dir import SUMMARY, RunDir, write_folder_aside
+from agents.lm.saving import save_pretrained
+from agents.runs.cli import command
+from agents.runs.run_dir import SUMMARY, RunDir
 
 MODEL = "model"
 
@@ -52,12 +52,7 @@ def main(config: PretrainedConfig) -> dict[str, Any]:
     with RunDir(config.run_dir, script="pretrained", overwrite=config.overwrite, reads=(source,)) as run:
         model, tokenizer = unpack(source)
         run.begin(dataclasses.asdict(config))
-
-        def write(folder: Path) -> None:
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-
-        write_folder_aside(run.path / MODEL, write)
+        save_pretrained(model, tokenizer, run.path / MODEL)
         summary = {
             "source": source.name,
             "architecture": type(model).__name__,
@@ -97,6 +92,4 @@ def unpack(source: Path) -> tuple[Any, Any]:
     return model, AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
 
 
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code: 0, 2 on bad input, 130 after Ctrl-C."""
-    return enter(PretrainedConfig, main, description=__doc__, arguments=arguments)
+command_line = command(PretrainedConfig, main, __doc__)

@@ -97,16 +97,11 @@ def fine_tune(config: PipelineConfig, folder: Path) -> dict[str, Any]:
     write_aside(data, "".join(json.dumps({"text": sentence.lower()}) + "\n" for sentence in chosen))
     return train_language_model.main(
         TrainLanguageModelConfig(
-            run_dir=str(folder),
-            resume=_begun(folder),
-            overwrite=not _begun(folder),
-            model=base_path(config),
+            **_shared(config, folder),
             data=str(data),
             lora_rank=config.lora_rank,
             dtype=config.dtype,
             epochs=1.0,
-            seed=config.seed,
-            device=config.device,
         )
     )
 
@@ -115,14 +110,9 @@ def fit_reward(config: PipelineConfig, folder: Path) -> dict[str, Any]:
     """Stage 2: Bradley–Terry on comparisons of human ratings; trunk and tokenizer are the policy's own."""
     return train_reward_model.main(
         TrainRewardModelConfig(
-            run_dir=str(folder),
-            resume=_begun(folder),
-            overwrite=not _begun(folder),
-            model=base_path(config),
+            **_shared(config, folder),
             lora_rank=config.lora_rank,
             words=False,
-            seed=config.seed,
-            device=config.device,
             training=TrainingOptions(
                 epochs=config.reward_epochs, learning_rate=5e-4, eval_every=20, dtype=config.dtype
             ),
@@ -135,10 +125,7 @@ def tune(config: PipelineConfig, folder: Path) -> dict[str, Any]:
     stages = folder.parent
     return train_text.main(
         TrainTextConfig.preset(
-            run_dir=str(folder),
-            resume=_begun(folder),
-            overwrite=not _begun(folder),
-            model=base_path(config),
+            **_shared(config, folder),
             adapter=str(stages / FINE_TUNED / train_text.ADAPTER),
             reward_model=(str(stages / REWARD / MODEL),),
             memory="adapters",
@@ -149,12 +136,12 @@ def tune(config: PipelineConfig, folder: Path) -> dict[str, Any]:
             epochs=1,
             num_eval_prompts=config.num_eval_prompts,
             checkpoint_every=5,
-            seed=config.seed,
-            device=config.device,
         )
     )
 
 
-def _begun(folder: Path) -> bool:
-    """Whether a stage left a checkpoint to resume from; otherwise it starts anew."""
-    return (folder / CHECKPOINT).exists()
+def _shared(config: PipelineConfig, folder: Path) -> dict[str, Any]:
+    """Settings of every stage; one that left a checkpoint is resumed, otherwise it starts anew."""
+    begun = (folder / CHECKPOINT).exists()
+    run = {"run_dir": str(folder), "resume": begun, "overwrite": not begun}
+    return {**run, "model": base_path(config), "seed": config.seed, "device": config.device}

@@ -154,20 +154,17 @@ def pair_data(config: TrainRewardModelConfig) -> tuple[Data, list[PreferencePair
     return Data(train=PairBatches(pairs=train, batch_size=size), validation=batches, reference=reference), heldout
 
 
+@dataclass(frozen=True)
 class MemberSink:
     """Writes the steps of an ensemble's member after those of the members before it."""
 
-    def __init__(self, sink: MetricSink, member: int, before: int) -> None:
-        self.sink, self.member, self.before = sink, member, before
+    sink: MetricSink
+    member: int
+    before: int
 
     def write(self, metrics: dict[str, float], step: int) -> None:
         """Write one line."""
         self.sink.write({"train/member": float(self.member), **metrics}, self.before + step)
-
-
-def member_checkpoint(run: TrainingRun, member: int) -> Path:
-    """Where a member's state is saved; it stays there once the member is fitted."""
-    return run.checkpoint if member == 0 else run.checkpoint.with_stem(f"{run.checkpoint.stem}_{member}")
 
 
 def fit_members(
@@ -186,7 +183,9 @@ def fit_members(
     Returns:
         The members so far, with their best weights; where each fit ended; and whether all were fitted.
     """
-    paths = [member_checkpoint(run, member) for member in range(config.members)]
+    # Each member's state stays where it was saved once the member is fitted.
+    first = run.checkpoint
+    paths = [first, *(first.with_stem(f"{first.stem}_{member}") for member in range(1, config.members))]
     states = [checkpoint.load(path) if config.resume and path.exists() else None for path in paths]
     steps_before = sum(state["progress"]["step"] for state in states if state is not None)
     members: list[RewardModel] = []

@@ -6,7 +6,7 @@ import ast
 import inspect
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, make_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass, make_dataclass
 from functools import lru_cache
 from importlib import import_module
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -67,6 +67,17 @@ def enter(
     return 0
 
 
+def command(
+    config_type: type[Config], main: str | Main[Config], description: str | None, **options: Any
+) -> Callable[..., int]:
+    """The ``command_line`` of a command: takes arguments (None: ``sys.argv[1:]``) and returns what `enter` does."""
+
+    def command_line(arguments: Sequence[str] | None = None) -> int:
+        return enter(config_type, main, description=description, arguments=arguments, **options)
+
+    return command_line
+
+
 def imported(path: str) -> Any:
     """The object that "module:name" names."""
     module, _, name = path.partition(":")
@@ -105,11 +116,7 @@ def parse(
         (title, Annotated[_group(title, members, defaults), tyro.conf.OmitArgPrefixes, tyro.conf.arg(help=about)])
         for (title, about), members in groups.items()
     ]
-    flags: Any = tyro.cli(
-        make_dataclass("Flags", made),
-        description=description,
-        args=arguments,
-    )
+    flags: Any = tyro.cli(make_dataclass("Flags", made), description=description, args=arguments)
     values = {each.name: getattr(group, each.name) for group in vars(flags).values() for each in fields(group)}
     try:
         return config_type(**values)
@@ -173,12 +180,9 @@ def _group(title: str, members: list[_Flag], defaults: dict[str, Any]) -> type[A
         annotated: Any = Annotated[flag.hint, tyro.conf.arg(help=flag.doc)]
         if flag.hint == Schedule:
             annotated = Annotated[annotated, _SCHEDULE]
-        if flag.field.name in defaults:
-            made.append((flag.field.name, annotated, field(default=defaults[flag.field.name])))
-        elif flag.field.default_factory is not MISSING:
-            made.append((flag.field.name, annotated, field(default_factory=flag.field.default_factory)))
-        else:
-            made.append((flag.field.name, annotated, field(default=flag.field.default)))
+        name, own = flag.field.name, flag.field
+        given = {"default": own.default, "default_factory": own.default_factory}
+        made.append((name, annotated, field(**({"default": defaults[name]} if name in defaults else given))))
     return make_dataclass(title, made, kw_only=True)
 
 

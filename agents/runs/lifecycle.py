@@ -14,7 +14,8 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,11 @@ class Interrupted(KeyboardInterrupt):
         self.signum = int(signum)
 
 
+@dataclass
 class Stop:
     """Set by the first signal."""
 
-    def __init__(self) -> None:
-        self.signum: int | None = None
+    signum: int | None = None
 
     def is_set(self) -> bool:
         """Whether a signal came."""
@@ -167,8 +168,5 @@ def training_run(
     with RunDir(flags.run_dir, script=script, reads=reads, overwrite=flags.overwrite, resume=flags.resume) as folder:
         if flags.resume:
             folder.check_resumable(settings, checkpoint)
-        run = TrainingRun(folder, flags, settings, checkpoint)
-        try:
+        with closing(TrainingRun(folder, flags, settings, checkpoint)) as run:
             yield run
-        finally:
-            run.close()

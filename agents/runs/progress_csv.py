@@ -20,11 +20,10 @@ class ProgressCSV(KVWriter):
         path: the file.
         resume_at: go on with the file that lies there, of which the lines up to this step are kept (what came after
             will come again); None begins anew.
-        step_column: where a line has its step.
     """
 
-    def __init__(self, path: Path, *, resume_at: int | None = None, step_column: str = "time/steps") -> None:
-        self.path, self.step_column = path, step_column
+    def __init__(self, path: Path, *, resume_at: int | None = None) -> None:
+        self.path = path
         self.columns: list[str] = []
         rows: list[dict[str, str]] = []
         if resume_at is not None and path.exists():
@@ -53,7 +52,7 @@ class ProgressCSV(KVWriter):
 
     def _is_kept(self, row: dict[str, Any], resume_at: int) -> bool:
         """Whether a line is whole (a kill may have cut the last one) and not after ``resume_at``."""
-        step = row.get(self.step_column)
+        step = row.get("time/steps")
         return None not in row.values() and bool(step) and float(step or 0) <= resume_at
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:

@@ -217,8 +217,6 @@ def write_folder_aside(path: Path, write: Callable[[Path], object]) -> None:
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as error:
+        return isinstance(error, PermissionError)  # there is one, but it is somebody else's
     return True

@@ -5,13 +5,13 @@ Where they write is theirs to configure (``WANDB_DIR``, ``TRACKIO_DIR``, ``MLFLO
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
 from typing import Any
 
 from agents.runs.flags import Tracker
-from agents.runs.logging import ClosableSink
 
 PROJECT = "textenvs"
 
@@ -28,44 +28,26 @@ def tracker_module(name: Tracker) -> ModuleType:
         raise ImportError(f"--log-to {name} needs its package: pip install 'textenvs[{name}]' ({error})") from error
 
 
-def open_trackers(names: Iterable[Tracker], run_name: str, settings: Mapping[str, Any]) -> list[ClosableSink]:
+@dataclass(frozen=True)
+class _Tracker:
+    """A run in a tracker: takes a line of metrics and its step, and ends."""
+
+    write: Callable[[dict[str, float], int], None]
+    close: Callable[[], None]
+
+
+def open_trackers(names: Iterable[Tracker], run_name: str, settings: Mapping[str, Any]) -> list[_Tracker]:
     """Begin a run in each tracker of ``names``, under ``run_name`` and with the ``settings``."""
-    sinks: list[ClosableSink] = []
-    for name in dict.fromkeys(names):
-        module = tracker_module(name)
-        sinks.append(_Mlflow(module, run_name, settings) if name == "mlflow" else _Wandb(module, run_name, settings))
-    return sinks
+    return [_open(name, tracker_module(name), run_name, settings) for name in dict.fromkeys(names)]
 
 
-class _Wandb:
-    """wandb, and trackio, which has the same interface."""
-
-    def __init__(self, module: Any, run_name: str, settings: Mapping[str, Any]) -> None:
-        self._module = module
-        module.init(project=PROJECT, name=run_name, config=dict(settings))
-
-    def write(self, metrics: dict[str, float], step: int) -> None:
-        """Log one line."""
-        self._module.log(metrics, step=step)
-
-    def close(self) -> None:
-        """End the run."""
-        self._module.finish()
-
-
-class _Mlflow:
-    """mlflow, whose settings are flat strings of at most 6,000 characters."""
-
-    def __init__(self, module: Any, run_name: str, settings: Mapping[str, Any]) -> None:
-        self._module = module
+def _open(name: Tracker, module: Any, run_name: str, settings: Mapping[str, Any]) -> _Tracker:
+    if name == "mlflow":
         module.set_experiment(PROJECT)
         module.start_run(run_name=run_name)
-        module.log_params({name: str(value)[:6000] for name, value in settings.items()})
-
-    def write(self, metrics: dict[str, float], step: int) -> None:
-        """Log one line."""
-        self._module.log_metrics(metrics, step=step)
-
-    def close(self) -> None:
-        """End the run."""
-        self._module.end_run()
+        # Its settings are flat strings of at most 6,000 characters.
+        module.log_params({key: str(value)[:6000] for key, value in settings.items()})
+        return _Tracker(lambda metrics, step: module.log_metrics(metrics, step=step), module.end_run)
+    # trackio has wandb's interface.
+    module.init(project=PROJECT, name=run_name, config=dict(settings))
+    return _Tracker(lambda metrics, step: module.log(metrics, step=step), module.finish)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from textenvs.tokens.chats import check_turns, is_chat, plain_prompt, question_and_answer, question_of
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,20 +49,41 @@ def read_pairs(path: str | Path) -> list[PreferencePair]:
     Raises:
         ValueError: a line is no pair (the message names file and line), or the file cannot be read or has no pair.
     """
+    return read_jsonl(path, lambda content, place: _pair_of(content), row="a preference pair")
+
+
+def read_jsonl(path: str | Path, convert: Callable[[dict[str, Any], str], T], *, row: str) -> list[T]:
+    """What ``convert`` makes of the object on each line and of its place ("my.jsonl:3"); blank lines are skipped.
+
+    Raises:
+        ValueError: a line is no object or ``convert`` refuses it (the message says that ``row`` was expected, and names
+            file and line), or the file cannot be read or has no row.
+    """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: expected a readable text file ({error})") from error
-    pairs = []
+    except (OSError, UnicodeDecodeError) as fault:
+        raise ValueError(f"{path}: expected a readable text file ({fault})") from fault
+    rows = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
+            place = f"{path}:{number}"
             try:
-                pairs.append(_pair_of(line))
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: expected a preference pair: {error}") from error
-    if not pairs:
-        raise ValueError(f"{path}: expected at least one preference pair, received none")
-    return pairs
+                rows.append(convert(_object(line), place))
+            except ValueError as fault:
+                raise ValueError(f"{place}: expected {row}: {fault}") from fault
+    if not rows:
+        raise ValueError(f"{path}: expected at least one line with {row}, received none")
+    return rows
+
+
+def _object(line: str) -> dict[str, Any]:
+    try:
+        content = json.loads(line)
+    except json.JSONDecodeError as fault:
+        raise ValueError(f"expected JSON, received {line[:80]!r} ({fault})") from fault
+    if not isinstance(content, dict):
+        raise ValueError(f"expected an object, received {line[:80]!r}")
+    return content
 
 
 def write_pairs(path: str | Path, pairs: Iterable[PreferencePair]) -> None:
@@ -69,13 +92,7 @@ def write_pairs(path: str | Path, pairs: Iterable[PreferencePair]) -> None:
     Path(path).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
-def _pair_of(line: str) -> PreferencePair:
-    try:
-        content = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"expected JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"expected an object, received {type(content).__name__}")
+def _pair_of(content: dict[str, Any]) -> PreferencePair:
     content = _plain(content)
     missing = [name for name in ("prompt", "chosen", "rejected") if name not in content]
     if missing:

@@ -15,11 +15,10 @@ model itself, against which `scripts.train_text` measures.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agents.recipes.rlhf.task import TextTask
-from agents.runs.cli import enter
+from agents.runs.cli import command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +40,4 @@ class BestOfNConfig(TextTask):
         TextTask.__post_init__(self)
 
 
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code."""
-    return enter(BestOfNConfig, "agents.recipes.best_of_n:main", description=__doc__, arguments=arguments)
+command_line = command(BestOfNConfig, "agents.recipes.best_of_n:main", __doc__)

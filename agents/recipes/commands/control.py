@@ -10,26 +10,22 @@ evaluation), ``report.html`` and ``summary.json``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from agents.runs.cli import enter
-from agents.runs.flags import RunFlags
+from agents.config import PlacementConfig
+from agents.runs.cli import command
+from agents.runs.flags import RunFlags, check_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(RunFlags):
+class Config(RunFlags, PlacementConfig):
     """Task: what is learned, and for how long."""
 
     env: str = "CartPole-v1"
     """Gymnasium id; "module:Env-v0" imports the module first"""
     algorithm: Literal["ppo", "trpo"] = "ppo"
     """what trains"""
-    seed: int = 0
-    """of weights, actions, minibatches and environments"""
-    device: str = "cpu"
-    """where the networks live"""
     total_steps: int | None = None
     """transitions to train for; default: the preset's"""
     stop_at_return: float | None = None
@@ -44,12 +40,7 @@ class Config(RunFlags):
     """CPU threads; networks this small are fastest on one"""
 
     def __post_init__(self) -> None:
-        for name in ("total_steps", "evaluate_every", "eval_episodes", "save_every", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, received {value}")
+        check_at_least(self, "total_steps", "evaluate_every", "eval_episodes", "save_every", "threads")
 
 
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code, as `agents.runs.cli.enter` does."""
-    return enter(Config, "agents.recipes.control:_reported", description=__doc__, arguments=arguments, show=False)
+command_line = command(Config, "agents.recipes.control:_reported", __doc__, show=False)

@@ -7,10 +7,9 @@ PPO must first solve CartPole (greedy mean over 100 episodes of at least 475); i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from agents.runs.cli import enter
+from agents.runs.cli import command
 
 
 class NotValidated(RuntimeError):
@@ -33,13 +32,4 @@ class DemoConfig:
     """Torch device."""
 
 
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code."""
-    return enter(
-        DemoConfig,
-        "agents.recipes.demo:main",
-        description=__doc__,
-        arguments=arguments,
-        refusals={NotValidated: 1},
-        show=False,
-    )
+command_line = command(DemoConfig, "agents.recipes.demo:main", __doc__, refusals={NotValidated: 1}, show=False)

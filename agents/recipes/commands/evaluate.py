@@ -9,11 +9,11 @@ compared with the model it started from, as in `scripts.train_text`. With --run-
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents.runs.cli import enter
+from agents.runs.cli import command
+from agents.runs.flags import check_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +38,7 @@ class EvaluateAgentConfig:
     """where the networks live"""
 
     def __post_init__(self) -> None:
-        if self.episodes < 1:
-            raise ValueError(f"episodes must be at least 1, received {self.episodes}")
+        check_at_least(self, "episodes")
 
 
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code: 0, 2 on bad input, 130 after Ctrl-C."""
-    return enter(EvaluateAgentConfig, "agents.recipes.evaluate:main", description=__doc__, arguments=arguments)
+command_line = command(EvaluateAgentConfig, "agents.recipes.evaluate:main", __doc__)

@@ -20,12 +20,11 @@ frontier.png, frontier.json (every point, every fit), summary.json.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from agents.recipes.commands.best_of_n import BestOfNConfig
-from agents.runs.cli import enter
+from agents.runs.cli import command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +57,4 @@ class FrontierConfig:
             raise ValueError(f"budget must be above 0 nats, received {self.budget}")
 
 
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code."""
-    return enter(FrontierConfig, "agents.recipes.frontier:main", description=__doc__, arguments=arguments)
+command_line = command(FrontierConfig, "agents.recipes.frontier:main", __doc__)

@@ -11,11 +11,11 @@ own, so its curves, checkpoints and flags are those of the script. ``--resume`` 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from agents.runs.cli import enter
+from agents.runs.cli import command
+from agents.runs.flags import check_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +50,7 @@ class PipelineConfig:
     """Torch device."""
 
     def __post_init__(self) -> None:
-        for name in ("lora_rank", "sentences", "episodes", "batch_size", "num_eval_prompts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
+        check_at_least(self, "lora_rank", "sentences", "episodes", "batch_size", "num_eval_prompts")
 
 
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code."""
-    return enter(PipelineConfig, "agents.recipes.pipeline:main", description=__doc__, arguments=arguments)
+command_line = command(PipelineConfig, "agents.recipes.pipeline:main", __doc__)

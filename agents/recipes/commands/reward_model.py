@@ -15,11 +15,10 @@ that ``--resume`` continues bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from agents.runs.cli import enter
-from agents.runs.flags import RunFlags
+from agents.runs.cli import command
+from agents.runs.flags import RunFlags, check_at_least
 from reward_models.options import TrainingOptions
 
 
@@ -58,9 +57,7 @@ class TrainRewardModelConfig(RunFlags):
     """How to fit."""
 
     def __post_init__(self) -> None:
-        for name in ("members", "group_size", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
+        check_at_least(self, "members", "group_size", "checkpoint_every")
         if self.lora_rank is not None and self.lora_rank < 1:
             raise ValueError(f"lora_rank must be at least 1, or None for all weights, received {self.lora_rank}")
         if self.heldout_pairs and not self.pairs:
@@ -74,6 +71,4 @@ class TrainRewardModelConfig(RunFlags):
         return tuple(path for path in (self.model, self.pairs, self.heldout_pairs) if path)
 
 
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code, as `agents.runs.cli.enter` does."""
-    return enter(TrainRewardModelConfig, "agents.recipes.reward_model:main", description=__doc__, arguments=arguments)
+command_line = command(TrainRewardModelConfig, "agents.recipes.reward_model:main", __doc__)

@@ -1,44 +1,130 @@
-"""Builds a text run from its configuration: first the task (who writes, who scores), then what learns it."""
+"""Builds a text run from its configuration: the models and how they share memory, the task, and what learns it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from agents.evaluation.assessor import Assessor
 from agents.evaluation.metrics import TextJudge
 from agents.lm.causal_lm import CausalLMPolicy
-from agents.lm.lora import LoraOptions
+from agents.lm.loading import DTYPES, autocast_of
+from agents.lm.lora import POLICY, AdaptedTrunk, LoraOptions
 from agents.lm.policy_reference import PolicyReference
+from agents.lm.sampling import TokenSampling
 from agents.recipes.rlhf.config import TrainTextConfig
-from agents.recipes.rlhf.models import StartModels, build_policy, build_start, model_path
 from agents.recipes.rlhf.prompts import prompt_reader, prompt_sets
 from agents.recipes.rlhf.rewards import build_scorers, start_critic_as_reward
 from agents.recipes.rlhf.task import TextTask
 from agents.runs.distributed import ALONE, Processes
 from agents.text.collector import TextCollector
+from textenvs import assets
 from textenvs.envs.vector import TokenVectorEnv
+from textenvs.lm.loading import load_causal_lm
+from textenvs.tokens.end_of_text import end_of_text
 from textenvs.tokens.tokenizers import load_tokenizer
 from textenvs.wrappers.chat_prompts import ChatTemplate
 from textenvs.wrappers.interfaces import Scorer
 from textenvs.wrappers.kl_shaping import KLShaping
 from textenvs.wrappers.preference import PreferenceReward
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StartModels:
+    """The model that training starts from, frozen, and its tokenizer."""
+
+    path: str
+    """Its directory or name."""
+    start: CausalLMPolicy
+    """With the sampling rules of the task."""
+    plain: CausalLMPolicy
+    """At temperature 1; the KL is measured against it."""
+    adapters: AdaptedTrunk | None
+    """The trunk that start, policy and rewards share, or None."""
+    tokenizer: PreTrainedTokenizerBase
+
+
+def model_path(task: TextTask) -> str:
+    """Where the language model is loaded from: the task's, or the shipped one."""
+    return str(assets.language_model_dir()) if task.model is None else task.model
+
+
+def build_start(
+    task: TextTask,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    lora: LoraOptions | None = None,
+    value_adapter: bool = False,
+    compile: bool = False,
+) -> StartModels:
+    """The task's starting model, laid out as ``task.memory`` says; it ends texts where ``tokenizer`` does.
+
+    Args:
+        task: whose settings count.
+        tokenizer: the model's.
+        lora: shape of the adapters that a learner will train (memory adapters).
+        value_adapter: whether it will have one for the value.
+        compile: run the passes through torch.compile.
+
+    Raises:
+        ValueError: if no model or adapter can be loaded.
+    """
+    path, trunk = model_path(task), None
+    if task.memory == "adapters":
+        # A frozen weight is only ever read, and autocast would round it at each reading.
+        model = load_causal_lm(path, dtype=DTYPES[task.dtype]).to(task.device)
+        trunk = AdaptedTrunk(model, lora, value=value_adapter, start=task.adapter)
+    else:
+        model = load_causal_lm(path).to(task.device)
+        model.requires_grad_(False)
+
+    def frozen(sampling: TokenSampling) -> CausalLMPolicy:
+        return CausalLMPolicy(
+            model,
+            eos_token_id=end_of_text(model, tokenizer),
+            critic="none",
+            sampling=sampling,
+            adapters=trunk,
+            role=POLICY if trunk is None else trunk.reference,
+            autocast=autocast_of(task.dtype),
+            compile=compile,
+        )
+
+    start = frozen(TokenSampling(temperature=task.temperature))
+    plain = start if task.temperature == 1.0 else frozen(TokenSampling())
+    return StartModels(path=path, start=start, plain=plain, adapters=trunk, tokenizer=tokenizer)
+
+
+def build_policy(config: TrainTextConfig, models: StartModels) -> CausalLMPolicy:
+    """The policy that learns: new adapters over the shared trunk, or another copy of the starting model."""
+    trunk = models.adapters
+    return CausalLMPolicy(
+        load_causal_lm(models.path).to(config.device) if trunk is None else trunk.model,
+        eos_token_id=models.start.eos_token_id,
+        critic=config.critic(config.memory),
+        sampling=models.start.sampling,
+        adapters=trunk,
+        role=POLICY,
+        autocast=autocast_of(config.dtype),
+        recompute=config.gradient_checkpointing,
+        compile=config.compile,
+    )
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Task:
-    """A task without a learner.
-
-    Attributes:
-        models: the starting model in its roles.
-        env: the token environment over the training prompts.
-        scorers: as the configuration lists them.
-        assessor: of any policy on the evaluation prompts, with the environment's preference reward.
-    """
+    """A task without a learner: the starting model in its roles, and what it acts in."""
 
     models: StartModels
     env: TokenVectorEnv
+    """Over the training prompts."""
     scorers: list[Scorer]
+    """As the configuration lists them."""
     assessor: Assessor
+    """Of any policy on the evaluation prompts, with the environment's preference reward."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,11 +134,6 @@ class TextParts:
     task: Task
     policy: CausalLMPolicy
     collector: TextCollector
-
-    @property
-    def assessor(self) -> Assessor:
-        """The task's."""
-        return self.task.assessor
 
 
 def build_task(
@@ -95,14 +176,14 @@ def build_task(
         max_new_tokens=config.max_new_tokens,
         group_size=group_size,
     )
-    found = build_scorers(config, models.adapters)
+    scorers, names = build_scorers(config, models.adapters)
     reward = PreferenceReward(
         env,
-        found.scorers if chat is None else [chat.scorer(scorer) for scorer in found.scorers],
+        scorers if chat is None else [chat.scorer(scorer) for scorer in scorers],
         combine=config.reward_combine,
         weights=config.reward_weights or None,
         uncertainty_coef=config.reward_uncertainty_coef,
-        names=found.names,
+        names=names,
     )
     assessor = Assessor(
         tokenizer=tokenizer,
@@ -114,7 +195,7 @@ def build_task(
         chat=chat,
         judge=_judge() if config.judge and judge else None,
     )
-    return Task(models=models, env=env, scorers=found.scorers, assessor=assessor)
+    return Task(models=models, env=env, scorers=scorers, assessor=assessor)
 
 
 def build_parts(config: TrainTextConfig, processes: Processes = ALONE) -> TextParts:

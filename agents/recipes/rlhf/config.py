@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from agents.recipes.rlhf.task import Memory, TextTask, changed
 from agents.runs.cli import enter, peek
-from agents.runs.flags import RunFlags
+from agents.runs.flags import RunFlags, check_at_least
 from agents.text.config import Algorithm, TextAgentConfig
 from agents.text.kl_controllers import AdaptiveKL, AnnealedKL, KLController
 from agents.text.presets import PRESETS, preset_settings
@@ -48,9 +48,7 @@ class RunSettings(RunFlags):
     training only."""
 
     def __post_init__(self) -> None:
-        for name in ("episodes", "batch_size", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
+        check_at_least(self, "episodes", "batch_size", "checkpoint_every")
         if self.evaluate_every is not None and self.evaluate_every < 0:
             raise ValueError(f"evaluate_every must be 0 or more updates, received {self.evaluate_every}")
 

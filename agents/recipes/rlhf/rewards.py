@@ -6,7 +6,6 @@ import importlib
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,26 +25,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-@dataclass(frozen=True, kw_only=True)
-class NamedScorers:
-    """What `PreferenceReward` is given: scorers, and what their figures are called."""
+def build_scorers(task: TextTask, trunk: AdaptedTrunk | None) -> tuple[list[Scorer], list[str]]:
+    """The scorers that ``--reward-model`` names, and what their figures are called.
 
-    scorers: list[Scorer]
-    names: list[str]
-
-
-def build_scorers(task: TextTask, trunk: AdaptedTrunk | None) -> NamedScorers:
-    """The scorers that ``--reward-model`` names; adapters over the model of ``trunk`` join it there.
+    Adapters over the model of ``trunk`` join it there.
 
     Raises:
         ValueError: if one cannot be loaded, or is named twice.
     """
     given = reward_sources(task)
     names = scorer_names(given)
-    scorers = [
+    return [
         load_reward_model(one, trunk, device=task.device) if _is_folder(one) else _function(one) for one in given
-    ]
-    return NamedScorers(scorers=scorers, names=names)
+    ], names
 
 
 def reward_sources(task: TextTask) -> list[str]:
@@ -70,11 +62,9 @@ def scorer_names(given: Sequence[str]) -> list[str]:
 
 
 def _parts(given: str) -> list[str]:
-    if not _is_folder(given):
-        parts = [part for part in re.split(r"[:.]", given) if part]
-    else:
-        parts = [part for part in Path(given).resolve().parts[1:]]
-        parts = parts[:-1] if parts[-1] == "model" and len(parts) > 1 else parts
+    parts = list(Path(given).resolve().parts[1:] if _is_folder(given) else filter(None, re.split(r"[:.]", given)))
+    if _is_folder(given) and parts[-1] == "model" and len(parts) > 1:
+        parts.pop()
     return [re.sub(r"[^\w.-]", "_", part) for part in parts]
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from agents.config import PlacementConfig
+from agents.runs.flags import check_at_least
 
 Memory = Literal["full", "shared", "adapters"]
 
@@ -53,9 +54,7 @@ class PromptSettings:
     """Of sampling, > 0, in training and evaluation alike."""
 
     def __post_init__(self) -> None:
-        for name in ("num_eval_prompts", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
+        check_at_least(self, "num_eval_prompts", "max_new_tokens")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be above 0, received {self.temperature}")
         if self.eval_prompts is not None and self.prompts is None:

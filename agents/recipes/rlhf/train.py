@@ -67,14 +67,14 @@ def main(config: TrainTextConfig) -> dict[str, Any]:
             agent.load_state_dict(processes.broadcast(state))
             trained, resume_at = _Clock(**json.loads((run.path / STATE).read_text())), agent.steps
         # Before the run begins: a reward that cannot be used shows here.
-        before = parts.assessor.assess(parts.task.models.start)
+        before = parts.task.assessor.assess(parts.task.models.start)
         agent.logger = run.begin(agent.steps)
         frontier = FrontierFollower(run.path / FRONTIER, before, agent.logger, resume_at=resume_at)
         finished = _train(agent, config, parts, run, trained, frontier)
         peak_bytes = peak.bytes()
-        save_model(parts.policy, parts.assessor.tokenizer, run.path / MODEL)
+        save_model(parts.policy, parts.task.assessor.tokenizer, run.path / MODEL)
         save_adapter(parts.policy, run.path / ADAPTER)
-        after = parts.assessor.assess(parts.policy)
+        after = parts.task.assessor.assess(parts.policy)
         if finished:
             frontier.add(agent.steps, after)
         metrics, samples = compare(before, after)
@@ -143,12 +143,12 @@ def _train(
             clock.tokens += agent.metrics["rollout/length_mean"] * config.batch_size
             bar.show(agent.steps, headline(agent.metrics))
             if agent.updates % 10 == 1 and parts.collector.last is not None:
-                run.sink.write_samples(*parts.assessor.decode(parts.collector.last, 4), agent.steps)
+                run.sink.write_samples(*parts.task.assessor.decode(parts.collector.last, 4), agent.steps)
             if agent.updates == 1:
                 write_token_page(run.path / PAGE, _snapshot(agent, parts))
             if evaluate_every and agent.updates % evaluate_every == 0 and agent.steps < config.episodes:
                 paused = time.perf_counter()
-                frontier.add(agent.steps, parts.assessor.assess(parts.policy))
+                frontier.add(agent.steps, parts.task.assessor.assess(parts.policy))
                 began += time.perf_counter() - paused
             if agent.updates % config.checkpoint_every == 0:
                 keep()
@@ -169,9 +169,15 @@ def _snapshot(agent: TextAgent, parts: TextParts) -> Snapshot:
     assert agent.newest is not None
     assert parts.collector.last is not None
     rollout, batch = agent.newest
-    prompts, _ = parts.assessor.decode(parts.collector.last, SHOWN)
+    assessor = parts.task.assessor
+    prompts, _ = assessor.decode(parts.collector.last, SHOWN)
     tables = token_tables(
-        rollout, batch, parts.collector.last, prompts, parts.assessor.tokenizer, has_critic=agent.config.uses_critic
+        rollout,
+        batch,
+        parts.collector.last,
+        prompts,
+        parts.task.assessor.tokenizer,
+        has_critic=agent.config.uses_critic,
     )
     return Snapshot(
         algorithm=agent.config.algorithm,

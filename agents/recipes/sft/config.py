@@ -18,12 +18,11 @@ a run that `--resume` goes on with bit for bit.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from agents.runs.cli import enter
-from agents.runs.flags import RunFlags
+from agents.runs.cli import command
+from agents.runs.flags import RunFlags, check_at_least
 
 if TYPE_CHECKING:
     from reward_models.fit_options import FitOptions
@@ -147,9 +146,7 @@ class TrainLanguageModelConfig(RunFlags, _Data, _Optimization):
     def __post_init__(self) -> None:
         self._refuse_what_does_not_apply()
         for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, received {value}")
+            check_at_least(self, name, least=least)
         for name in ("epochs", "learning_rate", "lora_alpha", "max_grad_norm"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -213,6 +210,4 @@ _LEAST = {
 }  # fmt: skip
 
 
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code: 0, 2 on bad input, 130 after Ctrl-C."""
-    return enter(TrainLanguageModelConfig, "agents.recipes.sft.train:main", description=__doc__, arguments=arguments)
+command_line = command(TrainLanguageModelConfig, "agents.recipes.sft.train:main", __doc__)

@@ -6,11 +6,11 @@ fields are ignored. Every fault is named by file and line.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from reward_models.data.pairs import read_jsonl
 from textenvs.tokens.chats import check_turns
 
 Kind = Literal["completions", "texts", "chats"]
@@ -49,34 +49,15 @@ def read_examples(path: str | Path, kind: Kind | None = None) -> Examples:
         ValueError: if the file cannot be read or holds no row; if a line is not JSON, not of the file's kind, or has
             nothing to learn. The message names the line.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as fault:
-        raise ValueError(f"{path}: not a readable text file ({fault})") from fault
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        place = f"{path}:{number}"
-        try:
-            fields = _object(line)
-            kind = _kind_of(fields) if kind is None else kind
-            rows.append(Example(place=place, content=_CHECKS[kind](_needed(fields, kind))))
-        except ValueError as fault:
-            raise ValueError(f"{place}: {fault}") from fault
-    if kind is None or not rows:
-        raise ValueError(f"{path}: no rows in it; at least one is needed")
+
+    def example(fields: dict[str, Any], place: str) -> Example:
+        nonlocal kind
+        kind = _kind_of(fields) if kind is None else kind
+        return Example(place=place, content=_CHECKS[kind](_needed(fields, kind)))
+
+    rows = read_jsonl(path, example, row="a row to learn from")
+    assert kind is not None  # the first row told it
     return Examples(kind=kind, rows=rows)
-
-
-def _object(line: str) -> dict[str, Any]:
-    try:
-        fields = json.loads(line)
-    except json.JSONDecodeError as fault:
-        raise ValueError(f"not JSON ({fault}): {line[:80]!r}") from fault
-    if not isinstance(fields, dict):
-        raise ValueError(f"expected an object, received {line[:80]!r}")
-    return fields
 
 
 def _kind_of(fields: dict[str, Any]) -> Kind:

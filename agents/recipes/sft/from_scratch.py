@@ -10,11 +10,13 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from agents.recipes.sft.config import TrainLanguageModelConfig
@@ -91,13 +93,8 @@ def batches(
 
 def pad_rows(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
     """Right-pad with 0 to ``tokens [B, T]``, with ``mask [B, T]`` True on real tokens."""
-    width = max(map(len, rows))
-    tokens = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        tokens[i, : len(row)] = torch.tensor(row)
-        mask[i, : len(row)] = True
-    return tokens, mask
+    tokens = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+    return tokens, pad_sequence([torch.ones(len(row), dtype=torch.bool) for row in rows], batch_first=True)
 
 
 def next_token_loss(model: GPT2LMHeadModel, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -141,25 +138,18 @@ def new_model(config: TrainLanguageModelConfig, tokenizer: PreTrainedTokenizerFa
     )
 
 
+@dataclass(eq=False)
 class FromScratch:
-    """A new model over reviews, as `reward_models.fitting` trains it.
+    """A new model over reviews, as `reward_models.fitting` trains it."""
 
-    Args:
-        model: to train in place.
-        reviews: token ids of the sentences of each.
-        validation: rows that open with the start token.
-        config: settled.
-    """
-
-    def __init__(
-        self,
-        model: GPT2LMHeadModel,
-        reviews: list[list[list[int]]],
-        validation: list[list[int]],
-        config: TrainLanguageModelConfig,
-    ) -> None:
-        self.module = model
-        self.reviews, self.validation, self.config = reviews, validation, config
+    module: GPT2LMHeadModel
+    """Trained in place."""
+    reviews: list[list[list[int]]]
+    """Token ids of the sentences of each."""
+    validation: list[list[int]]
+    """Rows that open with the start token."""
+    config: TrainLanguageModelConfig
+    """Settled."""
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """As the function of that name, from the configuration's seed."""

@@ -12,11 +12,12 @@ import math
 import random
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.recipes.sft.rows import TokenRow
@@ -47,11 +48,10 @@ class BatchLimits:
 
 def pad_rows(rows: Sequence[TokenRow]) -> tuple[Tensor, Tensor]:
     """``(tokens [B, W], mask [B, W])``: right-padded with PAD, True on what is learned."""
-    width = max(len(row.tokens) for row in rows)
-    tokens = torch.full((len(rows), width), PAD, dtype=torch.int64)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    ids = [torch.from_numpy(row.tokens).long() for row in rows]
+    tokens = pad_sequence(ids, batch_first=True, padding_value=PAD)
+    mask = torch.zeros_like(tokens, dtype=torch.bool)
     for i, row in enumerate(rows):
-        tokens[i, : len(row.tokens)] = torch.from_numpy(row.tokens)
         for begin, end in row.spans:
             mask[i, begin:end] = True
     return tokens, mask
@@ -106,28 +106,19 @@ def mean_loss(policy: CausalLMPolicy, rows: Sequence[TokenRow], limits: BatchLim
     return total / sum(row.num_learned for row in rows)
 
 
+@dataclass(eq=False)
 class FineTuning:
-    """A causal LM over token rows, as `reward_models.fitting` trains it.
+    """A causal LM over token rows, as `reward_models.fitting` trains it."""
 
-    Args:
-        policy: without critic; its parameters that require gradients are trained.
-        train: rows to learn, at least one.
-        heldout: rows to evaluate on; none: there is no evaluation.
-        limits: of batches and microbatches.
-        seed: of the rows' order.
-    """
-
-    def __init__(
-        self,
-        policy: CausalLMPolicy,
-        train: Sequence[TokenRow],
-        heldout: Sequence[TokenRow],
-        *,
-        limits: BatchLimits,
-        seed: int,
-    ) -> None:
-        self.module = policy
-        self.train, self.heldout, self.limits, self.seed = train, heldout, limits, seed
+    module: CausalLMPolicy
+    """Without critic; its parameters that require gradients are trained."""
+    train: Sequence[TokenRow]
+    """Rows to learn, at least one."""
+    heldout: Sequence[TokenRow]
+    """Rows to evaluate on; none: there is no evaluation."""
+    limits: BatchLimits = field(kw_only=True)
+    seed: int = field(kw_only=True)
+    """Of the rows' order."""
 
     def steps_in(self, epochs: float) -> int:
         """Optimizer steps that ``epochs`` passes over the rows take, at least 1."""

@@ -1,22 +1,38 @@
-"""The run of ``textenvs train-language-model``; its settings are in `config`."""
+"""The run of ``textenvs train-language-model``: rows and model, the fit, samples before and after, the summary.
+
+Its settings are in `config`.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from agents.evaluation.samples import EVAL_SEED, write_samples
+from agents.lm.causal_lm import CausalLMPolicy
+from agents.lm.memory import PeakMemory
+from agents.lm.saving import save_adapter, save_model, save_pretrained
+from agents.recipes.sft.build import build_policy, build_rows
 from agents.recipes.sft.config import TrainLanguageModelConfig
+from agents.recipes.sft.data import read_examples
 from agents.recipes.sft.from_scratch import FromScratch, encode_reviews, loss_per_token, new_model, train_tokenizer
-from agents.recipes.sft.run import COMMANDS, fine_tune
+from agents.recipes.sft.loss import BatchLimits, FineTuning
+from agents.recipes.sft.rows import TokenRow
 from agents.runs.devices import check_device
 from agents.runs.fit_run import fit_in
 from agents.runs.lifecycle import TrainingRun, training_run
 from agents.runs.plots import FIT_CURVES
-from agents.runs.run_dir import write_folder_aside
 from reward_models.data.movie_reviews import SHA256, movie_review_splits
 from reward_models.fitting import Fit, perplexity_of
+
+MODEL, ADAPTER, SAMPLES = "model", "adapter", "samples.json"
+COMMANDS = (
+    "textenvs train-reward-model --run-dir RUN --model {run}/model",
+    "textenvs train-text --run-dir RUN --model {run}/model",
+)
+SHOWN = 3
+"""Samples that are printed; all are in the file."""
 
 
 def main(config: TrainLanguageModelConfig) -> dict[str, Any]:
@@ -58,12 +74,7 @@ def movie_reviews(config: TrainLanguageModelConfig, run: TrainingRun) -> dict[st
     learner = FromScratch(model, reviews, validation, config)
     fit = Fit(learner, config.fit_options(num_steps))
     finished = fit_in(run, fit)
-
-    def save(folder: Path) -> None:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
-    write_folder_aside(run.path / "model", save)
+    save_pretrained(model, tokenizer, run.path / MODEL)
     summary: dict[str, Any] = {
         "seed": config.seed,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -75,3 +86,110 @@ def movie_reviews(config: TrainLanguageModelConfig, run: TrainingRun) -> dict[st
         "wall_s": fit.progress.seconds,
     }
     return run.finish(summary, finished=finished, curves=FIT_CURVES, commands=COMMANDS)
+
+
+def fine_tune(config: TrainLanguageModelConfig, run: TrainingRun) -> dict[str, Any]:
+    """Fine-tune; returns the content of ``summary.json``.
+
+    Raises:
+        ValueError, CheckpointError, FloatingPointError: with a message that says what to do.
+        Interrupted: after Ctrl-C or SIGTERM, once checkpoint, model and samples are written.
+    """
+    peak = PeakMemory(config.device)
+    assert config.data is not None
+    examples = read_examples(config.data)
+    tokenizer, policy = build_policy(config, examples)
+    rows = build_rows(config, examples, tokenizer, policy)
+    limits = BatchLimits(
+        rows=config.batch_size,
+        tokens=config.batch_tokens,
+        micro_rows=config.microbatch_size,
+        micro_positions=config.microbatch_tokens,
+    )
+    learner = FineTuning(policy, rows.train, rows.heldout, limits=limits, seed=config.seed)
+    book = SampleBook(config, tokenizer, policy, rows.heldout)
+    before = book.write()
+    fit = Fit(learner, config.fit_options(num_steps(config, learner)))
+    finished = fit_in(run, fit)
+    peak_bytes = peak.bytes()
+    save_model(policy, tokenizer, run.path / MODEL)
+    save_adapter(policy, run.path / ADAPTER)
+    after = book.write()
+    samples = book.compare(before, after)
+    run.folder.write_json(SAMPLES, {"samples": samples})
+    for sample in samples[:SHOWN]:
+        print(f"{sample['prompt']!r}\n  before: {sample['before']!r}\n  after:  {sample['after']!r}")
+    for step, endings in ((0, before), (fit.progress.best_step, after)):
+        run.sink.write_samples([row.prompt for row in book.rows], endings, step)
+    summary = {
+        "kind": examples.kind,
+        "seed": config.seed,
+        **figures(fit),
+        **rows.counts,
+        "trained_parameters": sum(parameter.numel() for parameter in fit.parameters),
+        "peak_memory_bytes": peak_bytes,
+    }
+    return run.finish(summary, finished=finished, curves=FIT_CURVES, commands=COMMANDS)
+
+
+def num_steps(config: TrainLanguageModelConfig, learner: FineTuning) -> int:
+    """Optimizer steps of the run: so many epochs, or so many tokens."""
+    if config.epochs is not None:
+        return learner.steps_in(config.epochs)
+    assert config.train_tokens is not None
+    return learner.steps_in(config.train_tokens / sum(len(row.tokens) for row in learner.train))
+
+
+def figures(fit: Fit) -> dict[str, Any]:
+    """What the summary says of a fit; perplexities are per learned token of the held-out rows, None without any.
+
+    ``perplexity_after`` is of the weights that are kept, ``perplexity_last`` of the last ones.
+    """
+    progress = fit.progress
+    losses = {"before": progress.first_loss, "after": progress.best_loss, "last": progress.last_loss}
+    return {
+        **{f"perplexity_{when}": None if loss is None else perplexity_of(loss) for when, loss in losses.items()},
+        **{f"heldout_loss_{when}": loss for when, loss in losses.items()},
+        "steps": progress.step,
+        "kept_step": progress.best_step,
+        "tokens": progress.count,
+        "tokens_per_s": progress.count / max(progress.step_seconds, 1e-9),
+        "wall_s": progress.seconds,
+    }
+
+
+class SampleBook:
+    """What a policy writes on a few held-out prompts, with the same luck each time.
+
+    Args:
+        config: says how many and how long.
+        tokenizer: of the policy.
+        policy: what writes, as it is at the time.
+        heldout: rows whose openings are the prompts; a row that fills the model's positions is passed over.
+    """
+
+    def __init__(
+        self, config: TrainLanguageModelConfig, tokenizer: Any, policy: CausalLMPolicy, heldout: list[TokenRow]
+    ) -> None:
+        self.tokenizer, self.policy = tokenizer, policy
+        limit = policy.max_positions
+        fitting = [row for row in heldout if limit is None or row.opening < limit]
+        self.rows = fitting[: config.num_samples]
+        room = [] if limit is None else [limit - row.opening for row in self.rows]
+        self.budget = min([config.sample_tokens, *room])
+
+    def write(self) -> list[str]:
+        """A completion for every prompt."""
+        if not self.rows:
+            return []
+        prompts: list[Any] = [row.tokens[: row.opening].tolist() for row in self.rows]
+        samples = write_samples(self.policy, self.tokenizer, prompts, max_new_tokens=self.budget, seed=EVAL_SEED)
+        return samples.endings
+
+    def compare(self, before: list[str], after: list[str]) -> list[dict[str, str]]:
+        """Prompt, what the data says, and what was written before and after."""
+        targets = [self.tokenizer.decode(row.tokens[row.opening :], skip_special_tokens=True) for row in self.rows]
+        return [
+            {"prompt": row.prompt, "target": target, "before": first, "after": second}
+            for row, target, first, second in zip(self.rows, targets, before, after, strict=True)
+        ]

@@ -16,6 +16,7 @@ from transformers import (
     MambaConfig,
     RwkvConfig,
 )
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from agents.lm import token_head
 from agents.lm.causal_lm import CausalLMPolicy
@@ -382,7 +383,9 @@ def test_scaled_and_capped_logits_are_computed_as_the_model_does(build, transfor
 
 def test_logits_that_are_changed_in_another_way_are_refused():
     model = gpt2()
-    model.register_forward_hook(lambda module, inputs, output: output | {"logits": output.logits.clamp(max=3.0)})
+    model.register_forward_hook(
+        lambda module, inputs, output: CausalLMOutputWithPast(logits=output.logits.clamp(max=3.0))
+    )
     with pytest.raises(ValueError, match="or scaled, or with a soft cap"):
         policy_of(model)
 

@@ -220,7 +220,7 @@ def test_bad_input_ends_with_exit_code_2_and_a_message(language_model, pairs_fil
     assert "no tokenizer" in refused("--run-dir", str(tmp_path / "b"), "--model", str(tmp_path / "a"), *pairs)
     (tmp_path / "wrong.jsonl").write_text('{"prompt": 1}\n')
     message = refused("--run-dir", str(tmp_path / "c"), "--pairs", str(tmp_path / "wrong.jsonl"))
-    assert "wrong.jsonl, line 1" in message
+    assert "wrong.jsonl:1" in message
     with RunDir(tmp_path / "used", script="train_reward_model") as run:
         (run.path / "in_use.pid").write_text("1")
         assert "in use by process 1" in refused("--run-dir", str(run.path), *pairs)

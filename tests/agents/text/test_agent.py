@@ -544,9 +544,7 @@ def test_larger_models_take_smaller_steps_and_adapters_ten_times_as_large_ones()
 def test_a_start_that_runs_away_is_warned_of_once():
     agent = agent_of("ppo", learning_rate=0.5, beta=0.0)
     agent.iterate()
-    with pytest.warns(
-        UserWarning, match=r"nats per sequence from the reference: learning_rate 0.5 is probably too high"
-    ):
+    with pytest.warns(UserWarning, match=r"nats per sequence from the reference: learning_rate 0.5 is"):
         agent.iterate()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -35,7 +35,7 @@ def test_the_first_row_tells_the_kind_and_rows_know_their_line(tmp_path, row, ki
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [
-        ("{oops", "not JSON .*oops"),
+        ("{oops", "expected JSON, .*oops"),
         ("[1]", r"expected an object, received '\[1\]'"),
         ({"text": "a"}, "missing 'prompt' and 'completion'"),
         ({"prompt": "a"}, "missing 'completion'"),
@@ -46,7 +46,7 @@ def test_the_first_row_tells_the_kind_and_rows_know_their_line(tmp_path, row, ki
 )
 def test_a_bad_row_is_named_by_file_and_line(tmp_path, row, complaint):
     path = write(tmp_path / "my.jsonl", {"prompt": "a", "completion": "b"}, row)
-    with pytest.raises(ValueError, match=rf"my\.jsonl:2: {complaint}"):
+    with pytest.raises(ValueError, match=rf"my\.jsonl:2: expected a row to learn from: {complaint}"):
         read_examples(path)
 
 
@@ -66,7 +66,7 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path, row, complaint):
     ],
 )
 def test_a_bad_first_row_is_named_too(tmp_path, row, complaint):
-    with pytest.raises(ValueError, match=rf"my\.jsonl:1: {complaint}"):
+    with pytest.raises(ValueError, match=rf"my\.jsonl:1: expected a row to learn from: .*{complaint}"):
         read_examples(write(tmp_path / "my.jsonl", row))
 
 
@@ -76,9 +76,9 @@ def test_a_prompt_beside_messages_is_one_more_field(tmp_path):
 
 
 def test_a_file_without_rows_and_one_of_another_kind_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"empty\.jsonl: no rows"):
+    with pytest.raises(ValueError, match=r"empty\.jsonl: expected at least one line"):
         read_examples(write(tmp_path / "empty.jsonl", "", ""))
-    with pytest.raises(ValueError, match="not a readable text file"):
+    with pytest.raises(ValueError, match="expected a readable text file"):
         read_examples(tmp_path / "missing.jsonl")
-    with pytest.raises(ValueError, match=r"my\.jsonl:1: missing 'messages'"):
+    with pytest.raises(ValueError, match=r"my\.jsonl:1: .*missing 'messages'"):
         read_examples(write(tmp_path / "my.jsonl", {"text": "a"}), "chats")
