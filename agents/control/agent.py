@@ -20,6 +20,7 @@ from agents.control.environments import EnvLike, make_vector
 from agents.control.mlp import MLPPolicy
 from agents.control.normalize import ObservationNormalizer, RewardScaler
 from agents.control.spaces import ActionDecoder, ObservationEncoder, space_from_dict, space_to_dict
+from agents.functional.running_moments import RunningMoments
 from agents.interfaces import Collector
 from agents.runs.logging import MetricSink
 
@@ -66,7 +67,7 @@ class ControlAgent(Agent):
         if isinstance(policy, str) and policy != MLP_POLICY:
             raise ValueError(f"policy: expected a module or {MLP_POLICY!r} for a control task, received {policy!r}")
         module: Any = self._default_policy(chosen) if policy is None or isinstance(policy, str) else policy
-        self.normalizer = None
+        self.normalizer, self.reward_moments = None, RunningMoments()
         if self.spaces is not None and chosen.normalize_observations:
             encoder = ObservationEncoder(self.spaces[0])
             self.normalizer = ObservationNormalizer(encoder.size, free=encoder.mask_size)
@@ -90,11 +91,15 @@ class ControlAgent(Agent):
             seed=config.seed,
             device=config.device,
             normalizer=self.normalizer,
-            reward_scaler=RewardScaler(envs.num_envs, config.gamma) if config.normalize_rewards else None,
+            reward_scaler=RewardScaler(envs.num_envs, config.gamma, self.reward_moments)
+            if config.normalize_rewards
+            else None,
         )
 
     def set_env(self, env: EnvLike) -> None:
-        """Continue in another environment of the same spaces, from its first reset; normalization is kept.
+        """Continue in another environment of the same spaces, from its first reset; statistics of normalization are kept.
+
+        After a ``load`` without ``env``, the way to continue in environments of another number or type.
 
         Args:
             env: as in the constructor.
@@ -150,10 +155,13 @@ class ControlAgent(Agent):
         return {**super().state_dict(), "env_id": self.env_id, "spaces": spaces}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore training state; without an environment, restore the normalizer too, because acting needs it."""
+        """Restore training state; without an environment, the statistics too, which acting and ``set_env`` need."""
         super().load_state_dict(state)
-        if self.collector is None and self.normalizer is not None and state["collector"] is not None:
-            self.normalizer.load_state_dict(state["collector"]["normalizer"])
+        if self.collector is None and state["collector"] is not None:
+            if self.normalizer is not None:
+                self.normalizer.load_state_dict(state["collector"]["normalizer"])
+            if self.config.normalize_rewards:
+                self.reward_moments.load_state_dict(state["collector"]["reward_scaler"]["moments"])
 
     @classmethod
     def from_state(  # type: ignore[override]  # only these keywords: an unknown one must not be ignored

@@ -11,6 +11,7 @@ While acting, only the actor runs; the critic and the log-probabilities follow i
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +26,12 @@ from agents.control.episodes import EpisodeStatistics
 from agents.control.normalize import ObservationNormalizer, RewardScaler
 from agents.control.spaces import ActionDecoder, ObservationEncoder
 from agents.rollout import Rollout
+
+
+FRESH = (
+    "Training goes on from there with fresh resets. To resume in mid-episode, implement state_dict() and "
+    "load_state_dict() in the environment, or run scalar environments in a SyncVectorEnv, where they are replayed"
+)
 
 
 class ActorCritic(Protocol):
@@ -161,30 +168,42 @@ class StepCollector:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the next rollout depends on; the environments as in ``agents.control.env_state.snapshot``."""
+        envs = None if self._observation is None else env_state.capture(self.envs)
+        lost = [] if envs is None else env_state.unsaved(envs)
+        if lost:
+            warnings.warn(f"not saved: {'; '.join(lost)}. {FRESH}", stacklevel=2)
         return {
             "observation": None if self._observation is None else self._observation.copy(),
             "resetting": self._resetting.copy(),
             "episodes": self.episodes.state_dict(),
             "normalizer": None if self.normalizer is None else self.normalizer.state_dict(),
             "reward_scaler": None if self.reward_scaler is None else self.reward_scaler.state_dict(),
-            "envs": None if self._observation is None else env_state.capture(self.envs),
+            "envs": envs,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore from ``state_dict``.
+        """Restore from ``state_dict``; from fresh resets, with a warning, if the environments' state was not saved.
 
         Raises:
             ValueError: if the number or type of environments differs.
         """
         if len(state["resetting"]) != self.envs.num_envs:
             raise ValueError(
-                f"expected the state of {self.envs.num_envs} environments, received {len(state['resetting'])}"
+                f"expected the state of {self.envs.num_envs} environments, received {len(state['resetting'])}: to go "
+                "on in others, load without env= and call set_env"
             )
         self.episodes.load_state_dict(state["episodes"])
         if self.normalizer is not None:
             self.normalizer.load_state_dict(state["normalizer"])
         if self.reward_scaler is not None:
             self.reward_scaler.load_state_dict(state["reward_scaler"])
+        lost = [] if state["envs"] is None else env_state.unsaved(state["envs"])
+        if lost:
+            warnings.warn(f"the checkpoint lacks {'; '.join(lost)}. {FRESH}", stacklevel=2)
+            self.episodes.abandon()
+            if self.reward_scaler is not None:
+                self.reward_scaler.running[:] = 0.0
+            return
         self._resetting = np.array(state["resetting"], np.bool_)
         if state["observation"] is not None:
             self.envs.reset(seed=self._seed)

@@ -37,6 +37,12 @@ def capture(envs: VectorEnv | gym.Env) -> dict[str, Any]:
     return state
 
 
+def unsaved(state: dict[str, Any]) -> list[str]:
+    """The attributes, or the reasons, for which ``restore`` would refuse a captured state."""
+    refused = [layer["own"]["refused"] for layer in state["layers"] if "refused" in layer.get("own", ())]
+    return [*state["hidden"], *refused, *(name for sub in state.get("sub", ()) for name in unsaved(sub))]
+
+
 def restore(envs: VectorEnv | gym.Env, state: dict[str, Any]) -> None:
     """Load a captured state into ``envs``, which must have been reset once.
 
