@@ -5,6 +5,7 @@ How a batch updates the policy is not here: see ``agents.control.ppo`` and ``age
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ from agents.control.mlp import MLPPolicy
 from agents.control.normalize import ObservationNormalizer, RewardScaler
 from agents.control.spaces import ActionDecoder, ObservationEncoder, space_from_dict, space_to_dict
 from agents.functional.running_moments import RunningMoments
-from agents.interfaces import Collector
+from agents.interfaces import Collector, check_memoryless
 from agents.runs.logging import MetricSink
 
 MLP_POLICY = "MlpPolicy"
@@ -74,6 +75,9 @@ class ControlAgent(Agent):
         if collector is None and envs is not None:
             collector = self._step_collector(envs, chosen, generator)
         super().__init__(chosen, module, collector, env=envs, generator=generator, logger=logger)
+        if isinstance(collector, StepCollector) and not isinstance(module, MLPPolicy):
+            sample = collector.encode.single(deepcopy(collector.envs.single_observation_space).sample())
+            check_memoryless(module, torch.from_numpy(sample).expand(collector.envs.num_envs, -1))
 
     def _default_policy(self, config: Any) -> MLPPolicy:
         if self.spaces is None:
@@ -97,7 +101,7 @@ class ControlAgent(Agent):
         )
 
     def set_env(self, env: EnvLike) -> None:
-        """Continue in another environment of the same spaces, from its first reset; statistics of normalization are kept.
+        """Continue in another environment of the same spaces, from its first reset, with the statistics so far.
 
         After a ``load`` without ``env``, the way to continue in environments of another number or type.
 

@@ -316,3 +316,16 @@ def test_load_refuses_a_keyword_that_it_does_not_know(model_dir, tmp_path, kind)
     env = "CartPole-v1" if kind == "control" else text_envs(model_dir)
     with pytest.raises(TypeError, match="polcy"):
         PPO.load(path, env=env, polcy=None)
+
+
+def test_a_text_policy_that_remembers_is_refused(model_dir):
+    class Remembers(LSTMPolicy):
+        state = None
+
+        def _states(self, rows):
+            states, self.state = self.lstm(self.embedding(rows.clamp(min=0)), self.state)
+            return states
+
+    envs = text_envs(model_dir)
+    with pytest.raises(ValueError, match="received a Remembers that answers otherwise"):
+        PPO(envs, policy=Remembers(envs.unwrapped.vocab_size, envs.unwrapped.eos_token_id))
