@@ -27,7 +27,6 @@ from agents.control.normalize import ObservationNormalizer, RewardScaler
 from agents.control.spaces import ActionDecoder, ObservationEncoder
 from agents.rollout import Rollout
 
-
 FRESH = (
     "Training goes on from there with fresh resets. To resume in mid-episode, implement state_dict() and "
     "load_state_dict() in the environment, or run scalar environments in a SyncVectorEnv, where they are replayed"
