@@ -9,6 +9,7 @@ from copy import deepcopy
 from functools import cached_property
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
@@ -132,10 +133,21 @@ class ControlAgent(Agent):
 
         Returns:
             Actions in the environment's action space, and ``state``.
+
+        Raises:
+            ValueError: for an observation of another shape, or one that is not finite.
         """
         encode, decode = self._codecs
-        single = encode.is_single(observation)
-        features = encode.single(observation) if single else encode(observation)
+        fault: Exception | None = None
+        try:
+            single = encode.is_single(observation)
+            features = encode.single(observation) if single else encode(observation)
+        except (TypeError, ValueError, LookupError) as error:
+            fault = error
+        if fault or features.shape[1:] != (encode.size,) or not np.isfinite(features).all():
+            raise ValueError(
+                f"observation: expected finite numbers of {encode.space}, or a batch, received {observation!r:.200}"
+            ) from fault
         normalizer = self.normalizer if self.collector is None else getattr(self.collector, "normalizer", None)
         if normalizer is not None:
             features = normalizer(features)

@@ -108,7 +108,7 @@ MUTANTS = (
     Mutant("S2", "resume forgets the schedules' place", "agents/agent.py", 'self.span = (progress["span"][0], progress["span"][1])', 'self.span = (0, progress["span"][1] + 1000)', "tests/agents/runs/test_resume.py"),
     Mutant("S2", "resume forgets the episodes under way", "agents/control/collector.py", 'self.episodes.load_state_dict(state["episodes"])', "pass", "tests/agents/runs/test_resume.py"),
     Mutant("S2", "another configuration is resumed in silence", "agents/agent.py", "if _plain(value) != _plain(ours.get(name))", "if False", "tests/agents/runs/test_checkpoint.py"),
-    Mutant("S2", "a replay that ends elsewhere is accepted", "agents/control/env_state/snapshot.py", 'if not _same(plain_state.plain(self._last), replay["last"]) or self._total != replay["total"]:', "if False:"),
+    Mutant("S2", "a replay that ends elsewhere is accepted", "agents/control/env_state/snapshot.py", 'if not _same(plain_state.plain(self._last), replay["last"]) or self._total != replay["total"]:', "if False:", "tests/agents/control/env_state/test_replay.py"),
     Mutant("S2", "a damaged checkpoint is loaded", "agents/runs/checkpoint.py", 'if metadata.get("checksum") != _checksum', 'if False and metadata.get("checksum") != _checksum'),
     Mutant("S1", "evaluation draws from the training's generator", "agents/control/agent.py", "generator=self.predict_generator", "generator=self.generator", "tests/agents/runs/test_resume.py"),
     # tokens, prices, scores and reward models

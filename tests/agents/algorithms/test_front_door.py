@@ -189,7 +189,7 @@ def test_an_environment_without_a_language_model_says_what_to_pass(model_dir):
         (lambda d: GRPO("CartPole-v1"), "expected the id of a token environment.*'CartPole-v1'"),
         (lambda d: GRPO(text_envs(d, num_envs=6)), "expected a divisor of num_envs 6, received 8"),
         (lambda d: PPO(text_envs(d, reference=None, tokenizer=str(d)), policy=d, beta=0.1), "no KLShaping"),
-        (lambda d: PPO(text_envs(d)).learn(float("nan")), "expected a finite number of 1 or more, received nan"),
+        (lambda d: PPO(text_envs(d)).learn(float("nan")), "expected a whole number of 1 or more, received nan"),
         (lambda d: PPO(text_envs(d)).learn(8, log_interval=0), "expected 1 or more updates, received 0"),
         (lambda d: PPO(text_envs(d)).learn(8, callback="x"), "expected a function"),
     ],
