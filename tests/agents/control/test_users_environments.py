@@ -238,3 +238,9 @@ def test_a_checkpoint_of_another_device_is_restored_and_loaded(tmp_path):
     with pytest.raises(ValueError, match=r"device cuda:7: .*(pass cpu|the last CUDA)"):
         PPO.from_state(agent.state_dict() | {"config": state["config"]}, Sound())
     assert PPO.from_state(state, Sound(), device="cpu").steps == 8
+
+
+@pytest.mark.parametrize("hidden", [64, (0,), (6.5,), "ab"])
+def test_hidden_layers_are_widths(hidden):
+    with pytest.raises(ValueError, match="hidden: expected"):
+        PPO(Sound(), hidden=hidden)
