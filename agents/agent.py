@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
+from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -22,6 +23,7 @@ from agents.functional.advantages import generalized_advantages
 from agents.interfaces import Collector, Policy
 from agents.rollout import Batch, Rollout
 from agents.runs import checkpoint
+from agents.runs.devices import check_device
 from agents.runs.logging import MetricSink, NullSink
 
 Self = TypeVar("Self", bound="Agent")
@@ -59,6 +61,7 @@ class Agent:
         generator: torch.Generator | None = None,
         logger: MetricSink | None = None,
     ) -> None:
+        check_device(config.device)
         self.config: Any = config  # a subclass has settings of its own
         self.generator = torch.Generator().manual_seed(config.seed) if generator is None else generator
         self.predict_generator = torch.Generator().manual_seed(config.seed + 1)
@@ -124,13 +127,11 @@ class Agent:
         """
         if self.collector is None:
             raise ValueError("this agent has no environment: pass env= to load, or call set_env")
-        if log_interval < 1:
+        if not (isinstance(log_interval, int) and log_interval >= 1):
             raise ValueError(f"log_interval: expected 1 or more updates, received {log_interval!r}")
         if total_timesteps is not None:
-            if not 1 <= total_timesteps < float("inf"):
-                raise ValueError(
-                    f"total_timesteps: expected a finite number of 1 or more, received {total_timesteps!r}"
-                )
+            if not (isinstance(total_timesteps, Real) and total_timesteps >= 1 and total_timesteps % 1 == 0):
+                raise ValueError(f"total_timesteps: expected a whole number of 1 or more, received {total_timesteps!r}")
             self.span = (self.steps, self.steps + int(total_timesteps))
         elif self.span == (0, 0):
             raise ValueError("expected total_timesteps: there is no interrupted training to continue")
@@ -153,7 +154,12 @@ class Agent:
         """One rollout and the update that follows from it."""
         assert self.collector is not None
         began = time.perf_counter()
-        rollout, metrics = self.collector.collect(self.learner)
+        try:
+            rollout, metrics = self.collector.collect(self.learner)
+        except Exception as fault:
+            if hasattr(fault, "__notes__"):
+                fault.__notes__[-1] += f", after {self.steps} steps of training"
+            raise
         collected = time.perf_counter()
         learned = self.update(self.compute_advantages(rollout))
         steps = rollout.num_rows if self.collector.counts == "rows" else rollout.num_steps
@@ -230,14 +236,15 @@ class Agent:
             raise checkpoint.CheckpointError(f"the checkpoint is of {state['algorithm']!r}, not {cls.algorithm!r}")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore training state from ``state``.
+        """Restore training state from ``state``, whatever device it was saved from.
 
         Raises:
             CheckpointError: if it was of another algorithm or configuration; the message names the fields.
         """
         self._refuse_other(state)
         ours = self.config.to_dict()
-        other = {name: value for name, value in state["config"].items() if _plain(value) != _plain(ours.get(name))}
+        saved = {name: value for name, value in state["config"].items() if name != "device"}
+        other = {name: value for name, value in saved.items() if _plain(value) != _plain(ours.get(name))}
         if other:
             there = ", ".join(f"{name}={value!r} (here {ours.get(name)!r})" for name, value in other.items())
             raise checkpoint.CheckpointError(f"the checkpoint is of another configuration: {there}")

@@ -58,6 +58,26 @@ class Policy(Learner, Protocol):
         ...
 
 
+def check_memoryless(policy: Any, observations: Tensor) -> None:
+    """Raise ValueError if ``act`` answers otherwise to the same ``observations`` the second time.
+
+    Nothing passes a recurrent state along with a rollout, nor tells ``act`` and ``evaluate`` where episodes begin: a
+    policy with a memory would be trained on probabilities of other states than it acted in.
+    """
+    own = next(iter(policy.parameters()), observations)
+    seen, answers = observations.to(own.device), []
+    for _ in range(2):
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(0)
+            answers.append(policy.act(seen, generator=torch.Generator().manual_seed(0)))
+    if not all(torch.allclose(one, other, atol=1e-6, equal_nan=True) for one, other in zip(*answers, strict=True)):
+        raise ValueError(
+            f"policy: expected act to depend on its observations only, received a {type(policy).__name__} that answers "
+            "otherwise to the same ones a second time. A recurrent one may read the last observations from one: wrap "
+            "the environment in gymnasium.wrappers.FrameStackObservation"
+        )
+
+
 @runtime_checkable
 class Collector(Protocol):
     """Runs a policy in environments and returns rollouts."""

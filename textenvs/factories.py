@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from gymnasium.vector import AutoresetMode
@@ -23,7 +25,7 @@ from textenvs.wrappers.preference import PreferenceReward
 def text_generation_vec(
     num_envs: int = 1,
     *,
-    prompts: PromptSource,
+    prompts: PromptSource | None = None,
     tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
     scorer: Scorer | Sequence[Scorer] | None = None,
     combine: str = "mean",
@@ -56,6 +58,9 @@ def text_generation_vec(
     Raises:
         ValueError: invalid or conflicting parts; see their classes.
     """
+    check_options(options, text_generation_vec, TokenVectorEnv)
+    if prompts is None:
+        raise ValueError("prompts: expected texts, lists of token ids or the path of a file, received none")
     if tokenizer is None:
         tokenizer = reference if isinstance(reference, str | os.PathLike) else getattr(reference, "tokenizer", None)
     reader = load_tokenizer(tokenizer) if isinstance(tokenizer, str | os.PathLike) else tokenizer
@@ -73,6 +78,17 @@ def text_generation_vec(
     if reference is not None:
         envs = KLShaping(envs, reference, beta, acting=acting, charge=charge)
     return envs
+
+
+def check_options(options: dict[str, Any], *takers: Callable[..., Any]) -> None:
+    """Raise ValueError for a name that is a parameter of none of ``takers``; the nearest is in the message."""
+    known = [name for taker in takers for name in inspect.signature(taker).parameters]
+    for name in options:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            raise ValueError(
+                f"{name!r} is no option of this environment{f'; did you mean {near[0]!r}?' if near else ''}"
+            )
 
 
 def text_generation(**options: Any) -> TokenEnv:

@@ -11,12 +11,14 @@ from torch import nn
 
 from agents.algorithms.options import TextOptions
 from agents.algorithms.token_environments import TokenVectorLike
+from agents.interfaces import check_memoryless
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.lora import AdaptedTrunk
 from agents.text.collector import kl_shaping_of
 from agents.text.config import TextAgentConfig
 from textenvs.envs.vector import TokenVectorEnv
 from textenvs.lm.loading import load_causal_lm
+from textenvs.tokens.rows import PAD
 from textenvs.tokens.tokenizers import load_tokenizer, same_tokenizer
 
 PolicyLike = Union[str, "os.PathLike[str]", nn.Module]
@@ -41,6 +43,10 @@ def build_policy(
     """
     base = _base(envs)
     if isinstance(policy, nn.Module) and all(hasattr(policy, name) for name in PROTOCOL):
+        if not isinstance(policy, CausalLMPolicy):
+            rows = torch.full((2, *(envs.single_observation_space.shape or ())), PAD)
+            rows[:, 0] = 0
+            check_memoryless(policy, rows)
         return policy
     model: Any = _causal_lm(envs, base, policy)
     model = model.to(config.device).float().requires_grad_(True)

@@ -5,9 +5,11 @@ How a batch updates the policy is not here: see ``agents.control.ppo`` and ``age
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import cached_property
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
@@ -20,7 +22,8 @@ from agents.control.environments import EnvLike, make_vector
 from agents.control.mlp import MLPPolicy
 from agents.control.normalize import ObservationNormalizer, RewardScaler
 from agents.control.spaces import ActionDecoder, ObservationEncoder, space_from_dict, space_to_dict
-from agents.interfaces import Collector
+from agents.functional.running_moments import RunningMoments
+from agents.interfaces import Collector, check_memoryless
 from agents.runs.logging import MetricSink
 
 MLP_POLICY = "MlpPolicy"
@@ -66,13 +69,16 @@ class ControlAgent(Agent):
         if isinstance(policy, str) and policy != MLP_POLICY:
             raise ValueError(f"policy: expected a module or {MLP_POLICY!r} for a control task, received {policy!r}")
         module: Any = self._default_policy(chosen) if policy is None or isinstance(policy, str) else policy
-        self.normalizer = None
+        self.normalizer, self.reward_moments = None, RunningMoments()
         if self.spaces is not None and chosen.normalize_observations:
             encoder = ObservationEncoder(self.spaces[0])
             self.normalizer = ObservationNormalizer(encoder.size, free=encoder.mask_size)
         if collector is None and envs is not None:
             collector = self._step_collector(envs, chosen, generator)
         super().__init__(chosen, module, collector, env=envs, generator=generator, logger=logger)
+        if isinstance(collector, StepCollector) and not isinstance(module, MLPPolicy):
+            sample = collector.encode.single(deepcopy(collector.envs.single_observation_space).sample())
+            check_memoryless(module, torch.from_numpy(sample).expand(collector.envs.num_envs, -1))
 
     def _default_policy(self, config: Any) -> MLPPolicy:
         if self.spaces is None:
@@ -90,11 +96,15 @@ class ControlAgent(Agent):
             seed=config.seed,
             device=config.device,
             normalizer=self.normalizer,
-            reward_scaler=RewardScaler(envs.num_envs, config.gamma) if config.normalize_rewards else None,
+            reward_scaler=RewardScaler(envs.num_envs, config.gamma, self.reward_moments)
+            if config.normalize_rewards
+            else None,
         )
 
     def set_env(self, env: EnvLike) -> None:
-        """Continue in another environment of the same spaces, from its first reset; normalization is kept.
+        """Continue in another environment of the same spaces, from its first reset, with the statistics so far.
+
+        After a ``load`` without ``env``, the way to continue in environments of another number or type.
 
         Args:
             env: as in the constructor.
@@ -123,10 +133,21 @@ class ControlAgent(Agent):
 
         Returns:
             Actions in the environment's action space, and ``state``.
+
+        Raises:
+            ValueError: for an observation of another shape, or one that is not finite.
         """
         encode, decode = self._codecs
-        single = encode.is_single(observation)
-        features = encode.single(observation) if single else encode(observation)
+        fault: Exception | None = None
+        try:
+            single = encode.is_single(observation)
+            features = encode.single(observation) if single else encode(observation)
+        except (TypeError, ValueError, LookupError) as error:
+            fault = error
+        if fault or features.shape[1:] != (encode.size,) or not np.isfinite(features).all():
+            raise ValueError(
+                f"observation: expected finite numbers of {encode.space}, or a batch, received {observation!r:.200}"
+            ) from fault
         normalizer = self.normalizer if self.collector is None else getattr(self.collector, "normalizer", None)
         if normalizer is not None:
             features = normalizer(features)
@@ -150,10 +171,13 @@ class ControlAgent(Agent):
         return {**super().state_dict(), "env_id": self.env_id, "spaces": spaces}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore training state; without an environment, restore the normalizer too, because acting needs it."""
+        """Restore training state; without an environment, the statistics too, which acting and ``set_env`` need."""
         super().load_state_dict(state)
-        if self.collector is None and self.normalizer is not None and state["collector"] is not None:
-            self.normalizer.load_state_dict(state["collector"]["normalizer"])
+        if self.collector is None and state["collector"] is not None:
+            if self.normalizer is not None:
+                self.normalizer.load_state_dict(state["collector"]["normalizer"])
+            if self.config.normalize_rewards:
+                self.reward_moments.load_state_dict(state["collector"]["reward_scaler"]["moments"])
 
     @classmethod
     def from_state(  # type: ignore[override]  # only these keywords: an unknown one must not be ignored

@@ -11,6 +11,7 @@ While acting, only the actor runs; the critic and the log-probabilities follow i
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,11 +21,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.control.env_state import snapshot as env_state
-from agents.control.environments import autoreset_mode
+from agents.control.environments import add_place, autoreset_mode, reset
 from agents.control.episodes import EpisodeStatistics
 from agents.control.normalize import ObservationNormalizer, RewardScaler
 from agents.control.spaces import ActionDecoder, ObservationEncoder
 from agents.rollout import Rollout
+
+FRESH = (
+    "Training goes on from there with fresh resets. To resume in mid-episode, implement state_dict() and "
+    "load_state_dict() in the environment, or run scalar environments in a SyncVectorEnv, where they are replayed"
+)
 
 
 class ActorCritic(Protocol):
@@ -74,6 +80,8 @@ class StepCollector:
         self.mode = autoreset_mode(envs)
         self.encode = ObservationEncoder(envs.single_observation_space)
         self.decode = ActionDecoder(envs.single_action_space)
+        bounds = self.encode.bounds()
+        self._bounds: NDArray[np.float32] | None = bounds + [[-1e-4], [1e-4]] * np.maximum(np.abs(bounds), 1.0)
         self.episodes = EpisodeStatistics(envs.num_envs)
         self._seed = seed
         self._observation: NDArray[np.float32] | None = None
@@ -83,7 +91,7 @@ class StepCollector:
         """``[B, num_steps]`` steps with ``policy``, and the statistics of the episodes that ended so far."""
         num_steps, num_envs = self.num_steps, self.envs.num_envs
         if self._observation is None:
-            self._observation = self.encode(self.envs.reset(seed=self._seed)[0]).copy()
+            self._observation = self.encode(reset(self.envs, self._seed)).copy()
         raw = np.empty((num_steps + 1, num_envs, self.encode.size), np.float32)
         rewards = np.empty((num_steps, num_envs), np.float32)
         terminated, truncated, mask = (np.empty((num_steps, num_envs), np.bool_) for _ in range(3))
@@ -94,9 +102,14 @@ class StepCollector:
             mask[t] = ~self._resetting
             self._allow_all_while_resetting(raw[t])
             actions = actor.step(t, raw[t] if self.normalizer is None else self.normalizer(raw[t]))
-            observations, reward, terminated[t], truncated[t], info = self.envs.step(self.decode(actions))
-            raw[t + 1] = self.encode(observations)
-            rewards[t] = reward
+            try:
+                observations, reward, terminated[t], truncated[t], info = self.envs.step(self.decode(actions))
+                raw[t + 1] = self.encode(observations)
+                rewards[t] = reward
+            except Exception as fault:
+                self._check_numbers(raw[: t + 1], rewards[:t], mask[: t + 1], finals)
+                add_place(fault, self.envs, f"step {t} of {num_steps} of a rollout")
+                raise
             ended = (terminated[t] | truncated[t]) & mask[t]
             self.episodes.add(reward, ended, mask[t])
             self._resetting = ended if self.mode is AutoresetMode.NEXT_STEP else self._resetting
@@ -107,6 +120,7 @@ class StepCollector:
                 if self.mode is AutoresetMode.DISABLED:
                     fresh, _ = self.envs.reset(options={"reset_mask": ended})
                     raw[t + 1][ended] = self.encode(fresh)[ended]
+        self._check_numbers(raw, rewards, np.concatenate([mask, ~self._resetting[None]]), finals)
         self._observation = raw[num_steps].copy()
         if self.reward_scaler is not None:
             rewards = self.reward_scaler(rewards, terminated | truncated, mask)
@@ -118,6 +132,48 @@ class StepCollector:
         if self.normalizer is not None:
             self.normalizer.update(raw[:num_steps][mask])
         return rollout, self.episodes.metrics()
+
+    def _check_numbers(
+        self, raw: NDArray[np.float32], rewards: NDArray[np.float32], mask: NDArray[np.bool_], finals: list[Any]
+    ) -> None:
+        """Raise ValueError for a number that is not finite; warn once of observations outside their space.
+
+        Args:
+            raw: ``[T + 1, B, size]`` observations.
+            rewards: ``[T, B]`` reward units, of the steps between them.
+            mask: ``[T + 1, B]`` True on observations that count, and on steps that were really taken.
+            finals: last observations of episodes: step, environment, observation.
+        """
+        odd = ~np.isfinite(raw) & mask[..., None]
+        if odd.any():
+            t, row, column = np.argwhere(odd)[0]
+            raise ValueError(
+                f"environment {row}, after {t} steps of a rollout: expected a finite {self.encode.describe(column)}, "
+                f"received {raw[t, row, column]}"
+            )
+        for t, row, last in finals:
+            if not np.isfinite(last).all():
+                raise ValueError(
+                    f"environment {row}, step {t} of a rollout: expected a finite final_obs, received {last}"
+                )
+        odd = ~np.isfinite(rewards) & mask[: len(rewards)]
+        if odd.any():
+            t, row = np.argwhere(odd)[0]
+            raise ValueError(
+                f"environment {row}, step {t} of a rollout: expected a finite reward, "
+                f"received {rewards[t, row]} or None"
+            )
+        if self._bounds is not None:
+            odd = ((raw < self._bounds[0]) | (raw > self._bounds[1])) & mask[..., None]
+            if odd.any():
+                t, row, column = np.argwhere(odd)[0]
+                low, high = self.encode.bounds()[:, column]
+                warnings.warn(
+                    f"environment {row}, after {t} steps of a rollout: {self.encode.describe(column)} is "
+                    f"{raw[t, row, column]:g}, outside its space's [{low:g}, {high:g}]",
+                    stacklevel=2,
+                )
+                self._bounds = None
 
     def _allow_all_while_resetting(self, observation: NDArray[np.float32]) -> None:
         """A phantom step's action is ignored, so its action mask, which may forbid everything, must not matter."""
@@ -161,30 +217,42 @@ class StepCollector:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the next rollout depends on; the environments as in ``agents.control.env_state.snapshot``."""
+        envs = None if self._observation is None else env_state.capture(self.envs)
+        lost = [] if envs is None else env_state.unsaved(envs)
+        if lost:
+            warnings.warn(f"not saved: {'; '.join(lost)}. {FRESH}", stacklevel=2)
         return {
             "observation": None if self._observation is None else self._observation.copy(),
             "resetting": self._resetting.copy(),
             "episodes": self.episodes.state_dict(),
             "normalizer": None if self.normalizer is None else self.normalizer.state_dict(),
             "reward_scaler": None if self.reward_scaler is None else self.reward_scaler.state_dict(),
-            "envs": None if self._observation is None else env_state.capture(self.envs),
+            "envs": envs,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore from ``state_dict``.
+        """Restore from ``state_dict``; from fresh resets, with a warning, if the environments' state was not saved.
 
         Raises:
             ValueError: if the number or type of environments differs.
         """
         if len(state["resetting"]) != self.envs.num_envs:
             raise ValueError(
-                f"expected the state of {self.envs.num_envs} environments, received {len(state['resetting'])}"
+                f"expected the state of {self.envs.num_envs} environments, received {len(state['resetting'])}: to go "
+                "on in others, load without env= and call set_env"
             )
         self.episodes.load_state_dict(state["episodes"])
         if self.normalizer is not None:
             self.normalizer.load_state_dict(state["normalizer"])
         if self.reward_scaler is not None:
             self.reward_scaler.load_state_dict(state["reward_scaler"])
+        lost = [] if state["envs"] is None else env_state.unsaved(state["envs"])
+        if lost:
+            warnings.warn(f"the checkpoint lacks {'; '.join(lost)}. {FRESH}", stacklevel=2)
+            self.episodes.abandon()
+            if self.reward_scaler is not None:
+                self.reward_scaler.running[:] = 0.0
+            return
         self._resetting = np.array(state["resetting"], np.bool_)
         if state["observation"] is not None:
             self.envs.reset(seed=self._seed)

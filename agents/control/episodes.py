@@ -36,6 +36,10 @@ class EpisodeStatistics:
             self.returns[ended] = 0.0
             self.lengths[ended] = 0
 
+    def abandon(self) -> None:
+        """Forget the episodes under way."""
+        self.returns[:], self.lengths[:] = 0.0, 0
+
     def metrics(self) -> dict[str, float]:
         """Mean return and length over the window, and the number of finished episodes."""
         if not self.finished:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from agents.control.environments import autoreset_mode
+from agents.control.environments import EnvLike, add_place, autoreset_mode, make_vector, reset
 
 
 class Predictor(Protocol):
@@ -19,7 +19,7 @@ class Predictor(Protocol):
 
 
 def evaluate(
-    agent: Predictor, envs: VectorEnv, episodes: int = 100, *, seed: int | None = None, deterministic: bool = True
+    agent: Predictor, envs: EnvLike, episodes: int = 100, *, seed: int | None = None, deterministic: bool = True
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Returns and lengths of ``episodes`` episodes.
 
@@ -27,7 +27,7 @@ def evaluate(
 
     Args:
         agent: chooses the actions.
-        envs: in any autoreset mode.
+        envs: a vector environment in any autoreset mode, an ``Env`` or an id.
         episodes: how many, >= 1.
         seed: of the environments' first reset.
         deterministic: act greedily.
@@ -37,15 +37,20 @@ def evaluate(
     """
     if episodes < 1:
         raise ValueError(f"episodes: expected 1 or more, received {episodes}")
+    envs = make_vector(envs, 1)
     mode, num_envs = autoreset_mode(envs), envs.num_envs
     left = np.array([(episodes + i) // num_envs for i in range(num_envs)])
-    observations, _ = envs.reset(seed=seed)
+    observations = reset(envs, seed)
     returns, lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
     resetting = np.zeros(num_envs, np.bool_)
     finished: list[tuple[float, int]] = []
     while left.any():
         actions, _ = agent.predict(observations, deterministic=deterministic)
-        observations, rewards, terminated, truncated, _ = envs.step(actions)
+        try:
+            observations, rewards, terminated, truncated, _ = envs.step(actions)
+        except Exception as fault:
+            add_place(fault, envs, f"step {lengths.max()} of an episode of evaluation")
+            raise
         returns += np.where(resetting, 0.0, rewards)
         lengths += ~resetting
         ended = (terminated | truncated) & ~resetting

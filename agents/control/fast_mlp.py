@@ -17,6 +17,7 @@ from agents.config import UpdateConfig
 from agents.control.heads import CategoricalHead, GaussianHead
 from agents.control.mlp import MLPPolicy
 from agents.functional.distributions import HALF_LOG_2PI, mask_logits
+from agents.functional.losses import LARGEST_LOG_RATIO
 from agents.interfaces import Evaluation
 from agents.rollout import Batch
 
@@ -89,7 +90,8 @@ class FastMLP:
         """Overwrite ``flat.grad`` with the gradient of ``agents.update.ppo_objective`` on ``batch``.
 
         With r the ratio and N the number of steps, ``dL/dlogp = -r A / N`` where the unclipped term is the smaller
-        one, else 0; ``dL/dV = value_coef (V - R) / N``; ``dL/dH = -entropy_coef / N``.
+        one, else 0 (also beyond ``LARGEST_LOG_RATIO``); ``dL/dV = value_coef (V - R) / N``;
+        ``dL/dH = -entropy_coef / N``.
 
         Args:
             batch: single steps ``[N, 1]`` that all count.
@@ -103,11 +105,12 @@ class FastMLP:
         observations, actions = batch.observations.view(number, -1), batch.actions.view(number, -1).t()
         advantages, old_logprobs = batch.advantages.view(-1), batch.old_logprobs.view(-1)
         logprobs, entropy, values, hidden, kept = self._forward(observations, actions)
-        ratio = (logprobs - old_logprobs).exp_()
+        log_ratio = logprobs - old_logprobs
+        ratio = log_ratio.clamp(max=LARGEST_LOG_RATIO).exp_()
         plain = ratio * advantages
         clipped = ratio.clamp_(1.0 - clip, 1.0 + clip).mul_(advantages)
         policy_loss = -torch.minimum(plain, clipped).mean()
-        logprob_gradient = plain.mul_(plain <= clipped).mul_(-1.0 / number)
+        logprob_gradient = plain.mul_((plain <= clipped) & (log_ratio <= LARGEST_LOG_RATIO)).mul_(-1.0 / number)
         error = values - batch.returns.view(-1)
         value_loss = torch.dot(error, error) * (0.5 / number)
         loss = torch.add(policy_loss, value_loss, alpha=config.value_coef)

@@ -73,6 +73,8 @@ class MLPPolicy(nn.Module):
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {sorted(ACTIVATIONS)}, received {activation!r}")
+        if not isinstance(hidden, Sequence) or not all(isinstance(width, int) and width >= 1 for width in hidden):
+            raise ValueError(f"hidden: expected the widths of the layers, each 1 or more, received {hidden!r}")
         encoder = ObservationEncoder(observation_space)
         self.head: CategoricalHead | GaussianHead | StateDependentHead
         if sde_sample_freq is None:

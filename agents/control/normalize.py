@@ -66,11 +66,14 @@ class RewardScaler:
     Args:
         num_envs: environments side by side; the accumulators are theirs, the statistic is shared.
         gamma: discount per step, [0, 1].
+        moments: statistics to go on from; None: new ones.
         limit: clip of the scaled reward.
     """
 
-    def __init__(self, num_envs: int, gamma: float, *, limit: float = 10.0) -> None:
-        self.moments = RunningMoments()
+    def __init__(
+        self, num_envs: int, gamma: float, moments: RunningMoments | None = None, *, limit: float = 10.0
+    ) -> None:
+        self.moments = RunningMoments() if moments is None else moments
         self.running = np.zeros(num_envs, np.float64)
         self.gamma = gamma
         self.limit = limit

@@ -15,19 +15,20 @@ ACTION_MASK = "action_mask"
 class ObservationEncoder:
     """Flattens observations of a space: Box, Discrete and MultiDiscrete (one-hot), MultiBinary, Dict and Tuple.
 
-    A Dict's key ``"action_mask"`` (any non-zero = allowed) is put last, where the policy finds it.
+    A Dict's key ``"action_mask"`` (any non-zero = allowed) is put last, where the policy finds it. Images are scaled to
+    [0, 1].
 
     Args:
         space: the space of one observation.
 
     Raises:
-        ValueError: for a space that has no fixed flat size.
+        ValueError: for a space that has no fixed flat size, and for a choice outside its space.
     """
 
     def __init__(self, space: spaces.Space) -> None:
         self.space = space
         self.mask_size = 0
-        self._plain = isinstance(space, spaces.Box)
+        self._plain = isinstance(space, spaces.Box) and not is_image(space)
         if isinstance(space, spaces.Dict) and ACTION_MASK in space.spaces:
             self.mask_size = _width(space.spaces[ACTION_MASK])
         self.size = _width(space)
@@ -38,6 +39,14 @@ class ObservationEncoder:
             array = np.asarray(observations, np.float32)
             return array if array.ndim == 2 else array.reshape(len(array), -1)
         return np.concatenate(_columns(self.space, observations), axis=1)
+
+    def describe(self, column: int) -> str:
+        """Which entry of an observation became ``column``: ``observation['position'][2]``."""
+        return _names(self.space, "observation")[column]
+
+    def bounds(self) -> NDArray[np.float32]:
+        """The least and the largest number of each column, ``[2, size]``."""
+        return np.array(_bounds(self.space), np.float32).T
 
     def is_single(self, observation: object) -> bool:
         """Whether ``observation`` is one observation rather than a batch of them."""
@@ -93,13 +102,39 @@ def _columns(space: spaces.Space, batch: Any) -> list[NDArray[np.float32]]:
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
         return [column for key, part in _parts(space) for column in _columns(part, batch[key])]
     array = np.asarray(batch)
-    if isinstance(space, spaces.Discrete):
-        return [np.eye(int(space.n), dtype=np.float32)[array - space.start]]
     array = array.reshape(len(array), -1)
-    if isinstance(space, spaces.MultiDiscrete):
-        array = array - space.start.reshape(-1)
-        return [np.eye(int(n), dtype=np.float32)[array[:, i]] for i, n in enumerate(space.nvec.reshape(-1))]
-    return [array.astype(np.float32)]
+    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+        array, sizes = (
+            array - np.reshape(space.start, -1),
+            np.reshape(getattr(space, "nvec", getattr(space, "n", 0)), -1),
+        )
+        if ((array < 0) | (array >= sizes)).any():
+            raise ValueError(f"observation: expected choices of {space}, received {np.asarray(batch)!r}")
+        return [np.eye(int(n), dtype=np.float32)[array[:, i]] for i, n in enumerate(sizes)]
+    return [array.astype(np.float32) / np.float32(255 if is_image(space) else 1)]
+
+
+def is_image(space: spaces.Space) -> bool:
+    """Whether observations are pixels, as Stable-Baselines3 recognizes them: uint8 from 0 to 255, in 2 axes or more."""
+    if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or len(space.shape) < 2:
+        return False
+    return bool((space.low == 0).all() and (space.high == 255).all())
+
+
+def _names(space: spaces.Space, name: str) -> list[str]:
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        return [found for key, part in _parts(space) for found in _names(part, f"{name}[{key!r}]")]
+    if isinstance(space, spaces.Box):
+        return [name + "".join(f"[{i}]" for i in index) for index in np.ndindex(space.shape)]
+    return [name] * _width(space)
+
+
+def _bounds(space: spaces.Space) -> list[tuple[float, float]]:
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        return [found for _, part in _parts(space) for found in _bounds(part)]
+    if isinstance(space, spaces.Box) and not is_image(space):
+        return list(zip(space.low.flat, space.high.flat, strict=True))
+    return [(0.0, 1.0)] * _width(space)
 
 
 def _depth(space: spaces.Space, observation: Any) -> int:

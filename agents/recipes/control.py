@@ -6,7 +6,6 @@ import time
 from dataclasses import replace
 from typing import Any
 
-import gymnasium as gym
 import torch
 from gymnasium.vector import VectorEnv
 
@@ -38,7 +37,8 @@ def main(config: Config) -> dict[str, Any]:
 
     Raises:
         RunDirError: if the run directory cannot be used, or holds no run of these settings to resume.
-        ValueError: if the id is unknown, its spaces are not supported, or there is no such device.
+        gymnasium.error.Error, ModuleNotFoundError: if the id, or its module, is unknown.
+        ValueError: if the spaces are not supported, or there is no such device.
         CheckpointError: if the checkpoint to resume from cannot be used.
         Interrupted: after Ctrl-C or SIGTERM, once the checkpoint is written.
     """
@@ -47,12 +47,9 @@ def main(config: Config) -> dict[str, Any]:
     preset = preset_for(config.env, config.algorithm)
     changed = {name: getattr(config, name) or getattr(preset, name) for name in ("total_steps", "evaluate_every")}
     preset = replace(preset, config=replace(preset.config, seed=config.seed, device=config.device), **changed)
-    try:
-        evaluation = make_vector(config.env, min(config.eval_episodes, 100))
-    except (gym.error.Error, ModuleNotFoundError) as error:
-        raise ValueError(f"cannot make the environment {config.env!r}: {error}") from error
+    evaluation = make_vector(config.env, min(config.eval_episodes, 100))
     agent: ControlAgent = {"ppo": ControlPPO, "trpo": TRPO}[config.algorithm](config.env, preset.config)
-    settings = {**config.identity(), **changed, "settings": preset.config.to_dict()}
+    settings = {**config.identity(), **changed, "settings": preset.config.to_dict() | {"device": None}}
     with training_run(config, script="train_control", settings=settings, checkpoint=LAST) as run:
         trainer = _Trainer(config, preset, agent, evaluation, run)
         finished = trainer.train()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass, make_dataclass
 from functools import lru_cache
@@ -57,6 +58,10 @@ def enter(
         print(f"stopped: {str(stop) or 'nothing half-written is left; what was finished is kept'}", file=sys.stderr)
         return 128 + getattr(stop, "signum", 2)
     except Exception as error:
+        if hasattr(error, "__notes__"):  # a user's own code: its place in the run, and its traceback
+            print(f"error: {error.__notes__.pop(0)}", file=sys.stderr)
+            traceback.print_exception(error)
+            return BAD_INPUT
         if not isinstance(error, EXPECTED + _gymnasium_errors()):
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal
 import tyro
 
 Tracker = Literal["wandb", "trackio", "mlflow"]
-NEUTRAL = ("run_dir", "overwrite", "resume", "quiet", "log_to", "threads", "checkpoint_every", "save_every")
-"""Settings that the trained weights do not depend on, so that a resumed run may change them."""
+NEUTRAL = (
+    "run_dir", "overwrite", "resume", "quiet", "log_to", "threads", "device", "checkpoint_every", "save_every",
+)  # fmt: skip
+"""Settings that the trained weights do not depend on, but for rounding, so that a resumed run may change them."""
 
 
 def check_at_least(settings: Any, *names: str, least: int = 1) -> None:

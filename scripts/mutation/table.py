@@ -41,7 +41,8 @@ MUTANTS = (
     Mutant("P13", "the value coefficient is forgotten", "agents/update.py", "torch.add(policy, value, alpha=config.value_coef)", "torch.add(policy, value)"),
     Mutant("P13", "the early stop does not come", "agents/update.py", "                return True\n", "                pass\n"),
     Mutant("P1", "returns without the value", "agents/rollout.py", "advantages + self.values if returns is None", "advantages if returns is None", "tests/agents/control/test_collector.py tests/agents/control/test_ppo.py tests/agents/verification/test_probes.py"),
-    Mutant("P4", "fast gradient: the clip is ignored", "agents/control/fast_mlp.py", "plain.mul_(plain <= clipped)", "plain"),
+    Mutant("P4", "fast gradient: the clip is ignored", "agents/control/fast_mlp.py", "plain.mul_((plain <= clipped) & (log_ratio <= LARGEST_LOG_RATIO))", "plain"),
+    Mutant("P6", "fast gradient: a ratio beyond all numbers makes it NaN", "agents/control/fast_mlp.py", "log_ratio.clamp(max=LARGEST_LOG_RATIO).exp_()", "log_ratio.exp()"),
     Mutant("P4", "fast gradient: the entropy's sign", "agents/control/fast_mlp.py", "outputs.addcmul_(probabilities, gap, value=entropy_weight)", "outputs.addcmul_(probabilities, gap, value=-entropy_weight)"),
     Mutant("P4", "fast gradient: actor and critic exchanged in a hidden layer", "agents/control/fast_mlp.py", "torch.mm(inner[:, part], self.weights[layer][side], out=upper[:, part])", "torch.mm(inner[:, part], self.weights[layer][1 - side], out=upper[:, part])"),
     Mutant("P4", "fast gradient: the log standard deviation's", "agents/control/fast_mlp.py", "(kept.square() - 1.0) * logprob", "kept.square() * logprob"),
@@ -107,7 +108,7 @@ MUTANTS = (
     Mutant("S2", "resume forgets the schedules' place", "agents/agent.py", 'self.span = (progress["span"][0], progress["span"][1])', 'self.span = (0, progress["span"][1] + 1000)', "tests/agents/runs/test_resume.py"),
     Mutant("S2", "resume forgets the episodes under way", "agents/control/collector.py", 'self.episodes.load_state_dict(state["episodes"])', "pass", "tests/agents/runs/test_resume.py"),
     Mutant("S2", "another configuration is resumed in silence", "agents/agent.py", "if _plain(value) != _plain(ours.get(name))", "if False", "tests/agents/runs/test_checkpoint.py"),
-    Mutant("S2", "a replay that ends elsewhere is accepted", "agents/control/env_state/snapshot.py", 'if not _same(plain_state.plain(self._last), replay["last"]) or self._total != replay["total"]:', "if False:"),
+    Mutant("S2", "a replay that ends elsewhere is accepted", "agents/control/env_state/snapshot.py", 'if not _same(plain_state.plain(self._last), replay["last"]) or self._total != replay["total"]:', "if False:", "tests/agents/control/env_state/test_replay.py"),
     Mutant("S2", "a damaged checkpoint is loaded", "agents/runs/checkpoint.py", 'if metadata.get("checksum") != _checksum', 'if False and metadata.get("checksum") != _checksum'),
     Mutant("S1", "evaluation draws from the training's generator", "agents/control/agent.py", "generator=self.predict_generator", "generator=self.generator", "tests/agents/runs/test_resume.py"),
     # tokens, prices, scores and reward models

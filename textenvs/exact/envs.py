@@ -20,6 +20,7 @@ from textenvs.envs.scalar import TokenEnv
 from textenvs.envs.vector import TokenVectorEnv
 from textenvs.envs.wrapper import TokenVectorWrapper
 from textenvs.exact import enumeration as exact
+from textenvs.factories import check_options
 from textenvs.tokens.rows import PAD, Ids, Numbers
 from textenvs.wrappers.interfaces import Acting
 from textenvs.wrappers.kl_shaping import KLShaping
@@ -243,6 +244,7 @@ def exact_vec(
         group_size: how often each prompt is drawn in a row.
         **parameters: of the task: ``beta``, ``reference``.
     """
+    check_options(parameters, exact_vec, task)
     built = task(**parameters)
     envs = ExactVectorEnv(num_envs, built, autoreset_mode=autoreset_mode, shuffle=shuffle, group_size=group_size)
     return KLShaping(PreferenceReward(envs, built), built, built.beta, acting=acting)

@@ -5,28 +5,29 @@ Attributes that are neither plain nor known to be stateless are reported, so a p
 
 from __future__ import annotations
 
-import enum
 import types
 from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 
 GENERATOR = "__numpy_generator__"
 ARRAY = "__array_of_bytes__"
 NOT_PLAIN = "__not_plain__"
 """Placeholder for a value that is not plain data."""
-SKIPPED = {"metadata", "spec", "_cached_spec", "_action_space", "_observation_space", "_metadata", "env_fns", "env"}
+SKIPPED = {"metadata", "spec", "_cached_spec", "_action_space", "_observation_space", "_metadata", "env_fns"}
 FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, np.ufunc)
-STATELESS = (gym.Space, EnvSpec, enum.Enum, type, types.ModuleType, np.dtype, *FUNCTIONS)
+STATELESS = (gym.Space, EnvSpec, AutoresetMode, type, types.ModuleType, np.dtype, *FUNCTIONS)
 
 
 def attributes(owner: object) -> dict[str, Any]:
     """The plain attributes of ``owner``, copied."""
-    found = {name: plain(value) for name, value in vars(owner).items() if name not in SKIPPED}
+    shared = set(_shared([owner]))
+    found = {name: plain(value) for name, value in _own(owner).items() if (id(owner), name) not in shared}
     return {name: value for name, value in found.items() if not is_hidden(value)}
 
 
@@ -40,13 +41,45 @@ def layers(env: gym.Env | VectorEnv) -> list[Any]:
 
 def hidden_in(env: gym.Env | VectorEnv) -> list[str]:
     """Attributes that may hold state but are not plain data, of all layers without a state dict of their own."""
+    read = [layer for layer in layers(env) if not has_state_dict(layer)]
+    shared = set(_shared(read))
     return [
         f"{type(layer).__name__}.{name}"
-        for layer in layers(env)
-        if not has_state_dict(layer)
-        for name, value in vars(layer).items()
-        if name not in SKIPPED and not _stateless(value) and is_hidden(plain(value))
+        for layer in read
+        for name, value in _own(layer).items()
+        if (id(layer), name) in shared or (not _stateless(value) and is_hidden(plain(value)))
     ]
+
+
+def _own(layer: object) -> dict[str, Any]:
+    """The attributes of ``layer`` itself; what a wrapper wraps is another layer."""
+    skipped = SKIPPED | ({"env"} if isinstance(layer, (gym.Wrapper, VectorWrapper)) else set())
+    return {name: value for name, value in vars(layer).items() if name not in skipped}
+
+
+def _shared(owners: list[Any]) -> Iterator[tuple[int, str]]:
+    """Attributes that share a list, a dict or an array's memory with an earlier one: copies would part them."""
+    seen = dict[int, object]()  # holds the objects, so that no id is used again
+    for owner in owners:
+        for name, value in _own(owner).items():
+            if _is_seen(value, seen, top=True):
+                yield id(owner), name
+
+
+def _is_seen(value: Any, seen: dict[int, object], *, top: bool = False) -> bool:
+    """Whether ``value``, or a part of it, is among ``seen``, which it joins."""
+    if isinstance(value, tuple):
+        return any([_is_seen(part, seen) for part in value])
+    while isinstance(value, np.ndarray) and isinstance(value.base, np.ndarray):
+        value = value.base
+    # The state of a generator that is an attribute is loaded in place, which parts nothing.
+    if not isinstance(value, (list, dict, deque, np.ndarray, *(() if top else (np.random.Generator,)))):
+        return False
+    if id(value) in seen:
+        return True
+    seen[id(value)] = value
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, deque)) else ()
+    return any([_is_seen(part, seen) for part in parts])
 
 
 def has_state_dict(owner: object) -> bool:
@@ -60,28 +93,33 @@ def is_hidden(value: object) -> bool:
 
 
 def plain(value: object) -> object:
-    """``value`` copied as plain data, or ``NOT_PLAIN``."""
-    if value is None or isinstance(value, (bool, int, float, str)):
+    """``value`` copied as plain data, or ``NOT_PLAIN``: also for subclasses, which would come back as their base."""
+    kind = type(value)
+    if kind in (types.NoneType, bool, int, float, str):
         return value
     if isinstance(value, np.random.Generator):
         return {GENERATOR: value.bit_generator.state}
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind in "biufc":
-            return value.copy()
-        if value.dtype.hasobject:
-            return NOT_PLAIN
-        # Text and dates (the map of FrozenLake, say) as their bytes: a checkpoint holds numbers only.
-        return {ARRAY: np.array(bytearray(value.tobytes())), "dtype": value.dtype.str, "shape": list(value.shape)}
     if isinstance(value, np.generic):
-        return {"__numpy_scalar__": np.array(value)}
-    if isinstance(value, (list, tuple, deque)):
+        array = plain(np.array(value))
+        return NOT_PLAIN if is_hidden(array) else {"__numpy_scalar__": array}
+    if isinstance(value, np.ndarray):
+        dtype = value.dtype
+        if kind is not np.ndarray or dtype.hasobject or dtype.kind == "V":
+            return NOT_PLAIN
+        if dtype.kind in "biufc" and dtype.isnative and dtype.char not in "gG":
+            return value.copy()
+        # Text and dates (the map of FrozenLake, say) as their bytes: a checkpoint holds numbers only.
+        return {ARRAY: np.array(bytearray(value.tobytes())), "dtype": dtype.str, "shape": list(value.shape)}
+    if isinstance(value, (list, tuple, deque)) and kind in (list, tuple, deque):
         items = [plain(item) for item in value]
         if any(map(is_hidden, items)):
             return NOT_PLAIN
         if isinstance(value, deque):
             return {"__deque__": items, "maxlen": value.maxlen}
-        return {"__tuple__": items} if isinstance(value, tuple) else items
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {"__tuple__": items} if kind is tuple else items
+    if kind is dict and isinstance(value, dict):
+        if not all(type(key) is str and not key.startswith("__") for key in value):
+            return NOT_PLAIN
         items_of = {key: plain(item) for key, item in value.items()}
         return NOT_PLAIN if any(map(is_hidden, items_of.values())) else items_of
     return NOT_PLAIN
@@ -97,7 +135,7 @@ def from_plain(value: object, current: object) -> Any:  # Any: the inverse of ``
         if ARRAY in value:
             return np.frombuffer(bytes(value[ARRAY]), value["dtype"]).reshape(value["shape"]).copy()
         if "__numpy_scalar__" in value:
-            return value["__numpy_scalar__"][()]
+            return from_plain(value["__numpy_scalar__"], None)[()]
         if "__tuple__" in value:
             return tuple(from_plain(item, None) for item in value["__tuple__"])
         if "__deque__" in value:

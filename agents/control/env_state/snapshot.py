@@ -37,6 +37,12 @@ def capture(envs: VectorEnv | gym.Env) -> dict[str, Any]:
     return state
 
 
+def unsaved(state: dict[str, Any]) -> list[str]:
+    """The attributes, or the reasons, for which ``restore`` would refuse a captured state."""
+    refused = [layer["own"]["refused"] for layer in state["layers"] if "refused" in layer.get("own", ())]
+    return [*state["hidden"], *refused, *(name for sub in state.get("sub", ()) for name in unsaved(sub))]
+
+
 def restore(envs: VectorEnv | gym.Env, state: dict[str, Any]) -> None:
     """Load a captured state into ``envs``, which must have been reset once.
 
@@ -86,7 +92,7 @@ class Recorder(gym.Wrapper):
         if self.recording is not False:
             generator = None if seed is not None else copy.deepcopy(self.unwrapped.np_random.bit_generator.state)
             self._start = {"seed": seed, "generator": generator, "options": copy.deepcopy(options)}
-        observation, info = self.env.reset(seed=seed, options=options)
+        observation, info = self._checked("reset", "(observation, info)", self.env.reset(seed=seed, options=options))
         if self.recording is None:
             self.recording = bool(plain_state.hidden_in(self.env))
         if self.recording:
@@ -95,11 +101,18 @@ class Recorder(gym.Wrapper):
 
     def step(self, action: object) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """As the environment below."""
-        observation, reward, terminated, truncated, info = self.env.step(action)
+        expected = "(observation, reward, terminated, truncated, info)"
+        observation, reward, terminated, truncated, info = self._checked("step", expected, self.env.step(action))
         if self.recording:
             self._actions.append(np.array(action))
             self._last, self._total = observation, self._total + float(reward)
         return observation, reward, terminated, truncated, info
+
+    def _checked(self, call: str, expected: str, received: Any) -> Any:
+        """``received``, what the environment's ``call`` returned, if it is a tuple as ``expected``."""
+        if isinstance(received, tuple) and len(received) == expected.count(",") + 1 and isinstance(received[-1], dict):
+            return received
+        raise ValueError(f"{type(self.unwrapped).__name__}.{call}: expected {expected}, received {received!r:.200}")
 
     def state_dict(self) -> dict[str, Any]:
         """The recording, or the reason why the state cannot be restored (``refused``)."""

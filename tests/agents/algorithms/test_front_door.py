@@ -189,7 +189,7 @@ def test_an_environment_without_a_language_model_says_what_to_pass(model_dir):
         (lambda d: GRPO("CartPole-v1"), "expected the id of a token environment.*'CartPole-v1'"),
         (lambda d: GRPO(text_envs(d, num_envs=6)), "expected a divisor of num_envs 6, received 8"),
         (lambda d: PPO(text_envs(d, reference=None, tokenizer=str(d)), policy=d, beta=0.1), "no KLShaping"),
-        (lambda d: PPO(text_envs(d)).learn(float("nan")), "expected a finite number of 1 or more, received nan"),
+        (lambda d: PPO(text_envs(d)).learn(float("nan")), "expected a whole number of 1 or more, received nan"),
         (lambda d: PPO(text_envs(d)).learn(8, log_interval=0), "expected 1 or more updates, received 0"),
         (lambda d: PPO(text_envs(d)).learn(8, callback="x"), "expected a function"),
     ],
@@ -316,3 +316,16 @@ def test_load_refuses_a_keyword_that_it_does_not_know(model_dir, tmp_path, kind)
     env = "CartPole-v1" if kind == "control" else text_envs(model_dir)
     with pytest.raises(TypeError, match="polcy"):
         PPO.load(path, env=env, polcy=None)
+
+
+def test_a_text_policy_that_remembers_is_refused(model_dir):
+    class Remembers(LSTMPolicy):
+        state = None
+
+        def _states(self, rows):
+            states, self.state = self.lstm(self.embedding(rows.clamp(min=0)), self.state)
+            return states
+
+    envs = text_envs(model_dir)
+    with pytest.raises(ValueError, match="received a Remembers that answers otherwise"):
+        PPO(envs, policy=Remembers(envs.unwrapped.vocab_size, envs.unwrapped.eos_token_id))

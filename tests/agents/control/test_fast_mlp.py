@@ -76,3 +76,18 @@ def test_policies_of_another_kind_are_refused():
     assert not is_fast(MLPPolicy(BOX, spaces.Discrete(2)).double())
     with pytest.raises(ValueError, match="Discrete or Box"):
         FastMLP(MLPPolicy(BOX, spaces.MultiBinary(3)))
+
+
+def test_ratios_beyond_all_numbers_have_the_gradient_of_the_definition():
+    torch.manual_seed(1)
+    plain = MLPPolicy(BOX, spaces.Discrete(3), hidden=(8,))
+    fast = FastMLP(copy.deepcopy(plain))
+    batch = _batch(plain, 4)
+    batch.old_logprobs[:2] -= 100.0  # exp(100) overflows float32; advantages of 0 and less make that NaN
+    batch.advantages[:2] = torch.tensor([[0.0], [-1.0]])
+    config = UpdateConfig(entropy_coef=0.05)
+    ppo_objective(config, clip=0.2)(plain.evaluate(batch.observations, batch.actions), batch, None)[0].backward()
+    fast.ppo_gradient(batch, config, 0.2)
+    assert fast.flat.grad is not None
+    expected = torch.cat([p.grad.flatten() for p in plain.parameters()])
+    torch.testing.assert_close(fast.flat.grad.sort()[0], expected.sort()[0], atol=1e-6, rtol=1e-4)

@@ -51,6 +51,10 @@ def test_a_run_leaves_everything_behind_and_its_agent_can_be_evaluated(tmp_path,
     assert result["eval_episodes"] == 3
 
 
+def test_a_run_may_be_resumed_on_another_device(tmp_path):
+    assert config(tmp_path).identity() == config(tmp_path, device="cuda").identity()
+
+
 def interrupt_at_update(monkeypatch, update, signum):
     """Send this process ``signum`` at the end of an update."""
     iterate = ControlAgent.iterate

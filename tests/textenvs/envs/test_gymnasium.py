@@ -177,3 +177,10 @@ def test_importing_the_package_loads_no_heavy_library():
     heavy = ("torch", "transformers", "stable_baselines3", "tokenizers", "reward_models", "agents")
     program = f"import sys, textenvs; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("env_id", [GENERATION, REVIEW, "textenvs/ExactRandom-v0"])
+@pytest.mark.parametrize("make", [gym.make, gym.make_vec])
+def test_an_unknown_option_of_an_id_is_refused_with_the_nearest_name(env_id, make):
+    with pytest.raises(ValueError, match="'group_sice' is no option of this environment; did you mean 'group_size'"):
+        make(env_id, group_sice=2)

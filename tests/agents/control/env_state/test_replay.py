@@ -113,3 +113,46 @@ def test_plain_environments_are_not_recorded(env_id):
     assert hidden_in(envs.envs[0]) == []
     assert envs.envs[0].recording is False
     assert env_state.capture(envs)["sub"][0]["layers"][0] == {"own": {"replay": None}}
+
+
+class Far(VectorEnv):
+    """Counts two episodes of 5 steps; its clock lies in an object."""
+
+    def __init__(self) -> None:
+        self.num_envs = 2
+        self.single_observation_space, self.single_action_space = spaces.Box(0, 9, (1,)), spaces.Discrete(2)
+        self.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
+        self.clock = Opaque.Engine(0.0)
+
+    def reset(self, *, seed=None, options=None):
+        self.clock.place = 0.0
+        return np.zeros((2, 1), np.float32), {}
+
+    def step(self, actions):
+        self.clock.place = (self.clock.place + 1) % 6
+        ended = np.full(2, self.clock.place == 5)
+        return np.full((2, 1), self.clock.place, np.float32), np.ones(2), ended, ~ended & False, {}
+
+
+def test_saving_says_what_a_checkpoint_lacks_and_loading_begins_with_fresh_resets(tmp_path):
+    config = PPOConfig(num_steps=8, epochs=1, hidden=(4,), normalize_observations=True, normalize_rewards=True)
+    agent = PPO(Far(), config).learn(32)
+    with pytest.warns(UserWarning, match=r"not saved: Far\.clock.*fresh resets"):
+        path = agent.save(tmp_path / "agent")
+    with pytest.warns(UserWarning, match=r"lacks Far\.clock"):
+        loaded = PPO.load(path, env=Far())
+    assert loaded.steps == agent.steps
+    assert loaded.learn(12).metrics["rollout/return_mean"] == 5.0  # no episode under way was continued
+
+
+def test_a_loaded_agent_goes_on_in_another_number_of_environments_with_its_statistics(tmp_path):
+    config = PPOConfig(num_steps=8, epochs=1, hidden=(4,), normalize_observations=True, normalize_rewards=True)
+    agent = PPO(vector(Opaque, Opaque), config).learn(32)
+    path = agent.save(tmp_path / "agent")
+    with pytest.raises(checkpoint.CheckpointError, match="call set_env"):
+        PPO.load(path, env=vector(Opaque))
+    loaded = PPO.load(path)
+    loaded.set_env(vector(Opaque, Opaque, Opaque))
+    assert loaded.collector.reward_scaler.moments.count == agent.collector.reward_scaler.moments.count == 32
+    assert loaded.collector.normalizer.moments.count == 32
+    assert loaded.learn(24).steps == 56
