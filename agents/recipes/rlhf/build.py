@@ -220,7 +220,7 @@ def build_parts(config: TrainTextConfig, processes: Processes = ALONE) -> TextPa
     )
     policy = build_policy(config, task.models)
     if config.critic_start == "reward-model":
-        start_critic_as_reward(policy, task.models.tokenizer, task.scorers[0], task.env.prompts.tokens[0].tolist())
+        start_critic_as_reward(policy, task.models.tokenizer, task.scorers[0], task.env.prompts.row(0).tolist())
     assessor = task.assessor
     charge = config.kl_in != "loss"
     collector = TextCollector(

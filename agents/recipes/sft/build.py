@@ -39,7 +39,7 @@ def build_policy(config: TrainLanguageModelConfig, examples: Examples) -> tuple[
     if config.model is None:
         if examples.kind == "chats":
             raise ValueError("rows with messages need --model: a new model's tokenizer has no chat template")
-        texts = ["".join(example.content.values()) for example in examples.rows]
+        texts = ["".join(row.columns.values()) for row in examples.rows]
         assert config.max_length is not None
         tokenizer: Any = train_tokenizer(texts, config.vocab_size, config.max_length)
         torch.manual_seed(config.seed)
