@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
+import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,8 +117,59 @@ def kind_of(columns: Mapping[str, Any], kinds: Sequence[Kind]) -> Kind:
     for kind, names in allowed.items():
         if all(name in columns for name in names):
             return kind
-    wanted = ", or ".join(" and ".join(names) for names in allowed.values())
+    wanted = ", or ".join(map(column_names, allowed))
     raise ValueError(f"expected {wanted}; received {', '.join(columns) or 'no column at all'}")
+
+
+def column_names(kind: Kind) -> str:
+    """The columns of a kind of rows, for messages."""
+    return " and ".join(COLUMNS[kind])
+
+
+def statement(what: str, num_train: int, num_heldout: int) -> str:
+    """The line with which a command begins: which rows it read, from which of their columns."""
+    return f"{num_train + num_heldout} rows: {what}; {num_heldout} held out by prompt"
+
+
+def hold_out(keys: Sequence[bytes], most: int, *, seed: int | None = None) -> tuple[list[int], list[int]]:
+    """Numbers of the rows to train on and of at most ``most`` to hold out; rows with the same key stay together.
+
+    Args:
+        keys: of each row, what must not be on both sides: its prompt.
+        most: rows held out; one row at least is trained on.
+        seed: chooses the keys; None: those that come first.
+
+    Raises:
+        ValueError: no key has so few rows.
+    """
+    groups: dict[bytes, list[int]] = {}
+    for number, key in enumerate(keys):
+        groups.setdefault(key, []).append(number)
+    most, heldout = min(most, len(keys) - 1), set[int]()
+    for key in list(groups) if seed is None else random.Random(seed).sample(sorted(groups), len(groups)):
+        if len(heldout) + len(groups[key]) <= most:
+            heldout.update(groups[key])
+    if not heldout:
+        raise ValueError(f"no {most} of {len(keys)} rows can be held out without a prompt on both sides")
+    train = [number for number in range(len(keys)) if number not in heldout]
+    assert not {keys[number] for number in train} & {keys[number] for number in heldout}
+    return train, sorted(heldout)
+
+
+def left_over(keys: Sequence[Set[object]], heldout: Sequence[Set[object]], source: object) -> list[int]:
+    """Numbers of the rows that share none of their ``keys`` with the ``heldout`` rows; warn if there are others.
+
+    Raises:
+        ValueError: there is none: ``source``, which the held-out rows were read from, has all of them.
+    """
+    taken = {key for row in heldout for key in row}
+    train = [number for number, row in enumerate(keys) if not row & taken]
+    if not train:
+        raise ValueError(f"{source}: expected prompts other than those to train on, received all of them")
+    if len(train) < len(keys):
+        left_out = len(keys) - len(train)
+        warnings.warn(f"{left_out} rows are not trained on: {source} holds their prompts out", stacklevel=2)
+    return train
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:

@@ -17,6 +17,7 @@ from agents.recipes.sft.rows import RowEncoder, TokenRow, check_vocabulary, limi
 from textenvs.lm.loading import load_causal_lm
 from textenvs.tokens.end_of_text import find_end_tokens
 from textenvs.tokens.end_tokens import end_tokens
+from textenvs.tokens.row_files import left_over
 from textenvs.tokens.tokenizers import load_tokenizer
 
 
@@ -123,6 +124,8 @@ def build_rows(config: TrainLanguageModelConfig, examples: Examples, tokenizer: 
     train, heldout = ready(examples), []
     if config.heldout_data is not None:
         heldout = ready(read_examples(config.heldout_data, examples.kind))[: config.heldout_rows]
+        keys = [[{row.prompt_key} for row in rows] for rows in (train, heldout)]
+        train = [train[number] for number in left_over(*keys, config.heldout_data)]
     elif config.heldout_share > 0:
         train, heldout = split_rows(train, share=config.heldout_share, most=config.heldout_rows, seed=config.seed)
     counts = {

@@ -7,7 +7,6 @@ the completion is tokenized apart, and such rows are counted. What is learned en
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from agents.recipes.sft.data import Examples
 from textenvs.tokens.chats import Turn, chat_ids, chat_text, plain_text
 from textenvs.tokens.end_tokens import EndOfText, end_tokens
-from textenvs.tokens.row_files import Row, at
+from textenvs.tokens.row_files import Row, at, hold_out
 
 OPENING = 8
 """Tokens of a text without prompt that samples begin with, or half of it if it is shorter than two openings."""
@@ -43,6 +42,12 @@ class TokenRow:
     def num_learned(self) -> int:
         """Tokens that are learned."""
         return sum(end - begin for begin, end in self.spans)
+
+    @property
+    def prompt_key(self) -> bytes:
+        """What must not be both trained on and held out: the prompt's tokens, or all of a text without one."""
+        begins = self.spans[0][0]  # 1: after the start token, which is no prompt
+        return (self.tokens if begins == 1 else self.tokens[:begins]).tobytes()
 
     def cut(self, length: int) -> TokenRow:
         """At most the first ``length`` tokens, up to the last learned one of them.
@@ -225,24 +230,12 @@ def split_rows(rows: list[TokenRow], *, share: float, most: int, seed: int) -> t
     Raises:
         ValueError: if that cannot be done: too few rows, or one prompt for nearly all of them.
     """
-    groups: dict[bytes, list[int]] = {}
-    for index, row in enumerate(rows):
-        begins = row.spans[0][0]
-        # A text has no prompt, and neither has a row whose prompt is the start token alone.
-        own = row.tokens if begins == 1 else row.tokens[:begins]
-        groups.setdefault(own.tobytes(), []).append(index)
-    target = min(most, max(1, round(share * len(rows))), len(rows) - 1)
-    chosen: set[int] = set()
-    for key in random.Random(seed).sample(sorted(groups), len(groups)):
-        if len(chosen) + len(groups[key]) <= target:
-            chosen.update(groups[key])
-    if not chosen:
-        raise ValueError(
-            f"no {target} of {len(rows)} rows can be held out without a prompt on both sides: pass --heldout-data, or "
-            "--heldout-share 0 to hold out none"
-        )
-    train = [row for index, row in enumerate(rows) if index not in chosen]
-    return train, [rows[index] for index in sorted(chosen)]
+    most = min(most, max(1, round(share * len(rows))))
+    try:
+        train, heldout = hold_out([row.prompt_key for row in rows], most, seed=seed)
+    except ValueError as fault:
+        raise ValueError(f"{fault}: pass --heldout-data, or --heldout-share 0 to hold out none") from fault
+    return [rows[number] for number in train], [rows[number] for number in heldout]
 
 
 def check_vocabulary(rows: Sequence[TokenRow], vocab_size: int) -> None:

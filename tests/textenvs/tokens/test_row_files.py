@@ -9,7 +9,7 @@ import pytest
 from agents.recipes.sft.data import read_examples
 from reward_models.data.pairs import read_pairs
 from textenvs.tokens.prompts import load_prompts
-from textenvs.tokens.row_files import Row, kind_of, read_rows
+from textenvs.tokens.row_files import Row, hold_out, kind_of, left_over, read_rows
 
 ROWS = [
     {"prompt": "w1 w2", "completion": "w3", "answer": "a\nb", "messages": [{"role": "user", "content": "w1"}]},
@@ -133,3 +133,25 @@ def test_all_stages_read_the_same_chat_out_of_one_file(tmp_path, chat_tokenizer)
         assert prompts.kind == "chats"
         assert prompts.columns[0] == {name: row[name] for name in ("prompt", "chosen", "rejected", "answer")}
         assert read_pairs(path)[0].prompt == "what is sky\n"
+
+
+def test_rows_with_one_key_stay_together_and_one_row_at_least_is_trained_on():
+    keys = [b"a", b"b", b"a", b"c", b"a", b"b"]
+    assert hold_out(keys, 1) == ([0, 1, 2, 4, 5], [3])  # the only key with one row
+    assert hold_out(keys, 4) == ([1, 5], [0, 2, 3, 4])
+    assert hold_out(keys, 9) == ([3], [0, 1, 2, 4, 5])
+    for seed in range(9):
+        train, heldout = hold_out(keys, 3, seed=seed)
+        assert sorted(train + heldout) == list(range(6))
+        assert not {keys[number] for number in train} & {keys[number] for number in heldout}
+    assert len({str(hold_out(keys, 3, seed=seed)) for seed in range(9)}) > 1
+    for few in ([b"a"], [b"a", b"a"]):
+        with pytest.raises(ValueError, match=rf"no 1 of {len(few)} rows|no 0 of 1 rows"):
+            hold_out(few, 1)
+
+
+def test_what_another_file_holds_out_is_not_trained_on_and_counted():
+    with pytest.warns(UserWarning, match=r"2 rows are not trained on: other\.jsonl holds their prompts out"):
+        assert left_over([{1}, {2, 3}, {4}, {3, 5}], [{3}, {6}], "other.jsonl") == [0, 2]
+    with pytest.raises(ValueError, match=r"other\.jsonl: expected prompts other than those to train on"):
+        left_over([{1}, {2}], [{1}, {2}], "other.jsonl")
