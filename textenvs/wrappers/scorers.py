@@ -88,7 +88,7 @@ class Scorers:
         texts: tuple[list[str], list[str]] = ([], [])
         if self._tokenizer is not None and not all(member.reads_tokens for member in self._members):
             texts = decode_rows(self._tokenizer, prompts, completions)
-        finished = is_end(completions, self._eos_token_id).any(axis=1).tolist()
+        finished: Any = is_end(completions, self._eos_token_id).any(axis=1).tolist()
         scores = []
         for member in self._members:
             # Each gets copies: a scorer that changes its arguments does not affect the next one.
