@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import partial
@@ -29,10 +30,13 @@ class Tokenizer(Protocol):
         """Entries of the vocabulary, added tokens included."""
 
 
-def load_tokenizer(path: str | os.PathLike[str], variables: Mapping[str, Any] | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    path: str | os.PathLike[str], variables: Mapping[str, Any] | None = None, now: str | None = None
+) -> PreTrainedTokenizerBase:
     """The tokenizer beside a model: a directory, or a name that `transformers` knows.
 
-    ``variables`` are what its chat template reads beside the turns, each time that it is used; they are not saved.
+    ``variables`` are what its chat template reads beside the turns, and ``now`` (ISO) the time that it writes, each
+    time that it is used; neither is saved.
 
     Raises:
         ValueError: none can be loaded.
@@ -48,13 +52,18 @@ def load_tokenizer(path: str | os.PathLike[str], variables: Mapping[str, Any] | 
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, local_files_only=Path(name).is_dir())
     except (OSError, ValueError, KeyError, TypeError) as fault:
         raise ValueError(f"{name}: no tokenizer could be loaded from there: {fault}") from fault
+    variables, template = dict(variables or {}), tokenizer.chat_template
+    if now is not None and isinstance(template, str) and "strftime_now" in template:
+        write = datetime.fromisoformat(now).strftime
+        dated = re.sub(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)", lambda call: repr(write(call[2])), template)
+        variables["chat_template"] = dated  # transformers passes no functions to templates
     if variables:
         cast(Any, tokenizer).apply_chat_template = partial(tokenizer.apply_chat_template, **variables)
     return tokenizer
 
 
-def template_variables(given: str | None, now: str | None = None) -> dict[str, Any]:
-    """Variables for a chat template: those ``given`` as a JSON object, and the time ``now`` (ISO) if it asks for it.
+def template_variables(given: str | None) -> dict[str, Any]:
+    """Variables for a chat template, ``given`` as a JSON object; None: none.
 
     Raises:
         ValueError: no JSON object.
@@ -65,7 +74,7 @@ def template_variables(given: str | None, now: str | None = None) -> dict[str, A
         raise ValueError(f"template_kwargs: expected a JSON object, received {given!r} ({fault})") from fault
     if not isinstance(variables, dict):
         raise ValueError(f"template_kwargs: expected a JSON object, received {given!r}")
-    return variables | ({} if now is None else {"strftime_now": datetime.fromisoformat(now).strftime})
+    return variables
 
 
 def open_ids(tokenizer: Any, text: str, ids: Sequence[int] | None = None) -> list[int]:

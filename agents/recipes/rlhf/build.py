@@ -167,7 +167,7 @@ def build_task(
     Raises:
         ValueError, OSError: with a message that names the input.
     """
-    tokenizer = load_tokenizer(model_path(config), template_variables(config.template_kwargs, began))
+    tokenizer = load_tokenizer(model_path(config), template_variables(config.template_kwargs), began)
     reader = prompt_reader(config, tokenizer)
     train_prompts, eval_prompts = prompt_sets(config, reader)
     chat = reader if isinstance(reader, ChatTemplate) and reader.has_chats else None

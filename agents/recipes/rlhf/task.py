@@ -9,7 +9,6 @@ import tyro
 
 from agents.config import PlacementConfig
 from agents.runs.flags import check_at_least
-from textenvs.tokens.tokenizers import template_variables
 
 Memory = Literal["full", "shared", "adapters"]
 
@@ -66,7 +65,10 @@ class PromptSettings:
             raise ValueError(f"temperature must be above 0, received {self.temperature}")
         if self.eval_prompts is not None and self.prompts is None:
             raise ValueError("eval_prompts needs prompts: both are files of your own, or neither")
-        template_variables(self.template_kwargs)
+        if self.template_kwargs is not None:
+            from textenvs.tokens.tokenizers import template_variables  # brings NumPy, for which --help need not wait
+
+            template_variables(self.template_kwargs)
         if self.too_long != "refuse" and self.max_prompt_tokens is None:
             raise ValueError(f"too_long {self.too_long} needs max_prompt_tokens, the longest prompt that is kept whole")
 

@@ -50,7 +50,7 @@ def build_policy(
         torch.manual_seed(config.seed)
         model: Any = new_model(config, tokenizer).eval()
     else:
-        tokenizer = load_tokenizer(config.model, template_variables(config.template_kwargs, began))
+        tokenizer = load_tokenizer(config.model, template_variables(config.template_kwargs), began)
         # A frozen weight is only ever read, and autocast would round it at each reading.
         dtype = torch.float32 if config.lora_rank is None else DTYPES[config.dtype]
         model = load_causal_lm(config.model, dtype=dtype)

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from agents.runs.cli import command
 from agents.runs.flags import RunFlags, check_at_least
-from textenvs.tokens.tokenizers import template_variables
 
 if TYPE_CHECKING:
     from reward_models.fit_options import FitOptions
@@ -148,7 +147,10 @@ class TrainLanguageModelConfig(RunFlags, _Data, _Optimization):
 
     def __post_init__(self) -> None:
         self._refuse_what_does_not_apply()
-        template_variables(self.template_kwargs)
+        if self.template_kwargs is not None:
+            from textenvs.tokens.tokenizers import template_variables  # brings NumPy, for which --help need not wait
+
+            template_variables(self.template_kwargs)
         for name, least in _LEAST.items():
             check_at_least(self, name, least=least)
         for name in ("epochs", "learning_rate", "lora_alpha", "max_grad_norm"):

@@ -7,6 +7,7 @@ the completion is tokenized apart, and such rows are counted. What is learned en
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -162,13 +163,31 @@ class RowEncoder:
         with at(example.place):
             asked = chat_text(self.tokenizer, turns[:index], answering=True)
             answered = chat_text(self.tokenizer, turns[: index + 1], answering=False)
+        if asked.startswith(text) and not answered.startswith(asked):
+            answered = self._thought(example, turns[index]["content"], asked, answered)
         if not (asked.startswith(text) and answered.startswith(asked)):
+            several = sum(turn["role"] == "assistant" for turn in turns) > 1
             raise ValueError(
                 f"{example.place}: with turn {index + 1} the chat template writes what was before it otherwise than "
                 "before, so the prompt that is learned would not be the prompt that is answered: take a template that "
-                "only appends, or rows with one answer each"
+                f"only appends{', or rows with one answer each' if several else ''}"
             )
         return asked, answered
+
+    def _thought(self, example: Row, content: str, asked: str, answered: str) -> str:
+        """The answered chat where ``asked`` opens a block of thinking that the template leaves out of past answers."""
+        opened = re.search(r"<(\w+)>\s*$", asked)
+        if opened is None or answered.startswith(asked[: opened.start()] + opened[0].strip()):
+            return answered
+        said = content.strip().removeprefix(f"<{opened[1]}>").lstrip()
+        if f"</{opened[1]}>" not in said:
+            raise ValueError(
+                f"{example.place}: the chat template opens <{opened[1]}> before each answer, and this one does not "
+                f"close it: write answers as <{opened[1]}>...</{opened[1]}>..., or turn thinking off "
+                """(--template-kwargs '{"enable_thinking": false}', if the template knows it)"""
+            )
+        _, found, behind = answered.rpartition(said.rpartition(f"</{opened[1]}>")[2].strip())
+        return asked + said + behind if found else answered
 
     def _go_on(self, tokens: list[int], text: str, longer: str) -> tuple[list[int], bool]:
         """Ids of ``longer`` that begin with ``tokens``, those of ``text``; whether its rest was tokenized apart."""

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -188,3 +189,26 @@ def test_rows_of_a_file_come_in_its_order(chat_tokenizer, tmp_path):
     (tmp_path / "my.jsonl").write_text('{"text": "sky"}\n{"text": "grass"}\n')
     rows = RowEncoder(chat_tokenizer, eos_token_id=END)(read_examples(tmp_path / "my.jsonl"))
     assert [row.tokens.tolist() for row in rows] == [[END, SKY, END], [END, GRASS, END]]
+
+
+THINKS = (
+    "{% for m in messages %}<{{ m['role'] }}> {{ m['content'].split('</two>')[-1] }} <end> {% endfor %}"
+    "{% if add_generation_prompt %}<assistant> {% if enable_thinking is not defined %}<two> {% endif %}{% endif %}"
+)
+"""As R1's: it opens a block of thinking (here <two>) before an answer, and leaves the block out of past answers."""
+
+
+def test_an_answer_to_a_template_that_opens_thinking_is_learned_with_its_thinking(chat_tokenizer):
+    tokenizer = copy.deepcopy(with_template(chat_tokenizer, THINKS))
+    tokenizer.add_tokens(["<two>", "</two>"])
+    open_, close = len(chat_tokenizer), len(chat_tokenizer) + 1
+    for content in ("<two> red </two> blue", "red </two> blue"):
+        row, _ = encode(tokenizer, {"messages": turns(("user", "what"), ("assistant", content))})
+        assert row.tokens[: row.opening].tolist() == [USER, WHAT, END, ASSISTANT, open_]
+        assert learned(row) == [[RED, close, BLUE, END]]
+    bare = {"messages": turns(("user", "what"), ("assistant", "blue"))}
+    with pytest.raises(ValueError, match=r"my\.jsonl:1: the chat template opens <two> before each answer, and this"):
+        encode(tokenizer, bare)
+    tokenizer.apply_chat_template = partial(tokenizer.apply_chat_template, enable_thinking=False)
+    row, _ = encode(tokenizer, bare)
+    assert row.tokens.tolist() == [USER, WHAT, END, ASSISTANT, BLUE, END]
