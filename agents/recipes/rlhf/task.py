@@ -41,7 +41,8 @@ class PromptSettings:
     """Prompts: what is written after, and how."""
 
     prompts: str | None = None
-    """Text file (a prompt a line) or JSONL (a field `prompt`); a tenth is held out. None: openings of movie reviews."""
+    """Text file (a prompt a line), or rows as `train-language-model --data` takes them, with `messages` or else
+    `prompt`; a tenth is held out, by prompt. None: openings of movie reviews."""
     eval_prompts: str | None = None
     """File of prompts for the comparison before/after; needs `prompts`. None: those held out."""
     num_eval_prompts: int = 400

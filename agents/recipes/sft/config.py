@@ -56,8 +56,9 @@ class _Data:
     """Data: what is learned from."""
 
     data: str | None = None
-    """JSONL file; every line has `prompt` and `completion` (the completion and its end of text are learned), or `text`
-    (everything is), or `messages`, a list of {role, content} (the assistant's turns are). None: movie reviews."""
+    """File of rows (.jsonl, .json, .csv, .parquet), folder of `datasets`, or hub name ("owner/name:split"). Rows have
+    `messages`, a list of {role, content} (the assistant's turns are learned), or else `prompt` and `completion` (the
+    completion and its end of text are), or else `text` (everything is). None: movie reviews."""
     heldout_data: str | None = None
     """Such a file for evaluation. None: a share of `data` is held out."""
     heldout_share: float = 0.05
