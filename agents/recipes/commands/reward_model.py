@@ -33,9 +33,10 @@ class TrainRewardModelConfig(RunFlags):
     """Folder for the reward model; with overwrite a reward model there is replaced. Default: `model` inside the run
     directory."""
     pairs: str = ""
-    """JSONL file of preference pairs (prompt, chosen, rejected, maybe margin). Default: the movie ratings."""
+    """Preference pairs (prompt, chosen, rejected, maybe margin), in a file as `train-language-model --data` takes it.
+    Default: the movie ratings."""
     heldout_pairs: str = ""
-    """JSONL file of pairs for the figures. Default: a tenth of `pairs` that shares no text or prompt with the rest."""
+    """Such a file for the figures. Default: a tenth of `pairs` that shares no text or prompt with the rest."""
     words: bool = True
     """Learn from the human ratings of single words in the same archive, too (movie ratings only)."""
     group_size: int = 64

@@ -22,7 +22,8 @@ from textenvs import assets
 from textenvs.envs.vector import TokenVectorEnv
 from textenvs.lm.loading import load_causal_lm
 from textenvs.tokens.end_of_text import end_of_text
-from textenvs.tokens.tokenizers import load_tokenizer
+from textenvs.tokens.row_files import column_names, statement
+from textenvs.tokens.tokenizers import load_tokenizer, template_variables
 from textenvs.wrappers.chat_prompts import ChatTemplate
 from textenvs.wrappers.interfaces import Scorer
 from textenvs.wrappers.kl_shaping import KLShaping
@@ -125,6 +126,8 @@ class Task:
     """As the configuration lists them."""
     assessor: Assessor
     """Of any policy on the evaluation prompts, with the environment's preference reward."""
+    about: str
+    """A line about the prompts, for people."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -146,6 +149,7 @@ def build_task(
     value_adapter: bool = False,
     compile: bool = False,
     judge: bool = True,
+    began: str | None = None,
 ) -> Task:
     """Load the starting model, prompts and scorers; whatever is wrong with an input is found here.
 
@@ -158,11 +162,12 @@ def build_task(
         value_adapter: whether the learner has one for the value.
         compile: run the starting model's passes through torch.compile.
         judge: False leaves the independent judge out, whatever ``config`` says.
+        began: the time that chat templates read, ISO; None: the present.
 
     Raises:
         ValueError, OSError: with a message that names the input.
     """
-    tokenizer = load_tokenizer(model_path(config))
+    tokenizer = load_tokenizer(model_path(config), template_variables(config.template_kwargs), began)
     reader = prompt_reader(config, tokenizer)
     train_prompts, eval_prompts = prompt_sets(config, reader)
     chat = reader if isinstance(reader, ChatTemplate) and reader.has_chats else None
@@ -195,15 +200,19 @@ def build_task(
         chat=chat,
         judge=_judge() if config.judge and judge else None,
     )
-    return Task(models=models, env=env, scorers=scorers, assessor=assessor)
+    kind = env.prompts.kind
+    what = "openings of movie reviews" if config.prompts is None else f"{kind} of {column_names(kind)}"
+    about = statement(what, len(env.prompts), len(eval_prompts))
+    return Task(models=models, env=env, scorers=scorers, assessor=assessor, about=about)
 
 
-def build_parts(config: TrainTextConfig, processes: Processes = ALONE) -> TextParts:
+def build_parts(config: TrainTextConfig, processes: Processes = ALONE, began: str | None = None) -> TextParts:
     """Build the task of ``config`` with its learner.
 
     Args:
         config: the run's settings.
         processes: among which the run is sharded; the main one alone evaluates, so it alone has the judge.
+        began: the time that chat templates read, ISO, of the first process; None: the present.
 
     Raises:
         ValueError, OSError: with a message that names the input.
@@ -217,10 +226,11 @@ def build_parts(config: TrainTextConfig, processes: Processes = ALONE) -> TextPa
         value_adapter=config.critic(config.memory) == "adapter",
         compile=config.compile,
         judge=processes.is_main,
+        began=began,
     )
     policy = build_policy(config, task.models)
     if config.critic_start == "reward-model":
-        start_critic_as_reward(policy, task.models.tokenizer, task.scorers[0], task.env.prompts.tokens[0].tolist())
+        start_critic_as_reward(policy, task.models.tokenizer, task.scorers[0], task.env.prompts.row(0).tolist())
     assessor = task.assessor
     charge = config.kl_in != "loss"
     collector = TextCollector(

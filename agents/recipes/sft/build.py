@@ -17,7 +17,8 @@ from agents.recipes.sft.rows import RowEncoder, TokenRow, check_vocabulary, limi
 from textenvs.lm.loading import load_causal_lm
 from textenvs.tokens.end_of_text import find_end_tokens
 from textenvs.tokens.end_tokens import end_tokens
-from textenvs.tokens.tokenizers import load_tokenizer
+from textenvs.tokens.row_files import left_over
+from textenvs.tokens.tokenizers import load_tokenizer, template_variables
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,8 +31,12 @@ class Rows:
     """For the summary."""
 
 
-def build_policy(config: TrainLanguageModelConfig, examples: Examples) -> tuple[Any, CausalLMPolicy]:
+def build_policy(
+    config: TrainLanguageModelConfig, examples: Examples, began: str | None = None
+) -> tuple[Any, CausalLMPolicy]:
     """Tokenizer and model: those that ``config`` names, or new ones as large as it says.
+
+    ``began`` is the time that chat templates read, ISO; None: the present.
 
     Raises:
         ValueError: if they cannot be loaded, or name no token, or not the same one, as the end of a text.
@@ -39,13 +44,13 @@ def build_policy(config: TrainLanguageModelConfig, examples: Examples) -> tuple[
     if config.model is None:
         if examples.kind == "chats":
             raise ValueError("rows with messages need --model: a new model's tokenizer has no chat template")
-        texts = ["".join(example.content.values()) for example in examples.rows]
+        texts = ["".join(row.columns.values()) for row in examples.rows]
         assert config.max_length is not None
         tokenizer: Any = train_tokenizer(texts, config.vocab_size, config.max_length)
         torch.manual_seed(config.seed)
         model: Any = new_model(config, tokenizer).eval()
     else:
-        tokenizer = load_tokenizer(config.model)
+        tokenizer = load_tokenizer(config.model, template_variables(config.template_kwargs), began)
         # A frozen weight is only ever read, and autocast would round it at each reading.
         dtype = torch.float32 if config.lora_rank is None else DTYPES[config.dtype]
         model = load_causal_lm(config.model, dtype=dtype)
@@ -123,6 +128,8 @@ def build_rows(config: TrainLanguageModelConfig, examples: Examples, tokenizer: 
     train, heldout = ready(examples), []
     if config.heldout_data is not None:
         heldout = ready(read_examples(config.heldout_data, examples.kind))[: config.heldout_rows]
+        taken = {row.prompt_key for row in heldout}
+        train = [train[i] for i in left_over([{row.prompt_key} for row in train], taken, config.heldout_data)]
     elif config.heldout_share > 0:
         train, heldout = split_rows(train, share=config.heldout_share, most=config.heldout_rows, seed=config.seed)
     counts = {

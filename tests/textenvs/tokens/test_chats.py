@@ -8,6 +8,7 @@ import pytest
 from reward_models.data.pairs import read_pairs
 from textenvs import TokenVectorEnv
 from textenvs.tokens.prompts import load_prompts
+from textenvs.tokens.tokenizers import load_tokenizer, template_variables
 from textenvs.wrappers.chat_prompts import ChatTemplate
 
 CHAT = "{% for m in messages %}w0 {{ m['content'] }} <end> {% endfor %}{% if add_generation_prompt %}w9{% endif %}"
@@ -71,3 +72,15 @@ def test_scorers_read_what_reward_models_learn_from(chat_tokenizer, tmp_path):
     pair = {"prompt": ASKED, "chosen": [ANSWER], "rejected": "w5"}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(pair))
     assert reader.plain(decoded) == [read_pairs(tmp_path / "pairs.jsonl")[0].prompt, "bare"] == ["w1\nw2 w3\n", "bare"]
+
+
+def test_a_template_reads_the_variables_and_the_time_that_a_tokenizer_is_loaded_with(chat_tokenizer, tmp_path):
+    chat_tokenizer.chat_template = "w{{ strftime_now('%d')|int }} {% if thinking is false %}w2 {% endif %}" + CHAT
+    chat_tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(tmp_path, template_variables('{"thinking": false}'), "2026-11-07T10:00:00")
+    assert load_prompts([ASKED], loaded, vocab_size=40).row(0).tolist() == [9, 4, *IDS]
+    assert ChatTemplate(loaded)(ASKED)["input_ids"] == [9, 4, *IDS]
+    assert loaded.chat_template == chat_tokenizer.chat_template
+    for given in ("{oops", "[1]"):
+        with pytest.raises(ValueError, match="template_kwargs: expected a JSON object, received"):
+            template_variables(given)

@@ -6,7 +6,9 @@ import os
 import re
 import shutil
 import signal
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from agents.recipes import evaluate as evaluate_agent
 from agents.recipes.rlhf.build import build_parts
 from agents.recipes.rlhf.config import TrainTextConfig, command_line
 from agents.recipes.rlhf.memory_plan import planned_bytes
+from agents.runs import run_dir as run_dir_module
 from agents.runs.logging import METRICS
 from agents.runs.plots import read_columns
 from agents.text.agent import METRICS as TEXT_AGENT_METRICS
@@ -381,7 +384,7 @@ def test_chat_prompts_are_generated_from_in_the_template_and_scored_bare(inputs,
         chat_template=True, max_new_tokens=6, num_eval_prompts=2, judge=False, batch_size=8, minibatch_size=8,
     )  # fmt: skip
     parts = build_parts(config)
-    assert parts.task.assessor.prompts.tokens[0].tolist() == [0, 3, 4, 0, 5, -1]  # <end> the film <end> is
+    assert parts.task.assessor.prompts.row(0).tolist() == [0, 3, 4, 0, 5]  # <end> the film <end> is
     samples = parts.task.assessor.write(parts.task.models.start)
     assert samples.openings[0] == "the film\n"
     assert parts.task.assessor.assess(parts.task.models.start).samples.openings == samples.openings
@@ -578,3 +581,22 @@ def test_several_scorers_are_told_apart_in_the_comparison():
 def test_texts_of_different_prompts_are_not_compared():
     with pytest.raises(ValueError, match="expected samples of the same prompts"):
         compare(assessment_of([[1], [2]], ("x", "y"), None), assessment_of([[1], [2]], ("x", "z"), None))
+
+
+def test_a_template_that_writes_the_date_is_resumed_with_the_date_of_its_run(inputs, tmp_path, monkeypatch):
+    folder = tmp_path / "dated"
+    shutil.copytree(inputs["--model"], folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = "{{ ['good', 'bad'][strftime_now('%d')|int - 1] }} " + CHAT
+    tokenizer.save_pretrained(folder)
+
+    def on(day, run_dir, *flags, **changed):
+        monkeypatch.setattr(run_dir_module, "datetime", SimpleNamespace(now=lambda: datetime(2026, 11, day)))
+        return run(inputs | {"--model": str(folder)}, run_dir, "--chat-template", *flags, **changed)
+
+    assert on(1, tmp_path / "whole") == 0
+    interrupted = {"reward_model": "own_reward:interrupt_at_second_update"}
+    assert on(1, tmp_path / "run", **interrupted) == 130
+    assert on(2, tmp_path / "run", "--resume", **interrupted) == 0
+    first, second = (weights(tmp_path / name) for name in ("whole", "run"))
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -2,13 +2,15 @@
 
 import copy
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 
-from agents.recipes.sft.data import Example, Examples, read_examples
+from agents.recipes.sft.data import Examples, read_examples
 from agents.recipes.sft.rows import RowEncoder, TokenRow, check_vocabulary, limit_rows, split_rows
 from textenvs.tokens.prompts import load_prompts
+from textenvs.tokens.row_files import Row
 from textenvs.wrappers.chat_prompts import ChatTemplate
 
 END, USER, ASSISTANT, SYSTEM, NEW = range(5)
@@ -17,7 +19,7 @@ WHAT, IS, TWO, THREE, FOUR, PLUS, AND, RED, SKY, GRASS, BLUE, GREEN = range(5, 1
 
 def encode(tokenizer, row, **options):
     kind = {"prompt": "completions", "text": "texts", "messages": "chats"}[next(iter(row))]
-    examples = Examples(kind=kind, rows=[Example(place="my.jsonl:1", content=row)])
+    examples = Examples(kind=kind, rows=[Row(row, "my.jsonl:1")])
     encoder = RowEncoder(tokenizer, eos_token_id=END, **options)
     return encoder(examples)[0], encoder
 
@@ -49,13 +51,11 @@ def test_a_turn_that_ends_with_another_token_of_the_set_learns_that_one(chat_tok
         "{% for turn in messages %}<{{ turn['role'] }}> {{ turn['content'] }} <new> {% endfor %}"
         "{% if add_generation_prompt %}<assistant> {% endif %}"
     )
-    examples = Examples(
-        kind="chats", rows=[Example(place="a:1", content={"messages": turns(("user", "what"), ("assistant", "sky"))})]
-    )
+    examples = Examples(kind="chats", rows=[Row({"messages": turns(("user", "what"), ("assistant", "sky"))}, "a:1")])
     (row,) = RowEncoder(tokenizer, eos_token_id=(END, NEW))(examples)
     assert row.tokens.tolist() == [USER, WHAT, NEW, ASSISTANT, SKY, NEW]
     assert learned(row) == [[SKY, NEW]]
-    plain = Examples(kind="texts", rows=[Example(place="a:1", content={"text": "sky is blue"})])
+    plain = Examples(kind="texts", rows=[Row({"text": "sky is blue"}, "a:1")])
     assert RowEncoder(tokenizer, eos_token_id=(END, NEW))(plain)[0].tokens[-1] == END  # the tokenizer's own
 
 
@@ -175,7 +175,7 @@ def test_no_prompt_is_on_both_sides_of_the_split_and_the_seed_chooses():
     assert split_rows(rows, share=0.2, most=100, seed=0)[1] == heldout
     assert split_rows(rows, share=0.2, most=100, seed=1)[1] != heldout
     assert len(split_rows(rows, share=0.9, most=6, seed=0)[1]) == 6
-    with pytest.raises(ValueError, match="without a prompt on both sides"):
+    with pytest.raises(ValueError, match=r"expected two different prompts .* --heldout-share 0"):
         split_rows([row_of([1, 1, answer], begin=2) for answer in range(9)], share=0.5, most=9, seed=0)
 
 
@@ -189,3 +189,26 @@ def test_rows_of_a_file_come_in_its_order(chat_tokenizer, tmp_path):
     (tmp_path / "my.jsonl").write_text('{"text": "sky"}\n{"text": "grass"}\n')
     rows = RowEncoder(chat_tokenizer, eos_token_id=END)(read_examples(tmp_path / "my.jsonl"))
     assert [row.tokens.tolist() for row in rows] == [[END, SKY, END], [END, GRASS, END]]
+
+
+THINKS = (
+    "{% for m in messages %}<{{ m['role'] }}> {{ m['content'].split('</two>')[-1] }} <end> {% endfor %}"
+    "{% if add_generation_prompt %}<assistant> {% if enable_thinking is not defined %}<two> {% endif %}{% endif %}"
+)
+"""As R1's: it opens a block of thinking (here <two>) before an answer, and leaves the block out of past answers."""
+
+
+def test_an_answer_to_a_template_that_opens_thinking_is_learned_with_its_thinking(chat_tokenizer):
+    tokenizer = copy.deepcopy(with_template(chat_tokenizer, THINKS))
+    tokenizer.add_tokens(["<two>", "</two>"])
+    open_, close = len(chat_tokenizer), len(chat_tokenizer) + 1
+    for content in ("<two> red </two> blue", "red </two> blue"):
+        row, _ = encode(tokenizer, {"messages": turns(("user", "what"), ("assistant", content))})
+        assert row.tokens[: row.opening].tolist() == [USER, WHAT, END, ASSISTANT, open_]
+        assert learned(row) == [[RED, close, BLUE, END]]
+    bare = {"messages": turns(("user", "what"), ("assistant", "blue"))}
+    with pytest.raises(ValueError, match=r"my\.jsonl:1: the chat template opens <two> before each answer, and this"):
+        encode(tokenizer, bare)
+    tokenizer.apply_chat_template = partial(tokenizer.apply_chat_template, enable_thinking=False)
+    row, _ = encode(tokenizer, bare)
+    assert row.tokens.tolist() == [USER, WHAT, END, ASSISTANT, BLUE, END]
