@@ -172,23 +172,28 @@ def check_logprobs(logprobs: Floats, name: str) -> None:
 
 
 def as_array(values: Numbers) -> NDArray[Any]:
-    """A torch tensor (of any device and type), array or list as an array."""
-    detached: Any = values.detach().cpu().float() if hasattr(values, "detach") else values
-    return np.asarray(detached)
+    """A torch tensor (of any device and type), array or list, maybe of tensors, as an array."""
+    parts: Any = values
+    if isinstance(parts, list | tuple):
+        parts = [as_array(part) if hasattr(part, "detach") else part for part in parts]
+    return np.asarray(parts.detach().cpu().float() if hasattr(parts, "detach") else parts)
 
 
 def as_numbers(values: Numbers, shape: tuple[int, ...], name: str) -> Floats:
     """Numbers of a scorer or reference (torch tensor, array or list) as a float32 array.
 
     Raises:
-        ValueError: another shape, NaN or infinite; the message starts with `name` and has what was received.
+        ValueError: another shape, None, NaN or infinite; the message starts with `name` and has what was received.
     """
     try:
-        array = np.asarray(as_array(values), dtype=np.float32)
+        plain = as_array(values)
+        if plain.dtype == object and (plain == None).any():  # noqa: E711 - of each element
+            raise TypeError("None is no number")
+        array = np.asarray(plain, dtype=np.float32)
     except (TypeError, ValueError) as fault:
-        raise ValueError(f"{name}: expected numbers of shape {shape}, received {values!r}") from fault
+        raise ValueError(f"{name}: expected numbers of shape {shape}, received {values!r:.200}") from fault
     if array.shape != shape:
-        raise ValueError(f"{name}: expected numbers of shape {shape}, received shape {array.shape}")
+        raise ValueError(f"{name}: expected numbers of shape {shape}, received shape {array.shape}: {values!r:.200}")
     if not np.isfinite(array).all():
         place = tuple(int(axis) for axis in np.argwhere(~np.isfinite(array))[0])
         raise ValueError(f"{name}: expected finite numbers, received {array[place]} at row {place[0]}")

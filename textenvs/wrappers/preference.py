@@ -44,11 +44,12 @@ class PreferenceReward(TokenVectorWrapper):
 
     Args:
         envs: a `TokenVectorEnv` or one of textenvs' wrappers.
-        scorer: one scorer or a list. A scorer is a callable ``(prompts: list[str], completions: list[str]) -> [N]`` on
-            text without special tokens, or has a method ``score_tokens(prompts [N, P], completions [N, T]) -> [N]`` on
-            token ids padded with PAD = -1. The method is preferred if the scorer has no attribute ``tokenizer``, or the
-            environment's own. A callable with a parameter ``finished`` also receives a list of N bools: which texts
-            have an end-of-text token, in contrast to those that the budget cut.
+        scorer: one scorer or a list. A scorer is a callable with some of the parameters ``prompts``, ``completions``,
+            ``finished`` and ``completion_ids``, which are passed by name, as in TRL, in any order: lists with an entry
+            a text. Texts have no special tokens; ``finished`` is True where a text has its end-of-text token, in
+            contrast to those that the budget cut. Or it has a method ``score_tokens(prompts [N, P], completions
+            [N, T]) -> [N]`` on token ids padded with PAD = -1. The method is preferred if the scorer has no attribute
+            ``tokenizer``, or the environment's own.
         combine: "mean", "worst" or "uncertainty"; see `combine_scores`.
         weights: with "mean": one factor for each scorer listed, e.g. ``(1.0, -0.1)`` for a reward model and a word
             count; the sum is not divided by theirs. An ensemble's weight is split evenly. 0 only reports a score.
