@@ -61,7 +61,7 @@ class RewardModel(nn.Module):
                 f"{len(tokenizer)}"
             )
         accelerate(backbone)
-        limit = getattr(config, "max_position_embeddings", None) or 2048
+        limit = num_positions(backbone)
         self.backbone: Any = backbone
         self.autocast: torch.dtype | None = None
         """Type of the backbone's matrix products, bfloat16 for instance; not saved. None: the weights' own."""
@@ -101,17 +101,17 @@ class RewardModel(nn.Module):
 
         Padding may be on either side.
         """
-        steps = torch.arange(input_ids.shape[1], device=input_ids.device)
-        last = (attention_mask.long() * steps).argmax(dim=1)
-        row, lengths = torch.arange(len(last), device=last.device), attention_mask.long().sum(dim=1)
-        packs = can_pack(self.backbone) and bool((attention_mask.bool() == (steps < lengths[:, None])).all())
+        real, steps = attention_mask.bool(), torch.arange(input_ids.shape[1], device=input_ids.device)
+        lengths = real.sum(dim=1)
+        right = steps < lengths[:, None]
+        if not bool((real == right).all()):  # padding goes to the right, and the model counts positions itself
+            input_ids = input_ids.gather(1, (~real).to(torch.uint8).argsort(dim=1, stable=True))
+        row, last = torch.arange(len(lengths), device=lengths.device), (lengths - 1).clamp(min=0)
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            if packs:
+            if can_pack(self.backbone):
                 read = hidden_states(self.backbone, input_ids, lengths, row, last)
             else:
-                inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask.long()}
-                if "position_ids" in self._backbone_takes:
-                    inputs["position_ids"] = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+                inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": right.long()}
                 if "use_cache" in self._backbone_takes:
                     inputs["use_cache"] = False
                 read = self.backbone(**inputs).last_hidden_state[row, last]
@@ -271,3 +271,11 @@ class RewardModel(nn.Module):
         except RuntimeError as error:
             raise ValueError(f"{folder}: expected weights of its configuration ({first_line(error)})") from error
         return model.to(device).eval()
+
+
+def num_positions(backbone: Any) -> int:
+    """Tokens in the longest row of a model; RoBERTa and its kin count positions from behind their padding index."""
+    limit = getattr(backbone.config, "max_position_embeddings", None) or 2048
+    tables = [module for module in backbone.modules() if isinstance(module, nn.Embedding)]
+    skipped = [table.padding_idx for table in tables if table.num_embeddings == limit != backbone.config.vocab_size]
+    return limit - max((index + 1 for index in skipped if index is not None), default=0)
