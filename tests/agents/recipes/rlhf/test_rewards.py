@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
 from agents.evaluation.curve import read_points
 from agents.recipes import evaluate as evaluate_agent
@@ -18,7 +18,7 @@ from agents.recipes.rlhf.build import build_parts
 from agents.recipes.rlhf.config import TrainTextConfig, command_line
 from agents.recipes.rlhf.memory_plan import planned_bytes
 from agents.recipes.rlhf.rewards import scorer_names
-from reward_models import RewardModel
+from reward_models import RewardClassifier, RewardModel
 from reward_models.ensemble import RewardEnsemble, new_members
 
 PROMPTS = ["sky is", "two plus two is", "grass and sky", "what is red", "blue", "three and four"]
@@ -359,3 +359,19 @@ def test_a_critic_start_that_does_not_fit_is_refused(base, own_reward, prompts, 
         code = refusal.code
     assert code == 2
     assert said in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_a_sequence_classifier_of_transformers_is_a_reward_model(base, prompts, tmp_path):
+    config = AutoConfig.from_pretrained(base, num_labels=1)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "foreign")
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "foreign")
+    settings = config_of(base, prompts, tmp_path / "foreign")
+    weights = (tmp_path / "foreign" / "model.safetensors").stat().st_size
+    for roles in planned_bytes(settings).values():
+        assert next(size for role, size in roles.items() if "reward" in role) == weights
+    assessor = build_parts(settings).task.assessor
+    written = assessor.write(build_parts(settings).task.models.start)
+    flags = (written.completions == 0).any(axis=1).tolist()
+    expected = RewardClassifier.load(tmp_path / "foreign")(written.openings, written.endings, finished=flags)
+    np.testing.assert_allclose(assessor.score(written).scores, expected, rtol=1e-5)
+    assert run(base, prompts, tmp_path / "run", [tmp_path / "foreign"], "--memory", "adapters") == 0
