@@ -39,6 +39,7 @@ def main(config: BestOfNConfig) -> dict[str, Any]:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         task = build_task(config)
+        print(task.about)
         points = measure(task.assessor, task.models.start, samples=config.samples, max_n=config.max_n, seed=config.seed)
         run.begin({name: value for name, value in asdict(config).items() if name != "overwrite"})
         write_points(run.path / TABLE, points)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -86,9 +86,13 @@ def evaluate_text(config: EvaluateAgentConfig) -> dict[str, Any]:
     from agents.recipes.rlhf.config import TrainTextConfig
 
     settings = json.loads((config.agent / CONFIG).read_text())
-    settings |= {"run_dir": str(config.agent), "num_eval_prompts": config.episodes, "device": config.device}
+    settings |= {"run_dir": str(config.agent), "device": config.device}
+    if settings["prompts"] is None:  # of a file only those are held out that the run held out
+        settings["num_eval_prompts"] = config.episodes
     task = build_task(TrainTextConfig.from_dict(settings))
     start = task.models.start
+    prompts: Any = task.assessor.prompts  # a list, or tokenized rows
+    assessor = replace(task.assessor, prompts=prompts[: config.episodes])
     tuned = CausalLMPolicy.from_pretrained(config.agent / MODEL, sampling=start.sampling).to(config.device)
-    figures, samples = compare(task.assessor.assess(start), task.assessor.assess(tuned))
+    figures, samples = compare(assessor.assess(start), assessor.assess(tuned))
     return {"model": str(config.agent / MODEL), "eval_prompts": len(samples), **figures}

@@ -26,6 +26,7 @@ from reward_models.data.comparisons import (
     RatedGroups,
     group_comparisons,
     pair_comparisons,
+    pair_keys,
     split_pairs,
     split_snippets,
 )
@@ -39,6 +40,7 @@ from reward_models.fitting import Progress
 from reward_models.model import RewardModel
 from reward_models.training import RewardLearner, num_steps, restore_dropout, set_dropout
 from textenvs import assets
+from textenvs.tokens.row_files import left_over, statement
 
 LANGUAGE_MODEL = str(assets.language_model_dir())
 COMMANDS = ("textenvs train-text --run-dir RUN --reward-model {run}/model",)
@@ -145,8 +147,11 @@ def pair_data(config: TrainRewardModelConfig) -> tuple[Data, list[PreferencePair
     train = read_pairs(config.pairs)
     if config.heldout_pairs:
         heldout = read_pairs(config.heldout_pairs)
+        keys = [[set(pair_keys(pair)) for pair in pairs] for pairs in (train, heldout)]
+        train = [train[number] for number in left_over(*keys, config.heldout_pairs)]
     else:
         train, heldout = split_pairs(train)
+    print(statement("pairs of prompt, chosen and rejected", len(train), len(heldout)))
     train, validation = split_pairs(train, seed=VALIDATION_SEED)
     size = config.group_size
     batches = [pair_comparisons(validation[i : i + size]) for i in range(0, len(validation), size)]

@@ -156,6 +156,12 @@ class PairBatches:
             yield pair_comparisons(ordered[start : start + self.batch_size])
 
 
+def pair_keys(pair: PreferencePair) -> list[str]:
+    """What must not be both trained on and held out: the two normalized texts, and the prompt if there is one."""
+    keys = [normalize_text(pair.prompt + answer) for answer in (pair.chosen, pair.rejected)]
+    return keys + (["prompt: " + normalize_text(pair.prompt)] if pair.prompt.strip() else [])
+
+
 def split_pairs(
     pairs: Sequence[PreferencePair], *, heldout_share: float = 0.1, seed: int = SPLIT_SEED
 ) -> tuple[list[PreferencePair], list[PreferencePair]]:
@@ -173,9 +179,7 @@ def split_pairs(
         return key
 
     for pair in pairs:
-        keys = [normalize_text(pair.prompt + pair.chosen), normalize_text(pair.prompt + pair.rejected)]
-        if pair.prompt.strip():
-            keys.append("prompt: " + normalize_text(pair.prompt))
+        keys = pair_keys(pair)
         for key in keys[1:]:
             leader[find(key)] = find(keys[0])
     members: dict[str, list[int]] = {}

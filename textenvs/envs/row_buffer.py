@@ -42,7 +42,7 @@ class RowBuffer:
     def begin(self, indices: Ids, prompts: Prompts, drawn: Ids) -> None:
         """Start an episode in rows ``indices`` with the prompts of numbers ``drawn``."""
         self.tokens[indices] = PAD
-        self.tokens[indices, : prompts.tokens.shape[1]] = prompts.tokens[drawn]
+        self.tokens[indices, : prompts.width] = prompts.padded(drawn)
         self.lengths[indices] = self.prompt_lengths[indices] = prompts.lengths[drawn]
         self.ended[indices] = False
         self.started[indices] = True

@@ -77,7 +77,7 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
         self.tokenizer, self.vocab_size = tokenizer, vocab_size
         self.eos_token_id = as_eos_token_id(eos_token_id, vocab_size)
         self.prompts: Prompts = load_prompts(prompts, tokenizer, vocab_size=vocab_size, max_tokens=max_prompt_tokens)
-        self.max_prompt_tokens = max_prompt_tokens or self.prompts.tokens.shape[1]
+        self.max_prompt_tokens = max_prompt_tokens or self.prompts.width
         self.budget, self._shuffle = budget, shuffle
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {"render_modes": [], "autoreset_mode": self.autoreset_mode}
@@ -201,7 +201,7 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
         """Prompts ``[num_envs, P]``, right-padded: those of ``reset(seed=seed)``; running episodes do not change."""
         if seed is not None:
             self._seed(seed)
-        drawn = self.prompts.tokens[self._sampler.draw(self.num_envs, self.np_random)]
+        drawn = self.prompts.padded(self._sampler.draw(self.num_envs, self.np_random))
         return np.pad(drawn, ((0, 0), (0, self.max_prompt_tokens - drawn.shape[1])), constant_values=PAD)
 
     def play(self, prompts: Ids, completions: Ids, logprobs: ArrayLike | None = None) -> TokenRows:

@@ -1,46 +1,82 @@
-"""Prompts from lists, text files or JSONL files, validated when read, and the order they are drawn in."""
+"""Prompts from lists, files and data sets, validated when read, and the order they are drawn in."""
 
 from __future__ import annotations
 
-import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from textenvs.tokens.chats import Turn, chat_ids, chat_text, check_turns, is_chat, question_of
+from textenvs.tokens.row_files import COLUMNS, Kind, Row, Source, at, check_unicode, iterate_rows, kind_of
 from textenvs.tokens.rows import Ids, pad_rows
 from textenvs.tokens.tokenizers import Tokenizer
 
 Prompt: TypeAlias = "str | Sequence[int] | Sequence[Turn]"
-PromptSource: TypeAlias = "str | os.PathLike[str] | Iterable[Prompt] | Prompts"
+PromptSource: TypeAlias = "Source | Iterable[Prompt | Mapping[str, Any]] | Prompts"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prompts:
-    """M tokenized prompts with the places they were read from."""
+    """M tokenized prompts, with the rows that they were read from."""
 
-    tokens: Ids
-    """``[M, P]`` right-padded with PAD."""
+    flat: NDArray[np.int32]
+    """All tokens, a prompt behind the other: one long prompt costs no more than its own tokens."""
     lengths: Ids
     """``[M]`` tokens."""
     places: tuple[str, ...]
     """M names for messages: "prompts.txt:3", or "prompts[2]" for a list."""
+    columns: tuple[Mapping[str, Any], ...]
+    """M rows without the column that is the prompt: what rewards may be given beside the text."""
+    kind: Kind = "prompts"
+    """Of the first row: "prompts", or "chats" if it was read from ``messages``."""
 
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getitem__(self, part: slice) -> Prompts:
-        """A slice of the prompts, of the same width."""
-        return Prompts(self.tokens[part], self.lengths[part], self.places[part])
+    def __getitem__(self, part: slice | Ids) -> Prompts:
+        """Some of the prompts, by a slice or by their numbers."""
+        numbers = np.arange(len(self))[part].tolist()
+        return replace(
+            self,
+            flat=np.concatenate([self.row(number) for number in numbers]),
+            lengths=self.lengths[part],
+            places=tuple(self.places[number] for number in numbers),
+            columns=tuple(self.columns[number] for number in numbers),
+        )
+
+    @cached_property
+    def _ends(self) -> Ids:
+        return np.cumsum(self.lengths)
+
+    @property
+    def width(self) -> int:
+        """Tokens of the longest prompt."""
+        return int(self.lengths.max())
+
+    def row(self, number: int) -> NDArray[np.int32]:
+        """The tokens of one prompt."""
+        return self.flat[self._ends[number] - self.lengths[number] : self._ends[number]]
+
+    def padded(self, numbers: Ids) -> Ids:
+        """``[K, width]`` the prompts of these ``numbers``, right-padded with PAD."""
+        return pad_rows([self.row(number) for number in numbers], self.width)
+
+    @property
+    def tokens(self) -> Ids:
+        """``[M, width]`` all prompts, right-padded with PAD, made anew each time: for few of them."""
+        return self.padded(np.arange(len(self)))
 
     def fingerprint(self) -> int:
         """A checksum of the tokens, compared when a saved state is loaded."""
-        return zlib.crc32(self.tokens.tobytes())
+        return zlib.crc32(self.lengths.tobytes(), zlib.crc32(self.flat.tobytes()))
 
 
 def load_prompts(
@@ -49,93 +85,84 @@ def load_prompts(
     """Read, tokenize and check prompts.
 
     Args:
-        source: path of a text file (one prompt a line; blank lines are skipped) or of a ``.jsonl`` file (one object a
-            line, its field ``prompt`` a string, a list of token ids or a chat, or its field ``messages`` a chat), an
-            iterable of such prompts, or `Prompts`. A chat is a list of turns, objects with role and content; an answer
-            of the assistant at its end is dropped. A ``str`` is a path; pass a single prompt as a list.
+        source: a file or data set (see `textenvs.tokens.row_files`; of a ``.txt`` file each line is a prompt), an
+            iterable of prompts or of rows, or `Prompts`. A row is an object; its chat in ``messages`` counts, or else
+            its ``prompt``. A prompt is a string, a list of token ids, or a chat: a list of turns, objects with role and
+            content; an answer of the assistant at its end is dropped. A ``str`` is a path; pass a single prompt as a
+            list.
         tokenizer: of strings, and of chats through its chat template; without ``apply_chat_template`` it is called with
             the turns. None if all prompts are token ids.
         vocab_size, max_tokens: limits of token ids and of a prompt's tokens; None allows any number.
 
     Raises:
-        ValueError: no prompts, an empty prompt, an invalid JSONL line, a prompt that is too long or not in the
+        ValueError: no prompts, an empty prompt, a row that cannot be read, a prompt that is too long or not in the
             vocabulary, text without tokenizer, a chat that the template rejects; names file and line, or the index.
-        FileNotFoundError: no such file.
+        FileNotFoundError, ImportError: as `textenvs.tokens.row_files.iterate_rows`.
     """
-    rows: list[list[int]] = []
-    places: list[str] = []
-    for place, prompt in _read(source):
-        row = _tokenize(prompt, tokenizer, place)
-        if not row:
-            raise ValueError(f"{place}: expected a prompt of at least one token, received {prompt!r}")
-        if max_tokens is not None and len(row) > max_tokens:
-            raise ValueError(f"{place}: expected a prompt of at most {max_tokens} tokens, received {len(row)}")
-        wrong = [token for token in row if not 0 <= token < vocab_size]
-        if wrong:
-            raise ValueError(f"{place}: token id {wrong[0]} is outside the vocabulary [0, {vocab_size})")
-        rows.append(row)
-        places.append(place)
-    if not rows:
-        name = os.fspath(source) if isinstance(source, str | os.PathLike) else "prompts"
-        raise ValueError(f"{name}: expected at least one prompt, received none")
-    return Prompts(pad_rows(rows), np.array([len(row) for row in rows], dtype=np.int64), tuple(places))
-
-
-def _read(source: PromptSource) -> Iterator[tuple[str, Any]]:
-    """Pairs of a place and a raw prompt."""
     if isinstance(source, Prompts):
-        rows = zip(source.places, source.tokens, source.lengths, strict=True)
-        yield from ((place, row[:length]) for place, row, length in rows)
-        return
-    if not isinstance(source, str | os.PathLike):
-        yield from ((f"prompts[{index}]", prompt) for index, prompt in enumerate(source))
-        return
-    path = Path(source)
-    if not path.is_file():
-        raise FileNotFoundError(f"no prompt file {str(path)!r} (pass a single prompt as a list: [{str(path)!r}])")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as fault:
-        raise ValueError(f"{path}: expected UTF-8 text, received {fault}") from fault
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            place = f"{path}:{number}"
-            yield place, _jsonl_prompt(line, place) if path.suffix == ".jsonl" else line.rstrip("\r")
+        _check(source, vocab_size, max_tokens)
+        return source
+    flat, lengths, places, columns = array("i"), [], [], []
+    kind: Kind | None = None
+    for row in _rows(source):
+        with at(row.place):
+            own = kind_of(row.columns, ("chats", "prompts"))
+            tokens = _tokenize(row.columns[COLUMNS[own][0]], tokenizer)
+            flat.extend(tokens)
+        lengths.append(len(tokens))
+        places.append(row.place)
+        others = {name: value for name, value in row.columns.items() if name not in COLUMNS[own]}
+        columns.append(others or _NOTHING)
+        kind = kind or own
+    if kind is None:
+        raise ValueError("prompts: expected at least one prompt, received none")
+    ids = np.frombuffer(flat, dtype=np.int32) if flat else np.zeros(0, dtype=np.int32)
+    prompts = Prompts(ids, np.array(lengths, dtype=np.int64), tuple(places), tuple(columns), kind)
+    _check(prompts, vocab_size, max_tokens)
+    return prompts
 
 
-def _jsonl_prompt(line: str, place: str) -> Any:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as fault:
-        raise ValueError(f"{place}: expected a JSON object, received {line[:80]!r} ({fault})") from fault
-    if not isinstance(record, dict) or not ("prompt" in record or "messages" in record):
-        raise ValueError(f'{place}: expected an object with a field "prompt" or "messages", received {line[:80]!r}')
-    return record["prompt"] if "prompt" in record else record["messages"]
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-def _tokenize(prompt: Any, tokenizer: Tokenizer | None, place: str) -> list[int]:
-    if isinstance(prompt, str) or is_chat(prompt):
-        if tokenizer is None:
-            raise ValueError(
-                f"{place}: expected a tokenizer, or token ids; received the text {prompt!r} and no tokenizer"
-            )
+def _rows(source: Source | Iterable[Any]) -> Iterator[Row]:
+    if isinstance(source, str | os.PathLike):
         try:
-            return _encode(prompt, tokenizer)
-        except ValueError as fault:
-            raise ValueError(f"{place}: {fault}") from fault
+            yield from iterate_rows(source, bare="prompt")
+        except FileNotFoundError as fault:
+            raise FileNotFoundError(f"{fault} (pass a single prompt as a list: [{str(source)!r}])") from fault
+        return
+    for index, prompt in enumerate(source):
+        yield Row(dict(prompt) if isinstance(prompt, Mapping) else {"prompt": prompt}, f"prompts[{index}]")
+
+
+def _check(prompts: Prompts, vocab_size: int, max_tokens: int | None) -> None:
+    """Raise ValueError, with its place, for a prompt that is empty, too long or outside the vocabulary."""
+    for number in np.flatnonzero((prompts.lengths == 0) | (prompts.lengths > (max_tokens or np.inf))):
+        wanted = "least one token" if prompts.lengths[number] == 0 else f"most {max_tokens} tokens"
+        received = prompts.lengths[number]
+        raise ValueError(f"{prompts.places[number]}: expected a prompt of at {wanted}, received {received}")
+    for wrong in np.flatnonzero((prompts.flat < 0) | (prompts.flat >= vocab_size)):
+        place = prompts.places[np.searchsorted(prompts._ends, wrong, side="right")]
+        raise ValueError(f"{place}: token id {prompts.flat[wrong]} is outside the vocabulary [0, {vocab_size})")
+
+
+def _tokenize(prompt: Any, tokenizer: Any) -> Sequence[int]:
+    is_text = isinstance(prompt, str)
+    if is_text or is_chat(prompt):
+        if tokenizer is None:
+            raise ValueError(f"expected a tokenizer, or token ids; received the text {prompt!r} and no tokenizer")
+        check_unicode(prompt, "prompt")
+        if is_text:
+            return tokenizer(prompt)["input_ids"]
+        turns = question_of(check_turns(list(prompt)))
+        if hasattr(tokenizer, "apply_chat_template"):
+            return chat_ids(tokenizer, chat_text(tokenizer, turns, answering=True))
+        return tokenizer(turns)["input_ids"]
     tokens = np.asarray(prompt) if isinstance(prompt, Sequence | np.ndarray) else None
     if tokens is None or tokens.ndim != 1 or (tokens.size and not np.issubdtype(tokens.dtype, np.integer)):
-        raise ValueError(f"{place}: expected a string, a list of token ids or of turns, received {prompt!r}")
-    return [int(token) for token in tokens]
-
-
-def _encode(prompt: Any, tokenizer: Any) -> list[int]:
-    if isinstance(prompt, str):
-        return [int(token) for token in tokenizer(prompt)["input_ids"]]
-    turns = question_of(check_turns(list(prompt)))
-    if hasattr(tokenizer, "apply_chat_template"):
-        return chat_ids(tokenizer, chat_text(tokenizer, turns, answering=True))
-    return [int(token) for token in tokenizer(turns)["input_ids"]]
+        raise ValueError(f"expected a string, a list of token ids or of turns, received {prompt!r}")
+    return tokens.tolist()
 
 
 class PromptSampler:

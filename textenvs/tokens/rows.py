@@ -83,7 +83,7 @@ def join_rows(parts: Sequence[TokenRows]) -> TokenRows:
     return TokenRows(**{name: join([getattr(part, name) for part in parts]) for name in vars(parts[0])})
 
 
-def pad_rows(rows: Sequence[Sequence[int] | Ids], width: int | None = None) -> Ids:
+def pad_rows(rows: Sequence[Sequence[int] | NDArray[np.integer[Any]]], width: int | None = None) -> Ids:
     """N lists of token ids as one array ``[N, width]``, right-padded with PAD; None: as wide as the longest row.
 
     Raises:

@@ -22,6 +22,7 @@ from textenvs import assets
 from textenvs.envs.vector import TokenVectorEnv
 from textenvs.lm.loading import load_causal_lm
 from textenvs.tokens.end_of_text import end_of_text
+from textenvs.tokens.row_files import column_names, statement
 from textenvs.tokens.tokenizers import load_tokenizer
 from textenvs.wrappers.chat_prompts import ChatTemplate
 from textenvs.wrappers.interfaces import Scorer
@@ -125,6 +126,8 @@ class Task:
     """As the configuration lists them."""
     assessor: Assessor
     """Of any policy on the evaluation prompts, with the environment's preference reward."""
+    about: str
+    """A line about the prompts, for people."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -195,7 +198,10 @@ def build_task(
         chat=chat,
         judge=_judge() if config.judge and judge else None,
     )
-    return Task(models=models, env=env, scorers=scorers, assessor=assessor)
+    kind = env.prompts.kind
+    what = "openings of movie reviews" if config.prompts is None else f"{kind} of {column_names(kind)}"
+    about = statement(what, len(env.prompts), len(eval_prompts))
+    return Task(models=models, env=env, scorers=scorers, assessor=assessor, about=about)
 
 
 def build_parts(config: TrainTextConfig, processes: Processes = ALONE) -> TextParts:
@@ -220,7 +226,7 @@ def build_parts(config: TrainTextConfig, processes: Processes = ALONE) -> TextPa
     )
     policy = build_policy(config, task.models)
     if config.critic_start == "reward-model":
-        start_critic_as_reward(policy, task.models.tokenizer, task.scorers[0], task.env.prompts.tokens[0].tolist())
+        start_critic_as_reward(policy, task.models.tokenizer, task.scorers[0], task.env.prompts.row(0).tolist())
     assessor = task.assessor
     charge = config.kl_in != "loss"
     collector = TextCollector(

@@ -60,6 +60,7 @@ def main(config: TrainTextConfig) -> dict[str, Any]:
     with training_run(config, script="train_text", settings=config.identity(), reads=config.reads) as run:
         peak = PeakMemory(config.device)
         parts = build_parts(config, processes)
+        print(parts.task.about)
         agent = _agent(config, parts)
         trained, resume_at = _Clock(), None
         state = run.checkpoint_state()

@@ -17,6 +17,7 @@ from agents.recipes.sft.rows import RowEncoder, TokenRow, check_vocabulary, limi
 from textenvs.lm.loading import load_causal_lm
 from textenvs.tokens.end_of_text import find_end_tokens
 from textenvs.tokens.end_tokens import end_tokens
+from textenvs.tokens.row_files import left_over
 from textenvs.tokens.tokenizers import load_tokenizer
 
 
@@ -39,7 +40,7 @@ def build_policy(config: TrainLanguageModelConfig, examples: Examples) -> tuple[
     if config.model is None:
         if examples.kind == "chats":
             raise ValueError("rows with messages need --model: a new model's tokenizer has no chat template")
-        texts = ["".join(example.content.values()) for example in examples.rows]
+        texts = ["".join(row.columns.values()) for row in examples.rows]
         assert config.max_length is not None
         tokenizer: Any = train_tokenizer(texts, config.vocab_size, config.max_length)
         torch.manual_seed(config.seed)
@@ -123,6 +124,8 @@ def build_rows(config: TrainLanguageModelConfig, examples: Examples, tokenizer: 
     train, heldout = ready(examples), []
     if config.heldout_data is not None:
         heldout = ready(read_examples(config.heldout_data, examples.kind))[: config.heldout_rows]
+        keys = [[{row.prompt_key} for row in rows] for rows in (train, heldout)]
+        train = [train[number] for number in left_over(*keys, config.heldout_data)]
     elif config.heldout_share > 0:
         train, heldout = split_rows(train, share=config.heldout_share, most=config.heldout_rows, seed=config.seed)
     counts = {

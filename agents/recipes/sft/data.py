@@ -1,33 +1,17 @@
-"""Rows for supervised fine-tuning, read from JSONL and checked; tokens are `agents.recipes.sft.rows`' business.
+"""Rows for supervised fine-tuning, read and checked; tokens are `agents.recipes.sft.rows`' business.
 
-A file holds one kind of rows, which its first one tells: `prompt` and `completion`, or `text`, or `messages`. Further
-fields are ignored. Every fault is named by file and line.
+A file holds one kind of rows, which its first one tells (see `textenvs.tokens.row_files.COLUMNS`): chats in
+``messages``, a ``prompt`` and its ``completion`` (texts, or parts of a chat), or ``text``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from reward_models.data.pairs import read_jsonl
-from textenvs.tokens.chats import check_turns
-
-Kind = Literal["completions", "texts", "chats"]
-FIELDS: dict[Kind, tuple[str, ...]] = {
-    "completions": ("prompt", "completion"),
-    "texts": ("text",),
-    "chats": ("messages",),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Example:
-    """One row: ``content`` has the fields of its kind, checked."""
-
-    place: str
-    """"my.jsonl:3"."""
-    content: dict[str, Any]
+from textenvs.tokens.chats import Turn, check_turns, is_chat
+from textenvs.tokens.row_files import Kind, Row, Source, at, kind_of, read_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,62 +19,46 @@ class Examples:
     """The rows of a file in their order."""
 
     kind: Kind
-    rows: list[Example]
+    rows: list[Row]
+    """Their columns are those of the kind alone, checked; a prompt that is a chat became ``messages``."""
 
 
-def read_examples(path: str | Path, kind: Kind | None = None) -> Examples:
-    """Read and check a file; blank lines are skipped.
+def read_examples(source: Source, kind: Kind | None = None) -> Examples:
+    """Read and check rows to learn from.
 
     Args:
-        path: of the JSONL file.
-        kind: that it has to be of; None: its first row tells.
+        source: see `textenvs.tokens.row_files.iterate_rows`.
+        kind: that all rows have to be of; None: the first one tells.
 
     Raises:
-        ValueError: if the file cannot be read or holds no row; if a line is not JSON, not of the file's kind, or has
-            nothing to learn. The message names the line.
+        ValueError: a row is not of the kind or has nothing to learn; the message names file and line.
+        FileNotFoundError, ImportError: as `iterate_rows`.
     """
-
-    def example(fields: dict[str, Any], place: str) -> Example:
-        nonlocal kind
-        kind = _kind_of(fields) if kind is None else kind
-        return Example(place=place, content=_CHECKS[kind](_needed(fields, kind)))
-
-    rows = read_jsonl(path, example, row="a row to learn from")
-    assert kind is not None  # the first row told it
+    rows = []
+    for row in read_rows(source):
+        with at(f"{row.place}: expected a row to learn from"):
+            kind = kind_of(row.columns, ("chats", "completions", "texts") if kind is None else (kind,))
+            rows.append(Row(_CHECKS[kind](row.columns), row.place))
+    assert kind is not None  # there is a row
     return Examples(kind=kind, rows=rows)
 
 
-def _kind_of(fields: dict[str, Any]) -> Kind:
-    found = [kind for kind, names in FIELDS.items() if all(name in fields for name in names)]
-    if len(found) == 1:
-        return found[0]
-    wanted = "prompt and completion, or text, or messages"
-    if found:
-        raise ValueError(f"a row has {wanted}; this one has {', '.join(fields)}: keep the fields of one kind")
-    raise ValueError(f"a row has {wanted}; received {', '.join(fields) or 'no field at all'}")
+def _completion(columns: Mapping[str, Any]) -> dict[str, Any]:
+    prompt, completion = columns["prompt"], columns["completion"]
+    if is_chat(prompt):
+        answer = completion if is_chat(completion) else [{"role": "assistant", "content": completion}]
+        return _chat({"messages": [*prompt, *answer]})
+    if not isinstance(prompt, str):
+        raise ValueError(f"'prompt' must be a string or a chat, received {prompt!r}")
+    return {"prompt": prompt, "completion": _words(completion, "'completion'")}
 
 
-def _needed(fields: dict[str, Any], kind: Kind) -> dict[str, Any]:
-    missing = [name for name in FIELDS[kind] if name not in fields]
-    if missing:
-        raise ValueError(
-            f"missing {' and '.join(map(repr, missing))}: the rows of this file have {' and '.join(FIELDS[kind])}"
-        )
-    return {name: fields[name] for name in FIELDS[kind]}
+def _text(columns: Mapping[str, Any]) -> dict[str, Any]:
+    return {"text": _words(columns["text"], "'text'")}
 
 
-def _completion(fields: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(fields["prompt"], str):
-        raise ValueError(f"'prompt' must be a string, received {fields['prompt']!r}")
-    return fields | {"completion": _words(fields["completion"], "'completion'")}
-
-
-def _text(fields: dict[str, Any]) -> dict[str, Any]:
-    return {"text": _words(fields["text"], "'text'")}
-
-
-def _chat(fields: dict[str, Any]) -> dict[str, Any]:
-    turns = check_turns(fields["messages"])
+def _chat(columns: Mapping[str, Any]) -> dict[str, list[Turn]]:
+    turns = check_turns(columns["messages"])
     if all(turn["role"] != "assistant" for turn in turns):
         raise ValueError("no turn is the assistant's: there is nothing to learn")
     return {"messages": turns}

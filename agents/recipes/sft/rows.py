@@ -7,7 +7,6 @@ the completion is tokenized apart, and such rows are counted. What is learned en
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -15,9 +14,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.recipes.sft.data import Example, Examples
+from agents.recipes.sft.data import Examples
 from textenvs.tokens.chats import Turn, chat_ids, chat_text, plain_text
 from textenvs.tokens.end_tokens import EndOfText, end_tokens
+from textenvs.tokens.row_files import Row, at, hold_out
 
 OPENING = 8
 """Tokens of a text without prompt that samples begin with, or half of it if it is shorter than two openings."""
@@ -42,6 +42,12 @@ class TokenRow:
     def num_learned(self) -> int:
         """Tokens that are learned."""
         return sum(end - begin for begin, end in self.spans)
+
+    @property
+    def prompt_key(self) -> bytes:
+        """What must not be both trained on and held out: the prompt's tokens, or all of a text without one."""
+        begins = self.spans[0][0]  # 1: after the start token, which is no prompt
+        return (self.tokens if begins == 1 else self.tokens[:begins]).tobytes()
 
     def cut(self, length: int) -> TokenRow:
         """At most the first ``length`` tokens, up to the last learned one of them.
@@ -86,19 +92,26 @@ class RowEncoder:
         if examples.kind == "texts":
             if self.wrap:
                 raise ValueError("--chat-template: rows of plain text have no turns; leave it out")
-            texts = [example.content["text"] for example in examples.rows]
-            return [self._text(*pair) for pair in zip(examples.rows, self._ids(texts), strict=True)]
-        if examples.kind == "chats" or self.wrap:
-            return [self._chat(example, _turns(example)) for example in examples.rows]
-        contents = [example.content for example in examples.rows]
-        before = self._ids([content["prompt"] for content in contents])
-        whole = self._ids([content["prompt"] + content["completion"] for content in contents])
-        return [self._completion(*parts) for parts in zip(examples.rows, before, whole, strict=True)]
+            ids = self._ids(examples.rows, "text")
+            return [self._text(*pair) for pair in zip(examples.rows, ids, strict=True)]
+        plain = [row for row in examples.rows if not (self.wrap or "messages" in row.columns)]
+        parts = iter(zip(plain, self._ids(plain, "prompt"), self._ids(plain, "prompt", "completion"), strict=True))
+        return [
+            self._chat(row, _turns(row)) if self.wrap or "messages" in row.columns else self._completion(*next(parts))
+            for row in examples.rows
+        ]
 
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        return self.tokenizer(texts, verbose=False)["input_ids"]
+    def _ids(self, rows: list[Row], *columns: str) -> list[list[int]]:
+        texts = ["".join(row.columns[name] for name in columns) for row in rows]
+        try:
+            return self.tokenizer(texts, verbose=False)["input_ids"] if texts else []
+        except Exception:
+            for row, text in zip(rows, texts, strict=True):  # which one was it?
+                with at(row.place):
+                    self.tokenizer(text)
+            raise
 
-    def _text(self, example: Example, ids: list[int]) -> TokenRow:
+    def _text(self, example: Row, ids: list[int]) -> TokenRow:
         tokens = self._ended(ids)
         if len(tokens) < 2:
             raise ValueError(f"{example.place}: the text has no tokens")
@@ -106,8 +119,8 @@ class RowEncoder:
         prompt = self.tokenizer.decode(tokens[:opening], skip_special_tokens=True)
         return _row(example, tokens, [(1, len(tokens))], opening, prompt)
 
-    def _completion(self, example: Example, before: list[int], whole: list[int]) -> TokenRow:
-        prompt, completion = example.content["prompt"], example.content["completion"]
+    def _completion(self, example: Row, before: list[int], whole: list[int]) -> TokenRow:
+        prompt, completion = example.columns["prompt"], example.columns["completion"]
         if not before:
             raise ValueError(f"{example.place}: the prompt {prompt!r} has no tokens; a prompt needs one token at least")
         apart = whole[: len(before)] != before
@@ -119,7 +132,7 @@ class RowEncoder:
         tokens = self._ended(whole)
         return _row(example, tokens, [(len(before), len(tokens))], len(before), prompt)
 
-    def _chat(self, example: Example, turns: list[Turn]) -> TokenRow:
+    def _chat(self, example: Row, turns: list[Turn]) -> TokenRow:
         tokens: list[int] = []
         spans, text, apart = [], "", False
         for index, turn in enumerate(turns):
@@ -142,13 +155,11 @@ class RowEncoder:
         first_answer = next(i for i, turn in enumerate(turns) if turn["role"] == "assistant")
         return _row(example, tokens, spans, spans[0][0], plain_text(turns[:first_answer]))
 
-    def _written(self, example: Example, turns: list[Turn], index: int, text: str) -> tuple[str, str]:
+    def _written(self, example: Row, turns: list[Turn], index: int, text: str) -> tuple[str, str]:
         """The chat up to where the assistant's turn ``index`` begins, and up to where it ends; both go on ``text``."""
-        try:
+        with at(example.place):
             asked = chat_text(self.tokenizer, turns[:index], answering=True)
             answered = chat_text(self.tokenizer, turns[: index + 1], answering=False)
-        except ValueError as fault:
-            raise ValueError(f"{example.place}: {fault}") from fault
         if not (asked.startswith(text) and answered.startswith(asked)):
             raise ValueError(
                 f"{example.place}: with turn {index + 1} the chat template writes what was before it otherwise than "
@@ -168,15 +179,15 @@ class RowEncoder:
         return tokens if tokens and tokens[-1] in self._ends else [*tokens, self._appended]
 
 
-def _turns(example: Example) -> list[Turn]:
-    content = example.content
+def _turns(example: Row) -> list[Turn]:
+    content = example.columns
     if "messages" in content:
         return list(content["messages"])
     said = ("user", content["prompt"]), ("assistant", content["completion"])
     return [{"role": role, "content": words} for role, words in said]
 
 
-def _row(example: Example, tokens: list[int], spans: list[tuple[int, int]], opening: int, prompt: str) -> TokenRow:
+def _row(example: Row, tokens: list[int], spans: list[tuple[int, int]], opening: int, prompt: str) -> TokenRow:
     return TokenRow(
         tokens=np.array(tokens, dtype=np.int32), spans=tuple(spans), opening=opening, prompt=prompt, place=example.place
     )
@@ -219,24 +230,12 @@ def split_rows(rows: list[TokenRow], *, share: float, most: int, seed: int) -> t
     Raises:
         ValueError: if that cannot be done: too few rows, or one prompt for nearly all of them.
     """
-    groups: dict[bytes, list[int]] = {}
-    for index, row in enumerate(rows):
-        begins = row.spans[0][0]
-        # A text has no prompt, and neither has a row whose prompt is the start token alone.
-        own = row.tokens if begins == 1 else row.tokens[:begins]
-        groups.setdefault(own.tobytes(), []).append(index)
-    target = min(most, max(1, round(share * len(rows))), len(rows) - 1)
-    chosen: set[int] = set()
-    for key in random.Random(seed).sample(sorted(groups), len(groups)):
-        if len(chosen) + len(groups[key]) <= target:
-            chosen.update(groups[key])
-    if not chosen:
-        raise ValueError(
-            f"no {target} of {len(rows)} rows can be held out without a prompt on both sides: pass --heldout-data, or "
-            "--heldout-share 0 to hold out none"
-        )
-    train = [row for index, row in enumerate(rows) if index not in chosen]
-    return train, [rows[index] for index in sorted(chosen)]
+    most = min(most, max(1, round(share * len(rows))))
+    try:
+        train, heldout = hold_out([row.prompt_key for row in rows], most, seed=seed)
+    except ValueError as fault:
+        raise ValueError(f"{fault}: pass --heldout-data, or --heldout-share 0 to hold out none") from fault
+    return [rows[number] for number in train], [rows[number] for number in heldout]
 
 
 def check_vocabulary(rows: Sequence[TokenRow], vocab_size: int) -> None:

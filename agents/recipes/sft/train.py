@@ -25,6 +25,7 @@ from agents.runs.lifecycle import TrainingRun, training_run
 from agents.runs.plots import FIT_CURVES
 from reward_models.data.movie_reviews import SHA256, movie_review_splits
 from reward_models.fitting import Fit, perplexity_of
+from textenvs.tokens.row_files import column_names, statement
 
 MODEL, ADAPTER, SAMPLES = "model", "adapter", "samples.json"
 COMMANDS = (
@@ -100,6 +101,7 @@ def fine_tune(config: TrainLanguageModelConfig, run: TrainingRun) -> dict[str, A
     examples = read_examples(config.data)
     tokenizer, policy = build_policy(config, examples)
     rows = build_rows(config, examples, tokenizer, policy)
+    print(statement(f"{examples.kind} of {column_names(examples.kind)}", len(rows.train), len(rows.heldout)))
     limits = BatchLimits(
         rows=config.batch_size,
         tokens=config.batch_tokens,

@@ -163,7 +163,7 @@ def write_review_inputs(folder: Path, preset: TrainTextConfig) -> Path:
     for name, source in ((LM, assets.language_model_dir()), (REWARD_MODEL, assets.reward_model_dir())):
         shutil.copytree(source, folder / name)
     prompts = load_prompts(prompt_sets(preset, tokenizer)[0], tokenizer, vocab_size=len(tokenizer))
-    rows = [row[:length].tolist() for row, length in zip(prompts.tokens, prompts.lengths, strict=True)]
+    rows = [prompts.row(number).tolist() for number in range(len(prompts))]
     write_aside(folder / PROMPTS, json.dumps(rows))
     return folder
 

@@ -22,8 +22,7 @@ def test_what_is_written_is_read_again(tmp_path):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("{", "expected JSON"),
-        ("[1]", "expected an object, received '\\[1\\]'"),
+        ('{"prompt": "a", "chosen": "b\\ud83d", "rejected": "c"}', "chosen: expected Unicode text"),
         ('{"prompt": "a", "chosen": "b"}', "missing 'rejected'"),
         ('{"prompt": "a", "chosen": "b", "rejected": 3}', "'rejected': expected a string, received 3"),
         ('{"prompt": "a", "chosen": "b", "rejected": "c", "margin": -1}', "'margin': expected a finite number"),
@@ -35,7 +34,7 @@ def test_what_is_written_is_read_again(tmp_path):
 def test_a_line_that_is_not_a_pair_is_named(tmp_path, line, reason):
     path = tmp_path / "mine.jsonl"
     path.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n\n' + line + "\n")
-    with pytest.raises(ValueError, match=rf"mine\.jsonl:3: expected a preference pair: .*{reason}"):
+    with pytest.raises(ValueError, match=rf"mine\.jsonl:3: .*{reason}"):
         read_pairs(path)
 
 
@@ -94,10 +93,10 @@ def test_a_chat_that_is_not_a_pair_is_named(tmp_path, content, reason):
 
 
 def test_a_missing_and_an_empty_file_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"none\.jsonl"):
+    with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):
         read_pairs(tmp_path / "none.jsonl")
     (tmp_path / "empty.jsonl").write_text("\n")
-    with pytest.raises(ValueError, match="at least one line with a preference pair"):
+    with pytest.raises(ValueError, match="at least one row"):
         read_pairs(tmp_path / "empty.jsonl")
 
 

@@ -44,7 +44,7 @@ def test_a_bad_jsonl_line_is_named_by_file_and_number_with_what_was_received(tmp
 
 def test_empty_sources_are_refused(tmp_path, tokenizer):
     (tmp_path / "empty.txt").write_text("\n \n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"empty\.txt: expected at least one prompt"):
+    with pytest.raises(ValueError, match=r"empty\.txt: expected at least one row"):
         read(tmp_path / "empty.txt", tokenizer)
     with pytest.raises(ValueError, match="prompts: expected at least one prompt"):
         read([])
@@ -64,7 +64,7 @@ def test_wrong_prompts_are_refused_by_place(tmp_path, tokenizer):
     with pytest.raises(ValueError, match=r"prompts\[0\]: expected a tokenizer, or token ids"):
         read(["w1"])
     (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"latin\.txt: expected UTF-8"):
+    with pytest.raises(ValueError, match=r"latin\.txt:1: expected UTF-8"):
         read(tmp_path / "latin.txt", tokenizer)
 
 

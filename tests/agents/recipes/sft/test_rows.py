@@ -6,9 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from agents.recipes.sft.data import Example, Examples, read_examples
+from agents.recipes.sft.data import Examples, read_examples
 from agents.recipes.sft.rows import RowEncoder, TokenRow, check_vocabulary, limit_rows, split_rows
 from textenvs.tokens.prompts import load_prompts
+from textenvs.tokens.row_files import Row
 from textenvs.wrappers.chat_prompts import ChatTemplate
 
 END, USER, ASSISTANT, SYSTEM, NEW = range(5)
@@ -17,7 +18,7 @@ WHAT, IS, TWO, THREE, FOUR, PLUS, AND, RED, SKY, GRASS, BLUE, GREEN = range(5, 1
 
 def encode(tokenizer, row, **options):
     kind = {"prompt": "completions", "text": "texts", "messages": "chats"}[next(iter(row))]
-    examples = Examples(kind=kind, rows=[Example(place="my.jsonl:1", content=row)])
+    examples = Examples(kind=kind, rows=[Row(row, "my.jsonl:1")])
     encoder = RowEncoder(tokenizer, eos_token_id=END, **options)
     return encoder(examples)[0], encoder
 
@@ -49,13 +50,11 @@ def test_a_turn_that_ends_with_another_token_of_the_set_learns_that_one(chat_tok
         "{% for turn in messages %}<{{ turn['role'] }}> {{ turn['content'] }} <new> {% endfor %}"
         "{% if add_generation_prompt %}<assistant> {% endif %}"
     )
-    examples = Examples(
-        kind="chats", rows=[Example(place="a:1", content={"messages": turns(("user", "what"), ("assistant", "sky"))})]
-    )
+    examples = Examples(kind="chats", rows=[Row({"messages": turns(("user", "what"), ("assistant", "sky"))}, "a:1")])
     (row,) = RowEncoder(tokenizer, eos_token_id=(END, NEW))(examples)
     assert row.tokens.tolist() == [USER, WHAT, NEW, ASSISTANT, SKY, NEW]
     assert learned(row) == [[SKY, NEW]]
-    plain = Examples(kind="texts", rows=[Example(place="a:1", content={"text": "sky is blue"})])
+    plain = Examples(kind="texts", rows=[Row({"text": "sky is blue"}, "a:1")])
     assert RowEncoder(tokenizer, eos_token_id=(END, NEW))(plain)[0].tokens[-1] == END  # the tokenizer's own
 
 

@@ -198,14 +198,18 @@ def test_a_new_model_learns_data_of_your_own_by_tokens_and_without_held_out_rows
 @pytest.mark.parametrize(
     ("line", "flags", "complaint"),
     [
-        ("{oops", (), "my.jsonl:2: expected a row to learn from: expected JSON"),
+        ("{oops", (), "my.jsonl:2: expected JSON"),
         ('{"prompt": "sky", "completion": ""}', (), "my.jsonl:2: expected a row to learn from: 'completion' is empty"),
-        ('{"prompt": "sky"}', (), "my.jsonl:2: expected a row to learn from: missing 'completion'"),
+        (
+            '{"prompt": "sky"}',
+            (),
+            "my.jsonl:2: expected a row to learn from: expected prompt and completion; received prompt",
+        ),
         (json.dumps({"prompt": "sky " * 40, "completion": "blue"}), (), "my.jsonl:2: a row of 43 tokens is longer"),
         (json.dumps({"prompt": "sky " * 40, "completion": "blue"}), ("--too-long", "cut"), "my.jsonl:2: the first 32"),
         ("", ("--heldout-share", "0.5"), "--heldout-share 0"),
         ("", ("--max-length", "99"), "more than the model's 32 positions"),
-        ("", ("--heldout-data", "none.jsonl"), "none.jsonl: expected a readable text file"),
+        ("", ("--heldout-data", "none.jsonl"), "no file 'none.jsonl'"),
         ("", ("--model", "no/such/model"), "no/such/model"),
     ],
 )

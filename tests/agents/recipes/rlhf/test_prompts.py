@@ -1,0 +1,36 @@
+"""Which prompts a text run trains on, and which it is judged by."""
+
+import json
+
+import pytest
+
+from agents.recipes.rlhf.prompts import prompt_sets
+from agents.recipes.rlhf.task import TextTask
+
+
+def asked(path, *rows):
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return str(path)
+
+
+def test_a_prompt_of_several_rows_is_on_one_side_only(tmp_path, chat_tokenizer):
+    words = ["what", "is", "two", "three", "four", "plus", "red", "sky", "grass", "blue"]
+    rows = [{"prompt": word, "answer": number} for number in range(4) for word in words]
+    task = TextTask(prompts=asked(tmp_path / "p.jsonl", *rows))
+    train, heldout = prompt_sets(task, chat_tokenizer)
+    assert heldout.tokens.tolist() == [[0, 5]] * 4  # a tenth of 40 rows: all with the first prompt
+    assert [row["answer"] for row in heldout.columns] == [0, 1, 2, 3]
+    assert len(train) == 36
+    assert [0, 5] not in train.tokens.tolist()
+    with pytest.raises(ValueError, match=r"one\.jsonl: no 1 of 4 rows can be held out .* pass --eval-prompts"):
+        prompt_sets(TextTask(prompts=asked(tmp_path / "one.jsonl", *rows[::10])), chat_tokenizer)
+
+
+def test_what_a_file_of_evaluation_prompts_has_is_not_trained_on(tmp_path, chat_tokenizer):
+    mine = asked(tmp_path / "mine.jsonl", *({"prompt": word} for word in ("what", "is", "two", "what")))
+    other = asked(tmp_path / "other.jsonl", {"prompt": "what"}, {"prompt": "red"})
+    with pytest.warns(UserWarning, match=r"2 rows are not trained on: .*other\.jsonl"):
+        train, heldout = prompt_sets(TextTask(prompts=mine, eval_prompts=other), chat_tokenizer)
+    assert (train.tokens.tolist(), heldout.tokens.tolist()) == ([[0, 6], [0, 7]], [[0, 5], [0, 12]])
+    with pytest.raises(ValueError, match=r"mine\.jsonl: expected prompts other than those to train on"):
+        prompt_sets(TextTask(prompts=mine, eval_prompts=mine), chat_tokenizer)
