@@ -170,7 +170,7 @@ class ControlAgent(Agent):
         if device is not None:
             state["config"]["device"] = device
         config = cls.config_type.from_dict(state["config"])
-        spaces = None if state["spaces"] is None else tuple(map(space_from_dict, state["spaces"]))
+        spaces: Any = None if state["spaces"] is None else tuple(map(space_from_dict, state["spaces"]))
         agent = cls(env if env is not None else state["env_id"], config, policy, logger=logger, spaces=spaces)
         agent.env_id = agent.env_id or state["env_id"]
         agent.load_state_dict(state)

@@ -59,11 +59,11 @@ def make_vector(env: EnvLike, num_envs: int, mode: AutoresetMode = AutoresetMode
     if name in NATIVE and kwargs.get("render_mode") is None:
         kwargs.pop("render_mode", None)
         limit = kwargs.pop("max_episode_steps", spec.max_episode_steps)
-        native = load_env_creator(NATIVE[name])
-        envs = native(num_envs, autoreset_mode=mode, max_episode_steps=limit, **kwargs)
+        native: Any = load_env_creator(NATIVE[name])
+        envs: VectorEnv = native(num_envs, autoreset_mode=mode, max_episode_steps=limit, **kwargs)
         envs.spec = deepcopy(spec)
         return envs
-    creator = spec.vector_entry_point
+    creator: Any = spec.vector_entry_point
     creator = load_env_creator(creator) if isinstance(creator, str) else creator
     if creator is not None and "autoreset_mode" in inspect.signature(creator).parameters:
         return gym.make_vec(env, num_envs=num_envs, autoreset_mode=mode, **kwargs)

@@ -17,7 +17,10 @@ class TextPolicy(Policy, Protocol):
     """A policy over token ids: observations ``[B, L]`` right-padded with PAD, actions ``[B]``."""
 
     has_critic: bool
-    eos_token_id: EndOfText
+
+    @property
+    def eos_token_id(self) -> EndOfText:
+        """The token that ends a text, several, or None."""
 
 
 @torch.no_grad()

@@ -108,7 +108,7 @@ def trained(
 @torch.no_grad()
 def value_and_policy(agent: ControlPPO, observations: object) -> tuple[np.ndarray, np.ndarray]:
     """V ``[N]`` and the action probabilities ``[N, A]`` (for Box, the means) of ``N`` observations."""
-    encode, _ = agent._codecs()
+    encode, _ = agent._codecs
     features = torch.from_numpy(encode(observations))
     outputs = agent.policy.outputs(features)
     if not isinstance(agent.spaces[1], Box):  # type: ignore[index]

@@ -16,7 +16,7 @@ from textenvs.tokens.rows import PAD, Floats, Ids, Mask, TokenRows, as_numbers, 
 from textenvs.wrappers.interfaces import Acting, ReferenceSource
 
 
-def as_reference(source: ReferenceSource) -> Any:  # what a user passes: checked where it is used
+def as_reference(source: Any) -> Any:  # what a user passes: checked where it is used
     """``source`` itself, or for a causal LM, its directory or name: a `CausalLMReference`."""
     if isinstance(source, str | os.PathLike) or hasattr(source, "get_input_embeddings"):
         from textenvs.wrappers.reference import CausalLMReference
