@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -19,6 +19,8 @@ Mask: TypeAlias = NDArray[np.bool_]
 Floats: TypeAlias = NDArray[np.float32]
 Numbers: TypeAlias = "ArrayLike | Tensor"
 """What a user's own callables may return."""
+Columns: TypeAlias = "Sequence[Mapping[str, Any]]"
+"""What the rows of N prompts have beside the prompt, by name: an answer, for instance."""
 
 PAD = -1
 """Marks a position without a token. Never a vocabulary id, even where the padding token equals the end-of-text token;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,8 @@ class _Member:
 class Scorers:
     """The scorers of one environment; ensembles are expanded into their members.
 
-    ``names`` are one for each scorer listed. None: the scorers' own, numbered where two are the same.
+    ``names`` are one for each scorer listed. None: the scorers' own, numbered where two are the same. ``columns`` are
+    those of the prompts' rows, which scorers may ask for.
 
     Raises:
         ValueError: no scorer, one that cannot be called, or names of another number or not different.
@@ -49,6 +50,7 @@ class Scorers:
         tokenizer: Tokenizer | None,
         eos_token_id: EndOfText,
         names: Sequence[str] | None = None,
+        columns: Iterable[str] = (),
     ) -> None:
         several = isinstance(scorer, Sequence)
         listed: list[Any] = list(scorer) if isinstance(scorer, Sequence) else [scorer]
@@ -59,7 +61,7 @@ class Scorers:
             names = [f"{name}_{index}" if own.count(name) > 1 else name for index, name in enumerate(own)]
         if len(names) != len(listed) or len(set(names)) != len(names):
             raise ValueError(f"names: expected {len(listed)} different ones, received {list(names)}")
-        self._tokenizer, self._eos_token_id = tokenizer, eos_token_id
+        self._tokenizer, self._eos_token_id, self._columns = tokenizer, eos_token_id, tuple(columns)
         self.num_listed = len(listed)
         """Number of listed scorers; an ensemble counts once."""
         self._members: list[_Member] = []
@@ -81,14 +83,15 @@ class Scorers:
         sizes = np.bincount([member.listed for member in self._members])
         return [float(weights[member.listed] / sizes[member.listed]) for member in self._members]
 
-    def __call__(self, prompts: Ids, completions: Ids) -> Floats:
-        """Scores ``[K, N]`` of the K members, of rows ``[N, P]`` and ``[N, T]`` padded with PAD.
+    def __call__(self, prompts: Ids, completions: Ids, columns: Sequence[Mapping[str, Any]] = ()) -> Floats:
+        """Scores ``[K, N]`` of the K members, of rows ``[N, P]`` and ``[N, T]`` padded with PAD, and N ``columns``.
 
         Raises:
             ValueError: a member returned NaN, an infinity or another shape; the message names it.
             RuntimeError: a member raised; the message has the error and its place.
         """
-        given: dict[str, list[Any]] = {}
+        found = dict.fromkeys(name for row in columns for name in row)
+        given: dict[str, list[Any]] = {name: [row.get(name) for row in columns] for name in found}
         if not all(member.reads_tokens for member in self._members):
             assert self._tokenizer is not None
             given |= zip(TEXTS, decode_rows(self._tokenizer, prompts, completions), strict=True)
@@ -123,7 +126,7 @@ class Scorers:
             raise ValueError(f"{place}: {what} cannot be called on text; received {scorer!r:.200}")
         if own is None:
             raise ValueError(f"{place}: expected a tokenizer in the environment for a scorer of text, received none")
-        arguments_of(scorer, {name: [] for name in GIVEN}, place)
+        arguments_of(scorer, {name: [] for name in (*GIVEN, *self._columns)}, place)
         return False
 
 
@@ -152,8 +155,8 @@ def arguments_of(
     required = {name for name in names if signature.parameters[name].default is inspect.Parameter.empty}
     if required - given.keys() or len(places) not in (0, 2) or not (texts or named):
         raise ValueError(
-            f"{place}: expected parameters with names of {', '.join(given)}, as in f(prompts, completions), received "
-            f"{signature}"
+            f"{place}: expected parameters with names of {', '.join(given)} (columns of the prompts among them), as in "
+            f"f(prompts, completions), received {signature}"
         )
     return texts, named
 

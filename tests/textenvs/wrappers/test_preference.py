@@ -345,6 +345,56 @@ def test_a_callable_of_other_parameters_is_refused_at_once_with_those_that_are_r
         PreferenceReward(make_envs(), wrong)
 
 
+ANSWERS = [{"answer": 1, "level": "easy"}, {"answer": 2}, {"answer": 3}]
+ROWS = [{"prompt": text} | row for text, row in zip(["w1 w2", "w1 w2", "w3"], ANSWERS, strict=True)]
+
+
+def by_answer(answer):
+    return [float(one) for one in answer]
+
+
+def test_columns_travel_with_the_row_also_where_prompts_are_the_same(make_envs):
+    """Their text would not tell rows apart; nor would that of prompts with special tokens."""
+    seen = []
+
+    def keeps(completions, **columns):
+        seen.append(columns)
+        return [0.0] * len(completions)
+
+    envs = PreferenceReward(make_envs(3, prompts=ROWS, shuffle=False, max_new_tokens=2), [by_answer, keeps])
+    prompts = envs.draw_prompts()
+    rows = envs.play(prompts, np.full((3, 2), 5), columns=envs.unwrapped.drawn_columns)
+    assert rows.member_scores["by_answer"].tolist() == [1, 2, 3]
+    assert {name: seen[0][name] for name in ("answer", "level")} == {"answer": [1, 2, 3], "level": ["easy", None, None]}
+    with pytest.raises(ValueError, match=r"by_answer\): expected parameters .* received \(answer\)"):
+        envs.play(prompts, np.full((3, 2), 5))
+
+
+@pytest.mark.parametrize("mode", ["SameStep", "NextStep", "Disabled"])
+def test_columns_travel_with_the_row_on_the_step_path_and_through_a_saved_state(make_envs, mode):
+    def build():
+        return PreferenceReward(make_envs(3, prompts=ROWS, max_new_tokens=2, autoreset_mode=mode), by_answer)
+
+    envs = build()
+    envs.reset(seed=0)
+    envs.step(np.full(3, 5))
+    resumed = build()
+    resumed.load_state_dict(envs.state_dict())
+    for _ in range(2):
+        told = [one.step(np.array([5, 0, 5]))[4]["score"].tolist() for one in (envs, resumed)]
+        assert told[0] == told[1]
+        assert sorted(told[0]) == [1, 2, 3]
+        if mode == "Disabled":
+            break
+        for one in [envs, resumed] * (2 if mode == "NextStep" else 1):  # there a step that resets comes first
+            one.step(np.full(3, 5))
+
+
+def test_a_column_that_the_prompts_lack_is_refused_at_once(make_envs):
+    with pytest.raises(ValueError, match=r"by_answer: expected parameters .* hint .* received \(answer\)"):
+        PreferenceReward(make_envs(1, prompts=[{"prompt": "w1", "hint": "w2"}]), by_answer)
+
+
 def test_what_a_scorer_raises_is_told_with_its_name_and_place(make_envs):
     def looks_up(prompts, completions):
         return {}["answer"]
