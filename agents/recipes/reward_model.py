@@ -147,8 +147,8 @@ def pair_data(config: TrainRewardModelConfig) -> tuple[Data, list[PreferencePair
     train = read_pairs(config.pairs)
     if config.heldout_pairs:
         heldout = read_pairs(config.heldout_pairs)
-        keys = [[set(pair_keys(pair)) for pair in pairs] for pairs in (train, heldout)]
-        train = [train[number] for number in left_over(*keys, config.heldout_pairs)]
+        taken = {key for pair in heldout for key in pair_keys(pair)}
+        train = [train[i] for i in left_over([set(pair_keys(pair)) for pair in train], taken, config.heldout_pairs)]
     else:
         train, heldout = split_pairs(train)
     print(statement("pairs of prompt, chosen and rejected", len(train), len(heldout)))

@@ -41,13 +41,13 @@ class Prompts:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getitem__(self, part: slice | Ids) -> Prompts:
+    def __getitem__(self, part: slice | Sequence[int]) -> Prompts:
         """Some of the prompts, by a slice or by their numbers."""
-        numbers = np.arange(len(self))[part].tolist()
+        numbers = list(range(len(self))[part] if isinstance(part, slice) else part)
         return replace(
             self,
             flat=np.concatenate([self.row(number) for number in numbers]),
-            lengths=self.lengths[part],
+            lengths=self.lengths[numbers],
             places=tuple(self.places[number] for number in numbers),
             columns=tuple(self.columns[number] for number in numbers),
         )
@@ -64,6 +64,11 @@ class Prompts:
     def row(self, number: int) -> NDArray[np.int32]:
         """The tokens of one prompt."""
         return self.flat[self._ends[number] - self.lengths[number] : self._ends[number]]
+
+    @property
+    def identities(self) -> list[bytes]:
+        """M times what tells prompts apart: their tokens."""
+        return [self.row(number).tobytes() for number in range(len(self))]
 
     def padded(self, numbers: Ids) -> Ids:
         """``[K, width]`` the prompts of these ``numbers``, right-padded with PAD."""

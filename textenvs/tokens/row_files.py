@@ -134,35 +134,38 @@ def statement(what: str, num_train: int, num_heldout: int) -> str:
 def hold_out(keys: Sequence[bytes], most: int, *, seed: int | None = None) -> tuple[list[int], list[int]]:
     """Numbers of the rows to train on and of at most ``most`` to hold out; rows with the same key stay together.
 
+    Where every key has more rows than that, those of a key with fewest are held out.
+
     Args:
         keys: of each row, what must not be on both sides: its prompt.
         most: rows held out; one row at least is trained on.
         seed: chooses the keys; None: those that come first.
 
     Raises:
-        ValueError: no key has so few rows.
+        ValueError: all rows have the same key.
     """
     groups: dict[bytes, list[int]] = {}
     for number, key in enumerate(keys):
         groups.setdefault(key, []).append(number)
+    if len(groups) < 2:
+        raise ValueError(f"expected two different prompts at least, one of them to hold out, received {len(groups)}")
+    order = list(groups) if seed is None else random.Random(seed).sample(sorted(groups), len(groups))
     most, heldout = min(most, len(keys) - 1), set[int]()
-    for key in list(groups) if seed is None else random.Random(seed).sample(sorted(groups), len(groups)):
+    for key in order:
         if len(heldout) + len(groups[key]) <= most:
             heldout.update(groups[key])
-    if not heldout:
-        raise ValueError(f"no {most} of {len(keys)} rows can be held out without a prompt on both sides")
+    heldout = heldout or set(groups[min(order, key=lambda key: len(groups[key]))])
     train = [number for number in range(len(keys)) if number not in heldout]
     assert not {keys[number] for number in train} & {keys[number] for number in heldout}
     return train, sorted(heldout)
 
 
-def left_over(keys: Sequence[Set[object]], heldout: Sequence[Set[object]], source: object) -> list[int]:
-    """Numbers of the rows that share none of their ``keys`` with the ``heldout`` rows; warn if there are others.
+def left_over(keys: Sequence[Set[object]], taken: Set[object], source: object) -> list[int]:
+    """Numbers of the rows that have none of their ``keys`` in ``taken``; warn if there are others.
 
     Raises:
-        ValueError: there is none: ``source``, which the held-out rows were read from, has all of them.
+        ValueError: there is none: ``source``, whose keys are ``taken``, has all of them.
     """
-    taken = {key for row in heldout for key in row}
     train = [number for number, row in enumerate(keys) if not row & taken]
     if not train:
         raise ValueError(f"{source}: expected prompts other than those to train on, received all of them")

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
-
 from agents.recipes.rlhf.task import TextTask
 from reward_models.data.movie_reviews import movie_review_splits, openings
 from textenvs.tokens.prompts import Prompts, load_prompts
@@ -52,13 +50,12 @@ def prompt_sets(task: TextTask, reader: PromptReader) -> tuple[PromptSet, Prompt
             return tuple([reader(text)["input_ids"] for text in part] for part in (train, held_out))  # type: ignore[return-value]
         return train, held_out
     prompts = load_prompts(task.prompts, reader, vocab_size=len(reader))
-    keys = [prompts.row(number).tobytes() for number in range(len(prompts))]
     if task.eval_prompts is not None:
-        held_out = load_prompts(task.eval_prompts, reader, vocab_size=len(reader))[: task.num_eval_prompts]
-        taken = [{held_out.row(number).tobytes()} for number in range(len(held_out))]
-        return prompts[np.array(left_over([{key} for key in keys], taken, task.eval_prompts))], held_out
+        judged = load_prompts(task.eval_prompts, reader, vocab_size=len(reader))[: task.num_eval_prompts]
+        keys = [{key} for key in prompts.identities]
+        return prompts[left_over(keys, set(judged.identities), task.eval_prompts)], judged
     try:
-        train, numbers = hold_out(keys, min(task.num_eval_prompts, max(1, len(prompts) // 10)))
+        numbers, others = hold_out(prompts.identities, min(task.num_eval_prompts, max(1, len(prompts) // 10)))
     except ValueError as fault:
-        raise ValueError(f"{task.prompts}: {fault}: add prompts or pass --eval-prompts") from fault
-    return prompts[np.array(train)], prompts[np.array(numbers)]
+        raise ValueError(f"{task.prompts}: {fault}; or pass --eval-prompts") from fault
+    return prompts[numbers], prompts[others][: task.num_eval_prompts]

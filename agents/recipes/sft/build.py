@@ -124,8 +124,8 @@ def build_rows(config: TrainLanguageModelConfig, examples: Examples, tokenizer: 
     train, heldout = ready(examples), []
     if config.heldout_data is not None:
         heldout = ready(read_examples(config.heldout_data, examples.kind))[: config.heldout_rows]
-        keys = [[{row.prompt_key} for row in rows] for rows in (train, heldout)]
-        train = [train[number] for number in left_over(*keys, config.heldout_data)]
+        taken = {row.prompt_key for row in heldout}
+        train = [train[i] for i in left_over([{row.prompt_key} for row in train], taken, config.heldout_data)]
     elif config.heldout_share > 0:
         train, heldout = split_rows(train, share=config.heldout_share, most=config.heldout_rows, seed=config.seed)
     counts = {

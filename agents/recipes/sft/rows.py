@@ -234,7 +234,7 @@ def split_rows(rows: list[TokenRow], *, share: float, most: int, seed: int) -> t
     try:
         train, heldout = hold_out([row.prompt_key for row in rows], most, seed=seed)
     except ValueError as fault:
-        raise ValueError(f"{fault}: pass --heldout-data, or --heldout-share 0 to hold out none") from fault
+        raise ValueError(f"{fault}; or pass --heldout-data, or --heldout-share 0 to hold out none") from fault
     return [rows[number] for number in train], [rows[number] for number in heldout]
 
 

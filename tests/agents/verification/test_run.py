@@ -157,7 +157,9 @@ def test_a_model_that_sees_the_future_is_caught():
     model = tiny_models()["Llama"]
 
     def look_ahead(module, args, output):
-        output.last_hidden_state = output.last_hidden_state + output.last_hidden_state.mean(1, keepdim=True)
+        states = output.last_hidden_state
+        late = states[:, 4:] + states[:, 4:].mean(1, keepdim=True)  # behind what is tried when a model is loaded
+        output.last_hidden_state = torch.cat([states[:, :4], late], 1)
         return output
 
     model.model.register_forward_hook(look_ahead)

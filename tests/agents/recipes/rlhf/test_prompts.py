@@ -22,7 +22,7 @@ def test_a_prompt_of_several_rows_is_on_one_side_only(tmp_path, chat_tokenizer):
     assert [row["answer"] for row in heldout.columns] == [0, 1, 2, 3]
     assert len(train) == 36
     assert [0, 5] not in train.tokens.tolist()
-    with pytest.raises(ValueError, match=r"one\.jsonl: no 1 of 4 rows can be held out .* pass --eval-prompts"):
+    with pytest.raises(ValueError, match=r"one\.jsonl: expected two different prompts .* pass --eval-prompts"):
         prompt_sets(TextTask(prompts=asked(tmp_path / "one.jsonl", *rows[::10])), chat_tokenizer)
 
 

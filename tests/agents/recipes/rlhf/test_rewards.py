@@ -25,14 +25,14 @@ PROMPTS = ["sky is", "two plus two is", "grass and sky", "what is red", "blue", 
 
 
 def word_tokenizer(words):
-    """A word's place is its id."""
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="and"))
+    """A word's place is its id; no word but the end is special, so that decoding drops no other."""
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<end>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     core.post_processor = processors.TemplateProcessing(
         single="<end> $A", special_tokens=[("<end>", words.index("<end>"))]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<end>", eos_token="<end>", pad_token="<end>", unk_token="and"
+        tokenizer_object=core, bos_token="<end>", eos_token="<end>", pad_token="<end>", unk_token="<end>"
     )
 
 
@@ -140,14 +140,14 @@ def test_members_scores_become_one_as_the_flag_says(base, own_reward, prompts, t
     rewards = [ensemble, f"{own_reward}:blues"]
     priced = {"reward_uncertainty_coef": 0.5} if combine == "uncertainty" else {}
     parts = build_parts(config_of(base, prompts, *rewards, reward_combine=combine, **priced))
-    samples = parts.assessor.write(parts.task.models.start)
-    flags = [bool(row.any()) for row in samples.completions == parts.assessor.tokenizer.eos_token_id]
+    samples = parts.task.assessor.write(parts.task.models.start)
+    flags = [bool(row.any()) for row in samples.completions == parts.task.assessor.tokenizer.eos_token_id]
     loaded = RewardEnsemble.load(ensemble)
     of_members = loaded.score_each(samples.openings, samples.endings, finished=flags)
     blues = [ending.split().count("blue") for ending in samples.endings]
     each = np.stack([*of_members, np.array(blues, dtype=np.float64)])
     expected = {"mean": each.mean(0), "worst": each.min(0), "uncertainty": each.mean(0) - 0.5 * each.var(0)}[combine]
-    judged = parts.assessor.score(samples)
+    judged = parts.task.assessor.score(samples)
     np.testing.assert_allclose(judged.scores, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(judged.std, each.std(0), rtol=1e-4, atol=1e-5)
     assert list(judged.members) == ["many/0", "many/1", "blues"]
@@ -169,8 +169,8 @@ def test_a_run_on_several_rewards_resumes_where_an_undisturbed_one_ends(base, ow
 def test_an_ensemble_of_adapters_lives_on_the_policys_trunk_and_scores_the_same_there(base, prompts, tmp_path):
     ensemble = save_ensemble(tmp_path / "many", base, lora_rank=2)
     shared, apart = (build_parts(config_of(base, prompts, ensemble, memory=m)) for m in ("adapters", "shared"))
-    samples = shared.assessor.write(shared.task.models.start)
-    there, here = shared.assessor.score(samples), apart.assessor.score(samples)
+    samples = shared.task.assessor.write(shared.task.models.start)
+    there, here = shared.task.assessor.score(samples), apart.task.assessor.score(samples)
     np.testing.assert_array_equal(there.scores, here.scores)
     assert (there.std > 0).all()
     assert {"reward_0", "reward_1"} <= set(shared.policy.adapters.peft.peft_config)
@@ -190,8 +190,8 @@ def test_two_reward_adapters_of_different_folders_live_there_too(base, prompts, 
                 torch.nn.init.normal_(parameter)
         model.save(folder)
     shared, apart = (build_parts(config_of(base, prompts, *folders, memory=m)) for m in ("adapters", "shared"))
-    samples = shared.assessor.write(shared.task.models.start)
-    there, here = shared.assessor.score(samples), apart.assessor.score(samples)
+    samples = shared.task.assessor.write(shared.task.models.start)
+    there, here = shared.task.assessor.score(samples), apart.task.assessor.score(samples)
     assert list(there.members) == ["first", "second"]
     for name in there.members:
         np.testing.assert_array_equal(there.members[name], here.members[name])
@@ -212,8 +212,8 @@ def test_an_ensemble_with_another_tokenizer_than_the_policys_reads_the_text(base
         member.tokenizer = theirs
     RewardEnsemble(ensemble.members).save(tmp_path / "theirs")
     parts, same = (build_parts(config_of(base, prompts, tmp_path / name)) for name in ("theirs", "ours"))
-    samples = parts.assessor.write(parts.task.models.start)
-    read, ids = parts.assessor.score(samples), same.assessor.score(samples)
+    samples = parts.task.assessor.write(parts.task.models.start)
+    read, ids = parts.task.assessor.score(samples), same.task.assessor.score(samples)
     np.testing.assert_allclose(read.scores, ids.scores, rtol=1e-4, atol=1e-5)
     assert np.std(read.scores) > 0
     assert run(base, prompts, tmp_path / "run", [tmp_path / "theirs"], "--memory", "adapters") == 0
@@ -222,10 +222,10 @@ def test_an_ensemble_with_another_tokenizer_than_the_policys_reads_the_text(base
 def test_chats_are_scored_bare_by_each_member_of_an_ensemble(llama_dir, prompts, tmp_path):
     ensemble = save_ensemble(tmp_path / "many", llama_dir)
     parts = build_parts(config_of(llama_dir, prompts, ensemble, chat_template=True))
-    samples = parts.assessor.write(parts.task.models.start)
-    flags = [bool(row.any()) for row in samples.completions == parts.assessor.tokenizer.eos_token_id]
+    samples = parts.task.assessor.write(parts.task.models.start)
+    flags = [bool(row.any()) for row in samples.completions == parts.task.assessor.tokenizer.eos_token_id]
     expected = RewardEnsemble.load(ensemble).score_each(samples.openings, samples.endings, finished=flags)
-    judged = parts.assessor.score(samples)
+    judged = parts.task.assessor.score(samples)
     assert list(judged.members) == ["many/0", "many/1"]
     for index, scores in enumerate(judged.members.values()):
         np.testing.assert_allclose(scores, expected[index], rtol=1e-4, atol=1e-5)

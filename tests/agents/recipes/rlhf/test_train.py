@@ -381,15 +381,15 @@ def test_chat_prompts_are_generated_from_in_the_template_and_scored_bare(inputs,
         chat_template=True, max_new_tokens=6, num_eval_prompts=2, judge=False, batch_size=8, minibatch_size=8,
     )  # fmt: skip
     parts = build_parts(config)
-    assert parts.assessor.prompts.tokens[0].tolist() == [0, 3, 4, 0, 5, -1]  # <end> the film <end> is
-    samples = parts.assessor.write(parts.task.models.start)
+    assert parts.task.assessor.prompts.tokens[0].tolist() == [0, 3, 4, 0, 5, -1]  # <end> the film <end> is
+    samples = parts.task.assessor.write(parts.task.models.start)
     assert samples.openings[0] == "the film\n"
-    assert parts.assessor.assess(parts.task.models.start).samples.openings == samples.openings
+    assert parts.task.assessor.assess(parts.task.models.start).samples.openings == samples.openings
     parts.collector.collect(parts.policy)
     import own_reward
 
     assert set(own_reward.seen) <= {f"{line}\n" for line in Path(inputs["--prompts"]).read_text().split("\n")}
-    prompts, _ = parts.assessor.decode(parts.collector.last, 1)
+    prompts, _ = parts.task.assessor.decode(parts.collector.last, 1)
     assert prompts[0] in set(own_reward.seen)
 
 
@@ -412,8 +412,8 @@ def test_a_reward_model_that_is_an_adapter_over_the_same_trunk_lives_on_it(input
         build_parts(TrainTextConfig.preset(**options, memory=memory, num_eval_prompts=2))
         for memory in ("adapters", "shared")
     )
-    samples = shared.assessor.write(shared.task.models.start)
-    assert (shared.assessor.score(samples).scores == apart.assessor.score(samples).scores).all()
+    samples = shared.task.assessor.write(shared.task.models.start)
+    assert (shared.task.assessor.score(samples).scores == apart.task.assessor.score(samples).scores).all()
     assert "reward_0" in shared.policy.adapters.peft.peft_config
     assert shared.policy.adapters.active == "policy"
 
@@ -479,13 +479,12 @@ def test_options_that_do_not_apply_are_refused_at_the_door(flags, said, capsys, 
     assert not (tmp_path / "run").exists()
 
 
-def test_slots_change_no_text_and_no_lesson_and_bound_the_planned_cache(inputs, tmp_path, monkeypatch):
-    adam = torch.optim.Adam
+def test_slots_change_no_text_and_no_lesson_and_bound_the_planned_cache(inputs, tmp_path):
     # With an eps above all gradients a step is proportional to its gradient, and so is what rounding does to it; with
     # Adam's own a gradient of 0, and rounding's share of it, moves a weight as far as any other.
-    monkeypatch.setattr(torch.optim, "Adam", lambda weights, **options: adam(weights, **{**options, "eps": 1.0}))
-    assert run(inputs, tmp_path / "all", threads=1, learning_rate=0.3) == 0
-    assert run(inputs, tmp_path / "three", threads=1, learning_rate=0.3, max_concurrent_rows=3) == 0
+    steps = {"threads": 1, "learning_rate": 0.3, "adam_eps": 1.0}
+    assert run(inputs, tmp_path / "all", **steps) == 0
+    assert run(inputs, tmp_path / "three", **steps, max_concurrent_rows=3) == 0
     samples = [json.loads((tmp_path / name / "samples.json").read_text()) for name in ("all", "three")]
     texts = [[(row["prompt"], row["before"], row["after"]) for row in each["samples"]] for each in samples]
     assert texts[0] == texts[1]
@@ -527,12 +526,12 @@ def test_the_kl_of_an_evaluation_is_the_expected_log_ratio_of_its_texts(inputs):
         max_new_tokens=6, judge=False, batch_size=8, minibatch_size=8,
     )  # fmt: skip
     parts = build_parts(config)
-    one = parts.assessor.prompts.tokens[0, : parts.assessor.prompts.lengths[0]].tolist()
-    object.__setattr__(parts.assessor, "prompts", [one] * 400)
-    assert parts.assessor.assess(parts.task.models.start).kl.mean() == pytest.approx(0.0, abs=1e-5)
+    one = parts.task.assessor.prompts.tokens[0, : parts.task.assessor.prompts.lengths[0]].tolist()
+    object.__setattr__(parts.task.assessor, "prompts", [one] * 400)
+    assert parts.task.assessor.assess(parts.task.models.start).kl.mean() == pytest.approx(0.0, abs=1e-5)
     with torch.no_grad():
         parts.policy.model.transformer.ln_f.weight.normal_(0.0, 20.0, generator=torch.Generator().manual_seed(0))
-    found = parts.assessor.assess(parts.policy)
+    found = parts.task.assessor.assess(parts.policy)
     sampled = np.where(found.samples.mask, found.samples.logprobs - found.ref_logprobs, 0.0).sum(1)
     error = sampled.std() / np.sqrt(len(sampled))
     assert found.kl.mean() > 0.1

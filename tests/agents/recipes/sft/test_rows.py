@@ -174,7 +174,7 @@ def test_no_prompt_is_on_both_sides_of_the_split_and_the_seed_chooses():
     assert split_rows(rows, share=0.2, most=100, seed=0)[1] == heldout
     assert split_rows(rows, share=0.2, most=100, seed=1)[1] != heldout
     assert len(split_rows(rows, share=0.9, most=6, seed=0)[1]) == 6
-    with pytest.raises(ValueError, match="without a prompt on both sides"):
+    with pytest.raises(ValueError, match=r"expected two different prompts .* --heldout-share 0"):
         split_rows([row_of([1, 1, answer], begin=2) for answer in range(9)], share=0.5, most=9, seed=0)
 
 

@@ -39,7 +39,7 @@ CLOCKS = {"wall_s", "tokens_per_s", "train/tokens_per_s", "peak_memory_bytes"}
 @pytest.fixture
 def toy_splits(monkeypatch):
     splits = MovieReviewSplits(
-        judge=[], train=[SENTENCES] * 60, validation=SENTENCES[:2], prompt_train=SENTENCES, prompt_test=SENTENCES
+        train=[SENTENCES] * 60, validation=SENTENCES[:2], prompt_train=SENTENCES, prompt_test=SENTENCES
     )
     monkeypatch.setattr(lm, "movie_review_splits", lambda: splits)
 
