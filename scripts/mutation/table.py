@@ -261,5 +261,8 @@ MUTANTS = (
     Mutant("L1", "weights that no layer reads are passed over", "textenvs/lm/loading.py", 'sorted(unexpected))', '[])'),
     Mutant("L2", "the end that a chat template writes is not found", "textenvs/tokens/end_of_text.py", '"chat template": template_end(tokenizer),', '"chat template": (),'),
     Mutant("L2", "only the first end of text ends a text", "textenvs/tokens/end_tokens.py", "torch.tensor(end_tokens(eos_token_id),", "torch.tensor(end_tokens(eos_token_id)[:1],", "tests/textenvs/tokens/test_end_of_text.py"),
+    Mutant("L3", "a text gets the columns of the text before it", "textenvs/envs/vector.py", "[self.prompts.columns[number] for number in numbers]", "[self.prompts.columns[number] for number in np.roll(numbers, 1)]", "tests/textenvs/wrappers/test_preference.py"),
+    Mutant("L3", "a stepped text gets the columns of another prompt", "textenvs/wrappers/preference.py", "for number in finished.numbers]", "for number in finished.indices]", "tests/textenvs/wrappers/test_preference.py"),
+    Mutant("T16", "a saved reward model's padding may be the end of a text", "reward_models/classifier.py", "if pad not in ends]", "if pad is not None]", "tests/reward_models/test_classifier.py"),
     Mutant("T8", "a soft cap is not applied", "agents/lm/token_head.py", "return scaled if self.cap is None else", "return scaled if True else", "tests/agents/lm/test_causal_lm.py"),
 )  # fmt: skip
