@@ -76,12 +76,13 @@ class TrainingRun:
 
     Attributes:
         path: its folder.
+        began: when it did first, ISO.
         stop: set once a signal came.
         sink: takes metrics, from `begin` on.
     """
 
     def __init__(self, folder: RunDir, flags: RunFlags, settings: Mapping[str, Any], checkpoint: str) -> None:
-        self.folder, self.path = folder, folder.path
+        self.folder, self.path, self.began = folder, folder.path, folder.began
         self.stop = Stop()
         self.sink: FileSink
         self.checkpoint = self.path / checkpoint

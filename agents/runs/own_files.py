@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 MARKER = "made_by.txt"
-"""One line: the script whose run it is. Written first; a folder without it is no run."""
+"""The script whose run it is, and a line with when it began. Written first; a folder without it is no run."""
 PART = ".part"
 RUN_FILES = (
     "summary.json", "config.json", "state.json", "samples.json", "progress.csv", "events.out.tfevents.*", "report.html",
@@ -57,7 +57,7 @@ def own_files(folder: Path, patterns: tuple[str, ...] = RUN_FILES) -> Iterator[P
 def script_of(folder: Path) -> str | None:
     """The command that made the run in ``folder``; None if it is no run."""
     note = folder / MARKER
-    return note.read_text(encoding="utf-8", errors="replace").strip() if note.is_file() else None
+    return note.read_text(encoding="utf-8", errors="replace").strip().partition("\n")[0] if note.is_file() else None
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,15 @@ class RunDir:
     ) -> None:
         self.path, self.script = Path(path), script
         self._resume, self._flag, self._begun = resume, flag, False
+        self.began = datetime.now().isoformat()
+        """When the run began, ISO, however often it was resumed: chat templates may write the date."""
         if self.path.exists() and not self.path.is_dir():
             raise RunDirError(f"{self.path} is a file; {flag} takes a folder")
         self._refuse_if_in_use()
         if resume:
             self._refuse_to_resume()
+            _, _, began = (self.path / MARKER).read_text(encoding="utf-8").strip().partition("\n")
+            self.began = began or self.began
         elif self._content():
             if not self._is_a_mere_start():
                 self._refuse_to_overwrite(overwrite)
@@ -137,7 +142,7 @@ class RunDir:
             settings: content of ``config.json``; None: that of the resumed run is kept.
         """
         self._begun = True
-        write_aside(self.path / MARKER, f"{self.script}\n")
+        write_aside(self.path / MARKER, f"{self.script}\n{self.began}\n")
         delete_own_files(self.path, keep=(CONFIG, MARKER), parts_only=self._resume)
         if settings is not None:
             self.write_json(CONFIG, settings)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from textenvs.tokens.chats import Turn, chat_ids, chat_text, check_turns, is_chat, question_of
 from textenvs.tokens.row_files import COLUMNS, Kind, Row, Source, at, check_unicode, iterate_rows, kind_of
 from textenvs.tokens.rows import Ids, pad_rows
-from textenvs.tokens.tokenizers import Tokenizer
+from textenvs.tokens.tokenizers import Tokenizer, open_ids
 
 Prompt: TypeAlias = "str | Sequence[int] | Sequence[Turn]"
 PromptSource: TypeAlias = "Source | Iterable[Prompt | Mapping[str, Any]] | Prompts"
@@ -64,6 +64,11 @@ class Prompts:
     def row(self, number: int) -> NDArray[np.int32]:
         """The tokens of one prompt."""
         return self.flat[self._ends[number] - self.lengths[number] : self._ends[number]]
+
+    def cut(self, most: int) -> Prompts:
+        """The last ``most`` tokens of each prompt."""
+        rows = [self.row(number)[-most:] for number in range(len(self))]
+        return replace(self, flat=np.concatenate(rows), lengths=np.minimum(self.lengths, most))
 
     @property
     def identities(self) -> list[bytes]:
@@ -159,7 +164,7 @@ def _tokenize(prompt: Any, tokenizer: Any) -> Sequence[int]:
             raise ValueError(f"expected a tokenizer, or token ids; received the text {prompt!r} and no tokenizer")
         check_unicode(prompt, "prompt")
         if is_text:
-            return tokenizer(prompt)["input_ids"]
+            return open_ids(tokenizer, prompt)
         turns = question_of(check_turns(list(prompt)))
         if hasattr(tokenizer, "apply_chat_template"):
             return chat_ids(tokenizer, chat_text(tokenizer, turns, answering=True))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from textenvs.tokens.rows import PAD, Ids, concatenate
 
@@ -27,8 +29,10 @@ class Tokenizer(Protocol):
         """Entries of the vocabulary, added tokens included."""
 
 
-def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str | os.PathLike[str], variables: Mapping[str, Any] | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer beside a model: a directory, or a name that `transformers` knows.
+
+    ``variables`` are what its chat template reads beside the turns, each time that it is used; they are not saved.
 
     Raises:
         ValueError: none can be loaded.
@@ -44,7 +48,41 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, local_files_only=Path(name).is_dir())
     except (OSError, ValueError, KeyError, TypeError) as fault:
         raise ValueError(f"{name}: no tokenizer could be loaded from there: {fault}") from fault
+    if variables:
+        cast(Any, tokenizer).apply_chat_template = partial(tokenizer.apply_chat_template, **variables)
     return tokenizer
+
+
+def template_variables(given: str | None, now: str | None = None) -> dict[str, Any]:
+    """Variables for a chat template: those ``given`` as a JSON object, and the time ``now`` (ISO) if it asks for it.
+
+    Raises:
+        ValueError: no JSON object.
+    """
+    try:
+        variables = {} if given is None else json.loads(given)
+    except ValueError as fault:
+        raise ValueError(f"template_kwargs: expected a JSON object, received {given!r} ({fault})") from fault
+    if not isinstance(variables, dict):
+        raise ValueError(f"template_kwargs: expected a JSON object, received {given!r}")
+    return variables | ({} if now is None else {"strftime_now": datetime.fromisoformat(now).strftime})
+
+
+def open_ids(tokenizer: Any, text: str, ids: Sequence[int] | None = None) -> list[int]:
+    """Token ids of a text that goes on, from its ``ids`` as tokenized alone.
+
+    They have no end of text that the tokenizer appended, and no beginning of text before one that is written in it.
+    """
+    ids = list(tokenizer(text)["input_ids"] if ids is None else ids)
+    bos, eos = (getattr(tokenizer, name, None) for name in ("bos_token_id", "eos_token_id"))
+    twice, ended = bos is not None and ids[:2] == [bos, bos], eos is not None and len(ids) > 1 and ids[-1] == eos
+    if twice or ended:
+        written = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        if ended and ids[-1 - len(written) : -1] == written:
+            ids = ids[:-1]
+        if twice and written[:1] == [bos]:
+            ids = ids[1:]
+    return ids
 
 
 def same_tokenizer(first: object, second: object) -> bool:

@@ -8,7 +8,7 @@ from functools import wraps
 from typing import Any
 
 from textenvs.tokens.chats import Turn, chat_ids, chat_text, plain_prompt
-from textenvs.tokens.tokenizers import Tokenizer
+from textenvs.tokens.tokenizers import Tokenizer, open_ids
 from textenvs.wrappers.interfaces import Scorer, TextScorer
 
 
@@ -42,7 +42,7 @@ class ChatTemplate:
         """
         if isinstance(prompt, str):
             if not self.wrap:
-                return {"input_ids": self.tokenizer(prompt)["input_ids"]}
+                return {"input_ids": open_ids(self.tokenizer, prompt)}
             prompt = [{"role": "user", "content": prompt}]
         ids = chat_ids(self.tokenizer, chat_text(self.tokenizer, prompt, answering=True))
         decoded = self.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

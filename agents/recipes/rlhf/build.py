@@ -23,7 +23,7 @@ from textenvs.envs.vector import TokenVectorEnv
 from textenvs.lm.loading import load_causal_lm
 from textenvs.tokens.end_of_text import end_of_text
 from textenvs.tokens.row_files import column_names, statement
-from textenvs.tokens.tokenizers import load_tokenizer
+from textenvs.tokens.tokenizers import load_tokenizer, template_variables
 from textenvs.wrappers.chat_prompts import ChatTemplate
 from textenvs.wrappers.interfaces import Scorer
 from textenvs.wrappers.kl_shaping import KLShaping
@@ -149,6 +149,7 @@ def build_task(
     value_adapter: bool = False,
     compile: bool = False,
     judge: bool = True,
+    began: str | None = None,
 ) -> Task:
     """Load the starting model, prompts and scorers; whatever is wrong with an input is found here.
 
@@ -161,11 +162,12 @@ def build_task(
         value_adapter: whether the learner has one for the value.
         compile: run the starting model's passes through torch.compile.
         judge: False leaves the independent judge out, whatever ``config`` says.
+        began: the time that chat templates read, ISO; None: the present.
 
     Raises:
         ValueError, OSError: with a message that names the input.
     """
-    tokenizer = load_tokenizer(model_path(config))
+    tokenizer = load_tokenizer(model_path(config), template_variables(config.template_kwargs, began))
     reader = prompt_reader(config, tokenizer)
     train_prompts, eval_prompts = prompt_sets(config, reader)
     chat = reader if isinstance(reader, ChatTemplate) and reader.has_chats else None
@@ -204,12 +206,13 @@ def build_task(
     return Task(models=models, env=env, scorers=scorers, assessor=assessor, about=about)
 
 
-def build_parts(config: TrainTextConfig, processes: Processes = ALONE) -> TextParts:
+def build_parts(config: TrainTextConfig, processes: Processes = ALONE, began: str | None = None) -> TextParts:
     """Build the task of ``config`` with its learner.
 
     Args:
         config: the run's settings.
         processes: among which the run is sharded; the main one alone evaluates, so it alone has the judge.
+        began: the time that chat templates read, ISO, of the first process; None: the present.
 
     Raises:
         ValueError, OSError: with a message that names the input.
@@ -223,6 +226,7 @@ def build_parts(config: TrainTextConfig, processes: Processes = ALONE) -> TextPa
         value_adapter=config.critic(config.memory) == "adapter",
         compile=config.compile,
         judge=processes.is_main,
+        began=began,
     )
     policy = build_policy(config, task.models)
     if config.critic_start == "reward-model":

@@ -20,7 +20,7 @@ from reward_models.ensemble import is_ensemble, member_folders
 from reward_models.files import base_of
 from reward_models.lora import ADAPTER
 from textenvs.tokens.prompts import load_prompts
-from textenvs.tokens.tokenizers import load_tokenizer
+from textenvs.tokens.tokenizers import load_tokenizer, template_variables
 
 MIB = 2**20
 
@@ -66,7 +66,7 @@ def as_text(table: dict[str, dict[str, int]], chosen: str) -> str:
 
 
 def _longest_prompt(config: TrainTextConfig, path: str) -> int:
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(path, template_variables(config.template_kwargs))
     prompts, _ = prompt_sets(config, prompt_reader(config, tokenizer))
     return int(load_prompts(prompts, tokenizer, vocab_size=len(tokenizer)).lengths.max())
 

@@ -49,9 +49,9 @@ def prompt_sets(task: TextTask, reader: PromptReader) -> tuple[PromptSet, Prompt
         if task.chat_template:
             return tuple([reader(text)["input_ids"] for text in part] for part in (train, held_out))  # type: ignore[return-value]
         return train, held_out
-    prompts = load_prompts(task.prompts, reader, vocab_size=len(reader))
+    prompts = _read(task.prompts, task, reader)
     if task.eval_prompts is not None:
-        judged = load_prompts(task.eval_prompts, reader, vocab_size=len(reader))[: task.num_eval_prompts]
+        judged = _read(task.eval_prompts, task, reader)[: task.num_eval_prompts]
         keys = [{key} for key in prompts.identities]
         return prompts[left_over(keys, set(judged.identities), task.eval_prompts)], judged
     try:
@@ -59,3 +59,16 @@ def prompt_sets(task: TextTask, reader: PromptReader) -> tuple[PromptSet, Prompt
     except ValueError as fault:
         raise ValueError(f"{task.prompts}: {fault}; or pass --eval-prompts") from fault
     return prompts[numbers], prompts[others][: task.num_eval_prompts]
+
+
+def _read(source: str, task: TextTask, reader: PromptReader) -> Prompts:
+    most = task.max_prompt_tokens
+    limit = most if task.too_long == "refuse" else None
+    prompts = load_prompts(source, reader, vocab_size=len(reader), max_tokens=limit)
+    fitting = [number for number, length in enumerate(prompts.lengths) if most is None or length <= most]
+    if most is None or len(fitting) == len(prompts):
+        return prompts
+    if not fitting and task.too_long == "skip":
+        raise ValueError(f"{source}: every prompt is longer than max_prompt_tokens {most}: allow more")
+    print(f"{source}: {len(prompts) - len(fitting)} prompts longer than {most} tokens: too_long {task.too_long}")
+    return prompts[fitting] if task.too_long == "skip" else prompts.cut(most)

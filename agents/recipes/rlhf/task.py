@@ -9,6 +9,7 @@ import tyro
 
 from agents.config import PlacementConfig
 from agents.runs.flags import check_at_least
+from textenvs.tokens.tokenizers import template_variables
 
 Memory = Literal["full", "shared", "adapters"]
 
@@ -48,17 +49,26 @@ class PromptSettings:
     """Prompts that are written on before and after training; all that there are, if there are fewer."""
     chat_template: bool = False
     """Put each prompt into a chat as the user's turn, in the tokenizer's own template; scorers read the bare turn."""
+    template_kwargs: str | None = None
+    """Variables of the chat template, a JSON object such as '{"enable_thinking": false}'; give each stage the same."""
+    max_prompt_tokens: int | None = None
+    """Longest prompt, tokens. None: any that the model has positions for."""
+    too_long: Literal["refuse", "cut", "skip"] = "refuse"
+    """What happens to longer prompts; of one that is cut the end is kept. How many were cut or skipped is printed."""
     max_new_tokens: int = 24
     """Budget of a completion, tokens."""
     temperature: float = 1.0
     """Of sampling, > 0, in training and evaluation alike."""
 
     def __post_init__(self) -> None:
-        check_at_least(self, "num_eval_prompts", "max_new_tokens")
+        check_at_least(self, "num_eval_prompts", "max_prompt_tokens", "max_new_tokens")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be above 0, received {self.temperature}")
         if self.eval_prompts is not None and self.prompts is None:
             raise ValueError("eval_prompts needs prompts: both are files of your own, or neither")
+        template_variables(self.template_kwargs)
+        if self.too_long != "refuse" and self.max_prompt_tokens is None:
+            raise ValueError(f"too_long {self.too_long} needs max_prompt_tokens, the longest prompt that is kept whole")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,7 +59,7 @@ def main(config: TrainTextConfig) -> dict[str, Any]:
         return {}
     with training_run(config, script="train_text", settings=config.identity(), reads=config.reads) as run:
         peak = PeakMemory(config.device)
-        parts = build_parts(config, processes)
+        parts = build_parts(config, processes, processes.broadcast(run.began))
         print(parts.task.about)
         agent = _agent(config, parts)
         trained, resume_at = _Clock(), None
@@ -101,7 +101,7 @@ def _agent(config: TrainTextConfig, parts: TextParts) -> TextAgent:
 
 def _follow(config: TrainTextConfig, processes: Processes) -> None:
     """Run in every process but the main one: take part in every update, and write nothing."""
-    parts = build_parts(config, processes)
+    parts = build_parts(config, processes, processes.broadcast(None))
     agent = _agent(config, parts)
     if config.resume:
         agent.load_state_dict(processes.broadcast(None))

@@ -18,7 +18,7 @@ from textenvs.lm.loading import load_causal_lm
 from textenvs.tokens.end_of_text import find_end_tokens
 from textenvs.tokens.end_tokens import end_tokens
 from textenvs.tokens.row_files import left_over
-from textenvs.tokens.tokenizers import load_tokenizer
+from textenvs.tokens.tokenizers import load_tokenizer, template_variables
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,8 +31,12 @@ class Rows:
     """For the summary."""
 
 
-def build_policy(config: TrainLanguageModelConfig, examples: Examples) -> tuple[Any, CausalLMPolicy]:
+def build_policy(
+    config: TrainLanguageModelConfig, examples: Examples, began: str | None = None
+) -> tuple[Any, CausalLMPolicy]:
     """Tokenizer and model: those that ``config`` names, or new ones as large as it says.
+
+    ``began`` is the time that chat templates read, ISO; None: the present.
 
     Raises:
         ValueError: if they cannot be loaded, or name no token, or not the same one, as the end of a text.
@@ -46,7 +50,7 @@ def build_policy(config: TrainLanguageModelConfig, examples: Examples) -> tuple[
         torch.manual_seed(config.seed)
         model: Any = new_model(config, tokenizer).eval()
     else:
-        tokenizer = load_tokenizer(config.model)
+        tokenizer = load_tokenizer(config.model, template_variables(config.template_kwargs, began))
         # A frozen weight is only ever read, and autocast would round it at each reading.
         dtype = torch.float32 if config.lora_rank is None else DTYPES[config.dtype]
         model = load_causal_lm(config.model, dtype=dtype)

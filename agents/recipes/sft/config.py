@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from agents.runs.cli import command
 from agents.runs.flags import RunFlags, check_at_least
+from textenvs.tokens.tokenizers import template_variables
 
 if TYPE_CHECKING:
     from reward_models.fit_options import FitOptions
@@ -44,7 +45,7 @@ BETAS_SCRATCH, BETAS_PRETRAINED = (0.9, 0.95), (0.9, 0.999)
 """AdamW's, of a new model and of a pretrained one."""
 
 NEW_MODELS = ("vocab_size", "num_layers", "width", "num_heads")
-PRETRAINED = ("chat_template", "lora_rank", "lora_alpha")
+PRETRAINED = ("chat_template", "template_kwargs", "lora_rank", "lora_alpha")
 OWN_DATA = (
     "heldout_data", "heldout_share", "heldout_rows", "too_long", "epochs", "batch_size", "microbatch_size",
     "microbatch_tokens", "dtype", "gradient_checkpointing", "keep", "num_samples", "sample_tokens",
@@ -67,6 +68,8 @@ class _Data:
     chat_template: bool = False
     """Put each prompt and completion into a chat as user's and assistant's turn, in the tokenizer's own template, as
     `train_text --chat-template` does with prompts."""
+    template_kwargs: str | None = None
+    """Variables of the chat template, a JSON object such as '{"enable_thinking": false}'; give each stage the same."""
     max_length: int | None = None
     """Longest row, tokens; of a new model the positions it has, too. None: 128; with `model` the positions it has."""
     too_long: Literal["refuse", "cut", "skip"] = "refuse"
@@ -145,6 +148,7 @@ class TrainLanguageModelConfig(RunFlags, _Data, _Optimization):
 
     def __post_init__(self) -> None:
         self._refuse_what_does_not_apply()
+        template_variables(self.template_kwargs)
         for name, least in _LEAST.items():
             check_at_least(self, name, least=least)
         for name in ("epochs", "learning_rate", "lora_alpha", "max_grad_norm"):

@@ -18,6 +18,7 @@ from agents.recipes.sft.data import Examples
 from textenvs.tokens.chats import Turn, chat_ids, chat_text, plain_text
 from textenvs.tokens.end_tokens import EndOfText, end_tokens
 from textenvs.tokens.row_files import Row, at, hold_out
+from textenvs.tokens.tokenizers import open_ids
 
 OPENING = 8
 """Tokens of a text without prompt that samples begin with, or half of it if it is shorter than two openings."""
@@ -104,7 +105,8 @@ class RowEncoder:
     def _ids(self, rows: list[Row], *columns: str) -> list[list[int]]:
         texts = ["".join(row.columns[name] for name in columns) for row in rows]
         try:
-            return self.tokenizer(texts, verbose=False)["input_ids"] if texts else []
+            found = self.tokenizer(texts, verbose=False)["input_ids"] if texts else []
+            return [open_ids(self.tokenizer, text, ids) for text, ids in zip(texts, found, strict=True)]
         except Exception:
             for row, text in zip(rows, texts, strict=True):  # which one was it?
                 with at(row.place):

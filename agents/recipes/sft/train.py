@@ -99,7 +99,7 @@ def fine_tune(config: TrainLanguageModelConfig, run: TrainingRun) -> dict[str, A
     peak = PeakMemory(config.device)
     assert config.data is not None
     examples = read_examples(config.data)
-    tokenizer, policy = build_policy(config, examples)
+    tokenizer, policy = build_policy(config, examples, run.began)
     rows = build_rows(config, examples, tokenizer, policy)
     print(statement(f"{examples.kind} of {column_names(examples.kind)}", len(rows.train), len(rows.heldout)))
     limits = BatchLimits(

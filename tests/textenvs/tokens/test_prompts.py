@@ -1,7 +1,10 @@
+import copy
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
+from tokenizers import processors
 
 from textenvs.tokens.prompts import PromptSampler, load_prompts
 
@@ -96,3 +99,45 @@ def test_repeated_prompts_come_in_a_row_and_each_once_an_epoch():
     assert sorted(drawn[:3, 0]) == sorted(drawn[3:, 0]) == [0, 1, 2]
     with pytest.raises(ValueError, match="each 1 times in a row"):
         PromptSampler(3, shuffle=True).load_state_dict(sampler.state_dict())
+
+
+def test_one_long_prompt_among_many_costs_its_own_tokens_only():
+    short, long = [1, 2, 3, 4, 5, 6, 7, 8], [9] * 4_000
+    source = [[*short]] * 50_000 + [long]
+    tracemalloc.start()
+    prompts = read(source)
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    own = 4 * (50_000 * 8 + 4_000)
+    assert prompts.flat.nbytes == own
+    assert kept - own < 10e6
+    assert peak - own < 20e6
+    assert prompts.padded([7, 50_000])[:, :9].tolist() == [[*short, -1], [9] * 9]
+
+
+def test_columns_beside_the_prompt_stay_with_it():
+    prompts = read([{"prompt": [1], "answer": "a"}, [2], {"prompt": [3], "answer": None, "level": 2}])
+    assert [dict(columns) for columns in prompts.columns] == [{"answer": "a"}, {}, {"answer": None, "level": 2}]
+    assert [dict(columns) for columns in prompts[[2, 0]].columns] == [{"answer": None, "level": 2}, {"answer": "a"}]
+    assert prompts[1:].tokens.tolist() == [[2], [3]]
+
+
+def test_texts_that_no_tokenizer_takes_are_named_by_place(tokenizer):
+    with pytest.raises(ValueError, match=r"prompts\[1\]: prompt: expected Unicode text, .*'\\ud83d' at character 3"):
+        read(["w1", "w1 \ud83d"], tokenizer)
+
+    def breaks(text):
+        raise TypeError("TextEncodeInput must be Union[...]")
+
+    with pytest.raises(ValueError, match=r"prompts\[0\]: TypeError: TextEncodeInput"):
+        read(["w1"], breaks)
+
+
+def test_an_unfinished_text_gets_no_end_and_a_rendered_one_no_second_beginning(tokenizer):
+    ends = copy.deepcopy(tokenizer)
+    ends.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<end> $A <end>", special_tokens=[("<end>", 0)]
+    )
+    assert ends("w1")["input_ids"] == [0, 3, 0]
+    assert read(["w1", "<end> w1", "w1 <end>"], ends).tokens.tolist() == [[0, 3, -1], [0, 3, -1], [0, 3, 0]]
+    assert read(["w1", "<end> w1"], tokenizer).tokens.tolist() == [[0, 3], [0, 3]]

@@ -34,3 +34,19 @@ def test_what_a_file_of_evaluation_prompts_has_is_not_trained_on(tmp_path, chat_
     assert (train.tokens.tolist(), heldout.tokens.tolist()) == ([[0, 6], [0, 7]], [[0, 5], [0, 12]])
     with pytest.raises(ValueError, match=r"mine\.jsonl: expected prompts other than those to train on"):
         prompt_sets(TextTask(prompts=mine, eval_prompts=mine), chat_tokenizer)
+
+
+def test_long_prompts_are_refused_cut_to_their_end_or_skipped(tmp_path, chat_tokenizer, capsys):
+    mine = asked(tmp_path / "mine.jsonl", *({"prompt": prompt} for prompt in ("what", "is two three", "red", "sky")))
+    sides = {}
+    for too_long in ("cut", "skip"):
+        task = TextTask(prompts=mine, max_prompt_tokens=2, too_long=too_long)
+        sides[too_long] = [side.tokens.tolist() for side in prompt_sets(task, chat_tokenizer)]
+        assert f"1 prompts longer than 2 tokens: too_long {too_long}" in capsys.readouterr().out
+    assert sides == {"cut": [[[7, 8], [0, 12], [0, 13]], [[0, 5]]], "skip": [[[0, 12], [0, 13]], [[0, 5]]]}
+    with pytest.raises(ValueError, match=r"mine\.jsonl:2: expected a prompt of at most 2 tokens, received 4"):
+        prompt_sets(TextTask(prompts=mine, max_prompt_tokens=2), chat_tokenizer)
+    with pytest.raises(ValueError, match="every prompt is longer than max_prompt_tokens 1"):
+        prompt_sets(TextTask(prompts=mine, max_prompt_tokens=1, too_long="skip"), chat_tokenizer)
+    with pytest.raises(ValueError, match="too_long cut needs max_prompt_tokens"):
+        TextTask(prompts=mine, too_long="cut")

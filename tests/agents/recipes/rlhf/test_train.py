@@ -381,7 +381,7 @@ def test_chat_prompts_are_generated_from_in_the_template_and_scored_bare(inputs,
         chat_template=True, max_new_tokens=6, num_eval_prompts=2, judge=False, batch_size=8, minibatch_size=8,
     )  # fmt: skip
     parts = build_parts(config)
-    assert parts.task.assessor.prompts.tokens[0].tolist() == [0, 3, 4, 0, 5, -1]  # <end> the film <end> is
+    assert parts.task.assessor.prompts.row(0).tolist() == [0, 3, 4, 0, 5]  # <end> the film <end> is
     samples = parts.task.assessor.write(parts.task.models.start)
     assert samples.openings[0] == "the film\n"
     assert parts.task.assessor.assess(parts.task.models.start).samples.openings == samples.openings
