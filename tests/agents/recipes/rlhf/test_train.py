@@ -537,7 +537,7 @@ def test_the_kl_of_an_evaluation_is_the_expected_log_ratio_of_its_texts(inputs):
     assert found.kl.mean() > 0.1
     assert (found.kl >= 0).all()
     assert abs(found.kl.mean() - sampled.mean()) < 4 * error
-    assert found.kl.std() < 0.5 * sampled.std()
+    assert found.kl.std() < 0.75 * sampled.std()
 
 
 def assessment_of(completions, openings, judged, members=None):
