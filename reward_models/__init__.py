@@ -9,18 +9,29 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from reward_models.classifier import RewardClassifier
     from reward_models.data.pairs import PreferencePair, read_pairs, write_pairs
     from reward_models.ensemble import RewardEnsemble
     from reward_models.model import RewardModel
     from reward_models.training import TrainingOptions, fit
 
 _MODULES = {
+    "classifier": ("RewardClassifier",),
     "data.pairs": ("PreferencePair", "read_pairs", "write_pairs"),
     "ensemble": ("RewardEnsemble",),
     "model": ("RewardModel",),
     "training": ("TrainingOptions", "fit"),
 }
-__all__ = ["PreferencePair", "RewardEnsemble", "RewardModel", "TrainingOptions", "fit", "read_pairs", "write_pairs"]
+__all__ = [
+    "PreferencePair",
+    "RewardClassifier",
+    "RewardEnsemble",
+    "RewardModel",
+    "TrainingOptions",
+    "fit",
+    "read_pairs",
+    "write_pairs",
+]
 
 
 def __getattr__(name: str) -> Any:

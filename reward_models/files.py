@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
 FORMAT = "textenvs reward model"
-VERSION = 1
+VERSION = 2
 DESCRIPTION = "reward_model.json"
 WEIGHTS = "model.safetensors"
 
@@ -70,8 +71,16 @@ def read_model(folder: Path) -> tuple[dict[str, Any], PretrainedConfig, dict[str
 
 
 def base_of(folder: Path) -> str | None:
-    """Directory or name of the model below the adapter in ``folder``; None for a whole reward model."""
-    return read_description(folder / DESCRIPTION).get("base")
+    """Directory or name of the model below the adapter in ``folder``; None if there is no adapter of ours."""
+    return read_description(folder / DESCRIPTION).get("base") if (folder / DESCRIPTION).exists() else None
+
+
+def is_foreign(path: str | Path) -> bool:
+    """Whether a path is a model that was not saved here: a folder of transformers, or "owner/name" on the hub."""
+    folder = Path(path)
+    if folder.is_dir():
+        return (folder / "config.json").exists() and not (folder / DESCRIPTION).exists()
+    return not folder.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(path)) is not None
 
 
 def first_line(error: Exception) -> str:

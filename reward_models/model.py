@@ -17,8 +17,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedTokenizerBase
 
+from reward_models.classifier import as_classifier, as_reward_model
 from reward_models.files import first_line, read_model, write_model
 from reward_models.lora import ADAPTER, Adapter, AdapterBackbone, lasting_name
+from reward_models.padding import num_positions, right_padded
 from textenvs.lm.fast_paths import accelerate
 from textenvs.lm.loading import load_trunk
 from textenvs.lm.packed_forward import can_pack, hidden_states
@@ -28,6 +30,7 @@ from textenvs.tokens.tokenizers import load_tokenizer
 Texts: TypeAlias = "Sequence[str] | Tensor"
 Flags: TypeAlias = "Sequence[bool] | bool"
 """One for each text, or one for all."""
+CALIBRATION = ("mean", "std")
 
 
 class RewardModel(nn.Module):
@@ -61,7 +64,7 @@ class RewardModel(nn.Module):
                 f"{len(tokenizer)}"
             )
         accelerate(backbone)
-        limit = getattr(config, "max_position_embeddings", None) or 2048
+        limit = num_positions(backbone)
         self.backbone: Any = backbone
         self.autocast: torch.dtype | None = None
         """Type of the backbone's matrix products, bfloat16 for instance; not saved. None: the weights' own."""
@@ -101,17 +104,17 @@ class RewardModel(nn.Module):
 
         Padding may be on either side.
         """
-        steps = torch.arange(input_ids.shape[1], device=input_ids.device)
-        last = (attention_mask.long() * steps).argmax(dim=1)
-        row, lengths = torch.arange(len(last), device=last.device), attention_mask.long().sum(dim=1)
-        packs = can_pack(self.backbone) and bool((attention_mask.bool() == (steps < lengths[:, None])).all())
+        real, steps = attention_mask.bool(), torch.arange(input_ids.shape[1], device=input_ids.device)
+        lengths = real.sum(dim=1)
+        right = steps < lengths[:, None]
+        if not bool((real == right).all()):  # padding goes to the right, and the model counts positions itself
+            input_ids = input_ids.gather(1, (~real).to(torch.uint8).argsort(dim=1, stable=True))
+        row, last = torch.arange(len(lengths), device=lengths.device), (lengths - 1).clamp(min=0)
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            if packs:
+            if can_pack(self.backbone):
                 read = hidden_states(self.backbone, input_ids, lengths, row, last)
             else:
-                inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask.long()}
-                if "position_ids" in self._backbone_takes:
-                    inputs["position_ids"] = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+                inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": right.long()}
                 if "use_cache" in self._backbone_takes:
                     inputs["use_cache"] = False
                 read = self.backbone(**inputs).last_hidden_state[row, last]
@@ -192,20 +195,9 @@ class RewardModel(nn.Module):
         return [[*bos, *body, eos] if flag else [*bos, *body] for body, flag in zip(bodies, flags, strict=True)]
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """``tokens [N, T]`` right-padded with an arbitrary id, and ``mask [N, T]`` True on real tokens.
-
-        Rows longer than ``max_length`` keep their newest tokens.
-
-        Raises:
-            ValueError: a row is empty.
-        """
-        kept = [row[-self.max_length :] for row in rows]
-        if any(not row for row in kept):
-            raise ValueError("rows: expected tokens, received an empty row (the tokenizer has no bos token)")
-        width = max(map(len, kept))
-        tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in kept])
-        lengths = torch.tensor([len(row) for row in kept])
-        return tokens.to(self.device), (torch.arange(width) < lengths[:, None]).to(self.device)
+        """`right_padded` on the model's device."""
+        tokens, mask = right_padded(rows, self.max_length)
+        return tokens.to(self.device), mask.to(self.device)
 
     @torch.no_grad()
     def calibrate(self, rows: Sequence[Sequence[int]]) -> None:
@@ -225,25 +217,31 @@ class RewardModel(nn.Module):
         self.std.fill_(raw.std())
 
     def save(self, path: str | Path) -> None:
-        """Write ``model.safetensors`` (backbone, head, calibration), configuration and tokenizer into a folder.
+        """Write a model that ``AutoModelForSequenceClassification`` loads, with the head's raw output as its logit.
 
-        An adapter is saved in ``adapter/`` with the name of the model below.
+        The calibration is in ``reward_model.json``: ``score = (logit - mean) / std``. An adapter is saved in
+        ``adapter/`` with the name of the model below, and only `load` reads it.
 
         Raises:
             ValueError: an adapter over a model without a name, or a shared trunk without an adapter.
         """
         folder = Path(path)
-        extra = {"base": lasting_name(self.backbone.base_name)} if isinstance(self.backbone, Adapter) else {}
+        about: dict[str, Any] = {name: float(getattr(self, name)) for name in CALIBRATION}
+        config, tokenizer, weights = self.backbone.config, self.tokenizer, self._without_backbone()
+        if isinstance(self.backbone, Adapter):
+            about["base"] = lasting_name(self.backbone.base_name)
+        else:
+            weights |= {f"backbone.{name}": part for name, part in self.backbone.state_dict().items()}
+            config, tokenizer, weights = as_classifier(self.backbone, tokenizer, weights)
         folder.mkdir(parents=True, exist_ok=True)
-        self.backbone.config.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-        if extra:
+        config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        if "base" in about:
             self.backbone.save(folder / ADAPTER)
-        weights = self._without_backbone() if extra else self.state_dict()
-        write_model(folder, weights, max_length=self.max_length, **extra)
+        write_model(folder, weights, max_length=self.max_length, **about)
 
     def _without_backbone(self) -> dict[str, Tensor]:
-        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("backbone.")}
+        return {"head.weight": self.head.weight}
 
     @classmethod
     def load(
@@ -265,9 +263,10 @@ class RewardModel(nn.Module):
         elif backbone is None:
             backbone = AdapterBackbone.load(base, folder / ADAPTER)
         model = cls(backbone, load_tokenizer(folder), max_length=description["max_length"])
+        weights |= {name: torch.tensor(float(description[name])) for name in CALIBRATION}
         try:
-            whole = base is None or weights.keys() != model._without_backbone().keys()
-            model.load_state_dict(weights, strict=whole)
+            whole = base is None or weights.keys() != {"head.weight", *CALIBRATION}
+            model.load_state_dict(as_reward_model(weights, model.backbone), strict=whole)
         except RuntimeError as error:
             raise ValueError(f"{folder}: expected weights of its configuration ({first_line(error)})") from error
         return model.to(device).eval()

@@ -49,7 +49,7 @@ class Assessor:
 
     def score(self, samples: Samples) -> ScoredRows:
         """Scores of the reward, of its members, and their standard deviation."""
-        return self.reward.score_rows(samples.prompts, samples.completions)
+        return self.reward.score_rows(samples.prompts, samples.completions, samples.columns)
 
     @torch.no_grad()
     def assess(self, policy: CausalLMPolicy) -> Assessment:

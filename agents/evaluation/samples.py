@@ -12,7 +12,7 @@ import torch
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.generation import generate
 from textenvs.tokens.prompts import PromptSource, load_prompts
-from textenvs.tokens.rows import PAD
+from textenvs.tokens.rows import PAD, Columns
 from textenvs.tokens.tokenizers import decode_rows
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class Samples:
         logprobs: ``[N, T]`` nats, of the policy; 0 on PAD.
         openings: N decoded prompts.
         endings: N decoded completions; opening + ending is the text.
+        columns: of the prompts' rows, beside the prompt.
     """
 
     prompts: np.ndarray
@@ -41,6 +42,7 @@ class Samples:
     logprobs: np.ndarray
     openings: list[str]
     endings: list[str]
+    columns: Columns = ()
 
     @property
     def mask(self) -> np.ndarray:
@@ -67,7 +69,8 @@ def write_samples(
     ``prompts`` are N texts or another source for `load_prompts`, ``max_new_tokens`` the budget of a completion, and
     ``max_concurrent_rows`` the rows decoded at a time; None: all of a batch.
     """
-    tokens = load_prompts(prompts, tokenizer, vocab_size=policy.vocab_size).tokens
+    read = load_prompts(prompts, tokenizer, vocab_size=policy.vocab_size)
+    tokens = read.tokens
     generator = torch.Generator().manual_seed(seed)
     write = partial(
         generate, policy, max_new_tokens=max_new_tokens, generator=generator, with_values=False,
@@ -82,4 +85,5 @@ def write_samples(
         logprobs=torch.cat([part.logprobs for part in parts]).cpu().numpy(),
         openings=openings,
         endings=endings,
+        columns=read.columns,
     )

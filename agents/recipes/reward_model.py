@@ -55,6 +55,8 @@ class Data:
     train: BatchSource
     validation: Sequence[ComparisonBatch]
     reference: Sequence[str]
+    num_too_long: int = 0
+    """Pairs that were cut or skipped."""
 
 
 def main(config: TrainRewardModelConfig) -> dict[str, Any]:
@@ -71,10 +73,6 @@ def main(config: TrainRewardModelConfig) -> dict[str, Any]:
         _refuse_to_bury(Path(config.model_dir), config)
     settings, reads = config.identity(), config.reads
     with training_run(config, script="train_reward_model", settings=settings, reads=reads) as run:
-        if config.pairs:
-            data, heldout = pair_data(config)
-        else:
-            data, snippets = rating_data(config)
         made = new_members(
             config.model or LANGUAGE_MODEL,
             config.members,
@@ -82,7 +80,12 @@ def main(config: TrainRewardModelConfig) -> dict[str, Any]:
             lora_rank=config.lora_rank,
             device=config.device,
         )
-        unfitted = chain([next(made)], made)  # what is wrong with the model shows here
+        first = next(made)  # what is wrong with the model shows here
+        unfitted = chain([first], made)
+        if config.pairs:
+            data, heldout = pair_data(config, first[1])
+        else:
+            data, snippets = rating_data(config)
         members, ends, finished = fit_members(unfitted, data, config, run)
         kept = members[0] if config.members == 1 else RewardEnsemble(members)
         write_folder_aside(Path(config.model_dir or run.path / "model"), kept.save)
@@ -93,6 +96,7 @@ def main(config: TrainRewardModelConfig) -> dict[str, Any]:
         draw_bins(bins, run.path / PICTURE)
         summary: dict[str, Any] = {
             **metrics,
+            "num_too_long_pairs": data.num_too_long,
             "num_train_pairs": sum(end.count for end in ends),
             "validation_loss": float(np.mean([end.best_loss for end in ends])),
             "steps": sum(end.step for end in ends),
@@ -142,11 +146,32 @@ def rating_data(config: TrainRewardModelConfig) -> tuple[Data, list[RatedSnippet
     return Data(train=Mixture(sources=sources), validation=batches, reference=reference), heldout
 
 
-def pair_data(config: TrainRewardModelConfig) -> tuple[Data, list[PreferencePair]]:
-    """Training and validation parts of a user's pairs, and the held-out pairs."""
-    train = read_pairs(config.pairs)
+def readable_pairs(source: str, model: RewardModel, config: TrainRewardModelConfig) -> tuple[list[PreferencePair], int]:
+    """The pairs of a file or data set, without those to skip, and how many are longer than ``model`` can read.
+
+    Raises:
+        ValueError: there are longer ones and they are to be refused, or all are.
+    """
+    pairs = read_pairs(source)
+    texts = model.encode([pair.prompt + answer for pair in pairs for answer in (pair.chosen, pair.rejected)])
+    lengths = np.array([len(row) for row in texts]).reshape(-1, 2).max(axis=1)
+    fits = lengths <= model.max_length
+    number = int((~fits).sum())
+    if number and (config.too_long == "refuse" or not fits.any()):
+        raise ValueError(
+            f"{source}: {number} of {len(pairs)} pairs have a text of more tokens than the {model.max_length} that the "
+            f"model reads (the longest {lengths.max()}): "
+            "cut or skip them (--too-long), or take a model with more positions"
+        )
+    return [pair for pair, fit in zip(pairs, fits, strict=True) if fit or config.too_long == "cut"], number
+
+
+def pair_data(config: TrainRewardModelConfig, model: RewardModel) -> tuple[Data, list[PreferencePair]]:
+    """Training and validation parts of a user's pairs for ``model``, and the held-out pairs."""
+    train, num_too_long = readable_pairs(config.pairs, model, config)
     if config.heldout_pairs:
-        heldout = read_pairs(config.heldout_pairs)
+        heldout, others = readable_pairs(config.heldout_pairs, model, config)
+        num_too_long += others
         taken = {key for pair in heldout for key in pair_keys(pair)}
         train = [train[i] for i in left_over([set(pair_keys(pair)) for pair in train], taken, config.heldout_pairs)]
     else:
@@ -156,7 +181,8 @@ def pair_data(config: TrainRewardModelConfig) -> tuple[Data, list[PreferencePair
     size = config.group_size
     batches = [pair_comparisons(validation[i : i + size]) for i in range(0, len(validation), size)]
     reference = list(dict.fromkeys(text for batch in batches for text in batch.texts))
-    return Data(train=PairBatches(pairs=train, batch_size=size), validation=batches, reference=reference), heldout
+    source = PairBatches(pairs=train, batch_size=size)
+    return Data(train=source, validation=batches, reference=reference, num_too_long=num_too_long), heldout
 
 
 @dataclass(frozen=True)

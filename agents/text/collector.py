@@ -121,7 +121,8 @@ class TextCollector:
         shard = self.processes.shard(len(prompts))
         generation = self._generate(policy, torch.from_numpy(prompts[shard]).to(policy.device), shard, len(prompts))
         generated = time.perf_counter()
-        rows = self.envs.play(prompts[shard], generation.completions.cpu().numpy(), generation.logprobs.cpu().numpy())
+        completions, logprobs = generation.completions.cpu().numpy(), generation.logprobs.cpu().numpy()
+        rows = self.envs.play(prompts[shard], completions, logprobs, columns=self.base.drawn_columns[shard])
         if self.processes.count > 1:
             generation, rows = self._all_gather(generation, rows)
         self.last = rows

@@ -8,13 +8,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from textenvs.tokens.chats import check_turns, is_chat, plain_prompt, question_and_answer, question_of
+from textenvs.tokens.chats import as_turns, check_turns, is_chat, plain_prompt, plain_text, question_of
 from textenvs.tokens.row_files import Source, at, check_unicode, read_rows
+
+ANSWERS = ("chosen", "rejected")
+FIELDS = ("prompt", *ANSWERS, "margin")
+SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"), ("chosen_rating", "rejected_rating"))
+"""Columns with scores of the two; they only say whether the row is a tie."""
+ANSWER_BEGINS = "\n\nAssistant:"
+"""In conversations written as one text, as those of Anthropic's hh-rlhf."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,17 +51,25 @@ class PreferencePair:
 def read_pairs(source: Source) -> list[PreferencePair]:
     """The pairs of a file or data set (see `textenvs.tokens.row_files`) in their order; further columns are ignored.
 
-    With a chat as ``prompt``, answers are texts or the assistant's turn alone. Where ``chosen`` and ``rejected`` are
-    whole chats, their common beginning is the prompt, and ``prompt`` may be missing.
+    With a chat as ``prompt``, answers are texts or chats of the assistant alone. Where ``chosen`` and ``rejected`` are
+    whole conversations, as chats or as texts, they begin with the prompt, and ``prompt`` may be missing. Rows that
+    prefer nothing are left out with a warning: equal texts, or a chosen one whose score (`SCORES`) is not the higher.
 
     Raises:
-        ValueError: a row is no pair; the message names file and line.
+        ValueError: a row is no pair (the message names file and line), or all are ties.
         FileNotFoundError, ImportError: as `textenvs.tokens.row_files.iterate_rows`.
     """
-    pairs = []
-    for row in read_rows(source):
+    pairs, rows = [], read_rows(source)
+    for row in rows:
         with at(f"{row.place}: expected a preference pair"):
-            pairs.append(_pair_of(row.columns))
+            content = _plain(row.columns)
+            if content["chosen"] != content["rejected"] and _chosen_is_higher(content):
+                pairs.append(PreferencePair(**{name: content[name] for name in FIELDS if name in content}))
+    if len(pairs) < len(rows):
+        ties = f"{source}: {len(rows) - len(pairs)} of {len(rows)} rows are ties (equal texts or scores)"
+        if not pairs:
+            raise ValueError(f"{ties}: expected rows that prefer one text")
+        warnings.warn(f"{ties} and are left out", stacklevel=2)
     return pairs
 
 
@@ -63,16 +79,9 @@ def write_pairs(path: str | Path, pairs: Iterable[PreferencePair]) -> None:
     Path(path).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
-def _pair_of(content: dict[str, Any]) -> PreferencePair:
-    content = _plain(content)
-    missing = [name for name in ("prompt", "chosen", "rejected") if name not in content]
-    if missing:
-        raise ValueError(
-            f"missing {', '.join(map(repr, missing))}; an object has prompt, chosen, rejected, maybe margin"
-        )
-    return PreferencePair(
-        **{name: content[name] for name in ("prompt", "chosen", "rejected", "margin") if name in content}
-    )
+def _chosen_is_higher(content: dict[str, Any]) -> bool:
+    scores = next((pair for pair in SCORES if all(name in content for name in pair)), None)
+    return scores is None or bool(float(content[scores[0]]) > float(content[scores[1]]))
 
 
 def _plain(content: dict[str, Any]) -> dict[str, Any]:
@@ -81,12 +90,38 @@ def _plain(content: dict[str, Any]) -> dict[str, Any]:
     plain = content | ({"prompt": content[name]} if name in content else {})
     if is_chat(plain.get("prompt")):
         plain["prompt"] = plain_prompt(question_of(check_turns(plain["prompt"], f"{name!r}")))
-    questions = {}
-    for name in ("chosen", "rejected"):
-        if is_chat(plain.get(name)):
-            turns, plain[name] = question_and_answer(plain[name], f"{name!r}")
-            questions[name] = plain_prompt(turns) if turns else None
-    if len(set(questions.values())) > 1:
-        raise ValueError("'chosen' and 'rejected': expected answers to the same turns, received different ones")
-    question = next(iter(questions.values()), None)
-    return plain | ({} if question is None else {"prompt": question})
+    if all(name in content for name in ANSWERS):
+        plain |= _of_conversations([plain[name] for name in ANSWERS], has_prompt="prompt" in plain)
+    missing = [name for name in FIELDS[:3] if name not in plain]
+    if missing:
+        raise ValueError(
+            f"missing {', '.join(map(repr, missing))}; an object has prompt, chosen, rejected, maybe margin"
+        )
+    return plain
+
+
+def _of_conversations(both: Sequence[Any], *, has_prompt: bool) -> dict[str, str]:
+    """The prompt that two conversations begin with, and how each goes on; answers alone have no prompt."""
+    chats = [as_turns(value, f"{name!r}") for name, value in zip(ANSWERS, both, strict=True) if is_chat(value)]
+    for turns in chats:
+        if turns[-1]["role"] != "assistant":
+            raise ValueError(f"'chosen', 'rejected': expected a last turn of the assistant, received {turns[-1]!r}")
+    if len(chats) == 1:
+        raise ValueError("'chosen', 'rejected': expected two texts or two chats, received one of each")
+    if chats:
+        same = min(_num_shared(*chats), *(len(turns) - 1 for turns in chats))
+        if not same and max(map(len, chats)) > 1:
+            raise ValueError("'chosen', 'rejected': expected answers to the same turns, received different ones")
+        found = {name: plain_text(turns[same:]) for name, turns in zip(ANSWERS, chats, strict=True)}
+        return found | ({"prompt": plain_prompt(chats[0][:same])} if same else {})
+    if has_prompt or not all(isinstance(text, str) for text in both):
+        return {}
+    shared = both[0][: _num_shared(*both)]
+    answer = shared.rfind(ANSWER_BEGINS)
+    end = shared.rfind("\n") + 1 if answer < 0 else answer + len(ANSWER_BEGINS)
+    return {"prompt": shared[:end], **{name: text[end:] for name, text in zip(ANSWERS, both, strict=True)}}
+
+
+def _num_shared(first: Sequence[Any], second: Sequence[Any]) -> int:
+    differ = (index for index, (one, other) in enumerate(zip(first, second, strict=False)) if one != other)
+    return next(differ, min(len(first), len(second)))

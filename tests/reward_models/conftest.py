@@ -86,3 +86,8 @@ def base(request, tmp_path, tokenizer):
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def make_backbone():
+    return tiny_backbone

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig, AutoModel
 
 from reward_models import RewardModel
 
@@ -54,6 +55,29 @@ def test_text_and_tokens_get_the_same_score_with_and_without_eos(model):
     np.testing.assert_allclose(by_tokens, model.score(prompts, completions, finished=finished), rtol=1e-5)
     assert by_tokens.dtype == np.float32
     assert abs(by_tokens[1] - model(prompts, completions)[1]) > 1e-4
+
+
+def encoder(family, tokenizer):
+    config = AutoConfig.for_model(
+        family, vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=20, pad_token_id=1, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return RewardModel(AutoModel.from_config(config), tokenizer).eval()
+
+
+@pytest.mark.parametrize(("family", "longest"), [("roberta", 18), ("xlm-roberta", 18), ("mpnet", 18), ("bert", 20)])
+@pytest.mark.parametrize("padded", [left_padded, right_padded])
+@torch.no_grad()
+def test_an_encoder_counts_positions_as_it_does_by_itself(tokenizer, family, longest, padded):
+    """RoBERTa's begin behind the padding index, so that 20 are room for 18 tokens."""
+    model = encoder(family, tokenizer)
+    rows = [*ROWS, [3] * longest]
+    alone = [model.backbone(input_ids=torch.tensor([row])).last_hidden_state[0, -1] for row in rows]
+    expected = torch.stack(alone) @ model.head.weight[0]
+    torch.testing.assert_close(model(*padded(ROWS, 11)), expected[:3])
+    torch.testing.assert_close(torch.tensor(model.score_rows(rows)), expected)
+    assert model.max_length == longest
 
 
 def test_dropout_is_off_in_scoring_and_training_mode_is_given_back(model):

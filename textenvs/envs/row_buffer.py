@@ -21,6 +21,8 @@ class Finished(NamedTuple):
     """``[K, P]`` right-padded with PAD."""
     completions: Ids
     """``[K, T]`` right-padded with PAD."""
+    numbers: Ids
+    """``[K]`` of their prompts among all."""
 
 
 class RowBuffer:
@@ -30,8 +32,8 @@ class RowBuffer:
         self.prompt_width, self.completion_width = prompt_width, completion_width
         self.tokens = np.full((num_rows, prompt_width + completion_width), PAD, dtype=np.int64)
         """``[N, P + T]`` right-padded with PAD."""
-        self.lengths, self.prompt_lengths = np.zeros((2, num_rows), dtype=np.int64)
-        """``[N]`` tokens in each row, and of its prompt."""
+        self.lengths, self.prompt_lengths, self.numbers = np.zeros((3, num_rows), dtype=np.int64)
+        """``[N]`` tokens in each row, and of its prompt, and that prompt's number among all."""
         self.ended, self.started = np.zeros((2, num_rows), dtype=np.bool_)
 
     @property
@@ -44,7 +46,7 @@ class RowBuffer:
         self.tokens[indices] = PAD
         self.tokens[indices, : prompts.width] = prompts.padded(drawn)
         self.lengths[indices] = self.prompt_lengths[indices] = prompts.lengths[drawn]
-        self.ended[indices] = False
+        self.numbers[indices], self.ended[indices] = drawn, False
         self.started[indices] = True
 
     def append(self, actions: Ids) -> None:
@@ -106,4 +108,4 @@ class RowBuffer:
             setattr(self, name, np.array(state[name], dtype=getattr(self, name).dtype))
 
 
-_ARRAYS = ("tokens", "lengths", "prompt_lengths", "ended", "started")
+_ARRAYS = ("tokens", "lengths", "prompt_lengths", "numbers", "ended", "started")

@@ -17,7 +17,18 @@ from numpy.typing import ArrayLike, NDArray
 from textenvs.envs.row_buffer import Finished, RowBuffer
 from textenvs.tokens.end_tokens import EndOfText, as_eos_token_id, is_end
 from textenvs.tokens.prompts import Prompts, PromptSampler, PromptSource, load_prompts
-from textenvs.tokens.rows import EOS, LENGTH, PAD, Floats, Ids, Mask, TokenRows, check_completions, check_logprobs
+from textenvs.tokens.rows import (
+    EOS,
+    LENGTH,
+    PAD,
+    Columns,
+    Floats,
+    Ids,
+    Mask,
+    TokenRows,
+    check_completions,
+    check_logprobs,
+)
 from textenvs.tokens.tokenizers import Tokenizer
 
 
@@ -89,6 +100,8 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
 
         self._rows = RowBuffer(num_envs, self.max_prompt_tokens, max_new_tokens)
         self.set_group_size(group_size)
+        self.drawn_columns: Columns = ()
+        """Those of the rows of the newest `draw_prompts`, beside the prompt."""
         self.handed_logprobs: Floats | None = None
         """The log-probs of `hand_logprobs` for the next step."""
         self.finished = self._finished(np.zeros(0, dtype=np.int64))
@@ -201,14 +214,19 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
         """Prompts ``[num_envs, P]``, right-padded: those of ``reset(seed=seed)``; running episodes do not change."""
         if seed is not None:
             self._seed(seed)
-        drawn = self.prompts.padded(self._sampler.draw(self.num_envs, self.np_random))
+        numbers = self._sampler.draw(self.num_envs, self.np_random)
+        self.drawn_columns = [self.prompts.columns[number] for number in numbers]
+        drawn = self.prompts.padded(numbers)
         return np.pad(drawn, ((0, 0), (0, self.max_prompt_tokens - drawn.shape[1])), constant_values=PAD)
 
-    def play(self, prompts: Ids, completions: Ids, logprobs: ArrayLike | None = None) -> TokenRows:
+    def play(
+        self, prompts: Ids, completions: Ids, logprobs: ArrayLike | None = None, *, columns: Columns = ()
+    ) -> TokenRows:
         """Finished rows as if their completions had been stepped from their prompts, without a change of state.
 
         ``prompts [N, P']`` and ``completions [N, T']`` are right-padded with PAD; each completion ends with
         `eos_token_id` or has `max_new_tokens` tokens. ``logprobs [N, T']``, nats, are the agent's, any at padding.
+        ``columns`` are the N prompts' other columns, for scorers: `drawn_columns` for prompts of `draw_prompts`.
 
         Raises:
             ValueError: rows that no episode can produce; the message names the first.
@@ -272,7 +290,7 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
             self._rows.begin(indices, self.prompts, self._sampler.draw(len(indices), self.np_random))
 
     def _finished(self, indices: Ids) -> Finished:
-        return Finished(indices, *self.split_rows(indices))
+        return Finished(indices, *self.split_rows(indices), self._rows.numbers[indices])
 
     def _final(self, indices: Ids, ended: Mask, reasons: NDArray[np.str_]) -> dict[str, Any]:
         """Gymnasium's info entries of episodes that ended and are reset in the same step."""

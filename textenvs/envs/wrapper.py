@@ -9,7 +9,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import ArrayLike, NDArray
 
 from textenvs.envs.vector import TokenVectorEnv
-from textenvs.tokens.rows import Ids, Mask, TokenRows
+from textenvs.tokens.rows import Columns, Ids, Mask, TokenRows
 
 
 class TokenVectorWrapper(VectorWrapper[Any, Any, Any, Any, Any]):
@@ -52,9 +52,11 @@ class TokenVectorWrapper(VectorWrapper[Any, Any, Any, Any, Any]):
         """See `TokenVectorEnv.draw_prompts`."""
         return self._inner.draw_prompts(seed=seed)
 
-    def play(self, prompts: Ids, completions: Ids, logprobs: ArrayLike | None = None) -> TokenRows:
+    def play(
+        self, prompts: Ids, completions: Ids, logprobs: ArrayLike | None = None, *, columns: Columns = ()
+    ) -> TokenRows:
         """See `TokenVectorEnv.play`; the rewards include what this wrapper adds."""
-        return self._inner.play(prompts, completions, logprobs)
+        return self._inner.play(prompts, completions, logprobs, columns=columns)
 
     def state_dict(self) -> dict[str, Any]:
         """See `TokenVectorEnv.state_dict`; includes this wrapper's state."""

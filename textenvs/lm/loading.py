@@ -45,6 +45,13 @@ def load_trunk(path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float
     return _load(AutoModel, "model", path, dtype, unread=HEADS, absent=POOLERS)
 
 
+def load_classifier(path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> Any:
+    """A sequence classifier of transformers, as `load_causal_lm`."""
+    from transformers import AutoModelForSequenceClassification
+
+    return _load(AutoModelForSequenceClassification, "sequence classifier", path, dtype)
+
+
 def _load(
     auto: Any,
     kind: str,

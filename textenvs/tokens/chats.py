@@ -50,18 +50,6 @@ def question_of(turns: Sequence[Turn]) -> list[Turn]:
     return list(turns[:-1] if turns[-1]["role"] == "assistant" else turns)
 
 
-def question_and_answer(value: object, name: str) -> tuple[list[Turn], str]:
-    """The turns before the assistant's last one (maybe none), and the content of that one.
-
-    Raises:
-        ValueError: as `as_turns`, or the last turn is not the assistant's.
-    """
-    turns = as_turns(value, name)
-    if turns[-1]["role"] != "assistant":
-        raise ValueError(f"{name}: expected a last turn of the assistant, received one of {turns[-1]['role']!r}")
-    return turns[:-1], turns[-1]["content"]
-
-
 def plain_text(turns: Sequence[Turn]) -> str:
     """The contents, a line a turn, without a template: what people read."""
     return "\n".join(turn["content"] for turn in turns)

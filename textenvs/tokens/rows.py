@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -19,6 +19,8 @@ Mask: TypeAlias = NDArray[np.bool_]
 Floats: TypeAlias = NDArray[np.float32]
 Numbers: TypeAlias = "ArrayLike | Tensor"
 """What a user's own callables may return."""
+Columns: TypeAlias = "Sequence[Mapping[str, Any]]"
+"""What the rows of N prompts have beside the prompt, by name: an answer, for instance."""
 
 PAD = -1
 """Marks a position without a token. Never a vocabulary id, even where the padding token equals the end-of-text token;
@@ -172,23 +174,28 @@ def check_logprobs(logprobs: Floats, name: str) -> None:
 
 
 def as_array(values: Numbers) -> NDArray[Any]:
-    """A torch tensor (of any device and type), array or list as an array."""
-    detached: Any = values.detach().cpu().float() if hasattr(values, "detach") else values
-    return np.asarray(detached)
+    """A torch tensor (of any device and type), array or list, maybe of tensors, as an array."""
+    parts: Any = values
+    if isinstance(parts, list | tuple):
+        parts = [as_array(part) if hasattr(part, "detach") else part for part in parts]
+    return np.asarray(parts.detach().cpu().float() if hasattr(parts, "detach") else parts)
 
 
 def as_numbers(values: Numbers, shape: tuple[int, ...], name: str) -> Floats:
     """Numbers of a scorer or reference (torch tensor, array or list) as a float32 array.
 
     Raises:
-        ValueError: another shape, NaN or infinite; the message starts with `name` and has what was received.
+        ValueError: another shape, None, NaN or infinite; the message starts with `name` and has what was received.
     """
     try:
-        array = np.asarray(as_array(values), dtype=np.float32)
+        plain = as_array(values)
+        if plain.dtype == object and (plain == None).any():  # noqa: E711 - of each element
+            raise TypeError("None is no number")
+        array = np.asarray(plain, dtype=np.float32)
     except (TypeError, ValueError) as fault:
-        raise ValueError(f"{name}: expected numbers of shape {shape}, received {values!r}") from fault
+        raise ValueError(f"{name}: expected numbers of shape {shape}, received {values!r:.200}") from fault
     if array.shape != shape:
-        raise ValueError(f"{name}: expected numbers of shape {shape}, received shape {array.shape}")
+        raise ValueError(f"{name}: expected numbers of shape {shape}, received shape {array.shape}: {values!r:.200}")
     if not np.isfinite(array).all():
         place = tuple(int(axis) for axis in np.argwhere(~np.isfinite(array))[0])
         raise ValueError(f"{name}: expected finite numbers, received {array[place]} at row {place[0]}")

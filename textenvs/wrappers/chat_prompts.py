@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 from textenvs.tokens.chats import Turn, chat_ids, chat_text, plain_prompt
-from textenvs.tokens.rows import Numbers
 from textenvs.tokens.tokenizers import Tokenizer, open_ids
 from textenvs.wrappers.interfaces import Scorer, TextScorer
-from textenvs.wrappers.scorers import takes_finished
 
 
 class ChatTemplate:
@@ -70,10 +69,11 @@ class ChatTemplate:
         return self._plain_scorer(scorer)
 
     def _plain_scorer(self, scorer: Any) -> TextScorer:
-        with_flags = takes_finished(scorer)
-
-        def score(prompts: Sequence[str], completions: Sequence[str], *, finished: Sequence[bool] = ()) -> Numbers:
-            return scorer(self.plain(prompts), completions, **({"finished": finished} if with_flags else {}))
+        @wraps(scorer, updated=())
+        def score(*texts: Any, **named: Any) -> Any:
+            if texts:
+                return scorer(self.plain(texts[0]), *texts[1:])
+            return scorer(**{name: self.plain(each) if name == "prompts" else each for name, each in named.items()})
 
         return score
 

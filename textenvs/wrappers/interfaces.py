@@ -17,11 +17,9 @@ Acting: TypeAlias = Callable[[Ids, Ids], Numbers]
 """``(observations [N, L], actions [N]) -> [N]`` log-probs, nats, of the acting agent."""
 
 
-class TextScorer(Protocol):
-    """Scores texts. One with a parameter ``finished`` receives N bools: which texts have an end-of-text token."""
-
-    def __call__(self, prompts: list[str], completions: list[str], /) -> Numbers:
-        """Scores ``[N]``, higher is better."""
+TextScorer: TypeAlias = Callable[..., Numbers]
+"""Scores N texts ``[N]``, higher is better; called by the names of its parameters, see
+`textenvs.wrappers.scorers.arguments_of`."""
 
 
 class TokenScorer(Protocol):

@@ -12,7 +12,18 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import ArrayLike, NDArray
 
 from textenvs.envs.wrapper import TokenVectorWrapper
-from textenvs.tokens.rows import PAD, Floats, Ids, Mask, TokenRows, as_numbers, check_logprobs, concatenate, masked
+from textenvs.tokens.rows import (
+    PAD,
+    Columns,
+    Floats,
+    Ids,
+    Mask,
+    TokenRows,
+    as_numbers,
+    check_logprobs,
+    concatenate,
+    masked,
+)
 from textenvs.wrappers.interfaces import Acting, ReferenceSource
 
 
@@ -102,9 +113,11 @@ class KLShaping(TokenVectorWrapper):
         self._add_entry(infos, "kl", kl, running)
         return observations, self._shaped(rewards, kl), terminated, truncated, infos
 
-    def play(self, prompts: Ids, completions: Ids, logprobs: ArrayLike | None = None) -> TokenRows:
+    def play(
+        self, prompts: Ids, completions: Ids, logprobs: ArrayLike | None = None, *, columns: Columns = ()
+    ) -> TokenRows:
         """See `TokenVectorEnv.play`; the reference scores all rows in batched passes."""
-        rows = super().play(prompts, completions, logprobs)
+        rows = super().play(prompts, completions, logprobs, columns=columns)
         acting = rows.logprobs if rows.logprobs is not None else self._acting_rows(rows)
         ref_logprobs = masked(self.reference(rows.prompts, rows.completions), rows.mask, "reference")
         check_logprobs(ref_logprobs, "reference")

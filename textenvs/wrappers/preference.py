@@ -12,7 +12,7 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import ArrayLike, NDArray
 
 from textenvs.envs.wrapper import TokenVectorWrapper
-from textenvs.tokens.rows import Floats, Ids, TokenRows, last_action_index
+from textenvs.tokens.rows import Columns, Floats, Ids, TokenRows, last_action_index
 from textenvs.wrappers.interfaces import Scorer
 from textenvs.wrappers.scorers import Scorers
 
@@ -44,11 +44,12 @@ class PreferenceReward(TokenVectorWrapper):
 
     Args:
         envs: a `TokenVectorEnv` or one of textenvs' wrappers.
-        scorer: one scorer or a list. A scorer is a callable ``(prompts: list[str], completions: list[str]) -> [N]`` on
-            text without special tokens, or has a method ``score_tokens(prompts [N, P], completions [N, T]) -> [N]`` on
-            token ids padded with PAD = -1. The method is preferred if the scorer has no attribute ``tokenizer``, or the
-            environment's own. A callable with a parameter ``finished`` also receives a list of N bools: which texts
-            have an end-of-text token, in contrast to those that the budget cut.
+        scorer: one scorer or a list. A scorer is a callable with some of the parameters ``prompts``, ``completions``,
+            ``finished``, ``completion_ids``, and the columns that the prompts' rows have beside the prompt. They are
+            passed by name, as in TRL: lists with an entry a text. Texts have no special tokens; ``finished`` is True
+            where a text has its end-of-text token, in contrast to those that the budget cut. Or it has a method
+            ``score_tokens(prompts [N, P], completions [N, T]) -> [N]`` on token ids padded with PAD = -1. The method is
+            preferred if the scorer has no attribute ``tokenizer``, or the environment's own.
         combine: "mean", "worst" or "uncertainty"; see `combine_scores`.
         weights: with "mean": one factor for each scorer listed, e.g. ``(1.0, -0.1)`` for a reward model and a word
             count; the sum is not divided by theirs. An ensemble's weight is split evenly. 0 only reports a score.
@@ -72,7 +73,10 @@ class PreferenceReward(TokenVectorWrapper):
     ) -> None:
         super().__init__(envs)
         base = self.base
-        self._scorers = Scorers(scorer, tokenizer=base.tokenizer, eos_token_id=base.eos_token_id, names=names)
+        columns = {name for row in base.prompts.columns for name in row}
+        self._scorers = Scorers(
+            scorer, tokenizer=base.tokenizer, eos_token_id=base.eos_token_id, names=names, columns=sorted(columns)
+        )
         check_combination(combine, weights, uncertainty_coef, num_scorers=self._scorers.num_listed)
         self._combine, self._uncertainty_coef = combine, uncertainty_coef
         self._weights = None if weights is None else self._scorers.member_weights(weights)
@@ -82,7 +86,8 @@ class PreferenceReward(TokenVectorWrapper):
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
         finished = self.base.finished
         if finished.indices.size:
-            scored = self.score_rows(finished.prompts, finished.completions)
+            columns = [self.base.prompts.columns[number] for number in finished.numbers]
+            scored = self.score_rows(finished.prompts, finished.completions, columns)
             scores, spread = np.zeros((2, self.num_envs), dtype=np.float32)
             scores[finished.indices], spread[finished.indices] = scored.scores, scored.std
             rewards = rewards + scores
@@ -90,17 +95,19 @@ class PreferenceReward(TokenVectorWrapper):
                 self._add_entry(infos, key, values, terminated | truncated)
         return observations, rewards, terminated, truncated, infos
 
-    def play(self, prompts: Ids, completions: Ids, logprobs: ArrayLike | None = None) -> TokenRows:
+    def play(
+        self, prompts: Ids, completions: Ids, logprobs: ArrayLike | None = None, *, columns: Columns = ()
+    ) -> TokenRows:
         """See `TokenVectorEnv.play`; all rows are scored in one call."""
-        rows = super().play(prompts, completions, logprobs)
-        scored = self.score_rows(rows.prompts, rows.completions)
+        rows = super().play(prompts, completions, logprobs, columns=columns)
+        scored = self.score_rows(rows.prompts, rows.completions, columns)
         scores, rewards = scored.scores, rows.rewards.copy()
         rewards[np.arange(len(scores)), last_action_index(rows.mask)] += scores
         return replace(rows, rewards=rewards, scores=scores, score_std=scored.std, member_scores=scored.members)
 
-    def score_rows(self, prompts: Ids, completions: Ids) -> ScoredRows:
-        """Score finished rows ``[N, P]`` and ``[N, T]``, padded with PAD."""
-        each = self._scorers(prompts, completions)
+    def score_rows(self, prompts: Ids, completions: Ids, columns: Columns = ()) -> ScoredRows:
+        """Score finished rows ``[N, P]`` and ``[N, T]``, padded with PAD; ``columns`` as in `TokenVectorEnv.play`."""
+        each = self._scorers(prompts, completions, columns)
         combined = combine_scores(each, self._combine, weights=self._weights, uncertainty_coef=self._uncertainty_coef)
         members = dict(zip(self._scorers.names, each, strict=True))
         return ScoredRows(scores=combined, std=score_spread(each), members=members)

@@ -1,19 +1,23 @@
-"""Calling scorers on token ids or text, with or without flags of finished texts."""
+"""Calling scorers on token ids, or on text by the names of their parameters."""
 
 from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from textenvs.tokens.end_tokens import EndOfText, is_end
-from textenvs.tokens.rows import Floats, Ids, as_numbers
+from textenvs.tokens.rows import PAD, Floats, Ids, as_numbers
 from textenvs.tokens.tokenizers import Tokenizer, decode_rows, same_tokenizer
 from textenvs.wrappers.interfaces import Scorer
+
+TEXTS = ("prompts", "completions")
+GIVEN = (*TEXTS, "finished", "completion_ids")
+"""What scorers of text may ask for, each a list with an entry a text; ids are without padding."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +31,13 @@ class _Member:
     """Index in the caller's list of the scorer itself, or of its ensemble."""
     reads_tokens: bool
     """Token ids (True) or text (False)."""
-    takes_finished: bool
 
 
 class Scorers:
     """The scorers of one environment; ensembles are expanded into their members.
 
-    ``names`` are one for each scorer listed. None: the scorers' own, numbered where two are the same.
+    ``names`` are one for each scorer listed. None: the scorers' own, numbered where two are the same. ``columns`` are
+    those of the prompts' rows, which scorers may ask for.
 
     Raises:
         ValueError: no scorer, one that cannot be called, or names of another number or not different.
@@ -46,6 +50,7 @@ class Scorers:
         tokenizer: Tokenizer | None,
         eos_token_id: EndOfText,
         names: Sequence[str] | None = None,
+        columns: Iterable[str] = (),
     ) -> None:
         several = isinstance(scorer, Sequence)
         listed: list[Any] = list(scorer) if isinstance(scorer, Sequence) else [scorer]
@@ -56,7 +61,7 @@ class Scorers:
             names = [f"{name}_{index}" if own.count(name) > 1 else name for index, name in enumerate(own)]
         if len(names) != len(listed) or len(set(names)) != len(names):
             raise ValueError(f"names: expected {len(listed)} different ones, received {list(names)}")
-        self._tokenizer, self._eos_token_id = tokenizer, eos_token_id
+        self._tokenizer, self._eos_token_id, self._columns = tokenizer, eos_token_id, tuple(columns)
         self.num_listed = len(listed)
         """Number of listed scorers; an ensemble counts once."""
         self._members: list[_Member] = []
@@ -78,26 +83,29 @@ class Scorers:
         sizes = np.bincount([member.listed for member in self._members])
         return [float(weights[member.listed] / sizes[member.listed]) for member in self._members]
 
-    def __call__(self, prompts: Ids, completions: Ids) -> Floats:
-        """Scores ``[K, N]`` of the K members, of rows ``[N, P]`` and ``[N, T]`` padded with PAD.
+    def __call__(self, prompts: Ids, completions: Ids, columns: Sequence[Mapping[str, Any]] = ()) -> Floats:
+        """Scores ``[K, N]`` of the K members, of rows ``[N, P]`` and ``[N, T]`` padded with PAD, and N ``columns``.
 
         Raises:
             ValueError: a member returned NaN, an infinity or another shape; the message names it.
             RuntimeError: a member raised; the message has the error and its place.
         """
-        texts: tuple[list[str], list[str]] = ([], [])
-        if self._tokenizer is not None and not all(member.reads_tokens for member in self._members):
-            texts = decode_rows(self._tokenizer, prompts, completions)
-        finished: Any = is_end(completions, self._eos_token_id).any(axis=1).tolist()
+        found = dict.fromkeys(name for row in columns for name in row)
+        given: dict[str, list[Any]] = {name: [row.get(name) for row in columns] for name in found}
+        if not all(member.reads_tokens for member in self._members):
+            assert self._tokenizer is not None
+            given |= zip(TEXTS, decode_rows(self._tokenizer, prompts, completions), strict=True)
+            given["finished"] = is_end(completions, self._eos_token_id).any(axis=1).tolist()
+            given["completion_ids"] = [row[row != PAD].tolist() for row in completions]
         scores = []
         for member in self._members:
             # Each gets copies: a scorer that changes its arguments does not affect the next one.
+            texts, named = ([], {}) if member.reads_tokens else arguments_of(member.scorer, given, member.place)
             try:
                 if member.reads_tokens:
                     values = member.scorer.score_tokens(prompts.copy(), completions.copy())
                 else:
-                    flags = {"finished": list(finished)} if member.takes_finished else {}
-                    values = member.scorer(*map(list, texts), **flags)
+                    values = member.scorer(*texts, **named)
             except Exception as fault:
                 last = traceback.extract_tb(fault.__traceback__)[-1]
                 where = f"{type(fault).__name__}: {fault} ({last.filename}:{last.lineno})"
@@ -106,8 +114,7 @@ class Scorers:
         return np.stack(scores)
 
     def _member(self, place: str, scorer: Any, listed: int) -> _Member:
-        reads_tokens = self._wants_tokens(place, scorer)
-        return _Member(place, scorer, listed, reads_tokens, not reads_tokens and takes_finished(scorer))
+        return _Member(place, scorer, listed, self._wants_tokens(place, scorer))
 
     def _wants_tokens(self, place: str, scorer: Any) -> bool:
         """Whether `scorer` gets token ids (True) or text (False); raise ValueError if it can get neither."""
@@ -119,29 +126,39 @@ class Scorers:
             raise ValueError(f"{place}: {what} cannot be called on text; received {scorer!r:.200}")
         if own is None:
             raise ValueError(f"{place}: expected a tokenizer in the environment for a scorer of text, received none")
-        signature = _signature(scorer)
-        try:
-            if signature is not None:
-                signature.bind([], [], **({"finished": []} if takes_finished(scorer) else {}))
-        except TypeError as fault:
-            raise ValueError(
-                f"{place}: expected parameters (prompts, completions), maybe finished, received {signature}: {fault}"
-            ) from fault
+        arguments_of(scorer, {name: [] for name in (*GIVEN, *self._columns)}, place)
         return False
 
 
-def takes_finished(scorer: Callable[..., object]) -> bool:
-    """Whether a callable has a parameter ``finished`` that can be passed by keyword."""
-    signature = _signature(scorer)
-    parameter = None if signature is None else signature.parameters.get("finished")
-    return parameter is not None and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+def arguments_of(
+    scorer: Callable[..., object], given: Mapping[str, list[Any]], place: str
+) -> tuple[list[list[Any]], dict[str, list[Any]]]:
+    """Copies of what ``scorer`` asks for of ``given``: positional arguments, and those by name.
 
+    Parameters are named as in TRL. Prompts and completions are positional where a signature has no names for them.
 
-def _signature(scorer: Callable[..., object]) -> inspect.Signature | None:
+    Raises:
+        ValueError: a parameter has another name and no default, or none is for a text.
+    """
     try:
-        return inspect.signature(scorer)
+        signature = inspect.signature(scorer)
     except (TypeError, ValueError):  # some callables that are not written in Python
-        return None
+        return [list(given[name]) for name in TEXTS], {}
+    parameters = signature.parameters.values()
+    places = [one for one in parameters if one.kind is one.POSITIONAL_ONLY]
+    names = {one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
+    kinds = {one.kind for one in parameters}
+    by_place = bool(places) or kinds == {inspect.Parameter.VAR_POSITIONAL}
+    texts = [list(given[name]) for name in TEXTS] if by_place else []
+    takes_all = inspect.Parameter.VAR_KEYWORD in kinds
+    named = {name: list(values) for name, values in given.items() if name in names or takes_all}
+    required = {name for name in names if signature.parameters[name].default is inspect.Parameter.empty}
+    if required - given.keys() or len(places) not in (0, 2) or not (texts or named):
+        raise ValueError(
+            f"{place}: expected parameters with names of {', '.join(given)} (columns of the prompts among them), as in "
+            f"f(prompts, completions), received {signature}"
+        )
+    return texts, named
 
 
 def _name(scorer: Any) -> str:

@@ -16,6 +16,7 @@ that ``--resume`` continues bit for bit.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from agents.runs.cli import command
 from agents.runs.flags import RunFlags, check_at_least
@@ -33,10 +34,13 @@ class TrainRewardModelConfig(RunFlags):
     """Folder for the reward model; with overwrite a reward model there is replaced. Default: `model` inside the run
     directory."""
     pairs: str = ""
-    """Preference pairs (prompt, chosen, rejected, maybe margin), in a file as `train-language-model --data` takes it.
-    Default: the movie ratings."""
+    """Preference pairs (prompt, chosen, rejected, maybe margin): a JSONL, JSON, CSV or parquet file, or a data set of
+    the hub, "owner/name:split". Default: the movie ratings."""
     heldout_pairs: str = ""
-    """Such a file for the figures. Default: a tenth of `pairs` that shares no text or prompt with the rest."""
+    """Pairs for the figures, in the same forms. Default: a tenth of `pairs` that shares no text or prompt with the
+    rest."""
+    too_long: Literal["refuse", "cut", "skip"] = "refuse"
+    """What becomes of `pairs` with a text of more tokens than the model has positions: cut leaves its beginning out."""
     words: bool = True
     """Learn from the human ratings of single words in the same archive, too (movie ratings only)."""
     group_size: int = 64

@@ -13,9 +13,9 @@ from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.critic import start_critic
 from agents.lm.lora import REWARD, VALUE, AdaptedTrunk, RoleTrunk
 from agents.recipes.rlhf.task import TextTask
-from reward_models import RewardModel
+from reward_models import RewardClassifier, RewardModel
 from reward_models.ensemble import RewardEnsemble, is_ensemble, member_folders
-from reward_models.files import base_of
+from reward_models.files import base_of, is_foreign
 from reward_models.lora import ADAPTER
 from textenvs import assets
 from textenvs.tokens.tokenizers import same_tokenizer
@@ -81,12 +81,16 @@ def _function(given: str) -> Scorer:
         raise ValueError(f"--reward-model {given}: {fault}") from fault
 
 
-def load_reward_model(folder: str, trunk: AdaptedTrunk | None, *, device: str) -> RewardModel | RewardEnsemble:
-    """The reward model or ensemble in ``folder``; if it is adapters over the model of ``trunk``, they join it there.
+def load_reward_model(folder: str, trunk: AdaptedTrunk | None, *, device: str) -> Scorer:
+    """The reward model, ensemble or sequence classifier in ``folder``, or that classifier of the hub.
+
+    Adapters over the model of ``trunk`` join it there.
 
     Raises:
-        ValueError: if the folder holds neither.
+        ValueError: if the folder holds none.
     """
+    if is_foreign(folder):
+        return RewardClassifier.load(folder, device=device)
     if not is_ensemble(folder):
         joined = _joined([Path(folder)], trunk)
         return RewardModel.load(folder, device=device, backbone=joined[0] if joined else None)
@@ -106,11 +110,7 @@ def _joined(folders: Sequence[Path], trunk: AdaptedTrunk | None) -> list[RoleTru
 
 
 def stands_on(folder: Path, model: str) -> bool:
-    """Whether the reward model in ``folder`` is an adapter over ``model``, a directory or name.
-
-    Raises:
-        ValueError: if the folder holds no reward model.
-    """
+    """Whether the reward model in ``folder`` is an adapter over ``model``, a directory or name."""
     base = base_of(folder)
     if base is None:
         return False

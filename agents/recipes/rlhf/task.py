@@ -79,8 +79,9 @@ class RewardSettings:
     """Rewards: who scores the texts."""
 
     reward_model: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """The directory of a reward model or of an ensemble (see train-reward-model), or `module:function` of
-    (prompts, completions) -> scores. Repeat the flag for several, in any mixture. None: the project's."""
+    """The directory of a reward model or of an ensemble (see train-reward-model); directory or hub name of a sequence
+    classifier with one label; or `module:function`, whose parameters are any of prompts, completions and the columns of
+    the prompts' rows. Repeat the flag for several, in any mixture. None: the project's."""
     reward_combine: Literal["mean", "worst", "uncertainty"] = "mean"
     """How the scores of several, an ensemble's members each for itself, become one: their mean, the least, or the mean
     less reward_uncertainty_coef times their variance (Coste et al. 2023, arXiv:2310.02743)."""

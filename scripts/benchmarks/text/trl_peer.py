@@ -197,17 +197,14 @@ def scorer(folder: str | Path) -> Any:
     Ours reads ``bos + text (+ eos)`` at the last real token; prompts here begin with bos already where there is one,
     and TRL keeps a response's eos and reads before the padding, so both read the same rows at the same place.
     """
-    from safetensors.torch import load_file
-    from transformers import GPT2Config, GPT2ForSequenceClassification
+    from transformers import GPT2ForSequenceClassification
 
-    weights = load_file(Path(folder) / "model.safetensors")
-    config = GPT2Config.from_pretrained(folder, num_labels=1)
-    model = GPT2ForSequenceClassification(config)
-    backbone = {k.removeprefix("backbone."): v for k, v in weights.items() if k.startswith("backbone.")}
-    missing, unexpected = model.transformer.load_state_dict(backbone, strict=False)
-    if unexpected or [name for name in missing if not name.endswith((".attn.bias", ".attn.masked_bias"))]:
-        raise ValueError(f"{folder}: weights do not fit GPT-2: missing {missing}, unexpected {unexpected}")
-    model.score = Calibrated(weights["head.weight"], weights["mean"], weights["std"])  # type: ignore[assignment]
+    model, found = GPT2ForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+    if any(found.values()):
+        raise ValueError(f"{folder}: weights do not fit GPT-2: {found}")
+    about = json.loads((Path(folder) / "reward_model.json").read_text())
+    mean, std = (torch.tensor(about[name]) for name in ("mean", "std"))
+    model.score = Calibrated(model.score.weight.detach(), mean, std)  # type: ignore[assignment]
     return model.eval()
 
 

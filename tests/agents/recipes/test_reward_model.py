@@ -71,6 +71,8 @@ def assert_same_run(one, other):
         theirs = load_file(other / "model" / file.relative_to(one / "model"))
         for name, tensor in load_file(file).items():
             assert torch.equal(tensor, theirs[name]), name
+    for file in (one / "model").rglob("reward_model.json"):
+        assert file.read_text() == (other / "model" / file.relative_to(one / "model")).read_text()
     summaries = [json.loads((run / "summary.json").read_text()) for run in (one, other)]
     assert len({json.dumps(summary | {"wall_s": 0}) for summary in summaries}) == 1
     tables = []
@@ -206,6 +208,34 @@ def test_ctrl_c_keeps_the_best_so_far_and_resume_ends_where_an_undisturbed_run_e
     assert cli.run("train-reward-model", [*flags, "--resume"]) == 0
     assert_same_run(tmp_path / "whole", tmp_path / "run")
     assert cli.run("train-reward-model", [*flags, "--resume"]) == 2  # it is finished
+
+
+def test_pairs_that_the_model_cannot_read_whole_are_refused_or_counted(language_model, tmp_path, capsys):
+    """It has 32 positions; a text loses its prompt where its beginning is cut."""
+    pairs = [PreferencePair(prompt=f"{noun} is", chosen=" good", rejected=" bad") for noun in NOUNS[:20]]
+    long = [PreferencePair(prompt=f"{noun} is", chosen=" good" * 40, rejected=" bad") for noun in NOUNS[20:23]]
+    write_pairs(tmp_path / "pairs.jsonl", pairs + long)
+
+    def run(name, *flags):
+        given = arguments(tmp_path / name, language_model, *flags, epochs=1)
+        return cli.run("train-reward-model", [*given, "--pairs", str(tmp_path / "pairs.jsonl")])
+
+    assert run("refused") == 2
+    message = capsys.readouterr().err
+    assert "3 of 23 pairs have a text of more tokens than the 32 that the model reads (the longest 44)" in message
+    seen = {}
+    for choice in ("skip", "cut"):
+        assert run(choice, "--too-long", choice) == 0
+        seen[choice] = json.loads((tmp_path / choice / "summary.json").read_text())
+        assert seen[choice]["num_too_long_pairs"] == 3
+    write_pairs(tmp_path / "pairs.jsonl", long)
+    assert run("none", "--too-long", "skip") == 2
+
+
+def test_held_out_pairs_that_are_the_training_pairs_are_refused(language_model, pairs_file, tmp_path, capsys):
+    given = [*arguments(tmp_path / "run", language_model), "--pairs", pairs_file, "--heldout-pairs", pairs_file]
+    assert cli.run("train-reward-model", given) == 2
+    assert "received all of them" in capsys.readouterr().err
 
 
 def test_bad_input_ends_with_exit_code_2_and_a_message(language_model, pairs_file, tmp_path, capsys):

@@ -28,7 +28,6 @@ def test_what_is_written_is_read_again(tmp_path):
         ('{"prompt": "a", "chosen": "b", "rejected": "c", "margin": -1}', "'margin': expected a finite number"),
         ('{"prompt": "a", "chosen": "b", "rejected": "c", "margin": NaN}', "'margin': expected a finite number"),
         ('{"prompt": "a", "chosen": "b", "rejected": "c", "margin": "1"}', "'margin': expected a finite number"),
-        ('{"prompt": "a", "chosen": "b", "rejected": "b"}', "expected different texts"),
     ],
 )
 def test_a_line_that_is_not_a_pair_is_named(tmp_path, line, reason):
@@ -74,7 +73,7 @@ def test_chats_are_read_as_they_are_said(tmp_path, content):
         ({"prompt": [], "chosen": "b", "rejected": "c"}, "'prompt': expected a string"),
         (
             {"prompt": "a", "chosen": turns(("user", "b")), "rejected": "c"},
-            "'chosen': expected a last turn",
+            "expected a last turn",
         ),
         (
             {
@@ -84,12 +83,65 @@ def test_chats_are_read_as_they_are_said(tmp_path, content):
             "expected answers to the same turns",
         ),
         ({"chosen": turns(("assistant", "b")), "rejected": turns(("assistant", "c"))}, "missing 'prompt'"),
+        ({"prompt": "a", "chosen": turns(("assistant", "b")), "rejected": "c"}, "two texts or two chats"),
     ],
 )
 def test_a_chat_that_is_not_a_pair_is_named(tmp_path, content, reason):
     (tmp_path / "mine.jsonl").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=rf"mine\.jsonl:1: expected a preference pair: .*{reason}"):
         read_pairs(tmp_path / "mine.jsonl")
+
+
+HH = "\n\nHuman: Sky?\n\nAssistant: What?\n\nHuman: Its color?\n\nAssistant:"
+ULTRA = turns(("user", "Sky?"))
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"chosen": HH + " Blue.\nYes.", "rejected": HH + " Blue.\nNo."}, (HH, " Blue.\nYes.", " Blue.\nNo.")),
+        ({"chosen": "Sky?\nBlue, I say.", "rejected": "Sky?\nBlack."}, ("Sky?\n", "Blue, I say.", "Black.")),
+        ({"chosen": "blue", "rejected": "black"}, ("", "blue", "black")),
+        (
+            {
+                "prompt": "Sky?", "messages": [*ULTRA, *turns(("assistant", "Blue."))], "score_chosen": 8.5,
+                "score_rejected": 3.0, "chosen": [*ULTRA, *turns(("assistant", "Blue."))],
+                "rejected": [*ULTRA, *turns(("assistant", "Red."))],
+            },
+            ("Sky?\n", "Blue.", "Red."),
+        ),
+        (  # conversations that part before the last turn
+            {
+                "chosen": [*ULTRA, *turns(("assistant", "Blue."), ("user", "Sure?"), ("assistant", "Yes."))],
+                "rejected": [*ULTRA, *turns(("assistant", "Red."), ("user", "Oh?"), ("assistant", "No."))],
+            },
+            ("Sky?\n", "Blue.\nSure?\nYes.", "Red.\nOh?\nNo."),
+        ),
+        (  # one goes on where the other ends
+            {
+                "chosen": [*ULTRA, *turns(("assistant", "Blue."))],
+                "rejected": [*ULTRA, *turns(("assistant", "Blue."), ("user", "Sure?"), ("assistant", "No."))],
+            },
+            ("Sky?\n", "Blue.", "Blue.\nSure?\nNo."),
+        ),
+    ],
+)  # fmt: skip
+def test_whole_conversations_begin_with_their_prompt(tmp_path, row, expected):
+    (tmp_path / "hub.json").write_text(json.dumps([row]))
+    assert read_pairs(tmp_path / "hub.json") == [pair(*expected)]
+
+
+def test_rows_that_prefer_nothing_are_left_out_and_counted(tmp_path):
+    row = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    ties = [row | {"rejected": "b"}, row | {"score_chosen": 5, "score_rejected": 5.0}]
+    ties.append(row | {"chosen_rating": 1, "rejected_rating": 2})
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps([*ties, row | {"chosen_score": 5, "rejected_score": 4}]))
+    with pytest.warns(UserWarning, match=r"mine\.json: 3 of 4 rows are ties .* left out"):
+        assert read_pairs(path) == [pair("a", "b", "c")]
+    path.write_text(json.dumps(ties))
+    with pytest.raises(ValueError, match=r"3 of 3 rows are ties .* expected rows that prefer one text"):
+        read_pairs(path)
 
 
 def test_a_missing_and_an_empty_file_are_named(tmp_path):

@@ -69,7 +69,7 @@ def test_texts_become_the_users_turn_only_where_they_are_to_be_wrapped(chat_toke
 def test_scorers_read_what_reward_models_learn_from(chat_tokenizer, tmp_path):
     reader = ChatTemplate(chat_tokenizer, wrap=False)
     decoded = [chat_tokenizer.decode(reader(ASKED)["input_ids"], skip_special_tokens=True), "bare"]
-    pair = {"prompt": ASKED, "chosen": [ANSWER], "rejected": "w5"}
+    pair = {"prompt": ASKED, "chosen": [ANSWER], "rejected": [ANSWER | {"content": "w5"}]}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(pair))
     assert reader.plain(decoded) == [read_pairs(tmp_path / "pairs.jsonl")[0].prompt, "bare"] == ["w1\nw2 w3\n", "bare"]
 

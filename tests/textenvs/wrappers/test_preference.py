@@ -1,3 +1,6 @@
+import inspect
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -97,7 +100,7 @@ def test_an_environment_of_bare_ids_needs_a_scorer_of_ids(tokenizer):
 
 
 def test_several_scorers_pay_their_mean(make_envs):
-    envs = PreferenceReward(make_envs(1, max_new_tokens=2), [number_of_words, TokenScorer(), lambda p, c: [6.0]])
+    envs = PreferenceReward(make_envs(1, max_new_tokens=2), [number_of_words, TokenScorer(), lambda completions: [6.0]])
     rows = envs.play(envs.draw_prompts(), np.array([[5, 0]]))
     np.testing.assert_allclose(rows.scores, [(1 + 2 + 6) / 3], rtol=1e-6)
     np.testing.assert_allclose(list(envs.score_rows(rows.prompts, rows.completions).members.values()), [[1], [2], [6]])
@@ -133,8 +136,11 @@ def test_what_a_scorer_does_to_its_input_reaches_neither_the_next_nor_the_texts(
         ([1.0], r"shape \(2,\), received shape \(1,\)"),
         (torch.zeros(2, 1), r"shape \(2,\), received shape \(2, 1\)"),
         (3.0, r"received shape \(\)"),
-        (None, r"received nan|received None|received shape \(\)"),
+        (None, r"numbers of shape \(2,\), received None"),
+        ([None, 1.0], r"numbers of shape \(2,\), received \[None, 1.0\]"),
         (["good", "bad"], "received .*good"),
+        ({"score": [1.0, 2.0]}, r"received {'score': \[1.0, 2.0\]}"),
+        ([torch.ones(1), torch.ones(2)], r"numbers of shape \(2,\), received \[tensor"),
     ],
 )
 def test_a_bad_score_names_the_scorer_and_what_was_received(make_envs, returned, said):
@@ -151,6 +157,15 @@ def test_a_bad_score_names_the_scorer_and_what_was_received(make_envs, returned,
         envs.reset()
         with pytest.raises(ValueError, match=f"{name}.*{said}"):
             envs.step(np.array([5, 5]))
+
+
+@pytest.mark.parametrize("returned", [torch.tensor([1.0, 2.0]), [torch.tensor(1.0), torch.tensor(2.0)]])
+def test_scores_may_carry_gradients_and_half_precision(make_envs, returned):
+    half = [one.bfloat16() for one in returned] if isinstance(returned, list) else returned.bfloat16()
+    grown = [one * torch.ones((), requires_grad=True) for one in half]
+    for scores in (half, grown, torch.stack(grown)):
+        envs = PreferenceReward(make_envs(2, max_new_tokens=1), lambda completions, scores=scores: scores)
+        assert envs.play(envs.draw_prompts(), np.array([[5], [5]])).scores.tolist() == [1.0, 2.0]
 
 
 def test_what_cannot_score_is_refused_at_once(make_envs):
@@ -180,7 +195,7 @@ def counts_three(prompts, completions):
 class Ensemble:
     """Two members whose scores are 1 and 5 everywhere."""
 
-    members = (lambda p, c: [1.0] * len(c), lambda p, c: [5.0] * len(c))
+    members = (lambda completions: [1.0] * len(completions), lambda completions: [5.0] * len(completions))
 
 
 @pytest.mark.parametrize(
@@ -196,7 +211,7 @@ class Ensemble:
 @pytest.mark.parametrize("mode", ["SameStep", "Disabled"])
 def test_both_paths_pay_the_combined_score_and_tell_the_spread(make_envs, options, paid, mode):
     def build():
-        scorers = [number_of_words, counts_three, lambda p, c: [6.0] * len(c)]
+        scorers = [number_of_words, counts_three, lambda completions: [6.0] * len(completions)]
         return PreferenceReward(make_envs(2, max_new_tokens=2, autoreset_mode=mode), scorers, **options)
 
     envs = build()
@@ -276,18 +291,105 @@ def test_a_callable_that_asks_is_told_which_texts_ended_by_themselves(make_envs)
     assert told.pop() == [True, False]
 
 
-def test_a_callable_of_other_parameters_is_refused_at_once_with_those_that_are_right(make_envs):
-    def alien(completions, **columns):
-        return [0.0]
+def test_a_callable_is_called_by_the_names_of_its_parameters_in_any_order(make_envs):
+    """As TRL calls reward functions (trl#4939)."""
+    seen = {}
 
-    def asks_for_more(prompts, completions, answer):
-        return [0.0]
+    def exchanged(completions, prompts, **more):
+        seen["exchanged"] = (prompts, completions, more)
+        return np.zeros(2)
 
-    for wrong, its in ((alien, r"\(completions, \*\*columns\)"), (asks_for_more, r"\(prompts, completions, answer\)")):
-        with pytest.raises(
-            ValueError, match=rf"scorer {wrong.__name__}: expected parameters .*prompts, completions.*{its}"
-        ):
-            PreferenceReward(make_envs(), wrong)
+    def alone(completions):
+        seen["alone"] = completions
+        return np.zeros(2)
+
+    def ids(*, completion_ids, weight=2.0):
+        seen["ids"] = completion_ids
+        return np.zeros(2)
+
+    def by_place(first, second, /, finished):
+        seen["by place"] = (first, second, finished)
+        return np.zeros(2)
+
+    def anything(*texts):
+        seen["anything"] = texts
+        return np.zeros(2)
+
+    scorers = [exchanged, alone, ids, by_place, anything]
+    envs = PreferenceReward(make_envs(2, shuffle=False, max_new_tokens=2), scorers)
+    envs.play(envs.draw_prompts(), np.array([[5, 0], [6, 7]]))
+    prompts, completions, flags, tokens = ["w1 w2 w3", "w4"], [" w3", " w4 w5"], [True, False], [[5, 0], [6, 7]]
+    assert seen == {
+        "exchanged": (prompts, completions, {"finished": flags, "completion_ids": tokens}),
+        "alone": completions,
+        "ids": tokens,
+        "by place": (prompts, completions, flags),
+        "anything": (prompts, completions),
+    }
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda prompts, completions, answer: [0.0],
+        lambda completion, prompt: [0.0],
+        lambda: [0.0],
+        lambda threshold=0.5: [0.0],
+        lambda text, /: [0.0],
+    ],
+)
+def test_a_callable_of_other_parameters_is_refused_at_once_with_those_that_are_right(make_envs, wrong):
+    its = re.escape(str(inspect.signature(wrong)))
+    names = "prompts, completions, finished, completion_ids"
+    with pytest.raises(ValueError, match=rf"scorer <lambda>: expected parameters .*{names}.* received {its}"):
+        PreferenceReward(make_envs(), wrong)
+
+
+ANSWERS = [{"answer": 1, "level": "easy"}, {"answer": 2}, {"answer": 3}]
+ROWS = [{"prompt": text} | row for text, row in zip(["w1 w2", "w1 w2", "w3"], ANSWERS, strict=True)]
+
+
+def by_answer(answer):
+    return [float(one) for one in answer]
+
+
+def test_columns_travel_with_the_row_also_where_prompts_are_the_same(make_envs):
+    """Their text would not tell rows apart; nor would that of prompts with special tokens."""
+    seen = []
+
+    def keeps(completions, **columns):
+        seen.append(columns)
+        return [0.0] * len(completions)
+
+    envs = PreferenceReward(make_envs(3, prompts=ROWS, shuffle=False, max_new_tokens=2), [by_answer, keeps])
+    prompts = envs.draw_prompts()
+    rows = envs.play(prompts, np.full((3, 2), 5), columns=envs.unwrapped.drawn_columns)
+    assert rows.member_scores["by_answer"].tolist() == [1, 2, 3]
+    assert {name: seen[0][name] for name in ("answer", "level")} == {"answer": [1, 2, 3], "level": ["easy", None, None]}
+    with pytest.raises(ValueError, match=r"by_answer\): expected parameters .* received \(answer\)"):
+        envs.play(prompts, np.full((3, 2), 5))
+
+
+@pytest.mark.parametrize("mode", ["SameStep", "NextStep", "Disabled"])
+def test_columns_travel_with_the_row_on_the_step_path_and_through_a_saved_state(make_envs, mode):
+    def build():
+        return PreferenceReward(make_envs(3, prompts=ROWS, max_new_tokens=2, autoreset_mode=mode), by_answer)
+
+    envs, other = build(), build()
+    other.draw_prompts(seed=0)
+    drawn = by_answer([row["answer"] for row in other.unwrapped.drawn_columns])
+    assert drawn != sorted(drawn)
+    envs.reset(seed=0)
+    envs.step(np.full(3, 5))
+    resumed = build()
+    resumed.load_state_dict(envs.state_dict())
+    told = [one.step(np.array([5, 0, 5]))[4]["score"].tolist() for one in (envs, resumed)]
+    assert told == [drawn, drawn]
+
+
+def test_a_column_that_the_prompts_lack_is_refused_at_once(make_envs):
+    with pytest.raises(ValueError, match=r"by_answer: expected parameters .* hint .* received \(answer\)"):
+        PreferenceReward(make_envs(1, prompts=[{"prompt": "w1", "hint": "w2"}]), by_answer)
 
 
 def test_what_a_scorer_raises_is_told_with_its_name_and_place(make_envs):

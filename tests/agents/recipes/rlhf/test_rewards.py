@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
 from agents.evaluation.curve import read_points
 from agents.recipes import evaluate as evaluate_agent
@@ -18,7 +18,7 @@ from agents.recipes.rlhf.build import build_parts
 from agents.recipes.rlhf.config import TrainTextConfig, command_line
 from agents.recipes.rlhf.memory_plan import planned_bytes
 from agents.recipes.rlhf.rewards import scorer_names
-from reward_models import RewardModel
+from reward_models import RewardClassifier, RewardModel
 from reward_models.ensemble import RewardEnsemble, new_members
 
 PROMPTS = ["sky is", "two plus two is", "grass and sky", "what is red", "blue", "three and four"]
@@ -58,6 +58,8 @@ def own_reward(tmp_path, monkeypatch):
         "    return [float(text.split().count('blue')) for text in completions]\n"
         "def words(prompts, completions):\n"
         "    return [float(len(text.split())) for text in completions]\n"
+        "def lengths(completions, answer):\n"
+        "    return [100.0 * len(word) + len(text) for text, word in zip(completions, answer)]\n"
         "def interrupts(prompts, completions):\n"
         "    global calls\n"
         "    calls += 1\n"
@@ -359,3 +361,41 @@ def test_a_critic_start_that_does_not_fit_is_refused(base, own_reward, prompts, 
         code = refusal.code
     assert code == 2
     assert said in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_a_column_of_the_prompts_reaches_the_reward_in_training_and_evaluation(llama_dir, own_reward, tmp_path):
+    """With a chat template, whose special tokens the decoded prompt has lost."""
+    path = tmp_path / "asked.jsonl"
+    answers = ["blue", "four", "red", "green"] * 3
+    chats = [[{"role": "user", "content": text}] for text in ["sky is"] * 10 + ["what is red", "and"]]
+    rows = [{"messages": chat, "answer": answer} for chat, answer in zip(chats, answers, strict=True)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = config_of(llama_dir, path, f"{own_reward}:lengths", batch_size=12, minibatch_size=12)
+    parts = build_parts(config)
+    parts.collector.collect(parts.policy)
+    played, asked = parts.collector.last, [row["answer"] for row in parts.task.env.drawn_columns]
+    _, endings = parts.task.assessor.decode(played, 12)
+    expected = [100.0 * len(word) + len(text) for word, text in zip(asked, endings, strict=True)]
+    assert played.scores.tolist() == expected
+    assert len({len(word) for word in asked}) == 3
+    written = parts.task.assessor.write(parts.task.models.start)
+    held_out = [row["answer"] for row in written.columns]
+    expected = [100.0 * len(word) + len(text) for word, text in zip(held_out, written.endings, strict=True)]
+    assert parts.task.assessor.score(written).scores.tolist() == expected
+    assert run(llama_dir, path, tmp_path / "run", [f"{own_reward}:lengths"]) == 0
+
+
+def test_a_sequence_classifier_of_transformers_is_a_reward_model(base, prompts, tmp_path):
+    config = AutoConfig.from_pretrained(base, num_labels=1)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "foreign")
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "foreign")
+    settings = config_of(base, prompts, tmp_path / "foreign")
+    weights = (tmp_path / "foreign" / "model.safetensors").stat().st_size
+    for roles in planned_bytes(settings).values():
+        assert next(size for role, size in roles.items() if "reward" in role) == weights
+    assessor = build_parts(settings).task.assessor
+    written = assessor.write(build_parts(settings).task.models.start)
+    flags = (written.completions == 0).any(axis=1).tolist()
+    expected = RewardClassifier.load(tmp_path / "foreign")(written.openings, written.endings, finished=flags)
+    np.testing.assert_allclose(assessor.score(written).scores, expected, rtol=1e-5)
+    assert run(base, prompts, tmp_path / "run", [tmp_path / "foreign"], "--memory", "adapters") == 0
