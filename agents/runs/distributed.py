@@ -8,6 +8,7 @@ test says so), and a run may go on with another number of processes. Every call 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import TypeVar
@@ -35,17 +36,20 @@ class Processes:
         self.index, self.count = index, count
 
     @classmethod
-    def launched(cls, device: str) -> Processes:
+    def launched(cls, device: str, dtype: str = "float32") -> Processes:
         """Those that a launcher started this one with, connected by accelerate; this one alone if none did.
 
         Args:
             device: "cpu", or "cuda": each process then takes the GPU that the launcher means for it.
+            dtype: of matrix products.
 
         Raises:
-            ValueError: if there are several, and ``device`` is one GPU of them all.
+            ValueError: if there are several, and ``device`` is one GPU of them all, or if accelerate's configuration
+                asks for what is not done here.
         """
         from accelerate import PartialState
 
+        _refuse_unread(dtype)
         state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
         if state.num_processes > 1 and ":" in device:
             raise ValueError(f"{state.num_processes} processes cannot all be on {device}: pass {device.split(':')[0]}")
@@ -106,6 +110,28 @@ class Processes:
             sums = flat.split([gradient.numel() for gradient in gradients])
             torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(sums, gradients, strict=True)])
 
+
+def _refuse_unread(dtype: str) -> None:
+    """Raise ValueError if `accelerate launch`, which says so in the environment, is to do more than start processes."""
+    asked = [words for name, words in UNREAD.items() if os.environ.get(name, "false").lower() in ("true", "1")]
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if precision not in ("no", {"float32": "no", "bfloat16": "bf16"}[dtype]):
+        asked.append(f"mixed precision {precision} (here --dtype bfloat16 says so, received {dtype})")
+    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
+    if backend != "no":
+        asked.append(f"torch.compile by dynamo {backend} (here --compile says so)")
+    if asked:
+        raise ValueError(
+            f"accelerate: expected data-parallel processes and no more, received {', '.join(asked)}: every process "
+            "holds the whole model; leave it out in `accelerate config`"
+        )
+
+
+UNREAD = {
+    "ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
+}  # fmt: skip
+"""What a launcher may ask for in vain, by the variable that it sets."""
 
 ALONE = Processes()
 """One process, as usual."""

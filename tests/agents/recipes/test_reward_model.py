@@ -267,9 +267,9 @@ def test_bad_input_costs_neither_a_finished_run_nor_a_model_elsewhere(language_m
     [
         ({"heldout_pairs": "h"}, "heldout_pairs needs pairs"),
         ({"pairs": "p", "words": False}, "words are of the movie ratings"),
-        ({"group_size": 0}, "group_size must be at least 1, received 0"),
-        ({"members": 0}, "members must be at least 1, received 0"),
-        ({"lora_rank": 0}, "lora_rank must be at least 1"),
+        ({"group_size": 0}, "group_size: expected a number >= 1, received 0"),
+        ({"members": 0}, "members: expected a number >= 1, received 0"),
+        ({"lora_rank": 0}, "lora_rank: expected a number >= 1"),
     ],
 )
 def test_settings_that_nothing_would_read_or_that_are_out_of_range_are_refused(options, complaint):

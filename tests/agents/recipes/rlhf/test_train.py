@@ -266,7 +266,7 @@ def test_bad_input_is_named_and_leaves_exit_code_two(inputs, tmp_path, capsys):
     with pytest.raises(SystemExit) as refusal:
         run(inputs, tmp_path / "j", episodes=0)
     assert refusal.value.code == 2
-    assert "episodes must be at least 1" in capsys.readouterr().err
+    assert "episodes: expected a number >= 1, received 0" in capsys.readouterr().err
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thing").write_text("x")
     complains("choose another --run-dir", "full")
@@ -453,13 +453,13 @@ def test_every_algorithm_resumes_where_an_undisturbed_run_ends_and_has_no_critic
         (["--baseline", "batch"], "baseline needs REINFORCE"),
         (["--kl-estimator", "k3"], "kl_estimator needs a KL in the loss"),
         (["--beta-start", "0.5", "--kl-target", "6"], "beta_start and kl_target both move the price"),
-        (["--beta-start", "-0.5"], "start -0.5"),
-        (["--beta-start", "1", "--beta-share", "0"], "beta_share lies in (0, 1], received 0"),
-        (["--score-clip", "0"], "limit: expected a positive number"),
-        (["--beta", "-1"], "beta must be 0 or more"),
-        (["--seed", "-1"], "seed must be 0 or more, received -1"),
-        (["--temperature", "0"], "temperature must be above 0, received 0"),
-        (["--missing-eos-penalty", "-1"], "missing_eos_penalty must be 0 or more reward units, received -1"),
+        (["--beta-start", "-0.5"], "beta_start: expected a number >= 0, received -0.5"),
+        (["--beta-start", "1", "--beta-share", "0"], "beta_share: expected a number in (0, 1], received 0"),
+        (["--score-clip", "0"], "score_clip: expected a number > 0, received 0"),
+        (["--beta", "-1"], "beta: expected a number >= 0, received -1"),
+        (["--seed", "-1"], "seed: expected a number >= 0, received -1"),
+        (["--temperature", "0"], "temperature: expected a number in [0.01, 100], received 0"),
+        (["--missing-eos-penalty", "-1"], "missing_eos_penalty: expected a number >= 0, received -1"),
         (["--kl-target", "3", "--beta", "0"], "from beta 0 it never moves"),
         (["--kl-target", "3", "--kl-horizon", "50"], "kl_horizon must exceed a fifth of batch_size 256, received 50"),
         (["--kl-horizon", "999"], "kl_horizon is of kl_target, which is not given"),
@@ -468,7 +468,7 @@ def test_every_algorithm_resumes_where_an_undisturbed_run_ends_and_has_no_critic
         (["--memory", "full", "--no-value-adapter"], "value_adapter: this needs memory adapters"),
         (["--memory", "adapters", "--adapter", "x", "--lora-rank", "9"], "the adapter that training starts from"),
         (["--reward-uncertainty-coef", "3"], "reward_uncertainty_coef is of reward_combine uncertainty, received mean"),
-        (["--max-concurrent-rows", "0"], "max_concurrent_rows must be at least 1, or None for all at once, received 0"),
+        (["--max-concurrent-rows", "0"], "max_concurrent_rows: expected a number >= 1, received 0"),
     ],
 )
 def test_options_that_do_not_apply_are_refused_at_the_door(flags, said, capsys, tmp_path):
