@@ -28,7 +28,8 @@ COMMANDS: dict[str, tuple[type[Any], str]] = {
     "train-control": (ControlConfig, "--run-dir RUN --total-steps 8 --eval-episodes 1"),
     "train-text": (
         TrainTextConfig,
-        "--run-dir RUN --prompts PROMPTS --episodes 8 --batch-size 8 --max-new-tokens 2 --no-judge --num-eval-prompts 2",
+        "--run-dir RUN --prompts PROMPTS --episodes 8 --batch-size 8 --max-new-tokens 2 --no-judge "
+        "--num-eval-prompts 2",
     ),
     "train-language-model": (TrainLanguageModelConfig, "--run-dir RUN --data ROWS --train-tokens 8"),
     "train-reward-model": (TrainRewardModelConfig, "--run-dir RUN --pairs PAIRS --training.epochs 0.01"),
@@ -50,10 +51,14 @@ ZERO = {
 NEGATIVE = {"stop_at_return", "log_std", "reward_weights", "sde_sample_freq"}
 """Settings that may be negative."""
 FILES = {"prompts", "eval_prompts", "data", "heldout_data", "pairs", "heldout_pairs"}
-FOLDERS = {"model", "adapter", "reward_model", "agent", "run_dir", "out", "best_of_n", "model_dir"}
-OUTPUTS = {"run_dir", "out", "best_of_n", "model_dir"}
+FOLDERS = {"model", "adapter", "reward_model", "agent", "run_dir", "model_dir"}
+OUTPUTS = {"run_dir", "model_dir"}
 BROKEN = ("MISSING", "EMPTY_FILE", "BINARY", "TRUNCATED", "LIST")
 """Files of `make_files`."""
+
+
+NEEDS = {"adapter": "--memory adapters"}
+"""Flags without which a flag is refused for their lack."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +78,9 @@ def make_files(folder: Path) -> dict[str, Path]:
     """The files that upper-case words of `Case.command` stand for."""
     rows = [{"prompt": f"the film {i}", "completion": f"is good {i}"} for i in range(24)]
     pairs = [{"prompt": row["prompt"], "chosen": row["completion"], "rejected": "is bad"} for row in rows]
+    (folder / "PROMPTS.txt").write_text("\n".join(row["prompt"] for row in rows))
     content = {
-        "PROMPTS": "\n".join(row["prompt"] for row in rows), "ROWS": "\n".join(map(json.dumps, rows)),
+        "ROWS": "\n".join(map(json.dumps, rows)),
         "PAIRS": "\n".join(map(json.dumps, pairs)), "EMPTY_FILE": "", "TRUNCATED": '{"prompt": "the fi', "LIST": "[1]",
         "MISMATCH": '{"prompt": "a", "chosen": [{"role": "user", "content": "b"}], "rejected": "c"}',
     }  # fmt: skip
@@ -131,7 +137,8 @@ def generated() -> Iterator[Case]:
             for word in malformed(name, hint):
                 flag = f"--{name.replace('_', '-')}"
                 wanted = (f"{name.rpartition('.')[2]}|{flag}|{flag.lstrip('-')}|{word}", f"{word}|{word}.0")
-                yield Case(f"{command} {flag} {word}", wanted, (command, *usual.split(), f"{flag}={word}"))
+                more = NEEDS.get(name, "").split()
+                yield Case(f"{command} {flag} {word}", wanted, (command, *usual.split(), *more, f"{flag}={word}"))
     for kind in CONSTRUCTORS:
         for name, hint in settings_of(kind):
             values: list[Any] = [{}, object]
@@ -153,10 +160,6 @@ def by_hand() -> Iterator[Case]:
         (("train-control", "--run-dir", "RUN", "--env", "NoSuch-v0"), ("NoSuch",)),
         (("train-control", "--run-dir", "NOTES", "--overwrite"), ("NOTES",)),
         (("train-language-model", "--run-dir", "RUN", "--data", "ROWS", "--vocab-size", "3"), ("vocab_size", "3")),
-        (
-            ("train-language-model", "--run-dir", "RUN", "--data", "ROWS", "--heldout-share", "1"),
-            ("heldout_share", "1"),
-        ),
         (("train-reward-model", "--run-dir", "RUN", "--pairs", "MISMATCH"), ("MISMATCH", "chosen|rejected")),
         (("evaluate", "--agent", "PICKLE"), ("PICKLE",)),
         (("nosuch",), ("nosuch",)),

@@ -56,10 +56,15 @@ def main(config: TrainTextConfig) -> dict[str, Any]:
     processes = Processes.launched(config.device, config.dtype)
     check_device(config.device)
     num_parameters = sum(each.numel() for each in weightless(model_path(config)).parameters())
-    config = config.settled(num_parameters)
-    if not processes.is_main:
-        _follow(config, processes)
+    with processes.together():
+        if processes.is_main:
+            return _lead(config.settled(num_parameters), processes, num_parameters)
+        _follow(config.settled(num_parameters), processes)
         return {}
+
+
+def _lead(config: TrainTextConfig, processes: Processes, num_parameters: int) -> dict[str, Any]:
+    """Run in the main process, or the only one."""
     with training_run(config, script="train_text", settings=config.identity(), reads=config.reads) as run:
         if not config.quiet:
             print(f"learning rate {config.learning_rate} for {num_parameters / 1e6:.1f} million parameters", flush=True)

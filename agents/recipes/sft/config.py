@@ -145,8 +145,8 @@ class TrainLanguageModelConfig(RunFlags, _Data, _Optimization):
     """Budget of each such completion, tokens."""
 
     def __post_init__(self) -> None:
-        self._refuse_what_does_not_apply()
         check_values(self, _RANGES)
+        self._refuse_what_does_not_apply()
         for one, other in (("epochs", "train_tokens"), ("batch_size", "batch_tokens")):
             if getattr(self, one) is not None and getattr(self, other) is not None:
                 raise ValueError(f"{one} and {other} say the same thing in two ways: pass one of them")
