@@ -52,6 +52,8 @@ class TrainingOptions:
             value = getattr(self, name)
             if not (isinstance(value, int | float) and least <= value <= most):
                 raise ValueError(f"{name}: expected a number in [{least:g}, {most:g}], received {value!r}")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype: expected float32 or bfloat16, received {self.dtype!r}")
 
 
 _MOST, _BELOW_1 = 1e9, 1 - 1e-6

@@ -39,12 +39,12 @@ def main(config: PipelineConfig) -> dict[str, Any]:
     """
     began = time.perf_counter()
     check_device(config.device)
-    _check_base(config)
     overwrite, resume, reads = config.overwrite, config.resume, (config.model,)
     with RunDir(config.run_dir, script="pipeline", overwrite=overwrite, resume=resume, reads=reads) as run:
         settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("run_dir", "resume", "overwrite")}
         if config.resume:
             run.check_resumable(settings)
+        _check_base(config)
         run.begin(settings)
         summary: dict[str, Any] = {}
         for name, stage in (("base", base), (FINE_TUNED, fine_tune), (REWARD, fit_reward), (PPO, tune)):

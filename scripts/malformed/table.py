@@ -2,44 +2,35 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
 import agents
-from agents.config import PPOConfig, TRPOConfig
+from agents.cli import COMMANDS
 from agents.functional.schedules import Schedule
-from agents.recipes.commands.best_of_n import BestOfNConfig
-from agents.recipes.commands.control import Config as ControlConfig
-from agents.recipes.commands.evaluate import EvaluateAgentConfig
-from agents.recipes.commands.frontier import FrontierConfig
-from agents.recipes.commands.pipeline import PipelineConfig
-from agents.recipes.commands.reward_model import TrainRewardModelConfig
-from agents.recipes.rlhf.config import TrainTextConfig
-from agents.recipes.sft.config import TrainLanguageModelConfig
-from agents.text.config import TextAgentConfig
-from reward_models.options import TrainingOptions
+from agents.runs.cli import imported
 
-COMMANDS: dict[str, tuple[type[Any], str]] = {
-    "train-control": (ControlConfig, "--run-dir RUN --total-steps 8 --eval-episodes 1"),
-    "train-text": (
-        TrainTextConfig,
-        "--run-dir RUN --prompts PROMPTS --episodes 8 --batch-size 8 --max-new-tokens 2 --no-judge "
-        "--num-eval-prompts 2",
-    ),
-    "train-language-model": (TrainLanguageModelConfig, "--run-dir RUN --data ROWS --train-tokens 8"),
-    "train-reward-model": (TrainRewardModelConfig, "--run-dir RUN --pairs PAIRS --training.epochs 0.01"),
-    "best-of-n": (BestOfNConfig, "--run-dir RUN --prompts PROMPTS --samples 2 --max-n 2 --no-judge --max-new-tokens 2"),
-    "evaluate": (EvaluateAgentConfig, "--agent EMPTY --episodes 1"),
-    "frontier": (FrontierConfig, "--run-dir EMPTY"),
-    "pipeline": (PipelineConfig, "--run-dir RUN --model EMPTY"),
+TEXT = "--run-dir RUN --prompts PROMPTS --num-eval-prompts 2 --max-new-tokens 2 --no-judge"
+USUAL = {
+    "train-control": ("Config", "--run-dir RUN --total-steps 8 --eval-episodes 1"),
+    "train-text": ("TrainTextConfig", f"{TEXT} --episodes 8 --batch-size 8"),
+    "train-language-model": ("TrainLanguageModelConfig", "--run-dir RUN --data ROWS --train-tokens 8"),
+    "train-reward-model": ("TrainRewardModelConfig", "--run-dir RUN --pairs PAIRS --training.epochs 0.01"),
+    "best-of-n": ("BestOfNConfig", f"{TEXT} --samples 2 --max-n 2"),
+    "evaluate": ("EvaluateAgentConfig", "--agent EMPTY --episodes 1"),
+    "frontier": ("FrontierConfig", "--run-dir EMPTY"),
+    "pipeline": ("PipelineConfig", "--run-dir RUN --model EMPTY"),
 }
-"""Each command's settings, and flags with which it would run."""
-CONSTRUCTORS = (PPOConfig, TRPOConfig, TextAgentConfig, TrainingOptions)
+"""Each command's settings, and flags with which it would run, or nearly."""
+CONSTRUCTORS = (
+    "agents.config:PPOConfig", "agents.config:TRPOConfig", "agents.text.config:TextAgentConfig",
+    "reward_models.options:TrainingOptions",
+)  # fmt: skip
 ZERO = {
     "seed", "evaluate_every", "num_samples", "warmup_updates", "critic_warmup", "value_coef", "entropy_coef", "gamma",
     "lam", "critic_lam", "clip_high", "adam_beta1", "adam_beta2", "weight_decay", "baseline_decay", "beta",
@@ -51,14 +42,9 @@ ZERO = {
 NEGATIVE = {"stop_at_return", "log_std", "reward_weights", "sde_sample_freq"}
 """Settings that may be negative."""
 FILES = {"prompts", "eval_prompts", "data", "heldout_data", "pairs", "heldout_pairs"}
-FOLDERS = {"model", "adapter", "reward_model", "agent", "run_dir", "model_dir"}
+FOLDERS = {"model", "adapter", "reward_model", "agent"}
 OUTPUTS = {"run_dir", "model_dir"}
-BROKEN = ("MISSING", "EMPTY_FILE", "BINARY", "TRUNCATED", "LIST")
-"""Files of `make_files`."""
-
-
-NEEDS = {"adapter": "--memory adapters"}
-"""Flags without which a flag is refused for their lack."""
+NEEDS = {"adapter": "--memory adapters"}  # without which it is refused for that
 
 
 @dataclass(frozen=True)
@@ -76,23 +62,20 @@ class Case:
 
 def make_files(folder: Path) -> dict[str, Path]:
     """The files that upper-case words of `Case.command` stand for."""
-    rows = [{"prompt": f"the film {i}", "completion": f"is good {i}"} for i in range(24)]
-    pairs = [{"prompt": row["prompt"], "chosen": row["completion"], "rejected": "is bad"} for row in rows]
-    (folder / "PROMPTS.txt").write_text("\n".join(row["prompt"] for row in rows))
+    for name in ("EMPTY", "NOTES", "HALF"):
+        (folder / name).mkdir()
+    numbers = range(24)
     content = {
-        "ROWS": "\n".join(map(json.dumps, rows)),
-        "PAIRS": "\n".join(map(json.dumps, pairs)), "EMPTY_FILE": "", "TRUNCATED": '{"prompt": "the fi', "LIST": "[1]",
-        "MISMATCH": '{"prompt": "a", "chosen": [{"role": "user", "content": "b"}], "rejected": "c"}',
+        "PROMPTS.txt": "\n".join(f"the film {i}" for i in numbers),
+        "ROWS.jsonl": "\n".join(f'{{"prompt": "the film {i}", "completion": "is good"}}' for i in numbers),
+        "PAIRS.jsonl": "\n".join(f'{{"prompt": "film {i}", "chosen": "good", "rejected": "bad"}}' for i in numbers),
+        "MISMATCH.jsonl": '{"prompt": "a", "chosen": [{"role": "user", "content": "b"}], "rejected": "c"}',
+        "EMPTY_FILE.jsonl": "", "TRUNCATED.jsonl": '{"prompt": "the fi', "LIST.jsonl": "[1]", "BINARY.jsonl": "\0\x7f",
+        "NOTES/config.json": '{"model_type": "llama"}', "HALF/config.json": '{"model_type": ',
+        "HALF/tokenizer.json": "{}",
     }  # fmt: skip
     for name, text in content.items():
-        (folder / f"{name}.jsonl").write_text(text)
-    (folder / "BINARY.jsonl").write_bytes(bytes(range(256)) * 4)
-    (folder / "EMPTY").mkdir()
-    (folder / "NOTES").mkdir()
-    (folder / "NOTES" / "config.json").write_text('{"model_type": "llama"}')
-    (folder / "HALF").mkdir()
-    (folder / "HALF" / "config.json").write_text('{"model_type": ')
-    (folder / "HALF" / "tokenizer.json").write_text("{}")
+        (folder / name).write_text(text)
     torch.save({}, folder / "PICKLE.safetensors")
     found = {path.stem: path for path in folder.iterdir()}
     return found | {"RUN": folder / "run", "MISSING": folder / "missing.jsonl"}
@@ -101,14 +84,13 @@ def make_files(folder: Path) -> dict[str, Path]:
 def malformed(name: str, hint: Any) -> Iterator[str]:
     """Malformed words for the flag ``name`` of type ``hint``."""
     own, kinds = name.rpartition(".")[2], {hint, *get_args(hint)}
-    literal = [each for each in kinds if get_origin(each) is Literal]
-    if literal:
+    if any(get_origin(each) is Literal for each in kinds):
         yield "nosuch"
     elif hint is bool:
         yield "maybe"
     elif own in FILES:
-        yield from (*BROKEN, "EMPTY")
-    elif own in FOLDERS:
+        yield from ("MISSING", "EMPTY_FILE", "BINARY", "TRUNCATED", "LIST", "EMPTY")
+    elif own in OUTPUTS | FOLDERS:
         yield from ("NOTES", "BINARY") if own in OUTPUTS else ("MISSING", "BINARY", "EMPTY", "HALF")
     elif own == "device":
         yield from ("nosuch", "cuda:99")
@@ -132,40 +114,40 @@ def settings_of(kind: type[Any]) -> Iterator[tuple[str, Any]]:
 
 def generated() -> Iterator[Case]:
     """Cases made from the commands' and constructors' dataclasses."""
-    for command, (kind, usual) in COMMANDS.items():
-        for name, hint in settings_of(kind):
+    for command, (kind, usual) in USUAL.items():
+        for name, hint in settings_of(imported(f"{COMMANDS[command][0]}:{kind}")):
             for word in malformed(name, hint):
                 flag = f"--{name.replace('_', '-')}"
-                wanted = (f"{name.rpartition('.')[2]}|{flag}|{flag.lstrip('-')}|{word}", f"{word}|{word}.0")
+                own = name.rpartition(".")[2]
+                wanted = (word,) if word.isupper() or hint is bool else (f"{own}|{flag}|{own.replace('_', '-')}", word)
                 more = NEEDS.get(name, "").split()
                 yield Case(f"{command} {flag} {word}", wanted, (command, *usual.split(), *more, f"{flag}={word}"))
-    for kind in CONSTRUCTORS:
-        for name, hint in settings_of(kind):
+    for made in map(imported, CONSTRUCTORS):
+        for name, hint in settings_of(made):
             values: list[Any] = [{}, object]
             if {hint, *get_args(hint)} & {int, float}:
                 values += ["0.5", float("nan"), float("inf")] + ([-5] if name not in NEGATIVE else [])
             for value in values:
-                case = f"{kind.__name__}({name}={value!r})"
-                yield Case(case, (name, repr(value)), call=lambda kind=kind, n=name, v=value: kind(**{n: v}))
+                case = f"{made.__name__}({name}={value!r})"
+                yield Case(case, (name, repr(value)), call=partial(made, **{name: value}))
 
 
 def by_hand() -> Iterator[Case]:
     """Cases that no type tells."""
-    text = COMMANDS["train-text"][1].split()
     for words, names in (
-        (("train-text", *text, "--temperature", "1e-9"), ("temperature", "1e-09")),
-        (("train-text", *text, "--reward-model", "nosuch:f"), ("reward-model", "nosuch")),
-        (("train-text", *text, "--reward-model", "math:nosuch"), ("reward-model", "nosuch")),
-        (("train-text", *text, "--resume"), ("--resume", "run")),
-        (("train-control", "--run-dir", "RUN", "--env", "NoSuch-v0"), ("NoSuch",)),
-        (("train-control", "--run-dir", "NOTES", "--overwrite"), ("NOTES",)),
-        (("train-language-model", "--run-dir", "RUN", "--data", "ROWS", "--vocab-size", "3"), ("vocab_size", "3")),
-        (("train-reward-model", "--run-dir", "RUN", "--pairs", "MISMATCH"), ("MISMATCH", "chosen|rejected")),
-        (("evaluate", "--agent", "PICKLE"), ("PICKLE",)),
-        (("nosuch",), ("nosuch",)),
-        (("train-control", "--nosuch", "1"), ("nosuch",)),
+        (f"train-text {TEXT} --temperature 1e-9", "temperature 1e-09"),
+        (f"train-text {TEXT} --reward-model nosuch:f", "reward-model nosuch"),
+        (f"train-text {TEXT} --reward-model math:nosuch", "reward-model nosuch"),
+        (f"train-text {TEXT} --resume", "--resume run"),
+        ("train-control --run-dir RUN --env NoSuch-v0", "NoSuch"),
+        ("train-control --run-dir NOTES --overwrite", "NOTES"),
+        ("train-language-model --run-dir RUN --data ROWS --vocab-size 3", "vocab_size 3"),
+        ("train-reward-model --run-dir RUN --pairs MISMATCH", "MISMATCH chosen|rejected"),
+        ("evaluate --agent PICKLE", "PICKLE"),
+        ("nosuch", "nosuch"),
+        ("train-control --nosuch 1", "nosuch"),
     ):
-        yield Case(" ".join(words), names, words)
-    yield Case("PPO of no id", ("NoSuch-v0",), call=lambda: agents.PPO("NoSuch-v0"))
-    yield Case("learn(nan)", ("total|steps", "nan"), call=lambda: agents.PPO("CartPole-v1").learn(float("nan")))  # type: ignore[arg-type]
-    yield Case("unknown setting", ("gama",), call=lambda: agents.PPO("CartPole-v1", gama=0.9))
+        yield Case(words, tuple(names.split()), tuple(words.split()))
+    agent = agents.PPO("CartPole-v1")
+    yield Case("learn(nan)", ("total|steps", "nan"), call=partial(agent.learn, float("nan")))
+    yield Case("unknown setting", ("gama",), call=partial(agents.PPO, "CartPole-v1", gama=0.9))

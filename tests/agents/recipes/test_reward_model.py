@@ -216,8 +216,10 @@ def test_bad_input_ends_with_exit_code_2_and_a_message(language_model, pairs_fil
     pairs = ["--pairs", pairs_file]
     bare = tmp_path / "bare"
     GPT2LMHeadModel.from_pretrained(language_model).save_pretrained(bare)
-    assert "no tokenizer" in refused("--run-dir", str(tmp_path / "a"), "--model", str(bare), *pairs)
-    assert "no tokenizer" in refused("--run-dir", str(tmp_path / "b"), "--model", str(tmp_path / "a"), *pairs)
+    assert "expected a model's folder" in refused("--run-dir", str(tmp_path / "a"), "--model", str(bare), *pairs)
+    assert "expected a model's folder" in refused(
+        "--run-dir", str(tmp_path / "b"), "--model", str(tmp_path / "a"), *pairs
+    )
     (tmp_path / "wrong.jsonl").write_text('{"prompt": 1}\n')
     message = refused("--run-dir", str(tmp_path / "c"), "--pairs", str(tmp_path / "wrong.jsonl"))
     assert "wrong.jsonl:1" in message
@@ -246,7 +248,7 @@ def test_bad_input_costs_neither_a_finished_run_nor_a_model_elsewhere(language_m
         assert {path: path.read_bytes() for path in before} == before
         return capsys.readouterr().err
 
-    assert "no tokenizer" in refused("--overwrite", "--model", str(tmp_path / "typo"))
+    assert "expected a model's folder" in refused("--overwrite", "--model", str(tmp_path / "typo"))
     assert "typo" in refused("--overwrite", "--pairs", str(tmp_path / "typo"))
     elsewhere = ["--run-dir", str(tmp_path / "other"), "--model-dir"]
     assert "mine holds a reward model: choose another --model-dir or pass --overwrite" in refused(*elsewhere, str(mine))
