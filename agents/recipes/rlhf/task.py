@@ -85,6 +85,7 @@ class RewardSettings:
             raise ValueError(f"reward_model takes several: write ({self.reward_model!r},) for one")
         for name in ("reward_model", "reward_weights"):  # lists, where they come out of a config.json
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_values(self, {">= 0": "reward_uncertainty_coef"})
         if not changed(self, "reward_combine", "reward_weights", "reward_uncertainty_coef"):
             return
         from textenvs.wrappers.preference import check_combination  # brings Gymnasium, for which --help need not wait

@@ -216,10 +216,8 @@ def test_bad_input_ends_with_exit_code_2_and_a_message(language_model, pairs_fil
     pairs = ["--pairs", pairs_file]
     bare = tmp_path / "bare"
     GPT2LMHeadModel.from_pretrained(language_model).save_pretrained(bare)
-    assert "expected a model's folder" in refused("--run-dir", str(tmp_path / "a"), "--model", str(bare), *pairs)
-    assert "expected a model's folder" in refused(
-        "--run-dir", str(tmp_path / "b"), "--model", str(tmp_path / "a"), *pairs
-    )
+    assert "no tokenizer" in refused("--run-dir", str(tmp_path / "a"), "--model", str(bare), *pairs)
+    assert "none of that name" in refused("--run-dir", str(tmp_path / "b"), "--model", str(tmp_path / "a"), *pairs)
     (tmp_path / "wrong.jsonl").write_text('{"prompt": 1}\n')
     message = refused("--run-dir", str(tmp_path / "c"), "--pairs", str(tmp_path / "wrong.jsonl"))
     assert "wrong.jsonl:1" in message

@@ -579,3 +579,49 @@ def test_several_scorers_are_told_apart_in_the_comparison():
 def test_texts_of_different_prompts_are_not_compared():
     with pytest.raises(ValueError, match="expected samples of the same prompts"):
         compare(assessment_of([[1], [2]], ("x", "y"), None), assessment_of([[1], [2]], ("x", "z"), None))
+
+
+def test_the_learning_rate_follows_the_size_of_the_model_and_is_stated(inputs, tmp_path, capsys):
+    del inputs["--learning-rate"]
+    assert run(inputs, tmp_path / "run", episodes=8) == 0
+    assert re.search(
+        r"learning rate 0\.0004, in a straight line to 0 for 0\.\d million parameters", capsys.readouterr().out
+    )
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["learning_rate"] == {"start": 4e-4, "end": 0.0}
+    config = TrainTextConfig.preset(run_dir="")
+    assert config.settled(135_000_000).learning_rate.start == pytest.approx(1e-5)
+    assert config.settled(8_000_000_000).learning_rate.start == pytest.approx(1e-6)
+    assert TrainTextConfig.preset(run_dir="", memory="adapters").settled(135_000_000).learning_rate.start == 1e-4
+    assert TrainTextConfig.preset(run_dir="", learning_rate=3e-3).settled(135_000_000).learning_rate == 3e-3
+
+
+def test_a_broken_file_is_refused_with_its_name_on_resume(inputs, tmp_path, capsys):
+    out = tmp_path / "run"
+    stopping = inputs | {"--reward-model": "own_reward:interrupt_at_second_update"}
+    assert run(stopping, out) == 130
+    for name, content, said in (
+        ("state.json", '{"other": 1}', "expected seconds, tokens in it, received other"),
+        ("state.json", "[]", "expected a JSON object, received list"),
+        ("state.json", '{"sec', "a file that cannot be read"),
+        ("config.json", '{"sec', "a file that cannot be read"),
+        ("config.json", "[]", "expected a JSON object, received list"),
+        ("checkpoint.safetensors", "", "damaged"),
+    ):
+        whole = (out / name).read_bytes()
+        (out / name).write_text(content)
+        assert run(stopping, out, "--resume") == 2
+        words = capsys.readouterr().err
+        assert f"{out / name}" in words
+        assert said in words
+        (out / name).write_bytes(whole)
+
+
+def test_a_checkpoint_of_another_command_is_refused_by_name(inputs, tmp_path, capsys):
+    from agents.runs import checkpoint
+
+    out = tmp_path / "run"
+    stopping = inputs | {"--reward-model": "own_reward:interrupt_at_second_update"}
+    assert run(stopping, out) == 130
+    checkpoint.save(out / "checkpoint.safetensors", {"module": {}})
+    assert run(stopping, out, "--resume") == 2
+    assert f"{out / 'checkpoint.safetensors'} is not of this run" in capsys.readouterr().err
