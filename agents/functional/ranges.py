@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from numbers import Integral, Real
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from agents.functional.schedules import Linear
 
-_hints = lru_cache(get_type_hints)
+_hints: Callable[[Any], dict[str, Any]] = lru_cache(get_type_hints)
 WORDS: dict[Any, str] = {
     float: "a finite number", int: "a whole number", str: "text", Path: "a path", bool: "True or False",
     NoneType: "None",
