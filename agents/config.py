@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any, Literal, TypeVar
 
-from agents.functional.schedules import Linear, Schedule
+from agents.functional.ranges import check_values
+from agents.functional.schedules import Linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,22 +37,12 @@ class UpdateConfig:
     """"batch": once over all steps that count; "minibatch": in each minibatch; "none" """
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise ValueError(f"epochs must be at least 1, received {self.epochs}")
-        for name in ("minibatch_size", "microbatch_size"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1 or None, received {getattr(self, name)}")
-        if self.normalize_advantages not in ("batch", "minibatch", "none"):
-            raise ValueError(
-                f"normalize_advantages is 'batch', 'minibatch' or 'none', not {self.normalize_advantages!r}"
-            )
-        _check_schedule("clip", self.clip)
-        for name in ("value_coef", "entropy_coef", "max_grad_norm"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, received {getattr(self, name)}")
-        for name in ("value_clip", "target_kl"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive or None, received {getattr(self, name)}")
+        ranges = {
+            ">= 1": "epochs minibatch_size microbatch_size",
+            ">= 0": "value_coef entropy_coef",
+            "> 0": "clip max_grad_norm value_clip target_kl",
+        }
+        check_values(self, ranges)
 
 
 C = TypeVar("C", bound="AgentConfig")
@@ -87,10 +78,7 @@ class AgentConfig(DiscountConfig, PlacementConfig):
     """Adam's epsilon (baselines' value; torch's default is 1e-8)"""
 
     def __post_init__(self) -> None:
-        for name in ("gamma", "lam"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} must lie in [0, 1], received {getattr(self, name)}")
-        _check_schedule("learning_rate", self.learning_rate)
+        check_values(self, {"in [0, 1]": "gamma lam", ">= 0": "learning_rate seed", "> 0": "adam_eps"})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -126,8 +114,8 @@ class ControlConfig(AgentConfig):
     """divide rewards by the running standard deviation of the discounted return"""
     hidden: tuple[int, ...] = (64, 64)
     """widths of the hidden layers of actor and critic"""
-    activation: str = "tanh"
-    """"tanh" or "relu" """
+    activation: Literal["tanh", "relu"] = "tanh"
+    """between the layers"""
     log_std: float = 0.0
     """initial log standard deviation of continuous actions"""
     sde_sample_freq: int | None = None
@@ -136,9 +124,7 @@ class ControlConfig(AgentConfig):
 
     def __post_init__(self) -> None:
         AgentConfig.__post_init__(self)
-        for name in ("num_envs", "num_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
+        check_values(self, {">= 1": "num_envs num_steps"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,27 +156,18 @@ class TRPOConfig(ControlConfig):
     """the critic's passes over each batch"""
     critic_minibatch_size: int = 128
     """steps per optimizer step of the critic"""
-    normalize_advantages: str = "batch"
+    normalize_advantages: Literal["batch", "none"] = "batch"
     """"batch": once over all steps that count; "none" """
 
     def __post_init__(self) -> None:
         ControlConfig.__post_init__(self)
-        for name in ("cg_steps", "line_search_steps", "critic_epochs", "critic_minibatch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
-        if not self.target_kl > 0.0:
-            raise ValueError(f"target_kl must be positive, received {self.target_kl}")
-        if not self.cg_damping >= 0.0:
-            raise ValueError(f"cg_damping must not be negative, received {self.cg_damping}")
-        if not 0.0 < self.line_search_shrink < 1.0:
-            raise ValueError(f"line_search_shrink must lie between 0 and 1, received {self.line_search_shrink}")
-        if self.normalize_advantages not in ("batch", "none"):
-            raise ValueError(f"normalize_advantages is 'batch' or 'none', not {self.normalize_advantages!r}")
-
-
-def _check_schedule(name: str, schedule: Schedule) -> None:
-    if not isinstance(schedule, Linear) and schedule < 0:
-        raise ValueError(f"{name} must not be negative, received {schedule}")
+        ranges = {
+            ">= 1": "cg_steps line_search_steps critic_epochs critic_minibatch_size",
+            "> 0": "target_kl",
+            ">= 0": "cg_damping",
+            "in (0, 1)": "line_search_shrink",
+        }
+        check_values(self, ranges)
 
 
 def with_settings(kind: type[C], config: C | None, settings: dict[str, Any]) -> C:

@@ -13,6 +13,8 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
+from textenvs.lm.loading import check_numbers
+
 FORMAT = "textenvs reward model"
 VERSION = 2
 DESCRIPTION = "reward_model.json"
@@ -65,9 +67,11 @@ def read_model(folder: Path) -> tuple[dict[str, Any], PretrainedConfig, dict[str
     description = read_description(folder / DESCRIPTION)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        return description, config, load_file(folder / WEIGHTS)
+        weights = load_file(folder / WEIGHTS)
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder} holds a damaged reward model ({first_line(error)})") from error
+    check_numbers(str(folder), weights)
+    return description, config, weights
 
 
 def base_of(folder: Path) -> str | None:

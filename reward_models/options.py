@@ -48,14 +48,19 @@ class TrainingOptions:
     """Seed of order, grouping, dropout and noise."""
 
     def __post_init__(self) -> None:
-        if self.epochs <= 0 or self.learning_rate <= 0:
-            raise ValueError(
-                f"epochs and learning_rate: expected numbers > 0, received {self.epochs}, {self.learning_rate}"
-            )
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay: expected a number in (0, 1], received {self.layer_decay}")
-        for name in ("dropout", "token_noise", "truncation_share", "average_decay", "warmup_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: expected a number in [0, 1], received {getattr(self, name)}")
-        if not self.centring_coef >= 0:
-            raise ValueError(f"centring_coef: expected a number >= 0, received {self.centring_coef}")
+        for name, (least, most) in _RANGES.items():
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and least <= value <= most):
+                raise ValueError(f"{name}: expected a number in [{least:g}, {most:g}], received {value!r}")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype: expected float32 or bfloat16, received {self.dtype!r}")
+
+
+_MOST, _BELOW_1 = 1e9, 1 - 1e-6
+_RANGES = {
+    "epochs": (1e-6, _MOST), "learning_rate": (1e-12, _MOST), "max_grad_norm": (1e-12, _MOST),
+    "layer_decay": (1e-6, 1.0), "dropout": (0.0, _BELOW_1), "token_noise": (0.0, _BELOW_1),
+    "average_decay": (0.0, _BELOW_1), "truncation_share": (0.0, 1.0), "warmup_share": (0.0, 1.0),
+    "centring_coef": (0.0, _MOST), "weight_decay": (0.0, _MOST), "head_lr_multiplier": (0.0, _MOST),
+    "chunk_size": (1, _MOST), "eval_every": (1, _MOST), "patience": (1, _MOST), "seed": (0, 2**63),
+}  # fmt: skip

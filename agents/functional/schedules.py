@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -12,9 +13,12 @@ class Linear:
     start: float
     end: float = 0.0
 
+    def __str__(self) -> str:
+        return f"{self.start:g}, in a straight line to {self.end:g}"
+
     def __post_init__(self) -> None:
-        if self.start < 0 or self.end < 0:
-            raise ValueError(f"schedule: expected start and end >= 0, received {self}")
+        if not all(0 <= value < math.inf for value in (self.start, self.end)):
+            raise ValueError(f"schedule: expected a start and an end that are finite and >= 0, received {self}")
 
 
 Schedule = float | Linear

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from textenvs.tokens.tokenizers import load_tokenizer
-
-if TYPE_CHECKING:
-    pass
+from textenvs.tokens.tokenizers import check_source, load_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -23,7 +20,18 @@ def autocast_of(dtype: str) -> torch.dtype | None:
 def check_model(path: str) -> None:
     """Raise ValueError unless ``path`` holds a model with a tokenizer; no weights are loaded."""
     load_tokenizer(path)
+    weightless(path)
+
+
+def weightless(path: str) -> Any:
+    """The causal LM that ``path`` describes, on the meta device: shapes and no numbers.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    check_source(path)
     try:
-        AutoConfig.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path}: expected a language model: {error}") from error
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path), dtype=torch.float32)
+    except Exception as error:  # a broken config.json fails in as many ways as there are model families
+        raise ValueError(f"{path}: expected a language model: {type(error).__name__}: {error}") from error

@@ -76,9 +76,10 @@ class _Trainer:
         self.wall_s = self.cpu_s = 0.0
         state = run.checkpoint_state()
         if state is not None:
-            agent.load_state_dict(state["agent"])
-            self.keeper.load_state_dict(state["keeper"])
-            self.wall_s, self.cpu_s = state["wall_s"], state["cpu_s"]
+            with run.restoring():
+                agent.load_state_dict(state["agent"])
+                self.keeper.load_state_dict(state["keeper"])
+                self.wall_s, self.cpu_s = state["wall_s"], state["cpu_s"]
         agent.logger = run.begin(agent.steps)
 
     def train(self) -> bool:

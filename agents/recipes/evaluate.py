@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -16,7 +15,7 @@ from agents.recipes.control import BEST
 from agents.recipes.rlhf.train import MODEL
 from agents.runs.devices import check_device
 from agents.runs.own_files import script_of
-from agents.runs.run_dir import CONFIG, SUMMARY, RunDir
+from agents.runs.run_dir import CONFIG, SUMMARY, RunDir, read_json
 
 
 def main(config: EvaluateAgentConfig) -> dict[str, Any]:
@@ -85,7 +84,7 @@ def evaluate_text(config: EvaluateAgentConfig) -> dict[str, Any]:
     from agents.recipes.rlhf.build import build_task
     from agents.recipes.rlhf.config import TrainTextConfig
 
-    settings = json.loads((config.agent / CONFIG).read_text())
+    settings = read_json(config.agent / CONFIG)
     settings |= {"run_dir": str(config.agent), "device": config.device}
     if settings["prompts"] is None:  # of a file only those are held out that the run held out
         settings["num_eval_prompts"] = config.episodes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from agents.evaluation.gao_fit import GaoFit, at_budget
 from agents.recipes import best_of_n
 from agents.recipes.best_of_n import BestOfNConfig, task_of
 from agents.recipes.commands.frontier import FrontierConfig
-from agents.runs.run_dir import CONFIG, SUMMARY, RunDir
+from agents.runs.run_dir import CONFIG, SUMMARY, RunDir, read_json
 
 JSON, PICTURE = "frontier.json", "frontier.png"
 BEST_OF_N = "best_of_n"
@@ -152,14 +151,14 @@ def _best_of_n_wanted(config: FrontierConfig) -> BestOfNConfig:
     Raises:
         ValueError: if a run, or what lies there, is of another task, or what lies there is of another n or N.
     """
-    settings = [json.loads((folder / CONFIG).read_text()) for folder in config.run_dir]
+    settings = [read_json(folder / CONFIG) for folder in config.run_dir]
     folder = config.best_of_n or config.run_dir[0] / BEST_OF_N
     size: dict[str, Any] = {} if config.samples is None else {"samples": config.samples}
     wanted = BestOfNConfig(run_dir=str(folder), **size, **task_of(settings[0]))
     for path, other in zip(config.run_dir[1:], settings[1:], strict=True):
         _refuse_other(wanted, other, path)
     if (folder / best_of_n.TABLE).exists():
-        there = json.loads((folder / CONFIG).read_text())
+        there = read_json(folder / CONFIG, "max_n", "samples")
         _refuse_other(wanted, there, folder)
         if there["max_n"] != wanted.max_n:
             raise ValueError(

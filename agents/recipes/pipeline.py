@@ -22,7 +22,7 @@ from agents.recipes.sft.config import TrainLanguageModelConfig
 from agents.runs.devices import check_device
 from agents.runs.lifecycle import CHECKPOINT
 from agents.runs.plots import TEXT_CURVES, plot_run
-from agents.runs.run_dir import SUMMARY, RunDir, write_aside
+from agents.runs.run_dir import SUMMARY, RunDir, read_json, write_aside
 from reward_models.data.movie_reviews import movie_review_splits
 from reward_models.training import TrainingOptions
 
@@ -39,12 +39,12 @@ def main(config: PipelineConfig) -> dict[str, Any]:
     """
     began = time.perf_counter()
     check_device(config.device)
-    _check_base(config)
     overwrite, resume, reads = config.overwrite, config.resume, (config.model,)
     with RunDir(config.run_dir, script="pipeline", overwrite=overwrite, resume=resume, reads=reads) as run:
         settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("run_dir", "resume", "overwrite")}
         if config.resume:
             run.check_resumable(settings)
+        _check_base(config)
         run.begin(settings)
         summary: dict[str, Any] = {}
         for name, stage in (("base", base), (FINE_TUNED, fine_tune), (REWARD, fit_reward), (PPO, tune)):
@@ -64,7 +64,7 @@ Stage = Callable[[PipelineConfig, Path], dict[str, Any]]
 def _once(folder: Path, stage: Stage, config: PipelineConfig) -> dict[str, Any]:
     """The stage's summary: read if the stage has finished, which its summary.json marks, else run now."""
     if (folder / SUMMARY).exists():
-        return dict(json.loads((folder / SUMMARY).read_text(encoding="utf-8")))
+        return read_json(folder / SUMMARY)
     print(f"-- {folder.name} --", flush=True)
     return stage(config, folder)
 

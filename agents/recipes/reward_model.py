@@ -13,7 +13,7 @@ import numpy as np
 from agents.recipes.commands.reward_model import TrainRewardModelConfig
 from agents.runs import checkpoint
 from agents.runs.devices import check_device
-from agents.runs.fit_run import drive, restore
+from agents.runs.fit_run import drive
 from agents.runs.lifecycle import TrainingRun, training_run
 from agents.runs.logging import MetricSink
 from agents.runs.plots import REWARD_CURVES
@@ -218,7 +218,8 @@ def fit_members(
     first = run.checkpoint
     paths = [first, *(first.with_stem(f"{first.stem}_{member}") for member in range(1, config.members))]
     states = [checkpoint.load(path) if config.resume and path.exists() else None for path in paths]
-    steps_before = sum(state["progress"]["step"] for state in states if state is not None)
+    with run.restoring():
+        steps_before = sum(state["progress"]["step"] for state in states if state is not None)
     members: list[RewardModel] = []
     ends: list[Progress] = []
     finished = True
@@ -232,7 +233,8 @@ def fit_members(
             fit = learner.new_fit(MemberSink(sink, index, before), checkpoint_every=config.checkpoint_every)
             state = states[index]
             if state is not None:
-                restore(fit, state, paths[index])
+                with run.restoring(paths[index]):
+                    fit.load_state_dict(state)
             usual_dropout = set_dropout(model, config.training.dropout)
             try:
                 finished = drive(fit, run, bar, paths[index], done=index * total, label=label)

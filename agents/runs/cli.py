@@ -183,7 +183,7 @@ def _group(title: str, members: list[_Flag], defaults: dict[str, Any]) -> type[A
     made = []
     for flag in members:
         annotated: Any = Annotated[flag.hint, tyro.conf.arg(help=flag.doc)]
-        if flag.hint == Schedule:
+        if flag.hint in (Schedule, Schedule | None):
             annotated = Annotated[annotated, _SCHEDULE]
         name, own = flag.field.name, flag.field
         given = {"default": own.default, "default_factory": own.default_factory}
@@ -191,7 +191,9 @@ def _group(title: str, members: list[_Flag], defaults: dict[str, Any]) -> type[A
     return make_dataclass(title, made, kw_only=True)
 
 
-def _schedule(words: list[str]) -> Schedule:
+def _schedule(words: list[str]) -> Schedule | None:
+    if words == ["None"]:
+        return None
     start, colon, end = words[0].partition(":")
     return Linear(float(start), float(end)) if colon else float(start)
 
@@ -200,7 +202,7 @@ _SCHEDULE = PrimitiveConstructorSpec(
     nargs=1,
     metavar="VALUE|START:END",
     instance_from_str=_schedule,
-    is_instance=lambda value: isinstance(value, float | Linear),
-    str_from_instance=lambda value: [f"{value.start:g}:{value.end:g}" if isinstance(value, Linear) else f"{value:g}"],
+    is_instance=lambda value: value is None or isinstance(value, float | Linear),
+    str_from_instance=lambda value: [f"{value.start:g}:{value.end:g}" if isinstance(value, Linear) else f"{value}"],
 )
 """A constant, or a straight line over the training."""

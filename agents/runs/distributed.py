@@ -8,15 +8,24 @@ test says so), and a run may go on with another number of processes. Every call 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
+from functools import lru_cache
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 T = TypeVar("T")
+FALLEN = "textenvs/fallen"
+"""Key of the processes' store under which one that raised says so."""
 PATIENCE = timedelta(hours=2)
 """How long the others wait for one, which may be evaluating."""
 
@@ -35,21 +44,52 @@ class Processes:
         self.index, self.count = index, count
 
     @classmethod
-    def launched(cls, device: str) -> Processes:
+    def launched(cls, device: str, dtype: str = "float32") -> Processes:
         """Those that a launcher started this one with, connected by accelerate; this one alone if none did.
 
         Args:
             device: "cpu", or "cuda": each process then takes the GPU that the launcher means for it.
+            dtype: of matrix products.
 
         Raises:
-            ValueError: if there are several, and ``device`` is one GPU of them all.
+            ValueError: if there are several, and ``device`` is one GPU of them all, or if accelerate's configuration
+                asks for what is not done here.
         """
         from accelerate import PartialState
 
+        _refuse_unread(dtype)
         state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
         if state.num_processes > 1 and ":" in device:
             raise ValueError(f"{state.num_processes} processes cannot all be on {device}: pass {device.split(':')[0]}")
         return cls(state.process_index, state.num_processes)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """End this process within seconds after another one raised in here; it would wait for it for hours."""
+        if self.count == 1:
+            yield
+            return
+        store, over = dist.distributed_c10d._get_default_store(), threading.Event()
+
+        def watch() -> None:
+            while not over.wait(0.5):
+                if store.check([FALLEN]):
+                    sys.stderr.write(f"error: process {self.index} stops, as {store.get(FALLEN).decode()}\n")
+                    sys.stderr.flush()
+                    os._exit(1)
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        except Exception as fault:
+            over.set()
+            store.set(FALLEN, f"process {self.index} raised {type(fault).__name__}: {fault}")
+            time.sleep(2)  # the store may be this process's own, and is to be read
+            raise
+        finally:
+            over.set()
+            watcher.join()
 
     @property
     def is_main(self) -> bool:
@@ -65,14 +105,14 @@ class Processes:
         if self.count == 1:
             return [mine]
         found: list[T | None] = [None] * self.count
-        dist.all_gather_object(found, mine)
+        dist.all_gather_object(found, _on_cpu(mine), group=_objects())
         return found  # type: ignore[return-value]
 
     def broadcast(self, mine: T | None) -> T:
         """What the first process has, on all of them; what the others pass is ignored."""
-        held = [mine]
+        held = [_on_cpu(mine)]
         if self.count > 1:
-            dist.broadcast_object_list(held, src=0)
+            dist.broadcast_object_list(held, src=0, group=_objects())
         assert held[0] is not None
         return held[0]
 
@@ -106,6 +146,40 @@ class Processes:
             sums = flat.split([gradient.numel() for gradient in gradients])
             torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(sums, gradients, strict=True)])
 
+
+def _on_cpu(value: T) -> T:
+    """``value`` with its tensors on the CPU: a pickled CUDA tensor would be read back onto its writer's device."""
+    moved: T = pytree.tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, value)
+    return moved
+
+
+@lru_cache
+def _objects() -> dist.ProcessGroup:
+    """The group that pickles travel in, from memory to memory: NCCL would send a checkpoint through a GPU."""
+    return dist.new_group(backend="gloo", timeout=PATIENCE)
+
+
+def _refuse_unread(dtype: str) -> None:
+    """Raise ValueError if `accelerate launch`, which says so in the environment, is to do more than start processes."""
+    asked = [words for name, words in UNREAD.items() if os.environ.get(name, "false").lower() in ("true", "1")]
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if precision not in ("no", {"float32": "no", "bfloat16": "bf16"}[dtype]):
+        asked.append(f"mixed precision {precision} (here --dtype bfloat16 says so, received {dtype})")
+    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
+    if backend != "no":
+        asked.append(f"torch.compile by dynamo {backend} (here --compile says so)")
+    if asked:
+        raise ValueError(
+            f"accelerate: expected data-parallel processes and no more, received {', '.join(asked)}: every process "
+            "holds the whole model; leave it out in `accelerate config`"
+        )
+
+
+UNREAD = {
+    "ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
+}  # fmt: skip
+"""What a launcher may ask for in vain, by the variable that it sets."""
 
 ALONE = Processes()
 """One process, as usual."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from agents.runs import checkpoint
 from agents.runs.lifecycle import TrainingRun
@@ -23,24 +22,13 @@ def fit_in(run: TrainingRun, fit: Fit) -> bool:
     """
     state = run.checkpoint_state()
     if state is not None:
-        restore(fit, state, run.checkpoint)
+        with run.restoring():
+            fit.load_state_dict(state)
     fit.sink = run.begin(fit.progress.step)
     with run.training(fit.options.num_steps, "optimizer steps", done=fit.progress.step) as bar:
         finished = drive(fit, run, bar, run.checkpoint)
     fit.settle()
     return finished
-
-
-def restore(fit: Fit, state: dict[str, Any], path: Path) -> None:
-    """Give ``fit`` the ``state`` that was loaded from ``path``.
-
-    Raises:
-        CheckpointError: if it is of another model or other data.
-    """
-    try:
-        fit.load_state_dict(state)
-    except ValueError as error:
-        raise checkpoint.CheckpointError(f"{path}: {error}") from error
 
 
 def drive(fit: Fit, run: TrainingRun, bar: ProgressBar, path: Path, *, done: int = 0, label: str | None = None) -> bool:

@@ -15,14 +15,6 @@ NEUTRAL = (
 """Settings that the trained weights do not depend on, but for rounding, so that a resumed run may change them."""
 
 
-def check_at_least(settings: Any, *names: str, least: int = 1) -> None:
-    """Raise ValueError unless each of the ``settings`` that is not None is ``least`` or more."""
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be at least {least}, received {value}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunFlags:
     """Run: its folder, whether it continues, and where its metrics go."""

@@ -96,6 +96,15 @@ class TrainingRun:
         """
         return checkpoint.load(self.checkpoint) if self._flags.resume else None
 
+    @contextmanager
+    def restoring(self, path: Path | None = None) -> Iterator[None]:
+        """Raise CheckpointError, which names ``path`` (None: the run's checkpoint), if what is in it does not fit."""
+        try:
+            yield
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as fault:
+            what = f"it has no {fault}" if isinstance(fault, KeyError) else str(fault)
+            raise checkpoint.CheckpointError(f"{path or self.checkpoint} is not of this run: {what}") from fault
+
     def begin(self, step: int = 0) -> FileSink:
         """Delete the old run or, resuming, continue its files after ``step``; open and return the sink."""
         self.folder.begin(dict(self._settings))

@@ -164,10 +164,7 @@ class RunDir:
                 f"{self.path} has no {checkpoint} to resume from: start anew, without --resume (and with --overwrite, "
                 "if that is asked for)"
             )
-        theirs = json.loads((self.path / CONFIG).read_text(encoding="utf-8"))
-        if not isinstance(theirs, dict):
-            raise RunDirError(f"{self.path / CONFIG}: expected an object of settings, received {type(theirs).__name__}")
-        before, now = _flat(theirs), _flat(json.loads(json.dumps(settings, default=str)))
+        before, now = _flat(read_json(self.path / CONFIG)), _flat(json.loads(json.dumps(settings, default=str)))
         differing = [name for name in now if before.get(name) != now[name]]
         other = [f"{name}={_short(before.get(name))} (now {_short(now[name])})" for name in differing]
         if other:
@@ -177,6 +174,24 @@ class RunDir:
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write one JSON object under ``name``, whole or not at all."""
         write_aside(self.path / name, json.dumps(content, indent=2, default=str) + "\n")
+
+
+def read_json(path: Path, *names: str) -> dict[str, Any]:
+    """The JSON object in ``path``.
+
+    Raises:
+        RunDirError: if it is missing, damaged, no object, or lacks one of ``names``.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        raise RunDirError(f"{path}: expected a JSON object, received a file that cannot be read: {fault}") from fault
+    if not isinstance(found, dict):
+        raise RunDirError(f"{path}: expected a JSON object, received {type(found).__name__}")
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise RunDirError(f"{path}: expected {', '.join(missing)} in it, received {', '.join(found) or 'nothing'}")
+    return found
 
 
 def _short(value: object) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from agents.config import AgentConfig, UpdateConfig
+from agents.functional.ranges import check_values
 from agents.functional.schedules import value_at
 
 Algorithm = Literal["ppo", "grpo", "rloo", "reinforce"]
@@ -100,17 +101,6 @@ class TextOptimizerConfig:
     warmup_updates: int = 0
     """updates over which the learning rate rises from 0 in a straight line, on top of its schedule"""
 
-    def check_optimizer(self) -> None:
-        """Raise ValueError if a setting is out of range."""
-        for name in ("adam_beta1", "adam_beta2"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{name}: expected a number in [0, 1), received {getattr(self, name)}")
-        if not self.adam_eps > 0:
-            raise ValueError(f"adam_eps: expected a number > 0, received {self.adam_eps}")
-        for name in ("weight_decay", "warmup_updates"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}: expected a number >= 0, received {getattr(self, name)}")
-
     def warmup(self, updates: int) -> float:
         """Factor of the learning rate after so many ``updates``, (0, 1]."""
         return min(1.0, (updates + 1) / (self.warmup_updates + 1))
@@ -150,37 +140,22 @@ class TextAgentConfig(
     def __post_init__(self) -> None:
         UpdateConfig.__post_init__(self)
         AgentConfig.__post_init__(self)
-        for name, known in {
-            "algorithm": tuple(PAPERS),
-            "policy_loss": ("clipped", "plain"),
-            "average": ("token", "sequence", "constant"),
-            "kl_in": ("reward", "loss", "both"),
-            "kl_estimator": ("k1", "k2", "k3", "full", None),
-            "baseline": ("batch", "moving", "none"),
-        }.items():
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{name}: expected one of {', '.join(map(str, known))}, received {getattr(self, name)!r}"
-                )
         self._check_ranges()
         self._check_applicable()
 
     def _check_ranges(self) -> None:
-        self.check_optimizer()
-        if self.group_size < 1 or (self.algorithm in GROUP_ALGORITHMS and self.group_size < 2):
-            least = 2 if self.algorithm in GROUP_ALGORITHMS else 1
-            raise ValueError(f"group_size: expected {least} or more for {self.algorithm}, received {self.group_size}")
-        if self.clip_high is not None and self.clip_high < 0:
-            raise ValueError(f"clip_high: expected a number >= 0, received {self.clip_high}")
+        ranges = {
+            ">= 1": "group_size",
+            ">= 0": "weight_decay warmup_updates clip_high critic_warmup",
+            "in [0, 1)": "adam_beta1 adam_beta2 baseline_decay",
+            "in [0, 1]": "critic_lam",
+        }
+        check_values(self, ranges)
+        if self.algorithm in GROUP_ALGORITHMS and self.group_size < 2:
+            raise ValueError(f"group_size: expected 2 or more for {self.algorithm}, received {self.group_size}")
         upper = 1.0 + max(self.clip_high or 0.0, value_at(self.clip, 0.0), value_at(self.clip, 1.0))
         if self.dual_clip is not None and not self.dual_clip > upper:
             raise ValueError(f"dual_clip: expected more than 1 + clip = {upper:g}, received {self.dual_clip}")
-        if self.critic_warmup < 0:
-            raise ValueError(f"critic_warmup: expected 0 or more updates, received {self.critic_warmup}")
-        if not 0.0 <= self.baseline_decay < 1.0:
-            raise ValueError(f"baseline_decay: expected a number in [0, 1), received {self.baseline_decay}")
-        if self.critic_lam is not None and not 0.0 <= self.critic_lam <= 1.0:
-            raise ValueError(f"critic_lam: expected a number in [0, 1], received {self.critic_lam}")
         if not self.uses_critic and self.gamma != 1.0:
             raise ValueError(f"gamma: expected 1 for {self.algorithm}, which has no critic, received {self.gamma}")
 

@@ -71,5 +71,5 @@ def test_help_of_train_text_stands_in_groups_with_the_algorithms_own_defaults(ca
     for group in ("Run", "Machine", "Model", "Prompts", "Rewards", "KL", "Memory", "Algorithm", "Advantages", "Loss",
                   "Update"):  # fmt: skip
         assert f"{group} options" in said
-    assert "(default: 0.0004:0)" in said
-    assert "(default: 0.001:0)" in shown("--algorithm", "rloo")
+    assert "passes over each batch (default: 2)" in said
+    assert "passes over each batch (default: 1)" in shown("--algorithm", "rloo")

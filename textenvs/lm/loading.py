@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
+
+from textenvs.tokens.tokenizers import check_source
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -63,11 +65,13 @@ def _load(
     **options: Any,
 ) -> Any:
     name = os.fspath(path)
+    check_source(name)
     with _one_error(f"{name}: no {kind} could be loaded from there"):
         model, found = auto.from_pretrained(name, dtype=dtype, output_loading_info=True, **options)
     for message in found["error_msgs"]:
         raise ValueError(f"{name}: no {kind} could be loaded from there: {message}")
     check_keys(name, _unlike(found["missing_keys"], absent), _unlike(found["unexpected_keys"], unread))
+    check_numbers(name, model.state_dict())
     return model.eval()  # Any: the annotations of transformers' PreTrainedModel reject `model.to(device)`
 
 
@@ -97,6 +101,13 @@ def check_keys(name: str, missing: Iterable[str], unexpected: Iterable[str]) -> 
             f"{' and '.join(faults)}. A wrapper's prefix (_orig_mod., module.), a lost shard or a model of another "
             "kind looks like this; missing weights would be random"
         )
+
+
+def check_numbers(name: str, weights: Mapping[str, Tensor]) -> None:
+    """Raise ValueError if there are NaN or infinite numbers in ``weights`` of the file ``name``."""
+    for key, weight in weights.items():
+        if weight.numel() and weight.is_floating_point() and not torch.stack(weight.aminmax()).isfinite().all():
+            raise ValueError(f"{name}: expected finite weights, received NaN or infinite ones in {key}")
 
 
 def load_peft(model: nn.Module, folder: str | Path, role: str, **options: Any) -> PeftModel:
@@ -132,5 +143,6 @@ def check_adapter(peft: PeftModel, folder: str | Path, role: str) -> None:
 
     with safe_open(Path(folder) / ADAPTER_WEIGHTS, "pt") as file:
         there = set(file.keys())
-    ours = set(get_peft_model_state_dict(peft, adapter_name=role))
-    check_keys(str(folder), ours - there, there - ours)
+    ours = get_peft_model_state_dict(peft, adapter_name=role)
+    check_keys(str(folder), ours.keys() - there, there - ours.keys())
+    check_numbers(str(folder), ours)

@@ -10,6 +10,8 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 from textenvs.tokens.rows import PAD, Ids, concatenate
 
@@ -44,6 +46,7 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     name = os.fspath(path)
+    check_source(name)
     # Given a directory without a tokenizer, transformers 5 makes up an empty one for some model families.
     patterns = ("tokenizer.*", "vocab.*", "tekken.json", "*.model", "*.tiktoken")
     if Path(name).is_dir() and not any(any(Path(name).glob(pattern)) for pattern in patterns):
@@ -92,6 +95,30 @@ def open_ids(tokenizer: Any, text: str, ids: Sequence[int] | None = None) -> lis
         if twice and written[:1] == [bos]:
             ids = ids[1:]
     return ids
+
+
+def check_source(name: str) -> None:
+    """Raise ValueError, within seconds, unless ``name`` is a folder, a model in the cache, or of a hub that answers."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if Path(name).is_file():
+        raise ValueError(f"{name}: expected a model's folder or name, received a file")
+    named = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name) is not None
+    if Path(name).is_dir() or (named and isinstance(try_to_load_from_cache(name, "config.json"), str)):
+        return
+    if not named:
+        raise ValueError(f"{name}: expected a model's folder, and there is none of that name")
+    try:
+        if constants.HF_HUB_OFFLINE:
+            raise OSError("HF_HUB_OFFLINE is set")
+        urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=3).close()  # transformers would try for a minute
+    except HTTPError:
+        pass
+    except OSError as fault:
+        raise ValueError(
+            f"{name}: expected a model's folder or name; there is no such folder, and {constants.ENDPOINT} cannot be "
+            f"asked for the name ({fault})"
+        ) from fault
 
 
 def same_tokenizer(first: object, second: object) -> bool:

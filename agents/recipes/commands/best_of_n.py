@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from agents.functional.ranges import check_values
 from agents.recipes.rlhf.task import TextTask
 from agents.runs.cli import command
 
@@ -35,7 +36,8 @@ class BestOfNConfig(TextTask):
     """Largest n, at most `samples`; the nearer, the more the figure for it strays."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.max_n <= self.samples:
+        check_values(self, {">= 1": "samples max_n"})
+        if self.max_n > self.samples:
             raise ValueError(f"max_n must be from 1 to samples, received {self.max_n} of {self.samples}")
         TextTask.__post_init__(self)
 

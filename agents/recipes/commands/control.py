@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from agents.config import PlacementConfig
+from agents.functional.ranges import check_values
 from agents.runs.cli import command
-from agents.runs.flags import RunFlags, check_at_least
+from agents.runs.flags import RunFlags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,8 @@ class Config(RunFlags, PlacementConfig):
     """CPU threads; networks this small are fastest on one"""
 
     def __post_init__(self) -> None:
-        check_at_least(self, "total_steps", "evaluate_every", "eval_episodes", "save_every", "threads")
+        at_least_1 = "total_steps evaluate_every eval_episodes save_every threads"
+        check_values(self, {">= 1": at_least_1, ">= 0": "seed"})
 
 
 command_line = command(Config, "agents.recipes.control:_reported", __doc__, show=False)

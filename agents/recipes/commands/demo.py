@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from agents.functional.ranges import check_values
 from agents.runs.cli import command
 
 
@@ -30,6 +31,9 @@ class DemoConfig:
     """Seed of every stage."""
     device: str = "cpu"
     """Torch device."""
+
+    def __post_init__(self) -> None:
+        check_values(self, {">= 0": "seed"})
 
 
 command_line = command(DemoConfig, "agents.recipes.demo:main", __doc__, refusals={NotValidated: 1}, show=False)

@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from agents.functional.ranges import check_values
 from agents.runs.cli import command
-from agents.runs.flags import check_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class EvaluateAgentConfig:
     """where the networks live"""
 
     def __post_init__(self) -> None:
-        check_at_least(self, "episodes")
+        check_values(self, {">= 1": "episodes", ">= 0": "seed"})
 
 
 command_line = command(EvaluateAgentConfig, "agents.recipes.evaluate:main", __doc__)

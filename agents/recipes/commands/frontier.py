@@ -23,6 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from agents.functional.ranges import check_values
 from agents.recipes.commands.best_of_n import BestOfNConfig
 from agents.runs.cli import command
 
@@ -53,8 +54,7 @@ class FrontierConfig:
                 f"samples must be at least {BestOfNConfig.max_n}, of which the best is compared with, "
                 f"received {self.samples}"
             )
-        if not self.budget > 0:
-            raise ValueError(f"budget must be above 0 nats, received {self.budget}")
+        check_values(self, {"> 0": "budget"})
 
 
 command_line = command(FrontierConfig, "agents.recipes.frontier:main", __doc__)

@@ -14,8 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from agents.functional.ranges import check_values
 from agents.runs.cli import command
-from agents.runs.flags import check_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,12 @@ class PipelineConfig:
     """Torch device."""
 
     def __post_init__(self) -> None:
-        check_at_least(self, "lora_rank", "sentences", "episodes", "batch_size", "num_eval_prompts")
+        ranges = {
+            ">= 1": "lora_rank sentences episodes batch_size num_eval_prompts",
+            ">= 0": "seed",
+            "> 0": "reward_epochs",
+        }
+        check_values(self, ranges)
 
 
 command_line = command(PipelineConfig, "agents.recipes.pipeline:main", __doc__)

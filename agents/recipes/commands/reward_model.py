@@ -18,8 +18,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from agents.functional.ranges import check_values
 from agents.runs.cli import command
-from agents.runs.flags import RunFlags, check_at_least
+from agents.runs.flags import RunFlags
 from reward_models.options import TrainingOptions
 
 
@@ -62,9 +63,8 @@ class TrainRewardModelConfig(RunFlags):
     """How to fit."""
 
     def __post_init__(self) -> None:
-        check_at_least(self, "members", "group_size", "checkpoint_every")
-        if self.lora_rank is not None and self.lora_rank < 1:
-            raise ValueError(f"lora_rank must be at least 1, or None for all weights, received {self.lora_rank}")
+        check_values(self, {">= 1": "members group_size checkpoint_every lora_rank", ">= 0": "seed"})
+        check_values(self.training)
         if self.heldout_pairs and not self.pairs:
             raise ValueError("heldout_pairs needs pairs: movie ratings have held-out snippets of their own")
         if self.pairs and not self.words:

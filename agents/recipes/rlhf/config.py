@@ -17,15 +17,17 @@ alone, for peft). Ctrl-C ends training after the update in progress, keeps what 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from agents.functional.ranges import check_values
+from agents.functional.schedules import Schedule
 from agents.recipes.rlhf.task import Memory, TextTask, changed
 from agents.runs.cli import enter, peek
-from agents.runs.flags import RunFlags, check_at_least
+from agents.runs.flags import RunFlags
 from agents.text.config import Algorithm, TextAgentConfig
 from agents.text.kl_controllers import AdaptiveKL, AnnealedKL, KLController
-from agents.text.presets import PRESETS, preset_settings
+from agents.text.presets import PRESETS, learning_rate_for, preset_settings
 
 if TYPE_CHECKING:
     from agents.text.score_scaling import ScoreScaler
@@ -48,9 +50,7 @@ class RunSettings(RunFlags):
     training only."""
 
     def __post_init__(self) -> None:
-        check_at_least(self, "episodes", "batch_size", "checkpoint_every")
-        if self.evaluate_every is not None and self.evaluate_every < 0:
-            raise ValueError(f"evaluate_every must be 0 or more updates, received {self.evaluate_every}")
+        check_values(self, {">= 1": "episodes batch_size checkpoint_every", ">= 0": "evaluate_every"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +69,8 @@ class KLSettings:
     """Episodes over which the adaptive price reacts."""
 
     def __post_init__(self) -> None:
-        if not self.beta >= 0:
-            raise ValueError(f"beta must be 0 or more reward units per nat, received {self.beta}")
+        ranges = {">= 0": "beta beta_start", "> 0": "kl_target", ">= 1": "kl_horizon", "in (0, 1]": "beta_share"}
+        check_values(self, ranges)
         if self.kl_target is not None and not self.beta > 0:
             raise ValueError(
                 f"kl_target multiplies the price, and from beta {self.beta:g} it never moves: begin above 0"
@@ -82,8 +82,6 @@ class KLSettings:
         ]
         if unread:
             raise ValueError("; ".join(unread) + ", which is not given")
-        if not 0.0 < self.beta_share <= 1.0:
-            raise ValueError(f"beta_share lies in (0, 1], received {self.beta_share}")
         if self.beta_start is not None and self.kl_target is not None:
             raise ValueError("beta_start and kl_target both move the price: leave one of them out")
         self.kl_controller(episodes=1)
@@ -109,9 +107,7 @@ class ScoreSettings:
     """Reward units taken from texts that ran out of budget."""
 
     def __post_init__(self) -> None:
-        if not self.missing_eos_penalty >= 0:
-            raise ValueError(f"missing_eos_penalty must be 0 or more reward units, received {self.missing_eos_penalty}")
-        self.score_scaler()
+        check_values(self, {">= 0": "missing_eos_penalty", "> 0": "score_clip"})
 
     def score_scaler(self) -> ScoreScaler | None:
         """What turns scores into what is paid."""
@@ -149,12 +145,7 @@ class LayoutSettings:
     """Print the bytes that each role will take under each `memory`, and stop; nothing is allocated or written."""
 
     def __post_init__(self) -> None:
-        if self.max_concurrent_rows is not None and self.max_concurrent_rows < 1:
-            raise ValueError(
-                f"max_concurrent_rows must be at least 1, or None for all at once, received {self.max_concurrent_rows}"
-            )
-        if self.lora_rank < 1 or not self.lora_alpha > 0:
-            raise ValueError(f"lora_rank must be >= 1, lora_alpha > 0, received {self.lora_rank}, {self.lora_alpha}")
+        check_values(self, {">= 1": "max_concurrent_rows lora_rank", "> 0": "lora_alpha"})
 
     def critic(self, memory: Memory) -> str:
         """Where a value head reads under ``memory``, as `CausalLMPolicy` calls it."""
@@ -167,14 +158,19 @@ class LayoutSettings:
 class TrainTextConfig(RunSettings, TextTask, KLSettings, ScoreSettings, LayoutSettings, TextAgentConfig):
     """Tune a language model by reinforcement learning; ``preset`` fills in what the algorithm starts from."""
 
+    learning_rate: Schedule | None = None  # type: ignore[assignment]
+    """Adam's step size, a constant or START:END. None: the preset's, divided by 40 for a model of more than 10 million
+    parameters and by 400 for one of more than a billion; ten times that with memory adapters."""
+
     @classmethod
     def preset(cls, algorithm: Algorithm = "ppo", **changed: Any) -> TrainTextConfig:
         """The algorithm's preset for movie reviews (``agents.text.presets``), but for what is ``changed``."""
-        return cls(**preset_settings(algorithm, changed))
+        return cls(**preset_settings(algorithm, {"learning_rate": None, **changed}))
 
     def __post_init__(self) -> None:
         for part in (RunSettings, TextTask, KLSettings, ScoreSettings, LayoutSettings, TextAgentConfig):
             part.__post_init__(self)
+        check_values(self, {"> 0": "learning_rate"})
         if self.batch_size % self.group_size:
             raise ValueError(f"batch_size {self.batch_size} is no multiple of group_size {self.group_size}")
         if self.policy_loss == "plain" and (self.minibatch_size or self.batch_size) < self.batch_size:
@@ -204,8 +200,15 @@ class TrainTextConfig(RunSettings, TextTask, KLSettings, ScoreSettings, LayoutSe
         """Where the value head reads under ``memory``, as `CausalLMPolicy` calls it."""
         return LayoutSettings.critic(self, memory) if self.uses_critic else "none"
 
+    def settled(self, num_parameters: int) -> TrainTextConfig:
+        """The same with the learning rate for a model of so many parameters, where none was given."""
+        if self.learning_rate is not None:
+            return self
+        rate = learning_rate_for(self.algorithm, num_parameters, adapters=self.memory == "adapters")
+        return replace(self, learning_rate=rate)
+
     def agent_config(self) -> TextAgentConfig:
-        """The agent's part of the settings."""
+        """The agent's part of the settings, once they are settled."""
         return TextAgentConfig(**{field.name: getattr(self, field.name) for field in fields(TextAgentConfig)})
 
 
@@ -219,5 +222,5 @@ def command_line(arguments: Sequence[str] | None = None) -> int:
         "agents.recipes.rlhf.train:main",
         description=__doc__,
         arguments=arguments,
-        defaults=preset_settings(algorithm, given),
+        defaults=preset_settings(algorithm, {"learning_rate": None, **given}),
     )

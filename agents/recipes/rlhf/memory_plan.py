@@ -5,10 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import get_args
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
-
-from agents.lm.loading import DTYPES
+from agents.lm.loading import DTYPES, weightless
 from agents.lm.lora import LoraOptions
 from agents.lm.memory import Layout, Workload, num_bytes, plan
 from agents.recipes.rlhf.build import model_path
@@ -32,7 +29,6 @@ def planned_bytes(config: TrainTextConfig) -> dict[str, dict[str, int]]:
         ValueError, OSError: if model, tokenizer or prompts cannot be read.
     """
     path = model_path(config)
-    model_config = AutoConfig.from_pretrained(path)
     workload = Workload(
         rollout_rows=min(config.batch_size, config.max_concurrent_rows or config.batch_size),
         update_rows=min(config.microbatch_size or config.minibatch_size or config.batch_size, config.batch_size),
@@ -49,7 +45,7 @@ def planned_bytes(config: TrainTextConfig) -> dict[str, dict[str, int]]:
             dtype=DTYPES[config.dtype],
             recompute=config.gradient_checkpointing,
         )
-        table[memory] = plan(model_config, layout, workload, reward=_reward_bytes(config, memory, path))
+        table[memory] = plan(weightless(path).config, layout, workload, reward=_reward_bytes(config, memory, path))
     return table
 
 
@@ -89,6 +85,5 @@ def _reward_bytes(config: TrainTextConfig, memory: Memory, path: str) -> int:
 
 def _float32_bytes(model: str) -> int:
     """Of a causal LM at a directory, or of a name, as it will be loaded."""
-    with torch.device("meta"):
-        whole = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model), dtype=torch.float32)
+    whole = weightless(model)
     return num_bytes([*whole.parameters(), *whole.buffers()])

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from agents.config import PlacementConfig
-from agents.runs.flags import check_at_least
+from agents.functional.ranges import check_values
 
 Memory = Literal["full", "shared", "adapters"]
 
@@ -61,9 +61,10 @@ class PromptSettings:
     """Of sampling, > 0, in training and evaluation alike."""
 
     def __post_init__(self) -> None:
-        check_at_least(self, "num_eval_prompts", "max_prompt_tokens", "max_new_tokens")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, received {self.temperature}")
+        # Beyond, rounding decides: the likeliest token always, or all tokens alike.
+        check_values(
+            self, {">= 1": "num_eval_prompts max_prompt_tokens max_new_tokens", "in [0.01, 100]": "temperature"}
+        )
         if self.eval_prompts is not None and self.prompts is None:
             raise ValueError("eval_prompts needs prompts: both are files of your own, or neither")
         if self.template_kwargs is not None:
@@ -100,6 +101,7 @@ class RewardSettings:
             raise ValueError(f"reward_model takes several: write ({self.reward_model!r},) for one")
         for name in ("reward_model", "reward_weights"):  # lists, where they come out of a config.json
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_values(self, {">= 0": "reward_uncertainty_coef"})
         if not changed(self, "reward_combine", "reward_weights", "reward_uncertainty_coef"):
             return
         from textenvs.wrappers.preference import check_combination  # brings Gymnasium, for which --help need not wait
@@ -126,8 +128,7 @@ class TextTask(ModelSettings, PromptSettings, RewardSettings, PlacementConfig):
     def __post_init__(self) -> None:
         PromptSettings.__post_init__(self)
         RewardSettings.__post_init__(self)
-        if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more, received {self.seed}")
+        check_values(self, {">= 0": "seed", ">= 1": "threads"})
         if self.adapter is not None and self.memory != "adapters" and not getattr(self, "plan", False):
             raise ValueError(f"adapter: this needs memory adapters, received memory {self.memory}")
 

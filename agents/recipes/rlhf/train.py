@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ from agents.evaluation.curve import FRONTIER, FrontierFollower, updates_between_
 from agents.evaluation.metrics import compare
 from agents.evaluation.token_page import PAGE, Snapshot, write_token_page
 from agents.evaluation.token_table import token_tables
+from agents.lm.loading import weightless
 from agents.lm.memory import PeakMemory, held_bytes
 from agents.lm.saving import save_adapter, save_model
-from agents.recipes.rlhf.build import TextParts, build_parts
+from agents.recipes.rlhf.build import TextParts, build_parts, model_path
 from agents.recipes.rlhf.config import TrainTextConfig
 from agents.recipes.rlhf.memory_plan import as_text, planned_bytes
 from agents.runs.devices import check_device
@@ -25,6 +25,7 @@ from agents.runs.distributed import Processes
 from agents.runs.lifecycle import TrainingRun, stop_on_signal, training_run
 from agents.runs.plots import TEXT_CURVES
 from agents.runs.progress import headline
+from agents.runs.run_dir import read_json
 from agents.text.agent import TextAgent
 
 STATE = "state.json"
@@ -52,12 +53,21 @@ def main(config: TrainTextConfig) -> dict[str, Any]:
         return {}
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    processes = Processes.launched(config.device, config.dtype)
     check_device(config.device)
-    processes = Processes.launched(config.device)
-    if not processes.is_main:
-        _follow(config, processes)
+    num_parameters = sum(each.numel() for each in weightless(model_path(config)).parameters())
+    with processes.together():
+        if processes.is_main:
+            return _lead(config.settled(num_parameters), processes, num_parameters)
+        _follow(config.settled(num_parameters), processes)
         return {}
+
+
+def _lead(config: TrainTextConfig, processes: Processes, num_parameters: int) -> dict[str, Any]:
+    """Run in the main process, or the only one."""
     with training_run(config, script="train_text", settings=config.identity(), reads=config.reads) as run:
+        if not config.quiet:
+            print(f"learning rate {config.learning_rate} for {num_parameters / 1e6:.1f} million parameters", flush=True)
         peak = PeakMemory(config.device)
         parts = build_parts(config, processes, processes.broadcast(run.began))
         print(parts.task.about)
@@ -65,8 +75,10 @@ def main(config: TrainTextConfig) -> dict[str, Any]:
         trained, resume_at = _Clock(), None
         state = run.checkpoint_state()
         if state is not None:
-            agent.load_state_dict(processes.broadcast(state))
-            trained, resume_at = _Clock(**json.loads((run.path / STATE).read_text())), agent.steps
+            with run.restoring():
+                agent.load_state_dict(processes.broadcast(state))
+            clock = read_json(run.path / STATE, "seconds", "tokens")
+            trained, resume_at = _Clock(float(clock["seconds"]), float(clock["tokens"])), agent.steps
         # Before the run begins: a reward that cannot be used shows here.
         before = parts.task.assessor.assess(parts.task.models.start)
         agent.logger = run.begin(agent.steps)

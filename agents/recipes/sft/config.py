@@ -21,8 +21,9 @@ import dataclasses
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
+from agents.functional.ranges import check_values
 from agents.runs.cli import command
-from agents.runs.flags import RunFlags, check_at_least
+from agents.runs.flags import RunFlags
 
 if TYPE_CHECKING:
     from reward_models.fit_options import FitOptions
@@ -147,21 +148,12 @@ class TrainLanguageModelConfig(RunFlags, _Data, _Optimization):
     """Budget of each such completion, tokens."""
 
     def __post_init__(self) -> None:
+        check_values(self, _RANGES)
         self._refuse_what_does_not_apply()
         if self.template_kwargs is not None:
             from textenvs.tokens.tokenizers import template_variables  # brings NumPy, for which --help need not wait
 
             template_variables(self.template_kwargs)
-        for name, least in _LEAST.items():
-            check_at_least(self, name, least=least)
-        for name in ("epochs", "learning_rate", "lora_alpha", "max_grad_norm"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be positive, received {value}")
-        for name in ("heldout_share", "warmup_share", "final_share"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], received {value}")
         for one, other in (("epochs", "train_tokens"), ("batch_size", "batch_tokens")):
             if getattr(self, one) is not None and getattr(self, other) is not None:
                 raise ValueError(f"{one} and {other} say the same thing in two ways: pass one of them")
@@ -210,11 +202,16 @@ class TrainLanguageModelConfig(RunFlags, _Data, _Optimization):
         )
 
 
-_LEAST = {
-    "train_tokens": 1, "batch_size": 1, "batch_tokens": 1, "microbatch_size": 1, "microbatch_tokens": 1,
-    "max_length": 2, "heldout_rows": 1, "lora_rank": 1, "eval_every": 1, "checkpoint_every": 1, "weight_decay": 0,
-    "num_samples": 0, "sample_tokens": 1, "vocab_size": 2, "num_layers": 1, "width": 1, "num_heads": 1, "threads": 1,
-}  # fmt: skip
+_RANGES = {
+    ">= 1": "train_tokens batch_size batch_tokens microbatch_size microbatch_tokens heldout_rows lora_rank eval_every "
+    "checkpoint_every sample_tokens num_layers width num_heads threads",
+    ">= 0": "weight_decay num_samples seed",
+    "> 0": "epochs learning_rate lora_alpha max_grad_norm",
+    ">= 2": "max_length",
+    ">= 257": "vocab_size",  # each byte, and the end of text
+    "in [0, 1)": "heldout_share",
+    "in [0, 1]": "warmup_share final_share",
+}
 
 
 command_line = command(TrainLanguageModelConfig, "agents.recipes.sft.train:main", __doc__)

@@ -121,5 +121,5 @@ def test_schedules_never_go_below_0_also_beyond_their_end():
     line = Linear(1e-3)
     assert [value_at(line, x) for x in (0.0, 0.5, 1.0, 1.7)] == pytest.approx([1e-3, 5e-4, 0.0, 0.0])
     assert value_at(0.2, 3.0) == 0.2
-    with pytest.raises(ValueError, match="start and end >= 0"):
+    with pytest.raises(ValueError, match="finite and >= 0"):
         Linear(1.0, -1.0)

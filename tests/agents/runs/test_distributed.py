@@ -5,6 +5,7 @@
 
 import copy
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -145,6 +146,58 @@ def test_what_cannot_be_shared_out_is_refused():
         Processes(2, 2)
     with pytest.raises(ValueError, match="expected 5 rows or more, one a process, received 4"):
         agent_of("ppo", rows=4, collecting={"processes": Processes(0, 5)})
+
+
+FALL = """
+import time, sys
+from agents.runs.distributed import Processes
+processes = Processes.launched("cpu")
+with processes.together():
+    processes.all_gather(1)
+    if processes.index == 1:
+        raise ValueError("a fault of one")
+    time.sleep(600)
+"""
+
+
+def test_a_process_that_raises_takes_the_others_down_within_seconds(tmp_path):
+    """Also those that no connection tells of it, as they compute; and without a launcher that watches them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    running = []
+    for rank in range(2):
+        there = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment = os.environ | {"PYTHONPATH": os.getcwd()} | {name: str(value) for name, value in there.items()}
+        running.append(
+            subprocess.Popen([sys.executable, "-c", FALL], env=environment, stderr=subprocess.PIPE, text=True)
+        )
+    ends = [process.communicate(timeout=90)[1] for process in running]
+    assert [process.returncode for process in running] == [1, 1]
+    assert "process 0 stops, as process 1 raised ValueError: a fault of one" in ends[0]
+    assert "Traceback" in ends[1]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true"}, "received FSDP"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "received DeepSpeed"),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "received mixed precision bf16"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "received torch.compile by dynamo inductor"),
+    ],
+)
+def test_what_accelerate_is_to_do_beyond_starting_processes_is_refused(asked, said, monkeypatch):
+    for name, value in asked.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=said):
+        Processes.launched("cpu")
+
+
+def test_mixed_precision_that_the_run_has_itself_is_taken(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
+    assert Processes.launched("cpu", "bfloat16").count == 1
 
 
 def main(file):

@@ -229,7 +229,7 @@ def test_while_the_critic_warms_up_the_actor_rests():
     assert all(parameter.requires_grad for parameter in agent.policy.actor_parameters())
     agent.iterate()
     assert any(not torch.equal(start[name], tensor) for name, tensor in agent.policy.model.state_dict().items())
-    with pytest.raises(ValueError, match="critic_warmup: expected 0 or more updates, received -1"):
+    with pytest.raises(ValueError, match="critic_warmup: expected a number >= 0, received -1"):
         TextAgentConfig(critic_warmup=-1)
 
 

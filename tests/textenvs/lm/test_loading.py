@@ -1,6 +1,7 @@
 """Every weight of a loaded model comes from its file, or the loader names those that do not (no random weights)."""
 
 import shutil
+import time
 
 import pytest
 import torch
@@ -113,7 +114,7 @@ def test_a_broken_file_is_named(folder, tmp_path):
         with pytest.raises(ValueError, match=f"{folder}: no causal language model could be loaded"):
             load_causal_lm(folder)
     shutil.rmtree(folder)
-    with pytest.raises(ValueError, match="no causal language model could be loaded"):
+    with pytest.raises(ValueError, match="there is none of that name"):
         load_causal_lm(folder)
 
 
@@ -130,3 +131,27 @@ def test_an_adapter_has_exactly_its_weights(folder, tmp_path):
         save_file(weights, file, metadata={"format": "pt"})
         with pytest.raises(ValueError, match=message):
             load_peft(load_causal_lm(folder), adapter, "default")
+
+
+def test_weights_that_are_no_numbers_are_called_so(model_dir, tmp_path):
+    model = load_causal_lm(model_dir)
+    with torch.no_grad():
+        model.transformer.h[0].mlp.c_fc.bias[3] = float("nan")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"received NaN or infinite ones in transformer\.h\.0\.mlp\.c_fc\.bias"):
+        load_causal_lm(tmp_path)
+
+
+def test_a_model_that_is_nowhere_is_refused_within_seconds_where_no_hub_answers(monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # refuses connections
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="nosuchdir: expected a model's folder or name; there is no such folder, and"):
+        load_causal_lm("nosuchdir")
+    with pytest.raises(ValueError, match="expected a model's folder, and there is none of that name"):
+        load_causal_lm(tmp_path / "no" / "such")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="expected a model's folder or name, received a file"):
+        load_causal_lm(tmp_path / "file")
+    assert time.monotonic() - began < 5

@@ -269,7 +269,7 @@ def test_bad_input_is_named_and_leaves_exit_code_two(inputs, tmp_path, capsys):
     with pytest.raises(SystemExit) as refusal:
         run(inputs, tmp_path / "j", episodes=0)
     assert refusal.value.code == 2
-    assert "episodes must be at least 1" in capsys.readouterr().err
+    assert "episodes: expected a number >= 1, received 0" in capsys.readouterr().err
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thing").write_text("x")
     complains("choose another --run-dir", "full")
@@ -456,13 +456,13 @@ def test_every_algorithm_resumes_where_an_undisturbed_run_ends_and_has_no_critic
         (["--baseline", "batch"], "baseline needs REINFORCE"),
         (["--kl-estimator", "k3"], "kl_estimator needs a KL in the loss"),
         (["--beta-start", "0.5", "--kl-target", "6"], "beta_start and kl_target both move the price"),
-        (["--beta-start", "-0.5"], "start -0.5"),
-        (["--beta-start", "1", "--beta-share", "0"], "beta_share lies in (0, 1], received 0"),
-        (["--score-clip", "0"], "limit: expected a positive number"),
-        (["--beta", "-1"], "beta must be 0 or more"),
-        (["--seed", "-1"], "seed must be 0 or more, received -1"),
-        (["--temperature", "0"], "temperature must be above 0, received 0"),
-        (["--missing-eos-penalty", "-1"], "missing_eos_penalty must be 0 or more reward units, received -1"),
+        (["--beta-start", "-0.5"], "beta_start: expected a number >= 0, received -0.5"),
+        (["--beta-start", "1", "--beta-share", "0"], "beta_share: expected a number in (0, 1], received 0"),
+        (["--score-clip", "0"], "score_clip: expected a number > 0, received 0"),
+        (["--beta", "-1"], "beta: expected a number >= 0, received -1"),
+        (["--seed", "-1"], "seed: expected a number >= 0, received -1"),
+        (["--temperature", "0"], "temperature: expected a number in [0.01, 100], received 0"),
+        (["--missing-eos-penalty", "-1"], "missing_eos_penalty: expected a number >= 0, received -1"),
         (["--kl-target", "3", "--beta", "0"], "from beta 0 it never moves"),
         (["--kl-target", "3", "--kl-horizon", "50"], "kl_horizon must exceed a fifth of batch_size 256, received 50"),
         (["--kl-horizon", "999"], "kl_horizon is of kl_target, which is not given"),
@@ -471,7 +471,7 @@ def test_every_algorithm_resumes_where_an_undisturbed_run_ends_and_has_no_critic
         (["--memory", "full", "--no-value-adapter"], "value_adapter: this needs memory adapters"),
         (["--memory", "adapters", "--adapter", "x", "--lora-rank", "9"], "the adapter that training starts from"),
         (["--reward-uncertainty-coef", "3"], "reward_uncertainty_coef is of reward_combine uncertainty, received mean"),
-        (["--max-concurrent-rows", "0"], "max_concurrent_rows must be at least 1, or None for all at once, received 0"),
+        (["--max-concurrent-rows", "0"], "max_concurrent_rows: expected a number >= 1, received 0"),
     ],
 )
 def test_options_that_do_not_apply_are_refused_at_the_door(flags, said, capsys, tmp_path):
@@ -600,3 +600,49 @@ def test_a_template_that_writes_the_date_is_resumed_with_the_date_of_its_run(inp
     assert on(2, tmp_path / "run", "--resume", **interrupted) == 0
     first, second = (weights(tmp_path / name) for name in ("whole", "run"))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_learning_rate_follows_the_size_of_the_model_and_is_stated(inputs, tmp_path, capsys):
+    del inputs["--learning-rate"]
+    assert run(inputs, tmp_path / "run", episodes=8) == 0
+    assert re.search(
+        r"learning rate 0\.0004, in a straight line to 0 for 0\.\d million parameters", capsys.readouterr().out
+    )
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["learning_rate"] == {"start": 4e-4, "end": 0.0}
+    config = TrainTextConfig.preset(run_dir="")
+    assert config.settled(135_000_000).learning_rate.start == pytest.approx(1e-5)
+    assert config.settled(8_000_000_000).learning_rate.start == pytest.approx(1e-6)
+    assert TrainTextConfig.preset(run_dir="", memory="adapters").settled(135_000_000).learning_rate.start == 1e-4
+    assert TrainTextConfig.preset(run_dir="", learning_rate=3e-3).settled(135_000_000).learning_rate == 3e-3
+
+
+def test_a_broken_file_is_refused_with_its_name_on_resume(inputs, tmp_path, capsys):
+    out = tmp_path / "run"
+    stopping = inputs | {"--reward-model": "own_reward:interrupt_at_second_update"}
+    assert run(stopping, out) == 130
+    for name, content, said in (
+        ("state.json", '{"other": 1}', "expected seconds, tokens in it, received other"),
+        ("state.json", "[]", "expected a JSON object, received list"),
+        ("state.json", '{"sec', "a file that cannot be read"),
+        ("config.json", '{"sec', "a file that cannot be read"),
+        ("config.json", "[]", "expected a JSON object, received list"),
+        ("checkpoint.safetensors", "", "damaged"),
+    ):
+        whole = (out / name).read_bytes()
+        (out / name).write_text(content)
+        assert run(stopping, out, "--resume") == 2
+        words = capsys.readouterr().err
+        assert f"{out / name}" in words
+        assert said in words
+        (out / name).write_bytes(whole)
+
+
+def test_a_checkpoint_of_another_command_is_refused_by_name(inputs, tmp_path, capsys):
+    from agents.runs import checkpoint
+
+    out = tmp_path / "run"
+    stopping = inputs | {"--reward-model": "own_reward:interrupt_at_second_update"}
+    assert run(stopping, out) == 130
+    checkpoint.save(out / "checkpoint.safetensors", {"module": {}})
+    assert run(stopping, out, "--resume") == 2
+    assert f"{out / 'checkpoint.safetensors'} is not of this run" in capsys.readouterr().err

@@ -242,9 +242,9 @@ def test_bad_input_costs_no_finished_run(llama_dir, chats, tmp_path):
         ({"epochs": 2.0}, "epochs needs data"),
         ({"width": 8, "model": "m", "data": "d"}, "width is of a new model"),
         ({"epochs": 2.0, "train_tokens": 9, "data": "d"}, "epochs and train_tokens say the same thing"),
-        ({"batch_size": 0, "data": "d"}, "batch_size must be at least 1, received 0"),
-        ({"learning_rate": 0.0}, "learning_rate must be positive, received 0.0"),
-        ({"heldout_share": 1.5, "data": "d"}, r"heldout_share must lie in \[0, 1\], received 1.5"),
+        ({"batch_size": 0, "data": "d"}, "batch_size: expected a number >= 1, received 0"),
+        ({"learning_rate": 0.0}, "learning_rate: expected a number > 0, received 0.0"),
+        ({"heldout_share": 1.5, "data": "d"}, r"heldout_share: expected a number in \[0, 1\), received 1.5"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(options, complaint):
