@@ -17,6 +17,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from textenvs.lm.packed_forward import trunk_of
+from textenvs.tokens.tokenizers import check_whole
+
 if TYPE_CHECKING:
     from peft import PeftModel
 
@@ -39,10 +42,10 @@ def load_causal_lm(path: str | os.PathLike[str], *, dtype: torch.dtype = torch.f
 
 
 def load_trunk(path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> Any:
-    """A transformers model without a head, as `load_causal_lm`; heads in its checkpoint are not read."""
+    """A transformers model of text without a head, as `load_causal_lm`; heads in its checkpoint are not read."""
     from transformers import AutoModel
 
-    return _load(AutoModel, "model", path, dtype, unread=HEADS, absent=POOLERS)
+    return trunk_of(_load(AutoModel, "model", path, dtype, unread=HEADS, absent=POOLERS))
 
 
 def _load(
@@ -56,6 +59,7 @@ def _load(
     **options: Any,
 ) -> Any:
     name = os.fspath(path)
+    check_whole(name)
     with _one_error(f"{name}: no {kind} could be loaded from there"):
         model, found = auto.from_pretrained(name, dtype=dtype, output_loading_info=True, **options)
     for message in found["error_msgs"]:

@@ -27,6 +27,17 @@ class Tokenizer(Protocol):
         """Entries of the vocabulary, added tokens included."""
 
 
+def check_whole(name: str) -> None:
+    """Raise ValueError if the folder ``name`` holds an adapter in place of a model."""
+    adapter = Path(name) / "adapter_config.json"
+    if adapter.exists() and not (Path(name) / "config.json").exists():
+        base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        raise ValueError(
+            f"{name}: expected a whole model, received a LoRA adapter of {base}: give that model, and this folder as "
+            f"the adapter (train-text --model {base} --memory adapters --adapter {name}), or the merged model"
+        )
+
+
 def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     """The tokenizer beside a model: a directory, or a name that `transformers` knows.
 
@@ -36,6 +47,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     name = os.fspath(path)
+    check_whole(name)
     # Given a directory without a tokenizer, transformers 5 makes up an empty one for some model families.
     patterns = ("tokenizer.*", "vocab.*", "tekken.json", "*.model", "*.tiktoken")
     if Path(name).is_dir() and not any(any(Path(name).glob(pattern)) for pattern in patterns):
