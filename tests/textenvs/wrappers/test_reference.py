@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -54,18 +56,18 @@ def test_no_pass_exceeds_its_logits_where_prompts_differ_in_length(model):
     expected, sizes = reference(prompts, completions), []
     actions, running, lengths = completions[:, 0], np.ones(6, bool), (prompts != PAD).sum(1)
     stepped = reference.step(pad_rows([row[0] for row in rows], 13), lengths, actions, running)
-    model.lm_head.register_forward_hook(lambda layer, inputs, logits: sizes.append(logits.numel()))
+    hook = model.lm_head.register_forward_hook(lambda layer, inputs, logits: sizes.append(logits.numel()))
     np.testing.assert_allclose(bounded(prompts, completions), expected, rtol=1e-5, atol=1e-5)
     assert len(sizes) == 4  # of prompts of one length two by two, and one left over each
     found = bounded.step(pad_rows([row[0] for row in rows], 13), lengths, actions, running)
     np.testing.assert_allclose(found, stepped, rtol=1e-5, atol=1e-5)
+    hook.remove()
     assert max(sizes) <= 2 * 3 * len(model.lm_head.weight)
 
 
 def test_the_first_step_is_prepared_on_the_models_device(model):
-    reference = CausalLMReference(model)
     any_key_order(model)  # which a model without numbers cannot show
-    model.to("meta")
+    reference = CausalLMReference(copy.deepcopy(model).to("meta"))
     tokens, lengths = np.array([[0, 3, 4], [0, PAD, PAD]]), np.array([3, 1])
     with pytest.raises(NotImplementedError, match="meta"):  # where the numbers are read, after the pass
         reference.step(tokens, lengths, np.array([1, 1]), np.array([True, True]))
