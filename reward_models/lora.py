@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from textenvs.lm.loading import load_adapter, load_causal_lm, load_peft
 from textenvs.lm.lora import adapted_layers, belongs, new_config, switch_on, write_adapter
+from textenvs.lm.packed_forward import trunk_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -43,7 +44,7 @@ class AdapterBackbone(nn.Module):
     def __init__(self, peft_model: PeftModel, name: str = "default") -> None:
         super().__init__()
         self.peft_model, self.name = peft_model, name
-        self.config = peft_model.get_base_model().config
+        self.config = trunk_of(peft_model.get_base_model()).config
 
     @classmethod
     def new(cls, name: str | Path, *, rank: int, alpha: float) -> AdapterBackbone:
@@ -99,7 +100,7 @@ class AdapterBackbone(nn.Module):
     ) -> ModelOutput:
         """The trunk's output under this adapter, with ``last_hidden_state [N, T, D]``."""
         switch_on(adapted_layers(self.peft_model), self.name)
-        trunk: Any = self.peft_model.get_base_model().base_model
+        trunk: Any = trunk_of(self.peft_model.get_base_model())
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
         return trunk(**inputs, use_cache=use_cache)
 

@@ -70,8 +70,9 @@ class RewardModel(nn.Module):
         """Type of the backbone's matrix products, bfloat16 for instance; not saved. None: the weights' own."""
         self.tokenizer: Any = tokenizer
         self.max_length = limit if max_length is None else min(max_length, limit)
-        self.head = nn.Linear(config.hidden_size, 1, bias=False)
-        nn.init.normal_(self.head.weight, std=(config.hidden_size + 1) ** -0.5)
+        width = getattr(config, "word_embed_proj_dim", config.hidden_size)  # OPT projects its last states
+        self.head = nn.Linear(width, 1, bias=False)
+        nn.init.normal_(self.head.weight, std=(width + 1) ** -0.5)
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("std", torch.ones(()))
         self._backbone_takes = frozenset(inspect.signature(backbone.forward).parameters)

@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from agents.interfaces import Evaluation
 from agents.lm.decision_states import Decisions, spread, states_at_ends
 from agents.lm.lora import POLICY, VALUE, AdaptedTrunk
-from agents.lm.model_checks import check_head, find_transform
+from agents.lm.model_checks import check_model
 from agents.lm.sampling import TokenSampling, sample_tokens, uniform
 from agents.lm.token_head import LogitTransform, TokenHead
 from textenvs.lm.fast_paths import accelerate
 from textenvs.lm.kv_cache import check_has_cache
 from textenvs.lm.loading import load_causal_lm
-from textenvs.lm.packed_forward import compile_trunk, hidden_states, recompute_layers
+from textenvs.lm.packed_forward import compile_trunk, hidden_states, recompute_layers, trunk_of
 from textenvs.tokens.end_of_text import end_of_text
 from textenvs.tokens.end_tokens import EndOfText, as_eos_token_id
 from textenvs.tokens.rows import PAD
@@ -55,8 +55,8 @@ class CausalLMPolicy(nn.Module):
         compile: torch.compile the passes over whole rows (update, reference, values; not cached decoding).
 
     Raises:
-        ValueError: for an unknown ``critic`` or one without its adapter; a model without end-of-text token or key-value
-            cache, or that modifies its logits otherwise than by a scale or a soft cap; tokens outside its vocabulary.
+        ValueError: for an unknown ``critic`` or one without its adapter; a model without end-of-text token or that
+            `check_model` refuses; tokens outside its vocabulary.
     """
 
     keeps_rows = True
@@ -82,7 +82,7 @@ class CausalLMPolicy(nn.Module):
         check_has_cache(model)
         self.model = model
         self.adapters, self.role, self.autocast = adapters, role, autocast
-        self.critic = critic
+        self.critic, self.has_critic = critic, critic != "none"
         self.sampling = TokenSampling() if sampling is None else sampling
         self.vocab_size, hidden_size = self.output_layer.weight.shape
         ends = end_of_text(model) if isinstance(eos_token_id, str) else eos_token_id
@@ -90,21 +90,17 @@ class CausalLMPolicy(nn.Module):
         self.sampling.check_vocabulary(self.vocab_size)
         accelerate(model)
         if recompute:
-            recompute_layers(model.base_model, nullcontext if adapters is None else adapters.current)
+            recompute_layers(self.trunk, nullcontext if adapters is None else adapters.current)
         if compile:
-            compile_trunk(model.base_model)
-        self.critic_trunk = copy.deepcopy(model.base_model) if critic == "separate" else None
-        self.has_critic = critic != "none"
+            compile_trunk(self.trunk)
+        self.critic_trunk = copy.deepcopy(self.trunk) if critic == "separate" else None
         if self.has_critic:
-            self.value_head = nn.Linear(hidden_size, 1)
+            self.value_head = nn.Linear(hidden_size, 1).to(device=self.device)
             nn.init.zeros_(self.value_head.weight)
             nn.init.zeros_(self.value_head.bias)
-            self.value_head.to(device=self.device)
         self.eval()
         self.transform = LogitTransform()
-        if self.device.type != "meta":
-            self.transform = find_transform(self)
-            check_head(self)
+        check_model(self)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **options: Any) -> CausalLMPolicy:
@@ -118,7 +114,12 @@ class CausalLMPolicy(nn.Module):
     @property
     def max_positions(self) -> int | None:
         """The model's number of positions, tokens; None if its configuration has none."""
-        return getattr(self.model.config, "max_position_embeddings", None)
+        return getattr(self.trunk.config, "max_position_embeddings", None)
+
+    @property
+    def trunk(self) -> Any:
+        """The model without its output layer, from tokens to hidden states."""
+        return trunk_of(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -149,9 +150,9 @@ class CausalLMPolicy(nn.Module):
         ref_hidden = None
         if reference is not None:
             with torch.no_grad(), reference.forward_context():
-                ref_hidden = decisions.states(reference.model.base_model)
+                ref_hidden = decisions.states(reference.trunk)
         with self.forward_context():
-            hidden = critic_hidden = decisions.states(self.model.base_model)
+            hidden = critic_hidden = decisions.states(self.trunk)
             logprobs, entropy = self.token_head.logprobs_and_entropy(hidden, decisions.tokens, decisions.steps)
             if self.critic in ("separate", "adapter"):
                 with self._critic_context() as trunk:
@@ -178,7 +179,7 @@ class CausalLMPolicy(nn.Module):
         if bool((column == 0).any()):
             raise ValueError("mask: expected False on the first token of a row, which has no prefix, received True")
         with self.forward_context():
-            hidden = hidden_states(self.model.base_model, rows[:, :-1], (rows != PAD).sum(1) - 1, row, column - 1)
+            hidden = hidden_states(self.trunk, rows[:, :-1], (rows != PAD).sum(1) - 1, row, column - 1)
             logprobs, _ = self.token_head.logprobs_and_entropy(hidden, rows[row, column], column)
         return logprobs
 
@@ -200,7 +201,7 @@ class CausalLMPolicy(nn.Module):
         if self.sampling.min_new_tokens > 0:
             raise ValueError("min_new_tokens depends on the completion's length: use agents.lm.generation.generate")
         with self.forward_context():
-            hidden = states_at_ends(self.model.base_model, observations)
+            hidden = states_at_ends(self.trunk, observations)
             logits = self.sampling.shape(self.head_logits(hidden), 0, self.eos_token_id)
         noise = None if deterministic else uniform(observations.shape[0], generator, logits.device)
         return sample_tokens(logits, noise)
@@ -214,9 +215,8 @@ class CausalLMPolicy(nn.Module):
             actions: ``[B, T]`` completions, right-padded with PAD.
         """
         mask = actions != PAD
-        decisions = Decisions.find(observations, actions, mask)
         with self.forward_context(), self._critic_context() as trunk:
-            return spread(self.value_of(decisions.states(trunk)), mask)
+            return spread(self.value_of(Decisions.find(observations, actions, mask).states(trunk)), mask)
 
     @torch.no_grad()
     def completion_logprobs(self, observations: Tensor, actions: Tensor) -> Tensor:
@@ -224,7 +224,7 @@ class CausalLMPolicy(nn.Module):
         mask = actions != PAD
         decisions = Decisions.find(observations, actions, mask)
         with self.forward_context():
-            hidden = decisions.states(self.model.base_model)
+            hidden = decisions.states(self.trunk)
             return spread(self.token_head.logprobs_and_entropy(hidden, decisions.tokens, decisions.steps)[0], mask)
 
     @torch.no_grad()
@@ -248,7 +248,7 @@ class CausalLMPolicy(nn.Module):
         """The trunk that the value head reads, with the value's adapter enabled if there is one."""
         value = self.adapters.role(VALUE) if self.adapters is not None and self.critic == "adapter" else nullcontext()
         with value:
-            yield self.model.base_model if self.critic_trunk is None else self.critic_trunk
+            yield self.trunk if self.critic_trunk is None else self.critic_trunk
 
     def value_of(self, hidden: Tensor) -> Tensor:
         """The value head on ``[N, D]`` hidden states of the critic's trunk: ``[N]``."""

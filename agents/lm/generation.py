@@ -21,6 +21,8 @@ from textenvs.lm.packed_attention import OURS, SDPA
 from textenvs.tokens.end_tokens import ends_text
 from textenvs.tokens.rows import PAD
 
+PREFILL_TOKENS = 2**15
+"""Tokens of prompts, padding included, in one pass, or those of one prompt."""
 COMPACT_AT = 1 / 16
 """Share of finished rows at which they are removed and waiting prompts join."""
 
@@ -92,7 +94,7 @@ def _generate(
     values_out = torch.zeros(batch, max_new_tokens, device=device)
     with_values = with_values and policy.has_critic
     shared = with_values and policy.critic == "shared"
-    decoder = _Decoder(policy, max_concurrent_rows, int(lengths.max()), max_new_tokens, device)
+    decoder = Decoder(policy, max_concurrent_rows, int(lengths.max()), max_new_tokens, device)
     noise = _Noise(batch, max_new_tokens, generator, device, other_rows)
     begun = 0
     rows = steps = torch.zeros(0, dtype=torch.int64, device=device)  # index and progress of each row
@@ -155,20 +157,21 @@ class _Noise:
         return self.numbers[steps, self.before + rows]
 
 
-class _Decoder:
+class Decoder:
     """The cache of the current rows, their lengths, and their newest hidden states ``[N, D]``."""
 
     def __init__(
         self, policy: CausalLMPolicy, max_concurrent_rows: int, longest_prompt: int, budget: int, device: torch.device
     ) -> None:
-        self.trunk = policy.model.base_model
+        self.trunk = policy.trunk
         self.cache_keyword = cache_keyword(self.trunk)
         # Keys and values are kept in the dtype in which attention computes.
-        attention = policy.model.config._attn_implementation
+        attention = self.trunk.config._attn_implementation
         float32 = attention == OURS and device.type == "cpu"
         self.longest_prompt, self.capacity = longest_prompt, longest_prompt + budget - 1
-        trunk: Any = self.trunk  # transformers declares it as a Module
-        self.cache = new_cache(trunk, max_concurrent_rows=max_concurrent_rows, capacity=self.capacity, float32=float32)
+        self.cache = new_cache(
+            self.trunk, max_concurrent_rows=max_concurrent_rows, capacity=self.capacity, float32=float32
+        )
         # A mask of rank 4 is used as it is; from one of rank 2 transformers builds a mask in each step.
         self.takes_mask = isinstance(self.cache, PlainCache) and attention in (OURS, SDPA)
         self.column = 0
@@ -184,7 +187,10 @@ class _Decoder:
             self.column, self.ragged = self.longest_prompt, bool((lengths < self.longest_prompt).any())
         else:
             self.ragged = True
-        hidden = self._prefill(prompts, lengths)
+        # Keys of a growing cache cannot be appended piece by piece.
+        rows = max(1, PREFILL_TOKENS // self.longest_prompt) if isinstance(self.cache, PlainCache) else len(prompts)
+        parts = zip(prompts.split(rows), lengths.split(rows), strict=True)
+        hidden = torch.cat([self._prefill(*part) for part in parts])
         self.hidden = hidden if alone else torch.cat([self.hidden, hidden])
         self.lengths = torch.cat([self.lengths, lengths])
 
@@ -253,8 +259,7 @@ def _check(
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens: expected 1 or more, received {max_new_tokens}")
     check_max_concurrent_rows(max_concurrent_rows)
-    trunk: Any = policy.model.base_model
-    if max_concurrent_rows is not None and not any_key_order(trunk):
+    if max_concurrent_rows is not None and not any_key_order(policy.trunk):
         raise ValueError(
             "max_concurrent_rows: expected a model that ignores the order of cached keys, received "
             f"{type(policy.model).__name__}: pass max_concurrent_rows=None, which decodes all rows at once"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from textenvs.lm.linear_kernels import speed_up
 from textenvs.lm.loading import load_adapter, load_peft
 from textenvs.lm.lora import ADAPTER_WEIGHTS, adapted_layers, belongs, check_shape, new_config, switch_on, write_adapter
+from textenvs.lm.packed_forward import trunk_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -183,9 +184,19 @@ class AdaptedTrunk:
 
     def merged(self) -> PreTrainedModel:
         """A float32 copy of the transformers model with the policy's adapter merged into its weights."""
-        with self.role(POLICY):
-            whole: Any = copy.deepcopy(self.peft).float()
-        return cast("PreTrainedModel", whole.merge_and_unload(adapter_names=[POLICY]))
+        # One layer at a time, so that at most one copy of the model is held; a deep copy takes what the memo has.
+        merged: dict[int, Any] = {}
+        inside = {part for layer in self._layers for part in layer.modules() if part is not layer}
+        for layer in (each for each in self._layers if each not in inside):
+            copied: Any = copy.deepcopy(layer).float()
+            if hasattr(copied, "unload_and_optionally_merge_module"):  # experts, with an adapter around another one
+                merged[id(layer)] = copied.unload_and_optionally_merge_module(True, False, [POLICY])
+            else:
+                copied.merge(adapter_names=[POLICY])
+                merged[id(layer)] = copied.get_base_layer()
+        whole = copy.deepcopy(self.model, merged).float()
+        vars(whole).pop("peft_config", None)
+        return whole
 
     def save(self, folder: str | Path, role: str = POLICY) -> None:
         """Write one role's adapter for ``PeftModel.from_pretrained``."""
@@ -203,14 +214,14 @@ class RoleTrunk(nn.Module):
     def __init__(self, trunk: AdaptedTrunk, role: str | None) -> None:
         super().__init__()
         self._trunk, self.role = trunk, role
-        self.config = trunk.model.config
+        self.config = trunk_of(trunk.model).config
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None, use_cache: bool = False
     ) -> BaseModelOutputWithPast:
         """As the trunk's: an output with ``last_hidden_state [N, T, D]``."""
         with self._trunk.role(self.role):
-            output: BaseModelOutputWithPast = self._trunk.model.base_model(
+            output: BaseModelOutputWithPast = trunk_of(self._trunk.model)(
                 input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=use_cache
             )
         return output

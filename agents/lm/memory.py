@@ -153,8 +153,7 @@ def _saved_bytes(policy: CausalLMPolicy, tokens: Tensor) -> int:
         # transformers reads the values of token ids and 2-D masks, which do not exist on the meta device.
         embedded = policy.model.get_input_embeddings()(tokens)
         mask = torch.ones(1, 1, tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=tokens.device)
-        trunk = policy.model.base_model
-        hidden = trunk(inputs_embeds=embedded, attention_mask=mask, use_cache=False).last_hidden_state
+        hidden = policy.trunk(inputs_embeds=embedded, attention_mask=mask, use_cache=False).last_hidden_state
     total = sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in weights)
     return total + hidden.nbytes
 

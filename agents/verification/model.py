@@ -225,7 +225,7 @@ def precision(model: Model) -> list[Check]:
     half.to(torch.bfloat16)
     policy = CausalLMPolicy(half, eos_token_id=model.eos)
     with torch.no_grad():
-        hidden = trunk_forward(half.base_model, model.prompts[:, :1])[:, 0]
+        hidden = trunk_forward(policy.trunk, model.prompts[:, :1])[:, 0]
         logits, tokens = policy.head_logits(hidden), model.completions[:, 0]
         ours = token_logprobs(policy.sampling.shape(logits, 0, model.eos_token_id), tokens)[0]
         by_hand = logits.double().log_softmax(-1).gather(1, tokens[:, None])[:, 0]

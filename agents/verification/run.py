@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TABLE = "verify.md"
-ADAPTER_CONFIG = "adapter_config.json"
-"""File that marks a peft adapter."""
 
 
 def main(config: VerifyConfig) -> dict[str, Any]:
@@ -109,8 +106,6 @@ def _model_room(path: str, seed: int) -> Callable[[], Sequence[Checking]]:
     from textenvs.lm.loading import load_causal_lm
 
     logging.disable_progress_bar()
-    if (Path(path) / ADAPTER_CONFIG).exists():
-        raise ValueError(f"{path} holds an adapter: --model takes the merged model, which train_text leaves in model/")
     loaded = load_causal_lm(path)
     claim = "the model has an embedding for every token of its tokenizer"
     return lambda: [(claim, partial(tokenizer_fits, claim, path, loaded)), *checks_of_model(loaded, seed)]

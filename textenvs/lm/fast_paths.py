@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from textenvs.lm.linear_kernels import speed_up
 from textenvs.lm.packed_attention import SharedPrefixes, use_packed_attention
-from textenvs.lm.packed_forward import PACKS, can_pack, hidden_states, without_dropout
+from textenvs.lm.packed_forward import PACKS, can_pack, hidden_states, trunk_of, without_dropout
 
 ROWS, WIDTH, SHARED = 15, 5, 2
 """Shape of the test rows: 1 to 5 tokens, of which five rows share the first two."""
@@ -32,8 +32,7 @@ def accelerate(model: nn.Module) -> None:
         if isinstance(model, PreTrainedModel):
             use_packed_attention(model)
         return
-    trunk: Any = model.base_model
-    trial = _Trial(trunk)
+    trial = _Trial(trunk_of(model))
     with ExitStack() as undo:
         try:
             trial.plain = trial.padded()

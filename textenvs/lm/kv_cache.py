@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from textenvs.lm.linear_kernels import HALF, cache_keyword
 from textenvs.lm.packed_attention import has_full_attention
-from textenvs.lm.packed_forward import without_dropout
+from textenvs.lm.packed_forward import trunk_of, without_dropout
 
 ANY_ORDER = "takes_keys_in_any_order"
 """Attribute of a model that caches the result."""
@@ -115,7 +115,7 @@ def new_cache(trunk: PreTrainedModel, *, max_concurrent_rows: int, capacity: int
 
 def check_has_cache(model: PreTrainedModel) -> None:
     """Raise ValueError unless ``model`` takes a cache whose layers hold keys and values only (Mamba's do not)."""
-    trunk = model.base_model
+    trunk = trunk_of(model)
     takes_one = cache_keyword(trunk) in inspect.signature(trunk.forward).parameters
     # Finished rows leave the batch, which transformers supports for keys and values only.
     if not takes_one or not all(hasattr(x, "batch_select_indices") for x in DynamicCache(config=model.config).layers):
@@ -131,7 +131,7 @@ def any_key_order(model: PreTrainedModel) -> bool:
     ALiBi's slope (Bloom, MPT), or a window outside of the mask (GPT-Neo's local layers).
     """
     if not hasattr(model, ANY_ORDER):
-        setattr(model, ANY_ORDER, has_full_attention(model.config) and _ignores_order(model))
+        setattr(model, ANY_ORDER, has_full_attention(trunk_of(model).config) and _ignores_order(model))
     return bool(getattr(model, ANY_ORDER))
 
 
@@ -146,9 +146,10 @@ def _ignores_order(model: PreTrainedModel) -> bool:
 @torch.no_grad()
 def _state_after(model: PreTrainedModel, *, turned: bool) -> Tensor:
     """The output ``[D or V]`` of ``model`` after random keys and values, whose halves are swapped if ``turned``."""
-    positions = getattr(model.config, "max_position_embeddings", None)
+    config = trunk_of(model).config
+    positions = getattr(config, "max_position_embeddings", None)
     number = MOST_KEYS if positions is None else min(positions, MOST_KEYS)
-    layers = [_MadeUpLayer(number, turned) for _ in range(model.config.num_hidden_layers)]
+    layers = [_MadeUpLayer(number, turned) for _ in range(config.num_hidden_layers)]
     device = model.device
     with without_dropout(model), torch.autocast(device.type, enabled=False):
         out = model(

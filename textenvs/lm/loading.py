@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from textenvs.lm.packed_forward import trunk_of
 from textenvs.tokens.tokenizers import check_source
 
 if TYPE_CHECKING:
@@ -41,10 +42,10 @@ def load_causal_lm(path: str | os.PathLike[str], *, dtype: torch.dtype = torch.f
 
 
 def load_trunk(path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> Any:
-    """A transformers model without a head, as `load_causal_lm`; heads in its checkpoint are not read."""
+    """A transformers model of text without a head, as `load_causal_lm`; heads in its checkpoint are not read."""
     from transformers import AutoModel
 
-    return _load(AutoModel, "model", path, dtype, unread=HEADS, absent=POOLERS)
+    return trunk_of(_load(AutoModel, "model", path, dtype, unread=HEADS, absent=POOLERS))
 
 
 def load_classifier(path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> Any:

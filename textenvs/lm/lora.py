@@ -9,10 +9,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
+
+from textenvs.lm.packed_forward import trunk_of, without_dropout
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -37,7 +40,28 @@ def new_config(model: nn.Module, *, rank: int, alpha: float) -> LoraConfig:
         target_modules="all-linear",
         task_type="CAUSAL_LM",
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+        exclude_modules=_without_adapter(model, (nn.Linear, Conv1D)) or None,
     )
+
+
+@torch.no_grad()
+def _without_adapter(model: Any, linear: tuple[type[nn.Module], ...]) -> list[str]:
+    """Linear layers in which an adapter would be wrong, found by a forward pass of one token: those outside of the
+    text's trunk, those that return more than a tensor (a router), and those whose weight is used without a call."""
+    trunk, head = trunk_of(model), model.get_output_embeddings()
+    inside, outputs = set(trunk.modules()), {}
+    hooks = [m.register_forward_hook(lambda m, _, out: outputs.__setitem__(m, out)) for m in inside]
+    if model.device.type != "meta":
+        with without_dropout(trunk):
+            trunk(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=model.device), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    wrong = []
+    for name, layer in model.named_modules():
+        if isinstance(layer, linear) and layer is not head:
+            unused = model.get_submodule(name.rpartition(".")[0]) in outputs and layer not in outputs
+            wrong += [name] * (layer not in inside or unused or not isinstance(outputs.get(layer, head.weight), Tensor))
+    return wrong
 
 
 def check_shape(rank: int, alpha: float) -> None:

@@ -22,10 +22,14 @@ COMPILED = "compiled_forward"
 """Attribute of a trunk with its compiled forward pass."""
 PACKS = "takes_packed_rows"
 """Attribute of a trunk that caches the result of a test of packed rows."""
+RECOMPUTED = "recomputed_forward"
+"""Attribute of a layer with its forward pass under activation checkpointing."""
 READS = "last_mlp_is_by_position"
 """Attribute of a trunk that caches whether its last MLP can be skipped at positions that are not read."""
 TOKENS_AT_ONCE = 2**10
 """Tokens in one pass on a CPU without gradients: enough for fast products, few enough for activations to be cached."""
+TOKENS_ON_DEVICE = 2**16
+"""The same on a GPU: enough to occupy it, few enough that activations stay below gigabytes."""
 PART_OVERHEAD = 32
 """Cost of one more forward pass, in positions of a small model (measured on a CPU: 4 layers of width 192)."""
 
@@ -43,17 +47,17 @@ def hidden_states(
 
     Rows are packed, so that nothing is computed for padding, shared ``prefixes`` are computed once, and the last
     layer's MLP only where it is read. Models that do not support it run on batches of similar length. Without gradients
-    a CPU runs a few rows at a time.
+    a few rows run at a time.
 
     Returns:
         ``[N, D]`` the last hidden states of the tokens at ``row [N]`` and ``position [N]``.
     """
     if not can_pack(trunk):
         return _in_parts(trunk, rows, lengths, row, position)
-    if torch.is_grad_enabled() or rows.device.type != "cpu":
+    if torch.is_grad_enabled():
         return _packed_states(trunk, rows, RowLayout(lengths, prefixes), row, position)
     states, inside = [], []
-    for begin, end in _few_tokens(lengths):
+    for begin, end in _few_tokens(lengths, TOKENS_AT_ONCE if rows.device.type == "cpu" else TOKENS_ON_DEVICE):
         shared = None if prefixes is None else SharedPrefixes(*(each[begin:end] for each in prefixes))
         layout, read = RowLayout(lengths[begin:end], shared), ((row >= begin) & (row < end)).nonzero()[:, 0]
         states.append(_packed_states(trunk, rows[begin:end], layout, row[read] - begin, position[read]))
@@ -72,11 +76,11 @@ def _packed_states(trunk: Any, rows: Tensor, layout: RowLayout, row: Tensor, pos
     return states.index_select(0, reads)
 
 
-def _few_tokens(lengths: Tensor) -> Iterator[tuple[int, int]]:
-    """First and end row of slices of at most `TOKENS_AT_ONCE` tokens, or of one row."""
+def _few_tokens(lengths: Tensor, limit: int) -> Iterator[tuple[int, int]]:
+    """First and end row of slices of at most ``limit`` tokens, or of one row."""
     begin = tokens = 0
     for row, length in enumerate(lengths.tolist()):
-        if row > begin and tokens + length > TOKENS_AT_ONCE:
+        if row > begin and tokens + length > limit:
             yield begin, row
             begin, tokens = row, 0
         tokens += length
@@ -108,10 +112,19 @@ def _passes_layout(trunk: Any) -> bool:
         whole = _run_packed(trunk, rows, layout)
         layers = layout.layers
         setattr(trunk, READS, True)
-        ends = layout.at(lengths.new_tensor([0, 39]), lengths.new_tensor([0, 0]))
+        ends = layout.at(lengths.new_tensor([0, 39]), lengths.new_tensor([0, 1]))  # the latter attends to one not read
         some = _run_packed(trunk, rows, layout, ends)
     setattr(trunk, READS, torch.allclose(some[ends], whole[ends], rtol=1e-3, atol=1e-3))
     return layers == trunk.config.num_hidden_layers
+
+
+def trunk_of(model: Any) -> Any:
+    """A causal LM's transformer, from tokens to hidden states; of a composite model (Gemma 3's) the part for text."""
+    trunk = model.base_model
+    if trunk is model:  # Llama 4 names another attribute
+        trunk = getattr(model, "model", model)
+    config = trunk.config
+    return trunk if config.get_text_config(decoder=True) is config else trunk.get_decoder()
 
 
 @contextmanager
@@ -141,7 +154,7 @@ def _last_mlp_where_read(trunk: nn.Module, layout: RowLayout, reads: Tensor | No
     """Compute the last layer's MLP, whose output no later layer uses, only where it is read; 0 elsewhere."""
     layers = _layers(trunk)
     # A checkpointed layer is recomputed in the backward pass, outside of this context.
-    mlp = getattr(layers[-1], "mlp", None) if layers and not layers[-1].gradient_checkpointing else None
+    mlp = getattr(layers[-1], "mlp", None) if layers and not hasattr(layers[-1], RECOMPUTED) else None
     needed = None
     if reads is not None and getattr(trunk, READS, False) and isinstance(mlp, nn.Module) and "forward" not in vars(mlp):
         needed = layout.padded_reads(reads)
@@ -250,25 +263,22 @@ def recompute_layers(
         return nullcontext(), around()
 
     for layer in layers:
-        layer.gradient_checkpointing = True
-        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, context_fn=context)  # type: ignore[assignment]
+        run = partial(checkpoint, layer.forward, use_reentrant=False, context_fn=context)
+        setattr(layer, RECOMPUTED, run)
     return layers
 
 
 @contextmanager
 def _recomputing(trunk: nn.Module) -> Iterator[None]:
-    """Set the layers' own training flag, without which transformers does not recompute, while a graph is built.
-
-    Their modules stay in evaluation mode: training mode would drop caches and enable dropout.
-    """
-    layers = [layer for layer in _layers(trunk) if layer.gradient_checkpointing] if torch.is_grad_enabled() else []
+    """Recompute layers while a graph is built. transformers does so in training mode only, which enables dropout."""
+    layers = [layer for layer in _layers(trunk) if hasattr(layer, RECOMPUTED)] if torch.is_grad_enabled() else []
     for layer in layers:
-        layer.training = True
+        layer.forward = getattr(layer, RECOMPUTED)
     try:
         yield
     finally:
         for layer in layers:
-            layer.training = False
+            del layer.forward
 
 
 def _layers(trunk: nn.Module) -> list[GradientCheckpointingLayer]:

@@ -32,6 +32,17 @@ class Tokenizer(Protocol):
         """Entries of the vocabulary, added tokens included."""
 
 
+def check_whole(name: str) -> None:
+    """Raise ValueError if the folder ``name`` holds an adapter in place of a model."""
+    adapter = Path(name) / "adapter_config.json"
+    if adapter.exists() and not (Path(name) / "config.json").exists():
+        base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        raise ValueError(
+            f"{name}: expected a whole model, received a LoRA adapter of {base}: give that model, and this folder as "
+            f"the adapter (train-text --model {base} --memory adapters --adapter {name}), or the merged model"
+        )
+
+
 def load_tokenizer(
     path: str | os.PathLike[str], variables: Mapping[str, Any] | None = None, now: str | None = None
 ) -> PreTrainedTokenizerBase:
@@ -104,7 +115,9 @@ def check_source(name: str) -> None:
     if Path(name).is_file():
         raise ValueError(f"{name}: expected a model's folder or name, received a file")
     named = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name) is not None
-    if Path(name).is_dir() or (named and isinstance(try_to_load_from_cache(name, "config.json"), str)):
+    if Path(name).is_dir():
+        return check_whole(name)
+    if named and isinstance(try_to_load_from_cache(name, "config.json"), str):
         return
     if not named:
         raise ValueError(f"{name}: expected a model's folder, and there is none of that name")

@@ -6,6 +6,7 @@ This module imports torch and transformers; the others of its room import them w
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ class CausalLMReference:
     Args:
         model: a `transformers` causal LM, or its directory or name. Loaded from safetensors only, onto ``device``.
         tokenizer: the model's, loaded with it; None skips the comparison with the environment's.
-        max_logits: logits held at once, ``rows * tokens * vocabulary``; more rows take several passes.
+        max_logits: logits of a pass, ``rows * tokens * vocabulary``; more rows take several passes of a row or more.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class CausalLMReference:
             self.model = load_causal_lm(model)
             self.model.to(device)
         self.tokenizer = tokenizer
-        self.vocab_size: int = self.model.get_input_embeddings().num_embeddings
+        self.vocab_size: int = self.model.get_output_embeddings().weight.shape[0]
         self.max_positions: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         self._max_logits, self._cache_keyword = max_logits, cache_keyword(self.model)
         self._cache = _RowCache(0, 0)
@@ -79,11 +80,23 @@ class CausalLMReference:
         """
         mask = completions != PAD
         logprobs = np.zeros(completions.shape, dtype=np.float32)
-        rows_a_pass = max(1, self._max_logits // (max(1, completions.shape[1]) * self.vocab_size))
-        for start in range(0, len(prompts), rows_a_pass):
-            part = slice(start, start + rows_a_pass)
-            logprobs[part][mask[part]] = self._score(prompts[part], completions[part])
+        first, counts = (prompts != PAD).sum(axis=1), mask.sum(axis=1)
+        for part in self._passes(first, first + counts):
+            found = np.zeros((len(part), completions.shape[1]), dtype=np.float32)
+            found[mask[part]] = self._score(prompts[part], completions[part])
+            logprobs[part] = found
         return logprobs
+
+    def _passes(self, first: Ids, end: Ids) -> Iterator[Ids]:
+        """Rows of each pass, whose logits from the least ``first [N]`` to the largest ``end [N]`` fit, or one row."""
+        order = np.argsort(first, kind="stable")
+        start = 0
+        while start < len(order):
+            columns = np.maximum.accumulate(end[order[start:]]) - first[order[start]]
+            logits = np.arange(1, len(columns) + 1) * np.maximum(columns, 1) * self.vocab_size
+            rows = max(1, int((logits <= self._max_logits).sum()))
+            yield order[start : start + rows]
+            start += rows
 
     def _score(self, prompts: Ids, completions: Ids) -> Floats:
         """Log-probs of all tokens of the completions, row after row ``[number of tokens]``."""
@@ -126,9 +139,10 @@ class CausalLMReference:
             logits = self._read(np.maximum(newest, 0)[:, None], np.zeros_like(lengths))
         fresh = np.flatnonzero(running & ~known)
         if fresh.size:
-            self._cache.fill(self._tensor(fresh))
-            rows = tokens[fresh, : int(lengths[fresh].max())]
-            logits[self._tensor(fresh)] = self._read(np.maximum(rows, 0), lengths[fresh] - 1)
+            for part in (fresh[rows] for rows in self._passes(lengths[fresh] - 1, lengths[fresh])):
+                self._cache.fill(self._tensor(part))
+                rows = tokens[part, : int(lengths[part].max())]
+                logits[self._tensor(part)] = self._read(np.maximum(rows, 0), lengths[part] - 1)
         self._cached = np.where(running[:, None] & (np.arange(tokens.shape[1]) < lengths[:, None]), tokens, PAD)
         chosen = logits.gather(1, self._tensor(np.where(running, actions, 0))[:, None])[:, 0]
         return np.where(running, (chosen - logits.logsumexp(dim=1)).cpu().numpy(), np.float32(0))
@@ -153,7 +167,7 @@ class CausalLMReference:
             logits_to_keep=self._tensor(kept),
             **{self._cache_keyword: self._cache},
         ).logits
-        return logits[torch.arange(len(tokens)), self._tensor(np.searchsorted(kept, last))].float()
+        return logits[self._tensor(np.arange(len(tokens))), self._tensor(np.searchsorted(kept, last))].float()
 
     def _model(self) -> Any:
         if self.model.training:
@@ -176,7 +190,7 @@ class _RowCache(Cache):
         self._shape = (num_rows, width)
         self._memory: list[tuple[Tensor, Tensor]] = []
         self._filled: Tensor | None = None
-        self._positions = torch.zeros(num_rows, dtype=torch.long)
+        self._positions = torch.zeros(num_rows, dtype=torch.long)  # of the first pass; `extend` brings others
         self._used = 0
 
     def extend(self, positions: Tensor, used: int) -> None:
@@ -189,7 +203,7 @@ class _RowCache(Cache):
 
     def attention_mask(self, width: int, dtype: torch.dtype) -> Tensor:
         """Additive ``[n, 1, width, keys]``: 0 for a key at or before the query's own position."""
-        device = self._positions.device
+        device = (self._positions if self._filled is None else self._filled).device
         if self._filled is not None:
             allowed = torch.ones(1, width, width, dtype=torch.bool, device=device).tril()
         else:

@@ -95,7 +95,7 @@ class Scorers:
         if not all(member.reads_tokens for member in self._members):
             assert self._tokenizer is not None
             given |= zip(TEXTS, decode_rows(self._tokenizer, prompts, completions), strict=True)
-            given["finished"] = is_end(completions, self._eos_token_id).any(axis=1).tolist()
+            given["finished"] = list(is_end(completions, self._eos_token_id).any(axis=1).tolist())  # type: ignore[arg-type]
             given["completion_ids"] = [row[row != PAD].tolist() for row in completions]
         scores = []
         for member in self._members:

@@ -85,8 +85,8 @@ def _lead(config: TrainTextConfig, processes: Processes, num_parameters: int) ->
         frontier = FrontierFollower(run.path / FRONTIER, before, agent.logger, resume_at=resume_at)
         finished = _train(agent, config, parts, run, trained, frontier)
         peak_bytes = peak.bytes()
+        save_adapter(parts.policy, run.path / ADAPTER)  # first: merging takes the memory of one more model
         save_model(parts.policy, parts.task.assessor.tokenizer, run.path / MODEL)
-        save_adapter(parts.policy, run.path / ADAPTER)
         after = parts.task.assessor.assess(parts.policy)
         if finished:
             frontier.add(agent.steps, after)

@@ -114,8 +114,8 @@ def fine_tune(config: TrainLanguageModelConfig, run: TrainingRun) -> dict[str, A
     fit = Fit(learner, config.fit_options(num_steps(config, learner)))
     finished = fit_in(run, fit)
     peak_bytes = peak.bytes()
+    save_adapter(policy, run.path / ADAPTER)  # first: merging takes the memory of one more model
     save_model(policy, tokenizer, run.path / MODEL)
-    save_adapter(policy, run.path / ADAPTER)
     after = book.write()
     samples = book.compare(before, after)
     run.folder.write_json(SAMPLES, {"samples": samples})

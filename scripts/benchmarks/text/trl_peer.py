@@ -199,12 +199,13 @@ def scorer(folder: str | Path) -> Any:
     """
     from transformers import GPT2ForSequenceClassification
 
-    model, found = GPT2ForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+    loaded: Any = GPT2ForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+    model, found = loaded
     if any(found.values()):
         raise ValueError(f"{folder}: weights do not fit GPT-2: {found}")
     about = json.loads((Path(folder) / "reward_model.json").read_text())
     mean, std = (torch.tensor(about[name]) for name in ("mean", "std"))
-    model.score = Calibrated(model.score.weight.detach(), mean, std)  # type: ignore[assignment]
+    model.score = Calibrated(model.score.weight.detach(), mean, std)
     return model.eval()
 
 

@@ -152,3 +152,14 @@ def test_slots_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="received MistralForCausalLM: pass max_concurrent_rows=None"):
         write(policy, max_concurrent_rows=4)
     assert write(policy)[0].completions.shape == (B, T)
+
+
+def test_prompts_are_prefilled_in_bounded_pieces(monkeypatch):
+    policy = build("gpt2")
+    expected, sizes = write(policy, RAGGED), []
+    policy.trunk.register_forward_pre_hook(
+        lambda _, args, kwargs: sizes.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    monkeypatch.setattr(generation, "PREFILL_TOKENS", 2 * RAGGED.shape[1])
+    assert_equal(write(policy, RAGGED), expected)
+    assert max(sizes) <= max(2 * RAGGED.shape[1], B)

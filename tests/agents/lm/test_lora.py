@@ -16,7 +16,7 @@ from agents.lm.generation import generate
 from agents.lm.lora import POLICY, REFERENCE, VALUE, AdaptedTrunk, LoraOptions, RoleTrunk
 from agents.runs import checkpoint
 from textenvs.lm.linear_kernels import speed_up
-from textenvs.lm.packed_forward import can_pack
+from textenvs.lm.packed_forward import RECOMPUTED, can_pack
 
 V, EOS = 29, 0
 IDS = dict(bos_token_id=EOS, eos_token_id=EOS, pad_token_id=EOS, vocab_size=V, initializer_range=0.3)
@@ -182,7 +182,7 @@ def test_recomputed_layers_give_the_same_gradient_under_the_role_that_was_on(kin
     policy, trunk = adapted(kind, recompute=True)
     assert can_pack(trunk.model.base_model)  # which is found out by a pass of its own
     calls = []
-    layer = next(module for module in trunk.model.modules() if getattr(module, "gradient_checkpointing", False))
+    layer = next(module for module in trunk.model.modules() if hasattr(module, RECOMPUTED))
     inner = next(iter(layer.children()))
     inner.register_forward_hook(lambda *_: calls.append(trunk.active))
     got = gradients(policy)

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from textenvs.lm.loading import load_causal_lm, load_peft, load_trunk
+from textenvs.tokens.tokenizers import load_tokenizer
 
 WEIGHTS = "model.safetensors"
 GPT2 = GPT2Config(vocab_size=13, n_positions=9, n_embd=8, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
@@ -155,3 +156,10 @@ def test_a_model_that_is_nowhere_is_refused_within_seconds_where_no_hub_answers(
     with pytest.raises(ValueError, match="expected a model's folder or name, received a file"):
         load_causal_lm(tmp_path / "file")
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("load", [load_causal_lm, load_trunk, load_tokenizer])
+def test_an_adapters_folder_in_place_of_a_model_names_the_model_below(load, tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base", "peft_type": "LORA"}')
+    with pytest.raises(ValueError, match=r"expected a whole model, received a LoRA adapter of some/base.*--adapter"):
+        load(tmp_path)

@@ -1,8 +1,11 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
 
 from textenvs import KLShaping
+from textenvs.lm.kv_cache import any_key_order
 from textenvs.tokens.rows import PAD, concatenate, pad_rows
 from textenvs.wrappers.reference import CausalLMReference
 
@@ -41,6 +44,33 @@ def test_several_passes_equal_one(model):
     prompts, completions = pad_rows([row[0] for row in ROWS]), pad_rows([row[1] for row in ROWS])
     expected = CausalLMReference(model)(prompts, completions)
     np.testing.assert_allclose(CausalLMReference(model, max_logits=1)(prompts, completions), expected, atol=1e-5)
+
+
+def test_no_pass_exceeds_its_logits_where_prompts_differ_in_length(model):
+    rows = [([0, *[3] * (9 * (i % 2))], [4, 5, 0]) for i in range(6)]
+    prompts, completions = pad_rows([row[0] for row in rows]), pad_rows([row[1] for row in rows])
+    reference, bounded = (
+        CausalLMReference(model),
+        CausalLMReference(model, max_logits=2 * 3 * len(model.lm_head.weight)),
+    )
+    expected, sizes = reference(prompts, completions), []
+    actions, running, lengths = completions[:, 0], np.ones(6, bool), (prompts != PAD).sum(1)
+    stepped = reference.step(pad_rows([row[0] for row in rows], 13), lengths, actions, running)
+    hook = model.lm_head.register_forward_hook(lambda layer, inputs, logits: sizes.append(logits.numel()))
+    np.testing.assert_allclose(bounded(prompts, completions), expected, rtol=1e-5, atol=1e-5)
+    assert len(sizes) == 4  # of prompts of one length two by two, and one left over each
+    found = bounded.step(pad_rows([row[0] for row in rows], 13), lengths, actions, running)
+    np.testing.assert_allclose(found, stepped, rtol=1e-5, atol=1e-5)
+    hook.remove()
+    assert max(sizes) <= 2 * 3 * len(model.lm_head.weight)
+
+
+def test_the_first_step_is_prepared_on_the_models_device(model):
+    any_key_order(model)  # which a model without numbers cannot show
+    reference = CausalLMReference(copy.deepcopy(model).to("meta"))
+    tokens, lengths = np.array([[0, 3, 4], [0, PAD, PAD]]), np.array([3, 1])
+    with pytest.raises(NotImplementedError, match="meta"):  # where the numbers are read, after the pass
+        reference.step(tokens, lengths, np.array([1, 1]), np.array([True, True]))
 
 
 def test_steps_with_a_cache_equal_the_full_forward_when_rows_start_and_end_at_different_times(any_model):
