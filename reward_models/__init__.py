@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from reward_models.data.pairs import PreferencePair, read_pairs, write_pairs
     from reward_models.ensemble import RewardEnsemble
     from reward_models.model import RewardModel
-    from reward_models.training import TrainingOptions, fit
+    from reward_models.options import TrainingOptions
+from reward_models.training import fit
 
 _MODULES = {
     "classifier": ("RewardClassifier",),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -181,7 +183,7 @@ class StateDependentHead(NormalHead):
         return means, features.detach()
 
 
-def head_for(space: spaces.Space, *, log_std: float = 0.0) -> CategoricalHead | GaussianHead:
+def head_for(space: spaces.Space[Any], *, log_std: float = 0.0) -> CategoricalHead | GaussianHead:
     """The head for an action space.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from gymnasium import spaces
@@ -62,8 +63,8 @@ class MLPPolicy(nn.Module):
 
     def __init__(
         self,
-        observation_space: spaces.Space,
-        action_space: spaces.Space,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
         *,
         hidden: Sequence[int] = (64, 64),
         activation: str = "tanh",

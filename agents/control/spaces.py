@@ -25,7 +25,7 @@ class ObservationEncoder:
         ValueError: for a space that has no fixed flat size, and for a choice outside its space.
     """
 
-    def __init__(self, space: spaces.Space) -> None:
+    def __init__(self, space: spaces.Space[Any]) -> None:
         self.space = space
         self.mask_size = 0
         self._plain = isinstance(space, spaces.Box) and not is_image(space)
@@ -64,7 +64,7 @@ class ActionDecoder:
         space: the space of one action.
     """
 
-    def __init__(self, space: spaces.Space) -> None:
+    def __init__(self, space: spaces.Space[Any]) -> None:
         self.space = space
         start = getattr(space, "start", 0)
         self.start = None if not np.any(start) else np.asarray(start)
@@ -81,7 +81,7 @@ class ActionDecoder:
         return shaped.astype(self.space.dtype, copy=False)
 
 
-def _parts(space: spaces.Space) -> list[tuple[Any, spaces.Space]]:
+def _parts(space: spaces.Space[Any]) -> list[tuple[Any, spaces.Space[Any]]]:
     if isinstance(space, spaces.Dict):
         keys = [key for key in space.spaces if key != ACTION_MASK]
         keys += [ACTION_MASK] if ACTION_MASK in space.spaces else []
@@ -90,7 +90,7 @@ def _parts(space: spaces.Space) -> list[tuple[Any, spaces.Space]]:
     return list(enumerate(space.spaces))
 
 
-def _width(space: spaces.Space) -> int:
+def _width(space: spaces.Space[Any]) -> int:
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
         return sum(_width(part) for _, part in _parts(space))
     if isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
@@ -98,7 +98,7 @@ def _width(space: spaces.Space) -> int:
     raise ValueError(f"observations of {space} do not flatten; use Box, Discrete, MultiDiscrete, MultiBinary or Dict")
 
 
-def _columns(space: spaces.Space, batch: Any) -> list[NDArray[np.float32]]:
+def _columns(space: spaces.Space[Any], batch: Any) -> list[NDArray[np.float32]]:
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
         return [column for key, part in _parts(space) for column in _columns(part, batch[key])]
     array = np.asarray(batch)
@@ -114,14 +114,14 @@ def _columns(space: spaces.Space, batch: Any) -> list[NDArray[np.float32]]:
     return [array.astype(np.float32) / np.float32(255 if is_image(space) else 1)]
 
 
-def is_image(space: spaces.Space) -> bool:
+def is_image(space: spaces.Space[Any]) -> bool:
     """Whether observations are pixels, as Stable-Baselines3 recognizes them: uint8 from 0 to 255, in 2 axes or more."""
     if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or len(space.shape) < 2:
         return False
     return bool((space.low == 0).all() and (space.high == 255).all())
 
 
-def _names(space: spaces.Space, name: str) -> list[str]:
+def _names(space: spaces.Space[Any], name: str) -> list[str]:
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
         return [found for key, part in _parts(space) for found in _names(part, f"{name}[{key!r}]")]
     if isinstance(space, spaces.Box):
@@ -129,7 +129,7 @@ def _names(space: spaces.Space, name: str) -> list[str]:
     return [name] * _width(space)
 
 
-def _bounds(space: spaces.Space) -> list[tuple[float, float]]:
+def _bounds(space: spaces.Space[Any]) -> list[tuple[float, float]]:
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
         return [found for _, part in _parts(space) for found in _bounds(part)]
     if isinstance(space, spaces.Box) and not is_image(space):
@@ -137,20 +137,20 @@ def _bounds(space: spaces.Space) -> list[tuple[float, float]]:
     return [(0.0, 1.0)] * _width(space)
 
 
-def _depth(space: spaces.Space, observation: Any) -> int:
+def _depth(space: spaces.Space[Any], observation: Any) -> int:
     while isinstance(space, (spaces.Dict, spaces.Tuple)):
         key, space = _parts(space)[0]
         observation = observation[key]
     return np.ndim(observation) - len(space.shape or ())
 
 
-def _batch_of_one(space: spaces.Space, observation: Any) -> Any:
+def _batch_of_one(space: spaces.Space[Any], observation: Any) -> Any:
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
         return {key: _batch_of_one(part, observation[key]) for key, part in _parts(space)}
     return np.asarray(observation)[None]
 
 
-def space_to_dict(space: spaces.Space) -> dict[str, Any]:
+def space_to_dict(space: spaces.Space[Any]) -> dict[str, Any]:
     """A space as a tree of plain values and arrays, so that a saved agent can predict without its environment.
 
     Raises:
@@ -171,7 +171,7 @@ def space_to_dict(space: spaces.Space) -> dict[str, Any]:
     raise ValueError(f"{space} cannot be saved with an agent")
 
 
-def space_from_dict(data: dict[str, Any]) -> spaces.Space:
+def space_from_dict(data: dict[str, Any]) -> spaces.Space[Any]:
     """Invert ``space_to_dict``; ValueError for an unknown kind."""
     kind, settings = data["kind"], {name: value for name, value in data.items() if name != "kind"}
     if "dtype" in settings:

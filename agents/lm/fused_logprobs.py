@@ -32,7 +32,7 @@ def linear_token_logprobs(
     dtype = hidden.dtype
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
-    return _LinearTokenLogprobs.apply(hidden, weight, tokens, temperature, dtype)  # type: ignore[no-any-return]
+    return _LinearTokenLogprobs.apply(hidden, weight, tokens, temperature, dtype)  # type: ignore[no-untyped-call]
 
 
 ROWS_AT_ONCE = 128
@@ -54,7 +54,7 @@ def _read_block(logits: Tensor, tokens: Tensor, away: Tensor | None) -> tuple[Te
 
 class _LinearTokenLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, tokens: Tensor, temperature: float, dtype: torch.dtype):  # type: ignore[no-untyped-def, override]
+    def forward(ctx, hidden: Tensor, weight: Tensor, tokens: Tensor, temperature: float, dtype: torch.dtype):  # type: ignore[no-untyped-def]
         shape, exact = (len(tokens), len(weight)), torch.promote_types(dtype, torch.float32)
         computed = compute_type(dtype, hidden.device)
         hidden_, weight_ = hidden.to(computed), weight.to(computed)
@@ -74,7 +74,7 @@ class _LinearTokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_logprobs: Tensor | None, grad_entropy: Tensor | None):  # type: ignore[no-untyped-def, override]
+    def backward(ctx, grad_logprobs: Tensor | None, grad_entropy: Tensor | None):  # type: ignore[no-untyped-def]
         hidden, weight, tokens, away, entropy = ctx.saved_tensors
         if grad_entropy is None and grad_logprobs is None:
             return (None,) * 5

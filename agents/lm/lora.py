@@ -186,8 +186,9 @@ class AdaptedTrunk:
         """A float32 copy of the transformers model with the policy's adapter merged into its weights."""
         # One layer at a time, so that at most one copy of the model is held; a deep copy takes what the memo has.
         merged: dict[int, Any] = {}
-        inside = {part for layer in self._layers for part in layer.modules() if part is not layer}
-        for layer in (each for each in self._layers if each not in inside):
+        layers: list[Any] = list(self._layers)
+        inside = {part for layer in layers for part in layer.modules() if part is not layer}
+        for layer in (each for each in layers if each not in inside):
             copied: Any = copy.deepcopy(layer).float()
             if hasattr(copied, "unload_and_optionally_merge_module"):  # experts, with an adapter around another one
                 merged[id(layer)] = copied.unload_and_optionally_merge_module(True, False, [POLICY])

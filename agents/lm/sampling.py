@@ -137,7 +137,7 @@ class _TokenLogprobs(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, logits: Tensor, tokens: Tensor):  # type: ignore[no-untyped-def, override]
+    def forward(ctx, logits: Tensor, tokens: Tensor):  # type: ignore[no-untyped-def]
         probabilities = torch.empty_like(logits)
         chosen, entropy = logits.new_empty(len(tokens)), logits.new_empty(len(tokens))
         for part in parts_in_cache(*logits.shape):
@@ -148,7 +148,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_chosen: Tensor | None, grad_entropy: Tensor | None):  # type: ignore[no-untyped-def, override]
+    def backward(ctx, grad_chosen: Tensor | None, grad_entropy: Tensor | None):  # type: ignore[no-untyped-def]
         probabilities, tokens, entropy = ctx.saved_tensors
         grad = None
         if grad_chosen is not None:
@@ -183,7 +183,7 @@ def token_logprobs(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"expected logits [N, V] and tokens [N], received {tuple(logits.shape)} and {tuple(tokens.shape)}"
         )
-    found: tuple[Tensor, Tensor] = _TokenLogprobs.apply(logits, tokens)
+    found: tuple[Tensor, Tensor] = _TokenLogprobs.apply(logits, tokens)  # type: ignore[no-untyped-call]
     return found
 
 

@@ -17,6 +17,7 @@ from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.loading import check_model
 from agents.recipes import control as train_control
 from agents.recipes import reward_model as train_reward_model
+from agents.recipes.commands.control import Config
 from agents.recipes.commands.demo import DemoConfig, NotValidated
 from agents.recipes.commands.reward_model import TrainRewardModelConfig
 from agents.recipes.rlhf import train as train_text
@@ -68,9 +69,7 @@ def validate_ppo(config: DemoConfig, folder: Path, console: Console) -> dict[str
     """Stage 1: CartPole, before a language model is touched."""
     console.rule("1  PPO on CartPole-v1")
     threads = torch.get_num_threads()
-    summary = train_control.main(
-        train_control.Config(env="CartPole-v1", seed=config.seed, run_dir=str(folder), device=config.device)
-    )
+    summary = train_control.main(Config(env="CartPole-v1", seed=config.seed, run_dir=str(folder), device=config.device))
     torch.set_num_threads(threads)  # control runs on one; the language models want them all
     mean = summary["eval_return_mean"]
     console.print(

@@ -12,7 +12,8 @@ from agents.evaluation.curve import FRONTIER, read_points
 from agents.evaluation.frontier_plot import draw
 from agents.evaluation.gao_fit import GaoFit, at_budget
 from agents.recipes import best_of_n
-from agents.recipes.best_of_n import BestOfNConfig, task_of
+from agents.recipes.best_of_n import task_of
+from agents.recipes.commands.best_of_n import BestOfNConfig
 from agents.recipes.commands.frontier import FrontierConfig
 from agents.runs.run_dir import CONFIG, SUMMARY, RunDir, read_json
 

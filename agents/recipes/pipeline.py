@@ -14,7 +14,7 @@ from agents.lm.loading import check_model
 from agents.recipes import gguf as pretrained
 from agents.recipes import reward_model as train_reward_model
 from agents.recipes.commands.pipeline import PipelineConfig
-from agents.recipes.reward_model import TrainRewardModelConfig
+from agents.recipes.commands.reward_model import TrainRewardModelConfig
 from agents.recipes.rlhf import train as train_text
 from agents.recipes.rlhf.config import TrainTextConfig
 from agents.recipes.sft import train as train_language_model
@@ -24,7 +24,7 @@ from agents.runs.lifecycle import CHECKPOINT
 from agents.runs.plots import TEXT_CURVES, plot_run
 from agents.runs.run_dir import SUMMARY, RunDir, read_json, write_aside
 from reward_models.data.movie_reviews import movie_review_splits
-from reward_models.training import TrainingOptions
+from reward_models.options import TrainingOptions
 
 BASE, SENTENCES, FINE_TUNED, REWARD, PPO = "base", "sentences.jsonl", "fine_tuned", "reward_model", "ppo"
 MODEL = "model"

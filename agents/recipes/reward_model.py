@@ -36,7 +36,7 @@ from reward_models.data.pairs import PreferencePair, read_pairs
 from reward_models.ensemble import RewardEnsemble, is_ensemble, new_members
 from reward_models.evaluation.report import BINS, PICTURE, bins_table, draw_bins, pair_report, rating_report
 from reward_models.files import DESCRIPTION
-from reward_models.fitting import Progress
+from reward_models.fit_options import Progress
 from reward_models.model import RewardModel
 from reward_models.training import RewardLearner, num_steps, restore_dropout, set_dropout
 from textenvs import assets

@@ -42,7 +42,7 @@ from agents.verification.peers import NumpyPPO, advantage_difference, advantages
 from agents.verification.text import text_checks
 
 SEEN = spaces.Box(-1, 1, (4,))
-ACTIONS: dict[str, spaces.Space] = {
+ACTIONS: dict[str, spaces.Space[Any]] = {
     "Discrete": spaces.Discrete(3, start=5),
     "Box": spaces.Box(-1, 1, (2,)),
     "MultiDiscrete": spaces.MultiDiscrete([2, 3]),
@@ -223,7 +223,7 @@ def kl_estimators(task: str) -> list[Check]:
     return [joint(f"{task}, relative errors, {claim}", parts) for claim, parts in rows.items()]
 
 
-def _policy(action_space: spaces.Space, **options: Any) -> MLPPolicy:
+def _policy(action_space: spaces.Space[Any], **options: Any) -> MLPPolicy:
     """Weights large enough for a non-uniform policy."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -107,7 +107,7 @@ class Subject:
             raise ValueError(f"{checkpoint} : expected the spaces {known} of {env_id}, received {loaded.spaces}")
 
     @property
-    def spaces(self) -> tuple[gym.Space, gym.Space]:
+    def spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
         """Of one environment: observations and actions."""
         if self.is_scalar:
             env = self.single()

@@ -198,7 +198,7 @@ def _same_weights(peer: Any) -> MLPPolicy:
         for one, other in zip(mine, _layers(peer, net), strict=True):
             one.load_state_dict(other.state_dict())
     if hasattr(peer.policy, "log_std"):
-        ours.head.log_std.data.copy_(peer.policy.log_std.data)  # type: ignore[union-attr, operator]
+        ours.head.log_std.data.copy_(peer.policy.log_std.data)  # type: ignore[operator]
     return ours
 
 

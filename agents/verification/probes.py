@@ -33,7 +33,9 @@ GAMMA = 0.9
 class OneStep(gym.Env):
     """One step: a random observation, one action, ``reward(observation, action)`` in reward units."""
 
-    def __init__(self, observation_space: Space, action_space: Space, reward: Callable[[Any, Any], float]) -> None:
+    def __init__(
+        self, observation_space: Space[Any], action_space: Space[Any], reward: Callable[[Any, Any], float]
+    ) -> None:
         self.observation_space, self.action_space, self.reward = observation_space, action_space, reward
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:

@@ -99,7 +99,7 @@ def measure(config: BenchmarkMemoryConfig, memory: str, model: Path, prompts: Pa
     arguments = [*flags.items(), ("--no-judge",), *([("--gradient-checkpointing",)] * config.gradient_checkpointing)]
     command = [sys.executable, "-m", "scripts.train_text", *(str(part) for each in arguments for part in each)]
     run_process(command, f"train_text --memory {memory}", timeout=config.timeout_s)
-    return json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    return json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))
 
 
 def trunk_bytes(folder: Path) -> int:

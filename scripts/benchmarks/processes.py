@@ -38,4 +38,4 @@ def run_once(folder: Path, module_and_flags: Sequence[object], *, threads: int =
         print(f"{folder.name} ...", flush=True)
         command = [sys.executable, "-m", module, *flags, "--run-dir", str(folder)]
         run_process(command, f"{module} in {folder}", env={**os.environ, "OMP_NUM_THREADS": str(threads)})
-    return json.loads((folder / SUMMARY).read_text())  # type: ignore[no-any-return]
+    return json.loads((folder / SUMMARY).read_text())

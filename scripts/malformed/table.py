@@ -107,7 +107,7 @@ def settings_of(kind: type[Any]) -> Iterator[tuple[str, Any]]:
     hints = get_type_hints(kind)
     for field in fields(kind):
         if is_dataclass(hints[field.name]):
-            yield from ((f"{field.name}.{name}", hint) for name, hint in settings_of(hints[field.name]))  # type: ignore[arg-type]
+            yield from ((f"{field.name}.{name}", hint) for name, hint in settings_of(hints[field.name]))
         else:
             yield field.name, hints[field.name]
 

@@ -73,7 +73,7 @@ class _Trial:
         """By an ordinary padded forward pass."""
         with without_dropout(self.trunk):
             out = self.trunk(input_ids=self.rows, attention_mask=self.real.long())
-        return out.last_hidden_state[self.real]  # type: ignore[no-any-return]
+        return out.last_hidden_state[self.real]
 
     @torch.no_grad()
     def packed(self) -> Tensor:

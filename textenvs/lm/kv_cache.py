@@ -34,7 +34,7 @@ class _PlainLayer(DynamicLayer):
     values: Any
 
     def __init__(self, max_concurrent_rows: int, capacity: int, float32: bool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.max_concurrent_rows, self.capacity, self.float32 = max_concurrent_rows, capacity, float32
         self.rows = 0
         self.column = 0
@@ -162,7 +162,7 @@ def _state_after(model: PreTrainedModel, *, turned: bool) -> Tensor:
         )
     if not all(layer.was_called for layer in layers):
         raise ValueError("expected layers with keys and values, received another one")
-    return out[0][0, -1].float()  # type: ignore[no-any-return]
+    return out[0][0, -1].float()
 
 
 class _MadeUpLayer(DynamicLayer):
@@ -170,7 +170,7 @@ class _MadeUpLayer(DynamicLayer):
     sign when the halves are swapped. The mean is not 0, so a norm does not amplify rounding errors."""
 
     def __init__(self, number: int, turned: bool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.number, self.turned, self.was_called = number, turned, False
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:

@@ -120,19 +120,19 @@ def compute_type(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 def affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``x [N, in] weight^T + bias`` in float32 on a CPU, by oneDNN, with gradients; any strides."""
     if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in (x, weight, bias)):
-        return _Affine.apply(x, weight, bias)  # type: ignore[no-any-return]
+        return _Affine.apply(x, weight, bias)  # type: ignore[no-untyped-call]
     return _product(x, weight, bias)
 
 
 class _Affine(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None):  # type: ignore[no-untyped-def, override]
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(x if weight.requires_grad else None, weight)
         return _product(x, weight, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def, override]
+    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
         x, weight = ctx.saved_tensors
         to_x, to_weight, to_bias = ctx.needs_input_grad
         of_weight = None

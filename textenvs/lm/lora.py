@@ -49,7 +49,8 @@ def _without_adapter(model: Any, linear: tuple[type[nn.Module], ...]) -> list[st
     """Linear layers in which an adapter would be wrong, found by a forward pass of one token: those outside of the
     text's trunk, those that return more than a tensor (a router), and those whose weight is used without a call."""
     trunk, head = trunk_of(model), model.get_output_embeddings()
-    inside, outputs = set(trunk.modules()), {}
+    inside = set(trunk.modules())
+    outputs: dict[nn.Module, Any] = {}
     hooks = [m.register_forward_hook(lambda m, _, out: outputs.__setitem__(m, out)) for m in inside]
     if model.device.type != "meta":
         with without_dropout(trunk):

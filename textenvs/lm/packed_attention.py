@@ -140,14 +140,14 @@ class _Spread(torch.autograd.Function):
     """Unpack rows; backward a gather, plus sums over twins. Gradients of padding are ignored."""
 
     @staticmethod
-    def forward(ctx, packed: Tensor, sources: Tensor, places: Tensor, twins: Tensor | None):  # type: ignore[no-untyped-def, override]
+    def forward(ctx, packed: Tensor, sources: Tensor, places: Tensor, twins: Tensor | None):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(places, twins, None if twins is None else sources[twins])
         ctx.tokens = len(packed)
         return packed.index_select(0, sources)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def, override]
+    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def]
         places, twins, sources = ctx.saved_tensors
         of_packed = grad.new_empty(ctx.tokens, *grad.shape[1:])
         of_packed[len(places) :] = 0
@@ -173,7 +173,7 @@ def _in_float32(
 ) -> Tensor:
     """``[B, W, H, D]``; computed in float32 instead of half precision on a CPU."""
     if query.device.type != "cpu" or query.dtype not in HALF:
-        return sdpa_attention_forward(module, query, key, value, mask, **options)[0]  # type: ignore[no-any-return]
+        return sdpa_attention_forward(module, query, key, value, mask, **options)[0]
     if mask is not None and mask.is_floating_point():
         mask = mask.float()
     with torch.autocast("cpu", enabled=False):

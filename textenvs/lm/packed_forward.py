@@ -168,7 +168,7 @@ def _last_mlp_where_read(trunk: nn.Module, layout: RowLayout, reads: Tensor | No
         out: Tensor = forward(hidden.index_select(1, needed))
         return out.new_zeros(hidden.shape).index_copy(1, needed, out)
 
-    mlp.forward = at_needed  # type: ignore[method-assign]
+    mlp.forward = at_needed
     try:
         yield
     finally:

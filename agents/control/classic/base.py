@@ -53,7 +53,7 @@ class ClassicVectorEnv(VectorEnv):
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 (Gymnasium's own declaration)
     observation_space: gym.spaces.Box
     state_size: int
-    spaces: tuple[gym.spaces.Box, gym.Space]
+    spaces: tuple[gym.spaces.Box, gym.Space[Any]]
     """of one observation and one action; copied, because a space owns a generator"""
     start: tuple[float, float]
     """default bounds of what a start draws uniformly"""
@@ -99,7 +99,7 @@ class ClassicVectorEnv(VectorEnv):
         """The observations ``[N, observation_size]``, any float type, of states ``[state_size, N]``."""
         return state.T
 
-    def reset(  # type: ignore[override]  # a list of seeds, as SyncVectorEnv takes
+    def reset(  # a list of seeds, as SyncVectorEnv takes
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Start episodes; see the class for seeds and options.

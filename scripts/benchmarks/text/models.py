@@ -92,7 +92,7 @@ def word_tokenizer(vocabulary: int) -> Any:
     words = {"<pad>": PAD_ID, "<eos>": EOS_ID, "<unk>": UNK_ID}
     words |= {f"w{i}": i for i in range(FIRST_WORD, vocabulary)}
     core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", padding_side="left"
     )

@@ -124,7 +124,7 @@ def tuned_by_peer(runs: Path, peers: Path, seed: int, *, threads: int) -> dict[s
     """TRL's PPO on movie reviews with our preset's settings, compared with the start as our runs are."""
     folder = runs / f"reviews-trl-{seed}"
     if (folder / SUMMARY).exists():
-        return json.loads((folder / SUMMARY).read_text())  # type: ignore[no-any-return]
+        return json.loads((folder / SUMMARY).read_text())
     shutil.rmtree(folder, ignore_errors=True)
     print(f"{folder.name} ...", flush=True)
     preset = TrainTextConfig.preset(run_dir=str(folder), seed=seed)
@@ -139,14 +139,14 @@ def tuned_by_peer(runs: Path, peers: Path, seed: int, *, threads: int) -> dict[s
 
 def peer_settings(preset: TrainTextConfig) -> dict[str, Any]:
     """Our preset in TRL's words; lambda, gamma, the weight of the value loss and the clip are TRL's defaults, too."""
-    from textenvs.wrappers.reference import load_causal_lm
+    from textenvs.lm.loading import load_causal_lm
 
     return {
         "rows": preset.batch_size,
         "minibatches": preset.batch_size // (preset.minibatch_size or preset.batch_size),
         "epochs": preset.epochs,
         "new_tokens": preset.max_new_tokens,
-        "learning_rate": value_at(preset.learning_rate, 0.0),
+        "learning_rate": value_at(preset.learning_rate or 0.0, 0.0),
         "kl_coef": preset.beta,
         "updates": preset.episodes // preset.batch_size,
         "seed": preset.seed,
