@@ -100,10 +100,8 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
 
         self._rows = RowBuffer(num_envs, self.max_prompt_tokens, max_new_tokens)
         self.set_group_size(group_size)
-        self.drawn_columns: Columns = ()
-        """Those of the rows of the newest `draw_prompts`, beside the prompt."""
-        self.handed_logprobs: Floats | None = None
-        """The log-probs of `hand_logprobs` for the next step."""
+        self.drawn_columns: Columns = ()  # of the rows of the newest `draw_prompts`, beside the prompt
+        self.handed_logprobs: Floats | None = None  # of `hand_logprobs`, for the next step
         self.finished = self._finished(np.zeros(0, dtype=np.int64))
 
     def set_group_size(self, group_size: int) -> None:
