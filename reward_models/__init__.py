@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from reward_models.ensemble import RewardEnsemble
     from reward_models.model import RewardModel
     from reward_models.options import TrainingOptions
-from reward_models.training import fit
+    from reward_models.training import fit
 
 _MODULES = {
     "classifier": ("RewardClassifier",),

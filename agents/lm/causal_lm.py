@@ -288,12 +288,11 @@ class CausalLMPolicy(nn.Module):
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> _IncompatibleKeys:
         """As in ``nn.Module``; a frozen trunk is left unchanged."""
-        if self.adapters is not None and strict:
-            wrong = sorted(set(state_dict) ^ set(self.state_dict()))
-            if wrong:
-                raise RuntimeError(
-                    f"expected this policy's adapters and head, received other keys: {', '.join(wrong[:4])} ..."
-                )
+        wrong = sorted(set(state_dict) ^ set(self.state_dict())) if self.adapters is not None and strict else []
+        if wrong:
+            raise RuntimeError(
+                f"expected this policy's adapters and head, received other keys: {', '.join(wrong[:4])} ..."
+            )
         strict = strict and self.adapters is None
         return cast("_IncompatibleKeys", super().load_state_dict(state_dict, strict=strict, assign=assign))
 

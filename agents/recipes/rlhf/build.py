@@ -158,9 +158,7 @@ def build_task(
         num_envs: sub-environments.
         group_size: of them in a row that share a prompt.
         max_concurrent_rows: texts decoded at a time in evaluations; None: all.
-        lora: shape of the learner's adapters (memory adapters).
-        value_adapter: whether the learner has one for the value.
-        compile: run the starting model's passes through torch.compile.
+        lora, value_adapter, compile: see ``build_start``.
         judge: False leaves the independent judge out, whatever ``config`` says.
         began: the time that chat templates read, ISO; None: the present.
 
@@ -200,9 +198,8 @@ def build_task(
         chat=chat,
         judge=_judge() if config.judge and judge else None,
     )
-    kind = env.prompts.kind
-    what = "openings of movie reviews" if config.prompts is None else f"{kind} of {column_names(kind)}"
-    about = statement(what, len(env.prompts), len(eval_prompts))
+    what = f"{env.prompts.kind} of {column_names(env.prompts.kind)}"
+    about = statement(what if config.prompts else "openings of movie reviews", len(env.prompts), len(eval_prompts))
     return Task(models=models, env=env, scorers=scorers, assessor=assessor, about=about)
 
 

@@ -26,6 +26,8 @@ from textenvs import assets
 ALGORITHMS = ("ppo", "grpo", "rloo", "reinforce")
 POLICIES = ("tabular", "gpt2")
 """Whose gap is measured: a table can represent the optimum, so that its gap is the algorithm's alone."""
+SHIPPED_PARAMETERS = 2_400_000
+"""Of the shipped language model: they decide the preset's learning rate."""
 KL_BUDGET = 8.0
 """Nats per sequence; a text model further away from where it began has won nothing."""
 REWARD_CRITIC = ("--memory", "full", "--critic-start", "reward-model")
@@ -127,7 +129,7 @@ def tuned_by_peer(runs: Path, peers: Path, seed: int, *, threads: int) -> dict[s
         return json.loads((folder / SUMMARY).read_text())
     shutil.rmtree(folder, ignore_errors=True)
     print(f"{folder.name} ...", flush=True)
-    preset = TrainTextConfig.preset(run_dir=str(folder), seed=seed)
+    preset = TrainTextConfig.preset(run_dir=str(folder), seed=seed).settled(SHIPPED_PARAMETERS)
     models, saved = write_review_inputs(folder / "inputs", preset), folder / "model"
     job = peer_settings(preset) | {"threads": threads, "save": str(saved.resolve())}
     command = peer_command(peers, folder, "ppo", models=models, **job)
@@ -141,12 +143,13 @@ def peer_settings(preset: TrainTextConfig) -> dict[str, Any]:
     """Our preset in TRL's words; lambda, gamma, the weight of the value loss and the clip are TRL's defaults, too."""
     from textenvs.lm.loading import load_causal_lm
 
+    assert preset.learning_rate is not None
     return {
         "rows": preset.batch_size,
         "minibatches": preset.batch_size // (preset.minibatch_size or preset.batch_size),
         "epochs": preset.epochs,
         "new_tokens": preset.max_new_tokens,
-        "learning_rate": value_at(preset.learning_rate or 0.0, 0.0),
+        "learning_rate": value_at(preset.learning_rate, 0.0),
         "kl_coef": preset.beta,
         "updates": preset.episodes // preset.batch_size,
         "seed": preset.seed,

@@ -109,10 +109,10 @@ def test_edge_rows_with_slots(budget, token):
 def test_the_cache_has_no_more_rows_than_slots_and_the_batch_stays_full(monkeypatch):
     policy = build("gpt2")
     caches, fed = [], []
-    make, advance = generation.new_cache, generation._Decoder.advance
+    make, advance = generation.new_cache, generation.Decoder.advance
     monkeypatch.setattr(generation, "new_cache", lambda *args, **kw: (caches.append(make(*args, **kw)), caches[-1])[1])
     monkeypatch.setattr(
-        generation._Decoder,
+        generation.Decoder,
         "advance",
         lambda self, tokens, running: (fed.append((len(tokens), int(running.sum()))), advance(self, tokens, running))[
             1
@@ -131,9 +131,9 @@ def test_the_cache_has_no_more_rows_than_slots_and_the_batch_stays_full(monkeypa
 
 def test_prompts_of_a_group_that_begin_together_are_read_once(monkeypatch):
     policy = build("gpt2")
-    seen, forward = [], generation._Decoder._forward
+    seen, forward = [], generation.Decoder._forward
     monkeypatch.setattr(
-        generation._Decoder,
+        generation.Decoder,
         "_forward",
         lambda self, *args, **kw: (seen.append(tuple(args[0].shape)), forward(self, *args, **kw))[1],
     )

@@ -94,9 +94,9 @@ def test_prompts_that_repeat_are_read_once_and_nothing_else_changes(kind, monkey
     alike = torch.tensor([[3, -1], [3, 3], [7, 5]])
     prompts = torch.nn.functional.pad(alike, (0, 5), value=-1)
     prompts = torch.cat([RAGGED[:3], prompts]).repeat_interleave(4, 0)
-    seen, forward = [], generation._Decoder._forward
+    seen, forward = [], generation.Decoder._forward
     monkeypatch.setattr(
-        generation._Decoder,
+        generation.Decoder,
         "_forward",
         lambda self, *args, **kwargs: (seen.append(args[0].shape), forward(self, *args, **kwargs))[1],
     )

@@ -144,7 +144,7 @@ def test_best_of_another_n_or_from_other_samples_is_refused(tmp_path):
 def test_bad_input_is_refused(tmp_path):
     with pytest.raises(ValueError, match="at least one run"):
         FrontierConfig(run_dir=())
-    with pytest.raises(ValueError, match="above 0 nats, received 0"):
+    with pytest.raises(ValueError, match="budget: expected a number > 0, received 0"):
         FrontierConfig(run_dir=(tmp_path,), budget=0)
     with pytest.raises(ValueError, match="samples must be at least 64, of which the best is compared with, received 8"):
         FrontierConfig(run_dir=(tmp_path,), samples=8)

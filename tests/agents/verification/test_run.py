@@ -208,11 +208,11 @@ def test_a_resumed_run_is_compared_in_a_new_process():
 def test_bad_input_is_said(capsys, tmp_path):
     assert command_line(["--env", "NoSuchTask-v0"]) == 2
     assert command_line(["--model", str(tmp_path / "nothing")]) == 2
-    assert "no causal language model" in capsys.readouterr().err
+    assert "expected a model's folder" in capsys.readouterr().err
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     assert command_line(["--model", str(tmp_path / "adapter")]) == 2
-    assert "holds an adapter: --model takes the merged model" in capsys.readouterr().err
+    assert "expected a whole model, received a LoRA adapter" in capsys.readouterr().err
 
 
 def test_a_tokenizer_of_more_tokens_than_the_model_embeds_fails(tmp_path):

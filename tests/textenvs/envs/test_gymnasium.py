@@ -117,7 +117,7 @@ def test_no_episode_limit_is_registered_because_the_budget_is_the_tasks():
 def test_generation_without_scorer_and_reference_pays_nothing():
     envs = gym.make_vec(GENERATION, num_envs=2, prompts=[[1], [2]], vocab_size=5, eos_token_id=0, max_new_tokens=2)
     assert isinstance(envs, textenvs.TokenVectorEnv)
-    with pytest.raises(TypeError, match="prompts"):
+    with pytest.raises(ValueError, match="prompts: expected texts, lists of token ids or the path of a file"):
         gym.make_vec(GENERATION, num_envs=2)
     with pytest.raises(gym.error.NameNotFound):
         gym.make("textenvs/NoSuchEnv-v0")

@@ -263,7 +263,7 @@ def test_names_are_as_short_as_they_can_be(tmp_path):
         (["--reward-weights", "1"], "expected one for each of the 2 scorers"),
         (["--reward-weights", "1", "2", "--reward-combine", "worst"], "leave one of them out"),
         (["--reward-weights", "0", "0"], "not all 0"),
-        (["--reward-uncertainty-coef", "-1"], "0 or more"),
+        (["--reward-uncertainty-coef", "-1"], "number >= 0"),
         (["--reward-combine", "best"], "best"),
     ],
 )

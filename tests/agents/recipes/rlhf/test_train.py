@@ -257,10 +257,10 @@ def test_bad_input_is_named_and_leaves_exit_code_two(inputs, tmp_path, capsys):
     bare.mkdir()
     for file in ("config.json", "model.safetensors"):
         os.link(os.path.join(inputs["--model"], file), bare / file)
-    complains("expected at least one prompt", "a", prompts=empty)
+    complains("expected at least one row", "a", prompts=empty)
     complains("positions", "b", prompts=long)
     complains("lines.jsonl:2", "c", prompts=lines)
-    complains("no prompt file", "d", prompts=tmp_path / "nowhere.txt")
+    complains("nowhere.txt", "d", prompts=tmp_path / "nowhere.txt")
     complains("no tokenizer there", "e", model=bare)
     complains("no-such-model", "f", model=tmp_path / "no-such-model")
     complains("nan", "g", reward_model="own_reward:nan")

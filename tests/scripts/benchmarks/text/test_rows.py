@@ -186,7 +186,7 @@ def test_the_peer_is_trained_with_our_preset_and_its_model_judged(tmp_path, monk
 
 
 def test_the_padding_of_the_peer_is_no_token_of_the_model():
-    assert peer_settings(TrainTextConfig.preset(run_dir="x"))["pad_token_id"] == 2048
+    assert peer_settings(TrainTextConfig.preset(run_dir="x").settled(1))["pad_token_id"] == 2048
 
 
 def test_the_start_itself_is_judged_to_be_the_start(tmp_path):
