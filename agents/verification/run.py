@@ -103,22 +103,26 @@ def _model_room(path: str, seed: int) -> Callable[[], Sequence[Checking]]:
     """The checks of a model; first, that it is deterministic and can be wrapped as a policy."""
     from transformers.utils import logging
 
+    from agents.verification.model_profile import profile_checks
     from textenvs.lm.loading import load_causal_lm
+    from textenvs.tokens.tokenizers import load_tokenizer
 
     logging.disable_progress_bar()
     loaded = load_causal_lm(path)
-    claim = "the model has an embedding for every token of its tokenizer"
-    return lambda: [(claim, partial(tokenizer_fits, claim, path, loaded)), *checks_of_model(loaded, seed)]
-
-
-def tokenizer_fits(claim: str, path: str, loaded: PreTrainedModel) -> Check:
-    """Every token of the tokenizer has an embedding in the model."""
-    from textenvs.tokens.tokenizers import load_tokenizer
-
     try:
-        known = len(load_tokenizer(path))
+        tokenizer: Any = load_tokenizer(path)
     except (ValueError, OSError):
+        tokenizer = None
+    claim = "the model has an embedding for every token of its tokenizer"
+    fits: Checking = (claim, partial(tokenizer_fits, claim, tokenizer, loaded))
+    return lambda: [*profile_checks(loaded, tokenizer), fits, *checks_of_model(loaded, seed)]
+
+
+def tokenizer_fits(claim: str, tokenizer: Any, loaded: PreTrainedModel) -> Check:
+    """Every token of the tokenizer has an embedding in the model."""
+    if tokenizer is None:
         return not_applicable(claim, "there is no tokenizer beside the model")
+    known = len(tokenizer)
     embedding: Any = loaded.get_input_embeddings()
     embedded = embedding.num_embeddings
     return at_most(claim, known, embedded, f" tokens; {embedded} embeddings")

@@ -12,7 +12,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
+from transformers import GraniteConfig, GraniteForCausalLM, PreTrainedTokenizerFast
 
 from agents import PPO, PPOConfig
 from agents.lm.causal_lm import CausalLMPolicy
@@ -23,6 +23,7 @@ from agents.verification.command import command_line
 from agents.verification.core import core_checks, tiny_models
 from agents.verification.env import env_checks
 from agents.verification.env_subject import Subject
+from agents.verification.model_profile import ENDS, LOGITS, POSITIONS, TEMPLATE, profile_checks
 from agents.verification.run import checks_of_model, tokenizer_fits
 
 
@@ -215,14 +216,36 @@ def test_bad_input_is_said(capsys, tmp_path):
     assert "expected a whole model, received a LoRA adapter" in capsys.readouterr().err
 
 
-def test_a_tokenizer_of_more_tokens_than_the_model_embeds_fails(tmp_path):
+def test_a_tokenizer_of_more_tokens_than_the_model_embeds_fails():
     model = tiny_models()["GPT-2"]
     embedded = model.get_input_embeddings().num_embeddings
-    assert tokenizer_fits("fits", str(tmp_path), model).passed is None
+    assert tokenizer_fits("fits", None, model).passed is None
     for count, fits in ((embedded, True), (embedded + 1, False)):
         words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(count)}, unk_token="w0"))
-        PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1").save_pretrained(tmp_path)
-        assert tokenizer_fits("fits", str(tmp_path), model).passed is fits
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w1")
+        assert tokenizer_fits("fits", tokenizer, model).passed is fits
+
+
+def test_a_model_is_described_by_what_was_found_in_it(chat_tokenizer):
+    config = GraniteConfig(
+        vocab_size=len(chat_tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=24, logits_scaling=4.0,
+        eos_token_id=[0, 7],
+    )  # fmt: skip
+    model, tokenizer = GraniteForCausalLM(config).eval(), copy.deepcopy(chat_tokenizer)
+    tokenizer.chat_template = "{% for turn in messages %}{{ turn['content'] }} <new> {% endfor %}"
+    found = {check.claim: check for check in run(profile_checks(model, tokenizer))}
+    assert "0 <end> (config.json" in found[ENDS].measured
+    assert "4 <new> (chat template)" in found[ENDS].measured
+    assert found[TEMPLATE].passed
+    assert found[LOGITS].measured == "scale 0.25, no cap"
+    assert found[POSITIONS].measured == "24 tokens"
+    tokenizer.chat_template = (
+        "{{ messages | length }}{% for turn in messages %}{{ turn['content'] }} <new> {% endfor %}"
+    )
+    (rewriting,) = (check for check in run(profile_checks(model, tokenizer)) if check.claim == TEMPLATE)
+    assert rewriting.passed is None
+    assert "turn 2 rewrites what was before" in rewriting.measured
 
 
 def test_checks_say_nan_is_a_failure_and_errors_are_failures():
