@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any, Literal, TypeVar
 
-from agents.functional.ranges import check_values
 from agents.functional.schedules import Linear
+from agents.ranges import check_values
 
 
 @dataclass(frozen=True, kw_only=True)

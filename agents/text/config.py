@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from agents.config import AgentConfig, UpdateConfig
-from agents.functional.ranges import check_values
 from agents.functional.schedules import value_at
+from agents.ranges import check_values
 
 Algorithm = Literal["ppo", "grpo", "rloo", "reinforce"]
 WITH_CRITIC, GROUP_ALGORITHMS = ("ppo",), ("grpo", "rloo")

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agents.functional.ranges import check_values
+from agents.ranges import check_values
 from agents.recipes.rlhf.task import TextTask
 from agents.runs.cli import command
 

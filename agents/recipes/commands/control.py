@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from agents.config import PlacementConfig
-from agents.functional.ranges import check_values
+from agents.ranges import check_values
 from agents.runs.cli import command
 from agents.runs.flags import RunFlags
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agents.functional.ranges import check_values
+from agents.ranges import check_values
 from agents.runs.cli import command
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents.functional.ranges import check_values
+from agents.ranges import check_values
 from agents.runs.cli import command
 
 

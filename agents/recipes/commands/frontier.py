@@ -23,7 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents.functional.ranges import check_values
+from agents.ranges import check_values
 from agents.recipes.commands.best_of_n import BestOfNConfig
 from agents.runs.cli import command
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from agents.functional.ranges import check_values
+from agents.ranges import check_values
 from agents.runs.cli import command
 
 

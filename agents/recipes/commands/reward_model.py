@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from agents.functional.ranges import check_values
+from agents.ranges import check_values
 from agents.runs.cli import command
 from agents.runs.flags import RunFlags
 from reward_models.options import TrainingOptions

@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from agents.functional.ranges import check_values
 from agents.functional.schedules import Schedule
+from agents.ranges import check_values
 from agents.recipes.rlhf.task import Memory, TextTask, changed
 from agents.runs.cli import enter, peek
 from agents.runs.flags import RunFlags

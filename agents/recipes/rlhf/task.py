@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from agents.config import PlacementConfig
-from agents.functional.ranges import check_values
+from agents.ranges import check_values
 
 Memory = Literal["full", "shared", "adapters"]
 

@@ -21,7 +21,7 @@ import dataclasses
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from agents.functional.ranges import check_values
+from agents.ranges import check_values
 from agents.runs.cli import command
 from agents.runs.flags import RunFlags
 

@@ -7,8 +7,8 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from agents.functional.ranges import check_values
 from agents.functional.schedules import Linear
+from agents.ranges import check_values
 
 
 @dataclass(frozen=True, kw_only=True)
