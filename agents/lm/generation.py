@@ -18,7 +18,7 @@ from agents.lm.sampling import sample_tokens, uniform
 from textenvs.lm.kv_cache import PlainCache, any_key_order, new_cache
 from textenvs.lm.linear_kernels import cache_keyword
 from textenvs.lm.packed_attention import OURS, SDPA
-from textenvs.tokens.end_tokens import ends_text
+from textenvs.tokens.end_tokens import end_tensor
 from textenvs.tokens.rows import PAD
 
 PREFILL_TOKENS = 2**15
@@ -96,6 +96,7 @@ def _generate(
     shared = with_values and policy.critic == "shared"
     decoder = Decoder(policy, max_concurrent_rows, int(lengths.max()), max_new_tokens, device)
     noise = _Noise(batch, max_new_tokens, generator, device, other_rows)
+    ends = end_tensor(policy.eos_token_id, device)
     begun = 0
     rows = steps = torch.zeros(0, dtype=torch.int64, device=device)  # index and progress of each row
     running = torch.zeros(0, dtype=torch.bool, device=device)
@@ -115,8 +116,7 @@ def _generate(
         if shared:
             values = policy.value_of(decoder.hidden)
             values_out[target] = values if whole else values[running]
-        running = running & (steps + 1 < max_new_tokens)
-        running = running & ~ends_text(tokens, policy.eos_token_id)
+        running = running & (steps + 1 < max_new_tokens) & ~torch.isin(tokens, ends)
         num_running = int(running.sum())
         if num_running == 0 and begun == batch:
             break

@@ -80,10 +80,8 @@ def check_head(policy: CausalLMPolicy) -> None:
         ours = policy.head_logits(trunk_forward(policy.trunk, tokens)[0])
         theirs = policy.model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits[0]
         first = policy.model(input_ids=tokens[:, :1], attention_mask=tokens.new_ones(1, 1), use_cache=False).logits[0]
-    tolerance = (1e-4 if theirs.dtype == torch.float32 and policy.autocast is None else 2e-2) * float(
-        theirs.abs().max()
-    )
-    if float((first - theirs[:1]).abs().max()) > tolerance:
+    rounding = 1e-4 if theirs.dtype == torch.float32 and policy.autocast is None else 2e-2
+    if float((first - theirs[:1]).abs().max()) > rounding * float(theirs.abs().max()):
         raise ValueError(
             f"expected a causal model, received {type(policy.model).__name__}, in which a later token changes earlier "
             "logits (an encoder needs is_decoder=True in its configuration)"

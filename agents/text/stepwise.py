@@ -9,7 +9,7 @@ from torch import Tensor
 
 from agents.interfaces import Policy
 from agents.lm.generation import Generation
-from textenvs.tokens.end_tokens import EndOfText, ends_text
+from textenvs.tokens.end_tokens import EndOfText, end_tensor
 from textenvs.tokens.rows import PAD
 
 
@@ -51,6 +51,7 @@ def generate_by_acting(
     logprobs = torch.zeros(batch, max_new_tokens, device=device)
     values = torch.zeros_like(logprobs)
     running = torch.ones(batch, dtype=torch.bool, device=device)
+    ends = end_tensor(policy.eos_token_id, device)
     for step in range(max_new_tokens):
         tokens, chosen = policy.act(rows, deterministic=deterministic, generator=generator)
         if policy.has_critic:
@@ -59,7 +60,7 @@ def generate_by_acting(
         logprobs[:, step] = torch.where(running, chosen, 0.0)
         rows[every, lengths] = completions[:, step]
         lengths = lengths + running
-        running = running & ~ends_text(tokens, policy.eos_token_id)
+        running = running & ~torch.isin(tokens, ends)
         if not running.any():
             break
     return Generation(completions, logprobs, values)

@@ -20,7 +20,7 @@ from agents.lm.generation import generate
 from agents.lm.sampling import TokenSampling, token_logprobs
 from agents.verification.checks import Check, Checking, Part, about, at_most, larger, not_applicable
 from textenvs.lm.packed_forward import trunk_forward
-from textenvs.tokens.end_tokens import end_tokens, ends_text
+from textenvs.tokens.end_tokens import end_tensor, end_tokens
 from textenvs.tokens.rows import PAD
 from textenvs.wrappers.reference import CausalLMReference
 
@@ -58,7 +58,7 @@ class Model:
         draw = partial(torch.randint, 1, self.policy.vocab_size, generator=generator)
         self.prompts, self.completions = draw((ROWS, PROMPT)), draw((ROWS, BUDGET))
         for rows in (self.prompts, self.completions):
-            rows[ends_text(rows, ends)] = other
+            rows[torch.isin(rows, end_tensor(ends, rows.device))] = other
         for i in range(ROWS):
             self.prompts[i, 1 + i % PROMPT :] = PAD
             length = 1 + (3 * i + 1) % BUDGET

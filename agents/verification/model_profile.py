@@ -7,6 +7,7 @@ from typing import Any
 
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.verification.checks import Check, Checking, not_applicable
+from textenvs.lm.fast_paths import accelerate
 from textenvs.lm.packed_forward import can_pack, trunk_of
 from textenvs.tokens.chats import chat_text
 from textenvs.tokens.end_of_text import find_end_tokens
@@ -68,7 +69,7 @@ def _positions(model: Any) -> Check:
 
 def _packing(model: Any) -> Check:
     trunk = trunk_of(model)
-    CausalLMPolicy(model, eos_token_id=None, critic="none")  # which tries the faster path, and falls back
+    accelerate(model)  # which tries the faster path, and falls back
     if can_pack(trunk):
         return Check(PACKING, "yes", "yes", True)
     kind = trunk.config._attn_implementation

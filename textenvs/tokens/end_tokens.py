@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from textenvs.tokens.rows import Ids, Mask
@@ -42,8 +43,8 @@ def is_end(tokens: Ids, eos_token_id: EndOfText) -> Mask:
     return np.isin(tokens, end_tokens(eos_token_id))
 
 
-def ends_text(tokens: Tensor, eos_token_id: EndOfText) -> Tensor:
-    """`is_end` of a torch tensor, on its device."""
+def end_tensor(eos_token_id: EndOfText, device: torch.device) -> Tensor:
+    """`end_tokens` as int64 on a device, for ``torch.isin``."""
     import torch
 
-    return torch.isin(tokens, torch.tensor(end_tokens(eos_token_id), dtype=tokens.dtype, device=tokens.device))
+    return torch.tensor(end_tokens(eos_token_id), dtype=torch.int64, device=device)

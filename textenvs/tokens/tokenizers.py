@@ -6,8 +6,9 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 from urllib.error import HTTPError
@@ -124,14 +125,20 @@ def check_source(name: str) -> None:
     try:
         if constants.HF_HUB_OFFLINE:
             raise OSError("HF_HUB_OFFLINE is set")
-        urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=3).close()  # transformers would try for a minute
-    except HTTPError:
-        pass
+        _ask(constants.ENDPOINT)
     except OSError as fault:
         raise ValueError(
             f"{name}: expected a model's folder or name; there is no such folder, and {constants.ENDPOINT} cannot be "
             f"asked for the name ({fault})"
         ) from fault
+
+
+@lru_cache
+def _ask(endpoint: str) -> None:
+    """Raise OSError unless a hub answers within seconds: transformers would try for a minute. Once it did, it is not
+    asked again."""
+    with suppress(HTTPError):
+        urlopen(Request(endpoint, method="HEAD"), timeout=3).close()
 
 
 def same_tokenizer(first: object, second: object) -> bool:
