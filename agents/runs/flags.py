@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -34,3 +35,18 @@ class RunFlags:
     def identity(self) -> dict[str, Any]:
         """The settings that a resumed run must share."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in NEUTRAL}
+
+
+def template_variables(given: str | None) -> dict[str, Any]:
+    """Variables for a chat template, ``given`` as a JSON object; None: none.
+
+    Raises:
+        ValueError: no JSON object.
+    """
+    try:
+        variables = {} if given is None else json.loads(given)
+    except ValueError as fault:
+        raise ValueError(f"template_kwargs: expected a JSON object, received {given!r} ({fault})") from fault
+    if not isinstance(variables, dict):
+        raise ValueError(f"template_kwargs: expected a JSON object, received {given!r}")
+    return variables

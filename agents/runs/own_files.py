@@ -56,8 +56,13 @@ def own_files(folder: Path, patterns: tuple[str, ...] = RUN_FILES) -> Iterator[P
 
 def script_of(folder: Path) -> str | None:
     """The command that made the run in ``folder``; None if it is no run."""
-    note = folder / MARKER
-    return note.read_text(encoding="utf-8", errors="replace").strip().partition("\n")[0] if note.is_file() else None
+    return read_marker(folder)[0] if (folder / MARKER).is_file() else None
+
+
+def read_marker(folder: Path) -> tuple[str, str]:
+    """The command that made the run in ``folder``, and when it began, ISO, or "" in runs that do not say so."""
+    command, _, began = (folder / MARKER).read_text(encoding="utf-8", errors="replace").strip().partition("\n")
+    return command, began
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

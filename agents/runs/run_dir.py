@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from agents.runs.own_files import MARKER, PART, delete_own_files, put_in_place, script_of
+from agents.runs.own_files import MARKER, PART, delete_own_files, put_in_place, read_marker, script_of
 
 SUMMARY = "summary.json"
 CONFIG = "config.json"
@@ -63,8 +63,7 @@ class RunDir:
         self._refuse_if_in_use()
         if resume:
             self._refuse_to_resume()
-            _, _, began = (self.path / MARKER).read_text(encoding="utf-8").strip().partition("\n")
-            self.began = began or self.began
+            self.began = read_marker(self.path)[1] or self.began
         elif self._content():
             if not self._is_a_mere_start():
                 self._refuse_to_overwrite(overwrite)

@@ -77,21 +77,6 @@ def load_tokenizer(
     return tokenizer
 
 
-def template_variables(given: str | None) -> dict[str, Any]:
-    """Variables for a chat template, ``given`` as a JSON object; None: none.
-
-    Raises:
-        ValueError: no JSON object.
-    """
-    try:
-        variables = {} if given is None else json.loads(given)
-    except ValueError as fault:
-        raise ValueError(f"template_kwargs: expected a JSON object, received {given!r} ({fault})") from fault
-    if not isinstance(variables, dict):
-        raise ValueError(f"template_kwargs: expected a JSON object, received {given!r}")
-    return variables
-
-
 def open_ids(tokenizer: Any, text: str, ids: Sequence[int] | None = None) -> list[int]:
     """Token ids of a text that goes on, from its ``ids`` as tokenized alone.
 

@@ -17,13 +17,14 @@ from agents.recipes.rlhf.prompts import prompt_reader, prompt_sets
 from agents.recipes.rlhf.rewards import build_scorers, start_critic_as_reward
 from agents.recipes.rlhf.task import TextTask
 from agents.runs.distributed import ALONE, Processes
+from agents.runs.flags import template_variables
 from agents.text.collector import TextCollector
 from textenvs import assets
 from textenvs.envs.vector import TokenVectorEnv
 from textenvs.lm.loading import load_causal_lm
 from textenvs.tokens.end_of_text import end_of_text
 from textenvs.tokens.row_files import column_names, statement
-from textenvs.tokens.tokenizers import load_tokenizer, template_variables
+from textenvs.tokens.tokenizers import load_tokenizer
 from textenvs.wrappers.chat_prompts import ChatTemplate
 from textenvs.wrappers.interfaces import Scorer
 from textenvs.wrappers.kl_shaping import KLShaping

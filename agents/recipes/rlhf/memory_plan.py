@@ -13,11 +13,12 @@ from agents.recipes.rlhf.config import TrainTextConfig
 from agents.recipes.rlhf.prompts import prompt_reader, prompt_sets
 from agents.recipes.rlhf.rewards import reward_sources, stands_on
 from agents.recipes.rlhf.task import Memory
+from agents.runs.flags import template_variables
 from reward_models.ensemble import is_ensemble, member_folders
 from reward_models.files import base_of
 from reward_models.lora import ADAPTER
 from textenvs.tokens.prompts import load_prompts
-from textenvs.tokens.tokenizers import load_tokenizer, template_variables
+from textenvs.tokens.tokenizers import load_tokenizer
 
 MIB = 2**20
 

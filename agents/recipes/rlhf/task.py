@@ -9,6 +9,7 @@ import tyro
 
 from agents.config import PlacementConfig
 from agents.ranges import check_values
+from agents.runs.flags import template_variables
 
 Memory = Literal["full", "shared", "adapters"]
 
@@ -67,10 +68,7 @@ class PromptSettings:
         )
         if self.eval_prompts is not None and self.prompts is None:
             raise ValueError("eval_prompts needs prompts: both are files of your own, or neither")
-        if self.template_kwargs is not None:
-            from textenvs.tokens.tokenizers import template_variables  # brings NumPy, for which --help need not wait
-
-            template_variables(self.template_kwargs)
+        template_variables(self.template_kwargs)
         if self.too_long != "refuse" and self.max_prompt_tokens is None:
             raise ValueError(f"too_long {self.too_long} needs max_prompt_tokens, the longest prompt that is kept whole")
 

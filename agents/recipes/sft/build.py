@@ -14,11 +14,12 @@ from agents.recipes.sft.config import TrainLanguageModelConfig
 from agents.recipes.sft.data import Examples, read_examples
 from agents.recipes.sft.from_scratch import new_model, train_tokenizer
 from agents.recipes.sft.rows import RowEncoder, TokenRow, check_vocabulary, limit_rows, split_rows
+from agents.runs.flags import template_variables
 from textenvs.lm.loading import load_causal_lm
 from textenvs.tokens.end_of_text import find_end_tokens
 from textenvs.tokens.end_tokens import end_tokens
 from textenvs.tokens.row_files import left_over
-from textenvs.tokens.tokenizers import load_tokenizer, template_variables
+from textenvs.tokens.tokenizers import load_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -5,10 +5,11 @@ import json
 
 import pytest
 
+from agents.runs.flags import template_variables
 from reward_models.data.pairs import read_pairs
 from textenvs import TokenVectorEnv
 from textenvs.tokens.prompts import load_prompts
-from textenvs.tokens.tokenizers import load_tokenizer, template_variables
+from textenvs.tokens.tokenizers import load_tokenizer
 from textenvs.wrappers.chat_prompts import ChatTemplate
 
 CHAT = "{% for m in messages %}w0 {{ m['content'] }} <end> {% endfor %}{% if add_generation_prompt %}w9{% endif %}"
