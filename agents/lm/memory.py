@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import resource
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -161,14 +162,15 @@ def _saved_bytes(policy: CausalLMPolicy, tokens: Tensor) -> int:
 class PeakMemory:
     """Peak memory of this process since construction.
 
-    On a GPU, of torch's allocations; otherwise of resident memory beyond the start, which is 0 if an earlier peak was
-    not exceeded, since that peak cannot be reset.
+    On a GPU, of torch's allocations; otherwise of resident memory beyond the start. Where the kernel does not let the
+    peak be reset, it is 0 if an earlier peak was not exceeded.
     """
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
         self.device = torch.device(device)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
+        _reset_peak()
         self.start = resident_bytes()
         self._before = peak_resident_bytes()
 
@@ -183,17 +185,29 @@ class PeakMemory:
 
 def peak_resident_bytes() -> int:
     """The process's peak resident memory."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    # getrusage's peak also covers the process that started this one, so it comes second.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return _status("VmHWM") or unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def resident_bytes() -> int:
     """The process's current resident memory; the peak on systems without ``/proc``."""
+    return _status("VmRSS") or peak_resident_bytes()
+
+
+def _status(key: str) -> int:
+    """Bytes that Linux states for this process, or 0."""
     try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
-        return peak_resident_bytes()
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:")), 0)
+
+
+def _reset_peak() -> None:
+    # "5" resets the peak of resident memory: man 5 proc_pid_clear_refs.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def held_bytes(policy: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:

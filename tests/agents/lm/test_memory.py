@@ -136,18 +136,29 @@ def test_planned_checkpoint_is_what_is_written_to_disk(config, name, tmp_path):
 
 
 HELD = """
+from pathlib import Path
+
 import torch
 from agents.lm.memory import PeakMemory, resident_bytes
 
+try:
+    Path("/proc/self/clear_refs").write_text("5")
+except OSError:
+    pass  # this kernel keeps an earlier peak
+else:
+    larger = torch.ones(200 * 2**20)
+    del larger
 peak, size = PeakMemory(), 300 * 2**20
 block = torch.ones(size // 4)
 assert resident_bytes() > peak.start + 0.9 * size
 del block
-assert peak.bytes() > 0.9 * size, peak.bytes()
+assert 0.9 * size < peak.bytes() < 1.2 * size, peak.bytes()
 """
 
 
 def test_peak_memory_sees_what_was_held_and_given_back():
-    """In a process of its own: a peak cannot be reset, and other tests may have had a higher one."""
+    """Neither an earlier, higher peak of the process nor one of the process that started it counts."""
+    held = torch.ones(200 * 2**20)
     done = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, check=False)
+    assert len(held)
     assert done.returncode == 0, done.stderr
