@@ -8,8 +8,8 @@ from typing import Any
 
 from reward_models.model import RewardModel
 from textenvs import assets
+from textenvs.envs.base import TokenVectorBase
 from textenvs.envs.scalar import TokenEnv
-from textenvs.envs.vector import TokenVectorEnv
 from textenvs.envs.wrapper import TokenVectorWrapper
 from textenvs.factories import scalar, text_generation_vec
 from textenvs.tokens.prompts import PromptSource
@@ -30,7 +30,7 @@ def movie_review_vec(
     scorer: Scorer | Sequence[Scorer] | None = None,
     reference: ReferenceSource | None = None,
     **options: Any,
-) -> TokenVectorEnv | TokenVectorWrapper:
+) -> TokenVectorBase | TokenVectorWrapper:
     """``gym.make_vec("textenvs/MovieReview-v0", ...)``: sentences of movie reviews, praised or panned.
 
     None selects the shipped openings, tokenizer, reward model and language model. `options` are those of

@@ -10,6 +10,7 @@ from typing import Any
 
 from gymnasium.vector import AutoresetMode
 
+from textenvs.envs.base import TokenVectorBase
 from textenvs.envs.scalar import TokenEnv
 from textenvs.envs.vector import TokenVectorEnv
 from textenvs.envs.wrapper import TokenVectorWrapper
@@ -39,7 +40,7 @@ def text_generation_vec(
     max_new_tokens: int = 24,
     autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
     **options: Any,
-) -> TokenVectorEnv | TokenVectorWrapper:
+) -> TokenVectorBase | TokenVectorWrapper:
     """``gym.make_vec("textenvs/TextGeneration-v0", ...)``: text generation with the caller's own parts.
 
     Args:
@@ -71,7 +72,7 @@ def text_generation_vec(
         model = getattr(reference, "model", None)
         eos = getattr(reader, "eos_token_id", None) if model is None else end_of_text(model, reader)
     options |= {"max_new_tokens": max_new_tokens, "autoreset_mode": autoreset_mode}
-    envs: TokenVectorEnv | TokenVectorWrapper
+    envs: TokenVectorBase | TokenVectorWrapper
     envs = TokenVectorEnv(num_envs, prompts=prompts, tokenizer=reader, eos_token_id=eos, **options)
     if scorer is not None:
         envs = PreferenceReward(envs, scorer, combine=combine, weights=weights, uncertainty_coef=uncertainty_coef)
@@ -96,6 +97,6 @@ def text_generation(**options: Any) -> TokenEnv:
     return scalar(text_generation_vec, **options)
 
 
-def scalar(build: Callable[..., TokenVectorEnv | TokenVectorWrapper], **options: Any) -> TokenEnv:
+def scalar(build: Callable[..., TokenVectorBase | TokenVectorWrapper], **options: Any) -> TokenEnv:
     """Build one sub-environment with ``build`` and view it as a scalar environment."""
     return TokenEnv(build(1, autoreset_mode=AutoresetMode.DISABLED, **options))

@@ -16,7 +16,7 @@ from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.lora import AdaptedTrunk
 from agents.text.collector import kl_shaping_of
 from agents.text.config import TextAgentConfig
-from textenvs.envs.vector import TokenVectorEnv
+from textenvs.envs.base import TokenVectorBase
 from textenvs.lm.loading import load_causal_lm
 from textenvs.tokens.rows import PAD
 from textenvs.tokens.tokenizers import load_tokenizer, same_tokenizer
@@ -77,9 +77,9 @@ def starting_policy(envs: TokenVectorLike) -> CausalLMPolicy:
     return CausalLMPolicy(model, eos_token_id=_base(envs).eos_token_id, critic="none")
 
 
-def _base(envs: TokenVectorLike) -> TokenVectorEnv:
+def _base(envs: TokenVectorLike) -> TokenVectorBase:
     base = envs.unwrapped
-    assert isinstance(base, TokenVectorEnv)
+    assert isinstance(base, TokenVectorBase)
     return base
 
 
@@ -89,7 +89,7 @@ def _reference_model(envs: TokenVectorLike) -> Any:
     return getattr(reference, "model", None)
 
 
-def _causal_lm(envs: TokenVectorLike, base: TokenVectorEnv, policy: PolicyLike | None) -> Any:
+def _causal_lm(envs: TokenVectorLike, base: TokenVectorBase, policy: PolicyLike | None) -> Any:
     if policy is None:
         model = _reference_model(envs)
         if model is None:

@@ -29,7 +29,7 @@ from agents.text.collector import TextCollector, kl_shaping_of
 from agents.text.config import PAPERS, Algorithm, TextAgentConfig
 from agents.text.presets import learning_rate_for, preset_settings
 from agents.text.stepwise import generate_by_acting
-from textenvs.envs.vector import TokenVectorEnv
+from textenvs.envs.base import TokenVectorBase
 from textenvs.tokens.prompts import load_prompts
 from textenvs.tokens.tokenizers import decode_rows
 
@@ -120,9 +120,9 @@ class TextAlgorithm(TextAgent):
         self.env, self.env_id, self.collector = envs, env if isinstance(env, str) else None, collector
 
     @property
-    def _base(self) -> TokenVectorEnv:
+    def _base(self) -> TokenVectorBase:
         assert self.env is not None
-        assert isinstance(self.env.unwrapped, TokenVectorEnv)
+        assert isinstance(self.env.unwrapped, TokenVectorBase)
         return self.env.unwrapped
 
     @torch.no_grad()

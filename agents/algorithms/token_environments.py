@@ -8,11 +8,11 @@ import gymnasium as gym
 from gymnasium.vector import VectorEnv
 
 from agents.agent import EnvLike
+from textenvs.envs.base import TokenVectorBase
 from textenvs.envs.scalar import TokenEnv
-from textenvs.envs.vector import TokenVectorEnv
 from textenvs.envs.wrapper import TokenVectorWrapper
 
-TokenVectorLike = TokenVectorEnv | TokenVectorWrapper
+TokenVectorLike = TokenVectorBase | TokenVectorWrapper
 
 
 def is_token_environment(env: object) -> bool:
@@ -23,7 +23,7 @@ def is_token_environment(env: object) -> bool:
     if isinstance(env, str):
         return env.rpartition(":")[2].startswith("textenvs/")
     unwrapped = getattr(env, "unwrapped", None)
-    return isinstance(unwrapped, TokenVectorEnv | TokenEnv)
+    return isinstance(unwrapped, TokenVectorBase | TokenEnv)
 
 
 def token_vector(env: EnvLike, num_envs: int, group_size: int) -> TokenVectorLike:
@@ -48,13 +48,13 @@ def token_vector(env: EnvLike, num_envs: int, group_size: int) -> TokenVectorLik
         return _made(env, num_envs, group_size, {})
     if isinstance(env, gym.Env) and isinstance(env.unwrapped, TokenEnv):
         env = env.unwrapped.envs
-    if not isinstance(env, TokenVectorEnv | TokenVectorWrapper):
+    if not isinstance(env, TokenVectorBase | TokenVectorWrapper):
         raise ValueError(
             "env: expected an id, a TokenEnv, a TokenVectorEnv or one of textenvs' wrappers, received "
             f"{type(env).__name__}: other wrappers hide the batch path"
         )
     base = env.unwrapped
-    assert isinstance(base, TokenVectorEnv)
+    assert isinstance(base, TokenVectorBase)
     if base.group_size != group_size:
         base.set_group_size(group_size)
     return env
@@ -63,5 +63,5 @@ def token_vector(env: EnvLike, num_envs: int, group_size: int) -> TokenVectorLik
 def _made(env_id: str, num_envs: int, group_size: int, kwargs: dict[str, Any]) -> TokenVectorLike:
     kwargs = {"group_size": group_size, **kwargs}
     envs: VectorEnv[Any, Any, Any] = gym.make_vec(env_id, num_envs=num_envs, **kwargs)
-    assert isinstance(envs, TokenVectorEnv | TokenVectorWrapper)
+    assert isinstance(envs, TokenVectorBase | TokenVectorWrapper)
     return envs

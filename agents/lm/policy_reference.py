@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from agents.lm.causal_lm import CausalLMPolicy
-from textenvs.envs.vector import TokenVectorEnv
+from textenvs.envs.base import TokenVectorBase
 from textenvs.wrappers.reference import CausalLMReference
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class PolicyReference:
         model: PreTrainedModel = self.policy.model
         return model
 
-    def check_fits(self, envs: TokenVectorEnv) -> None:
+    def check_fits(self, envs: TokenVectorBase) -> None:
         """Raise ValueError unless the model can read every row of ``envs``; see `CausalLMReference.check_fits`."""
         self._stepwise.check_fits(envs)
 

@@ -25,7 +25,7 @@ from agents.runs.distributed import ALONE, Processes
 from agents.text.kl_controllers import KLController
 from agents.text.rollout_metrics import rollout_metrics
 from agents.text.score_scaling import ScoreScaler
-from textenvs.envs.vector import TokenVectorEnv
+from textenvs.envs.base import TokenVectorBase
 from textenvs.envs.wrapper import TokenVectorWrapper
 from textenvs.lm.packed_forward import pack_rows
 from textenvs.tokens.end_tokens import end_tokens
@@ -68,10 +68,10 @@ class TextCollector:
         check_max_concurrent_rows(max_concurrent_rows)
         if not missing_eos_penalty >= 0:
             raise ValueError(f"missing_eos_penalty: expected reward units >= 0, received {missing_eos_penalty}")
-        if not isinstance(envs, TokenVectorEnv | TokenVectorWrapper):
+        if not isinstance(envs, TokenVectorBase | TokenVectorWrapper):
             raise ValueError(f"envs: expected a TokenVectorEnv or one of textenvs' wrappers, received {envs}")
         self.envs = envs
-        self.base = envs if isinstance(envs, TokenVectorEnv) else envs.base
+        self.base = envs if isinstance(envs, TokenVectorBase) else envs.base
         self.missing_eos_penalty = float(missing_eos_penalty)
         self.kl_controller, self.score_scaler = kl_controller, score_scaler
         self.generate, self.max_concurrent_rows, self.processes = generate, max_concurrent_rows, processes

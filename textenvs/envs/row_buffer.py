@@ -8,8 +8,7 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 from numpy.typing import ArrayLike, NDArray
 
-from textenvs.tokens.prompts import Prompts
-from textenvs.tokens.rows import PAD, Ids, Mask, split
+from textenvs.tokens.rows import NO_TURN, PAD, Columns, Ids, Mask, split
 
 
 class Finished(NamedTuple):
@@ -21,17 +20,21 @@ class Finished(NamedTuple):
     """``[K, P]`` right-padded with PAD."""
     completions: Ids
     """``[K, T]`` right-padded with PAD."""
-    numbers: Ids
-    """``[K]`` of their prompts among all."""
+    columns: Columns
+    """What their rows have beside the prompt, by name."""
 
 
 class RowBuffer:
-    """N = ``num_rows`` rows of up to P + T = ``prompt_width + completion_width`` tokens."""
+    """N = ``num_rows`` rows of up to L = ``width`` tokens, whose parts have up to P and T of them."""
 
-    def __init__(self, num_rows: int, prompt_width: int, completion_width: int) -> None:
+    def __init__(self, num_rows: int, width: int, prompt_width: int, completion_width: int) -> None:
         self.prompt_width, self.completion_width = prompt_width, completion_width
-        self.tokens = np.full((num_rows, prompt_width + completion_width), PAD, dtype=np.int64)
-        """``[N, P + T]`` right-padded with PAD."""
+        self.tokens = np.full((num_rows, width), PAD, dtype=np.int64)
+        """``[N, L]`` right-padded with PAD."""
+        self.turns = np.full((num_rows, width), NO_TURN, dtype=np.int64)
+        """``[N, L]`` the turn in which the agent sampled each token; NO_TURN where it did not."""
+        self.turn = np.zeros(num_rows, dtype=np.int64)
+        """``[N]`` the agent's current turn, from 0 on."""
         self.lengths, self.prompt_lengths, self.numbers = np.zeros((3, num_rows), dtype=np.int64)
         """``[N]`` tokens in each row, and of its prompt, and that prompt's number among all."""
         self.ended, self.started = np.zeros((2, num_rows), dtype=np.bool_)
@@ -41,19 +44,28 @@ class RowBuffer:
         """``[N]`` True in rows that are started and not ended."""
         return self.started & ~self.ended
 
-    def begin(self, indices: Ids, prompts: Prompts, drawn: Ids) -> None:
-        """Start an episode in rows ``indices`` with the prompts of numbers ``drawn``."""
-        self.tokens[indices] = PAD
-        self.tokens[indices, : prompts.width] = prompts.padded(drawn)
-        self.lengths[indices] = self.prompt_lengths[indices] = prompts.lengths[drawn]
-        self.numbers[indices], self.ended[indices] = drawn, False
+    def begin(self, indices: Ids, prompts: Ids, lengths: Ids, numbers: Ids) -> None:
+        """Start an episode in rows ``indices`` with ``prompts [K, W]`` of ``lengths [K]`` and ``numbers [K]``."""
+        self.tokens[indices], self.turns[indices] = PAD, NO_TURN
+        self.tokens[indices, : prompts.shape[1]] = prompts
+        self.lengths[indices] = self.prompt_lengths[indices] = lengths
+        self.numbers[indices], self.ended[indices] = numbers, False
+        self.turn[indices] = 0
         self.started[indices] = True
 
     def append(self, actions: Ids) -> None:
-        """Append one token to each running row."""
+        """Append one token, which the agent sampled, to each running row."""
         rows = np.flatnonzero(self.running)
         self.tokens[rows, self.lengths[rows]] = actions[rows]
+        self.turns[rows, self.lengths[rows]] = self.turn[rows]
         self.lengths[rows] += 1
+
+    def write(self, index: int, tokens: Ids, turn: int = NO_TURN) -> None:
+        """Append ``tokens [R]`` to row ``index``: the agent's of a ``turn``, or the environment's."""
+        end = self.lengths[index] + len(tokens)
+        self.tokens[index, self.lengths[index] : end] = tokens
+        self.turns[index, self.lengths[index] : end] = turn
+        self.lengths[index] = end
 
     def split(self, indices: Ids) -> tuple[Ids, Ids]:
         """Copies of rows: prompts ``[K, P]`` and completions so far ``[K, T]``, right-padded."""
@@ -108,4 +120,4 @@ class RowBuffer:
             setattr(self, name, np.array(state[name], dtype=getattr(self, name).dtype))
 
 
-_ARRAYS = ("tokens", "lengths", "prompt_lengths", "numbers", "ended", "started")
+_ARRAYS = ("tokens", "turns", "turn", "lengths", "prompt_lengths", "numbers", "ended", "started")

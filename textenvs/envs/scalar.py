@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from textenvs.envs.vector import TokenVectorEnv
+from textenvs.envs.base import TokenVectorBase
 from textenvs.envs.wrapper import TokenVectorWrapper
 from textenvs.tokens.rows import Ids
 
@@ -32,7 +32,7 @@ class TokenEnv(gym.Env[Ids, np.int64]):
 
     metadata = {"render_modes": []}  # noqa: RUF012 - as in Gymnasium
 
-    def __init__(self, envs: TokenVectorEnv | TokenVectorWrapper) -> None:
+    def __init__(self, envs: TokenVectorBase | TokenVectorWrapper) -> None:
         if envs.num_envs != 1 or envs.metadata["autoreset_mode"] is not AutoresetMode.DISABLED:
             raise ValueError(
                 f"expected one sub-environment and autoreset DISABLED, received {envs.num_envs} and "
@@ -60,4 +60,6 @@ class TokenEnv(gym.Env[Ids, np.int64]):
 
 def _first(infos: dict[str, Any]) -> dict[str, Any]:
     """The info of sub-environment 0, in plain Python types."""
-    return {key: value[0].item() for key, value in infos.items() if not key.startswith("_") and infos[f"_{key}"][0]}
+    return {
+        key: value[:1].tolist()[0] for key, value in infos.items() if not key.startswith("_") and infos[f"_{key}"][0]
+    }

@@ -1,38 +1,21 @@
-"""Text generation as a native Gymnasium vector environment, without rewards, which wrappers add.
-
-Two paths give the same tokens and rewards: the step path, `step`, for any agent, and the batch path, `draw_prompts` and
-`play`, for one that generates whole rows.
-"""
+"""Text generation as a native Gymnasium vector environment, without rewards, which wrappers add."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
-from numpy.typing import ArrayLike, NDArray
+from gymnasium.vector import AutoresetMode
+from numpy.typing import ArrayLike
 
-from textenvs.envs.row_buffer import Finished, RowBuffer
-from textenvs.tokens.end_tokens import EndOfText, as_eos_token_id, is_end
+from textenvs.envs.base import Judged, TokenVectorBase, as_acted, vocabulary
+from textenvs.tokens.end_tokens import EndOfText, is_end
 from textenvs.tokens.prompts import Prompts, PromptSampler, PromptSource, load_prompts
-from textenvs.tokens.rows import (
-    EOS,
-    LENGTH,
-    PAD,
-    Columns,
-    Floats,
-    Ids,
-    Mask,
-    TokenRows,
-    check_completions,
-    check_logprobs,
-)
+from textenvs.tokens.rows import EOS, LENGTH, PAD, Columns, Ids, Mask, TokenRows, check_completions
 from textenvs.tokens.tokenizers import Tokenizer
 
 
-class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
+class TokenVectorEnv(TokenVectorBase):
     """`num_envs` texts that grow by one token a step, each from a prompt until its end.
 
     | Observation | Box(-1, V-1, (L,), int64): prompt and tokens so far, right-padded with PAD = -1; L = P + T         |
@@ -75,141 +58,43 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
         budget: str = "terminate",
     ) -> None:
-        if vocab_size is None:
-            if tokenizer is None:
-                raise ValueError("vocab_size: expected a number or a tokenizer, received neither")
-            vocab_size = len(tokenizer)
-        for name, value in {"num_envs": num_envs, "vocab_size": vocab_size, "max_new_tokens": max_new_tokens}.items():
-            if value < 1:
-                raise ValueError(f"{name}: expected 1 or more, received {value!r}")
-        if budget not in ("terminate", "truncate"):
-            raise ValueError(f'budget: expected "terminate" or "truncate", received {budget!r}')
-        self.num_envs, self.max_new_tokens = num_envs, max_new_tokens
-        self.tokenizer, self.vocab_size = tokenizer, vocab_size
-        self.eos_token_id = as_eos_token_id(eos_token_id, vocab_size)
+        vocab_size = vocabulary(vocab_size, tokenizer)
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens: expected 1 or more, received {max_new_tokens!r}")
+        self.max_new_tokens, self._shuffle = max_new_tokens, shuffle
         self.prompts: Prompts = load_prompts(prompts, tokenizer, vocab_size=vocab_size, max_tokens=max_prompt_tokens)
-        self.max_prompt_tokens = max_prompt_tokens or self.prompts.width
-        self.budget, self._shuffle = budget, shuffle
-        self.autoreset_mode = AutoresetMode(autoreset_mode)
-        self.metadata = {"render_modes": [], "autoreset_mode": self.autoreset_mode}
-        width = self.max_prompt_tokens + max_new_tokens
-        self.single_observation_space = spaces.Box(PAD, vocab_size - 1, (width,), np.int64)
-        self.single_action_space = spaces.Discrete(vocab_size)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
-
-        self._rows = RowBuffer(num_envs, self.max_prompt_tokens, max_new_tokens)
-        self.set_group_size(group_size)
-        self.drawn_columns: Columns = ()  # of the rows of the newest `draw_prompts`, beside the prompt
-        self.handed_logprobs: Floats | None = None  # of `hand_logprobs`, for the next step
-        self.finished = self._finished(np.zeros(0, dtype=np.int64))
+        self.max_prompt_tokens = width = max_prompt_tokens or self.prompts.width
+        super().__init__(
+            num_envs,
+            tokenizer=tokenizer,
+            eos_token_id=eos_token_id,
+            vocab_size=vocab_size,
+            widths=(width + max_new_tokens, width, max_new_tokens),
+            group_size=group_size,
+            autoreset_mode=autoreset_mode,
+            budget=budget,
+        )
 
     def set_group_size(self, group_size: int) -> None:
-        """Draw each prompt `group_size` times in a row; before the first reset.
-
-        Raises:
-            ValueError: `num_envs` is no multiple of it, or prompts were drawn already.
-        """
-        if group_size < 1 or self.num_envs % group_size:
-            raise ValueError(f"group_size: expected a divisor of num_envs {self.num_envs}, received {group_size!r}")
-        if self._rows.started.any():
-            raise ValueError(f"group_size: expected before the first reset, received {group_size} after it")
-        self.group_size = group_size
+        """Draw each prompt `group_size` times in a row; before the first reset. Raises as the base's."""
+        super().set_group_size(group_size)
         self._sampler = PromptSampler(len(self.prompts), shuffle=self._shuffle, repeats=group_size)
 
     @property
-    def tokens(self) -> Ids:
-        """``[num_envs, L]`` the current rows, right-padded with PAD; read-only, the environment's own memory."""
-        return self._rows.tokens
+    def column_names(self) -> list[str]:
+        """As in the base."""
+        return sorted({name for row in self.prompts.columns for name in row})
 
     @property
-    def lengths(self) -> Ids:
-        """``[num_envs]`` tokens in each row."""
-        return self._rows.lengths
-
-    @property
-    def prompt_lengths(self) -> Ids:
-        """``[num_envs]`` tokens of each row's prompt."""
-        return self._rows.prompt_lengths
-
-    @property
-    def running(self) -> Mask:
-        """``[num_envs]`` True where the next `step` uses its action (False: the sub-environment must be reset)."""
-        return self._rows.running
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Ids, dict[str, Any]]:
-        """Start episodes in all sub-environments, or where ``options["reset_mask"]`` (bool ``[num_envs]``) is True.
-
-        A `seed` seeds the generator and starts a new epoch of prompts.
-
-        Raises:
-            ValueError: a mask of another shape or type, without a True, or False for a sub-environment that was never
-                reset.
-        """
-        mask = self._rows.check_reset_mask((options or {}).get("reset_mask"))
-        if seed is not None:
-            self._seed(seed)
-        self.handed_logprobs = None
-        self._begin(np.flatnonzero(mask))
-        self.finished = self._finished(np.zeros(0, dtype=np.int64))
-        return self.tokens.copy(), {"stop_reason": np.full(self.num_envs, "", dtype="<U6"), "_stop_reason": mask}
-
-    def step(self, actions: Ids) -> tuple[Ids, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        """Append one token to every running row; the class describes the results.
-
-        ``actions [num_envs]`` are integers in ``[0, V)``, ignored where mode NEXT_STEP resets a sub-environment.
-
-        Raises:
-            ValueError: actions of another shape, type or range.
-            gymnasium.error.ResetNeeded: before the first reset, or in mode DISABLED after an end.
-        """
-        actions = self.check_actions(actions)
-        self.handed_logprobs = None
-        running = self.running
-        self._rows.append(actions)
-        self._begin(np.flatnonzero(~running))  # mode NEXT_STEP
-
-        at_eos = running & is_end(actions, self.eos_token_id)
-        at_budget = running & ~at_eos & (self.lengths - self.prompt_lengths >= self.max_new_tokens)
-        ended = at_eos | at_budget
-        truncated = at_budget if self.budget == "truncate" else np.zeros_like(running)
-        terminated = ended & ~truncated
-
-        indices = np.flatnonzero(ended)
-        self.finished = self._finished(indices)
-        reasons = np.where(at_eos, EOS, np.where(at_budget, LENGTH, "")).astype("<U6")
-        infos: dict[str, Any] = {"stop_reason": reasons, "_stop_reason": np.ones(self.num_envs, dtype=np.bool_)}
-        self._rows.ended = ended
-        if self.autoreset_mode is AutoresetMode.SAME_STEP and indices.size:
-            infos |= self._final(indices, ended, reasons)
-            self._begin(indices)
-        return self.tokens.copy(), np.zeros(self.num_envs, dtype=np.float32), terminated, truncated, infos
-
-    def split_rows(self, indices: Ids) -> tuple[Ids, Ids]:
-        """Copies of the rows `indices`: prompts ``[K, P]`` and completions so far ``[K, T]``, right-padded."""
-        return self._rows.split(indices)
-
-    def check_actions(self, actions: ArrayLike) -> Ids:
-        """Actions as int64 ``[num_envs]``; raises what `step` raises, without a change of state."""
-        resets = self.autoreset_mode is not AutoresetMode.DISABLED
-        return self._rows.check_actions(actions, self.vocab_size, resets=resets)
-
-    def hand_logprobs(self, logprobs: ArrayLike) -> None:
-        """Pass the acting agent's log-probs ``[num_envs]``, nats, of the next `step`'s actions to `KLShaping`.
-
-        They hold for one step. Through other wrappers: ``envs.unwrapped.hand_logprobs(...)``.
-
-        Raises:
-            ValueError: another shape, or NaN or a positive number for a running sub-environment.
-        """
-        array = np.asarray(logprobs, dtype=np.float32)
-        if array.shape != (self.num_envs,):
-            raise ValueError(f"logprobs: expected shape ({self.num_envs},), received {array.shape}")
-        check_logprobs(array[self.running], "logprobs")
-        self.handed_logprobs = array
+    def longest_row(self) -> tuple[int, str, str]:
+        """As in the base."""
+        longest = int(self.prompts.lengths.argmax())
+        length = int(self.prompts.lengths[longest])
+        what = f"a prompt of {length} and {self.max_new_tokens} new ones"
+        return length + self.max_new_tokens, self.prompts.places[longest], what
 
     def draw_prompts(self, *, seed: int | None = None) -> Ids:
-        """Prompts ``[num_envs, P]``, right-padded: those of ``reset(seed=seed)``; running episodes do not change."""
+        """As in the base."""
         if seed is not None:
             self._seed(seed)
         numbers = self._sampler.draw(self.num_envs, self.np_random)
@@ -235,13 +120,6 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
                 f"prompts and completions: expected [N, P] and [N, T], received {prompts.shape} and {completions.shape}"
             )
         at_eos = check_completions(completions, self.eos_token_id, self.vocab_size, self.max_new_tokens)
-        acted = None
-        if logprobs is not None:
-            acted = np.asarray(logprobs)
-            if acted.shape != completions.shape:
-                raise ValueError(f"logprobs: expected shape {completions.shape}, received {acted.shape}")
-            acted = np.where(completions != PAD, acted, 0).astype(np.float32)
-            check_logprobs(acted, "logprobs")
         truncated = ~at_eos if self.budget == "truncate" else np.zeros_like(at_eos)
         return TokenRows(
             prompts=prompts,
@@ -249,16 +127,15 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
             rewards=np.zeros(completions.shape, dtype=np.float32),
             terminated=~truncated,
             truncated=truncated,
-            stop_reason=np.where(at_eos, EOS, LENGTH).astype("<U6"),
-            logprobs=acted,
+            stop_reason=np.where(at_eos, EOS, LENGTH),
+            logprobs=as_acted(logprobs, completions, completions != PAD),
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The environment's whole changing state, of JSON types and numpy arrays."""
+        """As in the base, with the place in the prompts."""
         return {
-            **self._rows.state_dict(),
+            **super().state_dict(),
             "sampler": self._sampler.state_dict(),
-            "generator": self.np_random.bit_generator.state,
             "prompts": self.prompts.fingerprint(),
         }
 
@@ -268,33 +145,26 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
         Raises:
             ValueError: the state belongs to an environment with other prompts or another shape.
         """
-        missing = [key for key in self.state_dict() if key not in state]
-        if missing:
-            raise ValueError(f"state: expected the keys {missing}, received none of them")
-        if state["prompts"] != self.prompts.fingerprint():
+        if state.get("prompts", self.prompts.fingerprint()) != self.prompts.fingerprint():
             raise ValueError("state: expected the same prompts, received a state of other prompts")
-        self._rows.load_state_dict(state)
+        super().load_state_dict(state)
         self._sampler.load_state_dict(state["sampler"])
-        self.np_random.bit_generator.state = state["generator"]
-        self.handed_logprobs = None
 
     def _seed(self, seed: int) -> None:
-        super().reset(seed=seed)
+        super()._seed(seed)
         self._sampler.restart()
 
     def _begin(self, indices: Ids) -> None:
-        """Start an episode in each of the sub-environments `indices`."""
         if indices.size:
-            self._rows.begin(indices, self.prompts, self._sampler.draw(len(indices), self.np_random))
+            drawn = self._sampler.draw(len(indices), self.np_random)
+            self._rows.begin(indices, self.prompts.padded(drawn), self.prompts.lengths[drawn], drawn)
 
-    def _finished(self, indices: Ids) -> Finished:
-        return Finished(indices, *self.split_rows(indices), self._rows.numbers[indices])
+    def _judge(self, actions: Ids, running: Mask) -> Judged:
+        at_eos = running & is_end(actions, self.eos_token_id)
+        at_budget = running & ~at_eos & (self.lengths - self.prompt_lengths >= self.max_new_tokens)
+        truncated = at_budget if self.budget == "truncate" else np.zeros_like(running)
+        reasons = np.where(at_eos, EOS, np.where(at_budget, LENGTH, "")).astype("<U10")
+        return Judged(np.zeros(self.num_envs, np.float32), (at_eos | at_budget) & ~truncated, truncated, reasons)
 
-    def _final(self, indices: Ids, ended: Mask, reasons: NDArray[np.str_]) -> dict[str, Any]:
-        """Gymnasium's info entries of episodes that ended and are reset in the same step."""
-        final_obs = np.full(self.num_envs, None, dtype=object)
-        for index in indices:
-            final_obs[index] = self.tokens[index].copy()
-        final_info = {"stop_reason": reasons.copy(), "_stop_reason": ended.copy()}
-        finals = {"final_obs": final_obs, "final_info": final_info}
-        return finals | {f"_{name}": ended.copy() for name in finals}
+    def _columns(self, indices: Ids) -> Columns:
+        return [self.prompts.columns[number] for number in self._rows.numbers[indices]]

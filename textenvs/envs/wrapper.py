@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import ArrayLike, NDArray
 
-from textenvs.envs.vector import TokenVectorEnv
+from textenvs.envs.base import TokenVectorBase
 from textenvs.tokens.rows import Columns, Ids, Mask, TokenRows
 
 
@@ -22,13 +22,13 @@ class TokenVectorWrapper(VectorWrapper[Any, Any, Any, Any, Any]):
     """
 
     def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
-        if not isinstance(envs, TokenVectorEnv | TokenVectorWrapper):
+        if not isinstance(envs, TokenVectorBase | TokenVectorWrapper):
             raise ValueError(
                 f"{type(self).__name__}: expected a TokenVectorEnv or one of textenvs' wrappers, received {envs}; put "
                 "other wrappers outside of it"
             )
         super().__init__(envs)
-        self._inner: TokenVectorEnv | TokenVectorWrapper = envs
+        self._inner: TokenVectorBase | TokenVectorWrapper = envs
         inner: Any = envs
         while isinstance(inner, TokenVectorWrapper):
             if type(inner) is type(self):
@@ -38,10 +38,10 @@ class TokenVectorWrapper(VectorWrapper[Any, Any, Any, Any, Any]):
             inner = inner.env
 
     @property
-    def base(self) -> TokenVectorEnv:
+    def base(self) -> TokenVectorBase:
         """The environment under all wrappers."""
         base = self.unwrapped
-        assert isinstance(base, TokenVectorEnv)
+        assert isinstance(base, TokenVectorBase)
         return base
 
     def hand_logprobs(self, logprobs: ArrayLike) -> None:

@@ -32,6 +32,12 @@ EOS = "eos"
 LENGTH = "length"
 """Stop reason: the budget of new tokens was used up."""
 
+TERMINATED, TRUNCATED, TURNS = "terminated", "truncated", "turns"
+"""Stop reasons of a dialogue beside LENGTH: its environment's own two, and the limit of the agent's turns."""
+
+NO_TURN = -1
+"""Number of the turn of a token that the agent did not sample."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenRows:
@@ -43,7 +49,8 @@ class TokenRows:
     prompts: Ids
     """``[N, P]`` token ids, right-padded with PAD."""
     completions: Ids
-    """``[N, T]`` sampled token ids (an end-of-text token included), right-padded with PAD."""
+    """``[N, T]`` sampled token ids (an end-of-text token included), and in dialogues what the environment wrote between
+    them; right-padded with PAD."""
     rewards: Floats
     """``[N, T]`` reward units, scores and penalties included."""
     terminated: Mask
@@ -51,7 +58,9 @@ class TokenRows:
     truncated: Mask
     """``[N]`` a time limit cut the episode: bootstrap from the final state's value."""
     stop_reason: NDArray[np.str_]
-    """``[N]`` "eos" or "length"."""
+    """``[N]`` "eos" or "length"; of a dialogue "terminated", "truncated", "turns" or "length"."""
+    turns: Ids | None = None
+    """``[N, T]`` of a dialogue: the agent's turn, from 0 on, in which it sampled the token; NO_TURN elsewhere."""
     scores: Floats | None = None
     """``[N]`` reward units, added by `PreferenceReward` at the last action."""
     score_std: Floats | None = None
@@ -67,8 +76,8 @@ class TokenRows:
 
     @property
     def mask(self) -> Mask:
-        """``[N, T]`` True on the tokens of the completions."""
-        mask: Mask = self.completions != PAD
+        """``[N, T]`` True on the tokens that the agent sampled."""
+        mask: Mask = self.completions != PAD if self.turns is None else self.turns != NO_TURN
         return mask
 
 

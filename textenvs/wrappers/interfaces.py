@@ -11,7 +11,7 @@ from textenvs.tokens.rows import Floats, Ids, Mask, Numbers
 if TYPE_CHECKING:
     from torch import nn
 
-    from textenvs.envs.vector import TokenVectorEnv
+    from textenvs.envs.base import TokenVectorBase
 
 Acting: TypeAlias = Callable[[Ids, Ids], Numbers]
 """``(observations [N, L], actions [N]) -> [N]`` log-probs, nats, of the acting agent."""
@@ -57,5 +57,5 @@ class StepReference(Reference, Protocol):
     def step(self, tokens: Ids, lengths: Ids, actions: Ids, running: Mask) -> Floats:
         """Log-probs ``[N]``, nats, of one more token in rows ``[N, L]`` of ``lengths``; 0 where not ``running``."""
 
-    def check_fits(self, envs: TokenVectorEnv) -> None:
+    def check_fits(self, envs: TokenVectorBase) -> None:
         """Raise ValueError unless every row of ``envs`` can be scored."""

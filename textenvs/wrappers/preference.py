@@ -73,9 +73,8 @@ class PreferenceReward(TokenVectorWrapper):
     ) -> None:
         super().__init__(envs)
         base = self.base
-        columns = {name for row in base.prompts.columns for name in row}
         self._scorers = Scorers(
-            scorer, tokenizer=base.tokenizer, eos_token_id=base.eos_token_id, names=names, columns=sorted(columns)
+            scorer, tokenizer=base.tokenizer, eos_token_id=base.eos_token_id, names=names, columns=base.column_names
         )
         check_combination(combine, weights, uncertainty_coef, num_scorers=self._scorers.num_listed)
         self._combine, self._uncertainty_coef = combine, uncertainty_coef
@@ -86,8 +85,7 @@ class PreferenceReward(TokenVectorWrapper):
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
         finished = self.base.finished
         if finished.indices.size:
-            columns = [self.base.prompts.columns[number] for number in finished.numbers]
-            scored = self.score_rows(finished.prompts, finished.completions, columns)
+            scored = self.score_rows(finished.prompts, finished.completions, finished.columns)
             scores, spread = np.zeros((2, self.num_envs), dtype=np.float32)
             scores[finished.indices], spread[finished.indices] = scored.scores, scored.std
             rewards = rewards + scores

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from textenvs.envs.vector import TokenVectorEnv
+from textenvs.envs.base import TokenVectorBase
 from textenvs.lm.kv_cache import any_key_order
 from textenvs.lm.linear_kernels import cache_keyword
 from textenvs.lm.loading import load_causal_lm
@@ -53,7 +53,7 @@ class CausalLMReference:
         self._cache = _RowCache(0, 0)
         self._cached = np.zeros((0, 0), dtype=np.int64)
 
-    def check_fits(self, envs: TokenVectorEnv) -> None:
+    def check_fits(self, envs: TokenVectorBase) -> None:
         """Check that the model can score every row of `envs`.
 
         Raises:
@@ -65,11 +65,10 @@ class CausalLMReference:
             raise ValueError("reference: expected the environment's tokenizer, received another one")
         if self.vocab_size < envs.vocab_size:
             raise ValueError(f"reference: expected a vocabulary of {envs.vocab_size}, received {self.vocab_size}")
-        longest = int(envs.prompts.lengths.max())
-        if self.max_positions is not None and longest + envs.max_new_tokens > self.max_positions:
+        longest, place, what = envs.longest_row
+        if self.max_positions is not None and longest > self.max_positions:
             raise ValueError(
-                f"{envs.prompts.places[int(envs.prompts.lengths.argmax())]}: expected at most {self.max_positions} "
-                f"tokens, the reference's positions, received a prompt of {longest} and {envs.max_new_tokens} new ones"
+                f"{place}: expected at most {self.max_positions} tokens, the reference's positions, received {what}"
             )
 
     @torch.no_grad()
