@@ -5,13 +5,14 @@ Token rows, prompts, the vector environment and its scalar view, the preference 
 
 from gymnasium.envs.registration import register
 
+from textenvs.dialogues.vector import DialogueVectorEnv
 from textenvs.envs.scalar import TokenEnv
 from textenvs.envs.vector import TokenVectorEnv
 from textenvs.tokens.rows import PAD, TokenRows
 from textenvs.wrappers.kl_shaping import KLShaping
 from textenvs.wrappers.preference import PreferenceReward
 
-__all__ = ["PAD", "KLShaping", "PreferenceReward", "TokenEnv", "TokenRows", "TokenVectorEnv"]
+__all__ = ["PAD", "DialogueVectorEnv", "KLShaping", "PreferenceReward", "TokenEnv", "TokenRows", "TokenVectorEnv"]
 
 register(
     "textenvs/MovieReview-v0",
@@ -22,6 +23,11 @@ register(
     "textenvs/TextGeneration-v0",
     entry_point="textenvs.factories:text_generation",
     vector_entry_point="textenvs.factories:text_generation_vec",
+)
+register(
+    "textenvs/Dialogue-v0",
+    entry_point="textenvs.factories:dialogue",
+    vector_entry_point="textenvs.factories:dialogue_vec",
 )
 for _name in ("Spelling", "Sentiment", "Random"):
     register(

@@ -10,6 +10,8 @@ from typing import Any
 
 from gymnasium.vector import AutoresetMode
 
+from textenvs.dialogues.sub_environments import EnvSource
+from textenvs.dialogues.vector import DialogueVectorEnv
 from textenvs.envs.base import TokenVectorBase
 from textenvs.envs.scalar import TokenEnv
 from textenvs.envs.vector import TokenVectorEnv
@@ -22,6 +24,9 @@ from textenvs.wrappers.interfaces import Acting, ReferenceSource, Scorer
 from textenvs.wrappers.kl_shaping import KLShaping, as_reference
 from textenvs.wrappers.preference import PreferenceReward
 
+BETA = 0.15
+"""KL coefficient, reward units per nat: Ziegler et al. 2019 (arXiv:1909.08593)."""
+
 
 def text_generation_vec(
     num_envs: int = 1,
@@ -33,7 +38,7 @@ def text_generation_vec(
     weights: Sequence[float] | None = None,
     uncertainty_coef: float = 0.1,
     reference: ReferenceSource | None = None,
-    beta: float = 0.15,
+    beta: float = BETA,
     acting: Acting | None = None,
     charge: bool = True,
     eos_token_id: EndOfText = None,
@@ -62,23 +67,54 @@ def text_generation_vec(
     check_options(options, text_generation_vec, TokenVectorEnv)
     if prompts is None:
         raise ValueError("prompts: expected texts, lists of token ids or the path of a file, received none")
+    reader, reference, eos = tokens_of(tokenizer, reference, eos_token_id)
+    options |= {"max_new_tokens": max_new_tokens, "autoreset_mode": autoreset_mode}
+    envs = TokenVectorEnv(num_envs, prompts=prompts, tokenizer=reader, eos_token_id=eos, **options)
+    return wrapped(
+        envs,
+        scorer=scorer,
+        combine=combine,
+        weights=weights,
+        uncertainty_coef=uncertainty_coef,
+        reference=reference,
+        beta=beta,
+        acting=acting,
+        charge=charge,
+    )
+
+
+def tokens_of(
+    tokenizer: Tokenizer | str | os.PathLike[str] | None, reference: ReferenceSource | None, eos_token_id: EndOfText
+) -> tuple[Tokenizer | None, Any, EndOfText]:
+    """Tokenizer, reference and end tokens; what is None comes from the others, as in `text_generation_vec`."""
     if tokenizer is None:
         tokenizer = reference if isinstance(reference, str | os.PathLike) else getattr(reference, "tokenizer", None)
     reader = load_tokenizer(tokenizer) if isinstance(tokenizer, str | os.PathLike) else tokenizer
     if reference is not None:
         reference = as_reference(reference)
-    eos = eos_token_id
-    if eos is None:
+    if eos_token_id is None:
         model = getattr(reference, "model", None)
-        eos = getattr(reader, "eos_token_id", None) if model is None else end_of_text(model, reader)
-    options |= {"max_new_tokens": max_new_tokens, "autoreset_mode": autoreset_mode}
-    envs: TokenVectorBase | TokenVectorWrapper
-    envs = TokenVectorEnv(num_envs, prompts=prompts, tokenizer=reader, eos_token_id=eos, **options)
+        eos_token_id = getattr(reader, "eos_token_id", None) if model is None else end_of_text(model, reader)
+    return reader, reference, eos_token_id
+
+
+def wrapped(
+    envs: TokenVectorBase,
+    *,
+    scorer: Scorer | Sequence[Scorer] | None = None,
+    reference: ReferenceSource | None = None,
+    beta: float = BETA,
+    acting: Acting | None = None,
+    charge: bool = True,
+    combine: str = "mean",
+    weights: Sequence[float] | None = None,
+    uncertainty_coef: float = 0.1,
+) -> TokenVectorBase | TokenVectorWrapper:
+    """``envs`` in the wrappers that ``scorer`` and ``reference`` ask for; see their classes."""
+    shaped: TokenVectorBase | TokenVectorWrapper = envs
     if scorer is not None:
-        envs = PreferenceReward(envs, scorer, combine=combine, weights=weights, uncertainty_coef=uncertainty_coef)
-    if reference is not None:
-        envs = KLShaping(envs, reference, beta, acting=acting, charge=charge)
-    return envs
+        shaped = PreferenceReward(shaped, scorer, combine=combine, weights=weights, uncertainty_coef=uncertainty_coef)
+    return shaped if reference is None else KLShaping(shaped, reference, beta, acting=acting, charge=charge)
 
 
 def check_options(options: dict[str, Any], *takers: Callable[..., Any]) -> None:
@@ -100,3 +136,42 @@ def text_generation(**options: Any) -> TokenEnv:
 def scalar(build: Callable[..., TokenVectorBase | TokenVectorWrapper], **options: Any) -> TokenEnv:
     """Build one sub-environment with ``build`` and view it as a scalar environment."""
     return TokenEnv(build(1, autoreset_mode=AutoresetMode.DISABLED, **options))
+
+
+def dialogue_vec(
+    num_envs: int = 1,
+    *,
+    env: EnvSource | None = None,
+    tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
+    reference: ReferenceSource | None = None,
+    eos_token_id: EndOfText = None,
+    autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+    **options: Any,
+) -> TokenVectorBase | TokenVectorWrapper:
+    """``gym.make_vec("textenvs/Dialogue-v0", env=..., ...)``: dialogues with an environment over strings.
+
+    Args:
+        num_envs: sub-environments.
+        env: an id, or a class or function that makes the environment; see `DialogueVectorEnv`.
+        tokenizer, reference, eos_token_id, autoreset_mode: as in `text_generation_vec`.
+        **options: of `DialogueVectorEnv` (max_turns, max_turn_tokens, max_tokens, chat, threads, group_size, budget,
+            vocab_size), and of `text_generation_vec`: scorer, combine, weights, uncertainty_coef, of whole dialogues,
+            added to the environment's rewards; beta, acting, charge.
+
+    Raises:
+        ValueError: invalid or conflicting parts; see their classes.
+    """
+    check_options(options, DialogueVectorEnv, wrapped)
+    if env is None:
+        raise ValueError("env: expected an environment's id, or a class or function that makes one, received none")
+    reader, reference, eos = tokens_of(tokenizer, reference, eos_token_id)
+    shaping = {name: options.pop(name) for name in list(options) if name in inspect.signature(wrapped).parameters}
+    envs = DialogueVectorEnv(
+        num_envs, env=env, tokenizer=reader, eos_token_id=eos, autoreset_mode=autoreset_mode, **options
+    )
+    return wrapped(envs, reference=reference, **shaping)
+
+
+def dialogue(**options: Any) -> TokenEnv:
+    """``gym.make("textenvs/Dialogue-v0", ...)``: `dialogue_vec` as one scalar environment."""
+    return scalar(dialogue_vec, **options)

@@ -5,7 +5,7 @@ State: prompt and completion so far. Action: the next token id. The value head r
 ``agents.lm.lora``); "none": there is no value head. Generation with a cache is in ``agents.lm.generation``.
 
 Prompt and completion are concatenated without padding between them. Padding is on the right, where no token of a causal
-model attends to it, so it needs no attention mask.
+model attends to it, so no mask is needed.
 """
 
 from __future__ import annotations
@@ -207,16 +207,18 @@ class CausalLMPolicy(nn.Module):
         return sample_tokens(logits, noise)
 
     @torch.no_grad()
-    def completion_values(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """V of the state before each token: ``[B, T]`` reward units, 0 on PAD; runs the critic only.
+    def completion_values(self, observations: Tensor, actions: Tensor, mask: Tensor | None = None) -> Tensor:
+        """V of the state before each token: ``[B, T]`` reward units, 0 elsewhere; runs the critic only.
 
         Args:
             observations: ``[B, P]`` prompts, right-padded with PAD.
             actions: ``[B, T]`` completions, right-padded with PAD.
+            mask: ``[B, T]`` True on the tokens that are asked for; None: all but PAD.
         """
-        mask = actions != PAD
+        mask = actions != PAD if mask is None else mask
+        decisions = Decisions.find(observations, actions, mask)
         with self.forward_context(), self._critic_context() as trunk:
-            return spread(self.value_of(Decisions.find(observations, actions, mask).states(trunk)), mask)
+            return spread(self.value_of(decisions.states(trunk)), mask)
 
     @torch.no_grad()
     def completion_logprobs(self, observations: Tensor, actions: Tensor) -> Tensor:

@@ -8,34 +8,15 @@ the finished rows (tested).
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import torch
 from torch import Tensor
 
 from agents.lm.causal_lm import CausalLMPolicy
-from agents.lm.sampling import sample_tokens, uniform
-from textenvs.lm.kv_cache import PlainCache, any_key_order, new_cache
-from textenvs.lm.linear_kernels import cache_keyword
-from textenvs.lm.packed_attention import OURS, SDPA
+from agents.lm.decoder import COMPACT_AT, Decoder, Generation, Noise, check_prompts
+from agents.lm.dialogues import Dialogue, generate_dialogues
+from agents.lm.sampling import sample_tokens
 from textenvs.tokens.end_tokens import end_tensor
 from textenvs.tokens.rows import PAD
-
-PREFILL_TOKENS = 2**15
-"""Tokens of prompts, padding included, in one pass, or those of one prompt."""
-COMPACT_AT = 1 / 16
-"""Share of finished rows at which they are removed and waiting prompts join."""
-
-
-class Generation(NamedTuple):
-    """Completions and the policy's statistics of them, ``[B, T]`` each."""
-
-    completions: Tensor
-    """int64 token ids, the end-of-text token included, PAD after it."""
-    logprobs: Tensor
-    """float32 nats of the distribution that was sampled; 0 on PAD."""
-    values: Tensor
-    """float32 V of the state before each token; 0 on PAD."""
 
 
 @torch.no_grad()
@@ -49,8 +30,9 @@ def generate(
     with_values: bool = True,
     max_concurrent_rows: int | None = None,
     other_rows: tuple[int, int] = (0, 0),
+    dialogue: Dialogue | None = None,
 ) -> Generation:
-    """Sample one completion for every prompt.
+    """Sample one completion for every prompt, or one dialogue.
 
     Args:
         policy: samples by its ``sampling``.
@@ -64,12 +46,24 @@ def generate(
             state of ``generator`` do not depend on it (up to rounding).
         other_rows: number of rows of the same batch before and after these that are generated elsewhere: their random
             numbers are drawn, too, so that these rows are the same as if all were here.
+        dialogue: answers turns, whose budget ``max_new_tokens`` then is; see ``agents.lm.dialogues``.
 
     Raises:
         ValueError: if a prompt is empty, if prompt and budget exceed the model's positions, for
             ``max_concurrent_rows`` below 1 or with a model that needs its keys in order (``textenvs.lm.kv_cache``).
     """
     with policy.forward_context():
+        if dialogue is not None:
+            return generate_dialogues(
+                policy,
+                prompts,
+                dialogue,
+                max_turn_tokens=max_new_tokens,
+                generator=generator,
+                deterministic=deterministic,
+                max_concurrent_rows=max_concurrent_rows,
+                other_rows=other_rows,
+            )
         return _generate(
             policy, prompts, max_new_tokens, generator, deterministic, with_values, max_concurrent_rows, other_rows
         )
@@ -86,7 +80,7 @@ def _generate(
     other_rows: tuple[int, int],
 ) -> Generation:
     lengths = (prompts != PAD).sum(1)
-    _check(policy, prompts, lengths, max_new_tokens, max_concurrent_rows)
+    check_prompts(policy, lengths, max_new_tokens, max_concurrent_rows)
     batch, device = prompts.shape[0], prompts.device
     max_concurrent_rows = batch if max_concurrent_rows is None else min(max_concurrent_rows, batch)
     tokens_out = torch.full((batch, max_new_tokens), PAD, dtype=torch.int64, device=device)
@@ -95,7 +89,7 @@ def _generate(
     with_values = with_values and policy.has_critic
     shared = with_values and policy.critic == "shared"
     decoder = Decoder(policy, max_concurrent_rows, int(lengths.max()), max_new_tokens, device)
-    noise = _Noise(batch, max_new_tokens, generator, device, other_rows)
+    noise = Noise(batch, max_new_tokens, generator, device, other_rows)
     ends = end_tensor(policy.eos_token_id, device)
     begun = 0
     rows = steps = torch.zeros(0, dtype=torch.int64, device=device)  # index and progress of each row
@@ -129,154 +123,3 @@ def _generate(
     if with_values and not shared:
         values_out = policy.completion_values(prompts, tokens_out)
     return Generation(tokens_out, logprobs_out, values_out)
-
-
-class _Noise:
-    """A uniform number in [0, 1) per row and step; a step's B numbers are drawn when the first row reaches it.
-
-    Neither the numbers nor the generator's final state depend on which rows are decoded together.
-    """
-
-    def __init__(
-        self,
-        batch: int,
-        steps: int,
-        generator: torch.Generator | None,
-        device: torch.device,
-        other_rows: tuple[int, int],
-    ) -> None:
-        self.generator, self.before = generator, other_rows[0]
-        self.numbers = uniform(0, generator, device).new_empty(steps, batch + sum(other_rows))
-        self.drawn = 0
-
-    def of(self, rows: Tensor, steps: Tensor, running: Tensor) -> Tensor:
-        """``[N]`` numbers of ``rows`` at ``steps``; those of running rows grow by at most one between calls."""
-        if int(steps[running].max()) == self.drawn:
-            self.numbers[self.drawn] = uniform(self.numbers.shape[1], self.generator, self.numbers.device)
-            self.drawn += 1
-        return self.numbers[steps, self.before + rows]
-
-
-class Decoder:
-    """The cache of the current rows, their lengths, and their newest hidden states ``[N, D]``."""
-
-    def __init__(
-        self, policy: CausalLMPolicy, max_concurrent_rows: int, longest_prompt: int, budget: int, device: torch.device
-    ) -> None:
-        self.trunk = policy.trunk
-        self.cache_keyword = cache_keyword(self.trunk)
-        # Keys and values are kept in the dtype in which attention computes.
-        attention = self.trunk.config._attn_implementation
-        float32 = attention == OURS and device.type == "cpu"
-        self.longest_prompt, self.capacity = longest_prompt, longest_prompt + budget - 1
-        self.cache = new_cache(
-            self.trunk, max_concurrent_rows=max_concurrent_rows, capacity=self.capacity, float32=float32
-        )
-        # A mask of rank 4 is used as it is; from one of rank 2 transformers builds a mask in each step.
-        self.takes_mask = isinstance(self.cache, PlainCache) and attention in (OURS, SDPA)
-        self.column = 0
-        self.ragged = False
-        self.lengths = torch.zeros(0, dtype=torch.int64, device=device)
-        self.hidden: Tensor
-
-    def join(self, prompts: Tensor, lengths: Tensor) -> None:
-        """Prefill the prompts ``[M, P]`` of M more rows, which are appended to the current ones."""
-        alone = len(self.lengths) == 0
-        if alone:
-            # Rows are right-aligned at the column, and the longest prompt must fit, even if it joins later.
-            self.column, self.ragged = self.longest_prompt, bool((lengths < self.longest_prompt).any())
-        else:
-            self.ragged = True
-        # Keys of a growing cache cannot be appended piece by piece.
-        rows = max(1, PREFILL_TOKENS // self.longest_prompt) if isinstance(self.cache, PlainCache) else len(prompts)
-        parts = zip(prompts.split(rows), lengths.split(rows), strict=True)
-        hidden = torch.cat([self._prefill(*part) for part in parts])
-        self.hidden = hidden if alone else torch.cat([self.hidden, hidden])
-        self.lengths = torch.cat([self.lengths, lengths])
-
-    def _prefill(self, prompts: Tensor, lengths: Tensor) -> Tensor:
-        """Prefill the distinct prompts of ``[M, P]``; returns hidden states ``[M, D]`` of the last tokens."""
-        width = int(lengths.max())
-        distinct, source = prompts.unique(dim=0, return_inverse=True)
-        if len(distinct) == len(prompts):
-            first = source = torch.arange(len(prompts), device=prompts.device)
-        else:
-            first = torch.empty(len(distinct), dtype=torch.int64, device=prompts.device)
-            first[source] = torch.arange(len(prompts), device=prompts.device)  # any row with that prompt
-        # Prompts are right-aligned, so that all rows append to the same column of the cache.
-        pad = (width - lengths)[first, None]
-        columns = torch.arange(width, device=prompts.device)
-        positions = (columns - pad).clamp(min=0)
-        tokens = prompts[first].gather(1, positions).clamp(min=0)
-        if isinstance(self.cache, PlainCache):
-            self.cache.expect(source, self.column)
-        hidden = self._forward(tokens, positions, columns >= pad, ragged=bool((pad > 0).any()))
-        if len(first) < len(source):
-            hidden = hidden[source]
-            if not isinstance(self.cache, PlainCache):
-                self.cache.batch_select_indices(source)
-        return hidden
-
-    def _forward(self, tokens: Tensor, positions: Tensor, visible: Tensor, *, ragged: bool) -> Tensor:
-        mask = visible
-        if ragged and self.takes_mask:
-            mask = mask[:, None, None]
-            if tokens.shape[1] > 1:
-                square = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=tokens.device)
-                # Padding attends to itself: a softmax over nothing would fill the cache with NaN.
-                mask = (mask & square.tril()) | torch.eye(*square.shape, dtype=torch.bool, device=tokens.device)
-        cache: dict[str, Any] = {self.cache_keyword: self.cache}
-        out = self.trunk(input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=True, **cache)
-        return out.last_hidden_state[:, -1]
-
-    def advance(self, tokens: Tensor, running: Tensor) -> None:
-        """Append one token ``[N]`` to every row; rows that are not ``running`` are ignored."""
-        positions = self.lengths[:, None]
-        self.lengths = self.lengths + running
-        columns = torch.arange(min(self.column + 1, self.capacity), device=tokens.device)
-        age = (self.column - columns) % self.capacity
-        self.hidden = self._forward(tokens[:, None], positions, age < self.lengths[:, None], ragged=self.ragged)
-        self.column += 1
-
-    def compact(self, running: Tensor) -> Tensor:
-        """Drop finished rows; returns ``[num_running]``, the old index of the row in each place."""
-        count = int(running.sum())
-        places = torch.arange(len(running), device=running.device)
-        holes, movers = places[:count][~running[:count]], places[count:][running[count:]]
-        keep = places[:count].clone()
-        keep[holes] = movers
-        self.lengths = self.lengths[keep]
-        if isinstance(self.cache, PlainCache):
-            self.cache.move(movers, holes, count)
-        else:
-            self.cache.batch_select_indices(keep)
-        return keep
-
-
-def _check(
-    policy: CausalLMPolicy, prompts: Tensor, lengths: Tensor, max_new_tokens: int, max_concurrent_rows: int | None
-) -> None:
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens: expected 1 or more, received {max_new_tokens}")
-    check_max_concurrent_rows(max_concurrent_rows)
-    if max_concurrent_rows is not None and not any_key_order(policy.trunk):
-        raise ValueError(
-            "max_concurrent_rows: expected a model that ignores the order of cached keys, received "
-            f"{type(policy.model).__name__}: pass max_concurrent_rows=None, which decodes all rows at once"
-        )
-    if bool((lengths == 0).any()):
-        raise ValueError(
-            f"expected prompts of a token or more, received prompt {int((lengths == 0).nonzero()[0])} empty"
-        )
-    longest, limit = int(lengths.max()), policy.max_positions
-    if limit is not None and longest + max_new_tokens > limit:
-        raise ValueError(
-            f"expected at most {limit} tokens, the model's positions, received a prompt of {longest} and "
-            f"{max_new_tokens} new ones: shorten the prompts or lower max_new_tokens"
-        )
-
-
-def check_max_concurrent_rows(max_concurrent_rows: int | None) -> None:
-    """Raise ValueError unless ``max_concurrent_rows`` is None or at least 1."""
-    if max_concurrent_rows is not None and max_concurrent_rows < 1:
-        raise ValueError(f"max_concurrent_rows: expected 1 or more, or None for all, received {max_concurrent_rows}")

@@ -97,7 +97,7 @@ def check_head(policy: CausalLMPolicy) -> None:
 def check_decoding(policy: CausalLMPolicy) -> None:
     """Raise ValueError unless decoding with a cache gives the states of whole rows: rows of different lengths, a prompt
     that occurs twice, and a row that leaves after two tokens."""
-    from agents.lm.generation import Decoder  # which imports the policy
+    from agents.lm.decoder import Decoder  # which imports the policy
 
     device, steps, lengths = policy.device, 3, torch.tensor([3, 1, 1], device=policy.device)
     if policy.max_positions is not None and policy.max_positions < 3 + steps:

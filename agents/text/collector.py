@@ -17,7 +17,7 @@ from torch import Tensor
 
 from agents.functional.advantages import values_of_next_steps
 from agents.lm.causal_lm import CausalLMPolicy
-from agents.lm.generation import Generation, check_max_concurrent_rows
+from agents.lm.decoder import Generation, check_max_concurrent_rows
 from agents.lm.generation import generate as generate_completions
 from agents.lm.sampling import uniform
 from agents.rollout import Rollout
@@ -25,11 +25,12 @@ from agents.runs.distributed import ALONE, Processes
 from agents.text.kl_controllers import KLController
 from agents.text.rollout_metrics import rollout_metrics
 from agents.text.score_scaling import ScoreScaler
+from textenvs.dialogues.vector import DialogueVectorEnv
 from textenvs.envs.base import TokenVectorBase
 from textenvs.envs.wrapper import TokenVectorWrapper
 from textenvs.lm.packed_forward import pack_rows
 from textenvs.tokens.end_tokens import end_tokens
-from textenvs.tokens.rows import PAD, TokenRows, join_rows, last_action_index
+from textenvs.tokens.rows import TokenRows, join_rows, last_action_index
 from textenvs.wrappers.kl_shaping import KLShaping
 
 
@@ -175,18 +176,21 @@ class TextCollector:
             options["max_concurrent_rows"] = self.max_concurrent_rows
         if self.processes.count > 1:
             options["other_rows"] = (shard.start, num_rows - shard.stop)
+        if isinstance(self.base, DialogueVectorEnv):
+            options["dialogue"] = self.base
         budget = self.base.max_new_tokens
         return self.generate(policy, prompts, max_new_tokens=budget, generator=self.generator, **options)
 
     def _all_gather(self, own: Generation, rows: TokenRows) -> tuple[Generation, TokenRows]:
         """All processes' rows; the generator advances to where the longest completion of all leaves it."""
-        length = int((own.completions != PAD).sum(1).max())
+        steps = int(rows.mask.sum(1).max())
         shards = self.processes.all_gather(([part.cpu() for part in own], rows))
         device = own.completions.device
         whole = Generation(*(torch.cat(parts).to(device) for parts in zip(*(each for each, _ in shards), strict=True)))
-        for _ in range(length, int((whole.completions != PAD).sum(1).max())):
+        joined = join_rows([rows for _, rows in shards])
+        for _ in range(steps, int(joined.mask.sum(1).max())):
             uniform(len(whole.completions), self.generator, device)
-        return whole, join_rows([rows for _, rows in shards])
+        return whole, joined
 
     def _rollout(self, policy: CausalLMPolicy, prompts: Tensor, generation: Generation, rows: TokenRows) -> Rollout:
         def tensor(array: NDArray[Any]) -> Tensor:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from agents.interfaces import Policy
-from agents.lm.generation import Generation
+from agents.lm.decoder import Generation
+from agents.lm.dialogues import Dialogue, OneTurn, Rows
+from textenvs.lm.packed_forward import pack_rows
 from textenvs.tokens.end_tokens import EndOfText, end_tensor
 from textenvs.tokens.rows import PAD
 
@@ -31,36 +33,36 @@ def generate_by_acting(
     max_new_tokens: int,
     generator: torch.Generator | None = None,
     deterministic: bool = False,
+    dialogue: Dialogue | None = None,
 ) -> Generation:
-    """One completion of each prompt; the same arguments and result as ``agents.lm.generation.generate``.
+    """One completion or dialogue of each prompt; arguments and result as ``agents.lm.generation.generate``.
 
     Args:
         policy: acts on rows of tokens.
         prompts: ``[B, P]`` right-padded with PAD.
-        max_new_tokens: budget of each completion.
+        max_new_tokens: budget of each completion, or of a turn.
         generator: of the samples.
         deterministic: take the most likely token.
+        dialogue: answers turns; see ``agents.lm.dialogues.generate_dialogues``.
 
     Returns:
-        ``[B, max_new_tokens]`` each; PAD, or 0, after the end of a row.
+        ``[B, max_new_tokens]``, or of dialogues ``[B, max_tokens - 1]``; PAD, or 0, after the end of a row.
     """
-    batch, device = len(prompts), prompts.device
-    rows = torch.nn.functional.pad(prompts, (0, max_new_tokens), value=PAD)
-    lengths, every = (prompts != PAD).sum(1), torch.arange(batch, device=device)
-    completions = torch.full((batch, max_new_tokens), PAD, dtype=torch.int64, device=device)
-    logprobs = torch.zeros(batch, max_new_tokens, device=device)
+    lengths, every = (prompts != PAD).sum(1), torch.arange(len(prompts), device=prompts.device)
+    ends = end_tensor(policy.eos_token_id, prompts.device)
+    completion = max_new_tokens if dialogue is None else dialogue.max_tokens - 1
+    width = prompts.shape[1] + max_new_tokens if dialogue is None else dialogue.max_tokens
+    talk = Rows(dialogue or OneTurn(), lengths, completion, max_turn_tokens=max_new_tokens, ends=ends)
+    logprobs = torch.zeros(talk.tokens.shape, device=prompts.device)
     values = torch.zeros_like(logprobs)
-    running = torch.ones(batch, dtype=torch.bool, device=device)
-    ends = end_tensor(policy.eos_token_id, device)
-    for step in range(max_new_tokens):
+    while not bool(talk.ended.all()):
+        rows = pack_rows(prompts, talk.tokens)
+        rows = torch.nn.functional.pad(rows, (0, width - rows.shape[1]), value=PAD)
         tokens, chosen = policy.act(rows, deterministic=deterministic, generator=generator)
+        running = every[~talk.ended]
+        place = running, talk.filled[running]
         if policy.has_critic:
-            values[:, step] = torch.where(running, policy.values(rows), 0.0)
-        completions[:, step] = torch.where(running, tokens, PAD)
-        logprobs[:, step] = torch.where(running, chosen, 0.0)
-        rows[every, lengths] = completions[:, step]
-        lengths = lengths + running
-        running = running & ~torch.isin(tokens, ends)
-        if not running.any():
-            break
-    return Generation(completions, logprobs, values)
+            values[place] = policy.values(rows)[running]
+        logprobs[place] = chosen[running]
+        talk.append(running, tokens[running])
+    return Generation(talk.tokens, logprobs, values)

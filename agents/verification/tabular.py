@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from agents.functional.distributions import categorical_entropy, categorical_logprob, categorical_logprobs
 from agents.interfaces import Evaluation
-from agents.lm.generation import Generation
+from agents.lm.decoder import Generation
 from textenvs.tokens.rows import PAD
 
 

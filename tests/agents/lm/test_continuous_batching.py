@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
+import agents.lm.decoder as decoder
 import agents.lm.generation as generation
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.generation import generate
@@ -109,8 +110,8 @@ def test_edge_rows_with_slots(budget, token):
 def test_the_cache_has_no_more_rows_than_slots_and_the_batch_stays_full(monkeypatch):
     policy = build("gpt2")
     caches, fed = [], []
-    make, advance = generation.new_cache, generation.Decoder.advance
-    monkeypatch.setattr(generation, "new_cache", lambda *args, **kw: (caches.append(make(*args, **kw)), caches[-1])[1])
+    make, advance = decoder.new_cache, generation.Decoder.advance
+    monkeypatch.setattr(decoder, "new_cache", lambda *args, **kw: (caches.append(make(*args, **kw)), caches[-1])[1])
     monkeypatch.setattr(
         generation.Decoder,
         "advance",
@@ -160,6 +161,6 @@ def test_prompts_are_prefilled_in_bounded_pieces(monkeypatch):
     policy.trunk.register_forward_pre_hook(
         lambda _, args, kwargs: sizes.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
-    monkeypatch.setattr(generation, "PREFILL_TOKENS", 2 * RAGGED.shape[1])
+    monkeypatch.setattr(decoder, "PREFILL_TOKENS", 2 * RAGGED.shape[1])
     assert_equal(write(policy, RAGGED), expected)
     assert max(sizes) <= max(2 * RAGGED.shape[1], B)

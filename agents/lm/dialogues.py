@@ -1,0 +1,172 @@
+"""Batched decoding of dialogues: turns that the policy samples, and between them what environments answer.
+
+Every row appends one token in a pass: the token that it samples, or the next one that its environment wrote. So the
+cache is kept across turns, and rows that take in an observation do not hold up those that go on writing. The results
+equal a full forward pass of the finished rows (tested).
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.lm.causal_lm import CausalLMPolicy
+from agents.lm.decoder import COMPACT_AT, Decoder, Generation, Noise, check_prompts
+from agents.lm.sampling import sample_tokens
+from textenvs.dialogues.vector import Answers
+from textenvs.tokens.end_tokens import end_tensor
+from textenvs.tokens.rows import PAD, Ids
+
+
+class Dialogue(Protocol):
+    """What answers turns: `textenvs.DialogueVectorEnv`."""
+
+    max_tokens: int
+    """Of a row, prompt and answers included."""
+
+    def answer(self, indices: Ids, said: list[Ids]) -> Answers:
+        """The answers to turns of rows ``indices [K]``, which have just ended, with their tokens."""
+
+
+class OneTurn:
+    """Answers nothing: a dialogue is over after a turn."""
+
+    max_tokens = sys.maxsize
+
+    def answer(self, indices: Ids, said: list[Ids]) -> Answers:
+        """The end."""
+        return Answers(np.zeros((len(indices), 0), dtype=np.int64), np.ones(len(indices), dtype=np.bool_))
+
+
+class Rows:
+    """The completions of B rows, which policy and environments write in turn.
+
+    Args:
+        dialogue: answers turns.
+        prompt_lengths: ``[B]`` tokens.
+        width: T, tokens of the longest completion.
+        max_turn_tokens: budget of a turn.
+        ends: tokens that end a turn.
+        first: number of the first row among those of ``dialogue``.
+    """
+
+    def __init__(
+        self,
+        dialogue: Dialogue,
+        prompt_lengths: Tensor,
+        width: int,
+        *,
+        max_turn_tokens: int,
+        ends: Tensor,
+        first: int = 0,
+    ) -> None:
+        batch, device = len(prompt_lengths), prompt_lengths.device
+        self.dialogue, self.max_turn_tokens, self.ends, self.first = dialogue, max_turn_tokens, ends, first
+        self.room = dialogue.max_tokens - prompt_lengths
+        """``[B]`` most tokens of the completion."""
+        self.tokens = torch.full((batch, width), PAD, dtype=torch.int64, device=device)
+        self.sampled = torch.zeros(batch, width, dtype=torch.bool, device=device)
+        """``[B, T]`` True on tokens of the policy."""
+        self.filled, self.steps, self.in_turn = torch.zeros(3, batch, dtype=torch.int64, device=device)
+        """``[B]`` tokens of the completion; of them sampled; of them in the current turn."""
+        self.ended = torch.zeros(batch, dtype=torch.bool, device=device)
+
+    def append(self, index: Tensor, tokens: Tensor) -> None:
+        """Append one sampled token ``[N]`` to rows ``index [N]``, and the answer where it ends a turn."""
+        place = index, self.filled[index]
+        self.tokens[place], self.sampled[place] = tokens, True
+        for count in (self.filled, self.steps, self.in_turn):
+            count[index] += 1
+        full = (self.in_turn[index] >= self.max_turn_tokens) | (self.filled[index] >= self.room[index])
+        over = index[torch.isin(tokens, self.ends) | full]
+        if len(over):
+            self._answer(over)
+
+    def _answer(self, index: Tensor) -> None:
+        filled, begun = self.filled[index].tolist(), (self.filled - self.in_turn)[index].tolist()
+        written = self.tokens[index].cpu().numpy()
+        said = [row[begin:end] for row, begin, end in zip(written, begun, filled, strict=True)]
+        answers = self.dialogue.answer(index.cpu().numpy() + self.first, said)
+        for row, (end, tokens) in enumerate(zip(filled, answers.tokens, strict=True)):
+            own = tokens[tokens != PAD]
+            written[row, end : end + len(own)] = own
+        self.tokens[index] = torch.from_numpy(written).to(index.device)
+        self.filled[index] += torch.from_numpy((answers.tokens != PAD).sum(1)).to(index.device)
+        self.ended[index] = torch.from_numpy(np.asarray(answers.ended)).to(index.device)
+        self.in_turn[index] = 0
+
+
+def generate_dialogues(
+    policy: CausalLMPolicy,
+    prompts: Tensor,
+    dialogue: Dialogue,
+    *,
+    max_turn_tokens: int,
+    generator: torch.Generator | None,
+    deterministic: bool,
+    max_concurrent_rows: int | None,
+    other_rows: tuple[int, int],
+) -> Generation:
+    """One dialogue from every first observation; see ``agents.lm.generation.generate``.
+
+    Args:
+        policy: samples by its ``sampling``.
+        prompts: ``[B, P]`` first observations.
+        dialogue: answers the turns.
+        max_turn_tokens: budget of a turn, tokens.
+        generator: of the samples; one uniform number per row and sampled token.
+        deterministic, max_concurrent_rows, other_rows: as there.
+
+    Returns:
+        ``[B, max_tokens - 1]``; log-probs and values are 0 on what environments wrote.
+    """
+    if policy.sampling.min_new_tokens:
+        raise ValueError(
+            "min_new_tokens: expected 0 in dialogues, since it is of a whole text, received "
+            f"{policy.sampling.min_new_tokens}"
+        )
+    lengths = (prompts != PAD).sum(1)
+    batch, device, longest = len(prompts), prompts.device, int(lengths.max())
+    check_prompts(policy, lengths, dialogue.max_tokens - longest, max_concurrent_rows)
+    at_once = batch if max_concurrent_rows is None else min(max_concurrent_rows, batch)
+    ends, first = end_tensor(policy.eos_token_id, device), other_rows[0]
+    talk = Rows(dialogue, lengths, dialogue.max_tokens - 1, max_turn_tokens=max_turn_tokens, ends=ends, first=first)
+    logprobs_out = torch.zeros(talk.tokens.shape, device=device)
+    values_out = torch.zeros_like(logprobs_out)
+    decoder = Decoder(policy, at_once, longest, dialogue.max_tokens - longest + 1, device)
+    noise = Noise(batch, talk.tokens.shape[1], generator, device, other_rows)
+    fed = torch.zeros_like(lengths)
+    """``[B]`` tokens of the completion that the decoder has read."""
+    rows, begun = lengths[:0], 0
+    while True:
+        if begun < batch and len(rows) < at_once:
+            joining = torch.arange(begun, min(batch, begun + at_once - len(rows)), device=device)
+            decoder.join(prompts[joining], lengths[joining])
+            rows, begun = torch.cat([rows, joining]), begun + len(joining)
+        own = ~talk.ended[rows] & (fed[rows] == talk.filled[rows])
+        if bool(own.any()):
+            index, hidden = rows[own], decoder.hidden[own]
+            logits = policy.sampling.shape(policy.head_logits(hidden), 0, policy.eos_token_id)
+            tokens, logprobs = sample_tokens(logits, None if deterministic else noise.of(index, talk.steps[index]))
+            place = index, talk.filled[index]
+            logprobs_out[place] = logprobs
+            if policy.critic == "shared":
+                values_out[place] = policy.value_of(hidden)
+            talk.append(index, tokens)
+        running = ~talk.ended[rows]
+        count = int(running.sum())
+        if count == 0 and begun == batch:
+            break
+        if count <= (1 - COMPACT_AT) * len(rows):
+            keep = decoder.compact(running)
+            rows, running = rows[keep], running[keep]
+        if len(rows):
+            decoder.advance(talk.tokens[rows, fed[rows].clamp(max=talk.tokens.shape[1] - 1)].clamp(min=0), running)
+            fed[rows] += running
+    if policy.has_critic and policy.critic != "shared":
+        values_out = policy.completion_values(prompts, talk.tokens, talk.sampled)
+    return Generation(talk.tokens, logprobs_out, values_out)

@@ -1,0 +1,1 @@
+"""Dialogues: any Gymnasium environment over strings as a token environment."""

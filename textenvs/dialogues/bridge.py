@@ -1,0 +1,154 @@
+"""From an environment's texts to tokens and back, so that what was sampled is never written anew.
+
+A row begins with the first observation. Behind the agent's tokens of a turn comes the bridge: the end of its turn,
+unless the agent sampled that itself, the next observation, and what a chat template writes before the next answer. The
+template's parts are found by rendering a chat and taking what stands behind the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from textenvs.tokens.chats import Turn, as_turns, chat_ids, chat_text
+from textenvs.tokens.end_tokens import EndOfText, end_tokens
+from textenvs.tokens.rows import Ids
+from textenvs.tokens.tokenizers import Tokenizer, open_ids
+
+Observation = Any
+"""What an environment wrote: a string, a list of turns, or without a tokenizer a list of token ids."""
+
+ANSWER = "An-answer-{}."
+"""Text of the made-up answers in a rendered chat."""
+
+
+class Bridge:
+    """Tokens of observations, and text of what the agent said.
+
+    Args:
+        tokenizer: None: observations and actions are token ids themselves.
+        eos_token_id: tokens that end a turn.
+        vocab_size: of token ids.
+        chat: write turns in the tokenizer's chat template; None: if it has one. Without, texts follow one another as
+            they are, and the end of a turn is the first of the end tokens.
+
+    Raises:
+        ValueError: no template; a template that writes earlier turns in another way once a chat goes on.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer | None, eos_token_id: EndOfText, vocab_size: int, *, chat: bool | None = None
+    ) -> None:
+        self.tokenizer, self.vocab_size = tokenizer, vocab_size
+        self.ends = end_tokens(eos_token_id)
+        self.chat = bool(getattr(tokenizer, "chat_template", None)) if chat is None else chat
+        if self.chat:
+            assert tokenizer is not None
+            check_template(tokenizer)
+
+    def first(self, observation: Observation) -> Ids:
+        """Tokens of the first observation, up to where the agent's first turn begins; at least one.
+
+        Raises:
+            ValueError: an observation of another type, or without a token.
+        """
+        if self.tokenizer is None:
+            return self._ids(observation)
+        if self.chat:
+            turns = _as_chat(observation)
+            return np.array(chat_ids(self.tokenizer, chat_text(self.tokenizer, turns, answering=True)), dtype=np.int64)
+        return _some(open_ids(self.tokenizer, _as_text(observation)), observation)
+
+    def between(self, said: Ids, observation: Observation, *, answering: bool) -> Ids:
+        """Tokens behind the agent's ``said [R]``; with `answering`, up to where its next turn begins. Errors as above.
+
+        The end of the turn is not written twice where ``said`` has it.
+        """
+        closed = bool(len(said)) and int(said[-1]) in self.ends
+        if self.chat:
+            assert self.tokenizer is not None
+            written = chat_ids(self.tokenizer, _behind_answer(self.tokenizer, _as_chat(observation), answering))
+            same = closed and written[:1] == [int(said[-1])]
+            return np.array(written[1:] if same else written, dtype=np.int64)
+        if self.tokenizer is None:
+            ids = self._ids(observation).tolist()
+        else:
+            text = _as_text(observation)
+            ids = list(self.tokenizer(text, **_without_special(self.tokenizer))["input_ids"])
+            _some(ids, observation)
+        return np.array(ids if closed else [*self.ends[:1], *ids], dtype=np.int64)
+
+    def action(self, said: Ids) -> str | tuple[int, ...]:
+        """What the environment's `step` gets: text, or token ids, of ``said [R]`` without the end of the turn."""
+        ids = [int(token) for token in said if token not in self.ends]
+        if self.tokenizer is None:
+            return tuple(ids)
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def turns(self, observation: Observation) -> list[Turn]:
+        """An observation as turns of a chat, for scorers and people."""
+        return [] if self.tokenizer is None else _as_chat(observation)
+
+    def _ids(self, observation: Observation) -> Ids:
+        try:
+            ids = np.array(observation, dtype=np.int64)
+        except (TypeError, ValueError):
+            ids = np.zeros((0, 0), dtype=np.int64)
+        if ids.ndim != 1 or not ids.size or ids.min() < 0 or ids.max() >= self.vocab_size:
+            raise ValueError(
+                f"without a tokenizer, expected an observation of ids in [0, {self.vocab_size}), received "
+                f"{observation!r:.200}"
+            )
+        return ids
+
+
+def check_template(tokenizer: Tokenizer) -> None:
+    """Raise ValueError unless a longer chat begins, in the tokenizer's template, with what was written of it before."""
+    turns: list[Turn] = [{"role": "user", "content": "A question."}]
+    before = chat_text(tokenizer, turns, answering=True)
+    for number in range(2):
+        answer = ANSWER.format(number)
+        turns += [{"role": "assistant", "content": answer}, {"role": "user", "content": "Another one."}]
+        after = chat_text(tokenizer, turns, answering=True)
+        if not after.startswith(before + answer):
+            wanted = before + answer
+            place = next((i for i, (a, b) in enumerate(zip(wanted, after, strict=False)) if a != b), len(after))
+            raise ValueError(
+                f"chat template: expected it to leave turns as they are once a chat goes on; before turn "
+                f"{2 * number + 2} it wrote {before[place - 20 : place + 40]!r}, and afterwards "
+                f"{after[place - 20 : place + 40]!r}. Tokens of a dialogue are never written anew: pass chat=False, or "
+                "a template that keeps history"
+            )
+        before = after
+
+
+def _behind_answer(tokenizer: Tokenizer, observation: Sequence[Turn], answering: bool) -> str:
+    answer = ANSWER.format("")
+    chat = [{"role": "user", "content": "A question."}, {"role": "assistant", "content": answer}, *observation]
+    return chat_text(tokenizer, chat, answering=answering).rpartition(answer)[2]
+
+
+def _as_chat(observation: Observation) -> list[Turn]:
+    if isinstance(observation, str):
+        return [{"role": "user", "content": observation}]
+    if isinstance(observation, Sequence):
+        return as_turns(list(observation), "observation")
+    return [{"role": "user", "content": _as_text(observation)}]
+
+
+def _as_text(observation: Observation) -> str:
+    if not isinstance(observation, str):
+        raise ValueError(f"expected an observation that is text, received {observation!r:.200}")
+    return observation
+
+
+def _some(ids: Sequence[int], observation: Observation) -> Ids:
+    if not ids:
+        raise ValueError(f"expected an observation of a token or more, received {observation!r}")
+    return np.array(ids, dtype=np.int64)
+
+
+def _without_special(tokenizer: Any) -> dict[str, bool]:
+    return {"add_special_tokens": False} if hasattr(tokenizer, "all_special_ids") else {}

@@ -1,0 +1,125 @@
+"""The caller's environments over text: making, seeding and stepping them, and naming the one that fails."""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
+
+import gymnasium as gym
+
+from textenvs.dialogues.bridge import Observation
+
+EnvSource = str | Callable[[], Any]
+"""An id, or a class or function that makes an environment: an object with `reset` and `step` as in Gymnasium."""
+Value = TypeVar("Value")
+
+
+class Reply(NamedTuple):
+    """What an environment's `step` returned."""
+
+    observation: Observation
+    reward: float
+    terminated: bool
+    truncated: bool
+    info: dict[str, Any]
+
+
+class DialogueError(RuntimeError):
+    """A sub-environment raised, or returned what no environment returns; the message has its number and turn."""
+
+
+class SubEnvironments:
+    """``number`` environments of one kind; ``threads`` of them are called side by side, 0: one after the other.
+
+    Raises:
+        ValueError: the source is neither an id nor a callable, or makes no environment.
+    """
+
+    def __init__(self, source: EnvSource, number: int, *, threads: int = 0) -> None:
+        self._envs = [_make(source) for _ in range(number)]
+        self._turns = [0] * number
+        self._pool = ThreadPoolExecutor(threads) if threads else None
+
+    def reset(self, indices: Sequence[int], seeds: Sequence[int]) -> list[Observation]:
+        """First observations of environments ``indices``, each begun with its seed."""
+
+        def begin(index: int, seed: int) -> Observation:
+            self._turns[index] = 0
+            found = self._call(index, lambda: self._envs[index].reset(seed=seed))
+            if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], dict)):
+                raise self._error(index, f"reset: expected (observation, info), received {found!r:.200}")
+            return found[0]
+
+        return self._map(begin, indices, seeds)
+
+    def step(self, indices: Sequence[int], actions: Sequence[Any]) -> list[Reply]:
+        """What environments ``indices`` reply to the agent's turns ``actions``, in the order of ``indices``."""
+
+        def answer(index: int, action: Any) -> Reply:
+            self._turns[index] += 1
+            found = self._call(index, lambda: self._envs[index].step(action))
+            return self._reply(index, found)
+
+        return self._map(answer, indices, actions)
+
+    def close(self) -> None:
+        """Close all environments that can be closed."""
+        for env in self._envs:
+            getattr(env, "close", bool)()
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def _map(self, call: Callable[[int, Any], Value], indices: Sequence[int], values: Sequence[Any]) -> list[Value]:
+        if self._pool is None:
+            return [call(index, value) for index, value in zip(indices, values, strict=True)]
+        return list(self._pool.map(call, indices, values))
+
+    def _call(self, index: int, call: Callable[[], Value]) -> Value:
+        try:
+            return call()
+        except Exception as fault:
+            last = traceback.extract_tb(fault.__traceback__)[-1]
+            what = f"{type(fault).__name__}: {fault} ({last.filename}:{last.lineno})"
+            raise self._error(index, what) from fault
+
+    def _reply(self, index: int, found: Any) -> Reply:
+        if not (isinstance(found, tuple) and len(found) == 5 and isinstance(found[4], dict)):
+            raise self._error(
+                index,
+                f"step: expected (observation, reward, terminated, truncated, info), received {found!r:.200}",
+            )
+        observation, reward, terminated, truncated, info = found
+        try:
+            number = float(reward)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise self._error(index, f"step: expected a finite reward, received {reward!r}")
+        if terminated and truncated:
+            raise self._error(index, "step: expected terminated or truncated, received both True")
+        return Reply(observation, number, bool(terminated), bool(truncated), info)
+
+    def place(self, index: int) -> str:
+        """Names an environment and its turn, from 1 on, in messages."""
+        where = f"in turn {self._turns[index]}" if self._turns[index] else "in reset"
+        return f"sub-environment {index} ({type(self._envs[index]).__name__}), {where}"
+
+    def _error(self, index: int, what: str) -> DialogueError:
+        return DialogueError(f"{self.place(index)}: {what}")
+
+
+def _make(source: EnvSource) -> Any:
+    if isinstance(source, str):
+        return gym.make(source, disable_env_checker=True)
+    if not callable(source) or (hasattr(source, "step") and not isinstance(source, type)):
+        raise ValueError(
+            f"env: expected an id, or a class or function that makes an environment, received {source!r:.200}; each "
+            "sub-environment is one of its own"
+        )
+    env = source()
+    if not (callable(getattr(env, "reset", None)) and callable(getattr(env, "step", None))):
+        raise ValueError(f"env: expected an environment with reset and step, received {env!r:.200}")
+    return env
