@@ -76,7 +76,7 @@ def collected(policy=None, seed=1, **options):
 def test_the_batch_path_equals_the_step_path(budget):
     """Tokens, rewards, log-probs, ends and reasons, with a random policy and random dialogues (contract 7)."""
     policy = policy_of()
-    rollout, rows, _ = collected(policy, budget=budget)
+    _rollout, rows, _ = collected(policy, budget=budget)
     assert {"terminated", "truncated", "turns"} <= set(rows.stop_reason)
     slow = envs_of(budget=budget, autoreset_mode="Disabled")
     observations, _ = slow.reset(seed=1)
