@@ -29,6 +29,12 @@ register(
     entry_point="textenvs.factories:dialogue",
     vector_entry_point="textenvs.factories:dialogue_vec",
 )
+for _name, _ends in (("", "terminating"), ("Truncated", "truncating")):
+    register(
+        f"textenvs/ExactDialogue{_name}-v0",
+        entry_point=f"textenvs.exact.dialogues:{_ends}",
+        vector_entry_point=f"textenvs.exact.dialogues:{_ends}_vec",
+    )
 for _name in ("Spelling", "Sentiment", "Random"):
     register(
         f"textenvs/Exact{_name}-v0",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from agents.functional.distributions import categorical_entropy, categorical_logprob, categorical_logprobs
 from agents.interfaces import Evaluation
 from agents.lm.decoder import Generation
+from textenvs.exact.dialogues import DialogueTask
 from textenvs.tokens.rows import PAD
 
 
@@ -131,6 +132,58 @@ class TabularTextPolicy(nn.Module):
         logprobs = categorical_logprobs(self.table.logits[self.table.index(seen)])
         chosen = categorical_logprob(logprobs, actions.clamp(min=0))
         return Evaluation(chosen, categorical_entropy(logprobs), torch.zeros_like(chosen))
+
+
+class TabularDialoguePolicy(nn.Module):
+    """Logits and values for every state of a `DialogueTask`; states that it does not have share one more row.
+
+    Args:
+        task: locates the states in rows.
+        eos_token_id: the token that ends a turn.
+        has_critic: whether values are learned.
+    """
+
+    keeps_rows = True
+
+    def __init__(self, task: DialogueTask, *, eos_token_id: int, has_critic: bool) -> None:
+        super().__init__()
+        self.task, self.eos_token_id, self.has_critic = task, eos_token_id, has_critic
+        table = torch.nn.functional.pad(torch.tensor(task.ref_logprobs, dtype=torch.float32), (0, 0, 0, 1))
+        self.logits = nn.Parameter(table)
+        self.value_table = nn.Parameter(torch.zeros(len(table)), requires_grad=has_critic)
+        self.vocab_size = table.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the tables."""
+        return self.logits.device
+
+    def _states(self, rows: Tensor) -> Tensor:
+        return torch.from_numpy(self.task.locate(rows.numpy()))
+
+    def _at_ends(self, rows: Tensor) -> Tensor:
+        return self._states(rows).gather(1, (rows != PAD).sum(1, keepdim=True))[:, 0]
+
+    @torch.no_grad()
+    def act(
+        self, observations: Tensor, *, deterministic: bool = False, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Actions ``[B]`` and their log-probabilities ``[B]``, nats, after rows ``[B, L]``."""
+        logprobs = categorical_logprobs(self.logits[self._at_ends(observations)])
+        drawn = None if deterministic else torch.multinomial(logprobs.exp(), 1, generator=generator)[:, 0]
+        actions = logprobs.argmax(-1) if drawn is None else drawn
+        return actions, categorical_logprob(logprobs, actions)
+
+    def values(self, observations: Tensor) -> Tensor:
+        """V after rows ``[B, L]``: ``[B]`` reward units."""
+        return self.value_table[self._at_ends(observations)]
+
+    def evaluate(self, observations: Tensor, actions: Tensor, mask: Tensor | None = None) -> Evaluation:
+        """Log-probabilities, entropies and values ``[B, T]`` in the dialogues ``[B, P]`` and ``[B, T]``."""
+        states = self._states(torch.cat([observations, actions], dim=1))[:, observations.shape[1] : -1]
+        logprobs = categorical_logprobs(self.logits[states])
+        chosen = categorical_logprob(logprobs, actions.clamp(min=0))
+        return Evaluation(chosen, categorical_entropy(logprobs), self.value_table[states])
 
 
 @torch.no_grad()
