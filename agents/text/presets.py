@@ -15,12 +15,11 @@ PRESETS: dict[Paper, dict[str, Any]] = {
     },
     "rloo": {"epochs": 1, "minibatch_size": None, "learning_rate": Linear(1e-3)},
     "reinforce": {"epochs": 1, "minibatch_size": None, "learning_rate": Linear(1e-3)},
-    "dr_grpo": {"minibatch_size": 64, "learning_rate": Linear(4e-4)},
-    "dapo": {"minibatch_size": 64, "learning_rate": Linear(4e-4)},
-    "gspo": {"minibatch_size": 64, "learning_rate": Linear(4e-4)},
-    "cispo": {"minibatch_size": 64, "learning_rate": Linear(4e-4)},
+    **{
+        name: {"minibatch_size": 64, "learning_rate": Linear(4e-4)}
+        for name in ("dr_grpo", "dapo", "gspo", "cispo", "reinforce++_baseline")
+    },
     "reinforce++": {"minibatch_size": None, "learning_rate": Linear(1e-3)},
-    "reinforce++_baseline": {"minibatch_size": 64, "learning_rate": Linear(4e-4)},
 }  # fmt: skip
 """Presets for movie reviews, on top of the papers' settings (`agents.text.config.PAPERS`).
 

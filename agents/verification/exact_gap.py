@@ -63,7 +63,7 @@ TABLE: dict[Paper, dict[str, Any]] = {
     "grpo": {"learning_rate": 0.05, "minibatch_size": NUM_ENVS, "epochs": 1, "group_size": 8},
     "rloo": {"learning_rate": 0.05, "group_size": 8},
     "reinforce": {"learning_rate": 0.05},
-    **dict.fromkeys(VARIANTS, {"learning_rate": 0.05, "minibatch_size": NUM_ENVS // 4}),
+    **{name: {"learning_rate": 0.05, "minibatch_size": NUM_ENVS // 4} for name in VARIANTS},
 }
 """Over the papers' choices, for a table; its PPO steps through the environment instead, with ``PPO_TABLE``."""
 GPT2: dict[Paper, dict[str, Any]] = {
@@ -71,7 +71,7 @@ GPT2: dict[Paper, dict[str, Any]] = {
     "grpo": {"learning_rate": 5e-4, "minibatch_size": 128, "epochs": 2, "group_size": 8},
     "rloo": {"learning_rate": 1e-3, "group_size": 8},
     "reinforce": {"learning_rate": 1e-3},
-    **dict.fromkeys(VARIANTS, {"learning_rate": 5e-4, "minibatch_size": NUM_ENVS // 4}),
+    **{name: {"learning_rate": 5e-4, "minibatch_size": NUM_ENVS // 4} for name in VARIANTS},
 }
 """Over the papers' choices, for the tiny GPT-2."""
 ANNEALED, SHARE = 3.0, 0.5
