@@ -73,7 +73,7 @@ class UpdateRecord:
         metrics["train/approx_kl"] = mean_k3(log_ratio)
         metrics["train/logprob_drift"] = self.log_ratios[0].abs().mean()
         change = log_ratio.exp() - 1.0
-        metrics["train/clip_fraction"] = ((change < -clip) | (change > clip_high)).float().mean()
+        metrics.setdefault("train/clip_fraction", ((change < -clip) | (change > clip_high)).float().mean())
         metrics["train/ratio_mean"], metrics["train/ratio_max"] = 1.0 + change.mean(), 1.0 + change.max()
         if self.grad_norms:
             metrics["train/grad_norm"] = torch.stack(self.grad_norms).mean()

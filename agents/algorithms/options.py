@@ -34,6 +34,11 @@ class TextOptions:
     """compute layers again in the backward pass instead of keeping what they hold"""
     missing_eos_penalty: float = 0.0
     """reward units taken from texts that ran out of budget"""
+    overlong_penalty: float = 0.0
+    """reward units taken from texts as long as the budget; from shorter ones less, in proportion to how far they reach
+    into the budget's last ``overlong_cache`` tokens (DAPO, arXiv:2503.14476, eq. 13)"""
+    overlong_cache: int | None = None
+    """tokens, >= 1. None: a fifth of the budget, as in that paper"""
     max_concurrent_rows: int | None = None
     """texts decoded at a time. None: all of a batch"""
     kl_controller: KLController | None = None

@@ -26,7 +26,7 @@ from agents.runs import checkpoint
 from agents.runs.logging import MetricSink
 from agents.text.agent import TextAgent
 from agents.text.collector import TextCollector, kl_shaping_of
-from agents.text.config import PAPERS, Algorithm, TextAgentConfig
+from agents.text.config import PAPERS, Algorithm, Paper, TextAgentConfig, paper_settings
 from agents.text.presets import learning_rate_for, preset_settings
 from agents.text.stepwise import generate_by_acting
 from textenvs.envs.base import TokenVectorBase
@@ -45,6 +45,8 @@ class TextAlgorithm(TextAgent):
         policy: directory or name of a causal LM, a transformers model, a ``CausalLMPolicy``, or any module that
             implements ``agents.interfaces.Policy`` over rows of tokens. None: a copy of the language model that the
             environment measures the KL against.
+        preset: name in ``agents.text.config.PAPERS`` whose settings to start from, such as "dapo" for GRPO or
+            "reinforce++" for REINFORCE; None: the algorithm's own. Not with ``config``.
         logger: receives metrics; see ``agents.runs.logging``.
         settings: fields of ``config`` and of ``TextOptions`` as keywords.
 
@@ -62,18 +64,20 @@ class TextAlgorithm(TextAgent):
         config: TextAgentConfig | None = None,
         policy: PolicyLike | None = None,
         *,
+        preset: Paper | None = None,
         logger: MetricSink | None = None,
         **settings: Any,
     ) -> None:
         if config is not None and not isinstance(config, TextAgentConfig):
             raise ValueError(f"config: expected a TextAgentConfig, received {type(config).__name__}")
+        start = self._preset(preset, config)
         own = {field.name for field in fields(TextOptions)}
         self.options = options = TextOptions(**{key: value for key, value in settings.items() if key in own})
         settings = {key: value for key, value in settings.items() if key not in own}
-        group_size = settings.get("group_size", PAPERS[self.name].get("group_size", 1))
+        group_size = settings.get("group_size", PAPERS[start].get("group_size", 1))
         envs = token_vector(env, options.batch_size, group_size if config is None else config.group_size)
         own_rate = config is None and "learning_rate" not in settings
-        config = self._config(envs.num_envs, config, settings)
+        config = self._config(envs.num_envs, start, config, settings)
         self.env_id = env if isinstance(env, str) else None
         self.policy_source = os.fspath(policy) if isinstance(policy, str | os.PathLike) else None
         self._own_policy = policy is None
@@ -97,13 +101,22 @@ class TextAlgorithm(TextAgent):
         self.env = envs
 
     @classmethod
-    def _config(cls, rows: int, config: TextAgentConfig | None, settings: dict[str, Any]) -> TextAgentConfig:
+    def _preset(cls, preset: Paper | None, config: TextAgentConfig | None) -> Paper:
+        known = [name for name in PAPERS if paper_settings(name)["algorithm"] == cls.name]
+        if preset is not None and (preset not in known or config is not None):
+            raise ValueError(f"preset: expected one of {', '.join(known)}, without config; received {preset!r}")
+        return preset or cls.name
+
+    @classmethod
+    def _config(
+        cls, rows: int, preset: Paper, config: TextAgentConfig | None, settings: dict[str, Any]
+    ) -> TextAgentConfig:
         if config is not None:
             if config.algorithm != cls.name:
                 raise ValueError(f"config: expected one of {cls.name}, received one of {config.algorithm}")
             return with_settings(TextAgentConfig, config, settings)
         check_settings(TextAgentConfig, settings)
-        chosen = preset_settings(cls.name, settings)
+        chosen = preset_settings(preset, settings)
         if "minibatch_size" not in settings and chosen["minibatch_size"] is not None:
             # The preset is for batches of 256: four optimizer steps a pass, whatever the batch.
             chosen["minibatch_size"] = min(chosen["minibatch_size"], max(1, rows // 4))
@@ -226,8 +239,11 @@ def _collector(envs: TokenVectorLike, policy: Any, config: TextAgentConfig, opti
         envs,
         seed=config.seed,
         missing_eos_penalty=options.missing_eos_penalty,
+        overlong_penalty=options.overlong_penalty,
+        overlong_cache=options.overlong_cache,
         kl_controller=options.kl_controller,
         score_scaler=options.score_scaler,
         generate=_writer(policy),
         max_concurrent_rows=options.max_concurrent_rows,
+        dynamic_sampling=config.dynamic_sampling,
     )

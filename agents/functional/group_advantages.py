@@ -50,10 +50,11 @@ def leave_one_out_advantages(returns: Tensor, group_size: int) -> Tensor:
     return scale * group_advantages(returns, group_size, normalize_std=False)
 
 
-def flat_groups(returns: Tensor, group_size: int) -> float:
-    """Share of groups, [0, 1], whose returns ``[B]`` are all equal, which give no gradient (DAPO, arXiv:2503.14476)."""
+def flat_groups(returns: Tensor, group_size: int) -> Tensor:
+    """``[B / group_size]`` True for groups whose returns ``[B]`` are all equal, which have no gradient (DAPO,
+    arXiv:2503.14476)."""
     groups = _groups(returns, group_size)
-    return float((groups == groups[:, :1]).all(1).float().mean())
+    return (groups == groups[:, :1]).all(1)
 
 
 def _groups(returns: Tensor, group_size: int) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from agents.functional.masked import Reduction, fill_masked, masked_mean
+from agents.functional.masked import Reduction, fill_masked, masked_mean, row_means
 
 LARGEST_LOG_RATIO = 80.0
 """Nats at which the log-ratio is clamped: exp overflows float32 at 88.7, and infinity times a gradient of 0 is NaN."""
@@ -27,6 +27,7 @@ def clipped_policy_loss(
     clip: float,
     clip_high: float | None = None,
     dual_clip: float | None = None,
+    sequence_ratio: bool = False,
     average: Reduction = masked_mean,
 ) -> Tensor:
     """PPO's clipped surrogate, negated so that lower is better.
@@ -38,6 +39,14 @@ def clipped_policy_loss(
     With ``dual_clip`` c the term of a step with A < 0 is at least ``c A``: a very large ratio, which the minimum does
     not bound, has no gradient. Source: Ye et al. 2020, eq. 5 (arXiv:1912.09729).
 
+    With ``sequence_ratio`` it is GSPO's: the steps of a row share the value of one ratio, the geometric mean of theirs,
+
+        s = (pi(y|x) / pi_old(y|x))^(1/|y|),   r_t = sg(s) pi(a_t|s_t) / sg(pi(a_t|s_t)),   |y| the row's valid steps
+
+    so that whole rows are clipped, and each step has its own advantage. Where a row's advantages are equal, value and
+    gradient are those of s itself, under every ``average``. Source: Zheng et al. 2025, eqs. 5, 7, 13 and 14
+    (arXiv:2507.18071); their average is ``sequence_mean``.
+
     Args:
         logprobs: ``[B, T]`` nats; carries gradient.
         old_logprobs: ``[B, T]`` nats, of the policy that acted.
@@ -46,12 +55,16 @@ def clipped_policy_loss(
         clip: eps, half-width of the trust interval, >= 0.
         clip_high: upper eps, if it differs from the lower one (Yu et al. 2025, "clip-higher", arXiv:2503.14476).
         dual_clip: c, > 1 + clip_high; None: no second clip.
+        sequence_ratio: GSPO's ratio instead of each step's own.
         average: over the valid steps.
 
     Raises:
         ValueError: if ``mask`` selects no step.
     """
-    ratio = fill_masked(logprobs - old_logprobs, mask).clamp(max=LARGEST_LOG_RATIO).exp()
+    log_ratio = fill_masked(logprobs - old_logprobs, mask)
+    if sequence_ratio:
+        log_ratio = row_means(log_ratio, mask).detach()[:, None] + (log_ratio - log_ratio.detach())
+    ratio = log_ratio.clamp(max=LARGEST_LOG_RATIO).exp()
     clipped = ratio.clamp(1.0 - clip, 1.0 + (clip if clip_high is None else clip_high))
     advantages = fill_masked(advantages, mask)
     gain = torch.minimum(ratio * advantages, clipped * advantages)
@@ -68,6 +81,30 @@ def policy_gradient_loss(
     Source: Williams 1992 (REINFORCE). It holds for actions of the current policy only: one optimizer step per batch.
     """
     return -average(fill_masked(logprobs, mask) * fill_masked(advantages, mask), mask)
+
+
+def clipped_weight_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor | None,
+    *,
+    clip: float,
+    clip_high: float | None = None,
+    average: Reduction = masked_mean,
+) -> Tensor:
+    """CISPO: the plain policy gradient, weighted by a clipped importance ratio that carries no gradient.
+
+        L = -E_t[ sg(clip(r_t, 1 - eps, 1 + eps_high)) A_t log pi(a_t|s_t) ],   r_t = pi(a_t|s_t) / pi_old(a_t|s_t)
+
+    Beyond the interval a step keeps its gradient, which PPO's loses; only its weight stops growing. The gradient alone
+    is meaningful, not the value. With ``clip`` 1 there is no lower bound, as in the paper's experiments.
+
+    Source: MiniMax 2025, eqs. 4 and 5 (arXiv:2506.13585).
+    """
+    ratio = fill_masked(logprobs.detach() - old_logprobs, mask).clamp(max=LARGEST_LOG_RATIO).exp()
+    weight = ratio.clamp(1.0 - clip, 1.0 + (clip if clip_high is None else clip_high))
+    return policy_gradient_loss(logprobs, weight * fill_masked(advantages, mask), mask, average=average)
 
 
 def surrogate_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor | None) -> Tensor:

@@ -50,8 +50,14 @@ def sequence_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return values.mean()
     count_valid(values, mask)
-    lengths = mask.sum(1).to(values.dtype)
-    return (fill_masked(values, mask).sum(1) / lengths.clamp(min=1.0)).sum() / (lengths > 0).sum()
+    return row_means(values, mask).sum() / mask.any(1).sum()
+
+
+def row_means(values: Tensor, mask: Tensor | None) -> Tensor:
+    """``[B]``, each row's mean over its valid steps; 0 for a row that has none."""
+    if mask is None:
+        return values.mean(1)
+    return fill_masked(values, mask).sum(1) / mask.sum(1).to(values.dtype).clamp(min=1.0)
 
 
 def constant_mean(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -160,7 +160,8 @@ class TextAgent(Agent):
         config, mask = self.config, rollout.mask
         returns = fill_masked(rollout.rewards, mask).sum(1)
         if config.algorithm in GROUP_ALGORITHMS:
-            self._advantage_metrics["train/flat_groups"] = flat_groups(returns, config.group_size)
+            flat = flat_groups(returns, config.group_size)
+            self._advantage_metrics["train/flat_groups"] = float(flat.float().mean())
         if config.algorithm == "grpo":
             advantages = group_advantages(returns, config.group_size, normalize_std=config.normalize_std)
         elif config.algorithm == "rloo":
@@ -246,11 +247,10 @@ def _check(
         raise ValueError('reference: expected a policy for kl_estimator "full", received None')
     if collector is None:
         return
-    if collector.group_size != config.group_size:
-        raise ValueError(
-            f"group_size: expected {config.group_size} in the environment, as in the configuration, received "
-            f"{collector.group_size}"
-        )
+    for name, place in (("group_size", "environment"), ("dynamic_sampling", "collector")):
+        expected, received = getattr(config, name), getattr(collector, name)
+        if expected != received:
+            raise ValueError(f"{name}: expected {expected} in the {place}, as configured, received {received}")
     rows = collector.base.num_envs
     if config.policy_loss == "plain" and (config.minibatch_size or rows) < rows:
         raise ValueError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,10 @@ from agents.lm.generation import generate as generate_completions
 from agents.lm.sampling import uniform
 from agents.rollout import Rollout
 from agents.runs.distributed import ALONE, Processes
+from agents.text.dynamic_sampling import fill_rollout
 from agents.text.kl_controllers import KLController
 from agents.text.rollout_metrics import rollout_metrics
-from agents.text.score_scaling import ScoreScaler
+from agents.text.score_scaling import ScoreScaler, overlong_punishment
 from textenvs.dialogues.vector import DialogueVectorEnv
 from textenvs.envs.base import TokenVectorBase
 from textenvs.envs.wrapper import TokenVectorWrapper
@@ -41,10 +43,13 @@ class TextCollector:
         envs: a `textenvs.TokenVectorEnv` or one of textenvs' wrappers around it.
         seed: of the prompts' order and of the sampled tokens.
         missing_eos_penalty: subtracted from the last reward of a row that reached the token budget, reward units, >= 0.
+        overlong_penalty: times ``overlong_punishment``, added to the last reward of long rows, reward units, >= 0.
+        overlong_cache: tokens before the budget over which it grows; None: a fifth of the budget, as in its paper.
         kl_controller: adapts the KL coefficient between rollouts; None: it is constant.
         score_scaler: applied to scores before they are paid; metrics keep the raw scores. None: no scaling.
         generate: generates completions: ``agents.lm.generation.generate`` or a function with its arguments.
         max_concurrent_rows: rows decoded at a time, passed to ``generate`` unless it is None; None: all at once.
+        dynamic_sampling: most batches drawn beside the first; see ``agents.text.dynamic_sampling``.
         processes: that share the work, each with its own collector; see ``agents.runs.distributed``.
 
     Raises:
@@ -60,20 +65,31 @@ class TextCollector:
         *,
         seed: int = 0,
         missing_eos_penalty: float = 0.0,
+        overlong_penalty: float = 0.0,
+        overlong_cache: int | None = None,
         kl_controller: KLController | None = None,
         score_scaler: ScoreScaler | None = None,
         generate: Callable[..., Generation] = generate_completions,
         max_concurrent_rows: int | None = None,
+        dynamic_sampling: int = 0,
         processes: Processes = ALONE,
     ) -> None:
         check_max_concurrent_rows(max_concurrent_rows)
-        if not missing_eos_penalty >= 0:
-            raise ValueError(f"missing_eos_penalty: expected reward units >= 0, received {missing_eos_penalty}")
+        for name, penalty in (("missing_eos_penalty", missing_eos_penalty), ("overlong_penalty", overlong_penalty)):
+            if not penalty >= 0:
+                raise ValueError(f"{name}: expected reward units >= 0, received {penalty}")
         if not isinstance(envs, TokenVectorBase | TokenVectorWrapper):
             raise ValueError(f"envs: expected a TokenVectorEnv or one of textenvs' wrappers, received {envs}")
         self.envs = envs
         self.base = envs if isinstance(envs, TokenVectorBase) else envs.base
         self.missing_eos_penalty = float(missing_eos_penalty)
+        if overlong_cache is not None and not overlong_penalty:
+            raise ValueError("overlong_cache needs overlong_penalty, which is 0")
+        self.overlong_penalty, budget = float(overlong_penalty), self.base.max_sampled_tokens
+        self.overlong_cache = max(1, budget // 5) if overlong_cache is None else overlong_cache
+        if not 1 <= self.overlong_cache <= budget:
+            raise ValueError(f"overlong_cache: expected 1 to {budget} tokens, the budget, received {overlong_cache}")
+        self.dynamic_sampling = dynamic_sampling
         self.kl_controller, self.score_scaler = kl_controller, score_scaler
         self.generate, self.max_concurrent_rows, self.processes = generate, max_concurrent_rows, processes
         if self.base.num_envs < processes.count:
@@ -102,7 +118,7 @@ class TextCollector:
         return None if self._kl_shaping is None else self._kl_shaping.charge
 
     def collect(self, policy: CausalLMPolicy) -> tuple[Rollout, dict[str, float]]:
-        """Play one episode in each sub-environment.
+        """Play one episode in each sub-environment; with ``dynamic_sampling`` several, of which some are returned.
 
         Returns:
             The rollout, ``[B, T]`` with prompts ``[B, P]`` as observations, and its metrics
@@ -113,6 +129,12 @@ class TextCollector:
                 group do not share their prompt (the environment was stepped before).
         """
         self._check(policy)
+        draw = partial(self._draw, policy)
+        rollout, self.last, metrics = fill_rollout(draw, self.group_size, self.dynamic_sampling)
+        return rollout, metrics | self._update_kl_coef(metrics, rollout.num_rows)
+
+    def _draw(self, policy: CausalLMPolicy) -> tuple[Rollout, TokenRows, dict[str, float]]:
+        """One episode in each sub-environment, as a rollout and as rows, and its metrics."""
         start = time.perf_counter()
         prompts = self.envs.draw_prompts() if self._seed is None else self.envs.draw_prompts(seed=self._seed)
         self._seed = None
@@ -126,13 +148,11 @@ class TextCollector:
         rows = self.envs.play(prompts[shard], completions, logprobs, columns=self.base.drawn_columns[shard])
         if self.processes.count > 1:
             generation, rows = self._all_gather(generation, rows)
-        self.last = rows
         rollout = self._rollout(policy, torch.from_numpy(prompts).to(policy.device), generation, rows)
         metrics = {f"rollout/{name}": value for name, value in rollout_metrics(rows).items()}
         metrics["rollout/return_mean"] = float(rollout.rewards.sum()) / len(prompts)
         metrics |= {"time/generate_s": generated - start, "time/score_s": time.perf_counter() - generated}
-        metrics |= self._update_kl_coef(metrics, len(prompts))
-        return rollout, metrics
+        return rollout, rows, metrics
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next ``collect`` depends on: the generator, an unused seed, the environment's state."""
@@ -150,7 +170,7 @@ class TextCollector:
         Raises:
             ValueError: if it has another penalty, score scaler or KL controller.
         """
-        ours, theirs = self._settings(), state["settings"]
+        ours, theirs = self._settings(), {"overlong": None, **state["settings"]}
         other = [f"{name} {theirs[name]!r} (here {ours[name]!r})" for name in ours if theirs[name] != ours[name]]
         if other:
             raise ValueError(f"the rollouts were collected with other settings: {', '.join(other)}")
@@ -165,6 +185,7 @@ class TextCollector:
         scaler, controller = self.score_scaler, self.kl_controller
         return {
             "missing_eos_penalty": self.missing_eos_penalty,
+            "overlong": [self.overlong_penalty, self.overlong_cache] if self.overlong_penalty else None,
             "score_scaler": None if scaler is None else [scaler.standardize, scaler.limit],
             "kl_controller": None if controller is None else [type(controller).__name__, dict(vars(controller))],
         }
@@ -204,6 +225,11 @@ class TextCollector:
                 raise ValueError("score_scaler needs scores: wrap the environment in a PreferenceReward, or pass None")
             rewards[np.arange(len(last)), last] += self.score_scaler(rows.scores) - rows.scores
         rewards[np.arange(len(last)), last] -= self.missing_eos_penalty * (rows.stop_reason == "length")
+        if self.overlong_penalty:
+            punished = overlong_punishment(
+                rows.mask.sum(1), limit=self.base.max_sampled_tokens, cache=self.overlong_cache
+            )
+            rewards[np.arange(len(last)), last] += self.overlong_penalty * punished
         ended = torch.zeros_like(mask)
         ended[torch.arange(len(last)), torch.from_numpy(last)] = True
         next_values = values_of_next_steps(generation.values, mask)

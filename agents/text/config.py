@@ -14,9 +14,13 @@ from agents.functional.schedules import value_at
 from agents.ranges import check_values
 
 Algorithm = Literal["ppo", "grpo", "rloo", "reinforce"]
+Paper = Literal[
+    "ppo", "grpo", "rloo", "reinforce", "dr_grpo", "dapo", "gspo", "cispo", "reinforce++", "reinforce++_baseline"
+]
 WITH_CRITIC, GROUP_ALGORITHMS = ("ppo",), ("grpo", "rloo")
 
-PAPERS: dict[Algorithm, dict[str, Any]] = {
+_GROUPS = {"algorithm": "grpo", "group_size": 8, "normalize_advantages": "none", "epochs": 1}
+PAPERS: dict[Paper, dict[str, Any]] = {
     "ppo": {},
     "grpo": {
         "group_size": 8, "normalize_std": True, "normalize_advantages": "none", "average": "sequence", "kl_in": "loss",
@@ -27,8 +31,34 @@ PAPERS: dict[Algorithm, dict[str, Any]] = {
     "reinforce": {
         "baseline": "batch", "normalize_advantages": "none", "policy_loss": "plain", "average": "constant", "epochs": 1,
     },
+    "dr_grpo": {**_GROUPS, "average": "constant"},
+    "dapo": {**_GROUPS, "group_size": 16, "normalize_std": True, "clip_high": 0.28, "dynamic_sampling": 9},
+    "gspo": {
+        **_GROUPS, "normalize_std": True, "average": "sequence", "policy_loss": "gspo", "clip": 3e-4, "clip_high": 4e-4,
+    },
+    "cispo": {**_GROUPS, "normalize_std": True, "policy_loss": "cispo", "clip": 1.0, "clip_high": 4.0},
+    "reinforce++": {"algorithm": "reinforce", "reward_to_go": True, "epochs": 1},
+    "reinforce++_baseline": {
+        **_GROUPS, "normalize_advantages": "batch", "kl_in": "loss", "kl_estimator": "k2",
+    },
 }  # fmt: skip
-"""Settings of each algorithm's paper that differ from ``TextAgentConfig``'s defaults; sources in the fields."""
+"""Settings of each algorithm's paper that differ from ``TextAgentConfig``'s defaults; sources in the fields.
+
+The papers of Dr. GRPO, DAPO, GSPO and CISPO charge no KL: set the environment's ``beta`` to 0. DAPO draws until its
+batch is full; the bound is that of verl's recipe, ten batches in all. CISPO's upper bound is not in its paper: weights
+up to 5 are those of ScaleRL (Khatri et al. 2025, arXiv:2510.13786).
+"""
+
+
+def paper_settings(name: Paper) -> dict[str, Any]:
+    """The keywords of ``TextAgentConfig`` that ``PAPERS`` has under ``name``, ``algorithm`` included.
+
+    Raises:
+        ValueError: if there is no such paper.
+    """
+    if name not in PAPERS:
+        raise ValueError(f"algorithm: expected one of {', '.join(PAPERS)}, received {name!r}")
+    return {"algorithm": name, **PAPERS[name]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,16 +67,21 @@ class TextAdvantageConfig:
 
     group_size: int = 1
     """consecutive texts of each prompt in a batch"""
+    dynamic_sampling: int = 0
+    """GRPO, RLOO: up to so many more batches are drawn until a rollout is full of groups whose texts differ in return;
+    equal ones teach nothing (DAPO, Yu et al. 2025, arXiv:2503.14476, section 3.2 and eq. 11). A KL in the reward makes
+    nearly all returns differ"""
     normalize_std: bool = False
     """GRPO: divide by the group's standard deviation (Shao et al. 2024, arXiv:2402.03300); Dr. GRPO does not
     (arXiv:2503.20783)"""
     baseline: Literal["batch", "moving", "none"] = "none"
     """REINFORCE (Williams 1992): "batch", the mean return of the batch; "moving", its running average; "none". With
-    "none" and normalize_advantages "batch" it is REINFORCE++ (Hu et al. 2025, arXiv:2501.03262)"""
+    "none", reward_to_go and normalize_advantages "batch" it is REINFORCE++ (Hu et al. 2025, arXiv:2501.03262v9, eq. 5);
+    its variant with a baseline is GRPO without the deviation, normalized alike (eqs. 6 and 7), with k2 in the loss"""
     baseline_decay: float = 0.9
     """decay of the running average, [0, 1)"""
     reward_to_go: bool = False
-    """REINFORCE: credit a token with the rewards from it on, not with the whole text's (arXiv:2501.03262, eq. 5)"""
+    """REINFORCE: credit a token with the rewards from it on, not with the whole text's (arXiv:2501.03262v9, eq. 4)"""
     critic_lam: float | None = None
     """PPO: GAE's lambda of the critic's targets, [0, 1]; None: the actor's (VC-PPO, Yuan et al. 2025, arXiv:2503.01491;
     VAPO, arXiv:2504.05118)"""
@@ -61,8 +96,10 @@ class TextAdvantageConfig:
 class TextLossConfig:
     """Loss: what an optimizer step minimizes."""
 
-    policy_loss: Literal["clipped", "plain"] = "clipped"
-    """"clipped", PPO's surrogate; "plain", the policy gradient, which holds for one step a batch"""
+    policy_loss: Literal["clipped", "plain", "gspo", "cispo"] = "clipped"
+    """"clipped", PPO's surrogate; "plain", the policy gradient, which holds for one step a batch; "gspo", the surrogate
+    with one ratio a text (Zheng et al. 2025, arXiv:2507.18071, eqs. 5 and 7); "cispo", the policy gradient weighted by
+    the clipped ratio (MiniMax 2025, arXiv:2506.13585, eqs. 4 and 5), where a clip of 1 is no lower bound"""
     clip_high: float | None = None
     """upper eps, if it differs from ``clip`` (DAPO's clip-higher, Yu et al. 2025, arXiv:2503.14476)"""
     dual_clip: float | None = None
@@ -126,11 +163,9 @@ class TextAgentConfig(
     """PPO: first updates in which only the critic learns, and the actor stays as it is"""
 
     @classmethod
-    def for_algorithm(cls, algorithm: Algorithm, **changed: Any) -> TextAgentConfig:
+    def for_algorithm(cls, algorithm: Paper, **changed: Any) -> TextAgentConfig:
         """The settings of the algorithm's paper (``PAPERS``), updated by ``changed``."""
-        if algorithm not in PAPERS:
-            raise ValueError(f"algorithm: expected one of {', '.join(PAPERS)}, received {algorithm!r}")
-        return cls(algorithm=algorithm, **(PAPERS[algorithm] | changed))
+        return cls(**(paper_settings(algorithm) | changed))
 
     @property
     def uses_critic(self) -> bool:
@@ -146,7 +181,7 @@ class TextAgentConfig(
     def _check_ranges(self) -> None:
         ranges = {
             ">= 1": "group_size",
-            ">= 0": "weight_decay warmup_updates clip_high critic_warmup",
+            ">= 0": "weight_decay warmup_updates clip_high critic_warmup dynamic_sampling",
             "in [0, 1)": "adam_beta1 adam_beta2 baseline_decay",
             "in [0, 1]": "critic_lam",
         }
@@ -168,13 +203,15 @@ class TextAgentConfig(
         plain = self.policy_loss == "plain"
         needs = {
             "GRPO": (self.algorithm == "grpo", ("normalize_std",)),
+            "GRPO or RLOO": (self.algorithm in GROUP_ALGORITHMS, ("dynamic_sampling",)),
             "REINFORCE": (self.algorithm == "reinforce", ("baseline", "reward_to_go")),
             "a critic": (
                 self.uses_critic,
                 ("critic_lam", "critic_warmup", "value_clip", "whiten_rewards", "lam", "value_coef"),
             ),
             "whiten_rewards": (self.whiten_rewards, ("whiten_shift_mean",)),
-            "the clipped loss": (not plain, ("clip", "clip_high", "dual_clip")),
+            "the clipped loss": (self.policy_loss == "clipped", ("dual_clip",)),
+            "a clipped loss": (not plain, ("clip", "clip_high")),
             "a KL in the loss": (self.kl_in != "reward", ("kl_estimator",)),
             "the moving baseline": (self.baseline == "moving", ("baseline_decay",)),
         }

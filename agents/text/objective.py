@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from agents.functional import kl, losses
-from agents.functional.masked import Reduction, constant_mean, fill_masked, masked_mean, sequence_mean
+from agents.functional.masked import Reduction, constant_mean, fill_masked, masked_mean, row_means, sequence_mean
 from agents.interfaces import Evaluation
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.rollout import Batch
@@ -33,20 +35,18 @@ def text_objective(config: TextAgentConfig, *, clip: float, beta: float) -> Obje
     average, _ = REDUCTIONS[config.average]
 
     def objective(evaluation: Evaluation, batch: Batch, mask: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        given = (evaluation.logprobs, batch.old_logprobs, batch.advantages, mask)
+        bounds: dict[str, Any] = {"clip": clip, "clip_high": config.clip_high, "average": average}
         if config.policy_loss == "plain":
             total = losses.policy_gradient_loss(evaluation.logprobs, batch.advantages, mask, average=average)
+        elif config.policy_loss == "cispo":
+            total = losses.clipped_weight_loss(*given, **bounds)
         else:
-            total = losses.clipped_policy_loss(
-                evaluation.logprobs,
-                batch.old_logprobs,
-                batch.advantages,
-                mask,
-                clip=clip,
-                clip_high=config.clip_high,
-                dual_clip=config.dual_clip,
-                average=average,
-            )
+            gspo = config.policy_loss == "gspo"
+            total = losses.clipped_policy_loss(*given, dual_clip=config.dual_clip, sequence_ratio=gspo, **bounds)
         parts = {"policy_loss": total}
+        if config.policy_loss == "gspo":
+            parts["clip_fraction"] = _clipped_rows(evaluation, batch, mask, clip, config.clip_high)
         if config.uses_critic:
             parts["value_loss"] = critic_loss(config, evaluation, batch, mask, average)
             total = torch.add(total, parts["value_loss"], alpha=config.value_coef)
@@ -60,6 +60,15 @@ def text_objective(config: TextAgentConfig, *, clip: float, beta: float) -> Obje
         return total, parts
 
     return objective
+
+
+def _clipped_rows(
+    evaluation: Evaluation, batch: Batch, mask: Tensor | None, clip: float, clip_high: float | None
+) -> Tensor:
+    """Share of rows whose ratio (GSPO's) lies outside the interval, [0, 1]."""
+    change = row_means(evaluation.logprobs.detach() - batch.old_logprobs, mask).expm1()
+    outside = (change < -clip) | (change > (clip if clip_high is None else clip_high))
+    return masked_mean(outside.float(), None if mask is None else mask.any(1))
 
 
 def _kl(estimator: str, evaluation: Evaluation, batch: Batch) -> Tensor:

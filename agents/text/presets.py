@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from agents.functional.schedules import Linear
-from agents.text.config import PAPERS, Algorithm
+from agents.text.config import Algorithm, Paper, paper_settings
 
-PRESETS: dict[Algorithm, dict[str, Any]] = {
+PRESETS: dict[Paper, dict[str, Any]] = {
     "ppo": {"epochs": 2, "minibatch_size": 64, "learning_rate": Linear(4e-4), "lam": 0.95, "value_coef": 0.1},
     "grpo": {
         "epochs": 2, "minibatch_size": 64, "learning_rate": Linear(4e-4), "kl_in": "reward", "normalize_std": False,
@@ -15,6 +15,11 @@ PRESETS: dict[Algorithm, dict[str, Any]] = {
     },
     "rloo": {"epochs": 1, "minibatch_size": None, "learning_rate": Linear(1e-3)},
     "reinforce": {"epochs": 1, "minibatch_size": None, "learning_rate": Linear(1e-3)},
+    **{
+        name: {"minibatch_size": 64, "learning_rate": Linear(4e-4)}
+        for name in ("dr_grpo", "dapo", "gspo", "cispo", "reinforce++_baseline")
+    },
+    "reinforce++": {"minibatch_size": None, "learning_rate": Linear(1e-3)},
 }  # fmt: skip
 """Presets for movie reviews, on top of the papers' settings (`agents.text.config.PAPERS`).
 
@@ -39,7 +44,7 @@ def learning_rate_for(algorithm: Algorithm, num_parameters: int, *, adapters: bo
     return Linear(preset.start / max(1.0, divisor / 10 if adapters else divisor), preset.end)
 
 
-def preset_settings(algorithm: Algorithm, changed: dict[str, Any]) -> dict[str, Any]:
+def preset_settings(algorithm: Paper, changed: dict[str, Any]) -> dict[str, Any]:
     """Keywords of ``TextAgentConfig``: ``algorithm``'s preset on top of its paper's settings, updated by ``changed``.
 
     A ``kl_estimator`` applies to a KL in the loss, so with one GRPO's KL stays in the loss, as in its paper.
@@ -47,9 +52,8 @@ def preset_settings(algorithm: Algorithm, changed: dict[str, Any]) -> dict[str, 
     Raises:
         ValueError: if there is no such algorithm.
     """
-    if algorithm not in PRESETS:
-        raise ValueError(f"algorithm: expected one of {', '.join(PRESETS)}, received {algorithm!r}")
+    paper = paper_settings(algorithm)
     preset = {"max_grad_norm": 1.0, **PRESETS[algorithm]}
     if changed.get("kl_estimator") is not None:
         preset.pop("kl_in", None)
-    return {"algorithm": algorithm, **PAPERS[algorithm], **preset, **changed}
+    return {**paper, **preset, **changed}

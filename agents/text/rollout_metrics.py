@@ -32,6 +32,9 @@ METRICS: dict[str, str] = {
     "rollout/distinct_2": "distinct bigrams / bigrams in a text, averaged over texts, [0, 1]; low means repetition",
     "rollout/repetition": f"share of a text's {REPETITION_N}-grams that occurred in it before, averaged over texts, "
     "[0, 1]",
+    "rollout/draws": "dynamic sampling: batches drawn for this rollout; its other metrics are means over all of them",
+    "rollout/groups_dropped": "dynamic sampling: share of the groups drawn whose returns are all equal, [0, 1]",
+    "rollout/groups_filled": "dynamic sampling: share of the rollout's groups that are such after all draws, [0, 1]",
     "time/generate_s": "seconds of this rollout spent generating",
     "time/score_s": "seconds of this rollout spent in the environment: scores and reference",
 }

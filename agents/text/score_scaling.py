@@ -1,4 +1,4 @@
-"""Scaling of scores, independent of the reward model's unit: running standardization and clipping."""
+"""What a text is paid beside its raw score: the score's scaling, and a punishment of overlong texts."""
 
 from __future__ import annotations
 
@@ -48,3 +48,14 @@ class ScoreScaler:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state from ``state_dict``."""
         self.moments.load_state_dict(state)
+
+
+def overlong_punishment(lengths: NDArray[np.int64], *, limit: int, cache: int) -> NDArray[np.float64]:
+    """``[N]`` from 0, up to ``limit - cache`` tokens, in a straight line to -1 at ``limit``, and -1 beyond.
+
+        R(y) = 0 if |y| <= L_max - L_cache;  ((L_max - L_cache) - |y|) / L_cache up to L_max;  -1 beyond
+
+    Source: "soft overlong punishment" of DAPO, Yu et al. 2025, eq. 13 (arXiv:2503.14476). ``lengths [N]``, ``limit``
+    (L_max) and ``cache`` (L_cache, >= 1) are tokens.
+    """
+    return ((limit - cache - lengths) / cache).clip(-1.0, 0.0)

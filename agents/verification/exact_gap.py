@@ -1,7 +1,7 @@
 """The optimality gap of each algorithm on enumerable text problems, whose best policy is known.
 
     python -m scripts.exact_gap                                    PPO on a table of logits
-    python -m scripts.exact_gap --algorithm all                    PPO, GRPO, RLOO and REINFORCE
+    python -m scripts.exact_gap --algorithm all                    each of ``agents.text.config.PAPERS``
     python -m scripts.exact_gap --algorithm grpo --policy gpt2     a tiny GPT-2, by whole texts
 
 The gap is (optimum - attained) / (optimum - start) of the objective ``E[score] - beta KL(pi || pi_ref)``, all three by
@@ -34,7 +34,7 @@ from agents.runs.cli import enter
 from agents.runs.run_dir import RunDir
 from agents.text.agent import TextAgent
 from agents.text.collector import TextCollector
-from agents.text.config import Algorithm, TextAgentConfig
+from agents.text.config import Paper, TextAgentConfig
 from agents.text.kl_controllers import AnnealedKL
 from agents.verification.tabular import TabularPolicy, TabularTextPolicy, write
 from textenvs.exact import enumeration as exact
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ENVS = ("textenvs/ExactSpelling-v0", "textenvs/ExactSentiment-v0", "textenvs/ExactRandom-v0")
-ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
+ALGORITHMS: tuple[Paper, ...] = get_args(Paper)
 NUM_ENVS = 512
 """Episodes side by side, of the table's PPO; texts a batch of all others."""
 PPO_TABLE = PPOConfig(
@@ -57,24 +57,28 @@ PPO_TABLE = PPOConfig(
     value_coef=1.0,
     max_grad_norm=10.0,
 )
-TABLE: dict[Algorithm, dict[str, Any]] = {
+VARIANTS: tuple[Paper, ...] = ("dr_grpo", "dapo", "gspo", "cispo", "reinforce++", "reinforce++_baseline")
+"""They differ in what happens off policy: four optimizer steps a batch."""
+TABLE: dict[Paper, dict[str, Any]] = {
     "grpo": {"learning_rate": 0.05, "minibatch_size": NUM_ENVS, "epochs": 1, "group_size": 8},
     "rloo": {"learning_rate": 0.05, "group_size": 8},
     "reinforce": {"learning_rate": 0.05},
+    **{name: {"learning_rate": 0.05, "minibatch_size": NUM_ENVS // 4} for name in VARIANTS},
 }
 """Over the papers' choices, for a table; its PPO steps through the environment instead, with ``PPO_TABLE``."""
-GPT2: dict[Algorithm, dict[str, Any]] = {
+GPT2: dict[Paper, dict[str, Any]] = {
     "ppo": {"learning_rate": 1e-3, "minibatch_size": 128, "epochs": 4, "lam": 1.0, "value_coef": 0.2},
     "grpo": {"learning_rate": 5e-4, "minibatch_size": 128, "epochs": 2, "group_size": 8},
     "rloo": {"learning_rate": 1e-3, "group_size": 8},
     "reinforce": {"learning_rate": 1e-3},
+    **{name: {"learning_rate": 5e-4, "minibatch_size": NUM_ENVS // 4} for name in VARIANTS},
 }
 """Over the papers' choices, for the tiny GPT-2."""
 ANNEALED, SHARE = 3.0, 0.5
 """The GPT-2's initial KL coefficient over the task's own, and the share of episodes in which it falls to that."""
-UPDATES: dict[str, dict[Algorithm, int]] = {
-    "tabular": {"ppo": 80, "grpo": 400, "rloo": 400, "reinforce": 400},
-    "gpt2": {"ppo": 240, "grpo": 600, "rloo": 600, "reinforce": 600},
+UPDATES: dict[str, dict[Paper, int]] = {
+    "tabular": dict.fromkeys(ALGORITHMS, 400) | {"ppo": 80},
+    "gpt2": dict.fromkeys(ALGORITHMS, 600) | {"ppo": 240},
 }
 """Rollouts that each training learns from."""
 
@@ -100,7 +104,7 @@ class GapResult:
 
 
 def train_tabular(
-    env_id: str, algorithm: Algorithm = "ppo", *, seed: int = 0, updates: int | None = None, num_envs: int = NUM_ENVS
+    env_id: str, algorithm: Paper = "ppo", *, seed: int = 0, updates: int | None = None, num_envs: int = NUM_ENVS
 ) -> GapResult:
     """A table that starts as the reference: PPO step by step like any control task, the others by whole texts.
 
@@ -119,7 +123,7 @@ def train_tabular(
     task: ExactTask = envs.unwrapped.task  # type: ignore[attr-defined]
     logits = task.ref_logprobs.reshape(-1, len(task.words))
     policy = TabularTextPolicy(task.states, logits, prompt_length=task.prompts.shape[1], eos_token_id=EOS_TOKEN)
-    collector = TextCollector(envs, seed=seed, generate=write)
+    collector = TextCollector(envs, seed=seed, generate=write, dynamic_sampling=config.dynamic_sampling)
     table: Any = policy  # acts through `write` alone
     agent = TextAgent(config, policy=table, collector=collector)
     return _learn(agent, task, lambda: _normalized(policy.table.logits, task), number * num_envs)
@@ -136,7 +140,7 @@ def _train_table_by_steps(env_id: str, seed: int, updates: int, num_envs: int) -
 
 
 def train_gpt2(
-    env_id: str, algorithm: Algorithm = "ppo", *, seed: int = 0, updates: int | None = None, num_envs: int = NUM_ENVS
+    env_id: str, algorithm: Paper = "ppo", *, seed: int = 0, updates: int | None = None, num_envs: int = NUM_ENVS
 ) -> GapResult:
     """A tiny GPT-2, whose own starting distribution is the reference, by texts; arguments as `train_tabular`'s."""
     from agents.lm.causal_lm import CausalLMPolicy
@@ -150,7 +154,7 @@ def train_gpt2(
     policy = CausalLMPolicy(model, eos_token_id=EOS_TOKEN, critic="shared" if config.uses_critic else "none")
     number = UPDATES["gpt2"][algorithm] if updates is None else updates
     price = AnnealedKL(start=ANNEALED * task.beta, end=task.beta, horizon=SHARE * number * num_envs)
-    collector = TextCollector(envs, seed=seed, kl_controller=price)
+    collector = TextCollector(envs, seed=seed, kl_controller=price, dynamic_sampling=config.dynamic_sampling)
     agent = TextAgent(config, policy=policy, collector=collector)
 
     @torch.no_grad()
@@ -163,9 +167,10 @@ def train_gpt2(
 TRAINERS: dict[str, Callable[..., GapResult]] = {"tabular": train_tabular, "gpt2": train_gpt2}
 
 
-def settings(algorithm: Algorithm, chosen: dict[str, Any], num_envs: int, seed: int) -> TextAgentConfig:
+def settings(algorithm: Paper, chosen: dict[str, Any], num_envs: int, seed: int) -> TextAgentConfig:
     """The algorithm as its paper has it, but for the KL in the reward and what is ``chosen`` here."""
-    asked = {"minibatch_size": num_envs, "max_grad_norm": 1.0, "kl_in": "reward", "seed": seed} | chosen
+    asked = {"minibatch_size": num_envs, "max_grad_norm": 1.0, "kl_in": "reward", "kl_estimator": None, "seed": seed}
+    asked |= chosen
     return TextAgentConfig.for_algorithm(algorithm, **(asked | {"learning_rate": Linear(chosen["learning_rate"], 0.0)}))
 
 
@@ -208,7 +213,7 @@ class ExactGapConfig:
 
     policy: Literal["tabular", "gpt2"] = "tabular"
     """what is trained"""
-    algorithm: Algorithm | Literal["all"] = "ppo"
+    algorithm: Paper | Literal["all"] = "ppo"
     """what trains it; "all": one after the other"""
     envs: tuple[str, ...] = ENVS
     """ids of environments with a known optimum"""
@@ -228,7 +233,7 @@ class ExactGapConfig:
             raise ValueError(f"updates must be at least 1, received {self.updates}")
 
     @property
-    def algorithms(self) -> tuple[Algorithm, ...]:
+    def algorithms(self) -> tuple[Paper, ...]:
         """What is trained with."""
         return ALGORITHMS if self.algorithm == "all" else (self.algorithm,)
 
@@ -261,13 +266,13 @@ def measure(config: ExactGapConfig) -> dict[str, Any]:
     """
     summary: dict[str, Any] = {"policy": config.policy, "algorithm": config.algorithm, "seed": config.seed}
     columns = f"{'start':>9}{'attained':>10}{'optimum':>9}{'KL':>7}{'of best':>9}{'gap %':>8}{'s':>7}"
-    print(f"{'algorithm':11}{'environment':28}{columns}")
+    print(f"{'algorithm':21}{'environment':28}{columns}")
     for algorithm in config.algorithms:
         gaps = []
         for env_id in config.envs:
             result = TRAINERS[config.policy](env_id, algorithm, seed=config.seed, updates=config.updates)
             print(
-                f"{algorithm:11}{env_id:28}{result.start:9.4f}{result.attained:10.4f}{result.optimum:9.4f}"
+                f"{algorithm:21}{env_id:28}{result.start:9.4f}{result.attained:10.4f}{result.optimum:9.4f}"
                 f"{result.kl:7.3f}{result.optimal_kl:9.3f}{100 * result.gap:8.3f}{result.train_s:7.1f}",
                 flush=True,
             )

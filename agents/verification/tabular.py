@@ -180,7 +180,7 @@ class TabularDialoguePolicy(nn.Module):
 
     def evaluate(self, observations: Tensor, actions: Tensor, mask: Tensor | None = None) -> Evaluation:
         """Log-probabilities, entropies and values ``[B, T]`` in the dialogues ``[B, P]`` and ``[B, T]``."""
-        states = self._states(torch.cat([observations, actions], dim=1))[:, observations.shape[1] : -1]
+        states = self._states(torch.cat([observations[:, :2], actions], dim=1))[:, 2:-1]
         logprobs = categorical_logprobs(self.logits[states])
         chosen = categorical_logprob(logprobs, actions.clamp(min=0))
         return Evaluation(chosen, categorical_entropy(logprobs), self.value_table[states])

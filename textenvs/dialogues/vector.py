@@ -119,8 +119,13 @@ class DialogueVectorEnv(TokenVectorBase):
         """As in the base."""
         return self.max_tokens, "max_tokens", str(self.max_tokens)
 
+    @property
+    def max_sampled_tokens(self) -> int:
+        """As in the base."""
+        return min(self.limits.max_turns * self.limits.max_turn_tokens, self.max_tokens - 1)
+
     def draw_prompts(self, *, seed: int | None = None) -> Ids:
-        """Begin a dialogue in every row of the batch path: first observations ``[num_envs, P]``, right-padded.
+        """Begin a dialogue in every row of the batch path: first observations ``[num_envs, max_tokens - 1]``.
 
         The agent writes turns, `answer` replies, and `play` gives the finished rows. Episodes of the step path do not
         change, since both paths have environments of their own.
@@ -140,7 +145,7 @@ class DialogueVectorEnv(TokenVectorBase):
         self._played.begin(rows, seeds, numbers)
         self.drawn_columns = [{"messages": messages} for messages in self._played.messages]
         buffer = self._played.rows
-        prompts = buffer.tokens[:, : int(buffer.lengths.max())].copy()
+        prompts = buffer.split(rows)[0]
         groups = prompts.reshape(-1, self.group_size, prompts.shape[1])
         if (groups != groups[:, :1]).any():
             raise ValueError(

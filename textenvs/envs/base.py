@@ -101,6 +101,11 @@ class TokenVectorBase(VectorEnv[Ids, Ids, NDArray[Any]]):
     def longest_row(self) -> tuple[int, str, str]:
         """Tokens of the longest row that may come; its place and what makes it that long, for messages."""
 
+    @property
+    def max_sampled_tokens(self) -> int:
+        """Most tokens that the agent samples in an episode."""
+        return self.max_new_tokens
+
     @abstractmethod
     def draw_prompts(self, *, seed: int | None = None) -> Ids:
         """Prompts ``[num_envs, P]``, right-padded: those of ``reset(seed=seed)``; running episodes do not change."""

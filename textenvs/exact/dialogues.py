@@ -3,7 +3,7 @@
 A game of M situations. In each the agent writes a turn, up to ``max_turn_tokens`` of V tokens, the first of which ends
 it. The turn is paid, and the next situation, written in two tokens, is drawn; or the game ends. A policy is a table of
 log-probs ``[S, V]`` over states: the situation, the tokens of the turn so far, and where a limit of turns ends the
-game, the turn's number. It maximizes the rewards less the KL's price, discounted by gamma a token and gamma_turn a turn:
+game, the turn's number. It maximizes rewards less the KL's price, discounted by gamma a token and gamma_turn a turn:
 
     Q(s, a) = r(s, a) + g sum_s' P(s'|s, a) V(s'),      V(s) = sum_a pi(a|s) (Q(s, a) - beta log pi(a|s) / pi_ref(a|s))
 
@@ -165,8 +165,7 @@ class DialogueTask:
 
     def __call__(self, prompts: Ids, completions: Ids) -> Array:
         """The reference's log-probs ``[N, T]``, as `KLShaping` takes one; 0 where the agent chose nothing."""
-        width = prompts.shape[1]
-        states = self.locate(np.concatenate([prompts, completions], axis=1))[:, width:-1]
+        states = self.locate(np.concatenate([prompts[:, :2], completions], axis=1))[:, 2:-1]
         found: Array = self.ref_logprobs[states, np.maximum(completions, 0)]
         return np.where((states >= 0) & (completions != PAD), found, 0.0)
 

@@ -235,9 +235,12 @@ def build_parts(config: TrainTextConfig, processes: Processes = ALONE, began: st
         KLShaping(assessor.reward, assessor.reference, config.beta, charge=charge),
         seed=config.seed,
         missing_eos_penalty=config.missing_eos_penalty,
+        overlong_penalty=config.overlong_penalty,
+        overlong_cache=config.overlong_cache,
         kl_controller=config.kl_controller(config.episodes),
         score_scaler=config.score_scaler(),
         max_concurrent_rows=config.max_concurrent_rows,
+        dynamic_sampling=config.dynamic_sampling,
         processes=processes,
     )
     return TextParts(task=task, policy=policy, collector=collector)

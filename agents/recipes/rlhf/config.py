@@ -18,20 +18,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.constructors import PrimitiveConstructorSpec
 
 from agents.functional.schedules import Schedule
 from agents.ranges import check_values
 from agents.recipes.rlhf.task import Memory, TextTask, changed
 from agents.runs.cli import enter, peek
 from agents.runs.flags import RunFlags
-from agents.text.config import Algorithm, TextAgentConfig
+from agents.text.config import PAPERS, Algorithm, Paper, TextAgentConfig, paper_settings
 from agents.text.kl_controllers import AdaptiveKL, AnnealedKL, KLController
 from agents.text.presets import PRESETS, learning_rate_for, preset_settings
 
 if TYPE_CHECKING:
     from agents.text.score_scaling import ScoreScaler
 
+_NAMES: PrimitiveConstructorSpec[Algorithm] = PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="{" + ",".join(PAPERS) + "}",
+    instance_from_str=lambda words: paper_settings(words[0])["algorithm"],  # type: ignore[arg-type]
+    is_instance=lambda value: value in PAPERS,
+    str_from_instance=lambda value: [value],
+    choices=tuple(PAPERS),
+)
+"""On the command line every paper's name stands for its algorithm, and for the other flags' defaults."""
 OF_ADAPTERS = ("adapter", "lora_rank", "lora_alpha", "value_adapter")
 
 
@@ -105,9 +116,17 @@ class ScoreSettings:
     """Scores are clipped to this absolute value, reward units, or deviations with normalize_scores. None: not."""
     missing_eos_penalty: float = 0.0
     """Reward units taken from texts that ran out of budget."""
+    overlong_penalty: float = 0.0
+    """Reward units taken from texts as long as the budget; from shorter ones less, in proportion to how far they reach
+    into the budget's last overlong_cache tokens (DAPO, arXiv:2503.14476, eq. 13)."""
+    overlong_cache: int | None = None
+    """Tokens. None: a fifth of the budget, as in that paper."""
 
     def __post_init__(self) -> None:
-        check_values(self, {">= 0": "missing_eos_penalty", "> 0": "score_clip"})
+        ranges = {">= 0": "missing_eos_penalty overlong_penalty", "> 0": "score_clip", ">= 1": "overlong_cache"}
+        check_values(self, ranges)
+        if self.overlong_cache is not None and not self.overlong_penalty:
+            raise ValueError("overlong_cache needs overlong_penalty, which is 0")
 
     def score_scaler(self) -> ScoreScaler | None:
         """What turns scores into what is paid."""
@@ -158,12 +177,16 @@ class LayoutSettings:
 class TrainTextConfig(RunSettings, TextTask, KLSettings, ScoreSettings, LayoutSettings, TextAgentConfig):
     """Tune a language model by reinforcement learning; ``preset`` fills in what the algorithm starts from."""
 
+    algorithm: Annotated[Algorithm, _NAMES] = "ppo"
+    """PPO, GRPO, RLOO or REINFORCE; or a variant, which sets other flags' defaults: GRPO as dr_grpo, dapo, gspo, cispo
+    or reinforce++_baseline, REINFORCE as reinforce++. The papers of the first four charge no KL: beta 0."""
+
     learning_rate: Schedule | None = None  # type: ignore[assignment]
     """Adam's step size, a constant or START:END. None: the preset's, divided by 40 for a model of more than 10 million
     parameters and by 400 for one of more than a billion; ten times that with memory adapters."""
 
     @classmethod
-    def preset(cls, algorithm: Algorithm = "ppo", **changed: Any) -> TrainTextConfig:
+    def preset(cls, algorithm: Paper = "ppo", **changed: Any) -> TrainTextConfig:
         """The algorithm's preset for movie reviews (``agents.text.presets``), but for what is ``changed``."""
         return cls(**preset_settings(algorithm, {"learning_rate": None, **changed}))
 
@@ -216,7 +239,7 @@ def command_line(arguments: Sequence[str] | None = None) -> int:
     """Run with command-line arguments; returns the exit code: 0, 2 on bad input, 130 after Ctrl-C."""
     given = peek(arguments, "algorithm", "kl_estimator")
     asked = given.pop("algorithm", "ppo")
-    algorithm: Algorithm = next((each for each in PRESETS if each == asked), "ppo")  # an unknown one is refused below
+    algorithm: Paper = next((each for each in PRESETS if each == asked), "ppo")  # an unknown one is refused below
     return enter(
         TrainTextConfig,
         "agents.recipes.rlhf.train:main",

@@ -186,6 +186,9 @@ def test_an_environment_without_a_language_model_says_what_to_pass(model_dir):
         (lambda d: PPO(text_envs(d), group_sizes=3), "did you mean 'group_size'"),
         (lambda d: PPO(text_envs(d), policy=nn.Linear(2, 2)), "received Linear, which lacks act and evaluate"),
         (lambda d: PPO(text_envs(d), PPOConfig()), "expected a TextAgentConfig, received PPOConfig"),
+        (lambda d: GRPO(text_envs(d), preset="reinforce++"), "preset: expected one of grpo, dr_grpo, dapo, .*received"),
+        (lambda d: GRPO(text_envs(d), TextAgentConfig.for_algorithm("grpo"), preset="dapo"), "without config"),
+        (lambda d: PPO("CartPole-v1", preset="dapo"), "'preset' is no setting of PPOConfig"),
         (lambda d: GRPO("CartPole-v1"), "expected the id of a token environment.*'CartPole-v1'"),
         (lambda d: GRPO(text_envs(d, num_envs=6)), "expected a divisor of num_envs 6, received 8"),
         (lambda d: PPO(text_envs(d, reference=None, tokenizer=str(d)), policy=d, beta=0.1), "no KLShaping"),
@@ -208,6 +211,8 @@ OPTIONS = {
     "grpo": (GRPO, dict(kl_estimator="full")),
     "rloo": (RLOO, {}),
     "reinforce": (REINFORCE, dict(baseline="moving")),
+    "dapo": (GRPO, dict(preset="dapo", group_size=2, beta=0.0, overlong_penalty=0.5, overlong_cache=2)),
+    "reinforce++": (REINFORCE, dict(preset="reinforce++")),
 }  # fmt: skip
 
 
@@ -307,6 +312,16 @@ def test_a_paper_is_an_algorithm_as_its_config_has_it(model_dir):
     assert agent.config == config
     assert envs.charge is False  # the loss charges the KL
     agent.learn(8)
+
+
+def test_a_preset_by_name_is_the_papers_variant_and_reaches_the_collector(model_dir):
+    agent = GRPO(text_envs(model_dir), preset="dapo", group_size=4, clip=0.1)
+    config = agent.config
+    assert (config.algorithm, config.clip, config.clip_high, config.average) == ("grpo", 0.1, 0.28, "token")
+    assert (config.group_size, agent.collector.dynamic_sampling, config.minibatch_size) == (4, 9, 2)
+    assert GRPO(text_envs(model_dir, num_envs=16), preset="dapo").config.group_size == 16
+    gspo = GRPO(text_envs(model_dir), preset="gspo").learn(8)
+    assert gspo.config.policy_loss == "gspo"
 
 
 @pytest.mark.parametrize("kind", ["control", "text"])

@@ -93,6 +93,8 @@ def test_masked_entries_change_no_loss_and_no_gradient(poison):
         logprobs, old, values, returns, advantages = (parts[k] for k in "lovRa")
         loss = (
             losses.clipped_policy_loss(logprobs, old.detach(), advantages.detach(), mask, clip=0.2)
+            + losses.clipped_policy_loss(logprobs, old.detach(), advantages.detach(), mask, clip=9, sequence_ratio=True)
+            + losses.clipped_weight_loss(logprobs, old.detach(), advantages.detach(), mask, clip=0.2)
             + losses.value_loss(values, returns.detach(), mask)
             + losses.clipped_value_loss(values, old.detach(), returns.detach(), mask, clip=0.1)
             + losses.entropy_loss(logprobs, mask)

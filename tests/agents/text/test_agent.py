@@ -15,6 +15,7 @@ from agents.functional.masked import whiten
 from agents.functional.schedules import Linear
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.runs.checkpoint import CheckpointError
+from agents.text import agent as text_agent
 from agents.text.agent import TextAgent
 from agents.text.collector import TextCollector
 from agents.text.config import TextAgentConfig
@@ -67,7 +68,7 @@ def agent_of(algorithm, kind="gpt2", rows=ROWS, collecting=None, beta=BETA, **op
         rows, prompts=prompts, eos_token_id=EOS, vocab_size=V, max_new_tokens=T, group_size=config.group_size
     )
     envs = KLShaping(PreferenceReward(envs, Scorer()), reference, beta, charge=config.kl_in != "loss")
-    collector = TextCollector(envs, seed=2, **(collecting or {}))
+    collector = TextCollector(envs, seed=2, dynamic_sampling=config.dynamic_sampling, **(collecting or {}))
     return TextAgent(config, policy, collector=collector, reference=start)
 
 
@@ -337,15 +338,18 @@ def everything(algorithm):
             "score_scaler": ScoreScaler(standardize=True, limit=2.0),
             "kl_controller": AnnealedKL(start=0.9, end=0.3, horizon=3.0 * ROWS),
         },
-        "rloo": lambda: {"score_scaler": ScoreScaler(limit=2.0)},
+        "rloo": lambda: {"score_scaler": ScoreScaler(limit=2.0), "overlong_penalty": 0.5},
         "reinforce": lambda: {"missing_eos_penalty": 0.5},
     }[algorithm]()
     options = {
         "ppo": {"critic_lam": 1.0},
-        "grpo": {"kl_estimator": "full", "epochs": 2, "minibatch_size": 8, "clip_high": 0.3, "dual_clip": 3.0},
+        "grpo": {
+            "kl_estimator": "full", "epochs": 2, "minibatch_size": 8, "clip_high": 0.3, "dual_clip": 3.0,
+            "group_size": 2, "dynamic_sampling": 2,
+        },
         "rloo": {},
         "reinforce": {"baseline": "moving", "normalize_advantages": "batch"},
-    }[algorithm]
+    }[algorithm]  # fmt: skip
     return agent_of(algorithm, collecting=collecting, **options)
 
 
@@ -405,7 +409,7 @@ def test_scores_are_standardized_by_all_that_was_seen_and_clipped():
         ("grpo", {"value_clip": 0.2}, "value_clip needs a critic"),
         ("grpo", {"gamma": 0.9}, "gamma: expected 1 for grpo"),
         ("rloo", {"normalize_std": True}, "normalize_std needs GRPO"),
-        ("rloo", {"clip_high": 0.3}, "clip_high needs the clipped loss"),
+        ("rloo", {"clip_high": 0.3}, "clip_high needs a clipped loss"),
         ("rloo", {"epochs": 2}, "one pass over a batch, received epochs 2"),
         ("ppo", {"baseline": "batch"}, "baseline needs REINFORCE"),
         ("ppo", {"reward_to_go": True}, "reward_to_go needs REINFORCE"),
@@ -422,7 +426,15 @@ def test_scores_are_standardized_by_all_that_was_seen_and_clipped():
         ("ppo", {"kl_estimator": "k3"}, "kl_estimator needs a KL in the loss"),
         ("grpo", {"lam": 0.9}, "lam needs a critic"),
         ("grpo", {"value_coef": 0.9}, "value_coef needs a critic"),
-        ("rloo", {"clip": 0.1}, "clip needs the clipped loss"),
+        ("rloo", {"clip": 0.1}, "clip needs a clipped loss"),
+        ("gspo", {"dual_clip": 3.0}, "dual_clip needs the clipped loss"),
+        ("cispo", {"dual_clip": 9.0}, "dual_clip needs the clipped loss"),
+        ("ppo", {"dynamic_sampling": 2}, "dynamic_sampling needs GRPO or RLOO"),
+        ("reinforce++", {"dynamic_sampling": 2}, "dynamic_sampling needs GRPO or RLOO"),
+        ("dapo", {"dynamic_sampling": -1}, "dynamic_sampling: expected a number >= 0, received -1"),
+        ("dapo", {"group_size": 1}, "group_size: expected 2 or more for grpo"),
+        ("dapo", {"reward_to_go": True}, "reward_to_go needs REINFORCE"),
+        ("cispo", {"policy_loss": "sispo"}, "policy_loss: expected one of clipped, plain, gspo, cispo"),
     ],
 )
 def test_what_does_not_apply_is_refused_with_the_reason(algorithm, options, said):
@@ -441,8 +453,82 @@ def test_a_preset_is_over_the_paper_and_under_what_is_changed():
     asked = TextAgentConfig(**preset_settings("grpo", {"kl_estimator": "full"}))
     assert (asked.kl_in, asked.kl_estimator) == ("loss", "full")
     assert TextAgentConfig(**preset_settings("rloo", {})).minibatch_size is None
-    with pytest.raises(ValueError, match="expected one of ppo, grpo, rloo, reinforce, received 'dpo'"):
+    with pytest.raises(ValueError, match=r"expected one of ppo, grpo, rloo, reinforce, dr_grpo, .*, received 'dpo'"):
         preset_settings("dpo", {})
+
+
+PAPERS_BY_HAND = {
+    # name: (algorithm, loss, average, eps below, eps above, divided by the deviation, whitened, KL in, group, draws)
+    "dr_grpo": ("grpo", "clipped", "constant", 0.2, None, False, "none", "reward", 8, 0),
+    "dapo": ("grpo", "clipped", "token", 0.2, 0.28, True, "none", "reward", 16, 9),
+    "gspo": ("grpo", "gspo", "sequence", 3e-4, 4e-4, True, "none", "reward", 8, 0),
+    "cispo": ("grpo", "cispo", "token", 1.0, 4.0, True, "none", "reward", 8, 0),
+    "reinforce++": ("reinforce", "clipped", "token", 0.2, None, False, "batch", "reward", 1, 0),
+    "reinforce++_baseline": ("grpo", "clipped", "token", 0.2, None, False, "batch", "loss", 8, 0),
+}
+
+
+@pytest.mark.parametrize("name", PAPERS_BY_HAND)
+def test_a_name_stands_for_its_papers_settings_and_the_preset_keeps_them(name):
+    for config in (TextAgentConfig.for_algorithm(name), TextAgentConfig(**preset_settings(name, {}))):
+        found = (
+            config.algorithm, config.policy_loss, config.average, config.clip, config.clip_high, config.normalize_std,
+            config.normalize_advantages, config.kl_in, config.group_size, config.dynamic_sampling,
+        )  # fmt: skip
+        assert found == PAPERS_BY_HAND[name]
+        assert config.epochs == 1
+    assert TextAgentConfig.for_algorithm("reinforce++").reward_to_go
+    assert TextAgentConfig.for_algorithm("reinforce++_baseline").kl_estimator == "k2"
+    assert TextAgentConfig.for_algorithm(name, epochs=3).epochs == 3
+
+
+@pytest.mark.parametrize("name", PAPERS_BY_HAND)
+def test_each_name_learns_to_say_what_is_paid_for(name):
+    settings = dict(minibatch_size=12, learning_rate=1e-2) | ({} if name == "reinforce++" else {"group_size": 8})
+    agent = agent_of(name, rows=48, beta=0.01, **settings)
+    scores = []
+    agent.learn(48 * 20, callback=lambda agent: scores.append(agent.metrics["rollout/score"]))
+    assert scores[0] < 0.8
+    assert np.mean(scores[-3:]) > 2.0
+
+
+def test_reinforce_plus_plus_charges_each_token_with_the_kl_from_it_on_and_whitens_over_the_batchs_tokens(monkeypatch):
+    def seen(name, **options):
+        agent = agent_of(name, learning_rate=0.0, **options)
+        with torch.no_grad():
+            agent.policy.model.lm_head.weight.mul_(1.5)  # away from the reference
+        batch = agent.compute_advantages(rollout_of(agent))
+        learned = []
+        original = text_agent.update
+        monkeypatch.setattr(text_agent, "update", lambda *given, **named: learned.append(given) or {})
+        agent.update(batch)
+        monkeypatch.setattr(text_agent, "update", original)
+        assert learned[0][3].normalize_advantages == "batch"
+        rows = agent.collector.last
+        return batch, rows, rows.mask
+
+    batch, rows, mask = seen("reinforce++")
+    for row in range(ROWS):
+        for t in np.flatnonzero(mask[row]):
+            expected = rows.scores[row] - BETA * rows.kl[row, t:].sum()  # eq. 4
+            assert batch.advantages[row, t].item() == pytest.approx(expected, abs=1e-5)
+    batch, rows, mask = seen("reinforce++_baseline")  # the KL is in its loss
+    groups = rows.scores.reshape(-1, 8)
+    expected = (groups - groups.mean(1, keepdims=True)).reshape(-1, 1) * mask  # eq. 6
+    np.testing.assert_allclose(batch.advantages.numpy(), expected, atol=1e-6)
+
+
+def test_gspos_clip_fraction_is_of_texts_and_its_first_step_is_the_plain_gradients():
+    agent = agent_of("gspo", learning_rate=0.0, group_size=4)
+    batch = agent.compute_advantages(rollout_of(agent))
+    assert agent.update(batch)["train/clip_fraction"] == 0.0
+    length = batch.mask.sum(1, keepdim=True)
+    shift = torch.zeros(ROWS, 1)
+    shift[:3] = 0.1 * length[:3]  # one token's log-ratio, so that the text's mean is 0.1
+    first = torch.arange(batch.mask.shape[1]) == 0
+    moved = dataclasses.replace(batch, old_logprobs=batch.old_logprobs - shift * first)
+    assert agent.update(moved)["train/clip_fraction"] == pytest.approx(3 / ROWS)
+    assert agent.update(moved)["train/ratio_max"] == pytest.approx(float((0.1 * length[:3]).exp().max()), rel=1e-4)
 
 
 def test_an_agent_predicts_tokens_for_what_the_environment_shows():
@@ -466,7 +552,8 @@ def test_an_agent_whose_parts_disagree_is_refused():
                 collector=collector or agent.collector, reference=reference,
             )  # fmt: skip
 
-    refused("group_size: expected 4", group_size=4)
+    refused("group_size: expected 4 in the environment", group_size=4)
+    refused("dynamic_sampling: expected 2 in the collector, as configured, received 0", dynamic_sampling=2)
     refused("never charge the KL", kl_in="reward")
     refused("charge the KL twice", kl_in="loss", collector=agent_of("grpo", kl_in="reward").collector)
     refused("reference: expected a policy", kl_estimator="full")

@@ -12,7 +12,7 @@ from agents.lm.causal_lm import CausalLMPolicy
 from agents.text.collector import TextCollector
 from agents.text.kl_controllers import AdaptiveKL, AnnealedKL
 from agents.text.rollout_metrics import rollout_metrics
-from agents.text.score_scaling import ScoreScaler
+from agents.text.score_scaling import ScoreScaler, overlong_punishment
 from textenvs.envs.vector import TokenVectorEnv
 from textenvs.wrappers.kl_shaping import KLShaping
 from textenvs.wrappers.preference import PreferenceReward
@@ -109,6 +109,20 @@ def test_price_of_a_missing_end_falls_on_rows_out_of_budget_and_no_other():
     torch.testing.assert_close(plain.rewards - priced.rewards, expected)
     assert figures_of["rollout/return_mean"] == pytest.approx(float(priced.rewards.sum(1).mean()), rel=1e-5)
     assert (priced.actions[out] >= 0).all()
+
+
+def test_overlong_texts_are_punished_by_how_far_they_reach_into_the_last_tokens_of_the_budget():
+    # eq. 13 with L_max 10 and L_cache 4: ((10 - 4) - |y|) / 4 between 6 and 10
+    lengths = np.array([1, 5, 6, 7, 8, 9, 10, 11, 99])
+    expected = [0.0, 0.0, 0.0, -0.25, -0.5, -0.75, -1.0, -1.0, -1.0]
+    assert overlong_punishment(lengths, limit=10, cache=4).tolist() == expected
+    plain, _ = TextCollector(envs_of(), seed=1).collect(policy_of())
+    for cache, table in ((3, [0, 0, 0, 0, 1 / 3, 2 / 3, 1]), (None, [0, 0, 0, 0, 0, 0, 1])):  # a fifth of 6 tokens is 1
+        collector = TextCollector(envs_of(), seed=1, overlong_penalty=2.0, overlong_cache=cache)
+        punished, _ = collector.collect(policy_of())
+        by_length = 2.0 * torch.tensor(table)[plain.mask.sum(1)]
+        assert len(by_length.unique()) >= 2
+        torch.testing.assert_close(plain.rewards - punished.rewards, by_length[:, None] * plain.ended)
 
 
 def test_sampled_tokens_are_the_trained_tokens():
@@ -274,6 +288,12 @@ def test_a_policy_of_another_vocabulary_or_end_is_refused():
         TextCollector(envs, kl_controller=AdaptiveKL(target=1.0, horizon=1.0))
     with pytest.raises(ValueError, match="missing_eos_penalty"):
         TextCollector(envs, missing_eos_penalty=-1.0)
+    with pytest.raises(ValueError, match="overlong_penalty: expected reward units >= 0, received -1"):
+        TextCollector(envs, overlong_penalty=-1.0)
+    with pytest.raises(ValueError, match="overlong_cache needs overlong_penalty"):
+        TextCollector(envs, overlong_cache=2)
+    with pytest.raises(ValueError, match=f"overlong_cache: expected 1 to {T} tokens, the budget, received {T + 1}"):
+        TextCollector(envs, overlong_penalty=1.0, overlong_cache=T + 1)
     with pytest.raises(ValueError, match="target"):
         AdaptiveKL(target=0.0, horizon=1.0)
     with pytest.raises(ValueError, match="more than a fifth of the 50 episodes of an update, received 10"):
@@ -286,6 +306,7 @@ def test_a_policy_of_another_vocabulary_or_end_is_refused():
     ("other", "said"),
     [
         ({"missing_eos_penalty": 1.0}, r"missing_eos_penalty 0.0 \(here 1.0\)"),
+        ({"overlong_penalty": 1.0, "overlong_cache": 2}, r"overlong None \(here \[1.0, 2\]\)"),
         ({"score_scaler": ScoreScaler(limit=2.0)}, r"score_scaler None \(here \[False, 2.0\]\)"),
         ({"kl_controller": AdaptiveKL(target=1.0, horizon=50.0)}, r"kl_controller None \(here \['AdaptiveKL'"),
     ],

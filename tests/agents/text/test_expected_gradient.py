@@ -57,7 +57,9 @@ def agent_of(algorithm, logprobs, rows, **options):
         policy.table.logits[:-1] = torch.from_numpy(logprobs.reshape(-1, SHAPE[2]))  # as they were before float32
     charged = config.kl_in != "loss"
     base = SimpleNamespace(num_envs=rows)
-    collector = SimpleNamespace(beta=BETA, group_size=config.group_size, charges_kl=charged, base=base, processes=ALONE)
+    collector = SimpleNamespace(
+        beta=BETA, group_size=config.group_size, dynamic_sampling=0, charges_kl=charged, base=base, processes=ALONE
+    )
     return TextAgent(config, policy, collector=collector)
 
 

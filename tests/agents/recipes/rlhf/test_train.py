@@ -27,6 +27,7 @@ from agents.runs import run_dir as run_dir_module
 from agents.runs.logging import METRICS
 from agents.runs.plots import read_columns
 from agents.text.agent import METRICS as TEXT_AGENT_METRICS
+from agents.text.config import PAPERS, TextAgentConfig
 from agents.text.rollout_metrics import METRICS as TEXT_METRICS
 from textenvs.wrappers.preference import ScoredRows
 
@@ -427,6 +428,8 @@ def test_a_reward_model_that_is_an_adapter_over_the_same_trunk_lives_on_it(input
         ("grpo", ["--group-size", "4", "--kl-estimator", "full", "--clip-high", "0.28", "--score-clip", "2"]),
         ("rloo", ["--normalize-scores"]),
         ("reinforce", ["--baseline", "moving", "--reward-to-go"]),
+        ("dapo", ["--group-size", "4", "--beta", "0", "--overlong-penalty", "0.5"]),
+        ("cispo", ["--group-size", "4", "--minibatch-size", "2"]),
     ],
 )
 def test_every_algorithm_resumes_where_an_undisturbed_run_ends_and_has_no_critic(inputs, tmp_path, algorithm, flags):
@@ -438,7 +441,13 @@ def test_every_algorithm_resumes_where_an_undisturbed_run_ends_and_has_no_critic
     assert run(inputs, stopped, "--resume", *flags, **arguments, reward_model=interrupted) == 0
     for name, tensor in weights(tmp_path / "whole").items():
         assert torch.equal(tensor, weights(stopped)[name]), name
-    assert json.loads((stopped / "summary.json").read_text())["algorithm"] == algorithm
+    known = PAPERS[algorithm].get("algorithm", algorithm)
+    assert json.loads((stopped / "summary.json").read_text())["algorithm"] == known
+    asked = json.loads((stopped / "config.json").read_text())
+    assert {name: asked[name] for name in ("policy_loss", "average", "clip_high")} == {
+        name: getattr(TextAgentConfig.for_algorithm(algorithm), name)
+        for name in ("policy_loss", "average", "clip_high")
+    } | ({} if algorithm != "grpo" else {"average": "constant", "clip_high": 0.28})
     with open(tmp_path / "whole" / "progress.csv") as file:
         rows = list(csv.DictReader(file))
     assert "train/value_loss" not in rows[0]
@@ -462,6 +471,12 @@ def test_every_algorithm_resumes_where_an_undisturbed_run_ends_and_has_no_critic
         (["--beta", "-1"], "beta: expected a number >= 0, received -1"),
         (["--seed", "-1"], "seed: expected a number >= 0, received -1"),
         (["--temperature", "0"], "temperature: expected a number in [0.01, 100], received 0"),
+        (["--algorithm", "dapo", "--batch-size", "24"], "batch_size 24 is no multiple of group_size 16"),
+        (["--algorithm", "gspo", "--dual-clip", "3"], "dual_clip needs the clipped loss"),
+        (["--algorithm", "reinforce++", "--dynamic-sampling", "3"], "dynamic_sampling needs GRPO or RLOO"),
+        (["--algorithm", "dapoo"], "invalid choice 'dapoo'"),
+        (["--overlong-cache", "4"], "overlong_cache needs overlong_penalty, which is 0"),
+        (["--overlong-penalty", "-1"], "overlong_penalty: expected a number >= 0, received -1"),
         (["--missing-eos-penalty", "-1"], "missing_eos_penalty: expected a number >= 0, received -1"),
         (["--kl-target", "3", "--beta", "0"], "from beta 0 it never moves"),
         (["--kl-target", "3", "--kl-horizon", "50"], "kl_horizon must exceed a fifth of batch_size 256, received 50"),
