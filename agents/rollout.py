@@ -36,6 +36,10 @@ class Rollout:
     """``[B, T]`` bool, True on steps that were taken."""
     ref_logprobs: Tensor | None = None
     """``[B, T]`` nats, of the reference of the KL; None: there is none."""
+    turns: Tensor | None = None
+    """``[B, T]`` of dialogues: number of the turn of each step, -1 elsewhere; None: each row is one turn."""
+    states: Tensor | None = None
+    """``[B, T]`` of dialogues: a number that names the state in which the step's turn began."""
 
     def __post_init__(self) -> None:
         shape = tuple(self.mask.shape)

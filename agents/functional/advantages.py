@@ -16,8 +16,8 @@ def generalized_advantages(
     terminated: Tensor,
     ended: Tensor,
     *,
-    gamma: float,
-    lam: float,
+    gamma: float | Tensor,
+    lam: float | Tensor,
     mask: Tensor | None = None,
 ) -> Tensor:
     """Generalized advantage estimation that distinguishes termination from truncation.
@@ -36,8 +36,8 @@ def generalized_advantages(
         next_values: ``[B, T]`` V(s'_t); ignored where terminated.
         terminated: ``[B, T]`` bool, the task ended here.
         ended: ``[B, T]`` bool, the sum stops after this step: terminated, truncated, or the end of the row.
-        gamma: discount per step, [0, 1].
-        lam: weight of later TD errors, [0, 1]: 0 is one-step TD, 1 is Monte Carlo.
+        gamma: discount per step, [0, 1]; or ``[B, T]``, that of what follows each step.
+        lam: weight of later TD errors, [0, 1]: 0 is one-step TD, 1 is Monte Carlo; or ``[B, T]`` like ``gamma``.
         mask: ``[B, T]`` bool, True on valid steps; None: all are valid. Other steps are skipped: they have advantage 0,
             may hold anything, and the successor of a valid step is the next valid step.
 
@@ -62,6 +62,12 @@ def generalized_advantages(
         for t in range(delta.shape[0] - 1, -1, -1):
             following = torch.addcmul(delta[t], decay[t], following, out=advantages[t])
         return fill_masked(advantages.t().contiguous(), mask)
+
+
+def ends_of_turns(turns: Tensor) -> Tensor:
+    """``[B, T]`` bool: the last step of each turn, of ``turns [B, T]``, -1 where there is no step."""
+    following = values_of_next_steps(turns + 1, turns >= 0) - 1
+    return (turns >= 0) & (following != turns)
 
 
 def values_of_next_steps(values: Tensor, mask: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.agent import Agent
-from agents.functional.advantages import generalized_advantages
 from agents.functional.group_advantages import flat_groups, group_advantages, leave_one_out_advantages
 from agents.functional.masked import fill_masked, masked_mean, whiten
 from agents.functional.schedules import value_at
@@ -27,11 +26,13 @@ from agents.rollout import Batch, Rollout
 from agents.runs.checkpoint import CheckpointError
 from agents.runs.distributed import ALONE
 from agents.runs.logging import MetricSink
+from agents.text.advantages import critic_advantages, group_turn_advantages, turn_rewards_to_go
 from agents.text.collector import TextCollector
 from agents.text.config import GROUP_ALGORITHMS, TextAgentConfig
 from agents.text.objective import REDUCTIONS, WithExactKL, text_objective
 from agents.text.stepwise import TextPolicy
 from agents.update import update
+from textenvs.dialogues.vector import DialogueVectorEnv
 
 METRICS: dict[str, str] = {
     "train/kl_loss": "mean KL to the reference by kl_estimator, nats per token; times rollout/beta in the loss",
@@ -141,15 +142,11 @@ class TextAgent(Agent):
         config, rewards = self.config, rollout.rewards
         if config.whiten_rewards:
             rewards = whiten(rewards, rollout.mask, shift_mean=config.whiten_shift_mean)
-        advantages = self._gae(rollout, rewards, config.lam)
+        advantages = critic_advantages(rollout, rewards, config.lam, config)
         if config.critic_lam is None:
             return rollout.to_batch(advantages)
-        return rollout.to_batch(advantages, self._gae(rollout, rewards, config.critic_lam) + rollout.values)
-
-    def _gae(self, rollout: Rollout, rewards: Tensor, lam: float) -> Tensor:
-        values, next_values, terminated = rollout.values, rollout.next_values, rollout.terminated
-        return generalized_advantages(
-            rewards, values, next_values, terminated, rollout.ended, gamma=self.config.gamma, lam=lam, mask=rollout.mask
+        return rollout.to_batch(
+            advantages, critic_advantages(rollout, rewards, config.critic_lam, config) + rollout.values
         )
 
     def _by_comparison(self, rollout: Rollout) -> Batch:
@@ -169,13 +166,19 @@ class TextAgent(Agent):
         else:
             return rollout.to_batch(self._less_baseline(rollout, returns), torch.zeros_like(rollout.rewards))
         spread = fill_masked(advantages[:, None].expand_as(rollout.rewards), mask)
+        if config.credit != "token":
+            by_turn = group_turn_advantages(rollout, config)
+            spread = by_turn if config.credit == "turn" else spread + config.state_weight * by_turn
         return rollout.to_batch(spread, torch.zeros_like(rollout.rewards))
 
     def _less_baseline(self, rollout: Rollout, returns: Tensor) -> Tensor:
         """REINFORCE's advantages ``[B, T]``: returns of the text, or rewards to go, minus the baseline."""
         config, mask = self.config, rollout.mask
-        if config.reward_to_go:
-            credit = self._gae(rollout, rollout.rewards, 1.0)  # values are 0 without a critic
+        if config.credit == "turn":
+            credit = turn_rewards_to_go(rollout, config)
+            mean = float(masked_mean(credit, mask))
+        elif config.reward_to_go:
+            credit = critic_advantages(rollout, rollout.rewards, 1.0, config)  # values are 0 without a critic
             mean = float(masked_mean(credit, mask))
         else:
             credit, mean = returns[:, None].expand_as(rollout.rewards), float(returns.mean())
@@ -251,6 +254,11 @@ def _check(
         expected, received = getattr(config, name), getattr(collector, name)
         if expected != received:
             raise ValueError(f"{name}: expected {expected} in the {place}, as configured, received {received}")
+    if (config.credit != "token" or config.gamma_turn != 1) and not isinstance(collector.base, DialogueVectorEnv):
+        raise ValueError(
+            f'credit "{config.credit}", gamma_turn {config.gamma_turn}: expected an environment of dialogues, received '
+            f"a {type(collector.base).__name__}, whose texts are of one turn"
+        )
     rows = collector.base.num_envs
     if config.policy_loss == "plain" and (config.minibatch_size or rows) < rows:
         raise ValueError(

@@ -226,9 +226,8 @@ class TextCollector:
             rewards[np.arange(len(last)), last] += self.score_scaler(rows.scores) - rows.scores
         rewards[np.arange(len(last)), last] -= self.missing_eos_penalty * (rows.stop_reason == "length")
         if self.overlong_penalty:
-            punished = overlong_punishment(
-                rows.mask.sum(1), limit=self.base.max_sampled_tokens, cache=self.overlong_cache
-            )
+            limit, lengths = self.base.max_sampled_tokens, rows.mask.sum(1)
+            punished = overlong_punishment(lengths, limit=limit, cache=self.overlong_cache)
             rewards[np.arange(len(last)), last] += self.overlong_penalty * punished
         ended = torch.zeros_like(mask)
         ended[torch.arange(len(last)), torch.from_numpy(last)] = True
@@ -247,6 +246,8 @@ class TextCollector:
             ended=ended,
             mask=mask,
             ref_logprobs=None if rows.ref_logprobs is None else tensor(rows.ref_logprobs),
+            turns=None if rows.turns is None else tensor(rows.turns),
+            states=None if rows.states is None else tensor(rows.states),
         )
 
     def _update_kl_coef(self, metrics: dict[str, float], episodes: int) -> dict[str, float]:

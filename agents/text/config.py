@@ -67,6 +67,14 @@ class TextAdvantageConfig:
 
     group_size: int = 1
     """consecutive texts of each prompt in a batch"""
+    credit: Literal["token", "turn", "state"] = "token"
+    """of dialogues, what is credited as one action. "token"; "turn": GAE's lambda holds between turns and is 1 within
+    one, and groups compare rewards to go of turns of the same number; "state", GRPO and RLOO: whole dialogues, and on
+    top of that turns that began in the same state (GiGPO, Feng et al. 2025, arXiv:2505.10978)"""
+    gamma_turn: float = 1.0
+    """of dialogues: discount per turn, (0, 1], on top of ``gamma``"""
+    state_weight: float = 1.0
+    """credit "state": weight of the turns' part (GiGPO's omega)"""
     dynamic_sampling: int = 0
     """GRPO, RLOO: up to so many more batches are drawn until a rollout is full of groups whose texts differ in return;
     equal ones teach nothing (DAPO, Yu et al. 2025, arXiv:2503.14476, section 3.2 and eq. 11). A KL in the reward makes
@@ -183,7 +191,7 @@ class TextAgentConfig(
             ">= 1": "group_size",
             ">= 0": "weight_decay warmup_updates clip_high critic_warmup dynamic_sampling",
             "in [0, 1)": "adam_beta1 adam_beta2 baseline_decay",
-            "in [0, 1]": "critic_lam",
+            "in [0, 1]": "critic_lam gamma_turn",
         }
         check_values(self, ranges)
         if self.algorithm in GROUP_ALGORITHMS and self.group_size < 2:
@@ -203,6 +211,8 @@ class TextAgentConfig(
         plain = self.policy_loss == "plain"
         needs = {
             "GRPO": (self.algorithm == "grpo", ("normalize_std",)),
+            "dialogues of groups": (self.credit != "state" or self.algorithm in GROUP_ALGORITHMS, ("credit",)),
+            'credit "state"': (self.credit == "state", ("state_weight",)),
             "GRPO or RLOO": (self.algorithm in GROUP_ALGORITHMS, ("dynamic_sampling",)),
             "REINFORCE": (self.algorithm == "reinforce", ("baseline", "reward_to_go")),
             "a critic": (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,9 @@ class Conversations:
         """``[N]`` why each ended."""
         self.truncated = np.zeros(len(rows.tokens), dtype=np.bool_)
         """``[N]`` by a time limit."""
+        self.states: Ids = np.zeros(rows.tokens.shape, dtype=np.int64)
+        """``[N, L]`` names the state in which each token's turn began: ``info["state"]``, or the row so far."""
+        self._state = np.zeros(len(rows.tokens), dtype=np.int64)
         self.messages: list[list[Turn]] = [[] for _ in rows.tokens]
         """Of each, what was written so far, as turns of a chat."""
 
@@ -68,7 +72,7 @@ class Conversations:
             DialogueError: a sub-environment fails, or what it writes is no text or too long.
         """
         prompts = []
-        for index, observation in zip(indices.tolist(), self.envs.reset(indices.tolist(), seeds), strict=True):
+        for index, (observation, info) in zip(indices.tolist(), self.envs.reset(indices.tolist(), seeds), strict=True):
             prompts.append(self._tokens(index, partial(self.bridge.first, observation)))
             if len(prompts[-1]) >= self.limits.max_tokens:
                 raise DialogueError(
@@ -76,6 +80,7 @@ class Conversations:
                     f"{self.limits.max_tokens} tokens, received one of {len(prompts[-1])}"
                 )
             self.messages[index] = self.bridge.turns(observation)
+            self._state[index] = _named(info.get("state", prompts[-1].tolist()))
         lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
         self.rows.begin(indices, pad_rows(prompts), lengths, numbers)
         self.rewards[indices], self.reasons[indices] = 0.0, ""
@@ -97,7 +102,9 @@ class Conversations:
                 reason, truncated = LENGTH, self.limits.truncates
             written = written[:room]
             self.rewards[index, rows.lengths[index] - 1] = reply.reward
+            self.states[index, rows.lengths[index] - len(tokens) : rows.lengths[index]] = self._state[index]
             rows.write(index, written)
+            self._state[index] = _named(reply.info.get("state", rows.tokens[index, : rows.lengths[index]].tolist()))
             rows.turn[index] += 1
             rows.ended[index], self.reasons[index], self.truncated[index] = bool(reason), reason, truncated
             if isinstance(action, str):
@@ -143,3 +150,8 @@ class Conversations:
             return write()
         except ValueError as fault:
             raise DialogueError(f"{self.envs.place(index)}: {fault}") from fault
+
+
+def _named(state: object) -> int:
+    """A number for a state, the same wherever the state is written in the same way."""
+    return int.from_bytes(blake2b(repr(state).encode(), digest_size=8).digest(), "big", signed=True)

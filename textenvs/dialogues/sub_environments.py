@@ -43,15 +43,15 @@ class SubEnvironments:
         self._turns = [0] * number
         self._pool = ThreadPoolExecutor(threads) if threads else None
 
-    def reset(self, indices: Sequence[int], seeds: Sequence[int]) -> list[Observation]:
-        """First observations of environments ``indices``, each begun with its seed."""
+    def reset(self, indices: Sequence[int], seeds: Sequence[int]) -> list[tuple[Observation, dict[str, Any]]]:
+        """First observations and infos of environments ``indices``, each begun with its seed."""
 
-        def begin(index: int, seed: int) -> Observation:
+        def begin(index: int, seed: int) -> tuple[Observation, dict[str, Any]]:
             self._turns[index] = 0
             found = self._call(index, lambda: self._envs[index].reset(seed=seed))
             if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], dict)):
                 raise self._error(index, f"reset: expected (observation, info), received {found!r:.200}")
-            return found[0]
+            return found
 
         return self._map(begin, indices, seeds)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium.vector import AutoresetMode
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from textenvs.dialogues.bridge import Bridge
 from textenvs.dialogues.conversations import Answer, Conversations, Limits
@@ -199,19 +199,22 @@ class DialogueVectorEnv(TokenVectorBase):
                 f"{len(completions)} others: call draw_prompts, answer every turn, and play what they gave"
             )
         offsets = talk.rows.prompt_lengths[ended, None] + np.arange(width)
-        inside = completions != PAD
-        places = np.minimum(offsets, self.max_tokens - 1)
-        turns = np.where(inside, np.take_along_axis(talk.rows.turns[ended], places, axis=1), NO_TURN)
-        rewards = np.where(inside, np.take_along_axis(talk.rewards[ended], places, axis=1), np.float32(0))
+        places, inside = np.minimum(offsets, self.max_tokens - 1), completions != PAD
+
+        def along(values: NDArray[Any], nothing: Any) -> NDArray[Any]:
+            return np.where(inside, np.take_along_axis(values[ended], places, axis=1), nothing)
+
+        turns = along(talk.rows.turns, NO_TURN)
         truncated = talk.truncated[ended]
         return TokenRows(
             prompts=np.asarray(prompts),
             completions=completions,
-            rewards=rewards,
+            rewards=along(talk.rewards, np.float32(0)),
             terminated=~truncated,
             truncated=truncated,
             stop_reason=talk.reasons[ended],
             turns=turns,
+            states=along(talk.states, 0),
             logprobs=as_acted(logprobs, completions, turns != NO_TURN),
         )
 

@@ -148,19 +148,20 @@ class DialogueTask:
         Rows are first observation, turn, end of the turn, observation, and so on, right-padded with PAD.
         """
         states = np.full((rows.shape[0], rows.shape[1] + 1), -1, dtype=np.int64)
-        for row, found in zip(rows, states, strict=True):
-            tokens = row[row != PAD].tolist()
-            column, turn = 2, 0
-            while column <= len(tokens):
-                place, said = tokens[column - 1] - 1, tuple[int, ...]()
-                while said not in self.turns:
-                    found[column] = self.numbers.get((0 if self.truncates else turn, place, said), -1)
-                    if column == len(tokens):
-                        break
-                    said = (*said, tokens[column])
-                    column += 1
-                column += 2 + (said[-1:] != (EOS_TOKEN,))
-                turn += 1
+        lengths, place = (rows != PAD).sum(axis=1), rows[:, 1] - 1
+        turn, said, waiting = np.zeros((3, len(rows)), dtype=np.int64)  # waiting: tokens until the agent's next turn
+        for column in range(2, rows.shape[1] + 1):
+            own = (waiting == 0) & (column <= lengths)
+            number = ((0 if self.truncates else turn) * SITUATIONS + place) * V + said
+            states[:, column] = np.where(own & (number < len(self.states)), number, -1)
+            if column == rows.shape[1]:
+                break
+            token = rows[:, column]
+            over = own & ((token == EOS_TOKEN) | (said > 0))
+            last = waiting == 1
+            waiting = np.where(over, 2 + (token != EOS_TOKEN), np.maximum(waiting - 1, 0))
+            place = np.where(last, token - 1, place)
+            said, turn = np.where(over | ~own, 0, token), turn + over
         return states
 
     def __call__(self, prompts: Ids, completions: Ids) -> Array:

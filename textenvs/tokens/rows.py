@@ -61,6 +61,8 @@ class TokenRows:
     """``[N]`` "eos" or "length"; of a dialogue "terminated", "truncated", "turns" or "length"."""
     turns: Ids | None = None
     """``[N, T]`` of a dialogue: the agent's turn, from 0 on, in which it sampled the token; NO_TURN elsewhere."""
+    states: Ids | None = None
+    """``[N, T]`` of a dialogue: a number that names the state in which the token's turn began; equal ones are equal."""
     scores: Floats | None = None
     """``[N]`` reward units, added by `PreferenceReward` at the last action."""
     score_std: Floats | None = None

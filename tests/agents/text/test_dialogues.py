@@ -12,9 +12,13 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from agents.functional.advantages import generalized_advantages
+from agents.functional.group_advantages import rewards_to_go_by_turn, turn_advantages
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.sampling import TokenSampling
+from agents.text.advantages import critic_advantages
+from agents.text.agent import TextAgent
 from agents.text.collector import TextCollector
+from agents.text.config import TextAgentConfig
 from textenvs import PAD, DialogueVectorEnv, KLShaping, PreferenceReward
 from textenvs.lm.packed_forward import pack_rows
 
@@ -226,3 +230,124 @@ def test_an_environment_that_does_not_follow_its_seed_is_refused_in_groups():
 def test_a_shortest_length_is_refused():
     with pytest.raises(ValueError, match="min_new_tokens: expected 0 in dialogues"):
         TextCollector(envs_of(), seed=0).collect(policy_of(min_new_tokens=2))
+
+
+def turn_level(rollout, gamma_turn, lam):
+    """GAE over turns, written out: a turn is one action, its reward the sum of its tokens'; ``[B][turn]``."""
+    found = []
+    for i, mask in enumerate(rollout.mask):
+        columns = mask.nonzero()[:, 0].tolist()
+        turns = rollout.turns[i, columns].tolist()
+        firsts = [columns[turns.index(k)] for k in sorted(set(turns))]
+        rewards = [float(rollout.rewards[i][rollout.turns[i] == k].sum()) for k in sorted(set(turns))]
+        values = [float(rollout.values[i, c]) for c in firsts] + [float(rollout.next_values[i, columns[-1]])]
+        if bool(rollout.terminated[i].any()):
+            values[-1] = 0.0
+        advantages, following = [], 0.0
+        for k in reversed(range(len(rewards))):
+            following = rewards[k] + gamma_turn * values[k + 1] - values[k] + gamma_turn * lam * following
+            advantages.insert(0, following)
+        found.append(advantages)
+    return found
+
+
+def test_credit_by_turn_is_gae_over_turns_up_to_the_critics_opinion_within_one():
+    """D11: token by token it is the turn's advantage, less rewards that came before, with V(token) for V(turn)."""
+    rollout, _, _ = collected(budget="truncate")
+    config = TextAgentConfig(credit="turn", gamma_turn=0.9, lam=0.7)
+    found = critic_advantages(rollout, rollout.rewards, 0.7, config)
+    for i, turns in enumerate(turn_level(rollout, 0.9, 0.7)):
+        for k, advantage in enumerate(turns):
+            columns = (rollout.turns[i] == k).nonzero()[:, 0].tolist()
+            for n, column in enumerate(columns):
+                earlier = float(rollout.rewards[i, columns[:n]].sum())
+                opinion = float(rollout.values[i, columns[0]] - rollout.values[i, column])
+                expected = advantage - earlier + opinion
+                assert float(found[i, column]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_credit_changes_nothing_where_a_text_is_one_turn():
+    rollout, _, _ = collected(max_turns=1)
+    by_token = critic_advantages(rollout, rollout.rewards, 1.0, TextAgentConfig())
+    by_turn = critic_advantages(rollout, rollout.rewards, 1.0, TextAgentConfig(credit="turn"))
+    assert torch.equal(by_token, by_turn)
+
+
+def test_turns_of_a_group_are_compared_with_those_of_their_number_or_state():
+    """By hand: two groups of two rows; -1 is the environment's."""
+    turns = torch.tensor([[0, 0, -1, 1], [0, -1, 1, 1], [0, -1, 1, -1], [0, 0, 0, -1]])
+    rewards = torch.tensor([[0.0, 1.0, 0.0, 2.0], [3.0, 0.0, 0.0, 5.0], [1.0, 0.0, 1.0, 0.0], [0.0, 0.0, 6.0, 0.0]])
+    togo = rewards_to_go_by_turn(rewards, turns, gamma=0.5)
+    assert togo.tolist() == [[2.0, 2.0, 0.0, 2.0], [5.5, 0.0, 5.0, 5.0], [1.5, 0.0, 1.0, 0.0], [6.0, 6.0, 6.0, 0.0]]
+    found = turn_advantages(togo, turns, turns, 2)
+    assert found.tolist() == [
+        [-1.75, -1.75, 0.0, -1.5], [1.75, 0.0, 1.5, 1.5], [-2.25, 0.0, 0.0, 0.0], [2.25, 2.25, 2.25, 0.0]
+    ]  # fmt: skip
+    others = turn_advantages(togo, turns, turns, 2, leave_one_out=True)
+    assert torch.equal(others, 2 * found)
+    deviation = 3.5 / 2**0.5
+    scaled = turn_advantages(togo, turns, turns, 2, normalize_std=True)
+    assert float(scaled[1, 0]) == pytest.approx(1.75 / (deviation + 1e-4))
+    # The second turn of row 0 began where the first turn of row 1 did.
+    states = torch.tensor([[7, 7, 0, 8], [8, 0, 9, 9], [7, 0, 9, 0], [7, 7, 7, 0]])
+    alike = turn_advantages(togo, turns, states, 2)
+    assert alike[:2].tolist() == [[0.0, 0.0, 0.0, -1.75], [1.75, 0.0, 0.0, 0.0]]
+
+
+def test_states_of_the_environment_name_the_turns_that_began_in_them():
+    class Stateful(Echo):
+        def reset(self, *, seed=None, options=None):
+            observation, _ = super().reset(seed=seed)
+            self.count = 0
+            return observation, {"state": 0}
+
+        def step(self, action):
+            *rest, _ = super().step(action)
+            self.count += len(action)
+            return *rest, {"state": self.count}
+
+    _, rows, _ = collected(env=Stateful)
+    seen = {}
+    for i in range(len(rows.completions)):
+        count = 0
+        for k in range(rows.turns[i].max() + 1):
+            said = rows.completions[i][rows.turns[i] == k]
+            names = set(rows.states[i][rows.turns[i] == k].tolist())
+            assert len(names) == 1
+            assert seen.setdefault(count, names) == names
+            count += int((said != EOS).sum())
+    assert len({min(names) for names in seen.values()}) == len(seen) > 3
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo", "rloo", "reinforce"])
+@pytest.mark.parametrize("credit", ["token", "turn", "state"])
+def test_every_algorithm_takes_a_step_with_the_credit_that_it_has(algorithm, credit):
+    settings = {"credit": credit, "gamma_turn": 0.9, "kl_in": "reward", "epochs": 1, "minibatch_size": 16}
+    if credit == "state" and algorithm in ("ppo", "reinforce"):
+        with pytest.raises(ValueError, match="credit needs"):
+            TextAgentConfig.for_algorithm(algorithm, **settings)
+        return
+    if algorithm == "grpo":
+        settings["group_size"] = 4
+    config = TextAgentConfig.for_algorithm(algorithm, **settings)
+
+    class Ending(Echo):
+        def step(self, action):
+            observation, reward, terminated, truncated, info = super().step(action)
+            return observation, reward, terminated or truncated, False, info
+
+    policy = policy_of(critic="shared" if config.uses_critic else "none")
+    collector = TextCollector(envs_of(group_size=config.group_size, env=Ending), seed=0)
+    agent = TextAgent(config, policy, collector)
+    before = copy.deepcopy(policy.state_dict())
+    agent.learn(16)
+    assert any(not torch.equal(before[name], value) for name, value in policy.state_dict().items())
+    assert agent.newest[1].advantages[~agent.newest[0].mask].eq(0).all()
+
+
+def test_credit_needs_dialogues():
+    from textenvs import TokenVectorEnv
+
+    envs = TokenVectorEnv(4, prompts=[[1, 2]], eos_token_id=EOS, vocab_size=V, max_new_tokens=3)
+    with pytest.raises(ValueError, match=r'credit "turn".*expected an environment of dialogues'):
+        TextAgent(TextAgentConfig(credit="turn", minibatch_size=4), policy_of(), TextCollector(envs))
