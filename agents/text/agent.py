@@ -145,9 +145,8 @@ class TextAgent(Agent):
         advantages = critic_advantages(rollout, rewards, config.lam, config)
         if config.critic_lam is None:
             return rollout.to_batch(advantages)
-        return rollout.to_batch(
-            advantages, critic_advantages(rollout, rewards, config.critic_lam, config) + rollout.values
-        )
+        targets = critic_advantages(rollout, rewards, config.critic_lam, config) + rollout.values
+        return rollout.to_batch(advantages, targets)
 
     def _by_comparison(self, rollout: Rollout) -> Batch:
         if bool((rollout.ended & ~rollout.terminated).any()):

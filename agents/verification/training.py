@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 from agents.algorithms.ppo import PPO
 from agents.config import PPOConfig
@@ -16,7 +17,7 @@ from agents.control.environments import make_vector
 from agents.control.evaluation import evaluate
 from agents.control.presets import preset_for
 from agents.functional.schedules import Linear
-from agents.text.config import Paper
+from agents.text.config import Algorithm, Paper
 from agents.verification.checks import Check, Checking, at_least, at_most
 from agents.verification.exact_gap import ALGORITHMS, ENVS, TRAINERS
 from agents.verification.learning import fingerprint
@@ -55,7 +56,7 @@ def gap_checks(*, full: bool) -> list[Checking]:
         full: a table and a tiny GPT-2 on every environment; else a table on all of them, and PPO's GPT-2 on one.
     """
     asked: list[tuple[str, Paper, Sequence[str]]] = [("tabular", algorithm, ENVS) for algorithm in ALGORITHMS]
-    asked += [("gpt2", algorithm, ENVS) for algorithm in ALGORITHMS] if full else [("gpt2", "ppo", ENVS[:1])]
+    asked += [("gpt2", algorithm, ENVS) for algorithm in get_args(Algorithm)] if full else [("gpt2", "ppo", ENVS[:1])]
     return [
         (f"optimality gap, {policy}, {algorithm}, {len(envs)} environments", partial(gap, policy, algorithm, envs))
         for policy, algorithm, envs in asked

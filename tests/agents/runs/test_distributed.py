@@ -45,6 +45,9 @@ CASES = {
         epochs=2,
     ),
     "rloo": dict(algorithm="rloo", group_size=3, kind="llama"),
+    "cispo, dynamic sampling": dict(
+        algorithm="grpo", policy_loss="cispo", group_size=2, dynamic_sampling=2, minibatch_size=12, microbatch_size=3
+    ),
     "reinforce": dict(algorithm="reinforce", average="constant", entropy_coef=0.01),
 }
 

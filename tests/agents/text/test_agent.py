@@ -297,6 +297,24 @@ def test_tokens_are_averaged_as_the_setting_says(average):
     torch.testing.assert_close(total, -expected[average])
 
 
+@pytest.mark.parametrize("name", ["clipped", "gspo", "cispo"])
+def test_the_policy_loss_is_the_one_that_was_named_with_its_interval(name):
+    batch, judged = stray_batch(plain := agent_of("grpo"))
+    config = dataclasses.replace(plain.config, policy_loss=name, clip_high=0.4)
+    total, _ = text_objective(config, clip=0.1, beta=0.0)(judged, batch, batch.mask)
+    (found,) = torch.autograd.grad(total, judged.logprobs)
+    gap = (judged.logprobs.detach() - batch.old_logprobs) * batch.mask
+    if name == "gspo":
+        gap = (gap.sum(1) / batch.mask.sum(1))[:, None].expand_as(gap)
+    ratio, advantages = gap.exp(), batch.advantages
+    weight = ratio.clamp(0.9, 1.4)
+    assert (weight != ratio).any()
+    if name != "cispo":  # the surrogate has no gradient where the clip makes it smaller
+        weight = ratio * (ratio * advantages <= weight * advantages)
+    expected = -weight * advantages * batch.mask / batch.mask.sum(1, keepdim=True) / ROWS
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
+
+
 def stray_batch(agent):
     """A batch, and what a policy says of it that has moved far from the one that wrote it."""
     batch = agent.compute_advantages(rollout_of(agent))
