@@ -3,6 +3,7 @@
     python -m scripts.exact_gap                                    PPO on a table of logits
     python -m scripts.exact_gap --algorithm all                    each of ``agents.text.config.PAPERS``
     python -m scripts.exact_gap --algorithm grpo --policy gpt2     a tiny GPT-2, by whole texts
+    python -m scripts.exact_gap --policy dialogue --algorithm all  a table of dialogues, by token, turn and state
 
 The gap is (optimum - attained) / (optimum - start) of the objective ``E[score] - beta KL(pi || pi_ref)``, all three by
 enumeration: no sampling enters the measurement. The start is the reference, as in the tuning of a language model: the
@@ -36,6 +37,7 @@ from agents.text.agent import TextAgent
 from agents.text.collector import TextCollector
 from agents.text.config import Paper, TextAgentConfig
 from agents.text.kl_controllers import AnnealedKL
+from agents.verification.dialogue_gap import measure_dialogues
 from agents.verification.tabular import TabularPolicy, TabularTextPolicy, write
 from textenvs.exact import enumeration as exact
 from textenvs.exact.envs import EOS_TOKEN, ExactTask
@@ -211,12 +213,12 @@ def _learn(agent: Agent, task: ExactTask, table: Callable[[], np.ndarray], total
 class ExactGapConfig:
     """Settings of the measurement."""
 
-    policy: Literal["tabular", "gpt2"] = "tabular"
-    """what is trained"""
+    policy: Literal["tabular", "gpt2", "dialogue"] = "tabular"
+    """what is trained; "dialogue": a table of dialogues of several turns, by token, turn and state"""
     algorithm: Paper | Literal["all"] = "ppo"
     """what trains it; "all": one after the other"""
     envs: tuple[str, ...] = ENVS
-    """ids of environments with a known optimum"""
+    """ids of environments with a known optimum; those of dialogues are given"""
     seed: int = 0
     """of actions, prompts and minibatches; and of the GPT-2's weights"""
     updates: int | None = None
@@ -265,6 +267,8 @@ def measure(config: ExactGapConfig) -> dict[str, Any]:
     ``gap_worst`` of all.
     """
     summary: dict[str, Any] = {"policy": config.policy, "algorithm": config.algorithm, "seed": config.seed}
+    if config.policy == "dialogue":
+        return summary | measure_dialogues(config.algorithms, seed=config.seed, updates=config.updates)
     columns = f"{'start':>9}{'attained':>10}{'optimum':>9}{'KL':>7}{'of best':>9}{'gap %':>8}{'s':>7}"
     print(f"{'algorithm':21}{'environment':28}{columns}")
     for algorithm in config.algorithms:

@@ -19,6 +19,7 @@ from agents.control.presets import preset_for
 from agents.functional.schedules import Linear
 from agents.text.config import Algorithm, Paper
 from agents.verification.checks import Check, Checking, at_least, at_most
+from agents.verification.dialogue_gap import CASES, train_dialogue
 from agents.verification.exact_gap import ALGORITHMS, ENVS, TRAINERS
 from agents.verification.learning import fingerprint
 
@@ -39,6 +40,8 @@ RESUMED = PPOConfig(
     hidden=(8, 8),
     seed=5,
 )
+DIALOGUE_GAP = 0.03
+"""The same for dialogues."""
 CONTINUE = """
 import sys, torch
 torch.set_num_threads(1)
@@ -57,7 +60,11 @@ def gap_checks(*, full: bool) -> list[Checking]:
     """
     asked: list[tuple[str, Paper, Sequence[str]]] = [("tabular", algorithm, ENVS) for algorithm in ALGORITHMS]
     asked += [("gpt2", algorithm, ENVS) for algorithm in get_args(Algorithm)] if full else [("gpt2", "ppo", ENVS[:1])]
-    return [
+    dialogues = CASES if full else CASES[:4]
+    talked = [
+        (f"optimality gap, dialogues, {a}, credit {c}, {e}", partial(dialogue_gap, e, a, c)) for e, a, c in dialogues
+    ]
+    return talked + [
         (f"optimality gap, {policy}, {algorithm}, {len(envs)} environments", partial(gap, policy, algorithm, envs))
         for policy, algorithm, envs in asked
     ]
@@ -69,6 +76,12 @@ def gap(policy: str, algorithm: Paper, envs: Sequence[str]) -> Check:
     shares = [f"{env_id.removeprefix('textenvs/Exact').removesuffix('-v0')} {gaps[env_id]:.2%}" for env_id in envs]
     claim = f"optimality gap, {policy}, {algorithm}: worst environment"
     return at_most(claim, max(gaps.values()), GAP[algorithm], f": {', '.join(shares)}")
+
+
+def dialogue_gap(env_id: str, algorithm: Algorithm, credit: str) -> Check:
+    """Train with the default number of updates and seed 0."""
+    claim = f"optimality gap, dialogues, {algorithm}, credit {credit}, {env_id.removeprefix('textenvs/')}"
+    return at_most(claim, train_dialogue(env_id, algorithm, credit)["gap"], DIALOGUE_GAP)
 
 
 def resumed() -> list[Check]:
