@@ -35,7 +35,7 @@ def run(settings: Config) -> int:
     return command_line(flags)
 
 
-def test_a_run_leaves_everything_behind_and_its_agent_can_be_evaluated(tmp_path, capsys):
+def test_a_run_leaves_everything_behind_and_its_agent_can_be_evaluated(tmp_path, capsys, pictures):
     folder = tmp_path / "run"
     assert run(config(folder)) == 0
     summary = json.loads((folder / "summary.json").read_text())
