@@ -1,4 +1,4 @@
-"""Commands lay out and render no picture here, but where a test asks for `pictures`: that takes longer than tiny runs."""
+"""Commands render no picture here, but where a test asks for `pictures`: that takes longer than a tiny run."""
 
 from pathlib import Path
 
