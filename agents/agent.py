@@ -20,6 +20,7 @@ from agents.callbacks import called
 from agents.callbacks import progress_bar as bar_of
 from agents.config import AgentConfig
 from agents.functional.advantages import generalized_advantages
+from agents.functional.schedules import Linear
 from agents.interfaces import Collector, Policy
 from agents.rollout import Batch, Rollout
 from agents.runs import checkpoint
@@ -149,6 +150,17 @@ class Agent:
                 if False in [call(self) for call in calls]:
                     break
         return self
+
+    def extend(self, total: int) -> list[str]:
+        """Let a ``learn`` that was interrupted or has ended go on, by ``learn()``, to ``total`` steps in all.
+
+        Returns:
+            Names of settings that follow a line over the whole ``learn``. Steps so far followed that of the shorter
+            one; where there are none, the result is that of a ``learn`` of this length from the start, bit for bit.
+        """
+        self.span = (self.span[0], total)
+        settings = {name: getattr(self.config, name) for name in self.config.to_dict()}
+        return [name for name, value in settings.items() if isinstance(value, Linear) and value.start != value.end]
 
     def iterate(self) -> None:
         """One rollout and the update that follows from it."""

@@ -102,7 +102,7 @@ class AgentConfig(DiscountConfig, PlacementConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ControlConfig(AgentConfig):
-    """Rollouts and networks of control tasks."""
+    """Control: rollouts and networks."""
 
     num_envs: int = 8
     """environments side by side, where the environment is given by id"""
@@ -138,7 +138,7 @@ class PPOConfig(UpdateConfig, ControlConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TRPOConfig(ControlConfig):
-    """TRPO's settings. Where nothing else is said the defaults are those of Stable-Baselines3's TRPO."""
+    """TRPO: its settings; where nothing else is said the defaults are those of Stable-Baselines3's."""
 
     learning_rate: float | Linear = 1e-3
     """Adam's step size for the critic, a constant or ``Linear(start, end)``; the policy's step needs none"""
