@@ -76,12 +76,16 @@ def _lead(config: TrainTextConfig, processes: Processes, num_parameters: int) ->
         trained, resume_at = _Clock(), None
         state = run.checkpoint_state()
         if state is not None:
+            shorter = state.get("progress", {}).get("span", (0, config.episodes))[1]
+            if shorter < config.episodes and config.beta_start is not None:
+                raise ValueError(
+                    f"episodes: expected {shorter}, since beta_start falls over a share of them, received "
+                    f"{config.episodes}: a run with it cannot be made longer"
+                )
             with run.restoring():
                 agent.load_state_dict(processes.broadcast(state))
-            shorter = agent.span[1]
             if shorter < config.episodes:
-                schedules = agent.extend(config.episodes) + ["beta"] * (config.beta_start is not None)
-                print(longer(shorter, config.episodes, "texts", schedules))
+                print(longer(shorter, config.episodes, "texts", agent.extend(config.episodes)))
             clock = read_json(run.path / STATE, "seconds", "tokens")
             trained, resume_at = _Clock(float(clock["seconds"]), float(clock["tokens"])), agent.steps
         # Before the run begins: a reward that cannot be used shows here.

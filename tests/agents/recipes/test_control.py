@@ -195,9 +195,7 @@ def test_an_environment_of_ones_own_is_taken_by_module_and_id(tmp_path, monkeypa
     flags = ["--overwrite", "--env", "corridors:Corridor-v0", "--total-steps", "64", "--num-steps", "8"]
     assert command_line(["--run-dir", str(tmp_path / "ppo"), *flags, "--eval-episodes", "4"]) == 0
     said = capsys.readouterr().out
-    assert (
-        "PPO on corridors:Corridor-v0, which has no preset: 64 transitions, evaluated every 25000; num" in said
-    )
+    assert "PPO on corridors:Corridor-v0, which has no preset: 64 transitions, evaluated every 25000; num" in said
 
 
 CORRIDOR = """
