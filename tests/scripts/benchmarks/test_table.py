@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -48,4 +50,4 @@ def test_curves_name_their_units_and_no_tick_runs_into_the_next(tmp_path, monkey
         assert axis.get_ylabel() == "reward units per episode, greedy"
         boxes = [label.get_window_extent() for label in axis.get_xticklabels() if label.get_text()]
         assert len(boxes) >= 3
-        assert all(one.x1 < other.x0 for one, other in zip(boxes[:-1], boxes[1:], strict=True))
+        assert all(one.x1 < other.x0 for one, other in itertools.pairwise(boxes))
