@@ -27,7 +27,7 @@ def is_fast(policy: object) -> TypeGuard[MLPPolicy]:
     CPU, Discrete or Box actions."""
     return (
         type(policy) is MLPPolicy
-        and len({layer.out_features for layer in policy.actor[:-1] if isinstance(layer, nn.Linear)}) == 1
+        and len({layer.out_features for layer in list(policy.actor)[:-1] if isinstance(layer, nn.Linear)}) == 1
         and (isinstance(policy.head, GaussianHead) or (isinstance(policy.head, CategoricalHead) and policy.head.alone))
         and all(p.dtype == torch.float32 and p.device.type == "cpu" and p.requires_grad for p in policy.parameters())
     )
