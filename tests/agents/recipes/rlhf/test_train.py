@@ -234,6 +234,27 @@ def test_ctrl_c_keeps_what_was_trained_and_resume_ends_where_an_undisturbed_run_
     assert signal.getsignal(signal.SIGINT) is usual
 
 
+def test_a_finished_run_is_made_longer_to_what_a_run_of_that_length_is(inputs, tmp_path, capsys):
+    assert run(inputs, tmp_path / "whole") == 0
+    assert run(inputs, tmp_path / "grown", episodes=16) == 0
+    assert run(inputs, tmp_path / "grown", "--resume", episodes=16) == 2
+    assert "nothing to resume; a larger --episodes makes it longer" in capsys.readouterr().err
+    assert run(inputs, tmp_path / "grown", "--resume") == 0
+    assert "made longer, from 16 to 32 texts: bit for bit a run of 32 from the start" in capsys.readouterr().out
+    one, other = weights(tmp_path / "whole"), weights(tmp_path / "grown")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert json.loads((tmp_path / "grown" / "summary.json").read_text())["episodes"] == 32
+    assert max(read_columns(tmp_path / "grown" / "progress.csv")["time/steps"]) == 32
+    assert run(inputs, tmp_path / "falls", episodes=8, learning_rate="0.01:0") == 0
+    assert run(inputs, tmp_path / "falls", "--resume", episodes=16, learning_rate="0.01:0") == 0
+    assert "not bit for bit a run of 16 from the start: learning_rate followed" in capsys.readouterr().out
+    assert run(inputs, tmp_path / "price", episodes=8, beta_start=0.5) == 0
+    before = (tmp_path / "price" / "summary.json").read_bytes()
+    assert run(inputs, tmp_path / "price", "--resume", episodes=16, beta_start=0.5) == 2
+    assert "expected 8, since beta_start falls over a share of them, received 16" in capsys.readouterr().err
+    assert (tmp_path / "price" / "summary.json").read_bytes() == before
+
+
 def test_resume_refuses_other_settings_and_finished_or_missing_runs(inputs, tmp_path, capsys):
     stopped = tmp_path / "stopped"
     assert run(inputs, tmp_path / "none", "--resume") == 2
