@@ -64,10 +64,11 @@ def gap_checks(*, full: bool) -> list[Checking]:
     talked = [
         (f"optimality gap, dialogues, {a}, credit {c}, {e}", partial(dialogue_gap, e, a, c)) for e, a, c in dialogues
     ]
-    return talked + [
+    talked += [
         (f"optimality gap, {policy}, {algorithm}, {len(envs)} environments", partial(gap, policy, algorithm, envs))
         for policy, algorithm, envs in asked
     ]
+    return talked
 
 
 def gap(policy: str, algorithm: Paper, envs: Sequence[str]) -> Check:
