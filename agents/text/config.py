@@ -190,6 +190,7 @@ class TextAgentConfig(
         ranges = {
             ">= 1": "group_size",
             ">= 0": "weight_decay warmup_updates clip_high critic_warmup dynamic_sampling",
+            "> 0": "state_weight",
             "in [0, 1)": "adam_beta1 adam_beta2 baseline_decay",
             "in [0, 1]": "critic_lam gamma_turn",
         }

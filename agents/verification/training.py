@@ -61,7 +61,7 @@ def gap_checks(*, full: bool) -> list[Checking]:
     asked: list[tuple[str, Paper, Sequence[str]]] = [("tabular", algorithm, ENVS) for algorithm in ALGORITHMS]
     asked += [("gpt2", algorithm, ENVS) for algorithm in get_args(Algorithm)] if full else [("gpt2", "ppo", ENVS[:1])]
     dialogues = CASES if full else CASES[:4]
-    talked = [
+    talked: list[Checking] = [
         (f"optimality gap, dialogues, {a}, credit {c}, {e}", partial(dialogue_gap, e, a, c)) for e, a, c in dialogues
     ]
     talked += [

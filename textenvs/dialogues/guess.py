@@ -9,11 +9,11 @@ from gymnasium import spaces
 
 
 class GuessTheNumber(gym.Env[str, str]):
-    """A number from 1 to ``most``, all equally likely; each guess costs 1, and the right one ends the game.
+    """A number from 1 to ``most``, all equally likely; each wrong guess costs 0.1, and the right one ends the game.
 
     | Observation | Text: the question, then "higher", "lower" or "say a number from 1 to ..."              |
     | Action      | Text: a number                                                                             |
-    | Reward      | -1 a guess that is wrong or no number, 0 for the right one: minus the guesses that were lost |
+    | Reward      | -0.1 for a guess that is wrong or no number, 0 for the right one                            |
     | Termination | the number is guessed                                                                      |
     | Truncation  | never                                                                                      |
     | Info        | state: the least and most that the number can still be                                     |
@@ -43,4 +43,4 @@ class GuessTheNumber(gym.Env[str, str]):
             answer, self.left[0] = "higher :", max(self.left[0], guess + 1)
         else:
             answer, self.left[1] = "lower :", min(self.left[1], guess - 1)
-        return answer, -1.0, False, False, {"state": tuple(self.left)}
+        return answer, -0.1, False, False, {"state": tuple(self.left)}
