@@ -86,12 +86,12 @@ def evaluate_text(config: EvaluateAgentConfig) -> dict[str, Any]:
 
     settings = read_json(config.agent / CONFIG)
     settings |= {"run_dir": str(config.agent), "device": config.device}
-    if settings["prompts"] is None:  # of a file only those are held out that the run held out
-        settings["num_eval_prompts"] = config.episodes
+    if settings["rows"] is None:  # of a file only those are held out that the run held out
+        settings["num_eval_rows"] = config.episodes
     task = build_task(TrainTextConfig.from_dict(settings))
     start = task.models.start
     prompts: Any = task.assessor.prompts  # a list, or tokenized rows
     assessor = replace(task.assessor, prompts=prompts[: config.episodes])
     tuned = CausalLMPolicy.from_pretrained(config.agent / MODEL, sampling=start.sampling).to(config.device)
     figures, samples = compare(assessor.assess(start), assessor.assess(tuned))
-    return {"model": str(config.agent / MODEL), "eval_prompts": len(samples), **figures}
+    return {"model": str(config.agent / MODEL), "eval_rows": len(samples), **figures}

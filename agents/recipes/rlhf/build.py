@@ -168,7 +168,7 @@ def build_task(
     """
     tokenizer = load_tokenizer(model_path(config), template_variables(config.template_kwargs), began)
     reader = prompt_reader(config, tokenizer)
-    train_prompts, eval_prompts = prompt_sets(config, reader)
+    train_prompts, eval_rows = prompt_sets(config, reader)
     chat = reader if isinstance(reader, ChatTemplate) and reader.has_chats else None
     models = build_start(config, tokenizer, lora=lora, value_adapter=value_adapter, compile=compile)
     env = TokenVectorEnv(
@@ -193,14 +193,14 @@ def build_task(
         tokenizer=tokenizer,
         reward=reward,
         reference=PolicyReference(models.plain, tokenizer),
-        prompts=eval_prompts,
+        prompts=eval_rows,
         max_new_tokens=config.max_new_tokens,
         max_concurrent_rows=max_concurrent_rows,
         chat=chat,
         judge=_judge() if config.judge and judge else None,
     )
     what = f"{env.prompts.kind} of {column_names(env.prompts.kind)}"
-    about = statement(what if config.prompts else "openings of movie reviews", len(env.prompts), len(eval_prompts))
+    about = statement(what if config.rows else "openings of movie reviews", len(env.prompts), len(eval_rows))
     return Task(models=models, env=env, scorers=scorers, assessor=assessor, about=about)
 
 

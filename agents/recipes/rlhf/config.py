@@ -2,7 +2,7 @@
 
     textenvs train-text --run-dir runs/text
     textenvs train-text --run-dir runs/grpo --algorithm grpo
-    textenvs train-text --run-dir runs/mine --model DIR --reward-model DIR --prompts openings.txt
+    textenvs train-text --run-dir runs/mine --model DIR --reward DIR --rows openings.txt
     textenvs train-text --run-dir runs/none --model DIR --memory adapters --plan
     accelerate launch --num_processes 4 -m scripts.train_text --run-dir runs/four --device cuda
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def build_scorers(task: TextTask, trunk: AdaptedTrunk | None) -> tuple[list[Scorer], list[str]]:
-    """The scorers that ``--reward-model`` names, and what their figures are called.
+    """The scorers that ``--reward`` names, and what their figures are called.
 
     Adapters over the model of ``trunk`` join it there.
 
@@ -41,8 +41,8 @@ def build_scorers(task: TextTask, trunk: AdaptedTrunk | None) -> tuple[list[Scor
 
 
 def reward_sources(task: TextTask) -> list[str]:
-    """What ``--reward-model`` names, or the project's own."""
-    return list(task.reward_model) or [str(assets.reward_model_dir())]
+    """What ``--reward`` names, or the project's own."""
+    return list(task.reward) or [str(assets.reward_model_dir())]
 
 
 def scorer_names(given: Sequence[str]) -> list[str]:
@@ -52,7 +52,7 @@ def scorer_names(given: Sequence[str]) -> list[str]:
         ValueError: if two are the same.
     """
     if len(set(given)) != len(given):
-        raise ValueError(f"--reward-model names one of these twice: {', '.join(given)}; give it more weight instead")
+        raise ValueError(f"--reward names one of these twice: {', '.join(given)}; give it more weight instead")
     parts = [_parts(one) for one in given]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["-".join(part[-depth:]) for part in parts]
@@ -78,7 +78,7 @@ def _function(given: str) -> Scorer:
         scorer: Scorer = getattr(importlib.import_module(module), name)
         return scorer
     except (ImportError, AttributeError) as fault:
-        raise ValueError(f"--reward-model {given}: {fault}") from fault
+        raise ValueError(f"--reward {given}: {fault}") from fault
 
 
 def load_reward_model(folder: str, trunk: AdaptedTrunk | None, *, device: str) -> Scorer:
@@ -137,7 +137,7 @@ def start_critic_as_reward(
     """
     one = scorer.members[0] if isinstance(scorer, RewardEnsemble) else scorer
     if not isinstance(one, RewardModel):
-        raise ValueError(f"critic_start reward-model: the first --reward-model must be one, not {type(one).__name__}")
+        raise ValueError(f"critic_start reward-model: the first --reward must be one, not {type(one).__name__}")
     if not same_tokenizer(one.tokenizer, tokenizer):
         raise ValueError("critic_start reward-model: the reward model's tokenizer is not the language model's")
     weight, bias = one.head.weight / one.std, float(-one.mean / one.std)

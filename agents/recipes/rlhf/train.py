@@ -96,7 +96,7 @@ def _lead(config: TrainTextConfig, processes: Processes, num_parameters: int) ->
             "algorithm": config.algorithm,
             "seed": config.seed,
             "episodes": agent.steps,
-            "eval_prompts": len(before.samples.prompts),
+            "eval_rows": len(before.samples.prompts),
             "wall_s": trained.seconds,
             "response_tokens_per_s": trained.tokens / max(trained.seconds, 1e-9),
             "peak_memory_bytes": peak_bytes,
