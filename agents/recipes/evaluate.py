@@ -83,12 +83,14 @@ def evaluate_text(config: EvaluateAgentConfig) -> dict[str, Any]:
     from agents.lm.causal_lm import CausalLMPolicy
     from agents.recipes.rlhf.build import build_task
     from agents.recipes.rlhf.config import TrainTextConfig
+    from agents.recipes.rlhf.rewards import passing_rule
 
     settings = read_json(config.agent / CONFIG)
     settings |= {"run_dir": str(config.agent), "device": config.device}
     if settings["rows"] is None:  # of a file only those are held out that the run held out
         settings["num_eval_rows"] = config.episodes
-    task = build_task(TrainTextConfig.from_dict(settings))
+    trained = TrainTextConfig.from_dict(settings)
+    task = build_task(trained, passing=passing_rule(trained))
     start = task.models.start
     prompts: Any = task.assessor.prompts  # a list, or tokenized rows
     assessor = replace(task.assessor, prompts=prompts[: config.episodes])

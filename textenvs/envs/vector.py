@@ -40,7 +40,8 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
     | Reward      | 0; wrappers add the preference score (`PreferenceReward`) and the KL penalty (`KLShaping`)         |
     | Termination | the action ends a text (eos_token_id), or max_new_tokens were produced (part of the task)        |
     | Truncation  | never; with budget="truncate" a used-up budget truncates instead of terminating                  |
-    | Info        | stop_reason[i] in {"", "eos", "length"}, of the action just taken, in every autoreset mode       |
+    | Info        | stop_reason[i] in {"", "eos", "length"}, of the action just taken, in every autoreset mode; the  |
+    |             | columns of the rows that the prompts are of, by name (in final_info those of the ended rows)     |
     | Autoreset   | SAME_STEP (default; final_obs and final_info as in SyncVectorEnv), NEXT_STEP or DISABLED         |
 
     P is the longest prompt's length (or `max_prompt_tokens`), T is `max_new_tokens`, V is `vocab_size`.
@@ -97,7 +98,6 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
         self.single_action_space = spaces.Discrete(vocab_size)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-
         self._rows = RowBuffer(num_envs, self.max_prompt_tokens, max_new_tokens)
         self.set_group_size(group_size)
         self.drawn_columns: Columns = ()  # of the rows of the newest `draw_prompts`, beside the prompt
@@ -152,7 +152,8 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
         self.handed_logprobs = None
         self._begin(np.flatnonzero(mask))
         self.finished = self._finished(np.zeros(0, dtype=np.int64))
-        return self.tokens.copy(), {"stop_reason": np.full(self.num_envs, "", dtype="<U6"), "_stop_reason": mask}
+        infos = {"stop_reason": np.full(self.num_envs, "", dtype="<U6"), "_stop_reason": mask}
+        return self.tokens.copy(), self.prompts.info(self._rows.numbers, mask) | infos
 
     def step(self, actions: Ids) -> tuple[Ids, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
         """Append one token to every running row; the class describes the results.
@@ -168,13 +169,11 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
         running = self.running
         self._rows.append(actions)
         self._begin(np.flatnonzero(~running))  # mode NEXT_STEP
-
         at_eos = running & is_end(actions, self.eos_token_id)
         at_budget = running & ~at_eos & (self.lengths - self.prompt_lengths >= self.max_new_tokens)
         ended = at_eos | at_budget
         truncated = at_budget if self.budget == "truncate" else np.zeros_like(running)
         terminated = ended & ~truncated
-
         indices = np.flatnonzero(ended)
         self.finished = self._finished(indices)
         reasons = np.where(at_eos, EOS, np.where(at_budget, LENGTH, "")).astype("<U6")
@@ -183,6 +182,7 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
         if self.autoreset_mode is AutoresetMode.SAME_STEP and indices.size:
             infos |= self._final(indices, ended, reasons)
             self._begin(indices)
+        infos = self.prompts.info(self._rows.numbers) | infos
         return self.tokens.copy(), np.zeros(self.num_envs, dtype=np.float32), terminated, truncated, infos
 
     def split_rows(self, indices: Ids) -> tuple[Ids, Ids]:
@@ -296,5 +296,5 @@ class TokenVectorEnv(VectorEnv[Ids, Ids, NDArray[Any]]):
         for index in indices:
             final_obs[index] = self.tokens[index].copy()
         final_info = {"stop_reason": reasons.copy(), "_stop_reason": ended.copy()}
-        finals = {"final_obs": final_obs, "final_info": final_info}
+        finals = {"final_obs": final_obs, "final_info": self.prompts.info(self._rows.numbers, ended) | final_info}
         return finals | {f"_{name}": ended.copy() for name in finals}

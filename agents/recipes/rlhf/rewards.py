@@ -1,28 +1,33 @@
-"""The scorers of a text run: reward models and ensembles from folders, functions of a user's own, and their names."""
+"""The scorers of a text run: reward models from folders, ready rewards, functions of a user's own, and their names."""
 
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agents.evaluation.metrics import PassingRule
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.critic import start_critic
 from agents.lm.lora import REWARD, VALUE, AdaptedTrunk, RoleTrunk
-from agents.recipes.rlhf.task import TextTask
+from agents.recipes.rlhf.task import TextTask, changed
 from reward_models import RewardClassifier, RewardModel
 from reward_models.ensemble import RewardEnsemble, is_ensemble, member_folders
 from reward_models.files import base_of, is_foreign
 from reward_models.lora import ADAPTER
 from textenvs import assets
+from textenvs.rewards import by_name, is_ready
 from textenvs.tokens.tokenizers import same_tokenizer
 from textenvs.wrappers.interfaces import Scorer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from agents.recipes.rlhf.config import TrainTextConfig
 
 
 def build_scorers(task: TextTask, trunk: AdaptedTrunk | None) -> tuple[list[Scorer], list[str]]:
@@ -38,6 +43,21 @@ def build_scorers(task: TextTask, trunk: AdaptedTrunk | None) -> tuple[list[Scor
     return [
         load_reward_model(one, trunk, device=task.device) if _is_folder(one) else _function(one) for one in given
     ], names
+
+
+def passing_rule(config: TrainTextConfig) -> PassingRule | None:
+    """When the first reward calls a text right; None for a reward model's score, or prompts that are nobody's own.
+
+    Raises:
+        ValueError: if it is None, and settings of it were given.
+    """
+    if config.rows is None or not config.reward or _is_folder(config.reward[0]):
+        if unread := changed(config, "eval_samples", "pass_score"):
+            raise ValueError(
+                f"{', '.join(unread)}: expected --rows, and a function or ready reward as the first --reward"
+            )
+        return None
+    return PassingRule(least=config.pass_score, samples=config.eval_samples)
 
 
 def reward_sources(task: TextTask) -> list[str]:
@@ -62,6 +82,8 @@ def scorer_names(given: Sequence[str]) -> list[str]:
 
 
 def _parts(given: str) -> list[str]:
+    if is_ready(given):
+        return [given.partition("(")[0].strip()]
     parts = list(Path(given).resolve().parts[1:] if _is_folder(given) else filter(None, re.split(r"[:.]", given)))
     if _is_folder(given) and parts[-1] == "model" and len(parts) > 1:
         parts.pop()
@@ -69,16 +91,19 @@ def _parts(given: str) -> list[str]:
 
 
 def _is_folder(given: str) -> bool:
-    return ":" not in given or Path(given).exists()
+    return not is_ready(given) and ("/" in given or os.path.exists(given))
 
 
 def _function(given: str) -> Scorer:
-    module, _, name = given.partition(":")
+    module, colon, name = given.partition(":")
     try:
+        if is_ready(given) or not colon:
+            return by_name(given)
         scorer: Scorer = getattr(importlib.import_module(module), name)
         return scorer
-    except (ImportError, AttributeError) as fault:
-        raise ValueError(f"--reward {given}: {fault}") from fault
+    except (ImportError, AttributeError, ValueError) as fault:
+        nothing = "" if colon or is_ready(given) else "no such folder, and "
+        raise ValueError(f"--reward {given}: {nothing}{fault}") from fault
 
 
 def load_reward_model(folder: str, trunk: AdaptedTrunk | None, *, device: str) -> Scorer:

@@ -43,11 +43,11 @@ class PromptSettings:
 
     rows: str | None = None
     """Text file (a prompt a line), or rows as `train-language-model --data` takes them, with `messages` or else
-    `prompt`; a tenth is held out, by prompt. None: openings of movie reviews."""
+    `prompt`; rewards get their other columns. A tenth is held out, by prompt. None: openings of movie reviews."""
     eval_rows: str | None = None
-    """File of prompts for the comparison before/after; needs `rows`. None: those held out."""
+    """File of rows that are held out, for figures before, along and after training; needs `rows`. None: that tenth."""
     num_eval_rows: int = 400
-    """Prompts that are written on before and after training; all that there are, if there are fewer."""
+    """Most held-out rows that are written on."""
     chat_template: bool = False
     """Put each prompt into a chat as the user's turn, in the tokenizer's own template; scorers read the bare turn."""
     template_kwargs: str | None = None
@@ -63,9 +63,7 @@ class PromptSettings:
 
     def __post_init__(self) -> None:
         # Beyond, rounding decides: the likeliest token always, or all tokens alike.
-        check_values(
-            self, {">= 1": "num_eval_rows max_prompt_tokens max_new_tokens", "in [0.01, 100]": "temperature"}
-        )
+        check_values(self, {">= 1": "num_eval_rows max_prompt_tokens max_new_tokens", "in [0.01, 100]": "temperature"})
         if self.eval_rows is not None and self.rows is None:
             raise ValueError("eval_rows needs rows: both are files of your own, or neither")
         template_variables(self.template_kwargs)
@@ -78,9 +76,10 @@ class RewardSettings:
     """Rewards: who scores the texts."""
 
     reward: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """The directory of a reward model or of an ensemble (see train-reward-model); directory or hub name of a sequence
-    classifier with one label; or `module:function`, whose parameters are any of prompts, completions and the columns of
-    the prompts' rows. Repeat the flag for several, in any mixture. None: the project's."""
+    """`module:function`, whose parameters are any of prompts, completions and the columns of the rows; a ready reward,
+    one of exact, number, boxed, regex, format, length, with settings as in "number(tolerance=0.01)"; the directory of a
+    reward model or of an ensemble (see train-reward-model); or directory or hub name of a sequence classifier with one
+    label. Repeat the flag for several, in any mixture. None: the project's reward model."""
     reward_combine: Literal["mean", "worst", "uncertainty"] = "mean"
     """How the scores of several, an ensemble's members each for itself, become one: their mean, the least, or the mean
     less reward_uncertainty_coef times their variance (Coste et al. 2023, arXiv:2310.02743)."""
@@ -90,9 +89,9 @@ class RewardSettings:
     None: no weights."""
     reward_uncertainty_coef: float = 0.1
     """Price of the variance with reward_combine uncertainty, per reward unit."""
-    judge: bool = True
+    judge: bool | None = None
     """Whether the independent judge compares before and after (needs the demo extra). It knows praise from blame in
-    movie reviews, and nothing else: of other texts its figures mean nothing."""
+    movie reviews, and nothing else. None: unless there are `rows`."""
 
     def __post_init__(self) -> None:
         if isinstance(self.reward, str):

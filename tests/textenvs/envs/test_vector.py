@@ -123,7 +123,7 @@ def test_bad_actions_are_refused_and_change_nothing(make_envs, actions, said):
         ({"max_new_tokens": 0}, "max_new_tokens: .* received 0"),
         ({"eos_token_id": 40}, "eos_token_id: expected ids in .*, received 40"),
         ({"budget": "stop"}, "budget: .* received 'stop'"),
-        ({"max_prompt_tokens": 2}, r"prompts\[0\]: expected a prompt of at most 2 tokens, received 4"),
+        ({"max_prompt_tokens": 2}, r"rows\[0\]: expected a prompt of at most 2 tokens, received 4"),
         ({"prompts": [[1]], "tokenizer": None}, "vocab_size: expected a number or a tokenizer, received neither"),
         ({"autoreset_mode": "Sometimes"}, "Sometimes"),
         ({"num_envs": 4, "group_size": 3}, "group_size: expected a divisor of num_envs 4, received 3"),
