@@ -115,6 +115,37 @@ def test_one_long_prompt_among_many_costs_its_own_tokens_only():
     assert prompts.padded([7, 50_000])[:, :9].tolist() == [[*short, -1], [9] * 9]
 
 
+@pytest.mark.parametrize("kind", ["list", "jsonl", "parquet", "Dataset", "folder"])
+def test_rows_are_the_same_from_every_source(tmp_path, tokenizer, kind):
+    rows = [{"prompt": "w1 w2", "answer": 3, "hints": ["a", None]}, {"prompt": "w3", "answer": None, "hints": ["b"]}]
+    source = rows if kind == "list" else tmp_path / f"train.{kind}"
+    if kind == "jsonl":
+        source.write_text("\n".join(map(json.dumps, rows)))
+    elif kind == "parquet":
+        pytest.importorskip("pyarrow.parquet").write_table(
+            pytest.importorskip("pyarrow").Table.from_pylist(rows), source
+        )
+    elif kind in ("Dataset", "folder"):
+        table = pytest.importorskip("datasets").table.InMemoryTable.from_pylist(rows)
+        data = pytest.importorskip("datasets").Dataset(table, fingerprint="any")
+        source = data if kind == "Dataset" else (data.save_to_disk(source), source)[1]
+    prompts = read(source, tokenizer)
+    assert [prompts.row(i).tolist() for i in (0, 1)] == [[0, 3, 4], [0, 5]]
+    assert [dict(row) for row in prompts.columns] == [{"answer": 3, "hints": ["a", None]}, {"hints": ["b"]}]
+    assert [row.place for row in prompts.columns] == list(prompts.places)
+
+
+def test_what_is_no_list_of_rows_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="received a dict: pass one of its splits"):
+        read({"train": ["w1"], "test": ["w2"]}, tokenizer)
+    with pytest.raises(ValueError, match=r"received a DataFrame: pass its to_dict\('records'\)"):
+        read(pytest.importorskip("pandas").DataFrame([{"prompt": "w1"}]), tokenizer)
+    with pytest.raises(ValueError, match=r"rows\[1\]: expected messages, or prompt; received question, answer"):
+        read([{"prompt": "w1"}, {"question": "w1", "answer": 2}], tokenizer)
+    with pytest.raises(ValueError, match=r"rows\[0\]: answer: expected Unicode text"):
+        read([{"prompt": "w1", "answer": "\ud83d"}], tokenizer)
+
+
 def test_columns_beside_the_prompt_stay_with_it():
     prompts = read([{"prompt": [1], "answer": "a"}, [2], {"prompt": [3], "answer": None, "level": 2}])
     assert [dict(columns) for columns in prompts.columns] == [{"answer": "a"}, {}, {"level": 2}]
