@@ -39,7 +39,7 @@ ZERO = {
     "learning_rate", "reward_uncertainty_coef",
 }  # fmt: skip
 """Settings that may be 0."""
-NEGATIVE = {"stop_at_return", "log_std", "reward_weights", "sde_sample_freq"}
+NEGATIVE = {"pass_score", "stop_at_return", "log_std", "reward_weights", "sde_sample_freq"}
 """Settings that may be negative."""
 FILES = {"rows", "eval_rows", "data", "heldout_data", "pairs", "heldout_pairs"}
 FOLDERS = {"model", "adapter", "reward", "agent"}

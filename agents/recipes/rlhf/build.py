@@ -14,7 +14,7 @@ from agents.lm.policy_reference import PolicyReference
 from agents.lm.sampling import TokenSampling
 from agents.recipes.rlhf.config import TrainTextConfig
 from agents.recipes.rlhf.prompts import prompt_reader, prompt_sets
-from agents.recipes.rlhf.rewards import build_scorers, passing_rule, start_critic_as_reward
+from agents.recipes.rlhf.rewards import build_scorers, is_checked, passing_rule, start_critic_as_reward
 from agents.recipes.rlhf.task import TextTask
 from agents.runs.distributed import ALONE, Processes
 from agents.runs.flags import template_variables
@@ -199,7 +199,7 @@ def build_task(
         max_new_tokens=config.max_new_tokens,
         max_concurrent_rows=max_concurrent_rows,
         chat=chat,
-        judge=_judge() if (config.rows is None if config.judge is None else config.judge) and judge else None,
+        judge=_judge() if config.judge and judge and not is_checked(config) else None,
         passing=passing,
     )
     what = f"{env.prompts.kind} of {column_names(env.prompts.kind)}"

@@ -45,19 +45,22 @@ def build_scorers(task: TextTask, trunk: AdaptedTrunk | None) -> tuple[list[Scor
     ], names
 
 
+def is_checked(task: TextTask) -> bool:
+    """Whether texts after a user's own rows are right or wrong: a function or a ready reward is the first to score."""
+    return task.rows is not None and bool(task.reward) and not _is_folder(task.reward[0])
+
+
 def passing_rule(config: TrainTextConfig) -> PassingRule | None:
-    """When the first reward calls a text right; None for a reward model's score, or prompts that are nobody's own.
+    """When the first reward calls a text right; None where no text is.
 
     Raises:
         ValueError: if it is None, and settings of it were given.
     """
-    if config.rows is None or not config.reward or _is_folder(config.reward[0]):
-        if unread := changed(config, "eval_samples", "pass_score"):
-            raise ValueError(
-                f"{', '.join(unread)}: expected --rows, and a function or ready reward as the first --reward"
-            )
-        return None
-    return PassingRule(least=config.pass_score, samples=config.eval_samples)
+    if is_checked(config):
+        return PassingRule(least=config.pass_score, samples=config.eval_samples)
+    if unread := changed(config, "eval_samples", "pass_score"):
+        raise ValueError(f"{', '.join(unread)}: expected --rows, and a function or ready reward as the first --reward")
+    return None
 
 
 def reward_sources(task: TextTask) -> list[str]:

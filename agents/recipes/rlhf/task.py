@@ -89,9 +89,9 @@ class RewardSettings:
     None: no weights."""
     reward_uncertainty_coef: float = 0.1
     """Price of the variance with reward_combine uncertainty, per reward unit."""
-    judge: bool | None = None
+    judge: bool = True
     """Whether the independent judge compares before and after (needs the demo extra). It knows praise from blame in
-    movie reviews, and nothing else. None: unless there are `rows`."""
+    movie reviews, and nothing else: not asked where a function or a ready reward is the first to judge `rows`."""
 
     def __post_init__(self) -> None:
         if isinstance(self.reward, str):
