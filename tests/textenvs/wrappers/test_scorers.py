@@ -10,6 +10,7 @@ import pytest
 
 from textenvs import PreferenceReward
 from textenvs.rewards import judge, threaded
+from textenvs.wrappers.chat_prompts import ChatTemplate
 from textenvs.wrappers.preference import combine_scores, score_spread
 from textenvs.wrappers.scorers import RewardError
 
@@ -176,3 +177,20 @@ def test_a_judge_is_asked_for_each_text_with_its_columns_a_few_at_a_time(make_en
     assert rows.scores.tolist() == [7 + 10, 20, 9 + 30, 10 + 40]
     with pytest.raises(ValueError, match="ask: no row has 'answer'"):
         play(make_envs, judge(ask), rows=[{"prompt": "w1"}])
+
+
+def test_what_reads_chats_without_their_template_stays_threaded_or_a_coroutine(chat_tokenizer):
+    template = ChatTemplate(chat_tokenizer)
+    decoded = chat_tokenizer.decode(template("what is")["input_ids"], skip_special_tokens=True)
+
+    @threaded
+    def slow(prompts, completions):
+        return prompts
+
+    async def later(prompts, completions):
+        return prompts
+
+    assert template.scorer(slow).threaded
+    assert template.scorer(slow)(prompts=[decoded], completions=["two"]) == ["what is\n"]
+    assert not template.scorer(later).threaded
+    assert asyncio.run(template.scorer(later)(prompts=[decoded], completions=["two"])) == ["what is\n"]
