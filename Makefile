@@ -12,6 +12,8 @@ BIN := $(VENV)/bin
 # Each of the workers runs a stretch of neighboring tests, so what a file's tests share is rarely made twice.
 PARALLEL ?= --numprocesses auto --maxprocesses 4 --dist worksteal
 export TOKENIZERS_PARALLELISM := false
+# Where bytecode is switched off, every process would compile its libraries and tests again, seconds each.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install data demo pretrained verify test test-slow mutants kills benchmark-control benchmark-text docs lint format clean
 

@@ -20,11 +20,13 @@ from agents.callbacks import called
 from agents.callbacks import progress_bar as bar_of
 from agents.config import AgentConfig
 from agents.functional.advantages import generalized_advantages
+from agents.functional.schedules import Linear
 from agents.interfaces import Collector, Policy
 from agents.rollout import Batch, Rollout
 from agents.runs import checkpoint
 from agents.runs.devices import check_device
 from agents.runs.logging import MetricSink, NullSink
+from agents.update import Objective, own_objective
 
 Self = TypeVar("Self", bound="Agent")
 EnvLike = str | gym.Env[Any, Any] | VectorEnv[Any, Any, Any]
@@ -44,6 +46,8 @@ class Agent:
         env: the vector environment that ``collector`` steps or plays, for ``get_env``.
         generator: of minibatches, and of whatever the collector draws if it was given the same one.
         logger: receives metrics; see ``agents.runs.logging``.
+        objective: a loss of your own, in place of all terms of the algorithm's.
+        verbose: 1 shows progress in every ``learn``: a bar, or lines where there is no terminal.
     """
 
     config_type: ClassVar[type[Any]]
@@ -60,6 +64,8 @@ class Agent:
         env: VectorEnv | None = None,
         generator: torch.Generator | None = None,
         logger: MetricSink | None = None,
+        objective: Objective | None = None,
+        verbose: int = 0,
     ) -> None:
         check_device(config.device)
         self.config: Any = config  # a subclass has settings of its own
@@ -69,12 +75,14 @@ class Agent:
         self.policy = module.to(config.device)
         self.collector = collector
         self.env = env
+        self.objective = own_objective(objective)
         self.learner, self.optimizer = self._learning_parts()
         self.logger: MetricSink = logger or NullSink()
         self.metrics: dict[str, float] = {}
         self.steps = 0
         self.updates = 0
         self.span = (0, 0)
+        self.verbose = verbose
 
     def _learning_parts(self) -> tuple[Any, torch.optim.Optimizer]:
         """The module that acts and is trained (the policy, or an equal, faster form of it), and its optimizer."""
@@ -105,25 +113,23 @@ class Agent:
         callback: Any = None,
         log_interval: int = 1,
         *,
-        progress_bar: bool = False,
+        progress_bar: bool | None = None,
     ) -> Self:
         """Train for ``total_timesteps`` more steps (to the end of the last rollout that is needed).
 
         Args:
-            total_timesteps: transitions of a control task, texts of a token environment: the unit of ``steps`` and of
-                the logger's ``time/steps``. None continues a ``learn`` that was interrupted to its original
-                end, schedules included.
+            total_timesteps: transitions of a control task, texts of a token environment: the unit of ``steps``. None
+                continues a ``learn`` that was interrupted to its original end, schedules included.
             callback: called with the agent after every update; returning False ends the training early. Also a callback
                 of Stable-Baselines3, or a list; see ``agents.callbacks``.
             log_interval: updates between two lines of the logger.
-            progress_bar: show one.
+            progress_bar: show one; None: as ``verbose`` says.
 
         Returns:
             The agent itself.
 
         Raises:
-            ValueError: without an environment, without an interrupted training to continue, or for a number out of
-            range.
+            ValueError: without an environment or an interrupted training to continue, or for a number out of range.
         """
         if self.collector is None:
             raise ValueError("this agent has no environment: pass env= to load, or call set_env")
@@ -137,7 +143,7 @@ class Agent:
             raise ValueError("expected total_timesteps: there is no interrupted training to continue")
         with ExitStack() as stack:
             calls = [stack.enter_context(called(callback, self))]
-            if progress_bar:
+            if self.verbose if progress_bar is None else progress_bar:
                 unit = "texts" if self.collector.counts == "rows" else "steps"
                 calls.append(stack.enter_context(bar_of(self, unit)))
             while self.steps < self.span[1]:
@@ -149,6 +155,17 @@ class Agent:
                 if False in [call(self) for call in calls]:
                     break
         return self
+
+    def extend(self, total: int) -> list[str]:
+        """Let a ``learn`` that was interrupted or has ended go on, by ``learn()``, to ``total`` steps in all.
+
+        Returns:
+            Settings that follow a line over the whole ``learn``, and so far that of the shorter one; where there are
+            none, the result is that of a ``learn`` of this length from the start, bit for bit.
+        """
+        self.span = (self.span[0], total)
+        settings = vars(self.config).items()
+        return [name for name, value in settings if isinstance(value, Linear) and value.start != value.end]
 
     def iterate(self) -> None:
         """One rollout and the update that follows from it."""
@@ -210,7 +227,7 @@ class Agent:
             env: to continue in; None takes the id it was trained on, if it was given by id. An agent for control
                 without either predicts only.
             arguments: ``policy``, the module to fill where it was handed over as an object; ``device``, where it is
-                another than it was saved from; ``logger``.
+                another than it was saved from; ``logger``; ``objective``, if it was trained with one and goes on.
 
         Raises:
             CheckpointError: if the file is missing, damaged, or of another version or algorithm, or if environment or
@@ -222,6 +239,7 @@ class Agent:
         """Everything that training from here depends on."""
         return {
             "algorithm": self.algorithm,
+            "objective": getattr(self.objective, "__qualname__", None),
             "config": self.config.to_dict(),
             "policy": dict(self.policy.state_dict()),
             "optimizer": self.optimizer.state_dict(),
@@ -242,6 +260,8 @@ class Agent:
             CheckpointError: if it was of another algorithm or configuration; the message names the fields.
         """
         self._refuse_other(state)
+        if self.objective is not None and state.get("objective") is None:
+            raise checkpoint.CheckpointError("objective: expected None, as the agent was trained without one")
         ours = self.config.to_dict()
         saved = {name: value for name, value in state["config"].items() if name != "device"}
         other = {name: value for name, value in saved.items() if _plain(value) != _plain(ours.get(name))}

@@ -53,6 +53,13 @@ class _Model:
         return getattr(self._agent, name)
 
 
+class _Locals(dict[str, Any]):
+    """What ``locals`` has in a callback; Stable-Baselines3 also has the newest step's arrays there."""
+
+    def __missing__(self, key: str) -> Any:
+        raise KeyError(f"locals[{key!r}]: callbacks are called once a rollout is over; read self.model.metrics")
+
+
 class SB3Callback:
     """Drive a callback of Stable-Baselines3 from ``learn``."""
 
@@ -62,7 +69,7 @@ class SB3Callback:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Training and eval env are not of the same type")  # ours are Gymnasium's
             callback.init_callback(_Model(agent))  # type: ignore[arg-type]
-        callback.on_training_start({"self": agent}, {})
+        callback.on_training_start(_Locals(self=agent, total_timesteps=agent.span[1]), {})
         callback.on_rollout_start()
 
     def __call__(self, agent: Agent) -> bool:

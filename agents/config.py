@@ -102,7 +102,7 @@ class AgentConfig(DiscountConfig, PlacementConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ControlConfig(AgentConfig):
-    """Rollouts and networks of control tasks."""
+    """Control: rollouts and networks."""
 
     num_envs: int = 8
     """environments side by side, where the environment is given by id"""
@@ -138,7 +138,7 @@ class PPOConfig(UpdateConfig, ControlConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TRPOConfig(ControlConfig):
-    """TRPO's settings. Where nothing else is said the defaults are those of Stable-Baselines3's TRPO."""
+    """TRPO: its settings; where nothing else is said the defaults are those of Stable-Baselines3's."""
 
     learning_rate: float | Linear = 1e-3
     """Adam's step size for the critic, a constant or ``Linear(start, end)``; the policy's step needs none"""
@@ -170,6 +170,17 @@ class TRPOConfig(ControlConfig):
         check_values(self, ranges)
 
 
+SB3_NAMES = {
+    "n_envs": "it is num_envs", "n_steps": "it is num_steps", "batch_size": "it is minibatch_size",
+    "n_epochs": "it is epochs", "gae_lambda": "it is lam", "clip_range": "it is clip", "ent_coef": "it is entropy_coef",
+    "vf_coef": "it is value_coef, twice vf_coef", "clip_range_vf": "it is value_clip",
+    "normalize_advantage": 'it is normalize_advantages, "minibatch" or "none"',
+    "use_sde": "sde_sample_freq says it", "policy_kwargs": "hidden, activation and log_std are settings",
+    "tensorboard_log": "pass logger=agents.runs.logging.FileSink(folder)",
+}  # fmt: skip
+"""Settings of Stable-Baselines3's agents, and what to write here."""
+
+
 def with_settings(kind: type[C], config: C | None, settings: dict[str, Any]) -> C:
     """``config`` (None: the defaults of ``kind``) with some fields replaced by ``settings``.
 
@@ -190,4 +201,5 @@ def check_settings(kind: type, settings: Iterable[str]) -> None:
         if name not in known:
             near = get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f"; here {SB3_NAMES[name]}" if name in SB3_NAMES else hint
             raise ValueError(f"{name!r} is no setting of {kind.__name__}{hint}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Literal
+from functools import wraps
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -49,6 +50,43 @@ def critic_loss(
     return losses.clipped_value_loss(
         evaluation.values, batch.old_values, batch.returns, mask, clip=config.value_clip, average=average
     )
+
+
+def own_objective(objective: Objective | None) -> Objective | None:
+    """A user's ``objective``, whose answers are checked; None stays None.
+
+    Raises:
+        ValueError: for what cannot be called, or, when it is called, for another answer than a scalar loss with a
+            gradient and a dict of scalars.
+    """
+    if objective is None:
+        return None
+    if not callable(objective):
+        raise ValueError(f"objective: expected a function (evaluation, batch, mask), received {objective!r}")
+
+    @wraps(objective)
+    def checked(evaluation: Evaluation, batch: Batch, mask: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        found: Any = objective(evaluation, batch, mask)
+        loss, parts = found if isinstance(found, tuple) and len(found) == 2 else (None, None)
+        scalars = [loss, *parts.values()] if isinstance(parts, dict) else [None]
+        fits = all(isinstance(each, Tensor) and each.dim() == 0 for each in scalars)
+        if not fits or not isinstance(loss, Tensor) or not loss.requires_grad or not isinstance(parts, dict):
+            raise ValueError(f"objective: expected (scalar loss with a gradient, dict of scalars), received {found!r}")
+        return loss, parts
+
+    return checked
+
+
+def absent_objective(name: str | None) -> Objective | None:
+    """In place of the objective ``name`` that an agent was trained with, where it only predicts; None without one."""
+    if name is None:
+        return None
+
+    def absent(*batch: object) -> Any:
+        raise ValueError(f"this agent was trained with an objective, {name}: pass objective= to load")
+
+    absent.__qualname__ = name
+    return absent
 
 
 def update(

@@ -2,6 +2,7 @@
 
 import ast
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,7 @@ def imports(path: Path):
                     yield found, node.lineno
 
 
+@cache
 def arrows() -> dict[str, dict[str, list[str]]]:
     """Room to room, with the places that draw the arrow."""
     found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
@@ -59,14 +61,11 @@ def arrows() -> dict[str, dict[str, list[str]]]:
     return found
 
 
-ARROWS = arrows()
-
-
 @pytest.mark.parametrize("package", ORDER)
 def test_packages_import_only_what_comes_before_them(package):
     wrong = [
         place
-        for start, ends in ARROWS.items()
+        for start, ends in arrows().items()
         for end, places in ends.items()
         for place in places
         if start.split(".")[0] == package and ORDER[end.split(".")[0]] > ORDER[package]
@@ -76,7 +75,7 @@ def test_packages_import_only_what_comes_before_them(package):
 
 def test_there_is_no_circle_between_rooms():
     def path_from(start: str, goal: str, seen: set[str]) -> list[str] | None:
-        for end in ARROWS.get(start, ()):
+        for end in arrows().get(start, ()):
             if end == goal:
                 return [start, end]
             if end not in seen:
@@ -86,12 +85,12 @@ def test_there_is_no_circle_between_rooms():
                     return [start, *rest]
         return None
 
-    circles = [circle for start in list(ARROWS) if (circle := path_from(start, start, set())) is not None]
+    circles = [circle for start in list(arrows()) if (circle := path_from(start, start, set())) is not None]
     assert circles == []
 
 
 def test_only_the_rooms_for_text_import_textenvs():
-    knowing = {start for start, ends in ARROWS.items() if any(end.split(".")[0] == "textenvs" for end in ends)}
+    knowing = {start for start, ends in arrows().items() if any(end.split(".")[0] == "textenvs" for end in ends)}
     knowing = {start for start in knowing if start.split(".")[0] == "agents"}
     assert knowing <= TOKEN_ROOMS, f"{sorted(knowing - TOKEN_ROOMS)} import textenvs"
 

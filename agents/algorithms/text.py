@@ -29,6 +29,7 @@ from agents.text.collector import TextCollector, kl_shaping_of
 from agents.text.config import PAPERS, Algorithm, TextAgentConfig
 from agents.text.presets import learning_rate_for, preset_settings
 from agents.text.stepwise import generate_by_acting
+from agents.update import Objective, absent_objective
 from textenvs.envs.vector import TokenVectorEnv
 from textenvs.tokens.prompts import load_prompts
 from textenvs.tokens.tokenizers import decode_rows
@@ -45,7 +46,7 @@ class TextAlgorithm(TextAgent):
         policy: directory or name of a causal LM, a transformers model, a ``CausalLMPolicy``, or any module that
             implements ``agents.interfaces.Policy`` over rows of tokens. None: a copy of the language model that the
             environment measures the KL against.
-        logger: receives metrics; see ``agents.runs.logging``.
+        logger, objective, verbose: as in ``Agent``.
         settings: fields of ``config`` and of ``TextOptions`` as keywords.
 
     Raises:
@@ -63,6 +64,8 @@ class TextAlgorithm(TextAgent):
         policy: PolicyLike | None = None,
         *,
         logger: MetricSink | None = None,
+        objective: Objective | None = None,
+        verbose: int = 0,
         **settings: Any,
     ) -> None:
         if config is not None and not isinstance(config, TextAgentConfig):
@@ -93,6 +96,8 @@ class TextAlgorithm(TextAgent):
             _collector(envs, module, config, options),
             reference=starting_policy(envs) if exact else None,
             logger=logger,
+            objective=objective,
+            verbose=verbose,
         )
         self.env = envs
 
@@ -188,9 +193,11 @@ class TextAlgorithm(TextAgent):
         policy: PolicyLike | None = None,
         device: str | None = None,
         logger: MetricSink | None = None,
+        objective: Objective | None = None,
     ) -> Self:
         """Build the agent that ``state_dict`` gave ``state`` of; arguments and errors as in ``load``."""
         cls._refuse_other(state)
+        objective = objective or absent_objective(state.get("objective"))
         known = state["text"]
         env = known["env_id"] if env is None else env
         policy = known["policy"] if policy is None else policy
@@ -199,7 +206,8 @@ class TextAlgorithm(TextAgent):
         if policy is None and not known["own_policy"]:
             raise checkpoint.CheckpointError("the agent's policy was handed over as an object: pass policy=")
         config = TextAgentConfig.from_dict(state["config"] | ({} if device is None else {"device": device}))
-        agent = cls(env, config, policy, logger=logger, **vars(TextOptions.from_dict(known["options"])))
+        options = vars(TextOptions.from_dict(known["options"]))
+        agent = cls(env, config, policy, logger=logger, objective=objective, **options)
         state["config"] = agent.config.to_dict()
         agent.load_state_dict(state)
         return agent

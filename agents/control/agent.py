@@ -25,6 +25,7 @@ from agents.control.spaces import ActionDecoder, ObservationEncoder, space_from_
 from agents.functional.running_moments import RunningMoments
 from agents.interfaces import Collector, check_memoryless
 from agents.runs.logging import MetricSink
+from agents.update import Objective, absent_objective
 
 MLP_POLICY = "MlpPolicy"
 """Stable-Baselines3's name for separate small actor and critic networks."""
@@ -41,7 +42,7 @@ class ControlAgent(Agent):
         policy: any module that implements ``agents.interfaces.Policy``; None or ``"MlpPolicy"`` builds an ``MLPPolicy``
             for the spaces.
         collector: another source of rollouts than steps of ``env``; ``env`` may then be None.
-        logger: receives metrics; see ``agents.runs.logging``.
+        logger, objective, verbose: as in ``Agent``.
         spaces: observation and action space, where there is no ``env``.
         settings: fields of ``config`` as keywords, over ``config``.
 
@@ -58,6 +59,8 @@ class ControlAgent(Agent):
         *,
         collector: Collector | None = None,
         logger: MetricSink | None = None,
+        objective: Objective | None = None,
+        verbose: int = 0,
         spaces: tuple[Any, Any] | None = None,
         **settings: Any,
     ) -> None:
@@ -75,7 +78,8 @@ class ControlAgent(Agent):
             self.normalizer = ObservationNormalizer(encoder.size, free=encoder.mask_size)
         if collector is None and envs is not None:
             collector = self._step_collector(envs, chosen, generator)
-        super().__init__(chosen, module, collector, env=envs, generator=generator, logger=logger)
+        shared: dict[str, Any] = {"logger": logger, "objective": objective, "verbose": verbose}
+        super().__init__(chosen, module, collector, env=envs, generator=generator, **shared)
         if isinstance(collector, StepCollector) and not isinstance(module, MLPPolicy):
             sample = collector.encode.single(deepcopy(collector.envs.single_observation_space).sample())
             check_memoryless(module, torch.from_numpy(sample).expand(collector.envs.num_envs, -1))
@@ -188,14 +192,17 @@ class ControlAgent(Agent):
         policy: nn.Module | None = None,
         device: str | None = None,
         logger: MetricSink | None = None,
+        objective: Objective | None = None,
     ) -> Self:
         """Build the agent from a ``state_dict``; arguments and errors as in ``load``."""
         cls._refuse_other(state)
+        objective = objective or absent_objective(state.get("objective"))
         if device is not None:
             state["config"]["device"] = device
         config = cls.config_type.from_dict(state["config"])
         spaces: Any = None if state["spaces"] is None else tuple(map(space_from_dict, state["spaces"]))
-        agent = cls(env if env is not None else state["env_id"], config, policy, logger=logger, spaces=spaces)
+        given: dict[str, Any] = {"logger": logger, "objective": objective, "spaces": spaces}
+        agent = cls(env if env is not None else state["env_id"], config, policy, **given)
         agent.env_id = agent.env_id or state["env_id"]
         agent.load_state_dict(state)
         return agent

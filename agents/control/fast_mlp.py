@@ -23,10 +23,11 @@ from agents.rollout import Batch
 
 
 def is_fast(policy: object) -> TypeGuard[MLPPolicy]:
-    """Whether ``FastMLP`` supports this policy: a plain ``MLPPolicy``, float32 on the CPU, Discrete or Box actions."""
+    """Whether ``FastMLP`` supports this policy: a plain ``MLPPolicy``, its hidden layers of one width, float32 on the
+    CPU, Discrete or Box actions."""
     return (
         type(policy) is MLPPolicy
-        and len(policy.actor) >= 3
+        and len({layer.out_features for layer in list(policy.actor)[:-1] if isinstance(layer, nn.Linear)}) == 1
         and (isinstance(policy.head, GaussianHead) or (isinstance(policy.head, CategoricalHead) and policy.head.alone))
         and all(p.dtype == torch.float32 and p.device.type == "cpu" and p.requires_grad for p in policy.parameters())
     )

@@ -22,7 +22,7 @@ class ControlPPO(ControlAgent):
 
     def _learning_parts(self) -> tuple[Any, torch.optim.Optimizer]:
         config = self.config
-        plain_loss = config.value_clip is None and config.microbatch_size is None
+        plain_loss = config.value_clip is None and config.microbatch_size is None and self.objective is None
         learner: Any = FastMLP(self.policy) if plain_loss and is_fast(self.policy) else self.policy
         fast = isinstance(learner, FastMLP)
         trained: Any = [learner.flat] if fast else [p for p in self.policy.parameters() if p.requires_grad]
@@ -34,5 +34,6 @@ class ControlPPO(ControlAgent):
         rate, clip = value_at(self.config.learning_rate, self.progress), value_at(self.config.clip, self.progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        figures = update(self.learner, self.optimizer, batch, self.config, clip=clip, generator=self.generator)
+        how: dict[str, Any] = {"clip": clip, "generator": self.generator, "objective": self.objective}
+        figures = update(self.learner, self.optimizer, batch, self.config, **how)
         return {**figures, "train/learning_rate": rate, "train/clip": clip}

@@ -36,6 +36,11 @@ class TRPO(ControlAgent):
 
     def _learning_parts(self) -> tuple[Any, torch.optim.Optimizer]:
         policy = self.policy
+        if self.objective is not None:
+            raise ValueError(
+                "objective: expected None, since TRPO's step is of its surrogate's gradient and KL; "
+                "PPO takes a loss of your own"
+            )
         missing = [name for name in ("outputs", "head", "critic") if not hasattr(policy, name)]
         if missing:
             raise ValueError(

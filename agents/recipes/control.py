@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from gymnasium.vector import VectorEnv
 
+from agents.config import AgentConfig, PlacementConfig
 from agents.control.agent import ControlAgent
 from agents.control.best import BestKeeper
 from agents.control.environments import make_vector
 from agents.control.evaluation import evaluate
 from agents.control.ppo import ControlPPO
-from agents.control.presets import Preset, preset_for
+from agents.control.presets import DEFAULT, TRPO_DEFAULT, Preset, preset_for
 from agents.control.trpo import TRPO
 from agents.recipes.commands.control import Config
 from agents.runs import checkpoint
 from agents.runs.devices import check_device
-from agents.runs.lifecycle import TrainingRun, training_run
+from agents.runs.lifecycle import TrainingRun, longer, training_run
 from agents.runs.plots import CONTROL_CURVES
 from agents.runs.progress import ProgressBar, headline
 
@@ -46,15 +47,39 @@ def main(config: Config) -> dict[str, Any]:
     torch.set_num_threads(config.threads)
     preset = preset_for(config.env, config.algorithm)
     changed = {name: getattr(config, name) or getattr(preset, name) for name in ("total_steps", "evaluate_every")}
-    preset = replace(preset, config=replace(preset.config, seed=config.seed, device=config.device), **changed)
+    preset = replace(preset, config=_agent_config(config, preset), **changed)
     evaluation = make_vector(config.env, min(config.eval_episodes, 100))
     agent: ControlAgent = {"ppo": ControlPPO, "trpo": TRPO}[config.algorithm](config.env, preset.config)
-    settings = {**config.identity(), **changed, "settings": preset.config.to_dict() | {"device": None}}
-    with training_run(config, script="train_control", settings=settings, checkpoint=LAST) as run:
+    task = {field.name for field in fields(Config)}
+    settings = {name: value for name, value in config.identity().items() if name in task} | changed
+    settings["settings"] = preset.config.to_dict() | {"device": None}
+    with training_run(config, script="train_control", settings=settings, checkpoint=LAST, length="total_steps") as run:
+        if not config.quiet:
+            print(_statement(config, preset), flush=True)
         trainer = _Trainer(config, preset, agent, evaluation, run)
         finished = trainer.train()
+        if finished and not config.quiet:
+            print(f"evaluating the best weights over {config.eval_episodes} episodes", flush=True)
         summary = trainer.summary() if finished else {}
         return run.finish(summary, finished=finished, curves=CONTROL_CURVES, commands=COMMANDS)
+
+
+def _agent_config(config: Config, preset: Preset) -> AgentConfig:
+    """The settings that ``config`` has of its own, or the preset's with its seed and device."""
+    own = fields(preset.config if isinstance(config, AgentConfig) else PlacementConfig)
+    return replace(preset.config, **{field.name: getattr(config, field.name) for field in own})
+
+
+def _statement(config: Config, preset: Preset) -> str:
+    """What is trained, how long, and with which settings, for people."""
+    kind, usual = type(preset.config), preset_for(config.env, config.algorithm)
+    source = "which has no preset" if usual in (DEFAULT, TRPO_DEFAULT) else "which has a preset"
+    chosen, default = (each.to_dict() for each in (preset.config, kind()))
+    other = ", ".join(f"{name} {getattr(preset.config, name)}" for name in chosen if chosen[name] != default[name])
+    return (
+        f"{config.algorithm.upper()} on {config.env}, {source}: {preset.total_steps} transitions, evaluated every "
+        f"{preset.evaluate_every}; {f'{other}, else ' if other else ''}the defaults of {kind.__name__}"
+    )
 
 
 class _Trainer:
@@ -81,6 +106,12 @@ class _Trainer:
                 self.keeper.load_state_dict(state["keeper"])
                 self.wall_s, self.cpu_s = state["wall_s"], state["cpu_s"]
         agent.logger = run.begin(agent.steps)
+        if state is not None and agent.span[1] < self.total_steps:
+            # The shorter run ended with an evaluation that this one does not know: its best weights may be others.
+            self.keeper.restore_best(agent)
+            agent.save(run.path / BEST)
+            agent.load_state_dict(state["agent"])
+            print(longer(agent.span[1], self.total_steps, "transitions", agent.extend(self.total_steps)), flush=True)
 
     def train(self) -> bool:
         """Train to the end, to the return asked for, or to a signal; False if it was a signal."""
@@ -102,10 +133,10 @@ class _Trainer:
         began_cpu, earlier_cpu = time.process_time(), self.cpu_s
 
         def callback(agent: ControlAgent) -> bool:
+            bar.show(agent.steps, headline(agent.metrics))  # before an evaluation, which may take long
             should_continue = self.keeper(agent)
             self.wall_s = earlier + time.perf_counter() - began
             self.cpu_s = earlier_cpu + time.process_time() - began_cpu
-            bar.show(agent.steps, headline(agent.metrics))
             if agent.updates % self.config.save_every == 0:
                 self.save()
             return should_continue and not self.run.stop.is_set()

@@ -26,7 +26,8 @@ class RunFlags:
     overwrite: bool = False
     """Delete the run in that folder; files that no run writes stay."""
     resume: bool = False
-    """Continue the unfinished run in that folder, which must have the same settings."""
+    """Continue the unfinished run in that folder, which must have the same settings; train-control and train-text also
+    make a finished one longer, with larger --total-steps or --episodes."""
     log_to: Annotated[tuple[Tracker, ...], tyro.conf.UseAppendAction] = ()
     """Experiment tracker that receives the metrics, too; repeatable. Needs its extra: pip install 'textenvs[wandb]'."""
     quiet: bool = False

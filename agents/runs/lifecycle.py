@@ -71,6 +71,14 @@ def stop_on_signal() -> Iterator[Stop]:
             signal.signal(each, handler)
 
 
+def longer(before: int, now: int, unit: str, schedules: Sequence[str]) -> str:
+    """What a run that is made longer is equal to, for people; ``schedules`` are settings that change along a run."""
+    equal = f"bit for bit a run of {now} from the start"
+    if schedules:
+        equal = f"not {equal}: {', '.join(schedules)} followed the shorter run until now"
+    return f"made longer, from {before} to {now} {unit}: {equal}"
+
+
 class TrainingRun:
     """A claimed run of a training command; made by `training_run`.
 
@@ -158,6 +166,7 @@ def training_run(
     script: str,
     settings: Mapping[str, Any],
     checkpoint: str = CHECKPOINT,
+    length: str | None = None,
     reads: Iterable[str | Path | None] = (),
 ) -> Iterator[TrainingRun]:
     """Claim ``flags.run_dir`` for a training command.
@@ -167,6 +176,7 @@ def training_run(
         script: its name.
         settings: content of config.json; a resumed run must have the same.
         checkpoint: name of the file that it resumes from.
+        length: name of the setting that a resumed run may have larger, also a finished one.
         reads: files and folders that it reads.
 
     Raises:
@@ -177,6 +187,6 @@ def training_run(
         tracker_module(name)
     with RunDir(flags.run_dir, script=script, reads=reads, overwrite=flags.overwrite, resume=flags.resume) as folder:
         if flags.resume:
-            folder.check_resumable(settings, checkpoint)
+            folder.check_resumable(settings, checkpoint, length)
         with closing(TrainingRun(folder, flags, settings, checkpoint)) as run:
             yield run

@@ -141,30 +141,37 @@ class RunDir:
             settings: content of ``config.json``; None: that of the resumed run is kept.
         """
         self._begun = True
+        if self._resume:
+            (self.path / SUMMARY).unlink(missing_ok=True)  # a finished run that is made longer
         write_aside(self.path / MARKER, f"{self.script}\n{self.began}\n")
         delete_own_files(self.path, keep=(CONFIG, MARKER), parts_only=self._resume)
         if settings is not None:
             self.write_json(CONFIG, settings)
 
-    def check_resumable(self, settings: Mapping[str, Any], checkpoint: str | None = None) -> None:
+    def check_resumable(
+        self, settings: Mapping[str, Any], checkpoint: str | None = None, length: str | None = None
+    ) -> None:
         """Refuse to resume what cannot continue.
 
         Args:
             settings: of this run; those in config.json must be the same.
             checkpoint: name of the file to resume from; None: there need not be one.
+            length: name of the setting that may be larger than before, also of a finished run; None: there is none.
 
         Raises:
             RunDirError: if the run is finished, has no checkpoint, or has other settings; the message names them.
         """
-        if (self.path / SUMMARY).exists():
-            raise RunDirError(f"{self.path} holds a finished run: nothing to resume; choose another {self._flag}")
+        before, now = _flat(read_json(self.path / CONFIG)), _flat(json.loads(json.dumps(settings, default=str)))
+        longer = length is not None and now[length] > before.get(length, now[length])
+        if (self.path / SUMMARY).exists() and not longer:
+            what = "" if length is None else f"a larger --{length.replace('_', '-')} makes it longer, or "
+            raise RunDirError(f"{self.path} holds a finished run: nothing to resume; {what}choose another {self._flag}")
         if checkpoint is not None and not (self.path / checkpoint).exists():
             raise RunDirError(
                 f"{self.path} has no {checkpoint} to resume from: start anew, without --resume (and with --overwrite, "
                 "if that is asked for)"
             )
-        before, now = _flat(read_json(self.path / CONFIG)), _flat(json.loads(json.dumps(settings, default=str)))
-        differing = [name for name in now if before.get(name) != now[name]]
+        differing = [name for name in now if before.get(name) != now[name] and not (longer and name == length)]
         other = [f"{name}={_short(before.get(name))} (now {_short(now[name])})" for name in differing]
         if other:
             more = f" and {len(other) - 4} more" if len(other) > 4 else ""

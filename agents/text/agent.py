@@ -31,7 +31,7 @@ from agents.text.collector import TextCollector
 from agents.text.config import GROUP_ALGORITHMS, TextAgentConfig
 from agents.text.objective import REDUCTIONS, WithExactKL, text_objective
 from agents.text.stepwise import TextPolicy
-from agents.update import update
+from agents.update import Objective, update
 from textenvs.wrappers.scorers import RewardError
 
 METRICS: dict[str, str] = {
@@ -55,7 +55,7 @@ class TextAgent(Agent):
         policy: a causal LM or another policy over rows of tokens; with a critic if and only if the algorithm uses one.
         collector: source of rollouts; None for an agent that only predicts.
         reference: the policy to which ``kl_estimator="full"`` measures the exact KL; None otherwise.
-        logger: as in ``Agent``.
+        logger, objective, verbose: as in ``Agent``.
 
     Raises:
         ValueError: if collector and configuration differ in group size or in where the KL is charged; if the policy has
@@ -74,8 +74,10 @@ class TextAgent(Agent):
         *,
         reference: CausalLMPolicy | None = None,
         logger: MetricSink | None = None,
+        objective: Objective | None = None,
+        verbose: int = 0,
     ) -> None:
-        super().__init__(config, policy, collector, logger=logger)
+        super().__init__(config, policy, collector, logger=logger, objective=objective, verbose=verbose)
         self.reference = reference
         self.processes = ALONE if collector is None else collector.processes
         """The processes that train the policy together."""
@@ -213,7 +215,7 @@ class TextAgent(Agent):
                 clip=clip,
                 clip_high=config.clip_high,
                 generator=self.generator,
-                objective=text_objective(config, clip=clip, beta=beta),
+                objective=self.objective or text_objective(config, clip=clip, beta=beta),
                 reduction=REDUCTIONS[config.average][1],
                 processes=self.processes,
             )

@@ -18,7 +18,7 @@ from typing import Literal, get_args
 
 from agents.runs.cli import enter
 
-Room = Literal["core", "text", "probes", "gap", "resume", "cartpole"]
+Room = Literal["core", "text", "families", "probes", "gap", "resume", "cartpole"]
 
 
 class CheckFailed(RuntimeError):
@@ -39,6 +39,8 @@ class VerifyConfig:
     """groups of checks to run if neither --env nor --model is given"""
     gap: Literal["quick", "full"] = "quick"
     """optimality gaps: each algorithm on a table, and PPO on a GPT-2 in one environment; or all of them"""
+    families: Literal["quick", "full"] = "quick"
+    """families of language models in transformers: sixteen that differ in kind; or all of them (minutes)"""
     seed: int = 0
     """seed of episodes in --env and of texts by --model"""
     run_dir: Path | None = None

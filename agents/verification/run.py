@@ -91,12 +91,23 @@ def _rooms(config: VerifyConfig) -> list[Callable[[], Sequence[Checking]]]:
     proof: dict[str, Callable[[], Sequence[Checking]]] = {
         "core": core_checks,
         "text": language_model_checks,
+        "families": lambda: [_families(full=config.families == "full")],
         "probes": lambda: [(f"probe {name}", probe) for name, probe in PROBES.items()],
         "gap": lambda: gap_checks(full=config.gap == "full"),
         "resume": lambda: [("resumed in a new process = uninterrupted, bit for bit", resumed)],
         "cartpole": lambda: [("CartPole-v1 is solved by its preset: greedy mean over 100 episodes", cart_pole)],
     }
     return [proof[room] for room in config.rooms]
+
+
+def _families(*, full: bool) -> Checking:
+    from transformers.utils import logging
+
+    from agents.verification.family_paths import family_line
+
+    logging.set_verbosity_error()  # what tiny configurations lack
+    claim = "model families: tiny models are exact in every path, or refused with the reason"
+    return claim, partial(family_line, full=full)
 
 
 def _model_room(path: str, seed: int) -> Callable[[], Sequence[Checking]]:

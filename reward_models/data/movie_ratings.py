@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ _TEXTS = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 _RATINGS = "hutto_ICWSM_2014/movieReviewSnippets_anonDataRatings.txt"
 _WORDS = "vaderSentiment-3.3.2/vaderSentiment/vader_lexicon.txt"
 _WORD = re.compile(r"[a-z][a-z' -]+")
+_KEPT = defaultdict(lambda: " ", {ord(letter): letter for letter in "abcdefghijklmnopqrstuvwxyz0123456789"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,7 @@ class RatedSnippet:
 
 def normalize_text(text: str) -> str:
     """The normal form for comparing texts: lower case, letters and digits only, single spaces."""
-    return " ".join(re.findall("[a-z0-9]+", text.lower()))
+    return " ".join(text.lower().translate(_KEPT).split())
 
 
 def cache_dir() -> Path:

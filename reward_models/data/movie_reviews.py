@@ -85,9 +85,10 @@ def judge_reviews() -> list[LabeledReview]:
     return _imdb_parts()[0]
 
 
-def judge_sentences() -> set[str]:
+@cache
+def judge_sentences() -> frozenset[str]:
     """Normalized sentences of the judge's reviews."""
-    return {normalize_text(sentence) for review in judge_reviews() for sentence in sentences_of(review.text)}
+    return frozenset(normalize_text(sentence) for review in judge_reviews() for sentence in sentences_of(review.text))
 
 
 @cache
@@ -101,7 +102,7 @@ def _imdb_parts() -> tuple[list[LabeledReview], list[LabeledReview]]:
 def movie_review_splits() -> MovieReviewSplits:
     """The project's fixed splits; see the module docstring."""
     _, rest = _imdb_parts()
-    used = judge_sentences()
+    used = set(judge_sentences())
     used |= {normalize_text(snippet.text) for snippet in load_rated_snippets()}
     used |= {normalize_text(review.text) for review in read_reviews("rotten_tomatoes")}
 

@@ -135,8 +135,8 @@ def draw_bins(bins: accuracy.Reliability, out: Path) -> Path:
     above.set_title(f"expected calibration error {bins.error:.3f}", fontsize=9)
     above.legend(fontsize=8)
     below.bar(bins.edges[:-1] + width / 2, bins.share, width=0.9 * width)
-    below.set_ylabel("share")
-    below.set_xlabel("predicted probability of the likelier choice")
+    below.set_ylabel("share of pairs")
+    below.set_xlabel("predicted probability of the likelier choice, [0.5, 1]")
     for axis in (above, below):
         axis.grid(alpha=0.3)
     figure.tight_layout()

@@ -130,6 +130,7 @@ def read_curve(run_dir: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]
 def plot_curves(runs: Path, seeds: Mapping[str, Iterable[int]], tasks: Sequence[str], out: Path) -> None:
     """A panel a task: interquartile mean over steps, with its 95% interval, of each side's ``TASK-SIDE-SEED``."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     width = min(3, len(tasks))
     height = -(-len(tasks) // width)
@@ -144,6 +145,9 @@ def plot_curves(runs: Path, seeds: Mapping[str, Iterable[int]], tasks: Sequence[
             bounds = np.array([bootstrap_interval(column, resamples=500) for column in values])
             axis.fill_between(steps, *bounds.T, alpha=0.2)
         axis.set_title(task, fontsize=9)
+        axis.set_xlabel("transitions", fontsize=8)
+        axis.set_ylabel("reward units per episode, greedy", fontsize=8)
+        axis.xaxis.set_major_locator(MaxNLocator(4))
         axis.grid(alpha=0.3)
     figure.axes[0].legend()
     figure.tight_layout()

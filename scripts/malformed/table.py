@@ -17,7 +17,7 @@ from agents.runs.cli import imported
 
 TEXT = "--run-dir RUN --rows PROMPTS --num-eval-rows 2 --max-new-tokens 2 --no-judge"
 USUAL = {
-    "train-control": ("Config", "--run-dir RUN --total-steps 8 --eval-episodes 1"),
+    "train-control": ("PPORun", "--run-dir RUN --total-steps 8 --eval-episodes 1"),
     "train-text": ("TrainTextConfig", f"{TEXT} --episodes 8 --batch-size 8"),
     "train-language-model": ("TrainLanguageModelConfig", "--run-dir RUN --data ROWS --train-tokens 8"),
     "train-reward-model": ("TrainRewardModelConfig", "--run-dir RUN --pairs PAIRS --training.epochs 0.01"),

@@ -23,7 +23,7 @@ from agents.recipes.rlhf.config import TrainTextConfig
 from agents.recipes.rlhf.memory_plan import as_text, planned_bytes
 from agents.runs.devices import check_device
 from agents.runs.distributed import Processes
-from agents.runs.lifecycle import TrainingRun, stop_on_signal, training_run
+from agents.runs.lifecycle import TrainingRun, longer, stop_on_signal, training_run
 from agents.runs.plots import TEXT_CURVES
 from agents.runs.progress import headline
 from agents.runs.run_dir import read_json
@@ -68,7 +68,8 @@ def main(config: TrainTextConfig) -> dict[str, Any]:
 
 def _lead(config: TrainTextConfig, processes: Processes, num_parameters: int) -> dict[str, Any]:
     """Run in the main process, or the only one."""
-    with training_run(config, script="train_text", settings=config.identity(), reads=config.reads) as run:
+    settings = config.identity()
+    with training_run(config, script="train_text", settings=settings, length="episodes", reads=config.reads) as run:
         if not config.quiet:
             print(f"learning rate {config.learning_rate} for {num_parameters / 1e6:.1f} million parameters", flush=True)
         peak = PeakMemory(config.device)
@@ -78,8 +79,16 @@ def _lead(config: TrainTextConfig, processes: Processes, num_parameters: int) ->
         trained, resume_at = _Clock(), None
         state = run.checkpoint_state()
         if state is not None:
+            shorter = state.get("progress", {}).get("span", (0, config.episodes))[1]
+            if shorter < config.episodes and config.beta_start is not None:
+                raise ValueError(
+                    f"episodes: expected {shorter}, since beta_start falls over a share of them, received "
+                    f"{config.episodes}: a run with it cannot be made longer"
+                )
             with run.restoring():
                 agent.load_state_dict(processes.broadcast(state))
+            if shorter < config.episodes:
+                print(longer(shorter, config.episodes, "texts", agent.extend(config.episodes)))
             clock = read_json(run.path / STATE, "seconds", "tokens")
             trained, resume_at = _Clock(float(clock["seconds"]), float(clock["tokens"])), agent.steps
         # Before the run begins: a reward that cannot be used shows here.
@@ -120,6 +129,7 @@ def _follow(config: TrainTextConfig, processes: Processes) -> None:
     agent = _agent(config, parts)
     if config.resume:
         agent.load_state_dict(processes.broadcast(None))
+        agent.extend(config.episodes)
     with stop_on_signal() as stop:
         _learn(agent, config, lambda agent: not agent.processes.any(stop.is_set()))
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from agents import PPO
 from agents.config import UpdateConfig
 from agents.control.fast_mlp import FastMLP, is_fast
 from agents.control.mlp import MLPPolicy
@@ -68,6 +69,12 @@ def test_fast_choice_equals_the_plain_one(observations, actions):
         torch.testing.assert_close(
             fast.choose(batch.observations[:, 0], noise), plain.choose(batch.observations[:, 0], noise)
         )
+
+
+def test_layers_of_different_widths_learn_without_it():
+    agent = PPO("CartPole-v1", num_envs=2, num_steps=8, hidden=(8, 4)).learn(16)
+    assert agent.learner is agent.policy
+    assert agent.updates == 1
 
 
 def test_policies_of_another_kind_are_refused():

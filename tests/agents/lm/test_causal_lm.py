@@ -45,6 +45,10 @@ def llama(**options):
     return LlamaForCausalLM(LlamaConfig(**(base | SPECIAL | options)))
 
 
+def one_layer():
+    return llama(num_hidden_layers=1)
+
+
 @pytest.fixture(params=[gpt2, llama], ids=["gpt2", "llama"])
 def model(request):
     return request.param()
@@ -410,7 +414,12 @@ def test_values_and_logprobs_alone_are_those_of_the_whole_evaluation(critic):
 
 
 @pytest.mark.parametrize(
-    ("build", "critic"), [pytest.param(gpt2, "separate", marks=pytest.mark.slow), (llama, "shared")]
+    ("build", "critic"),
+    [
+        pytest.param(gpt2, "separate", marks=pytest.mark.slow),
+        pytest.param(llama, "shared", marks=pytest.mark.slow),
+        (one_layer, "shared"),
+    ],
 )
 def test_a_compiled_trunk_gives_the_same_for_rows_of_any_length_and_its_own_copy(build, critic, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # traced, not translated

@@ -1,6 +1,8 @@
 """Decoding with max_concurrent_rows writes what decoding all rows at once writes, however rows follow one another
 (trap T2)."""
 
+from itertools import product
+
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
@@ -61,11 +63,19 @@ def assert_equal(got, expected):
     assert state.equal(state_of_all)
 
 
-@pytest.mark.parametrize(("kind", "critic"), [("gpt2", "shared"), ("llama", "separate"), ("eager", "shared")])
-@pytest.mark.parametrize("prompts", [RAGGED, EVEN, GROUPS], ids=["ragged", "even", "groups"])
-@pytest.mark.parametrize("max_concurrent_rows", [1, 3, B, B + 5])
-def test_slots_change_nothing_of_what_is_written(kind, prompts, critic, max_concurrent_rows):
-    policy = build(kind, critic=critic)
+CRITICS = {"gpt2": "shared", "llama": "separate", "eager": "shared"}
+PROMPTS = {"ragged": RAGGED, "even": EVEN, "groups": GROUPS}
+SLOTS = [1, 3, B, B + 5]
+CASES = [
+    pytest.param(kind, name, slots, marks=() if (i + j + k) % 3 == 0 else pytest.mark.slow)
+    for (i, kind), (j, name), (k, slots) in product(enumerate(CRITICS), enumerate(PROMPTS), enumerate(SLOTS))
+]
+"""By default every pair of two of the three is there."""
+
+
+@pytest.mark.parametrize(("kind", "prompts", "max_concurrent_rows"), CASES)
+def test_slots_change_nothing_of_what_is_written(kind, prompts, max_concurrent_rows):
+    policy, prompts = build(kind, critic=CRITICS[kind]), PROMPTS[prompts]
     expected = write(policy, prompts)
     lengths = (expected[0].completions >= 0).sum(1)
     assert lengths.min() < 6 < lengths.max()  # rows end at different times

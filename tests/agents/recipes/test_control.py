@@ -6,12 +6,14 @@ import json
 import os
 import signal
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
 from agents import load_agent
 from agents.control.agent import ControlAgent
+from agents.control.presets import preset_for
+from agents.functional.schedules import Linear
 from agents.recipes import control as train_control
 from agents.recipes import evaluate as evaluate_agent
 from agents.recipes.commands.control import command_line
@@ -35,7 +37,7 @@ def run(settings: Config) -> int:
     return command_line(flags)
 
 
-def test_a_run_leaves_everything_behind_and_its_agent_can_be_evaluated(tmp_path, capsys):
+def test_a_run_leaves_everything_behind_and_its_agent_can_be_evaluated(tmp_path, capsys, pictures):
     folder = tmp_path / "run"
     assert run(config(folder)) == 0
     summary = json.loads((folder / "summary.json").read_text())
@@ -109,6 +111,66 @@ def test_there_is_nothing_to_resume_in_a_finished_run_or_without_a_checkpoint(tm
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "trpo"])
+def test_a_finished_run_is_made_longer_to_what_a_run_of_that_length_is(algorithm, tmp_path, capsys):
+    flags = ["--algorithm", algorithm, "--eval-episodes", "4", "--learning-rate", "1e-3", "--evaluate-every", "1500"]
+
+    def train(name, total, *more):
+        return command_line(["--run-dir", str(tmp_path / name), "--total-steps", str(total), *flags, *more])
+
+    assert train("whole", 6000) == train("grown", 2048) == 0
+    assert train("grown", 2048, "--resume") == 2
+    assert "a larger --total-steps makes it longer" in capsys.readouterr().err
+    assert train("grown", 1024, "--resume") == 2
+    assert train("grown", 6000, "--resume") == 0
+    assert "made longer, from 2048 to 6000 transitions: bit for bit a run of 6000" in capsys.readouterr().out
+    one, other = (checkpoint.load(tmp_path / name / LAST) for name in ("whole", "grown"))
+    assert same(one["agent"], other["agent"])
+    assert one["keeper"]["best_steps"] == other["keeper"]["best_steps"]
+    one, other = (checkpoint.load(tmp_path / name / BEST)["policy"] for name in ("whole", "grown"))
+    assert same(one, other)
+
+
+def same(one, other) -> bool:
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool((one == other).all()) if hasattr(one, "all") else one == other
+
+
+def test_best_weights_of_a_longer_run_are_those_it_knows(tmp_path):
+    """The shorter run's last evaluation, of the last weights, is one that the longer run does not make."""
+    main(config(tmp_path, evaluate_every=1024, total_steps=1500, seed=1))
+    main(config(tmp_path, evaluate_every=1024, total_steps=3072, seed=1, resume=True))
+    keeper = checkpoint.load(tmp_path / LAST)["keeper"]
+    assert same(checkpoint.load(tmp_path / BEST)["policy"], keeper["best_policy"])
+
+
+def test_a_longer_run_says_which_schedules_followed_the_shorter(tmp_path, capsys):
+    main(config(tmp_path))
+    main(config(tmp_path, resume=True, total_steps=4096))
+    assert "not bit for bit a run of 4096 from the start: learning_rate followed the shorter run" in (
+        capsys.readouterr().out
+    )
+
+
+def test_settings_are_flags_over_the_presets_and_what_is_trained_is_said(tmp_path, capsys):
+    flags = ["--total-steps", "64", "--eval-episodes", "1", "--num-steps", "8", "--learning-rate", "1e-3:0"]
+    assert command_line(["--run-dir", str(tmp_path), *flags, "--hidden", "8", "4", "--clip", "0.1"]) == 0
+    said = capsys.readouterr().out
+    assert "PPO on CartPole-v1, which has a preset: 64 transitions, evaluated every 2048; " in said
+    assert "hidden (8, 4)" in said
+    preset = preset_for("CartPole-v1").config
+    changed = {"num_steps": 8, "learning_rate": Linear(1e-3), "hidden": (8, 4), "clip": 0.1}
+    assert load_agent(tmp_path / BEST).config == replace(preset, **changed)
+    with pytest.raises(SystemExit):
+        command_line(["--run-dir", str(tmp_path), "--cg-steps", "3"])
+    other = ["--overwrite", "--algorithm", "trpo", "--cg-steps", "3"]
+    assert command_line(["--run-dir", str(tmp_path), *other, *flags]) == 0
+    assert "TRPO on CartPole-v1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "trpo"])
 def test_each_algorithm_trains_says_its_name_and_refuses_to_go_on_with_the_other(algorithm, tmp_path, capsys):
     other = {"ppo": "trpo", "trpo": "ppo"}[algorithm]
     folder = tmp_path / "run"
@@ -130,6 +192,10 @@ def test_an_environment_of_ones_own_is_taken_by_module_and_id(tmp_path, monkeypa
         assert run(config(folder, env="corridors:Corridor-v0", algorithm=algorithm)) == 0
         assert "corridors:Corridor-v0 seed 0: " in capsys.readouterr().out
         assert json.loads((folder / "summary.json").read_text())["eval_episodes"] == 4
+    flags = ["--overwrite", "--env", "corridors:Corridor-v0", "--total-steps", "64", "--num-steps", "8"]
+    assert command_line(["--run-dir", str(tmp_path / "ppo"), *flags, "--eval-episodes", "4"]) == 0
+    said = capsys.readouterr().out
+    assert "PPO on corridors:Corridor-v0, which has no preset: 64 transitions, evaluated every 25000; num" in said
 
 
 CORRIDOR = """

@@ -21,7 +21,7 @@ def test_the_shipped_language_model_writes(capsys):
     assert len(lines) >= 2 + demo.SHOWN
 
 
-def test_curves_become_a_picture_and_unknown_columns_are_named(tmp_path):
+def test_curves_become_a_picture_and_unknown_columns_are_named(tmp_path, pictures):
     (tmp_path / "progress.csv").write_text("time/steps,rollout/score\n1,0.5\n2,\n3,1.5\n")
     out = plot_run(
         tmp_path,

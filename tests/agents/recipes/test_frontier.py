@@ -60,7 +60,7 @@ def plant_best_of_n(folder, *, judged=True, **settings):
     return folder
 
 
-def test_planted_curves_are_found_and_the_efficiency_is_their_quotient(tmp_path, capsys):
+def test_planted_curves_are_found_and_the_efficiency_is_their_quotient(tmp_path, capsys, pictures):
     run = plant_run(tmp_path / "run")
     plant_best_of_n(run / "best_of_n")
     summary = frontier.main(FrontierConfig(run_dir=(run,), budget=4.0))

@@ -97,7 +97,7 @@ def arguments(run, language_model, *more, epochs=6):
     return ["--run-dir", str(run), "--model", language_model, "--group-size", "16", *fast, *more]
 
 
-def test_ratings_end_in_a_summary_and_a_model_that_loads(few_ratings, language_model, tmp_path):
+def test_ratings_end_in_a_summary_and_a_model_that_loads(few_ratings, language_model, tmp_path, pictures):
     run = tmp_path / "run"
     assert cli.run("train-reward-model", arguments(run, language_model)) == 0
     summary = json.loads((run / "summary.json").read_text())

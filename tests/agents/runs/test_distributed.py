@@ -1,13 +1,16 @@
 """Several processes beside one: the same texts, figures and weights, with every algorithm; one resumes what they began.
 
-`torchrun` starts this file, too: as a script it trains every case and leaves the outcomes in the file that it is told.
+As a script this file trains every case in several processes and leaves the outcomes in the file that it is told. They
+are forked from one that has imported everything, with the environment that `torchrun` sets; a slow test has torchrun's.
 """
 
 import copy
+import multiprocessing
 import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -63,11 +66,14 @@ def outcome(case, processes):
     return {**found, "weights": agent.policy.state_dict(), "generator": agent.collector.generator.get_state()}
 
 
-@pytest.fixture(scope="module")
-def together(tmp_path_factory):
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(COUNT), "-m"]
+
+
+@pytest.fixture(scope="module", params=["forked", pytest.param("torchrun", marks=pytest.mark.slow)])
+def together(request, tmp_path_factory):
     file = tmp_path_factory.mktemp("processes") / "outcome.pt"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(COUNT)]
-    command = [*launcher, "-m", "tests.agents.runs.test_distributed", str(file)]
+    launcher = TORCHRUN if request.param == "torchrun" else []
+    command = [sys.executable, "-m", *launcher, "tests.agents.runs.test_distributed", str(file)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     root = Path(__file__).parents[3]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root, timeout=180)
@@ -148,6 +154,12 @@ def test_what_cannot_be_shared_out_is_refused():
         agent_of("ppo", rows=4, collecting={"processes": Processes(0, 5)})
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 FALL = """
 import time, sys
 from agents.runs.distributed import Processes
@@ -162,9 +174,7 @@ with processes.together():
 
 def test_a_process_that_raises_takes_the_others_down_within_seconds(tmp_path):
     """Also those that no connection tells of it, as they compute; and without a launcher that watches them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     running = []
     for rank in range(2):
         there = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -218,5 +228,19 @@ def main(file):
     torch.distributed.destroy_process_group()
 
 
+def launch(file):
+    """`main` in forked processes; exits with 1 if one of them did not end well, and ends the others."""
+    context = multiprocessing.get_context("fork")
+    shared = {"WORLD_SIZE": str(COUNT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    running = []
+    for rank in map(str, range(COUNT)):
+        os.environ |= {**shared, "RANK": rank, "LOCAL_RANK": rank}
+        running.append(context.Process(target=main, args=(file,), daemon=True))
+        running[-1].start()
+    while any(process.is_alive() for process in running) and not any(process.exitcode for process in running):
+        time.sleep(0.05)
+    sys.exit(any(process.exitcode != 0 for process in running))
+
+
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1]) if "RANK" in os.environ else launch(sys.argv[1])

@@ -127,7 +127,7 @@ def test_saved_and_restored_training_ends_where_undisturbed_training_ends(critic
     assert torch.equal(parameters_of(resumed), parameters_of(undisturbed))
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("kind", [pytest.param("llama", marks=pytest.mark.slow), "gpt2"])
 def test_it_learns_to_say_what_is_paid_for(kind):
     agent = agent_of(kind, num_envs=48)
     scores = []

@@ -1,5 +1,7 @@
 """Step path and batch path give the same tokens, rewards and log-probs (tolerance: sums in another order)."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 
@@ -14,11 +16,29 @@ def share_of_odd_words(prompts, completions):
     return [sum(int(word[1:]) % 2 for word in text.split()[1:]) / 6 for text in completions]
 
 
+@pytest.fixture(scope="module")
+def policy(tiny_gpt2):
+    return tiny_gpt2(seed=1).eval()
+
+
+@pytest.fixture(scope="module")
+def sampled(policy):
+    """`sample_rows` of the policy, once for the prompts that all cases share."""
+    kept = {}
+
+    def sampled(prompts):
+        key = prompts.tobytes()
+        if key not in kept:
+            kept[key] = sample_rows(policy, prompts, 6, np.random.default_rng(2))
+        return kept[key]
+
+    return sampled
+
+
 def sample_rows(model, prompts, budget, generator):
     """Completions and log-probs of a full forward pass a token, uncached and row by row."""
     import torch
 
-    model.eval()
     completions = np.full((len(prompts), budget), PAD)
     logprobs = np.zeros((len(prompts), budget))
     for row, prompt in enumerate(prompts):
@@ -36,11 +56,12 @@ def sample_rows(model, prompts, budget, generator):
     return completions, logprobs
 
 
-@pytest.mark.parametrize("mode", ["SameStep", "NextStep", "Disabled"])
-@pytest.mark.parametrize("budget", ["terminate", "truncate"])
-@pytest.mark.parametrize("teller", ["handed", "acting"])
-def test_stepping_equals_playing(make_envs, tiny_gpt2, any_model, mode, budget, teller):
-    policy = tiny_gpt2(seed=1)
+MODES, BUDGETS, TELLERS = ("SameStep", "NextStep", "Disabled"), ("terminate", "truncate"), ("handed", "acting")
+CASES = list(product(MODES, BUDGETS, TELLERS))
+
+
+@pytest.mark.parametrize("mode, budget, teller", CASES)
+def test_stepping_equals_playing(make_envs, policy, sampled, any_model, mode, budget, teller):
     agent = CausalLMReference(policy)
 
     def acting(observations, actions):
@@ -55,7 +76,7 @@ def test_stepping_equals_playing(make_envs, tiny_gpt2, any_model, mode, budget, 
     prompts = fast.draw_prompts(seed=4)
     observations, _ = slow.reset(seed=4)
     np.testing.assert_array_equal(observations[:, : prompts.shape[1]], prompts)
-    completions, logprobs = sample_rows(policy, prompts, 6, np.random.default_rng(2))
+    completions, logprobs = sampled(prompts)
     assert (completions == 0).any()
     assert (completions[:, -1] > 0).any()
     rows = fast.play(prompts, completions, logprobs if teller == "handed" else None)

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agents import cli
@@ -81,10 +82,16 @@ def run(inputs, run_dir, *flags, **changed):
 
 
 def weights(run_dir):
-    return AutoModelForCausalLM.from_pretrained(run_dir / "model").state_dict()
+    return load_file(run_dir / "model" / "model.safetensors")
 
 
-def test_a_run_leaves_everything_it_promises(inputs, tmp_path):
+def assert_same_weights(one, other):
+    first, second = weights(one), weights(other)
+    assert set(first) == set(second)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_leaves_everything_it_promises(inputs, tmp_path, pictures):
     assert run(inputs, tmp_path / "run") == 0
     folder = tmp_path / "run"
     summary = json.loads((folder / "summary.json").read_text())
@@ -95,7 +102,7 @@ def test_a_run_leaves_everything_it_promises(inputs, tmp_path):
     assert AutoTokenizer.from_pretrained(folder / "model").eos_token == "<end>"
     start = AutoModelForCausalLM.from_pretrained(inputs["--model"]).state_dict()
     tuned = weights(folder)
-    assert any(not torch.equal(start[name], tuned[name]) for name in start)
+    assert any(not torch.equal(start[name], tensor) for name, tensor in tuned.items())
     samples = json.loads((folder / "samples.json").read_text())["samples"]
     assert {"prompt", "before", "after", "score_before", "score_after"} <= set(samples[0])
     with open(folder / "progress.csv") as file:
@@ -156,8 +163,7 @@ def test_the_frontier_is_measured_along_the_run_and_said_the_same_everywhere(inp
 def test_evaluating_along_the_run_changes_nothing(inputs, tmp_path):
     for every in (0, 1):
         assert run(inputs, tmp_path / str(every), evaluate_every=every) == 0
-    for name, tensor in weights(tmp_path / "0").items():
-        assert torch.equal(tensor, weights(tmp_path / "1")[name]), name
+    assert_same_weights(tmp_path / "0", tmp_path / "1")
     ends, all_of_them = (read_points(tmp_path / str(every) / "frontier.csv") for every in (0, 1))
     assert ends == [all_of_them[0], all_of_them[-1]]
     assert len(all_of_them) == 5
@@ -205,8 +211,7 @@ def test_a_price_that_is_annealed_goes_down_to_beta_and_is_resumed_where_it_was(
     interrupted = {"reward": "own_reward:interrupt_at_second_update"} | prices
     assert run(inputs, stopped, **interrupted) == 130
     assert run(inputs, stopped, "--resume", **interrupted) == 0
-    for name, tensor in weights(tmp_path / "whole").items():
-        assert torch.equal(tensor, weights(stopped)[name]), name
+    assert_same_weights(tmp_path / "whole", stopped)
 
 
 def test_ctrl_c_keeps_what_was_trained_and_resume_ends_where_an_undisturbed_run_ends(inputs, tmp_path):
@@ -221,13 +226,33 @@ def test_ctrl_c_keeps_what_was_trained_and_resume_ends_where_an_undisturbed_run_
         weights(stopped)["transformer.wte.weight"], weights(tmp_path / "whole")["transformer.wte.weight"]
     )
     assert run(inputs, stopped, "--resume", reward="own_reward:interrupt_at_second_update") == 0
-    for name, tensor in weights(tmp_path / "whole").items():
-        assert torch.equal(tensor, weights(stopped)[name]), name
+    assert_same_weights(tmp_path / "whole", stopped)
     steps = [read_columns(folder / "progress.csv")["time/steps"] for folder in (tmp_path / "whole", stopped)]
     assert steps[0] == steps[1]
     assert (tmp_path / "whole" / "frontier.csv").read_text() == (stopped / "frontier.csv").read_text()
     assert (tmp_path / "whole" / "tokens.html").read_text() == (stopped / "tokens.html").read_text()
     assert signal.getsignal(signal.SIGINT) is usual
+
+
+def test_a_finished_run_is_made_longer_to_what_a_run_of_that_length_is(inputs, tmp_path, capsys):
+    assert run(inputs, tmp_path / "whole") == 0
+    assert run(inputs, tmp_path / "grown", episodes=16) == 0
+    assert run(inputs, tmp_path / "grown", "--resume", episodes=16) == 2
+    assert "nothing to resume; a larger --episodes makes it longer" in capsys.readouterr().err
+    assert run(inputs, tmp_path / "grown", "--resume") == 0
+    assert "made longer, from 16 to 32 texts: bit for bit a run of 32 from the start" in capsys.readouterr().out
+    one, other = weights(tmp_path / "whole"), weights(tmp_path / "grown")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert json.loads((tmp_path / "grown" / "summary.json").read_text())["episodes"] == 32
+    assert max(read_columns(tmp_path / "grown" / "progress.csv")["time/steps"]) == 32
+    assert run(inputs, tmp_path / "falls", episodes=8, learning_rate="0.01:0") == 0
+    assert run(inputs, tmp_path / "falls", "--resume", episodes=16, learning_rate="0.01:0") == 0
+    assert "not bit for bit a run of 16 from the start: learning_rate followed" in capsys.readouterr().out
+    assert run(inputs, tmp_path / "price", episodes=8, beta_start=0.5) == 0
+    before = (tmp_path / "price" / "summary.json").read_bytes()
+    assert run(inputs, tmp_path / "price", "--resume", episodes=16, beta_start=0.5) == 2
+    assert "expected 8, since beta_start falls over a share of them, received 16" in capsys.readouterr().err
+    assert (tmp_path / "price" / "summary.json").read_bytes() == before
 
 
 def test_resume_refuses_other_settings_and_finished_or_missing_runs(inputs, tmp_path, capsys):
@@ -307,7 +332,8 @@ def test_two_ctrl_c_before_the_first_checkpoint_leave_nothing(inputs, tmp_path, 
 def test_critic_warm_up_leaves_the_model_as_it_was(inputs, tmp_path):
     assert run(inputs, tmp_path / "run", critic_warmup=4) == 0
     start, after = AutoModelForCausalLM.from_pretrained(inputs["--model"]).state_dict(), weights(tmp_path / "run")
-    assert all(torch.equal(start[name], after[name]) for name in start)
+    assert after
+    assert all(torch.equal(start[name], tensor) for name, tensor in after.items())
 
 
 @pytest.mark.parametrize("value_adapter", ["--value-adapter", "--no-value-adapter"])
@@ -326,7 +352,7 @@ def test_adapters_leave_a_small_checkpoint_a_merged_model_and_an_adapter_and_res
     torch.testing.assert_close(merged, adapted, atol=1e-5, rtol=1e-5)
     assert run(inputs, stopped, *flags, reward="own_reward:interrupt_at_second_update") == 130
     assert run(inputs, stopped, *flags, "--resume", reward="own_reward:interrupt_at_second_update") == 0
-    assert all(torch.equal(tensor, weights(stopped)[name]) for name, tensor in tuned.items())
+    assert_same_weights(whole, stopped)
 
 
 def test_a_run_starts_from_an_adapter_which_is_its_reference(inputs, tmp_path):
@@ -436,8 +462,7 @@ def test_every_algorithm_resumes_where_an_undisturbed_run_ends_and_has_no_critic
     stopped, interrupted = tmp_path / "stopped", "own_reward:interrupt_at_second_update"
     assert run(inputs, stopped, *flags, **arguments, reward=interrupted) == 130
     assert run(inputs, stopped, "--resume", *flags, **arguments, reward=interrupted) == 0
-    for name, tensor in weights(tmp_path / "whole").items():
-        assert torch.equal(tensor, weights(stopped)[name]), name
+    assert_same_weights(tmp_path / "whole", stopped)
     assert json.loads((stopped / "summary.json").read_text())["algorithm"] == algorithm
     with open(tmp_path / "whole" / "progress.csv") as file:
         rows = list(csv.DictReader(file))
@@ -598,8 +623,7 @@ def test_a_template_that_writes_the_date_is_resumed_with_the_date_of_its_run(inp
     interrupted = {"reward": "own_reward:interrupt_at_second_update"}
     assert on(1, tmp_path / "run", **interrupted) == 130
     assert on(2, tmp_path / "run", "--resume", **interrupted) == 0
-    first, second = (weights(tmp_path / name) for name in ("whole", "run"))
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert_same_weights(tmp_path / "whole", tmp_path / "run")
 
 
 def test_the_learning_rate_follows_the_size_of_the_model_and_is_stated(inputs, tmp_path, capsys):
