@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The command's exit code; 2 if there is no such command.
     """
+    sys.path.append(os.getcwd())  # where a user's modules are; an installed script does not look there by itself
     given = list(sys.argv[1:] if arguments is None else arguments)
     name = given[0] if given else "--help"
     if name in ("-h", "--help"):

@@ -25,7 +25,7 @@ def load_scorer() -> RewardModel:
 def movie_review_vec(
     num_envs: int = 1,
     *,
-    prompts: PromptSource | None = None,
+    rows: PromptSource | None = None,
     tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
     scorer: Scorer | Sequence[Scorer] | None = None,
     reference: ReferenceSource | None = None,
@@ -45,7 +45,7 @@ def movie_review_vec(
         tokenizer = getattr(reference, "tokenizer", None) or assets.load_tokenizer()
     return text_generation_vec(
         num_envs,
-        prompts=assets.OPENINGS if prompts is None else prompts,
+        rows=assets.OPENINGS if rows is None else rows,
         tokenizer=tokenizer,
         scorer=load_scorer() if scorer is None else scorer,
         reference=reference,

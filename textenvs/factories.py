@@ -31,7 +31,7 @@ BETA = 0.15
 def text_generation_vec(
     num_envs: int = 1,
     *,
-    prompts: PromptSource | None = None,
+    rows: PromptSource | None = None,
     tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
     scorer: Scorer | Sequence[Scorer] | None = None,
     combine: str = "mean",
@@ -50,7 +50,8 @@ def text_generation_vec(
 
     Args:
         num_envs: sub-environments.
-        prompts: strings or lists of token ids, or path of a text or JSONL file; see `load_prompts`.
+        rows: what is written after, with the columns that scorers and ``info`` get: a file or data set, a list of
+            dicts or of prompts, a ``datasets.Dataset``; see `textenvs.tokens.prompts.load_prompts`.
         tokenizer: a tokenizer, its directory or name. None: the reference's, if it has one; else bare token ids.
         scorer, combine, weights, uncertainty_coef: see `PreferenceReward`. Without a scorer there is no score.
         reference, acting, charge: see `KLShaping`. Without a reference there is no penalty.
@@ -65,11 +66,11 @@ def text_generation_vec(
         ValueError: invalid or conflicting parts; see their classes.
     """
     check_options(options, text_generation_vec, TokenVectorEnv)
-    if prompts is None:
-        raise ValueError("prompts: expected texts, lists of token ids or the path of a file, received none")
+    if rows is None:
+        raise ValueError("rows: expected a list of rows or of prompts, a data set or the path of a file, received none")
     reader, reference, eos = tokens_of(tokenizer, reference, eos_token_id)
     options |= {"max_new_tokens": max_new_tokens, "autoreset_mode": autoreset_mode}
-    envs = TokenVectorEnv(num_envs, prompts=prompts, tokenizer=reader, eos_token_id=eos, **options)
+    envs = TokenVectorEnv(num_envs, prompts=rows, tokenizer=reader, eos_token_id=eos, **options)
     return wrapped(
         envs,
         scorer=scorer,
@@ -119,10 +120,10 @@ def wrapped(
 
 def check_options(options: dict[str, Any], *takers: Callable[..., Any]) -> None:
     """Raise ValueError for a name that is a parameter of none of ``takers``; the nearest is in the message."""
-    known = [name for taker in takers for name in inspect.signature(taker).parameters]
+    known = [name for taker in takers for name in inspect.signature(taker).parameters if name != "prompts"]
     for name in options:
         if name not in known:
-            near = get_close_matches(name, known, n=1)
+            near = ["rows"] if name == "prompts" else get_close_matches(name, known, n=1)
             raise ValueError(
                 f"{name!r} is no option of this environment{f'; did you mean {near[0]!r}?' if near else ''}"
             )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agents.evaluation.metrics import Assessment, TextJudge
+from agents.evaluation.metrics import Assessment, Passed, PassingRule, TextJudge
 from agents.evaluation.samples import EVAL_SEED, Samples, write_samples
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.policy_reference import PolicyReference
@@ -38,12 +38,13 @@ class Assessor:
     max_concurrent_rows: int | None = None  # texts decoded at a time; None: all
     chat: ChatTemplate | None = None  # the template of the prompts
     judge: TextJudge | None = None  # independent of the reward
+    passing: PassingRule | None = None  # None: right and wrong are not told apart
 
-    def write(self, policy: CausalLMPolicy, *, seed: int = EVAL_SEED) -> Samples:
+    def write(self, policy: CausalLMPolicy, *, seed: int = EVAL_SEED, deterministic: bool = False) -> Samples:
         """One completion by ``policy`` for every prompt, from a separate generator; without chat markup."""
         samples = write_samples(
             policy, self.tokenizer, self.prompts, max_new_tokens=self.max_new_tokens, seed=seed,
-            max_concurrent_rows=self.max_concurrent_rows,
+            max_concurrent_rows=self.max_concurrent_rows, deterministic=deterministic,
         )  # fmt: skip
         return samples if self.chat is None else replace(samples, openings=self.chat.plain(samples.openings))
 
@@ -55,15 +56,24 @@ class Assessor:
     def assess(self, policy: CausalLMPolicy) -> Assessment:
         """Texts by ``policy`` with scores, the judge's scores and the KL; does not change training state."""
         samples = self.write(policy)
+        scored = self.score(samples)
         parts = [slice(start, start + ROWS_AT_ONCE) for start in range(0, len(samples.prompts), ROWS_AT_ONCE)]
         ref_logprobs = [self.reference(samples.prompts[part], samples.completions[part]) for part in parts]
         return Assessment(
             samples=samples,
-            scored=self.score(samples),
+            scored=scored,
+            passed=None if self.passing is None else self._passed(policy, scored, self.passing),
             judged=None if self.judge is None else self.judge.score(samples.texts),
             ref_logprobs=np.concatenate(ref_logprobs),
             kl=np.concatenate([self._kl(policy, samples, part) for part in parts]).sum(1),
         )
+
+    def _passed(self, policy: CausalLMPolicy, scored: ScoredRows, rule: PassingRule) -> Passed:
+        """Which texts are right: one of the likeliest tokens a row, and samples, of which ``scored`` are the first."""
+        greedy = self.score(self.write(policy, deterministic=True))
+        more = [self.score(self.write(policy, seed=EVAL_SEED + number)) for number in range(1, rule.samples)]
+        likeliest, *sampled = (next(iter(each.members.values())) for each in (greedy, scored, *more))
+        return Passed.of(likeliest, np.stack(sampled, axis=1), rule)
 
     def _kl(self, policy: CausalLMPolicy, samples: Samples, part: slice) -> NDArray[np.float32]:
         """Exact KL(policy || reference) ``[N, T]``, nats, in each state of a part of ``samples``; 0 at padding."""

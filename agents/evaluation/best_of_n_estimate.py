@@ -1,4 +1,4 @@
-"""Best-of-n estimated by the mean over all subsets of samples, and a bound of its KL. Pure numpy.
+"""Best-of-n and pass@k estimated by the mean over all subsets of samples, and a bound of best-of-n's KL. Pure numpy.
 
 Best-of-n samples n texts for a prompt and keeps the one with the highest reward. From N >= n samples, the mean over all
 subsets of size n is the unbiased estimate of its score, or of a judge's score, with the lowest variance.
@@ -62,6 +62,23 @@ def best_of_n_means(scores: np.ndarray, values: np.ndarray, max_n: int) -> np.nd
         raise ValueError("expected finite scores and values")
     weights = np.stack([best_of_n_weights(scores.shape[1], n) for n in range(1, max_n + 1)])
     return np.stack([weights @ _by_rank(*row) for row in zip(scores, values, strict=True)])
+
+
+def pass_at_k(right: np.ndarray, k: int) -> np.ndarray:
+    """``[P]``: probability that one of k samples is right at least, estimated without bias from n of which c are.
+
+        1 - C(n - c, k) / C(n, k)
+
+    which is the best of k of what is 1 or 0. Source: Chen et al. 2021, eq. 1 (arXiv:2107.03374).
+
+    Args:
+        right: ``[P, n]`` bool: n samples for each of P prompts.
+        k: from 1 to n.
+
+    Raises:
+        ValueError: for another k.
+    """
+    return np.sort(right, axis=1) @ best_of_n_weights(right.shape[1], k)
 
 
 def _by_rank(scores: np.ndarray, values: np.ndarray) -> np.ndarray:

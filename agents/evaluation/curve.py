@@ -22,6 +22,9 @@ METRICS = {
     "eval/score_se": "standard error of that mean, reward units",
     "eval/score_disagreement": "several scorers: as `rollout/score_disagreement`, of those texts",
     "eval/score/NAME": "several scorers: as `rollout/score/NAME`, of those texts",
+    "eval/accuracy": "share of held-out rows whose text of the likeliest tokens is right, [0, 1]: the first reward is "
+    "pass_score at least",
+    "eval/pass_at_K": "mean over those rows of 1 - C(n - c, K) / C(n, K), c of n sampled texts being right, [0, 1]",
     "eval/judge": "mean log-odds by the independent judge",
     "eval/judge_se": "standard error of that mean",
     "eval/judge_win_rate": "share of prompts on which that judge prefers the text to the starting model's, ties half",

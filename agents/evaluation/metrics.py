@@ -9,8 +9,42 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from agents.evaluation.best_of_n_estimate import pass_at_k
 from agents.evaluation.samples import Samples
-from textenvs.wrappers.preference import ScoredRows
+from textenvs.wrappers.preference import ScoredRows, mean_where_it_applies
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassingRule:
+    """When the first scorer calls a text right, and how many texts are written to see how often."""
+
+    least: float = 1.0
+    """Least score of a text that is right, reward units."""
+    samples: int = 4
+    """Texts that are sampled for each row, n of pass@k."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Passed:
+    """Which texts of P held-out rows are right. Rows to which the scorer does not apply are left out."""
+
+    greedy: np.ndarray
+    """``[P]`` bool, of the text of the likeliest tokens."""
+    sampled: np.ndarray
+    """``[P, n]`` bool."""
+
+    @classmethod
+    def of(cls, greedy: np.ndarray, sampled: np.ndarray, rule: PassingRule) -> Passed:
+        """From the scorer's scores ``[P]`` and ``[P, n]``, NaN where it does not apply."""
+        applies = ~np.isnan(np.column_stack([greedy, sampled])).all(axis=1)
+        return cls(greedy=greedy[applies] >= rule.least, sampled=sampled[applies] >= rule.least)
+
+    def metrics(self) -> dict[str, float | None]:
+        """Accuracy of the likeliest tokens, and pass@k of the samples for k = 1, 2, 4, ... and n."""
+        n = self.sampled.shape[1]
+        every_k = sorted({1 << power for power in range(n.bit_length())} | {n})
+        found = {"accuracy": self.greedy} | {f"pass_at_{k}": pass_at_k(self.sampled, k) for k in every_k}
+        return {name: float(of.mean()) if of.size else None for name, of in found.items()}
 
 
 class TextJudge(Protocol):
@@ -27,6 +61,7 @@ class Assessment:
     Attributes:
         samples: N texts of one policy.
         scored: by the training reward, reward units.
+        passed: which texts are right; None where right and wrong are not told apart.
         judged: ``[N]`` log-odds by the independent judge; None without one.
         ref_logprobs: ``[N, T]`` nats, of the tokens under the starting model.
         kl: ``[N]`` nats: the exact KL to the starting model, summed over the states of each text. Its mean estimates
@@ -38,6 +73,7 @@ class Assessment:
     judged: np.ndarray | None
     ref_logprobs: np.ndarray
     kl: np.ndarray
+    passed: Passed | None = None
 
     @property
     def scores(self) -> np.ndarray:
@@ -45,18 +81,20 @@ class Assessment:
         return self.scored.scores
 
     def metrics(self) -> dict[str, float | None]:
-        """Means over the texts, perplexity and distinct bigrams.
+        """Means over the texts, accuracy and pass@k where right and wrong are told apart, perplexity, distinct bigrams.
 
         With several scorers also each member's mean score, ``score/NAME``, and ``score_disagreement``: the mean over
         texts of the standard deviation over members.
         """
-        members, by_member = self.scored.members, {}
+        members = self.scored.members
+        by_member: dict[str, float | None] = {}
         if len(members) > 1:
-            by_member = {f"score/{name}": float(scores.mean()) for name, scores in members.items()}
+            by_member = {f"score/{name}": mean_where_it_applies(scores) for name, scores in members.items()}
             by_member = {"score_disagreement": float(self.scored.std.mean()), **by_member}
         return {
             "score": float(self.scores.mean()),
             **by_member,
+            **({} if self.passed is None else self.passed.metrics()),
             "judge": None if self.judged is None else float(self.judged.mean()),
             "perplexity": perplexity_under(self.ref_logprobs, self.samples.mask),
             "distinct2": distinct_bigrams_of_all(self.samples),

@@ -63,18 +63,19 @@ def write_samples(
     max_new_tokens: int,
     seed: int,
     max_concurrent_rows: int | None = None,
+    deterministic: bool = False,
 ) -> Samples:
     """One completion by ``policy`` for every prompt; the same seed means the same random numbers for every policy.
 
     ``prompts`` are N texts or another source for `load_prompts`, ``max_new_tokens`` the budget of a completion, and
-    ``max_concurrent_rows`` the rows decoded at a time; None: all of a batch.
+    ``max_concurrent_rows`` the rows decoded at a time; None: all of a batch. ``deterministic``: the likeliest tokens.
     """
     read = load_prompts(prompts, tokenizer, vocab_size=policy.vocab_size)
     tokens = read.tokens
     generator = torch.Generator().manual_seed(seed)
     write = partial(
         generate, policy, max_new_tokens=max_new_tokens, generator=generator, with_values=False,
-        max_concurrent_rows=max_concurrent_rows,
+        max_concurrent_rows=max_concurrent_rows, deterministic=deterministic,
     )  # fmt: skip
     parts = [write(rows.to(policy.device)) for rows in torch.from_numpy(tokens).split(BATCH_SIZE)]
     completions = torch.cat([part.completions for part in parts]).cpu().numpy()

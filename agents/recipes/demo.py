@@ -123,7 +123,7 @@ def tune(config: DemoConfig, folder: Path, reward_model: Path, console: Console)
     """Stage 4: token-level PPO with KL shaping towards the model it started from."""
     console.rule("4  PPO on the language model")
     options: dict[str, Any] = {"model": config.model, "seed": config.seed, "device": config.device}
-    return train_text.main(TrainTextConfig.preset(run_dir=str(folder), reward_model=(str(reward_model),), **options))
+    return train_text.main(TrainTextConfig.preset(run_dir=str(folder), reward=(str(reward_model),), **options))
 
 
 def report(text: dict[str, Any], samples: Path, console: Console) -> None:

@@ -83,15 +83,17 @@ def evaluate_text(config: EvaluateAgentConfig) -> dict[str, Any]:
     from agents.lm.causal_lm import CausalLMPolicy
     from agents.recipes.rlhf.build import build_task
     from agents.recipes.rlhf.config import TrainTextConfig
+    from agents.recipes.rlhf.rewards import passing_rule
 
     settings = read_json(config.agent / CONFIG)
     settings |= {"run_dir": str(config.agent), "device": config.device}
-    if settings["prompts"] is None:  # of a file only those are held out that the run held out
-        settings["num_eval_prompts"] = config.episodes
-    task = build_task(TrainTextConfig.from_dict(settings))
+    if settings["rows"] is None:  # of a file only those are held out that the run held out
+        settings["num_eval_rows"] = config.episodes
+    trained = TrainTextConfig.from_dict(settings)
+    task = build_task(trained, passing=passing_rule(trained))
     start = task.models.start
     prompts: Any = task.assessor.prompts  # a list, or tokenized rows
     assessor = replace(task.assessor, prompts=prompts[: config.episodes])
     tuned = CausalLMPolicy.from_pretrained(config.agent / MODEL, sampling=start.sampling).to(config.device)
     figures, samples = compare(assessor.assess(start), assessor.assess(tuned))
-    return {"model": str(config.agent / MODEL), "eval_prompts": len(samples), **figures}
+    return {"model": str(config.agent / MODEL), "eval_rows": len(samples), **figures}

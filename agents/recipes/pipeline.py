@@ -127,14 +127,14 @@ def tune(config: PipelineConfig, folder: Path) -> dict[str, Any]:
         TrainTextConfig.preset(
             **_shared(config, folder),
             adapter=str(stages / FINE_TUNED / train_text.ADAPTER),
-            reward_model=(str(stages / REWARD / MODEL),),
+            reward=(str(stages / REWARD / MODEL),),
             memory="adapters",
             dtype=config.dtype,
             episodes=config.episodes,
             batch_size=config.batch_size,
             minibatch_size=max(1, config.batch_size // 2),
             epochs=1,
-            num_eval_prompts=config.num_eval_prompts,
+            num_eval_rows=config.num_eval_rows,
             checkpoint_every=5,
         )
     )

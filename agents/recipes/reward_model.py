@@ -43,7 +43,7 @@ from textenvs import assets
 from textenvs.tokens.row_files import left_over, statement
 
 LANGUAGE_MODEL = str(assets.language_model_dir())
-COMMANDS = ("textenvs train-text --run-dir RUN --reward-model {run}/model",)
+COMMANDS = ("textenvs train-text --run-dir RUN --reward {run}/model",)
 VALIDATION_SEED = 1
 VALIDATION_BATCH = 128
 

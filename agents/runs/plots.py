@@ -30,6 +30,13 @@ class Curve:
 
 TEXT_CURVES = (
     Curve(column="rollout/score", title="Score of the reward model", unit="reward units"),
+    Curve(
+        column="eval/accuracy",
+        title="Held-out rows",
+        unit="share",
+        name="accuracy",
+        others=tuple((f"eval/pass_at_{k}", f"pass@{k}") for k in (1, 4, 16)),
+    ),
     Curve(column="rollout/kl_per_sequence", title="KL to the reference", unit="nats per sequence"),
     Curve(column="train/entropy", title="Entropy of the policy", unit="nats per token"),
     Curve(column="train/clip_fraction", title="Clip fraction", unit="share of tokens"),

@@ -32,7 +32,9 @@ from agents.text.config import GROUP_ALGORITHMS, TextAgentConfig
 from agents.text.objective import REDUCTIONS, WithExactKL, text_objective
 from agents.text.stepwise import TextPolicy
 from agents.update import Objective, update
+from textenvs.dialogues.sub_environments import DialogueError
 from textenvs.dialogues.vector import DialogueVectorEnv
+from textenvs.wrappers.scorers import RewardError
 
 METRICS: dict[str, str] = {
     "train/kl_loss": "mean KL to the reference by kl_estimator, nats per token; times rollout/beta in the loss",
@@ -104,8 +106,19 @@ class TextAgent(Agent):
         )
 
     def iterate(self) -> None:
-        """One rollout and its update; also logs tokens per second, and warns of a start that runs away."""
-        super().iterate()
+        """One rollout and its update; also logs tokens per second, and warns of a start that runs away.
+
+        Raises:
+            RewardError, DialogueError: a scorer or an environment failed; the agent is as before the call, so that
+                training can be saved and go on.
+        """
+        assert self.collector is not None
+        before = self.collector.state_dict()
+        try:
+            super().iterate()
+        except (RewardError, DialogueError):
+            self.collector.load_state_dict(before)
+            raise
         moved = self.metrics.get("rollout/kl_per_sequence", 0.0)
         if self.updates <= EARLY_UPDATES and moved > EARLY_NATS and not self._warned:
             self._warned = True

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textenvs.tokens.rows import TokenRows
+from textenvs.wrappers.preference import mean_where_it_applies, score_spread
 
 REPETITION_N = 3
 """Length of the n-grams of ``rollout/repetition``, as in Paulus et al. 2017 (arXiv:1705.04304)."""
@@ -16,8 +17,9 @@ METRICS: dict[str, str] = {
     "rollout/score_disagreement": "several scorers: mean over texts of the standard deviation over their members, "
     "regardless of their weights, reward units",
     "rollout/score_disagreement/NAME": "the same within the ensemble of that name, if there are other scorers, too",
-    "rollout/score/NAME": "several scorers: mean score by the member of that name, before scores are combined; members "
-    "of an ensemble are NAME/0, NAME/1, ...",
+    "rollout/score/NAME": "several scorers: mean score by the member of that name where it applies, before scores are "
+    "combined; members of an ensemble are NAME/0, NAME/1, ...",
+    "rollout/share_unscored": "share of texts to which no scorer applies (all returned None), [0, 1]: their score is 0",
     "rollout/return_mean": "mean over texts of the sum of rewards, penalties and score scaling included, reward units",
     "rollout/kl_per_sequence": "mean over texts of sum_t (log pi - log pi_ref), nats: the k1 estimate that is charged",
     "rollout/kl_per_token": "the same sum divided by the number of tokens, nats",
@@ -56,6 +58,8 @@ def rollout_metrics(rows: TokenRows) -> dict[str, float]:
         metrics[f"length_p{percent}"] = float(np.percentile(mask.sum(1), percent, method="inverted_cdf"))
     if rows.scores is not None:
         metrics |= {"score": float(rows.scores.mean()), "score_std": float(rows.scores.std())}
+    if rows.member_scores:
+        metrics["share_unscored"] = float(np.isnan(list(rows.member_scores.values())).all(0).mean())
     metrics |= _by_member(rows)
     if rows.kl is not None:
         metrics |= {"kl_per_sequence": float(rows.kl.sum() / len(mask)), "kl_per_token": float(rows.kl.sum() / count)}
@@ -70,13 +74,15 @@ def _by_member(rows: TokenRows) -> dict[str, float]:
     if len(members) < 2 or rows.score_std is None:
         return {}
     metrics = {"score_disagreement": float(rows.score_std.mean())}
-    metrics |= {f"score/{name}": float(scores.mean()) for name, scores in members.items()}
+    means = {f"score/{name}": mean_where_it_applies(scores) for name, scores in members.items()}
+    metrics |= {name: mean for name, mean in means.items() if mean is not None}
     ensembles: dict[str, list[NDArray[np.float32]]] = {}
     for name, scores in members.items():
         ensembles.setdefault(name.rpartition("/")[0], []).append(scores)
     single = ensembles.pop("", [])
     if len(ensembles) + len(single) > 1:
-        metrics |= {f"score_disagreement/{name}": float(np.std(each, 0).mean()) for name, each in ensembles.items()}
+        spreads = {name: score_spread(np.stack(each)) for name, each in ensembles.items()}
+        metrics |= {f"score_disagreement/{name}": float(spread.mean()) for name, spread in spreads.items()}
     return metrics
 
 

@@ -87,11 +87,11 @@ def main(config: BenchmarkMemoryConfig) -> dict[str, Any]:
 def measure(config: BenchmarkMemoryConfig, memory: str, model: Path, prompts: Path, run_dir: Path) -> dict[str, Any]:
     """The summary of one run in a process of its own; RuntimeError if it fails."""
     flags = {
-        "--run-dir": run_dir, "--model": model, "--prompts": prompts, "--memory": memory,
-        "--reward-model": f"{__spec__.name if __spec__ else __name__}:{number_of_letters.__name__}",
+        "--run-dir": run_dir, "--model": model, "--rows": prompts, "--memory": memory,
+        "--reward": f"{__spec__.name if __spec__ else __name__}:{number_of_letters.__name__}",
         "--episodes": config.updates * config.batch_size, "--batch-size": config.batch_size,
         "--minibatch-size": config.minibatch_size, "--epochs": 1, "--max-new-tokens": config.max_new_tokens,
-        "--learning-rate": "1e-5:0", "--num-eval-prompts": 2, "--threads": torch.get_num_threads(),
+        "--learning-rate": "1e-5:0", "--num-eval-rows": 2, "--threads": torch.get_num_threads(),
         "--checkpoint-every": 10**6,
     }  # fmt: skip
     if config.microbatch_size is not None:

@@ -15,7 +15,7 @@ from agents.cli import COMMANDS
 from agents.functional.schedules import Schedule
 from agents.runs.cli import imported
 
-TEXT = "--run-dir RUN --prompts PROMPTS --num-eval-prompts 2 --max-new-tokens 2 --no-judge"
+TEXT = "--run-dir RUN --rows PROMPTS --num-eval-rows 2 --max-new-tokens 2 --no-judge"
 USUAL = {
     "train-control": ("PPORun", "--run-dir RUN --total-steps 8 --eval-episodes 1"),
     "train-text": ("TrainTextConfig", f"{TEXT} --episodes 8 --batch-size 8"),
@@ -39,10 +39,10 @@ ZERO = {
     "learning_rate", "reward_uncertainty_coef", "overlong_penalty", "dynamic_sampling",
 }  # fmt: skip
 """Settings that may be 0."""
-NEGATIVE = {"stop_at_return", "log_std", "reward_weights", "sde_sample_freq"}
+NEGATIVE = {"pass_score", "stop_at_return", "log_std", "reward_weights", "sde_sample_freq"}
 """Settings that may be negative."""
-FILES = {"prompts", "eval_prompts", "data", "heldout_data", "pairs", "heldout_pairs"}
-FOLDERS = {"model", "adapter", "reward_model", "agent"}
+FILES = {"rows", "eval_rows", "data", "heldout_data", "pairs", "heldout_pairs"}
+FOLDERS = {"model", "adapter", "reward", "agent"}
 OUTPUTS = {"run_dir", "model_dir"}
 NEEDS = {"adapter": "--memory adapters"}  # without which it is refused for that
 
@@ -136,8 +136,8 @@ def by_hand() -> Iterator[Case]:
     """Cases that no type tells."""
     for words, names in (
         (f"train-text {TEXT} --temperature 1e-9", "temperature 1e-09"),
-        (f"train-text {TEXT} --reward-model nosuch:f", "reward-model nosuch"),
-        (f"train-text {TEXT} --reward-model math:nosuch", "reward-model nosuch"),
+        (f"train-text {TEXT} --reward nosuch:f", "--reward nosuch"),
+        (f"train-text {TEXT} --reward math:nosuch", "--reward nosuch"),
         (f"train-text {TEXT} --resume", "--resume run"),
         ("train-control --run-dir RUN --env NoSuch-v0", "NoSuch"),
         ("train-control --run-dir NOTES --overwrite", "NOTES"),

@@ -87,6 +87,10 @@ class TokenVectorBase(VectorEnv[Ids, Ids, NDArray[Any]]):
     def _judge(self, actions: Ids, running: Mask) -> Judged:
         """What ``actions [N]`` bring, which were appended to the rows that are ``running [N]``."""
 
+    def _row_info(self, mask: Mask | None = None) -> dict[str, Any]:
+        """Masked entries of the info that are of the current rows, where ``mask [N]``; None: everywhere."""
+        return {}
+
     @abstractmethod
     def _columns(self, indices: Ids) -> Columns:
         """What the rows ``indices`` have beside their prompt, for scorers."""
@@ -94,7 +98,7 @@ class TokenVectorBase(VectorEnv[Ids, Ids, NDArray[Any]]):
     @property
     @abstractmethod
     def column_names(self) -> list[str]:
-        """What rows may have beside their prompt, sorted."""
+        """What rows may have beside their prompt."""
 
     @property
     @abstractmethod
@@ -167,7 +171,8 @@ class TokenVectorBase(VectorEnv[Ids, Ids, NDArray[Any]]):
         self.handed_logprobs = None
         self._begin(np.flatnonzero(mask))
         self.finished = self._finished(NOBODY)
-        return self.tokens.copy(), {"stop_reason": np.full(self.num_envs, "", dtype="<U10"), "_stop_reason": mask}
+        infos = {"stop_reason": np.full(self.num_envs, "", dtype="<U10"), "_stop_reason": mask}
+        return self.tokens.copy(), self._row_info(mask) | infos
 
     def step(self, actions: Ids) -> tuple[Ids, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
         """Append one token to every running row; the class describes the results.
@@ -194,6 +199,7 @@ class TokenVectorBase(VectorEnv[Ids, Ids, NDArray[Any]]):
         if self.autoreset_mode is AutoresetMode.SAME_STEP and indices.size:
             infos |= self._final(indices, ended, infos)
             self._begin(indices)
+        infos = self._row_info() | infos
         return self.tokens.copy(), judged.rewards, judged.terminated, judged.truncated, infos
 
     def split_rows(self, indices: Ids) -> tuple[Ids, Ids]:
@@ -248,7 +254,7 @@ class TokenVectorBase(VectorEnv[Ids, Ids, NDArray[Any]]):
         final_info = {name: infos[name].copy() for name in names} | {
             f"_{name}": infos[f"_{name}"] & ended for name in names
         }
-        finals = {"final_obs": final_obs, "final_info": final_info}
+        finals = {"final_obs": final_obs, "final_info": self._row_info(ended) | final_info}
         return finals | {f"_{name}": ended.copy() for name in finals}
 
 

@@ -22,7 +22,7 @@ class TokenEnv(gym.Env[Ids, np.int64]):
     | Termination | the end-of-text token, or the budget                                                         |
     | Truncation  | never, unless budget="truncate"                                                              |
     | Info        | stop_reason in {"", "eos", "length"}; kl, nats, of the action; score and score_std at the    |
-    |             | last action                                                                                  |
+    |             | last action; the columns of the prompt's row                                                 |
 
     ``envs``, wrapped or not, is available as ``env.unwrapped.envs``, for `hand_logprobs` for instance.
 
@@ -60,6 +60,4 @@ class TokenEnv(gym.Env[Ids, np.int64]):
 
 def _first(infos: dict[str, Any]) -> dict[str, Any]:
     """The info of sub-environment 0, in plain Python types."""
-    return {
-        key: value[:1].tolist()[0] for key, value in infos.items() if not key.startswith("_") and infos[f"_{key}"][0]
-    }
+    return {key: value.tolist()[0] for key, value in infos.items() if not key.startswith("_") and infos[f"_{key}"][0]}

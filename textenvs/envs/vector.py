@@ -23,7 +23,8 @@ class TokenVectorEnv(TokenVectorBase):
     | Reward      | 0; wrappers add the preference score (`PreferenceReward`) and the KL penalty (`KLShaping`)         |
     | Termination | the action ends a text (eos_token_id), or max_new_tokens were produced (part of the task)        |
     | Truncation  | never; with budget="truncate" a used-up budget truncates instead of terminating                  |
-    | Info        | stop_reason[i] in {"", "eos", "length"}, of the action just taken, in every autoreset mode       |
+    | Info        | stop_reason[i] in {"", "eos", "length"}, of the action just taken, in every autoreset mode; the  |
+    |             | columns of the rows that the prompts are of, by name (in final_info those of the ended rows)     |
     | Autoreset   | SAME_STEP (default; final_obs and final_info as in SyncVectorEnv), NEXT_STEP or DISABLED         |
 
     P is the longest prompt's length (or `max_prompt_tokens`), T is `max_new_tokens`, V is `vocab_size`.
@@ -83,7 +84,7 @@ class TokenVectorEnv(TokenVectorBase):
     @property
     def column_names(self) -> list[str]:
         """As in the base."""
-        return sorted({name for row in self.prompts.columns for name in row})
+        return list(self.prompts.names)
 
     @property
     def longest_row(self) -> tuple[int, str, str]:
@@ -165,6 +166,9 @@ class TokenVectorEnv(TokenVectorBase):
         truncated = at_budget if self.budget == "truncate" else np.zeros_like(running)
         reasons = np.where(at_eos, EOS, np.where(at_budget, LENGTH, "")).astype("<U10")
         return Judged(np.zeros(self.num_envs, np.float32), (at_eos | at_budget) & ~truncated, truncated, reasons)
+
+    def _row_info(self, mask: Mask | None = None) -> dict[str, Any]:
+        return self.prompts.info(self._rows.numbers, mask)
 
     def _columns(self, indices: Ids) -> Columns:
         return [self.prompts.columns[number] for number in self._rows.numbers[indices]]

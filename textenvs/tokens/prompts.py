@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import os
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from textenvs.tokens.chats import Turn, chat_ids, chat_text, check_turns, is_chat, question_of
-from textenvs.tokens.row_files import COLUMNS, Kind, Row, Source, at, check_unicode, iterate_rows, kind_of
-from textenvs.tokens.rows import Ids, pad_rows
+from textenvs.tokens.row_files import COLUMNS, Kind, Row, Source, as_row, at, check_unicode, iterate_rows, kind_of
+from textenvs.tokens.rows import Ids, Mask, pad_rows
 from textenvs.tokens.tokenizers import Tokenizer, open_ids
 
 Prompt: TypeAlias = "str | Sequence[int] | Sequence[Turn]"
 PromptSource: TypeAlias = "Source | Iterable[Prompt | Mapping[str, Any]] | Prompts"
+
+
+class RowColumns(dict[str, Any]):
+    """What a row has beside its prompt, by name."""
+
+    __slots__ = ("place",)
+    place: str
+    """Of the row, for messages."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +40,8 @@ class Prompts:
     lengths: Ids
     """``[M]`` tokens."""
     places: tuple[str, ...]
-    """M names for messages: "prompts.txt:3", or "prompts[2]" for a list."""
-    columns: tuple[Mapping[str, Any], ...]
+    """M names for messages: "prompts.txt:3", or "rows[2]" for a list."""
+    columns: tuple[RowColumns, ...]
     """M rows without the column that is the prompt: what rewards may be given beside the text."""
     kind: Kind = "prompts"
     """Of the first row: "prompts", or "chats" if it was read from ``messages``."""
@@ -84,9 +92,34 @@ class Prompts:
         """``[M, width]`` all prompts, right-padded with PAD, made anew each time: for few of them."""
         return self.padded(np.arange(len(self)))
 
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Of all columns, as the rows have them first."""
+        return tuple(dict.fromkeys(name for row in self.columns for name in row))
+
+    def info(self, numbers: Ids, mask: Mask | None = None) -> dict[str, NDArray[Any]]:
+        """Gymnasium's masked entries ``[N]`` of the columns of rows ``numbers [N]``, where ``mask``; None: everywhere.
+
+        Names that begin with an underscore, as those of masks do, are left out.
+        """
+        found: dict[str, NDArray[Any]] = {}
+        for name in (name for name in self.names if not name.startswith("_")):
+            values, has = np.full(len(numbers), None, dtype=object), np.zeros(len(numbers), dtype=np.bool_)
+            for index, number in enumerate(numbers):
+                if (mask is None or mask[index]) and name in self.columns[number]:
+                    values[index], has[index] = self.columns[number][name], True
+            found |= {name: values, f"_{name}": has}
+        return found
+
     def fingerprint(self) -> int:
-        """A checksum of the tokens, compared when a saved state is loaded."""
-        return zlib.crc32(self.lengths.tobytes(), zlib.crc32(self.flat.tobytes()))
+        """A checksum of tokens and columns, compared when a saved state is loaded."""
+        return self._checksum
+
+    @cached_property
+    def _checksum(self) -> int:
+        columns = json.dumps(self.columns, default=lambda value: type(value).__name__, skipkeys=True)
+        tokens = zlib.crc32(self.lengths.tobytes(), zlib.crc32(self.flat.tobytes()))
+        return zlib.crc32(columns.encode(), tokens) if self.names else tokens
 
 
 def load_prompts(
@@ -96,10 +129,10 @@ def load_prompts(
 
     Args:
         source: a file or data set (see `textenvs.tokens.row_files`; of a ``.txt`` file each line is a prompt), an
-            iterable of prompts or of rows, or `Prompts`. A row is an object; its chat in ``messages`` counts, or else
-            its ``prompt``. A prompt is a string, a list of token ids, or a chat: a list of turns, objects with role and
-            content; an answer of the assistant at its end is dropped. A ``str`` is a path; pass a single prompt as a
-            list.
+            iterable of prompts or of rows (a list, a ``datasets.Dataset``), or `Prompts`. A row is an object; its chat
+            in ``messages`` counts, or else its ``prompt``. A prompt is a string, a list of token ids, or a chat: a list
+            of turns, objects with role and content; an answer of the assistant at its end is dropped. A ``str`` is a
+            path; pass a single prompt as a list.
         tokenizer: of strings, and of chats through its chat template; without ``apply_chat_template`` it is called with
             the turns. None if all prompts are token ids.
         vocab_size, max_tokens: limits of token ids and of a prompt's tokens; None allows any number.
@@ -121,18 +154,15 @@ def load_prompts(
             flat.extend(tokens)
         lengths.append(len(tokens))
         places.append(row.place)
-        others = {name: value for name, value in row.columns.items() if name not in COLUMNS[own]}
-        columns.append(others or _NOTHING)
+        columns.append(RowColumns({name: row.columns[name] for name in row.columns if name not in COLUMNS[own]}))
+        columns[-1].place = row.place
         kind = kind or own
     if kind is None:
-        raise ValueError("prompts: expected at least one prompt, received none")
+        raise ValueError("rows: expected at least one row, received none")
     ids = np.frombuffer(flat, dtype=np.int32) if flat else np.zeros(0, dtype=np.int32)
     prompts = Prompts(ids, np.array(lengths, dtype=np.int64), tuple(places), tuple(columns), kind)
     _check(prompts, vocab_size, max_tokens)
     return prompts
-
-
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def _rows(source: Source | Iterable[Any]) -> Iterator[Row]:
@@ -142,8 +172,12 @@ def _rows(source: Source | Iterable[Any]) -> Iterator[Row]:
         except FileNotFoundError as fault:
             raise FileNotFoundError(f"{fault} (pass a single prompt as a list: [{str(source)!r}])") from fault
         return
+    if isinstance(source, Mapping) or hasattr(source, "iloc"):
+        hint = "pass one of its splits" if isinstance(source, Mapping) else "pass its to_dict('records')"
+        raise ValueError(f"rows: expected a list of rows or one data set, received a {type(source).__name__}: {hint}")
     for index, prompt in enumerate(source):
-        yield Row(dict(prompt) if isinstance(prompt, Mapping) else {"prompt": prompt}, f"prompts[{index}]")
+        place = f"rows[{index}]"
+        yield as_row(prompt, place) if isinstance(prompt, Mapping) else Row({"prompt": prompt}, place)
 
 
 def _check(prompts: Prompts, vocab_size: int, max_tokens: int | None) -> None:

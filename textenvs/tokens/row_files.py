@@ -70,16 +70,25 @@ def iterate_rows(source: Source, *, bare: str | None = None) -> Iterator[Row]:
     else:
         raise ValueError(f"{path}: expected a file of rows ({', '.join(readers)}), received a {path.suffix!r} file")
     for place, columns in rows:
-        with at(place):
-            if not isinstance(columns, dict):
-                raise ValueError(f"expected a JSON object, received {str(columns)[:80]!r}")
-            columns = {name: value for name, value in columns.items() if value is not None}
-            for name, value in columns.items():
-                check_unicode(value, name)
         found = True
-        yield Row(columns, place)
+        yield as_row(columns, place)
     if not found:
         raise ValueError(f"{path}: expected at least one row, received none")
+
+
+def as_row(columns: object, place: str) -> Row:
+    """A row with the ``columns`` that have a value.
+
+    Raises:
+        ValueError: no object, or a text in it is not Unicode; the message names ``place``.
+    """
+    with at(place):
+        if not isinstance(columns, Mapping):
+            raise ValueError(f"expected a JSON object, received {str(columns)[:80]!r}")
+        columns = {name: value for name, value in columns.items() if value is not None}
+        for name, value in columns.items():
+            check_unicode(value, name)
+    return Row(columns, place)
 
 
 @contextmanager

@@ -68,7 +68,7 @@ class TokenRows:
     score_std: Floats | None = None
     """``[N]`` reward units, standard deviation over the scorers' members; 0 for one."""
     member_scores: dict[str, Floats] | None = None
-    """``[N]`` reward units by member name, before they are combined."""
+    """``[N]`` reward units by member name, before they are combined; NaN where a member does not apply."""
     logprobs: Floats | None = None
     """``[N, T]`` nats, of the acting agent."""
     ref_logprobs: Floats | None = None
@@ -192,16 +192,19 @@ def as_array(values: Numbers) -> NDArray[Any]:
     return np.asarray(parts.detach().cpu().float() if hasattr(parts, "detach") else parts)
 
 
-def as_numbers(values: Numbers, shape: tuple[int, ...], name: str) -> Floats:
-    """Numbers of a scorer or reference (torch tensor, array or list) as a float32 array.
+def as_numbers(values: Numbers, shape: tuple[int, ...], name: str, rows: Sequence[str] = ()) -> Floats:
+    """Numbers of a scorer or reference (torch tensor, array or list) as float32; ``rows`` are their names in messages.
 
     Raises:
-        ValueError: another shape, None, NaN or infinite; the message starts with `name` and has what was received.
+        ValueError: another shape, None, text, NaN or infinite; the message starts with `name` and has what was
+            received.
     """
     try:
         plain = as_array(values)
         if plain.dtype == object and (plain == None).any():  # noqa: E711 - of each element
             raise TypeError("None is no number")
+        if plain.dtype.kind in "US":
+            raise TypeError("text is no number")
         array = np.asarray(plain, dtype=np.float32)
     except (TypeError, ValueError) as fault:
         raise ValueError(f"{name}: expected numbers of shape {shape}, received {values!r:.200}") from fault
@@ -209,7 +212,8 @@ def as_numbers(values: Numbers, shape: tuple[int, ...], name: str) -> Floats:
         raise ValueError(f"{name}: expected numbers of shape {shape}, received shape {array.shape}: {values!r:.200}")
     if not np.isfinite(array).all():
         place = tuple(int(axis) for axis in np.argwhere(~np.isfinite(array))[0])
-        raise ValueError(f"{name}: expected finite numbers, received {array[place]} at row {place[0]}")
+        row = rows[place[0]] if rows else f"row {place[0]}"
+        raise ValueError(f"{name}: expected finite numbers, received {array[place]} at {row}")
     return array
 
 

@@ -75,6 +75,7 @@ class ChatTemplate:
                 return scorer(self.plain(texts[0]), *texts[1:])
             return scorer(**{name: self.plain(each) if name == "prompts" else each for name, each in named.items()})
 
+        vars(score)["threaded"] = getattr(scorer, "threaded", False)
         return score
 
 

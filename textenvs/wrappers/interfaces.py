@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from textenvs.tokens.rows import Floats, Ids, Mask, Numbers
 
@@ -17,9 +17,10 @@ Acting: TypeAlias = Callable[[Ids, Ids], Numbers]
 """``(observations [N, L], actions [N]) -> [N]`` log-probs, nats, of the acting agent."""
 
 
-TextScorer: TypeAlias = Callable[..., Numbers]
-"""Scores N texts ``[N]``, higher is better; called by the names of its parameters, see
-`textenvs.wrappers.scorers.arguments_of`."""
+Scores: TypeAlias = "Numbers | Sequence[float | None]"
+"""``[N]``, higher is better; None: does not apply to that text."""
+TextScorer: TypeAlias = "Callable[..., Scores | Coroutine[Any, Any, Scores]]"
+"""Scores N texts; called by the names of its parameters, see `textenvs.wrappers.scorers.arguments_of`."""
 
 
 class TokenScorer(Protocol):
@@ -37,7 +38,7 @@ class ScorerEnsemble(Protocol):
         """At least one."""
 
 
-Scorer: TypeAlias = TextScorer | TokenScorer | ScorerEnsemble
+Scorer: TypeAlias = "TextScorer | TokenScorer | ScorerEnsemble"
 
 
 class Reference(Protocol):

@@ -28,7 +28,7 @@ class ScoredRows:
     std: Floats
     """``[N]`` standard deviation over the members, without their weights; 0 for one member."""
     members: dict[str, Floats]
-    """``[N]`` by member name."""
+    """``[N]`` by member name; NaN where a member does not apply."""
 
 
 class PreferenceReward(TokenVectorWrapper):
@@ -47,9 +47,10 @@ class PreferenceReward(TokenVectorWrapper):
         scorer: one scorer or a list. A scorer is a callable with some of the parameters ``prompts``, ``completions``,
             ``finished``, ``completion_ids``, and the columns that the prompts' rows have beside the prompt. They are
             passed by name, as in TRL: lists with an entry a text. Texts have no special tokens; ``finished`` is True
-            where a text has its end-of-text token, in contrast to those that the budget cut. Or it has a method
-            ``score_tokens(prompts [N, P], completions [N, T]) -> [N]`` on token ids padded with PAD = -1. The method is
-            preferred if the scorer has no attribute ``tokenizer``, or the environment's own.
+            where a text has its end-of-text token, in contrast to those that the budget cut. It returns a number a
+            text, or None where it does not apply (a text to which none applies has score 0), and may be a coroutine
+            function. Or it has a method ``score_tokens(prompts [N, P], completions [N, T]) -> [N]`` on token ids padded
+            with PAD = -1, which is preferred if it has no attribute ``tokenizer``, or the environment's own.
         combine: "mean", "worst" or "uncertainty"; see `combine_scores`.
         weights: with "mean": one factor for each scorer listed, e.g. ``(1.0, -0.1)`` for a reward model and a word
             count; the sum is not divided by theirs. An ensemble's weight is split evenly. 0 only reports a score.
@@ -57,8 +58,8 @@ class PreferenceReward(TokenVectorWrapper):
         names: of the scorers listed, for metrics; None: their own.
 
     Raises:
-        ValueError: no scorer; a scorer that can be called in neither way; conflicting settings; later, a score that is
-            NaN, infinite or of the wrong shape. The message names the scorer.
+        ValueError: no scorer; a scorer that can be called in neither way, or asks for a column that no row has;
+            conflicting settings; later, a `textenvs.wrappers.scorers.RewardError`.
     """
 
     def __init__(
@@ -120,6 +121,8 @@ def combine_scores(
         worst        min_k s_k
         uncertainty  mean - uncertainty_coef * (1/K) sum_k (s_k - mean)^2
 
+    over the K members that apply to a text, which those with NaN do not; 0 where none does.
+
     Source: Coste et al. 2023, "Reward Model Ensembles Help Mitigate Overoptimization" (arXiv:2310.02743): R_mu, R_WCO,
     R_UWO. The default coefficient, per reward unit and 0 or more, is from the authors' published PPO configuration.
 
@@ -129,20 +132,32 @@ def combine_scores(
     if scores.ndim != 2 or not len(scores):
         raise ValueError(f"scores: expected [K, N] with K of at least 1, received shape {scores.shape}")
     check_combination(combine, weights, uncertainty_coef, num_scorers=len(scores))
-    exact: NDArray[np.float64] = scores.astype(np.float64)
-    combined: NDArray[np.float64] = exact.mean(axis=0)
+    exact = _where_they_apply(scores)
+    combined = exact.mean(axis=0)
     if combine == "worst":
         combined = exact.min(axis=0)
     elif combine == "uncertainty":
         combined = combined - uncertainty_coef * exact.var(axis=0)
     elif weights is not None:
-        combined = np.asarray(weights, dtype=np.float64) @ exact
-    return combined.astype(np.float32)
+        combined = np.asarray(weights, dtype=np.float64) @ np.ma.filled(exact, 0.0)
+    return np.ma.filled(combined, 0.0).astype(np.float32)
 
 
 def score_spread(scores: Floats) -> Floats:
     """``[N]``, reward units: standard deviation over the K members of ``scores [K, N]``, by K as in "uncertainty"."""
-    return scores.astype(np.float64).std(axis=0).astype(np.float32)
+    return np.ma.filled(_where_they_apply(scores).std(axis=0), 0.0).astype(np.float32)
+
+
+def mean_where_it_applies(scores: Floats) -> float | None:
+    """Mean of one member's ``scores [N]``, reward units, without those that are NaN; None if all are."""
+    applies = scores[~np.isnan(scores)]
+    return float(applies.mean()) if applies.size else None
+
+
+def _where_they_apply(scores: Floats) -> NDArray[np.float64]:
+    """``[K, N]``, masked where NaN."""
+    exact = scores.astype(np.float64)
+    return np.ma.masked_invalid(exact) if np.isnan(exact).any() else exact
 
 
 def check_combination(

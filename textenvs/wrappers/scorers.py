@@ -1,11 +1,17 @@
-"""Calling scorers on token ids, or on text by the names of their parameters."""
+"""Calling scorers on token ids, or on text by the names of their parameters; slow ones side by side."""
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import os
+import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import cache
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -18,6 +24,14 @@ from textenvs.wrappers.interfaces import Scorer
 TEXTS = ("prompts", "completions")
 GIVEN = (*TEXTS, "finished", "completion_ids")
 """What scorers of text may ask for, each a list with an entry a text; ids are without padding."""
+MOST_THREADS = 64
+"""Of calls that run side by side."""
+SEARCH_SECONDS = 10.0
+"""Longest search for the row on which a scorer raised, after which it is only narrowed down."""
+
+
+class RewardError(ValueError, RuntimeError):
+    """A scorer raised, or returned something else than a number or None for each text; names the scorer and the row."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +45,21 @@ class _Member:
     """Index in the caller's list of the scorer itself, or of its ensemble."""
     reads_tokens: bool
     """Token ids (True) or text (False)."""
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """N texts as scorers get them."""
+
+    prompts: Ids
+    completions: Ids
+    given: Mapping[str, list[Any]]
+    rows: list[str]
+    """Names of their rows, for messages."""
+
+    def __getitem__(self, part: slice) -> _Texts:
+        given = {name: values[part] for name, values in self.given.items()}
+        return _Texts(self.prompts[part], self.completions[part], given, self.rows[part])
 
 
 class Scorers:
@@ -86,31 +115,32 @@ class Scorers:
     def __call__(self, prompts: Ids, completions: Ids, columns: Sequence[Mapping[str, Any]] = ()) -> Floats:
         """Scores ``[K, N]`` of the K members, of rows ``[N, P]`` and ``[N, T]`` padded with PAD, and N ``columns``.
 
+        NaN where a member returned None: it does not apply. Coroutines, and members with a true attribute ``threaded``,
+        run side by side; the order of the scores is that of the members.
+
         Raises:
-            ValueError: a member returned NaN, an infinity or another shape; the message names it.
-            RuntimeError: a member raised; the message has the error and its place.
+            RewardError: a member raised, or returned text, NaN, an infinity or another shape.
+            ValueError: a member asks for a column that no row has.
         """
         found = dict.fromkeys(name for row in columns for name in row)
         given: dict[str, list[Any]] = {name: [row.get(name) for row in columns] for name in found}
+        rows = [f"row {index}" for index in range(len(completions))]
+        for index, row in enumerate(columns):
+            rows[index] = getattr(row, "place", rows[index])
         if not all(member.reads_tokens for member in self._members):
             assert self._tokenizer is not None
             given |= zip(TEXTS, decode_rows(self._tokenizer, prompts, completions), strict=True)
             given["finished"] = list(is_end(completions, self._eos_token_id).any(axis=1).tolist())  # type: ignore[arg-type]
             given["completion_ids"] = [row[row != PAD].tolist() for row in completions]
+        texts = _Texts(prompts, completions, given, rows)
+        calls = [_begin(member, texts) for member in self._members]
+        wait(calls)
         scores = []
-        for member in self._members:
-            # Each gets copies: a scorer that changes its arguments does not affect the next one.
-            texts, named = ([], {}) if member.reads_tokens else arguments_of(member.scorer, given, member.place)
-            try:
-                if member.reads_tokens:
-                    values = member.scorer.score_tokens(prompts.copy(), completions.copy())
-                else:
-                    values = member.scorer(*texts, **named)
-            except Exception as fault:
-                last = traceback.extract_tb(fault.__traceback__)[-1]
-                where = f"{type(fault).__name__}: {fault} ({last.filename}:{last.lineno})"
-                raise RuntimeError(f"{member.place} failed on {len(completions)} texts: {where}") from fault
-            scores.append(as_numbers(values, (len(completions),), member.place))
+        for member, call in zip(self._members, calls, strict=True):
+            fault = call.exception()
+            if fault is not None:
+                raise _located(fault, member, texts) from fault
+            scores.append(_as_scores(call.result(), member.place, rows))
         return np.stack(scores)
 
     def _member(self, place: str, scorer: Any, listed: int) -> _Member:
@@ -128,6 +158,87 @@ class Scorers:
             raise ValueError(f"{place}: expected a tokenizer in the environment for a scorer of text, received none")
         arguments_of(scorer, {name: [] for name in (*GIVEN, *self._columns)}, place)
         return False
+
+
+def _begin(member: _Member, texts: _Texts) -> Future[Any]:
+    """Begin to score: in a thread, in the event loop beside others, or at once."""
+    # Each gets copies: a scorer that changes its arguments does not affect the next one.
+    if member.reads_tokens:
+        arguments: list[Any] = [texts.prompts.copy(), texts.completions.copy()]
+        scorer, named = member.scorer.score_tokens, dict[str, list[Any]]()
+    else:
+        scorer = member.scorer
+        arguments, named = arguments_of(scorer, texts.given, member.place)
+    if getattr(member.scorer, "threaded", False):
+        return asyncio.run_coroutine_threadsafe(asyncio.to_thread(scorer, *arguments, **named), _loop(os.getpid()))
+    call: Future[Any] = Future()
+    try:
+        values = scorer(*arguments, **named)
+        if inspect.iscoroutine(values):
+            return asyncio.run_coroutine_threadsafe(values, _loop(os.getpid()))
+        call.set_result(values)
+    except Exception as fault:
+        call.set_exception(fault)
+    return call
+
+
+@cache
+def _loop(process: int) -> asyncio.AbstractEventLoop:
+    """The event loop of a process, in a thread of its own, so that clients keep their loop from call to call and a
+    notebook's own is left alone."""
+    loop = asyncio.new_event_loop()
+    loop.set_default_executor(ThreadPoolExecutor(MOST_THREADS, thread_name_prefix="reward"))
+    Thread(target=loop.run_forever, name=f"rewards of {process}", daemon=True).start()
+    return loop
+
+
+def _located(fault: BaseException, member: _Member, texts: _Texts) -> RewardError:
+    """The error for what a member raised, with the row on which it raises by itself, if there is one."""
+    first, last, limit = 0, len(texts.rows), time.monotonic() + SEARCH_SECONDS
+    while last - first > 1 and time.monotonic() < limit:
+        middle = (first + last) // 2
+        halves = [slice(first, middle), slice(middle, last)]
+        failing = next((half for half in halves if _begin(member, texts[half]).exception() is not None), None)
+        if failing is None:
+            break
+        first, last = failing.start, failing.stop
+    where = texts.rows[first]
+    if last - first > 1:
+        where = f"{last - first} texts, from {where} to {texts.rows[last - 1]}"
+    elif not member.reads_tokens:
+        where += f", completion {texts.given['completions'][first]!r:.80}"
+    code = traceback.extract_tb(fault.__traceback__)[-1]
+    message = f"{member.place} failed on {where}: {type(fault).__name__}: {fault} ({code.filename}:{code.lineno})"
+    error = RewardError(message)
+    # As add_note of Python 3.11: commands put it above the traceback.
+    vars(error)["__notes__"] = [f"the reward's own code failed: {member.place}, on {where}"]
+    return error
+
+
+def _as_scores(values: Any, place: str, rows: Sequence[str]) -> Floats:
+    """``[N]`` what a scorer returned; NaN for None.
+
+    Raises:
+        RewardError: another number of numbers, text, NaN or an infinity; names the row.
+    """
+    skipped = np.zeros(len(rows), dtype=np.bool_)
+    if isinstance(values, list | tuple) or (isinstance(values, np.ndarray) and values.ndim == 1):
+        for row, value in zip(rows, values, strict=False):
+            if isinstance(value, str):
+                raise RewardError(f"{place}: expected a number or None, received the text {value!r:.80} at {row}")
+        if len(values) < len(rows):
+            none = rows[len(values)]
+            raise RewardError(
+                f"{place}: expected {len(rows)} numbers, one a text, received {len(values)}: none at {none}"
+            )
+        if len(values) == len(rows):
+            skipped = np.array([value is None for value in values])
+            values = [0.0 if value is None else value for value in values] if skipped.any() else values
+    try:
+        scores = as_numbers(values, (len(rows),), place, rows)
+    except ValueError as fault:
+        raise RewardError(str(fault)) from fault.__cause__
+    return np.where(skipped, np.float32(np.nan), scores)
 
 
 def arguments_of(
@@ -153,10 +264,11 @@ def arguments_of(
     takes_all = inspect.Parameter.VAR_KEYWORD in kinds
     named = {name: list(values) for name, values in given.items() if name in names or takes_all}
     required = {name for name in names if signature.parameters[name].default is inspect.Parameter.empty}
-    if required - given.keys() or len(places) not in (0, 2) or not (texts or named):
+    missing = ", ".join(repr(name) for name in signature.parameters if name in required - given.keys())
+    if missing or len(places) not in (0, 2) or not (texts or named):
         raise ValueError(
-            f"{place}: expected parameters with names of {', '.join(given)} (columns of the prompts among them), as in "
-            f"f(prompts, completions), received {signature}"
+            f"{place}: {f'no row has {missing}, which it asks for; ' if missing else ''}expected parameters with names "
+            f"of {', '.join(given)} (the rows' columns among them), as in f(prompts, completions), received {signature}"
         )
     return texts, named
 

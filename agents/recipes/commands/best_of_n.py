@@ -1,7 +1,7 @@
 """Score the best of n texts, n = 1, ..., 64: what reinforcement learning must beat, and needs no training.
 
     textenvs best-of-n --run-dir runs/best_of_n
-    textenvs best-of-n --run-dir runs/best_of_n --model DIR --reward-model DIR --prompts openings.txt
+    textenvs best-of-n --run-dir runs/best_of_n --model DIR --reward DIR --rows openings.txt
 
 For every held-out prompt the model writes N texts. Of n texts the one that the reward scores highest is kept; its
 score, and what the independent judge says of it, are averaged over all subsets of n of the N, which is unbiased

@@ -42,7 +42,7 @@ class PipelineConfig:
     """Texts that PPO writes and learns from."""
     batch_size: int = 64
     """Texts an update."""
-    num_eval_prompts: int = 100
+    num_eval_rows: int = 100
     """Held-out prompts that are written on before and after."""
     seed: int = 0
     """Seed of every stage."""
@@ -51,7 +51,7 @@ class PipelineConfig:
 
     def __post_init__(self) -> None:
         ranges = {
-            ">= 1": "lora_rank sentences episodes batch_size num_eval_prompts",
+            ">= 1": "lora_rank sentences episodes batch_size num_eval_rows",
             ">= 0": "seed",
             "> 0": "reward_epochs",
         }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agents.evaluation.assessor import Assessor
-from agents.evaluation.metrics import TextJudge
+from agents.evaluation.metrics import PassingRule, TextJudge
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.loading import DTYPES, autocast_of
 from agents.lm.lora import POLICY, AdaptedTrunk, LoraOptions
@@ -14,7 +14,7 @@ from agents.lm.policy_reference import PolicyReference
 from agents.lm.sampling import TokenSampling
 from agents.recipes.rlhf.config import TrainTextConfig
 from agents.recipes.rlhf.prompts import prompt_reader, prompt_sets
-from agents.recipes.rlhf.rewards import build_scorers, start_critic_as_reward
+from agents.recipes.rlhf.rewards import build_scorers, is_checked, passing_rule, start_critic_as_reward
 from agents.recipes.rlhf.task import TextTask
 from agents.runs.distributed import ALONE, Processes
 from agents.runs.flags import template_variables
@@ -150,6 +150,7 @@ def build_task(
     value_adapter: bool = False,
     compile: bool = False,
     judge: bool = True,
+    passing: PassingRule | None = None,
     began: str | None = None,
 ) -> Task:
     """Load the starting model, prompts and scorers; whatever is wrong with an input is found here.
@@ -161,6 +162,7 @@ def build_task(
         max_concurrent_rows: texts decoded at a time in evaluations; None: all.
         lora, value_adapter, compile: see ``build_start``.
         judge: False leaves the independent judge out, whatever ``config`` says.
+        passing: when a text is right, for accuracy and pass@k.
         began: the time that chat templates read, ISO; None: the present.
 
     Raises:
@@ -168,7 +170,7 @@ def build_task(
     """
     tokenizer = load_tokenizer(model_path(config), template_variables(config.template_kwargs), began)
     reader = prompt_reader(config, tokenizer)
-    train_prompts, eval_prompts = prompt_sets(config, reader)
+    train_prompts, eval_rows = prompt_sets(config, reader)
     chat = reader if isinstance(reader, ChatTemplate) and reader.has_chats else None
     models = build_start(config, tokenizer, lora=lora, value_adapter=value_adapter, compile=compile)
     env = TokenVectorEnv(
@@ -193,14 +195,15 @@ def build_task(
         tokenizer=tokenizer,
         reward=reward,
         reference=PolicyReference(models.plain, tokenizer),
-        prompts=eval_prompts,
+        prompts=eval_rows,
         max_new_tokens=config.max_new_tokens,
         max_concurrent_rows=max_concurrent_rows,
         chat=chat,
-        judge=_judge() if config.judge and judge else None,
+        judge=_judge() if config.judge and judge and not is_checked(config) else None,
+        passing=passing,
     )
     what = f"{env.prompts.kind} of {column_names(env.prompts.kind)}"
-    about = statement(what if config.prompts else "openings of movie reviews", len(env.prompts), len(eval_prompts))
+    about = statement(what if config.rows else "openings of movie reviews", len(env.prompts), len(eval_rows))
     return Task(models=models, env=env, scorers=scorers, assessor=assessor, about=about)
 
 
@@ -224,6 +227,7 @@ def build_parts(config: TrainTextConfig, processes: Processes = ALONE, began: st
         value_adapter=config.critic(config.memory) == "adapter",
         compile=config.compile,
         judge=processes.is_main,
+        passing=passing_rule(config),
         began=began,
     )
     policy = build_policy(config, task.models)

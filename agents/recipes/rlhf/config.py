@@ -2,16 +2,17 @@
 
     textenvs train-text --run-dir runs/text
     textenvs train-text --run-dir runs/grpo --algorithm grpo
-    textenvs train-text --run-dir runs/mine --model DIR --reward-model DIR --prompts openings.txt
+    textenvs train-text --run-dir runs/mine --model DIR --reward DIR --rows openings.txt
+    textenvs train-text --run-dir runs/right --algorithm grpo --model DIR --rows train.jsonl --reward my_module:right
     textenvs train-text --run-dir runs/none --model DIR --memory adapters --plan
     accelerate launch --num_processes 4 -m scripts.train_text --run-dir runs/four --device cuda
 
 Defaults below are those of --algorithm, PPO's unless another is given. Prompts are openings of held-out movie-review
 sentences, or lines of a file of your own. Before and after training the model writes on prompts that training never
-sees; `summary.json` compares the two, `samples.json` shows them side by side, and `model/` is a checkpoint that
-`AutoModelForCausalLM.from_pretrained` loads (with `--memory adapters` the merged one; `adapter/` holds the change
-alone, for peft). Ctrl-C ends training after the update in progress, keeps what was learned, and leaves a run that
-`--resume` goes on with bit for bit.
+sees; `summary.json` compares the two (with a function or a ready reward also by accuracy and pass@k), `samples.json`
+shows them side by side, and `model/` is a checkpoint that `AutoModelForCausalLM.from_pretrained` loads (with `--memory
+adapters` the merged one; `adapter/` holds the change alone, for peft). Ctrl-C ends training after the update in
+progress, keeps what was learned, and leaves a run that `--resume` goes on with bit for bit.
 """
 
 from __future__ import annotations
@@ -59,9 +60,14 @@ class RunSettings(RunFlags):
     evaluate_every: int | None = None
     """Updates between evaluations along the run (eval/... and frontier.csv). None: eight a run; 0: before and after
     training only."""
+    eval_samples: int = 4
+    """Texts sampled for each held-out row, from which pass@k is estimated (k = 1, 2, 4, ... and all of them); accuracy
+    is that of one more text, of the likeliest tokens. Needs `rows`, and a function or a ready reward as the first."""
+    pass_score: float = 1.0
+    """Least score by the first reward with which a text is right, for accuracy and pass@k."""
 
     def __post_init__(self) -> None:
-        check_values(self, {">= 1": "episodes batch_size checkpoint_every", ">= 0": "evaluate_every"})
+        check_values(self, {">= 1": "episodes batch_size checkpoint_every eval_samples", ">= 0": "evaluate_every"})
 
 
 @dataclass(frozen=True, kw_only=True)

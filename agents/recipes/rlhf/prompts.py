@@ -42,23 +42,23 @@ def prompt_sets(task: TextTask, reader: PromptReader) -> tuple[PromptSet, Prompt
     Raises:
         ValueError: if a file holds too few.
     """
-    if task.prompts is None:
+    if task.rows is None:
         splits = movie_review_splits()
-        counts = ((splits.prompt_train, NUM_OPENINGS), (splits.prompt_test, task.num_eval_prompts))
+        counts = ((splits.prompt_train, NUM_OPENINGS), (splits.prompt_test, task.num_eval_rows))
         train, held_out = (openings(part, num_words=OPENING_WORDS, count=count, seed=0) for part, count in counts)
         if task.chat_template:
             return tuple([reader(text)["input_ids"] for text in part] for part in (train, held_out))  # type: ignore[return-value]
         return train, held_out
-    prompts = _read(task.prompts, task, reader)
-    if task.eval_prompts is not None:
-        judged = _read(task.eval_prompts, task, reader)[: task.num_eval_prompts]
+    prompts = _read(task.rows, task, reader)
+    if task.eval_rows is not None:
+        judged = _read(task.eval_rows, task, reader)[: task.num_eval_rows]
         keys = [{key} for key in prompts.identities]
-        return prompts[left_over(keys, set(judged.identities), task.eval_prompts)], judged
+        return prompts[left_over(keys, set(judged.identities), task.eval_rows)], judged
     try:
-        numbers, others = hold_out(prompts.identities, min(task.num_eval_prompts, max(1, len(prompts) // 10)))
+        numbers, others = hold_out(prompts.identities, min(task.num_eval_rows, max(1, len(prompts) // 10)))
     except ValueError as fault:
-        raise ValueError(f"{task.prompts}: {fault}; or pass --eval-prompts") from fault
-    return prompts[numbers], prompts[others][: task.num_eval_prompts]
+        raise ValueError(f"{task.rows}: {fault}; or pass --eval-rows") from fault
+    return prompts[numbers], prompts[others][: task.num_eval_rows]
 
 
 def _read(source: str, task: TextTask, reader: PromptReader) -> Prompts:

@@ -1,32 +1,37 @@
-"""The scorers of a text run: reward models and ensembles from folders, functions of a user's own, and their names."""
+"""The scorers of a text run: reward models from folders, ready rewards, functions of a user's own, and their names."""
 
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agents.evaluation.metrics import PassingRule
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.critic import start_critic
 from agents.lm.lora import REWARD, VALUE, AdaptedTrunk, RoleTrunk
-from agents.recipes.rlhf.task import TextTask
+from agents.recipes.rlhf.task import TextTask, changed
 from reward_models import RewardClassifier, RewardModel
 from reward_models.ensemble import RewardEnsemble, is_ensemble, member_folders
 from reward_models.files import base_of, is_foreign
 from reward_models.lora import ADAPTER
 from textenvs import assets
+from textenvs.rewards import by_name, is_ready
 from textenvs.tokens.tokenizers import same_tokenizer
 from textenvs.wrappers.interfaces import Scorer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from agents.recipes.rlhf.config import TrainTextConfig
+
 
 def build_scorers(task: TextTask, trunk: AdaptedTrunk | None) -> tuple[list[Scorer], list[str]]:
-    """The scorers that ``--reward-model`` names, and what their figures are called.
+    """The scorers that ``--reward`` names, and what their figures are called.
 
     Adapters over the model of ``trunk`` join it there.
 
@@ -40,9 +45,27 @@ def build_scorers(task: TextTask, trunk: AdaptedTrunk | None) -> tuple[list[Scor
     ], names
 
 
+def is_checked(task: TextTask) -> bool:
+    """Whether texts after a user's own rows are right or wrong: a function or a ready reward is the first to score."""
+    return task.rows is not None and bool(task.reward) and not _is_folder(task.reward[0])
+
+
+def passing_rule(config: TrainTextConfig) -> PassingRule | None:
+    """When the first reward calls a text right; None where no text is.
+
+    Raises:
+        ValueError: if it is None, and settings of it were given.
+    """
+    if is_checked(config):
+        return PassingRule(least=config.pass_score, samples=config.eval_samples)
+    if unread := changed(config, "eval_samples", "pass_score"):
+        raise ValueError(f"{', '.join(unread)}: expected --rows, and a function or ready reward as the first --reward")
+    return None
+
+
 def reward_sources(task: TextTask) -> list[str]:
-    """What ``--reward-model`` names, or the project's own."""
-    return list(task.reward_model) or [str(assets.reward_model_dir())]
+    """What ``--reward`` names, or the project's own."""
+    return list(task.reward) or [str(assets.reward_model_dir())]
 
 
 def scorer_names(given: Sequence[str]) -> list[str]:
@@ -52,7 +75,7 @@ def scorer_names(given: Sequence[str]) -> list[str]:
         ValueError: if two are the same.
     """
     if len(set(given)) != len(given):
-        raise ValueError(f"--reward-model names one of these twice: {', '.join(given)}; give it more weight instead")
+        raise ValueError(f"--reward names one of these twice: {', '.join(given)}; give it more weight instead")
     parts = [_parts(one) for one in given]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["-".join(part[-depth:]) for part in parts]
@@ -62,6 +85,8 @@ def scorer_names(given: Sequence[str]) -> list[str]:
 
 
 def _parts(given: str) -> list[str]:
+    if is_ready(given):
+        return [given.partition("(")[0].strip()]
     parts = list(Path(given).resolve().parts[1:] if _is_folder(given) else filter(None, re.split(r"[:.]", given)))
     if _is_folder(given) and parts[-1] == "model" and len(parts) > 1:
         parts.pop()
@@ -69,16 +94,19 @@ def _parts(given: str) -> list[str]:
 
 
 def _is_folder(given: str) -> bool:
-    return ":" not in given or Path(given).exists()
+    return not is_ready(given) and ("/" in given or os.path.exists(given))
 
 
 def _function(given: str) -> Scorer:
-    module, _, name = given.partition(":")
+    module, colon, name = given.partition(":")
     try:
+        if is_ready(given) or not colon:
+            return by_name(given)
         scorer: Scorer = getattr(importlib.import_module(module), name)
         return scorer
-    except (ImportError, AttributeError) as fault:
-        raise ValueError(f"--reward-model {given}: {fault}") from fault
+    except (ImportError, AttributeError, ValueError) as fault:
+        nothing = "" if colon or is_ready(given) else "no such folder, and "
+        raise ValueError(f"--reward {given}: {nothing}{fault}") from fault
 
 
 def load_reward_model(folder: str, trunk: AdaptedTrunk | None, *, device: str) -> Scorer:
@@ -137,7 +165,7 @@ def start_critic_as_reward(
     """
     one = scorer.members[0] if isinstance(scorer, RewardEnsemble) else scorer
     if not isinstance(one, RewardModel):
-        raise ValueError(f"critic_start reward-model: the first --reward-model must be one, not {type(one).__name__}")
+        raise ValueError(f"critic_start reward-model: the first --reward must be one, not {type(one).__name__}")
     if not same_tokenizer(one.tokenizer, tokenizer):
         raise ValueError("critic_start reward-model: the reward model's tokenizer is not the language model's")
     weight, bias = one.head.weight / one.std, float(-one.mean / one.std)

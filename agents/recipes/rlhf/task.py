@@ -41,13 +41,13 @@ class ModelSettings:
 class PromptSettings:
     """Prompts: what is written after, and how."""
 
-    prompts: str | None = None
+    rows: str | None = None
     """Text file (a prompt a line), or rows as `train-language-model --data` takes them, with `messages` or else
-    `prompt`; a tenth is held out, by prompt. None: openings of movie reviews."""
-    eval_prompts: str | None = None
-    """File of prompts for the comparison before/after; needs `prompts`. None: those held out."""
-    num_eval_prompts: int = 400
-    """Prompts that are written on before and after training; all that there are, if there are fewer."""
+    `prompt`; rewards get their other columns. A tenth is held out, by prompt. None: openings of movie reviews."""
+    eval_rows: str | None = None
+    """File of rows that are held out, for figures before, along and after training; needs `rows`. None: that tenth."""
+    num_eval_rows: int = 400
+    """Most held-out rows that are written on."""
     chat_template: bool = False
     """Put each prompt into a chat as the user's turn, in the tokenizer's own template; scorers read the bare turn."""
     template_kwargs: str | None = None
@@ -63,11 +63,9 @@ class PromptSettings:
 
     def __post_init__(self) -> None:
         # Beyond, rounding decides: the likeliest token always, or all tokens alike.
-        check_values(
-            self, {">= 1": "num_eval_prompts max_prompt_tokens max_new_tokens", "in [0.01, 100]": "temperature"}
-        )
-        if self.eval_prompts is not None and self.prompts is None:
-            raise ValueError("eval_prompts needs prompts: both are files of your own, or neither")
+        check_values(self, {">= 1": "num_eval_rows max_prompt_tokens max_new_tokens", "in [0.01, 100]": "temperature"})
+        if self.eval_rows is not None and self.rows is None:
+            raise ValueError("eval_rows needs rows: both are files of your own, or neither")
         template_variables(self.template_kwargs)
         if self.too_long != "refuse" and self.max_prompt_tokens is None:
             raise ValueError(f"too_long {self.too_long} needs max_prompt_tokens, the longest prompt that is kept whole")
@@ -77,27 +75,28 @@ class PromptSettings:
 class RewardSettings:
     """Rewards: who scores the texts."""
 
-    reward_model: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """The directory of a reward model or of an ensemble (see train-reward-model); directory or hub name of a sequence
-    classifier with one label; or `module:function`, whose parameters are any of prompts, completions and the columns of
-    the prompts' rows. Repeat the flag for several, in any mixture. None: the project's."""
+    reward: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """`module:function`, whose parameters are any of prompts, completions and the columns of the rows; a ready reward,
+    one of exact, number, boxed, regex, format, length, with settings as in "number(tolerance=0.01)"; the directory of a
+    reward model or of an ensemble (see train-reward-model); or directory or hub name of a sequence classifier with one
+    label. Repeat the flag for several, in any mixture. None: the project's reward model."""
     reward_combine: Literal["mean", "worst", "uncertainty"] = "mean"
     """How the scores of several, an ensemble's members each for itself, become one: their mean, the least, or the mean
     less reward_uncertainty_coef times their variance (Coste et al. 2023, arXiv:2310.02743)."""
     reward_weights: tuple[float, ...] = ()
-    """A mixture: one number for each reward_model, in their order, by which its score is multiplied before all are
+    """A mixture: one number for each reward, in their order, by which its score is multiplied before all are
     added (an ensemble's score is its members' mean). They need not sum to 1; negative ones punish, 0 only watches.
     None: no weights."""
     reward_uncertainty_coef: float = 0.1
     """Price of the variance with reward_combine uncertainty, per reward unit."""
     judge: bool = True
     """Whether the independent judge compares before and after (needs the demo extra). It knows praise from blame in
-    movie reviews, and nothing else: of other texts its figures mean nothing."""
+    movie reviews, and nothing else: not asked where a function or a ready reward is the first to judge `rows`."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.reward_model, str):
-            raise ValueError(f"reward_model takes several: write ({self.reward_model!r},) for one")
-        for name in ("reward_model", "reward_weights"):  # lists, where they come out of a config.json
+        if isinstance(self.reward, str):
+            raise ValueError(f"reward takes several: write ({self.reward!r},) for one")
+        for name in ("reward", "reward_weights"):  # lists, where they come out of a config.json
             object.__setattr__(self, name, tuple(getattr(self, name)))
         check_values(self, {">= 0": "reward_uncertainty_coef"})
         if not changed(self, "reward_combine", "reward_weights", "reward_uncertainty_coef"):
@@ -108,7 +107,7 @@ class RewardSettings:
             self.reward_combine,
             self.reward_weights or None,
             self.reward_uncertainty_coef,
-            num_scorers=max(1, len(self.reward_model)),
+            num_scorers=max(1, len(self.reward)),
         )
         if self.reward_combine != "uncertainty" and changed(self, "reward_uncertainty_coef"):
             raise ValueError(
@@ -133,4 +132,4 @@ class TextTask(ModelSettings, PromptSettings, RewardSettings, PlacementConfig):
     @property
     def reads(self) -> tuple[str | None, ...]:
         """Files and folders that the task is read from, and names of what lies elsewhere."""
-        return (self.model, *self.reward_model, self.prompts, self.eval_prompts, self.adapter)
+        return (self.model, *self.reward, self.rows, self.eval_rows, self.adapter)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from agents.evaluation.curve import FRONTIER, FrontierFollower, updates_between_points
+from agents.evaluation.curve import FRONTIER, STEP, FrontierFollower, updates_between_points
 from agents.evaluation.metrics import compare
 from agents.evaluation.token_page import PAGE, Snapshot, write_token_page
 from agents.evaluation.token_table import token_tables
@@ -27,6 +28,7 @@ from agents.runs.plots import TEXT_CURVES
 from agents.runs.progress import headline
 from agents.runs.run_dir import read_json
 from agents.text.agent import TextAgent
+from textenvs.wrappers.scorers import RewardError
 
 STATE = "state.json"
 SAMPLES = "samples.json"
@@ -46,6 +48,7 @@ def main(config: TrainTextConfig) -> dict[str, Any]:
 
     Raises:
         RunDirError, ValueError, OSError, CheckpointError: with a message that says what to do.
+        RewardError: a reward failed; the run can be resumed.
         Interrupted: after Ctrl-C or SIGTERM, once checkpoint, model and samples are written.
     """
     if config.plan:
@@ -105,7 +108,7 @@ def _lead(config: TrainTextConfig, processes: Processes, num_parameters: int) ->
             "algorithm": config.algorithm,
             "seed": config.seed,
             "episodes": agent.steps,
-            "eval_prompts": len(before.samples.prompts),
+            "eval_rows": len(before.samples.prompts),
             "wall_s": trained.seconds,
             "response_tokens_per_s": trained.tokens / max(trained.seconds, 1e-9),
             "peak_memory_bytes": peak_bytes,
@@ -147,7 +150,7 @@ def _train(
     clock: _Clock,
     frontier: FrontierFollower,
 ) -> bool:
-    """Learn to the end, or to a signal; True if it was the end. A checkpoint is written either way."""
+    """Learn to the end, a signal or a reward that fails; True if it was the end. A checkpoint is always written."""
     evaluate_every = updates_between_points(config.evaluate_every, config.episodes, config.batch_size)
 
     def keep() -> None:
@@ -155,6 +158,12 @@ def _train(
         run.folder.write_json(STATE, dataclasses.asdict(clock))
         if agent.newest is not None:
             write_token_page(run.path / PAGE, _snapshot(agent, parts))
+
+    def evaluate() -> None:
+        """At its time; a resumed run also where the last one's reward failed."""
+        due = evaluate_every and agent.updates % evaluate_every == 0 and 0 < agent.steps < config.episodes
+        if due and frontier.points[-1][STEP] != agent.steps:
+            frontier.add(agent.steps, parts.task.assessor.assess(parts.policy))
 
     with run.training(config.episodes, "texts", done=agent.steps) as bar:
         began = time.perf_counter()
@@ -169,15 +178,20 @@ def _train(
                 run.sink.write_samples(*parts.task.assessor.decode(parts.collector.last, 4), agent.steps)
             if agent.updates == 1:
                 write_token_page(run.path / PAGE, _snapshot(agent, parts))
-            if evaluate_every and agent.updates % evaluate_every == 0 and agent.steps < config.episodes:
-                paused = time.perf_counter()
-                frontier.add(agent.steps, parts.task.assessor.assess(parts.policy))
-                began += time.perf_counter() - paused
+            paused = time.perf_counter()
+            evaluate()
+            began += time.perf_counter() - paused
             if agent.updates % config.checkpoint_every == 0:
                 keep()
             return not agent.processes.any(run.stop.is_set())
 
-        _learn(agent, config, after_update)
+        try:
+            evaluate()
+            _learn(agent, config, after_update)
+        except RewardError:
+            keep()
+            print(f"{run.path} holds what was trained so far; --resume continues it", file=sys.stderr)
+            raise
         keep()
     return agent.steps >= config.episodes
 

@@ -25,7 +25,7 @@ from agents.text.config import TextAgentConfig
 from agents.text.kl_controllers import AdaptiveKL
 from textenvs.tokens.rows import PAD
 
-PARTS = dict(prompts=["good film", "the plot is", "a", "very"], max_new_tokens=4, beta=0.1)
+PARTS = dict(rows=["good film", "the plot is", "a", "very"], max_new_tokens=4, beta=0.1)
 SMALL = dict(num_envs=2, num_steps=8, minibatch_size=8, epochs=1, hidden=(4,), seed=3)
 
 

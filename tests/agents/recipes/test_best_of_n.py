@@ -110,7 +110,7 @@ def test_the_script_leaves_a_line_for_every_n_and_the_score_rises(model_dir, tmp
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "prompts.txt").write_text("\n".join(["the film", "a very", "the plot is", "film"] * 20))
     task = {
-        "model": str(model_dir), "reward_model": ("counts_good:good",), "prompts": str(tmp_path / "prompts.txt"),
+        "model": str(model_dir), "reward": ("counts_good:good",), "rows": str(tmp_path / "prompts.txt"),
         "max_new_tokens": 6, "judge": False,
     }  # fmt: skip
     summary = best_of_n.main(BestOfNConfig(run_dir=str(tmp_path / "run"), samples=16, max_n=6, **task))

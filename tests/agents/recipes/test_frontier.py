@@ -175,8 +175,8 @@ def test_a_real_run_from_training_to_picture(model_dir, tmp_path, monkeypatch):
     run = tmp_path / "run"
     train_text.main(
         TrainTextConfig.preset(
-            run_dir=str(run), model=str(model_dir), reward_model=("says_good:good",),
-            prompts=str(tmp_path / "prompts.txt"), judge=False, episodes=96, batch_size=16, minibatch_size=8,
+            run_dir=str(run), model=str(model_dir), reward=("says_good:good",),
+            rows=str(tmp_path / "prompts.txt"), judge=False, episodes=96, batch_size=16, minibatch_size=8,
             learning_rate=0.01, beta=0.01, max_new_tokens=6, evaluate_every=1,
         )
     )  # fmt: skip

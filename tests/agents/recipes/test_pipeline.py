@@ -56,7 +56,7 @@ def test_each_stage_stands_on_the_ones_before(stages, tmp_path):
     assert language.model == reward.model == text.model == base
     assert language.lora_rank == reward.lora_rank == 8  # the policy's is that of the adapter it starts from
     assert text.adapter == str(tmp_path / "run" / "fine_tuned" / "adapter")
-    assert text.reward_model == (str(tmp_path / "run" / "reward_model" / "model"),)
+    assert text.reward == (str(tmp_path / "run" / "reward_model" / "model"),)
     assert text.memory == "adapters"
     assert language.dtype == reward.training.dtype == text.dtype == "bfloat16"
     rows = [json.loads(line) for line in pipeline.Path(language.data).read_text().splitlines()]
@@ -122,7 +122,7 @@ def test_the_real_reward_stage_is_no_finished_one_after_ctrl_c_and_is_resumed_bi
     preset = TrainTextConfig.preset
 
     def small(**given):
-        return preset(**given, prompts=str(prompts), max_new_tokens=3, judge=False)
+        return preset(**given, rows=str(prompts), max_new_tokens=3, judge=False)
 
     def plant(patch):
         patch.setattr(pipeline, "movie_review_splits", lambda: SimpleNamespace(train=reviews))
@@ -131,7 +131,7 @@ def test_the_real_reward_stage_is_no_finished_one_after_ctrl_c_and_is_resumed_bi
         patch.setattr(pipeline.train_reward_model, "judge_sentences", set)
         patch.setattr(pipeline.train_reward_model, "VALIDATION_BATCH", 4)
 
-    sizes = {"sentences": 8, "reward_epochs": 4.0, "episodes": 16, "batch_size": 8, "num_eval_prompts": 4}
+    sizes = {"sentences": 8, "reward_epochs": 4.0, "episodes": 16, "batch_size": 8, "num_eval_rows": 4}
     config = {"model": str(model_dir), "dtype": "float32", "lora_rank": 2, **sizes}
     plant(monkeypatch)
     main(PipelineConfig(run_dir=str(tmp_path / "whole"), **config))

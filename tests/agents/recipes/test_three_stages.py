@@ -43,9 +43,9 @@ def test_three_stages_hand_over_to_one_another(chat_model_dir, data, memory, cap
     flags = ["--model", str(base), "--pairs", str(data / "pairs.jsonl"), "--group-size", "8"]
     assert cli.run("train-reward-model", ["--run-dir", str(runs["reward"]), *flags, *lora]) == 0
     given = {
-        "--run-dir": runs["ppo"], "--model": base, "--reward-model": runs["reward"] / "model",
-        "--prompts": data / "chats.jsonl", "--episodes": 16, "--batch-size": 8, "--minibatch-size": 4, "--epochs": 1,
-        "--max-new-tokens": 2, "--num-eval-prompts": 2, "--memory": memory,
+        "--run-dir": runs["ppo"], "--model": base, "--reward": runs["reward"] / "model",
+        "--rows": data / "chats.jsonl", "--episodes": 16, "--batch-size": 8, "--minibatch-size": 4, "--epochs": 1,
+        "--max-new-tokens": 2, "--num-eval-rows": 2, "--memory": memory,
     }  # fmt: skip
     adapter = ["--adapter", str(runs["sft"] / "adapter")] if lora else []
     flags = [str(part) for pair in given.items() for part in pair]

@@ -38,7 +38,7 @@ def test_every_test_that_the_pages_name_exists():
 
 def test_every_trap_has_a_test():
     listed = [f"A{i}" for i in range(1, 7)] + [f"N{i}" for i in range(1, 4)] + [f"P{i}" for i in range(1, 15)]
-    listed += [f"T{i}" for i in range(1, 18)] + ["L1", "L2", "L3", "L4", "S1", "S2"]
+    listed += [f"T{i}" for i in range(1, 18)] + ["L1", "L2", "L3", "L4", "L5", "L6", "S1", "S2"]
     assert re.findall(r"^\| ([ANPTLS]\d+) \|", TRAPS, re.MULTILINE) == listed
 
 

@@ -27,7 +27,7 @@ def length_score(prompts, completions):
 @pytest.fixture
 def parts(tokenizer, tiny_gpt2):
     return {
-        "prompts": PROMPTS,
+        "rows": PROMPTS,
         "tokenizer": tokenizer,
         "scorer": length_score,
         "reference": tiny_gpt2(),
@@ -97,7 +97,7 @@ def test_make_vec_builds_groups_whose_kl_the_loss_charges(parts):
 def test_make_vec_takes_several_scorers_and_how_they_are_combined():
     def total(**options):
         scorers = [lambda p, c: [1.0], lambda p, c: [4.0]]
-        tokens = {"prompts": [[1]], "vocab_size": 5, "eos_token_id": 0, "max_new_tokens": 1}
+        tokens = {"rows": [[1]], "vocab_size": 5, "eos_token_id": 0, "max_new_tokens": 1}
         scorers = [type("Scorer", (), {"score_tokens": staticmethod(one)})() for one in scorers]
         envs = gym.make_vec(GENERATION, num_envs=1, scorer=scorers, **tokens, **options)
         envs.reset(seed=0)
@@ -115,9 +115,9 @@ def test_no_episode_limit_is_registered_because_the_budget_is_the_tasks():
 
 
 def test_generation_without_scorer_and_reference_pays_nothing():
-    envs = gym.make_vec(GENERATION, num_envs=2, prompts=[[1], [2]], vocab_size=5, eos_token_id=0, max_new_tokens=2)
+    envs = gym.make_vec(GENERATION, num_envs=2, rows=[[1], [2]], vocab_size=5, eos_token_id=0, max_new_tokens=2)
     assert isinstance(envs, textenvs.TokenVectorEnv)
-    with pytest.raises(ValueError, match="prompts: expected texts, lists of token ids or the path of a file"):
+    with pytest.raises(ValueError, match="rows: expected a list of rows or of prompts, a data set or the path"):
         gym.make_vec(GENERATION, num_envs=2)
     with pytest.raises(gym.error.NameNotFound):
         gym.make("textenvs/NoSuchEnv-v0")
@@ -136,10 +136,10 @@ def test_a_reference_directory_brings_its_tokenizer(shipped):
     from textenvs import assets
 
     folder = assets.language_model_dir()
-    envs = gym.make_vec(GENERATION, num_envs=2, prompts=PROMPTS, reference=folder)
+    envs = gym.make_vec(GENERATION, num_envs=2, rows=PROMPTS, reference=folder)
     assert envs.unwrapped.tokenizer is not None
     assert envs.unwrapped.eos_token_id == 0
-    assert gym.make_vec(GENERATION, num_envs=2, prompts=PROMPTS, tokenizer=str(folder)).vocab_size == 40
+    assert gym.make_vec(GENERATION, num_envs=2, rows=PROMPTS, tokenizer=str(folder)).vocab_size == 40
 
 
 def test_missing_assets_are_told(tmp_path, monkeypatch):

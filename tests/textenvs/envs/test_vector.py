@@ -123,7 +123,7 @@ def test_bad_actions_are_refused_and_change_nothing(make_envs, actions, said):
         ({"max_new_tokens": 0}, "max_new_tokens: .* received 0"),
         ({"eos_token_id": 40}, "eos_token_id: expected ids in .*, received 40"),
         ({"budget": "stop"}, "budget: .* received 'stop'"),
-        ({"max_prompt_tokens": 2}, r"prompts\[0\]: expected a prompt of at most 2 tokens, received 4"),
+        ({"max_prompt_tokens": 2}, r"rows\[0\]: expected a prompt of at most 2 tokens, received 4"),
         ({"prompts": [[1]], "tokenizer": None}, "vocab_size: expected a number or a tokenizer, received neither"),
         ({"autoreset_mode": "Sometimes"}, "Sometimes"),
         ({"num_envs": 4, "group_size": 3}, "group_size: expected a divisor of num_envs 4, received 3"),
@@ -175,21 +175,68 @@ def test_the_vector_environment_equals_scalar_ones_step_by_step(make_envs, mode)
 
 @pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
 def test_infos_follow_gymnasiums_own_vector_environment(make_envs, mode):
-    options = {"prompts": ["w1 w2"], "max_new_tokens": 3}
+    options = {"prompts": [{"prompt": "w1 w2", "answer": "w3", "level": 2}], "max_new_tokens": 3}
     ours = make_envs(2, autoreset_mode=mode, **options)
     theirs = SyncVectorEnv(
         [lambda: TokenEnv(make_envs(1, autoreset_mode="Disabled", **options))] * 2, autoreset_mode=mode
     )
-    ours.reset(seed=0), theirs.reset(seed=0)
+    (_, our), (_, their) = ours.reset(seed=0), theirs.reset(seed=0)
+    assert our.keys() == their.keys() == {"stop_reason", "_stop_reason", "answer", "_answer", "level", "_level"}
     for actions in ([5, 5], [0, 5], [5, 5], [5, 5]):
         our, their = ours.step(np.array(actions))[4], theirs.step(np.array(actions))[4]
         assert our.keys() == their.keys()
         assert our["_stop_reason"].tolist() == their["_stop_reason"].tolist()
+        assert our["answer"].tolist() == ["w3", "w3"]
+        assert our["level"][their["_level"]].tolist() == their["level"][their["_level"]].tolist() == [2, 2]
         if "final_info" in our:
             assert our["_final_info"].tolist() == their["_final_info"].tolist()
             mask = our["final_info"]["_stop_reason"]
             assert mask.tolist() == their["final_info"]["_stop_reason"].tolist()
-            assert our["final_info"]["stop_reason"][mask].tolist() == their["final_info"]["stop_reason"][mask].tolist()
+            for name in ("stop_reason", "answer", "level"):
+                assert our["final_info"][name][mask].tolist() == their["final_info"][name][mask].tolist()
+                assert our["final_info"][f"_{name}"].tolist() == mask.tolist()
+
+
+COLUMNS = [{"prompt": f"w{i}", "answer": i} | ({"stop_reason": 1, "_answer": 2} if i == 2 else {}) for i in range(1, 6)]
+
+
+@pytest.mark.parametrize("mode", ["SameStep", "NextStep", "Disabled"])
+def test_info_has_the_columns_of_the_row_that_is_shown_and_final_info_those_of_the_one_that_ended(make_envs, mode):
+    envs = make_envs(2, prompts=COLUMNS, max_new_tokens=1, autoreset_mode=mode)
+    observations, infos = envs.reset(seed=0)
+    for _ in range(12):
+        shown = (observations[:, 1] - 2).tolist()  # w1 is token 3
+        assert (infos["answer"].tolist(), infos["_answer"].tolist()) == (shown, [True, True])
+        assert infos["stop_reason"].tolist() != [1, 1]  # the environment's own, not the column of that name
+        assert not any(name.startswith("__") for name in infos)
+        observations, _, _, _, infos = envs.step(np.array([7, 7]))
+        if mode == "SameStep":
+            assert infos["final_info"]["answer"].tolist() == shown
+        if mode == "Disabled":
+            observations, infos = envs.reset(options={"reset_mask": np.array([True, True])})
+    assert envs.reset(options={"reset_mask": np.array([True, False])})[1]["_answer"].tolist() == [True, False]
+
+
+def test_the_scalar_environment_tells_the_columns_as_they_are_in_the_row(make_envs):
+    rows = [{"prompt": "w1", "answer": [1, "two"], "level": 2}]
+    env = TokenEnv(make_envs(1, prompts=rows, max_new_tokens=1, autoreset_mode="Disabled"))
+    assert env.reset()[1] == {"answer": [1, "two"], "level": 2, "stop_reason": ""}
+    assert env.step(5)[4] == {"answer": [1, "two"], "level": 2, "stop_reason": "length"}
+
+
+def test_a_group_shares_its_row_and_a_state_goes_on_with_the_same_rows_only(make_envs):
+    envs = make_envs(4, prompts=COLUMNS, group_size=2)
+    prompts, columns = envs.draw_prompts(seed=0), envs.drawn_columns
+    assert (prompts[::2] == prompts[1::2]).all()
+    assert [row["answer"] for row in columns[::2]] == [row["answer"] for row in columns[1::2]]
+    state = envs.state_dict()
+    resumed = make_envs(4, prompts=COLUMNS, group_size=2)
+    resumed.load_state_dict(state)
+    assert resumed.draw_prompts().tolist() == envs.draw_prompts().tolist()
+    assert resumed.drawn_columns == envs.drawn_columns
+    other = [row | {"answer": 0} for row in COLUMNS]
+    with pytest.raises(ValueError, match="expected the same prompts"):
+        make_envs(4, prompts=other, group_size=2).load_state_dict(state)
 
 
 def test_a_seed_makes_everything_reproducible_and_another_changes_it(make_envs):

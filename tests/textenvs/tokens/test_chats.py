@@ -53,7 +53,7 @@ def test_a_bad_chat_is_named_by_file_and_line(chat_tokenizer, tmp_path, turns, c
 
 
 def test_a_tokenizer_without_template_takes_no_chats(tokenizer):
-    with pytest.raises(ValueError, match=r"prompts\[0\]: expected a tokenizer with a chat template for a chat"):
+    with pytest.raises(ValueError, match=r"rows\[0\]: expected a tokenizer with a chat template for a chat"):
         load_prompts([ASKED], tokenizer, vocab_size=40)
     with pytest.raises(ValueError, match="the model's tokenizer has no chat template"):
         ChatTemplate(tokenizer)

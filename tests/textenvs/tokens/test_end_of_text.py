@@ -123,13 +123,13 @@ def test_a_registered_environment_takes_the_set_of_its_reference(tmp_path, chat_
     model_of(len(tokenizer), eos=0, generation=[0, 7]).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     envs = gym.make_vec(
-        "textenvs/TextGeneration-v0", num_envs=1, prompts=["what is"], reference=tmp_path, max_new_tokens=4
+        "textenvs/TextGeneration-v0", num_envs=1, rows=["what is"], reference=tmp_path, max_new_tokens=4
     )
     assert envs.unwrapped.eos_token_id == (0, 4, 7)
     named = gym.make_vec(
         "textenvs/TextGeneration-v0",
         num_envs=1,
-        prompts=["what is"],
+        rows=["what is"],
         reference=tmp_path,
         eos_token_id=7,
         max_new_tokens=4,

@@ -49,22 +49,22 @@ def test_empty_sources_are_refused(tmp_path, tokenizer):
     (tmp_path / "empty.txt").write_text("\n \n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"empty\.txt: expected at least one row"):
         read(tmp_path / "empty.txt", tokenizer)
-    with pytest.raises(ValueError, match="prompts: expected at least one prompt"):
+    with pytest.raises(ValueError, match="rows: expected at least one row"):
         read([])
-    with pytest.raises(ValueError, match=r"prompts\[1\]: expected a prompt of at least one token"):
+    with pytest.raises(ValueError, match=r"rows\[1\]: expected a prompt of at least one token"):
         read([[1], []])
 
 
 def test_wrong_prompts_are_refused_by_place(tmp_path, tokenizer):
     with pytest.raises(FileNotFoundError, match=r"missing\.txt"):
         read(tmp_path / "missing.txt")
-    with pytest.raises(ValueError, match=r"prompts\[1\]: expected a prompt of at most 3 tokens, received 4"):
+    with pytest.raises(ValueError, match=r"rows\[1\]: expected a prompt of at most 3 tokens, received 4"):
         read(["w1 w2", "w1 w2 w3"], tokenizer, max_tokens=3)
-    with pytest.raises(ValueError, match=r"prompts\[0\]: token id 40 is outside the vocabulary \[0, 40\)"):
+    with pytest.raises(ValueError, match=r"rows\[0\]: token id 40 is outside the vocabulary \[0, 40\)"):
         read([[1, 40]])
-    with pytest.raises(ValueError, match=r"prompts\[0\]: token id -1 "):
+    with pytest.raises(ValueError, match=r"rows\[0\]: token id -1 "):
         read([[1, -1]])
-    with pytest.raises(ValueError, match=r"prompts\[0\]: expected a tokenizer, or token ids"):
+    with pytest.raises(ValueError, match=r"rows\[0\]: expected a tokenizer, or token ids"):
         read(["w1"])
     (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
     with pytest.raises(ValueError, match=r"latin\.txt:1: expected UTF-8"):
@@ -115,21 +115,52 @@ def test_one_long_prompt_among_many_costs_its_own_tokens_only():
     assert prompts.padded([7, 10_000])[:, :9].tolist() == [[*short, -1], [9] * 9]
 
 
+@pytest.mark.parametrize("kind", ["list", "jsonl", "parquet", "Dataset", "folder"])
+def test_rows_are_the_same_from_every_source(tmp_path, tokenizer, kind):
+    rows = [{"prompt": "w1 w2", "answer": 3, "hints": ["a", None]}, {"prompt": "w3", "answer": None, "hints": ["b"]}]
+    source = rows if kind == "list" else tmp_path / f"train.{kind}"
+    if kind == "jsonl":
+        source.write_text("\n".join(map(json.dumps, rows)))
+    elif kind == "parquet":
+        pytest.importorskip("pyarrow.parquet").write_table(
+            pytest.importorskip("pyarrow").Table.from_pylist(rows), source
+        )
+    elif kind in ("Dataset", "folder"):
+        table = pytest.importorskip("datasets").table.InMemoryTable.from_pylist(rows)
+        data = pytest.importorskip("datasets").Dataset(table, fingerprint="any")
+        source = data if kind == "Dataset" else (data.save_to_disk(source), source)[1]
+    prompts = read(source, tokenizer)
+    assert [prompts.row(i).tolist() for i in (0, 1)] == [[0, 3, 4], [0, 5]]
+    assert [dict(row) for row in prompts.columns] == [{"answer": 3, "hints": ["a", None]}, {"hints": ["b"]}]
+    assert [row.place for row in prompts.columns] == list(prompts.places)
+
+
+def test_what_is_no_list_of_rows_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="received a dict: pass one of its splits"):
+        read({"train": ["w1"], "test": ["w2"]}, tokenizer)
+    with pytest.raises(ValueError, match=r"received a DataFrame: pass its to_dict\('records'\)"):
+        read(pytest.importorskip("pandas").DataFrame([{"prompt": "w1"}]), tokenizer)
+    with pytest.raises(ValueError, match=r"rows\[1\]: expected messages, or prompt; received question, answer"):
+        read([{"prompt": "w1"}, {"question": "w1", "answer": 2}], tokenizer)
+    with pytest.raises(ValueError, match=r"rows\[0\]: answer: expected Unicode text"):
+        read([{"prompt": "w1", "answer": "\ud83d"}], tokenizer)
+
+
 def test_columns_beside_the_prompt_stay_with_it():
     prompts = read([{"prompt": [1], "answer": "a"}, [2], {"prompt": [3], "answer": None, "level": 2}])
-    assert [dict(columns) for columns in prompts.columns] == [{"answer": "a"}, {}, {"answer": None, "level": 2}]
-    assert [dict(columns) for columns in prompts[[2, 0]].columns] == [{"answer": None, "level": 2}, {"answer": "a"}]
+    assert [dict(columns) for columns in prompts.columns] == [{"answer": "a"}, {}, {"level": 2}]
+    assert [dict(columns) for columns in prompts[[2, 0]].columns] == [{"level": 2}, {"answer": "a"}]
     assert prompts[1:].tokens.tolist() == [[2], [3]]
 
 
 def test_texts_that_no_tokenizer_takes_are_named_by_place(tokenizer):
-    with pytest.raises(ValueError, match=r"prompts\[1\]: prompt: expected Unicode text, .*'\\ud83d' at character 3"):
+    with pytest.raises(ValueError, match=r"rows\[1\]: prompt: expected Unicode text, .*'\\ud83d' at character 3"):
         read(["w1", "w1 \ud83d"], tokenizer)
 
     def breaks(text):
         raise TypeError("TextEncodeInput must be Union[...]")
 
-    with pytest.raises(ValueError, match=r"prompts\[0\]: TypeError: TextEncodeInput"):
+    with pytest.raises(ValueError, match=r"rows\[0\]: TypeError: TextEncodeInput"):
         read(["w1"], breaks)
 
 

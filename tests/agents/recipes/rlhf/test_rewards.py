@@ -96,14 +96,14 @@ def save_ensemble(folder, base, *, num_members=2, lora_rank=None):
 
 def config_of(base, prompts, *reward_models, **options):
     given = tuple(str(one) for one in reward_models)
-    settings = dict(max_new_tokens=6, num_eval_prompts=2, judge=False, batch_size=8, minibatch_size=8) | options
-    return TrainTextConfig.preset(run_dir="none", model=str(base), prompts=str(prompts), reward_model=given, **settings)
+    settings = dict(max_new_tokens=6, num_eval_rows=2, judge=False, batch_size=8, minibatch_size=8) | options
+    return TrainTextConfig.preset(run_dir="none", model=str(base), rows=str(prompts), reward=given, **settings)
 
 
 def run(base, prompts, folder, rewards, *flags):
-    named = [part for one in rewards for part in ("--reward-model", str(one))]
-    sizes = "--episodes 24 --batch-size 8 --minibatch-size 8 --epochs 1 --max-new-tokens 6 --num-eval-prompts 4"
-    fixed = ["--model", str(base), "--prompts", str(prompts), "--run-dir", str(folder), "--no-judge"]
+    named = [part for one in rewards for part in ("--reward", str(one))]
+    sizes = "--episodes 24 --batch-size 8 --minibatch-size 8 --epochs 1 --max-new-tokens 6 --num-eval-rows 4"
+    fixed = ["--model", str(base), "--rows", str(prompts), "--run-dir", str(folder), "--no-judge"]
     return command_line([*fixed, *sizes.split(), "--checkpoint-every", "1", *named, *flags])
 
 

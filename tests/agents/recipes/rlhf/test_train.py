@@ -69,9 +69,9 @@ def inputs(tmp_path, model_dir, monkeypatch):
     sys.modules.pop("own_reward", None)
     importlib.invalidate_caches()
     yield {
-        "--model": str(model_dir), "--reward-model": "own_reward:good", "--prompts": str(prompts),
+        "--model": str(model_dir), "--reward": "own_reward:good", "--rows": str(prompts),
         "--episodes": "32", "--batch-size": "8", "--minibatch-size": "4", "--epochs": "2", "--learning-rate": "0.01",
-        "--max-new-tokens": "6", "--num-eval-prompts": "8", "--checkpoint-every": "1",
+        "--max-new-tokens": "6", "--num-eval-rows": "8", "--checkpoint-every": "1",
     }  # fmt: skip
     sys.modules.pop("own_reward", None)
 
@@ -209,7 +209,7 @@ def test_a_price_that_is_annealed_goes_down_to_beta_and_is_resumed_where_it_was(
     paid = read_columns(tmp_path / "whole" / "progress.csv")["rollout/beta"]
     assert [beta for beta in paid if beta == beta] == pytest.approx([0.3, 0.3 - 0.2 / 3, 0.1 + 0.2 / 3, 0.1])
     stopped = tmp_path / "stopped"
-    interrupted = {"reward_model": "own_reward:interrupt_at_second_update"} | prices
+    interrupted = {"reward": "own_reward:interrupt_at_second_update"} | prices
     assert run(inputs, stopped, **interrupted) == 130
     assert run(inputs, stopped, "--resume", **interrupted) == 0
     assert_same_weights(tmp_path / "whole", stopped)
@@ -217,16 +217,16 @@ def test_a_price_that_is_annealed_goes_down_to_beta_and_is_resumed_where_it_was(
 
 def test_ctrl_c_keeps_what_was_trained_and_resume_ends_where_an_undisturbed_run_ends(inputs, tmp_path):
     usual = signal.getsignal(signal.SIGINT)
-    assert run(inputs, tmp_path / "whole", reward_model="own_reward:good") == 0
+    assert run(inputs, tmp_path / "whole", reward="own_reward:good") == 0
     stopped = tmp_path / "stopped"
-    assert run(inputs, stopped, reward_model="own_reward:interrupt_at_second_update") == 130
+    assert run(inputs, stopped, reward="own_reward:interrupt_at_second_update") == 130
     assert not (stopped / "summary.json").exists()
     assert (stopped / "samples.json").exists()
     assert not list(stopped.glob("*.part"))
     assert not torch.equal(
         weights(stopped)["transformer.wte.weight"], weights(tmp_path / "whole")["transformer.wte.weight"]
     )
-    assert run(inputs, stopped, "--resume", reward_model="own_reward:interrupt_at_second_update") == 0
+    assert run(inputs, stopped, "--resume", reward="own_reward:interrupt_at_second_update") == 0
     assert_same_weights(tmp_path / "whole", stopped)
     steps = [read_columns(folder / "progress.csv")["time/steps"] for folder in (tmp_path / "whole", stopped)]
     assert steps[0] == steps[1]
@@ -259,14 +259,14 @@ def test_a_finished_run_is_made_longer_to_what_a_run_of_that_length_is(inputs, t
 def test_resume_refuses_other_settings_and_finished_or_missing_runs(inputs, tmp_path, capsys):
     stopped = tmp_path / "stopped"
     assert run(inputs, tmp_path / "none", "--resume") == 2
-    assert run(inputs, stopped, reward_model="own_reward:interrupt_at_second_update") == 130
+    assert run(inputs, stopped, reward="own_reward:interrupt_at_second_update") == 130
     capsys.readouterr()
-    assert run(inputs, stopped, "--resume", reward_model="own_reward:interrupt_at_second_update", beta=0.7) == 2
+    assert run(inputs, stopped, "--resume", reward="own_reward:interrupt_at_second_update", beta=0.7) == 2
     assert "beta=0.155 (now 0.7)" in capsys.readouterr().err
     damaged = bytearray((stopped / "checkpoint.safetensors").read_bytes())
     damaged[-1] ^= 255
     (stopped / "checkpoint.safetensors").write_bytes(damaged)
-    assert run(inputs, stopped, "--resume", reward_model="own_reward:interrupt_at_second_update") == 2
+    assert run(inputs, stopped, "--resume", reward="own_reward:interrupt_at_second_update") == 2
     assert "damaged" in capsys.readouterr().err
 
 
@@ -283,15 +283,15 @@ def test_bad_input_is_named_and_leaves_exit_code_two(inputs, tmp_path, capsys):
     bare.mkdir()
     for file in ("config.json", "model.safetensors"):
         os.link(os.path.join(inputs["--model"], file), bare / file)
-    complains("expected at least one row", "a", prompts=empty)
-    complains("positions", "b", prompts=long)
-    complains("lines.jsonl:2", "c", prompts=lines)
-    complains("nowhere.txt", "d", prompts=tmp_path / "nowhere.txt")
+    complains("expected at least one row", "a", rows=empty)
+    complains("positions", "b", rows=long)
+    complains("lines.jsonl:2", "c", rows=lines)
+    complains("nowhere.txt", "d", rows=tmp_path / "nowhere.txt")
     complains("no tokenizer there", "e", model=bare)
     complains("no-such-model", "f", model=tmp_path / "no-such-model")
-    complains("nan", "g", reward_model="own_reward:nan")
-    complains("no_such", "h", reward_model="own_reward:no_such")
-    complains("holds no reward model", "i", reward_model=tmp_path)
+    complains("nan", "g", reward="own_reward:nan")
+    complains("no_such", "h", reward="own_reward:no_such")
+    complains("holds no reward model", "i", reward=tmp_path)
     with pytest.raises(SystemExit) as refusal:
         run(inputs, tmp_path / "j", episodes=0)
     assert refusal.value.code == 2
@@ -309,13 +309,13 @@ def test_a_start_that_ends_in_its_first_evaluation_leaves_nothing_new_and_no_old
         file.write("def interrupt_at_first_evaluation(prompts, completions):\n    raise KeyboardInterrupt\n")
     folder = tmp_path / "run"
     refused = {"nan": 2, "interrupt_at_first_evaluation": 130}[name]
-    assert run(inputs, folder, reward_model=f"own_reward:{name}") == refused
+    assert run(inputs, folder, reward=f"own_reward:{name}") == refused
     assert not folder.exists()
     assert ("nothing half-written" in capsys.readouterr().err) == (refused == 130)
     assert run(inputs, folder, episodes=8) == 0
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert run(inputs, folder, "--overwrite", reward_model=f"own_reward:{name}") == refused
-    assert run(inputs, folder, "--overwrite", prompts=tmp_path / "typo.txt") == 2
+    assert run(inputs, folder, "--overwrite", reward=f"own_reward:{name}") == refused
+    assert run(inputs, folder, "--overwrite", rows=tmp_path / "typo.txt") == 2
     assert run(inputs, folder, "--overwrite", model=folder / "model") == 2
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
@@ -325,7 +325,7 @@ def test_two_ctrl_c_before_the_first_checkpoint_leave_nothing(inputs, tmp_path, 
         file.write("def interrupt_twice(prompts, completions):\n")
         file.write("    for _ in range(2 * (len(prompts) == 8)):\n        os.kill(os.getpid(), signal.SIGINT)\n")
         file.write("    return good(prompts, completions)\n")
-    assert run(inputs, tmp_path / "run", reward_model="own_reward:interrupt_twice") == 130
+    assert run(inputs, tmp_path / "run", reward="own_reward:interrupt_twice") == 130
     assert "nothing half-written" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -351,8 +351,8 @@ def test_adapters_leave_a_small_checkpoint_a_merged_model_and_an_adapter_and_res
     merged = AutoModelForCausalLM.from_pretrained(whole / "model")(input_ids=tokens).logits
     adapted = PeftModel.from_pretrained(start, whole / "adapter").eval()(input_ids=tokens).logits
     torch.testing.assert_close(merged, adapted, atol=1e-5, rtol=1e-5)
-    assert run(inputs, stopped, *flags, reward_model="own_reward:interrupt_at_second_update") == 130
-    assert run(inputs, stopped, *flags, "--resume", reward_model="own_reward:interrupt_at_second_update") == 0
+    assert run(inputs, stopped, *flags, reward="own_reward:interrupt_at_second_update") == 130
+    assert run(inputs, stopped, *flags, "--resume", reward="own_reward:interrupt_at_second_update") == 0
     assert_same_weights(whole, stopped)
 
 
@@ -385,8 +385,8 @@ def test_the_plan_is_printed_for_each_memory_and_the_run_says_what_it_took(input
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     planned = planned_bytes(
         TrainTextConfig.preset(
-            run_dir="none", model=inputs["--model"], prompts=inputs["--prompts"], memory="adapters", lora_rank=2,
-            reward_model=("own_reward:good",), batch_size=8, minibatch_size=4, max_new_tokens=6,
+            run_dir="none", model=inputs["--model"], rows=inputs["--rows"], memory="adapters", lora_rank=2,
+            reward=("own_reward:good",), batch_size=8, minibatch_size=4, max_new_tokens=6,
         )
     )["adapters"]  # fmt: skip
     assert summary["weights_bytes"] == planned["policy_weights"] + planned["critic_weights"]
@@ -407,8 +407,8 @@ def test_chat_prompts_are_generated_from_in_the_template_and_scored_bare(inputs,
     tokenizer.chat_template = CHAT
     tokenizer.save_pretrained(folder)
     config = TrainTextConfig.preset(
-        run_dir="none", model=str(folder), prompts=inputs["--prompts"], reward_model=("own_reward:remember",),
-        chat_template=True, max_new_tokens=6, num_eval_prompts=2, judge=False, batch_size=8, minibatch_size=8,
+        run_dir="none", model=str(folder), rows=inputs["--rows"], reward=("own_reward:remember",),
+        chat_template=True, max_new_tokens=6, num_eval_rows=2, judge=False, batch_size=8, minibatch_size=8,
     )  # fmt: skip
     parts = build_parts(config)
     assert parts.task.assessor.prompts.row(0).tolist() == [0, 3, 4, 0, 5]  # <end> the film <end> is
@@ -418,7 +418,7 @@ def test_chat_prompts_are_generated_from_in_the_template_and_scored_bare(inputs,
     parts.collector.collect(parts.policy)
     import own_reward
 
-    assert set(own_reward.seen) <= {f"{line}\n" for line in Path(inputs["--prompts"]).read_text().split("\n")}
+    assert set(own_reward.seen) <= {f"{line}\n" for line in Path(inputs["--rows"]).read_text().split("\n")}
     prompts, _ = parts.task.assessor.decode(parts.collector.last, 1)
     assert prompts[0] in set(own_reward.seen)
 
@@ -431,15 +431,15 @@ def test_a_reward_model_that_is_an_adapter_over_the_same_trunk_lives_on_it(input
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
     model.save(tmp_path / "reward")
-    given = {name[2:].replace("-", "_"): value for name, value in inputs.items() if name in ("--model", "--prompts")}
+    given = {name[2:].replace("-", "_"): value for name, value in inputs.items() if name in ("--model", "--rows")}
     options = given | {
-        "reward_model": (str(tmp_path / "reward"),),
+        "reward": (str(tmp_path / "reward"),),
         "run_dir": "none",
         "judge": False,
         "max_new_tokens": 6,
     }
     shared, apart = (
-        build_parts(TrainTextConfig.preset(**options, memory=memory, num_eval_prompts=2))
+        build_parts(TrainTextConfig.preset(**options, memory=memory, num_eval_rows=2))
         for memory in ("adapters", "shared")
     )
     samples = shared.task.assessor.write(shared.task.models.start)
@@ -463,8 +463,8 @@ def test_every_algorithm_resumes_where_an_undisturbed_run_ends_and_has_no_critic
     arguments = dict(algorithm=algorithm)
     assert run(inputs, tmp_path / "whole", *flags, **arguments) == 0
     stopped, interrupted = tmp_path / "stopped", "own_reward:interrupt_at_second_update"
-    assert run(inputs, stopped, *flags, **arguments, reward_model=interrupted) == 130
-    assert run(inputs, stopped, "--resume", *flags, **arguments, reward_model=interrupted) == 0
+    assert run(inputs, stopped, *flags, **arguments, reward=interrupted) == 130
+    assert run(inputs, stopped, "--resume", *flags, **arguments, reward=interrupted) == 0
     assert_same_weights(tmp_path / "whole", stopped)
     known = PAPERS[algorithm].get("algorithm", algorithm)
     assert json.loads((stopped / "summary.json").read_text())["algorithm"] == known
@@ -539,7 +539,7 @@ def test_slots_change_no_text_and_no_lesson_and_bound_the_planned_cache(inputs, 
     planned = []
     for max_concurrent_rows in (None, 2, 16):
         config = TrainTextConfig.preset(
-            run_dir="none", model=inputs["--model"], prompts=inputs["--prompts"], reward_model=("own_reward:good",),
+            run_dir="none", model=inputs["--model"], rows=inputs["--rows"], reward=("own_reward:good",),
             judge=False, batch_size=8, minibatch_size=8, max_concurrent_rows=max_concurrent_rows,
         )  # fmt: skip
         planned.append(planned_bytes(config)["shared"]["rollout_cache"])
@@ -565,7 +565,7 @@ def test_figures_by_hand():
 def test_the_kl_of_an_evaluation_is_the_expected_log_ratio_of_its_texts(inputs):
     """Exact in every state: its mean over texts agrees with the sampled tokens' log-ratio, and strays less."""
     config = TrainTextConfig.preset(
-        run_dir="none", model=inputs["--model"], prompts=inputs["--prompts"], reward_model=("own_reward:good",),
+        run_dir="none", model=inputs["--model"], rows=inputs["--rows"], reward=("own_reward:good",),
         max_new_tokens=6, judge=False, batch_size=8, minibatch_size=8,
     )  # fmt: skip
     parts = build_parts(config)
@@ -635,7 +635,7 @@ def test_a_template_that_writes_the_date_is_resumed_with_the_date_of_its_run(inp
         return run(inputs | {"--model": str(folder)}, run_dir, "--chat-template", *flags, **changed)
 
     assert on(1, tmp_path / "whole") == 0
-    interrupted = {"reward_model": "own_reward:interrupt_at_second_update"}
+    interrupted = {"reward": "own_reward:interrupt_at_second_update"}
     assert on(1, tmp_path / "run", **interrupted) == 130
     assert on(2, tmp_path / "run", "--resume", **interrupted) == 0
     assert_same_weights(tmp_path / "whole", tmp_path / "run")
@@ -657,7 +657,7 @@ def test_the_learning_rate_follows_the_size_of_the_model_and_is_stated(inputs, t
 
 def test_a_broken_file_is_refused_with_its_name_on_resume(inputs, tmp_path, capsys):
     out = tmp_path / "run"
-    stopping = inputs | {"--reward-model": "own_reward:interrupt_at_second_update"}
+    stopping = inputs | {"--reward": "own_reward:interrupt_at_second_update"}
     assert run(stopping, out) == 130
     for name, content, said in (
         ("state.json", '{"other": 1}', "expected seconds, tokens in it, received other"),
@@ -680,7 +680,7 @@ def test_a_checkpoint_of_another_command_is_refused_by_name(inputs, tmp_path, ca
     from agents.runs import checkpoint
 
     out = tmp_path / "run"
-    stopping = inputs | {"--reward-model": "own_reward:interrupt_at_second_update"}
+    stopping = inputs | {"--reward": "own_reward:interrupt_at_second_update"}
     assert run(stopping, out) == 130
     checkpoint.save(out / "checkpoint.safetensors", {"module": {}})
     assert run(stopping, out, "--resume") == 2

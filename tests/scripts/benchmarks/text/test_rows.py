@@ -194,7 +194,7 @@ def test_the_start_itself_is_judged_to_be_the_start(tmp_path):
 
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(f"the film was number {i}" for i in range(40)) + "\n")
-    preset = TrainTextConfig.preset(run_dir="x", prompts=str(prompts), judge=False, batch_size=8)
+    preset = TrainTextConfig.preset(run_dir="x", rows=str(prompts), judge=False, batch_size=8)
     found = bench_text_rows.judged(assets.language_model_dir(), preset)
     assert found["kl_per_sequence"] == pytest.approx(0.0, abs=1e-5)
     assert found["score_after"] == found["score_before"]
