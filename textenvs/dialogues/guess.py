@@ -23,7 +23,7 @@ class GuessTheNumber(gym.Env[str, str]):
 
     Args:
         most: the largest number.
-        bit_reward: also paid for each bit that a guess tells about the number, reward units: a potential that leaves the
+        bit_reward: also paid for each bit that a guess tells about the number, reward units: a potential leaves the
             best play as it is (Ng et al. 1999, "Policy invariance under reward transformations", theorem 1).
     """
 
