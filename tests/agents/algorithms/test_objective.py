@@ -17,7 +17,7 @@ SMALL = dict(num_envs=2, num_steps=8, minibatch_size=8, epochs=2, hidden=(4,), s
 
 def text_envs(model_dir):
     score = lambda prompts, completions: [float(len(text)) for text in completions]  # noqa: E731
-    parts = dict(prompts=["good film", "a"], max_new_tokens=4, scorer=score, reference=str(model_dir))
+    parts = dict(rows=["good film", "a"], max_new_tokens=4, scorer=score, reference=str(model_dir))
     return gym.make_vec("textenvs/TextGeneration-v0", num_envs=4, **parts)
 
 

@@ -418,7 +418,7 @@ def test_values_and_logprobs_alone_are_those_of_the_whole_evaluation(critic):
     [
         pytest.param(gpt2, "separate", marks=pytest.mark.slow),
         pytest.param(llama, "shared", marks=pytest.mark.slow),
-        (one_layer, "shared"),
+        pytest.param(one_layer, "shared", marks=pytest.mark.slow),
     ],
 )
 def test_a_compiled_trunk_gives_the_same_for_rows_of_any_length_and_its_own_copy(build, critic, monkeypatch):

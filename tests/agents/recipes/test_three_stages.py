@@ -31,7 +31,7 @@ def data(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("memory", ["shared", "adapters"])
+@pytest.mark.parametrize("memory", [pytest.param("shared", marks=pytest.mark.slow), "adapters"])
 def test_three_stages_hand_over_to_one_another(chat_model_dir, data, memory, capsys):
     runs = {name: data / memory / name for name in ("sft", "reward", "ppo")}
     lora = ["--lora-rank", "4"] if memory == "adapters" else []

@@ -509,7 +509,9 @@ def test_a_name_stands_for_its_papers_settings_and_the_preset_keeps_them(name):
     assert TextAgentConfig.for_algorithm(name, epochs=3).epochs == 3
 
 
-@pytest.mark.parametrize("name", PAPERS_BY_HAND)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("dapo", "dr_grpo"))) for name in PAPERS_BY_HAND]
+)
 def test_each_name_learns_to_say_what_is_paid_for(name):
     settings = dict(minibatch_size=12, learning_rate=1e-2) | ({} if name == "reinforce++" else {"group_size": 8})
     agent = agent_of(name, rows=48, beta=0.01, **settings)

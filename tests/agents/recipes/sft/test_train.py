@@ -101,7 +101,11 @@ def interrupt_at(monkeypatch, learner, call):
     monkeypatch.setattr(learner, "gradient", gradient)
 
 
-@pytest.mark.parametrize("options", [{}, {"lora_rank": 4, "dtype": "bfloat16"}], ids=["all weights", "adapter"])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param({}, marks=pytest.mark.slow), {"lora_rank": 4, "dtype": "bfloat16"}],
+    ids=["all weights", "adapter"],
+)
 def test_a_chat_model_learns_to_answer_and_what_is_saved_is_as_good_as_the_summary_says(
     chat_model_dir, chats, tmp_path, options
 ):
