@@ -2,9 +2,10 @@
 
     python -m scripts.guess --algorithm ppo --credit turn --seed 0
 
-Halving wins after 3.375 guesses on average. The model is taught the form of a game by supervised learning on random play
-(every number equally likely at every turn), and then trained on the game itself, where each wrong guess costs 0.1 and each
-bit that a guess tells is worth 0.25, which leaves the best play as it is. A game that is not won in 16 guesses counts as 16.
+Halving wins after 3.375 guesses on average. The model is taught the form of a game by supervised learning on random
+play (every number equally likely at every turn), and then trained on the game itself, where each wrong guess costs 0.1
+and each bit that a guess tells is worth 0.25, which leaves the best play as it is. A game that is not won in 16 guesses
+counts as 16.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ WORDS = ["<end>", *["guess", "a", "number", "from", "to", ":", "higher", "lower"
 TAUGHT, LEARNED, PLAYED = 6, 8, 16
 """Turns of a game in supervised learning, in training, and in the measurement."""
 SETTINGS: dict[str, dict[str, Any]] = {
-    "ppo": {"lam": 0.5, "minibatch_size": 128, "epochs": 4},
-    "grpo": {"group_size": 8, "minibatch_size": 64, "epochs": 1, "kl_in": "reward"},
+    "ppo": {"lam": 0.5, "minibatch_size": 128, "epochs": 4, "entropy_coef": 0.01},
+    "grpo": {"group_size": 8, "minibatch_size": 64, "epochs": 1, "kl_in": "reward", "entropy_coef": 0.01},
 }
 
 
@@ -89,10 +90,8 @@ def measure(config: GuessConfig) -> dict[str, Any]:
     for part in range(1, 5):
         agent.learn(config.games // 4)
         summary |= {f"guesses_{part}": guesses(policy, tokenizer)}
-        print(
-            f"{config.algorithm} {config.credit}, {part * config.games // 4} games: {summary[f'guesses_{part}']:.3f}",
-            flush=True,
-        )
+        played, mean = part * config.games // 4, summary[f"guesses_{part}"]
+        print(f"{config.algorithm} {config.credit}, {played} games: {mean:.3f} guesses", flush=True)
     return summary | {
         "guesses": summary["guesses_4"],
         "guesses_greedy": guesses(policy, tokenizer, deterministic=True),
