@@ -29,6 +29,11 @@ register(
     entry_point="textenvs.factories:dialogue",
     vector_entry_point="textenvs.factories:dialogue_vec",
 )
+register(
+    "textenvs/ReasoningGym-v0",
+    entry_point="textenvs.tasks.reasoning_gym:reasoning_gym",
+    vector_entry_point="textenvs.tasks.reasoning_gym:reasoning_gym_vec",
+)
 for _name, _ends in (("", "terminating"), ("Truncated", "truncating")):
     register(
         f"textenvs/ExactDialogue{_name}-v0",
