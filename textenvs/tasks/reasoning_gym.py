@@ -30,7 +30,7 @@ READERS: dict[str, Callable[[str], str | None]] = {
     "tags": lambda text: _last(r"(?s)<answer>((?:(?!<answer>).)*)</answer>", text),
     "line": lambda text: _last(r"(?i)\banswer\s*:(.*)", text),
 }
-"""Where an answer stands in a text: all of it; the last ``<answer>...</answer>``; the line behind the last "answer:"."""
+"""Where an answer stands: the whole text; the last ``<answer>...</answer>``; the line behind the last "answer:"."""
 
 
 def dataset(
