@@ -71,8 +71,8 @@ class TextArenaGame(gym.Env[str, str]):
         with self._random.active(), redirect_stdout(StringIO()):
             done, info = self._env.step(action=action)
             news = self._news()
-            rewards, about = self._env.close() if done else ({0: 0.0}, {0: info})
-        reward, about = rewards[0], dict(about[0])
+            rewards, details = self._env.close() if done else ({0: 0.0}, {0: info})
+        reward, about = rewards[0], dict(details[0])
         if isinstance(reward, str):  # four games mix up an invalid move's reward and reason: "Invalid Move: 0.25"
             reward, about["reason"] = about["reason"].rpartition(" ")[2], reward
         return news, float(reward), bool(done), False, about
