@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
@@ -25,6 +26,8 @@ RUNS_ANSWERS = {
     *("simple_integration", "spiral_matrix", "string_insertion"),
 }
 """Tasks of reasoning-gym 0.1.25 whose verdict evaluates the answer as code: of Python, or through SymPy's parser."""
+HASH_ORDERED = {"isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note", "word_ladder"}
+"""Tasks of 0.1.25 whose questions also follow from the order of sets of strings, that is from ``PYTHONHASHSEED``."""
 READERS: dict[str, Callable[[str], str | None]] = {
     "text": str.strip,
     "tags": lambda text: _last(r"(?s)<answer>((?:(?!<answer>).)*)</answer>", text),
@@ -94,6 +97,8 @@ def rows(
         raise ValueError(f"prompt: expected a text with '{{question}}' in it, received {prompt!r}")
     if held_out < 0 or seed >= HELD_OUT:
         raise ValueError(f"expected held_out of 0 or more and a seed below 2**30, received {held_out!r} and {seed!r}")
+    if task in HASH_ORDERED and os.environ.get("PYTHONHASHSEED", "random") == "random":
+        warnings.warn(f"{task}: other processes make other questions, unless all have one PYTHONHASHSEED", stacklevel=2)
     found = _questions(dataset(task, size=size, seed=seed, **difficulty), seed)
     if held_out:
         more = _questions(dataset(task, size=4 * held_out, seed=seed + HELD_OUT, **difficulty), seed + HELD_OUT)

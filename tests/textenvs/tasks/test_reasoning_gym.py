@@ -58,7 +58,7 @@ class Curriculum:
 def package(monkeypatch):
     """A module that has what is used of reasoning-gym."""
     factory = ModuleType("reasoning_gym.factory")
-    factory.DATASETS = {"last_word": (Echo, Settings), "bare": (Echo, Settings), "puzzle24": (Echo, Settings)}
+    factory.DATASETS = dict.fromkeys(("last_word", "bare", "puzzle24", "ransom_note"), (Echo, Settings))
     factory.has_curriculum = lambda name: name == "last_word"
     factory.create_curriculum = lambda name: Curriculum()
     monkeypatch.setitem(sys.modules, "reasoning_gym", ModuleType("reasoning_gym"))
@@ -173,6 +173,16 @@ def test_the_command_that_installs_the_extra_is_named(monkeypatch, tokenizer):
 def test_the_scalar_environment_passes_gymnasiums_checker(package, tokenizer):
     env = gym.make("textenvs/ReasoningGym-v0", task="last_word", size=5, tokenizer=tokenizer, max_new_tokens=2)
     check_env(env.unwrapped, skip_render_check=True)
+
+
+def test_a_task_whose_questions_differ_between_processes_warns(package, monkeypatch, recwarn):
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    with pytest.warns(UserWarning, match="ransom_note: other processes make other questions"):
+        tasks.rows("ransom_note", size=2)
+    monkeypatch.setenv("PYTHONHASHSEED", "0")
+    recwarn.clear()
+    assert len(tasks.rows("ransom_note", size=2)) == 2
+    assert not recwarn.list
 
 
 def real():
