@@ -75,11 +75,16 @@ def _rooms(config: VerifyConfig) -> list[Callable[[], Sequence[Checking]]]:
     """The groups of checks; each is imported only when needed."""
     rooms: list[Callable[[], Sequence[Checking]]] = []
     if config.env is not None:
+        from agents.verification.dialogue_env import dialogue_checks, speaks_text
         from agents.verification.env import env_checks
         from agents.verification.env_subject import Subject
 
-        subject = Subject(config.env, checkpoint=config.policy, seed=config.seed)
-        rooms.append(lambda: env_checks(subject))
+        if speaks_text(config.env):
+            dialogues = partial(dialogue_checks, config.env, config.seed)
+            rooms.append(dialogues)
+        else:
+            subject = Subject(config.env, checkpoint=config.policy, seed=config.seed)
+            rooms.append(lambda: env_checks(subject))
     if config.model is not None:
         rooms.append(_model_room(config.model, config.seed))
     if rooms:
