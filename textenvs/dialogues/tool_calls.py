@@ -72,14 +72,15 @@ def _json_call(value: Any) -> Call | str:
 
 def _plain_calls(line: str) -> list[Call | str]:
     try:
-        parsed: Any = ast.parse(line, mode="eval")
+        body = ast.parse(line, mode="eval").body
+        nodes: list[Any] = [*body.elts] if isinstance(body, ast.List) else [body]
         return [
             Call(
                 node.func.id,
                 {each.arg: ast.literal_eval(each.value) for each in node.keywords},
                 tuple(ast.literal_eval(each) for each in node.args),
             )
-            for node in (parsed.body.elts if isinstance(parsed.body, ast.List) else [parsed.body])
+            for node in nodes
         ]
     except (SyntaxError, ValueError, TypeError, AttributeError, RecursionError, MemoryError):
         return [f"malformed call: expected name(argument=value) with literal values, received {line!r:.80}"]
