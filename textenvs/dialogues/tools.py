@@ -127,7 +127,8 @@ class ToolEnv(gym.Env[Any, str]):
         answers = [self._answer(call) for call in calls]
         failed = sum(wrong for _, wrong in answers)
         reward = self._change() + (self.error_reward if failed else 0.0) + (0.0 if calls else self._score(action))
-        turns = [{"role": "tool", "content": text} for text, _ in answers]
+        # Half of a surrogate pair, which a JSON escape can name, is no Unicode and would stop the tokenizer.
+        turns = [{"role": "tool", "content": text.encode(errors="replace").decode()} for text, _ in answers]
         return turns, reward, not calls, False, {"calls": len(calls), "failed": failed}
 
     def close(self) -> None:
@@ -158,8 +159,7 @@ class ToolEnv(gym.Env[Any, str]):
             return f"error: {call.name}: no result within {self.time_limit:g} seconds", True
         if (raised := done.exception()) is not None:
             return f"error: {call.name}: {type(raised).__name__}: {raised}", True
-        result = done.result()
-        return result if isinstance(result, str) else json.dumps(result, default=str), False
+        return done.result(), False
 
     def _score(self, action: str) -> float:
         if self.reward is None:
@@ -195,16 +195,18 @@ def _schema(tool: Callable[..., Any]) -> dict[str, Any]:
         ) from fault
 
 
-def _run(call: Callable[[], Any], seconds: float | None) -> Future[Any] | None:
-    """What a call came to; None: nothing in time. A daemon's thread, as one that hangs would keep the program alive."""
-    done: Future[Any] = Future()
+def _run(call: Callable[[], Any], seconds: float | None) -> Future[str] | None:
+    """Text of what a call came to; None: nothing in time."""
+    done: Future[str] = Future()
 
     def run() -> None:
         try:
             value = call()
-            done.set_result(asyncio.run(value) if inspect.iscoroutine(value) else value)
+            value = asyncio.run(value) if inspect.iscoroutine(value) else value
+            done.set_result(value if isinstance(value, str) else json.dumps(value, default=str))
         except BaseException as fault:
             done.set_exception(fault)
 
+    # Not a pool's thread: one that hangs would keep the program alive.
     Thread(target=run, name="tool", daemon=True).start()
     return done if wait([done], seconds).done else None

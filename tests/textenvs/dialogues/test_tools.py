@@ -154,6 +154,30 @@ def test_what_goes_wrong_is_told_to_the_model(text, message):
     assert time.monotonic() - begun < 5
 
 
+def test_no_result_of_a_call_stops_the_run():
+    def power(a: int) -> int:
+        """Raise ten to a power.
+
+        Args:
+            a: the power.
+        """
+        return 10**a
+
+    def echo(text: str) -> str:
+        """Say it again.
+
+        Args:
+            text: what.
+        """
+        return text
+
+    half = r'<tool_call>{"name": "search", "arguments": {"query": "x", "site": "\ud800"}}</tool_call>'
+    assert reply(half)[0] == [r'{"found": ["x", "\ud800"]}']
+    assert reply(half.replace("search", r"\ud800"))[0][0].encode()
+    assert reply(r"echo(text='a\ud800')", tools=[echo])[0] == ["a?"]
+    assert reply("power(a=9999)", tools=[power])[0][0].startswith("error: power: ValueError: Exceeds the limit")
+
+
 def test_the_answer_is_rewarded_with_the_columns_of_its_row():
     seen = []
 
