@@ -29,6 +29,16 @@ register(
     entry_point="textenvs.factories:dialogue",
     vector_entry_point="textenvs.factories:dialogue_vec",
 )
+register(
+    "textenvs/ReasoningGym-v0",
+    entry_point="textenvs.tasks.reasoning_gym:reasoning_gym",
+    vector_entry_point="textenvs.tasks.reasoning_gym:reasoning_gym_vec",
+)
+register(
+    "textenvs/TextArena-v0",
+    entry_point="textenvs.tasks.text_arena:text_arena",
+    vector_entry_point="textenvs.tasks.text_arena:text_arena_vec",
+)
 for _name, _ends in (("", "terminating"), ("Truncated", "truncating")):
     register(
         f"textenvs/ExactDialogue{_name}-v0",

@@ -1,23 +1,28 @@
 """Batched decoding of dialogues: turns that the policy samples, and between them what environments answer.
 
-Every row appends one token in a pass: the token that it samples, or the next one that its environment wrote. So the
-cache is kept across turns, and rows that take in an observation do not hold up those that go on writing. The results
-equal a full forward pass of the finished rows (tested).
+Every running row samples a token in each step. Rows that only have that token to read are read together, and those that
+were answered read their whole observation in one more pass; the cache is kept across turns. The results equal a full
+forward pass of the finished rows (tested).
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from agents.lm.causal_lm import CausalLMPolicy
-from agents.lm.decoder import COMPACT_AT, Decoder, Generation, Noise, check_prompts
+from agents.lm.decision_states import states_at_ends
+from agents.lm.decoder import Generation, Noise, check_prompts
 from agents.lm.sampling import sample_tokens
 from textenvs.dialogues.vector import Answers
+from textenvs.lm.kv_cache import any_key_order
+from textenvs.lm.linear_kernels import cache_keyword
+from textenvs.lm.packed_forward import pack_rows
+from textenvs.lm.row_cache import RowCache
 from textenvs.tokens.end_tokens import end_tensor
 from textenvs.tokens.rows import PAD, Ids
 
@@ -100,6 +105,46 @@ class Rows:
         self.in_turn[index] = 0
 
 
+class Reader:
+    """Hidden states of rows that grow by any number of tokens at a time; of all but the newest from a cache."""
+
+    def __init__(self, policy: CausalLMPolicy, slots: int, width: int) -> None:
+        self.trunk, self.num_slots = policy.trunk, slots
+        self.cache = RowCache(slots, width) if any_key_order(policy.trunk) else None
+        self.cache_keyword = cache_keyword(self.trunk)
+
+    def read(self, slots: Tensor, rows: Tensor, read: Tensor) -> Tensor:
+        """States ``[N, D]`` at the ends of ``rows [N, W]``, of which the first ``read [N]`` tokens are in the cache.
+
+        ``slots [N]`` are the rows' places in it, each at most once; rows are right-padded with PAD.
+        """
+        if self.cache is None:
+            return states_at_ends(self.trunk, rows)
+        lengths = (rows != PAD).sum(1)
+        one = lengths - read == 1
+        parts = [part for part in (one.nonzero()[:, 0], (~one).nonzero()[:, 0]) if len(part)]
+        states = [self._pass(slots[part], rows[part], read[part], lengths[part]) for part in parts]
+        return torch.cat(states)[torch.cat(parts).argsort()]
+
+    def _pass(self, slots: Tensor, rows: Tensor, read: Tensor, lengths: Tensor) -> Tensor:
+        assert self.cache is not None
+        positions = read[:, None] + torch.arange(int((lengths - read).max()), device=rows.device)
+        tokens = rows.gather(1, positions.clamp(max=rows.shape[1] - 1)).clamp(min=0)
+        order = slots.argsort()  # of all slots, in its own order, the cache gives a view
+        self.cache.append(None if len(slots) == self.num_slots else slots[order], positions[order], int(lengths.max()))
+        cache: dict[str, Any] = {self.cache_keyword: self.cache}
+        out = self.trunk(
+            input_ids=tokens[order],
+            attention_mask=self.cache.mask,
+            position_ids=self.cache.position_ids,
+            use_cache=True,
+            **cache,
+        )
+        last = (lengths - read - 1)[order]
+        states = out.last_hidden_state[torch.arange(len(last), device=last.device), last]
+        return torch.empty_like(states).index_copy_(0, order, states)
+
+
 def generate_dialogues(
     policy: CausalLMPolicy,
     prompts: Tensor,
@@ -130,43 +175,35 @@ def generate_dialogues(
             f"{policy.sampling.min_new_tokens}"
         )
     lengths = (prompts != PAD).sum(1)
-    batch, device, longest = len(prompts), prompts.device, int(lengths.max())
-    check_prompts(policy, lengths, dialogue.max_tokens - longest, max_concurrent_rows)
+    batch, device, width = len(prompts), prompts.device, dialogue.max_tokens
+    check_prompts(policy, lengths, width - int(lengths.max()), None)
     at_once = batch if max_concurrent_rows is None else min(max_concurrent_rows, batch)
     ends, first = end_tensor(policy.eos_token_id, device), other_rows[0]
-    talk = Rows(dialogue, lengths, dialogue.max_tokens - 1, max_turn_tokens=max_turn_tokens, ends=ends, first=first)
+    talk = Rows(dialogue, lengths, width - 1, max_turn_tokens=max_turn_tokens, ends=ends, first=first)
     logprobs_out = torch.zeros(talk.tokens.shape, device=device)
     values_out = torch.zeros_like(logprobs_out)
-    decoder = Decoder(policy, at_once, longest, dialogue.max_tokens - longest + 1, device)
     noise = Noise(batch, talk.tokens.shape[1], generator, device, other_rows)
-    fed = torch.zeros_like(lengths)
-    """``[B]`` tokens of the completion that the decoder has read."""
+    reader = Reader(policy, at_once, width)
+    slot, read = torch.zeros(2, batch, dtype=torch.int64, device=device)
     rows, begun = lengths[:0], 0
     while True:
-        if begun < batch and len(rows) < at_once:
-            joining = torch.arange(begun, min(batch, begun + at_once - len(rows)), device=device)
-            decoder.join(prompts[joining], lengths[joining])
-            rows, begun = torch.cat([rows, joining]), begun + len(joining)
-        own = ~talk.ended[rows] & (fed[rows] == talk.filled[rows])
-        if bool(own.any()):
-            index, hidden = rows[own], decoder.hidden[own]
-            logits = policy.sampling.shape(policy.head_logits(hidden), 0, policy.eos_token_id)
-            tokens, logprobs = sample_tokens(logits, None if deterministic else noise.of(index, talk.steps[index]))
-            place = index, talk.filled[index]
-            logprobs_out[place] = logprobs
-            if policy.critic == "shared":
-                values_out[place] = policy.value_of(hidden)
-            talk.append(index, tokens)
-        running = ~talk.ended[rows]
-        count = int(running.sum())
-        if count == 0 and begun == batch:
+        kept = rows[~talk.ended[rows]]
+        joining = torch.arange(begun, min(batch, begun + at_once - len(kept)), device=device)
+        taken = torch.isin(torch.arange(at_once, device=device), slot[kept])
+        slot[joining] = (~taken).nonzero()[: len(joining), 0]
+        rows, begun = torch.cat([kept, joining]), begun + len(joining)
+        if not len(rows):
             break
-        if count <= (1 - COMPACT_AT) * len(rows):
-            keep = decoder.compact(running)
-            rows, running = rows[keep], running[keep]
-        if len(rows):
-            decoder.advance(talk.tokens[rows, fed[rows].clamp(max=talk.tokens.shape[1] - 1)].clamp(min=0), running)
-            fed[rows] += running
+        texts = pack_rows(prompts[rows], talk.tokens[rows])
+        hidden = reader.read(slot[rows], texts, read[rows])
+        read[rows] = (texts != PAD).sum(1)
+        logits = policy.sampling.shape(policy.head_logits(hidden), 0, policy.eos_token_id)
+        tokens, logprobs = sample_tokens(logits, None if deterministic else noise.of(rows, talk.steps[rows]))
+        place = rows, talk.filled[rows]
+        logprobs_out[place] = logprobs
+        if policy.critic == "shared":
+            values_out[place] = policy.value_of(hidden)
+        talk.append(rows, tokens)
     if policy.has_critic and policy.critic != "shared":
         values_out = policy.completion_values(prompts, talk.tokens, talk.sampled)
     return Generation(talk.tokens, logprobs_out, values_out)

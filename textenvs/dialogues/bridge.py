@@ -23,6 +23,9 @@ Observation = Any
 ANSWER = "An-answer-{}."
 """Text of the made-up answers in a rendered chat."""
 
+MOST_KNOWN = 4096
+"""Observations whose ids are kept."""
+
 
 class Bridge:
     """Tokens of observations, and text of what the agent said.
@@ -43,6 +46,7 @@ class Bridge:
     ) -> None:
         self.tokenizer, self.vocab_size = tokenizer, vocab_size
         self.ends = end_tokens(eos_token_id)
+        self._known: dict[tuple[str, bool], list[int]] = {}
         self.chat = bool(getattr(tokenizer, "chat_template", None)) if chat is None else chat
         if self.chat:
             assert tokenizer is not None
@@ -76,17 +80,36 @@ class Bridge:
         """
         closed = bool(len(said)) and int(said[-1]) in self.ends
         if self.chat:
-            assert self.tokenizer is not None
-            written = chat_ids(self.tokenizer, _behind_answer(self.tokenizer, self._turns(observation), answering))
+            written = self._in_chat(observation, answering)
             same = closed and written[:1] == [int(said[-1])]
             return np.array(written[1:] if same else written, dtype=np.int64)
         if self.tokenizer is None:
             ids = self._ids(observation).tolist()
         else:
-            text = "\n" * is_chat(observation) + _as_text(observation)
-            ids = list(self.tokenizer(text, **_without_special(self.tokenizer))["input_ids"])
-            _some(ids, observation)
+            ids = self._plain("\n" * is_chat(observation) + _as_text(observation))
         return np.array(ids if closed else [*self.ends[:1], *ids], dtype=np.int64)
+
+    def _in_chat(self, observation: Observation, answering: bool) -> list[int]:
+        """Ids of what stands behind an answer; those of strings, which mostly come again, are kept."""
+        assert self.tokenizer is not None
+        key = (observation, answering) if isinstance(observation, str) else None
+        if key is None or key not in self._known:
+            found = chat_ids(self.tokenizer, _behind_answer(self.tokenizer, self._turns(observation), answering))
+            return found if key is None else self._keep(key, found)
+        return self._known[key]
+
+    def _plain(self, text: str) -> list[int]:
+        if (text, False) in self._known:
+            return self._known[text, False]
+        tokenizer: Any = self.tokenizer
+        ids = list(tokenizer(text, **_without_special(tokenizer))["input_ids"])
+        return self._keep((text, False), _some(ids, text).tolist())
+
+    def _keep(self, key: tuple[str, bool], ids: list[int]) -> list[int]:
+        if len(self._known) >= MOST_KNOWN:
+            self._known.clear()
+        self._known[key] = ids
+        return ids
 
     def action(self, said: Ids) -> str | tuple[int, ...]:
         """What the environment's `step` gets: text, or token ids, of ``said [R]`` without the end of the turn."""

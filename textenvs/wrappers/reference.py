@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
 
 from textenvs.envs.base import TokenVectorBase
 from textenvs.lm.kv_cache import any_key_order
 from textenvs.lm.linear_kernels import cache_keyword
 from textenvs.lm.loading import load_causal_lm
+from textenvs.lm.row_cache import RowCache
 from textenvs.tokens.rows import PAD, Floats, Ids, Mask, concatenate
 from textenvs.tokens.tokenizers import Tokenizer, load_tokenizer, same_tokenizer
 
@@ -50,7 +50,7 @@ class CausalLMReference:
         self.vocab_size: int = self.model.get_output_embeddings().weight.shape[0]
         self.max_positions: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         self._max_logits, self._cache_keyword = max_logits, cache_keyword(self.model)
-        self._cache = _RowCache(0, 0)
+        self._cache = RowCache(0, 0)
         self._cached = np.zeros((0, 0), dtype=np.int64)
 
     def check_fits(self, envs: TokenVectorBase) -> None:
@@ -127,20 +127,22 @@ class CausalLMReference:
         if not any_key_order(self.model):
             return self._step_without_cache(tokens, lengths, actions, running)
         if self._cached.shape != tokens.shape:
-            self._cache = _RowCache(*tokens.shape)
+            self._cache = RowCache(*tokens.shape)
             self._cached = np.full(tokens.shape, PAD, dtype=np.int64)
         before = np.where(np.arange(tokens.shape[1]) < lengths[:, None] - 1, tokens, PAD)
         known = running & (lengths > 1) & (before == self._cached).all(axis=1)
         logits = torch.zeros(len(tokens), self.vocab_size, device=self.model.device)
         if known.any():
-            self._cache.extend(self._tensor(np.where(known, lengths - 1, 0)), int(lengths[known].max()))
+            positions = np.where(known, lengths - 1, 0)[:, None]
+            self._cache.append(None, self._tensor(positions), int(lengths[known].max()))
             newest = tokens[np.arange(len(tokens)), np.where(known, lengths - 1, 0)]
             logits = self._read(np.maximum(newest, 0)[:, None], np.zeros_like(lengths))
         fresh = np.flatnonzero(running & ~known)
         if fresh.size:
             for part in (fresh[rows] for rows in self._passes(lengths[fresh] - 1, lengths[fresh])):
-                self._cache.fill(self._tensor(part))
-                rows = tokens[part, : int(lengths[part].max())]
+                width = int(lengths[part].max())
+                positions, rows = np.tile(np.arange(width), (len(part), 1)), tokens[part, :width]
+                self._cache.append(self._tensor(part), self._tensor(positions), width)
                 logits[self._tensor(part)] = self._read(np.maximum(rows, 0), lengths[part] - 1)
         self._cached = np.where(running[:, None] & (np.arange(tokens.shape[1]) < lengths[:, None]), tokens, PAD)
         chosen = logits.gather(1, self._tensor(np.where(running, actions, 0))[:, None])[:, 0]
@@ -160,13 +162,17 @@ class CausalLMReference:
         kept = np.unique(last)
         logits = self._model()(
             input_ids=self._tensor(tokens),
-            attention_mask=self._cache.attention_mask(tokens.shape[1], self.model.dtype),
-            position_ids=self._cache.position_ids(len(tokens), tokens.shape[1]),
+            attention_mask=self._additive(self._cache.mask),
+            position_ids=self._cache.position_ids,
             use_cache=True,
             logits_to_keep=self._tensor(kept),
             **{self._cache_keyword: self._cache},
         ).logits
         return logits[self._tensor(np.arange(len(tokens))), self._tensor(np.searchsorted(kept, last))].float()
+
+    def _additive(self, allowed: Tensor) -> Tensor:
+        mask = torch.zeros(allowed.shape, dtype=self.model.dtype, device=allowed.device)
+        return mask.masked_fill_(~allowed, torch.finfo(self.model.dtype).min)
 
     def _model(self) -> Any:
         if self.model.training:
@@ -175,66 +181,3 @@ class CausalLMReference:
 
     def _tensor(self, array: Ids) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.model.device)
-
-
-class _RowCache(Cache):
-    """Keys and values of N rows of different lengths in memory of ``[N, heads, L, size]`` a layer.
-
-    Each row holds its own positions from 0 on, without padding between them; entries beyond a row's length are never
-    attended to.
-    """
-
-    def __init__(self, num_rows: int, width: int) -> None:
-        super().__init__(layers=[])
-        self._shape = (num_rows, width)
-        self._memory: list[tuple[Tensor, Tensor]] = []
-        self._filled: Tensor | None = None
-        self._positions = torch.zeros(num_rows, dtype=torch.long)  # of the first pass; `extend` brings others
-        self._used = 0
-
-    def extend(self, positions: Tensor, used: int) -> None:
-        """Prepare a pass with one token for every row, at ``positions [N]``; then no row is longer than `used`."""
-        self._filled, self._positions, self._used = None, positions, used
-
-    def fill(self, rows: Tensor) -> None:
-        """Prepare a pass with ``rows [n]`` from their beginning."""
-        self._filled = rows
-
-    def attention_mask(self, width: int, dtype: torch.dtype) -> Tensor:
-        """Additive ``[n, 1, width, keys]``: 0 for a key at or before the query's own position."""
-        device = (self._positions if self._filled is None else self._filled).device
-        if self._filled is not None:
-            allowed = torch.ones(1, width, width, dtype=torch.bool, device=device).tril()
-        else:
-            allowed = (torch.arange(self._used, device=device) <= self._positions[:, None])[:, None]
-        mask = torch.zeros(allowed.shape, dtype=dtype, device=device)
-        mask = mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
-        return mask if self._filled is None else mask.expand(len(self._filled), -1, -1, -1)
-
-    def position_ids(self, num_rows: int, width: int) -> Tensor:
-        """``[num_rows, width]`` positions of the next pass's tokens."""
-        if self._filled is not None:
-            return torch.arange(width, device=self._filled.device).expand(num_rows, width)
-        return self._positions[:, None]
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Store the pass's ``[n, heads, S, size]`` and return the keys and values that its queries may attend to."""
-        num_rows, width = self._shape
-        while len(self._memory) <= layer_idx:
-            shapes = [(num_rows, state.shape[1], width, state.shape[3]) for state in (key_states, value_states)]
-            self._memory.append((key_states.new_zeros(shapes[0]), value_states.new_zeros(shapes[1])))
-        keys, values = self._memory[layer_idx]
-        if self._filled is not None:
-            keys[self._filled, :, : key_states.shape[2]] = key_states
-            values[self._filled, :, : value_states.shape[2]] = value_states
-            return key_states, value_states
-        rows = torch.arange(num_rows, device=keys.device)
-        keys[rows, :, self._positions] = key_states[:, :, 0]
-        values[rows, :, self._positions] = value_states[:, :, 0]
-        return keys[:, :, : self._used], values[:, :, : self._used]
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """0: positions are given with every pass."""
-        return 0

@@ -4,12 +4,13 @@ Traps D1-D9 of docs/traps.md.
 """
 
 import copy
+from functools import partial
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
 
 from agents.functional.advantages import generalized_advantages
 from agents.functional.group_advantages import rewards_to_go_by_turn, turn_advantages
@@ -24,6 +25,19 @@ from textenvs.lm.packed_forward import pack_rows
 
 V, EOS = 17, 0
 TURNS, TURN_TOKENS, ROW = 4, 3, 30
+
+
+def windowed():
+    """A model whose layers see five tokens back, so that the place of a key matters."""
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
+    config = MistralConfig(
+        vocab_size=V, **sizes, num_key_value_heads=1, sliding_window=5, max_position_embeddings=ROW, eos_token_id=EOS,
+        initializer_range=0.3,
+    )  # fmt: skip
+    policy = CausalLMPolicy(MistralForCausalLM(config))
+    torch.nn.init.normal_(policy.value_head.weight)
+    return policy
 
 
 def policy_of(seed=0, critic="shared", **sampling):
@@ -114,10 +128,10 @@ def test_the_batch_path_equals_the_step_path(budget):
     assert steps.tolist() == rows.mask.sum(1).tolist()
 
 
-@pytest.mark.parametrize("critic", ["shared", "separate"])
 @pytest.mark.parametrize("concurrent", [None, 5])
-def test_decoding_with_a_cache_across_turns_equals_a_full_forward_pass(critic, concurrent):
-    policy = policy_of(critic=critic)
+@pytest.mark.parametrize("build", [policy_of, partial(policy_of, critic="separate"), windowed])
+def test_decoding_with_a_cache_across_turns_equals_a_full_forward_pass(build, concurrent):
+    policy = build()
     collector = TextCollector(envs_of(), seed=3, max_concurrent_rows=concurrent)
     rollout, _ = collector.collect(policy)
     with torch.no_grad():

@@ -1,0 +1,172 @@
+"""Guess a number from 1 to 16: a small GPT-2 that has seen random play learns to halve what is left.
+
+    python -m scripts.guess --algorithm ppo --credit turn --seed 0
+
+Halving wins after 3.375 guesses on average. The model is taught the form of a game by supervised learning on random
+play (every number equally likely at every turn), and then trained on the game itself, where each wrong guess costs 0.1
+and each bit that a guess tells is worth 0.25, which leaves the best play as it is. A game that is not won in 16 guesses
+counts as 16.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from agents import GRPO, PPO
+from agents.algorithms.text import TextAlgorithm
+from agents.lm.causal_lm import CausalLMPolicy
+from agents.lm.decoder import Generation
+from agents.lm.dialogues import Dialogue, Rows
+from agents.lm.generation import generate
+from agents.runs.cli import enter
+from agents.runs.run_dir import RunDir
+from agents.text.collector import TextCollector
+from textenvs.dialogues.guess import GuessTheNumber
+from textenvs.tokens.rows import PAD
+
+MOST, ROW_TOKENS, TURN_TOKENS = 16, 12, 10
+NUMBERS = [str(number) for number in range(1, MOST + 1)]
+WORDS = ["<end>", *["guess", "a", "number", "from", "to", ":", "higher", "lower", "right", "say"], *NUMBERS]
+TAUGHT, LEARNED, PLAYED = 6, 8, 16
+"""Turns of a game in supervised learning, in training, and in the measurement."""
+SETTINGS: dict[str, dict[str, Any]] = {
+    "ppo": {"lam": 0.5, "minibatch_size": 128, "epochs": 4, "entropy_coef": 0.01},
+    "grpo": {"group_size": 8, "minibatch_size": 64, "epochs": 1, "kl_in": "reward", "entropy_coef": 0.01},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuessConfig:
+    """Settings of the run."""
+
+    algorithm: Literal["ppo", "grpo"] = "ppo"
+    """what trains"""
+    credit: Literal["token", "turn", "state"] = "turn"
+    """of an action: see ``TextAgentConfig``"""
+    games: int = 49_152
+    """played in training"""
+    seed: int = 0
+    """of weights, games and minibatches"""
+    run_dir: Path | None = None
+    """folder for config.json and summary.json; None writes nothing"""
+    overwrite: bool = False
+    """throw away a finished run in that folder"""
+
+
+def main(config: GuessConfig) -> dict[str, Any]:
+    """Teach, train and measure; returns the summary, one flat object: mean guesses and share of games won."""
+    torch.set_num_threads(1)
+    if config.run_dir is None:
+        return measure(config)
+    with RunDir(config.run_dir, script="guess", overwrite=config.overwrite) as run:
+        summary = measure(config)
+        run.begin(asdict(config))
+        run.write_json("summary.json", summary)
+        return summary
+
+
+def measure(config: GuessConfig) -> dict[str, Any]:
+    """As `main`, without a folder."""
+    tokenizer = words()
+    policy = taught(tokenizer, config.seed, critic="shared" if config.algorithm == "ppo" else "none")
+    summary: dict[str, Any] = {"start_guesses": guesses(policy, tokenizer)}
+    algorithm: type[TextAlgorithm] | type[PPO] = PPO if config.algorithm == "ppo" else GRPO
+    settings = SETTINGS[config.algorithm]
+    envs = games(tokenizer, 256, LEARNED, group_size=settings.get("group_size", 1))
+    agent: Any = algorithm(envs, policy=policy, seed=config.seed, credit=config.credit, learning_rate=1e-3, **settings)
+    began = time.perf_counter()
+    for part in range(1, 5):
+        agent.learn(config.games // 4)
+        summary |= {f"guesses_{part}": guesses(policy, tokenizer)}
+        played, mean = part * config.games // 4, summary[f"guesses_{part}"]
+        print(f"{config.algorithm} {config.credit}, {played} games: {mean:.3f} guesses", flush=True)
+    return summary | {
+        "guesses": summary["guesses_4"],
+        "guesses_greedy": guesses(policy, tokenizer, deterministic=True),
+        "wall_s": time.perf_counter() - began,
+    }
+
+
+def words() -> PreTrainedTokenizerFast:
+    """A tokenizer of the game's words; the first ends a turn."""
+    backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token=WORDS[0]))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=WORDS[0])
+
+
+def games(tokenizer: PreTrainedTokenizerFast, number: int, turns: int, *, group_size: int = 1) -> Any:
+    """``number`` games side by side, of at most so many ``turns``, each of two tokens."""
+    return gym.make_vec(
+        "textenvs/Dialogue-v0",
+        num_envs=number,
+        env=partial(GuessTheNumber, MOST, bit_reward=0.25),
+        tokenizer=tokenizer,
+        max_turns=turns,
+        max_turn_tokens=2,
+        max_tokens=ROW_TOKENS + TURN_TOKENS * turns,
+        group_size=group_size,
+    )
+
+
+def taught(tokenizer: PreTrainedTokenizerFast, seed: int, *, critic: str) -> CausalLMPolicy:
+    """A GPT-2 of 2 layers by 64 that has learned from 6,144 games of random play."""
+    torch.manual_seed(seed)
+    sizes: dict[str, Any] = {"vocab_size": len(WORDS), "n_positions": 192, "n_embd": 64, "n_layer": 2, "n_head": 4}
+    model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+    policy = CausalLMPolicy(model, critic=critic)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    write = partial(at_random, np.random.default_rng(seed))
+    collector = TextCollector(games(tokenizer, 512, TAUGHT), seed=seed, generate=write)
+    for _ in range(12):
+        rollout, _ = collector.collect(policy)
+        for part in torch.randperm(512).split(128):
+            mask = rollout.mask[part]
+            found = policy.evaluate(rollout.observations[part], rollout.actions[part], mask)
+            optimizer.zero_grad()
+            (-found.logprobs[mask].mean()).backward()
+            optimizer.step()
+    return policy
+
+
+def at_random(
+    draw: np.random.Generator, policy: object, prompts: Tensor, *, dialogue: Dialogue, **options: Any
+) -> Generation:
+    """Any number and the end of the turn, again and again; arguments as ``agents.lm.generation.generate``."""
+    lengths = (prompts != PAD).sum(1)
+    rows = Rows(dialogue, lengths, dialogue.max_tokens - 1, max_turn_tokens=2, ends=torch.tensor([0]))
+    while not bool(rows.ended.all()):
+        running = (~rows.ended).nonzero()[:, 0]
+        numbers = torch.from_numpy(draw.integers(len(WORDS) - MOST, len(WORDS), len(running)))
+        rows.append(running, torch.where(rows.in_turn[running] > 0, 0, numbers))
+    nothing = torch.zeros(rows.tokens.shape)
+    return Generation(rows.tokens, nothing, nothing)
+
+
+def guesses(policy: CausalLMPolicy, tokenizer: PreTrainedTokenizerFast, *, deterministic: bool = False) -> float:
+    """Mean guesses over 512 games, the same ones each time; games that are not won count as all their turns."""
+    collector = TextCollector(
+        games(tokenizer, 512, PLAYED), seed=12_345, generate=partial(generate, deterministic=deterministic)
+    )
+    collector.collect(policy)
+    rows = collector.last
+    assert rows is not None
+    assert rows.turns is not None
+    played = np.where(rows.stop_reason == "terminated", rows.turns.max(axis=1) + 1, PLAYED)
+    return float(played.mean())
+
+
+def command_line(arguments: Sequence[str] | None = None) -> int:
+    """Run with command-line arguments; returns the exit code: 0, 2 on bad input, 130 after Ctrl-C."""
+    return enter(GuessConfig, main, description=__doc__, arguments=arguments)
