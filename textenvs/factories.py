@@ -6,11 +6,13 @@ import inspect
 import os
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 from gymnasium.vector import AutoresetMode
 
 from textenvs.dialogues.sub_environments import EnvSource
+from textenvs.dialogues.tools import ToolEnv
 from textenvs.dialogues.vector import DialogueVectorEnv
 from textenvs.envs.base import TokenVectorBase
 from textenvs.envs.scalar import TokenEnv
@@ -18,7 +20,7 @@ from textenvs.envs.vector import TokenVectorEnv
 from textenvs.envs.wrapper import TokenVectorWrapper
 from textenvs.tokens.end_of_text import end_of_text
 from textenvs.tokens.end_tokens import EndOfText
-from textenvs.tokens.prompts import PromptSource
+from textenvs.tokens.prompts import PromptSource, rows_of
 from textenvs.tokens.tokenizers import Tokenizer, load_tokenizer
 from textenvs.wrappers.interfaces import Acting, ReferenceSource, Scorer
 from textenvs.wrappers.kl_shaping import KLShaping, as_reference
@@ -153,7 +155,8 @@ def dialogue_vec(
 
     Args:
         num_envs: sub-environments.
-        env: an id, or a class or function that makes the environment; see `DialogueVectorEnv`.
+        env: an id, or a class or function that makes the environment; see `DialogueVectorEnv`. With options of
+            `ToolEnv` (tools, rows, reward, parse, error_reward, time_limit, system): none, or its ``task``.
         tokenizer, reference, eos_token_id, autoreset_mode: as in `text_generation_vec`.
         **options: of `DialogueVectorEnv` (max_turns, max_turn_tokens, max_tokens, chat, threads, group_size, budget,
             vocab_size), and of `text_generation_vec`: scorer, combine, weights, uncertainty_coef, of whole dialogues,
@@ -162,7 +165,14 @@ def dialogue_vec(
     Raises:
         ValueError: invalid or conflicting parts; see their classes.
     """
-    check_options(options, DialogueVectorEnv, wrapped)
+    check_options(options, DialogueVectorEnv, wrapped, ToolEnv)
+    of_tools = {name: options.pop(name) for name in list(options) if name in inspect.signature(ToolEnv).parameters}
+    if of_tools:
+        if of_tools.get("rows") is not None:
+            of_tools["rows"] = list(rows_of(of_tools["rows"]))  # files are read once, not by each environment
+        env = partial(ToolEnv, **{"task": env} | of_tools)
+    elif isinstance(env, type) and hasattr(env, "reset") and not hasattr(env, "step"):
+        env = partial(ToolEnv, task=env)
     if env is None:
         raise ValueError("env: expected an environment's id, or a class or function that makes one, received none")
     reader, reference, eos = tokens_of(tokenizer, reference, eos_token_id)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from textenvs.tokens.chats import Turn, as_turns, chat_ids, chat_text
+from textenvs.tokens.chats import Turn, as_turns, chat_ids, chat_text, is_chat, plain_prompt
 from textenvs.tokens.end_tokens import EndOfText, end_tokens
 from textenvs.tokens.rows import Ids
 from textenvs.tokens.tokenizers import Tokenizer, open_ids
@@ -51,9 +51,13 @@ class Bridge:
         if self.chat:
             assert tokenizer is not None
             check_template(tokenizer)
+        self.takes_tool_turns = self.chat and _takes_tool_turns(tokenizer)
 
-    def first(self, observation: Observation) -> Ids:
+    def first(self, observation: Observation, tools: Sequence[Any] = (), system: str = "") -> Ids:
         """Tokens of the first observation, up to where the agent's first turn begins; at least one.
+
+        ``tools``, JSON schemas, are written by the chat template if it takes them. Or else ``system`` is in a turn of
+        that role, or where a template rejects it or a chat has one, before the first turn's text.
 
         Raises:
             ValueError: an observation of another type, or without a token.
@@ -61,9 +65,13 @@ class Bridge:
         if self.tokenizer is None:
             return self._ids(observation)
         if self.chat:
-            turns = _as_chat(observation)
-            return np.array(chat_ids(self.tokenizer, chat_text(self.tokenizer, turns, answering=True)), dtype=np.int64)
-        return _some(open_ids(self.tokenizer, _as_text(observation)), observation)
+            turns = self._turns(observation)
+            text = chat_text(self.tokenizer, turns, answering=True, tools=tools)
+            if system and text == chat_text(self.tokenizer, turns, answering=True):
+                text = _with_system(self.tokenizer, turns, system)
+            return np.array(chat_ids(self.tokenizer, text), dtype=np.int64)
+        text = _as_text(observation)
+        return _some(open_ids(self.tokenizer, f"{system}\n{text}" if system else text), observation)
 
     def between(self, said: Ids, observation: Observation, *, answering: bool) -> Ids:
         """Tokens behind the agent's ``said [R]``; with `answering`, up to where its next turn begins. Errors as above.
@@ -75,7 +83,10 @@ class Bridge:
             written = self._in_chat(observation, answering)
             same = closed and written[:1] == [int(said[-1])]
             return np.array(written[1:] if same else written, dtype=np.int64)
-        ids = self._ids(observation).tolist() if self.tokenizer is None else self._plain(_as_text(observation))
+        if self.tokenizer is None:
+            ids = self._ids(observation).tolist()
+        else:
+            ids = self._plain("\n" * is_chat(observation) + _as_text(observation))
         return np.array(ids if closed else [*self.ends[:1], *ids], dtype=np.int64)
 
     def _in_chat(self, observation: Observation, answering: bool) -> list[int]:
@@ -83,7 +94,7 @@ class Bridge:
         assert self.tokenizer is not None
         key = (observation, answering) if isinstance(observation, str) else None
         if key is None or key not in self._known:
-            found = chat_ids(self.tokenizer, _behind_answer(self.tokenizer, _as_chat(observation), answering))
+            found = chat_ids(self.tokenizer, _behind_answer(self.tokenizer, self._turns(observation), answering))
             return found if key is None else self._keep(key, found)
         return self._known[key]
 
@@ -110,6 +121,18 @@ class Bridge:
     def turns(self, observation: Observation) -> list[Turn]:
         """An observation as turns of a chat, for scorers and people."""
         return [] if self.tokenizer is None else _as_chat(observation)
+
+    def _turns(self, observation: Observation) -> list[Turn]:
+        """As the template takes them: without a tool's turns, those are one of the user."""
+        turns: list[Turn] = []
+        for turn in _as_chat(observation):
+            if turn["role"] != "tool" or self.takes_tool_turns:
+                turns.append(turn)
+            elif turns and turns[-1]["role"] == "user":  # many templates want user and assistant to alternate
+                turns[-1] = {"role": "user", "content": f"{turns[-1]['content']}\n{turn['content']}"}
+            else:
+                turns.append({"role": "user", "content": turn["content"]})
+        return turns
 
     def _ids(self, observation: Observation) -> Ids:
         try:
@@ -150,6 +173,25 @@ def _behind_answer(tokenizer: Tokenizer, observation: Sequence[Turn], answering:
     return chat_text(tokenizer, chat, answering=answering).rpartition(answer)[2]
 
 
+def _takes_tool_turns(tokenizer: Any) -> bool:
+    """Whether the template writes what a tool returned; some reject its role, and some leave it out."""
+    result = "A-result."
+    try:
+        return result in _behind_answer(tokenizer, [{"role": "tool", "content": result}], answering=True)
+    except ValueError:
+        return False
+
+
+def _with_system(tokenizer: Tokenizer, turns: list[Turn], system: str) -> str:
+    within = [{"role": turns[0]["role"], "content": f"{system}\n\n{turns[0]['content']}"}, *turns[1:]]
+    if turns[0]["role"] != "system":
+        try:
+            return chat_text(tokenizer, [{"role": "system", "content": system}, *turns], answering=True)
+        except ValueError:
+            pass
+    return chat_text(tokenizer, within, answering=True)
+
+
 def _as_chat(observation: Observation) -> list[Turn]:
     if isinstance(observation, str):
         return [{"role": "user", "content": observation}]
@@ -159,6 +201,8 @@ def _as_chat(observation: Observation) -> list[Turn]:
 
 
 def _as_text(observation: Observation) -> str:
+    if is_chat(observation):
+        return plain_prompt(as_turns(list(observation), "observation"))
     if not isinstance(observation, str):
         raise ValueError(f"expected an observation that is text, received {observation!r:.200}")
     return observation

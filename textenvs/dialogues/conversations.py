@@ -73,7 +73,8 @@ class Conversations:
         """
         prompts = []
         for index, (observation, info) in zip(indices.tolist(), self.envs.reset(indices.tolist(), seeds), strict=True):
-            prompts.append(self._tokens(index, partial(self.bridge.first, observation)))
+            told = {name: info[name] for name in ("tools", "system") if name in info}
+            prompts.append(self._tokens(index, partial(self.bridge.first, observation, **told)))
             if len(prompts[-1]) >= self.limits.max_tokens:
                 raise DialogueError(
                     f"{self.envs.place(index)}: expected a first observation of fewer than max_tokens "

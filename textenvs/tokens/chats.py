@@ -60,8 +60,10 @@ def plain_prompt(turns: Sequence[Turn]) -> str:
     return plain_text(turns) + "\n"
 
 
-def chat_text(tokenizer: Tokenizer, turns: Sequence[Turn], *, answering: bool) -> str:
+def chat_text(tokenizer: Tokenizer, turns: Sequence[Turn], *, answering: bool, tools: Sequence[Any] = ()) -> str:
     """A chat in the tokenizer's template; with `answering` it ends where the assistant's answer begins.
+
+    ``tools`` are JSON schemas of functions, which many templates take.
 
     Raises:
         ValueError: the tokenizer has no template, or the template rejects these turns.
@@ -75,7 +77,8 @@ def chat_text(tokenizer: Tokenizer, turns: Sequence[Turn], *, answering: bool) -
         )
     try:
         write = cast(Any, tokenizer).apply_chat_template
-        return str(write(list(turns), tokenize=False, add_generation_prompt=answering))
+        given = {"tools": list(tools)} if tools else {}
+        return str(write(list(turns), tokenize=False, add_generation_prompt=answering, **given))
     except TemplateError as fault:
         raise ValueError(f"the chat template rejects these turns: {fault}") from fault
 

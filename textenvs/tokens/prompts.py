@@ -20,7 +20,8 @@ from textenvs.tokens.rows import Ids, Mask, pad_rows
 from textenvs.tokens.tokenizers import Tokenizer, open_ids
 
 Prompt: TypeAlias = "str | Sequence[int] | Sequence[Turn]"
-PromptSource: TypeAlias = "Source | Iterable[Prompt | Mapping[str, Any]] | Prompts"
+RowSource: TypeAlias = "Source | Iterable[Prompt | Mapping[str, Any]]"
+PromptSource: TypeAlias = "RowSource | Prompts"
 
 
 class RowColumns(dict[str, Any]):
@@ -147,7 +148,7 @@ def load_prompts(
         return source
     flat, lengths, places, columns = array("i"), [], [], []
     kind: Kind | None = None
-    for row in _rows(source):
+    for row in rows_of(source):
         with at(row.place):
             own = kind_of(row.columns, ("chats", "prompts"))
             tokens = _tokenize(row.columns[COLUMNS[own][0]], tokenizer)
@@ -165,7 +166,8 @@ def load_prompts(
     return prompts
 
 
-def _rows(source: Source | Iterable[Any]) -> Iterator[Row]:
+def rows_of(source: Source | Iterable[Any]) -> Iterator[Row]:
+    """The rows of a source as in `load_prompts`, untokenized; a bare prompt is the column ``prompt``. Errors alike."""
     if isinstance(source, str | os.PathLike):
         try:
             yield from iterate_rows(source, bare="prompt")
@@ -177,7 +179,10 @@ def _rows(source: Source | Iterable[Any]) -> Iterator[Row]:
         raise ValueError(f"rows: expected a list of rows or one data set, received a {type(source).__name__}: {hint}")
     for index, prompt in enumerate(source):
         place = f"rows[{index}]"
-        yield as_row(prompt, place) if isinstance(prompt, Mapping) else Row({"prompt": prompt}, place)
+        if isinstance(prompt, Row):
+            yield prompt
+        else:
+            yield as_row(prompt, place) if isinstance(prompt, Mapping) else Row({"prompt": prompt}, place)
 
 
 def _check(prompts: Prompts, vocab_size: int, max_tokens: int | None) -> None:
