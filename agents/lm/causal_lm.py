@@ -166,14 +166,11 @@ class CausalLMPolicy(nn.Module):
         return Evaluation(*columns)  # type: ignore[arg-type]
 
     def row_logprobs(self, rows: Tensor, mask: Tensor) -> Tensor:
-        """Log-probabilities of tokens in whole rows given their prefix, in one pass with gradient.
+        """Log-probabilities ``[N]``, nats, of tokens in whole rows given their prefix, in row order; with gradient.
 
         Args:
             rows: ``[B, W]`` token ids, right-padded with PAD.
             mask: ``[B, W]`` True on the tokens to evaluate; False on the first of a row.
-
-        Returns:
-            ``[N]`` nats, of the tokens that ``mask`` selects, in row order.
         """
         row, column = mask.nonzero(as_tuple=True)
         if bool((column == 0).any()):
