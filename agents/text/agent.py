@@ -120,7 +120,7 @@ class TextAgent(Agent):
             self.collector.load_state_dict(before)
             raise
         moved = self.metrics.get("rollout/kl_per_sequence", 0.0)
-        if self.updates <= EARLY_UPDATES and moved > EARLY_NATS and not self._warned:
+        if 1 < self.updates <= EARLY_UPDATES and moved > EARLY_NATS and not self._warned:
             self._warned = True
             warnings.warn(
                 f"after {self.updates - 1} updates the policy is {moved:.1f} nats per sequence from the reference: "

@@ -26,6 +26,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from agents import GRPO, PPO
 from agents.algorithms.text import TextAlgorithm
+from agents.functional.schedules import Linear
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.decoder import Generation
 from agents.lm.dialogues import Dialogue, Rows
@@ -85,15 +86,13 @@ def measure(config: GuessConfig) -> dict[str, Any]:
     algorithm: type[TextAlgorithm] | type[PPO] = PPO if config.algorithm == "ppo" else GRPO
     settings = SETTINGS[config.algorithm]
     envs = games(tokenizer, 256, LEARNED, group_size=settings.get("group_size", 1))
-    agent: Any = algorithm(envs, policy=policy, seed=config.seed, credit=config.credit, learning_rate=1e-3, **settings)
+    agent: Any = algorithm(
+        envs, policy=policy, seed=config.seed, credit=config.credit, learning_rate=Linear(1e-3, 0.0), **settings
+    )
     began = time.perf_counter()
-    for part in range(1, 5):
-        agent.learn(config.games // 4)
-        summary |= {f"guesses_{part}": guesses(policy, tokenizer)}
-        played, mean = part * config.games // 4, summary[f"guesses_{part}"]
-        print(f"{config.algorithm} {config.credit}, {played} games: {mean:.3f} guesses", flush=True)
+    agent.learn(config.games)
     return summary | {
-        "guesses": summary["guesses_4"],
+        "guesses": guesses(policy, tokenizer),
         "guesses_greedy": guesses(policy, tokenizer, deterministic=True),
         "wall_s": time.perf_counter() - began,
     }
