@@ -4,6 +4,7 @@ Traps D1-D9 of docs/traps.md.
 """
 
 import copy
+import warnings
 from functools import partial
 
 import gymnasium as gym
@@ -365,3 +366,12 @@ def test_credit_needs_dialogues():
     envs = TokenVectorEnv(4, prompts=[[1, 2]], eos_token_id=EOS, vocab_size=V, max_new_tokens=3)
     with pytest.raises(ValueError, match=r'credit "turn".*expected an environment of dialogues'):
         TextAgent(TextAgentConfig(credit="turn", minibatch_size=4), policy_of(), TextCollector(envs))
+
+
+def test_a_policy_that_begins_far_from_the_reference_is_warned_of_after_an_update_only():
+    agent = TextAgent(TextAgentConfig(minibatch_size=16), policy_of(), TextCollector(envs_of(), seed=0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        agent.learn(16)
+    with pytest.warns(UserWarning, match="after 1 updates the policy is .* nats per sequence from the reference"):
+        agent.learn(16)
