@@ -16,7 +16,7 @@ from torch import Tensor
 
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.decision_states import states_at_ends
-from agents.lm.decoder import Generation, Noise, check_prompts
+from agents.lm.decoder import PREFILL_TOKENS, Generation, Noise, check_max_concurrent_rows, check_prompts
 from agents.lm.sampling import sample_tokens
 from textenvs.dialogues.vector import Answers
 from textenvs.lm.kv_cache import any_key_order
@@ -122,7 +122,8 @@ class Reader:
             return states_at_ends(self.trunk, rows)
         lengths = (rows != PAD).sum(1)
         one = lengths - read == 1
-        parts = [part for part in (one.nonzero()[:, 0], (~one).nonzero()[:, 0]) if len(part)]
+        at_once = max(1, PREFILL_TOKENS // int((lengths - read).max()))
+        parts = [part for part in (one.nonzero()[:, 0], *(~one).nonzero()[:, 0].split(at_once)) if len(part)]
         states = [self._pass(slots[part], rows[part], read[part], lengths[part]) for part in parts]
         return torch.cat(states)[torch.cat(parts).argsort()]
 
@@ -177,6 +178,7 @@ def generate_dialogues(
     lengths = (prompts != PAD).sum(1)
     batch, device, width = len(prompts), prompts.device, dialogue.max_tokens
     check_prompts(policy, lengths, width - int(lengths.max()), None)
+    check_max_concurrent_rows(max_concurrent_rows)
     at_once = batch if max_concurrent_rows is None else min(max_concurrent_rows, batch)
     ends, first = end_tensor(policy.eos_token_id, device), other_rows[0]
     talk = Rows(dialogue, lengths, width - 1, max_turn_tokens=max_turn_tokens, ends=ends, first=first)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from agents.recipes.control import BEST
 from agents.recipes.rlhf.train import MODEL
 from agents.runs.devices import check_device
 from agents.runs.own_files import script_of
-from agents.runs.run_dir import CONFIG, SUMMARY, RunDir, read_json
+from agents.runs.run_dir import CONFIG, measured, read_json
 
 
 def main(config: EvaluateAgentConfig) -> dict[str, Any]:
@@ -28,14 +29,7 @@ def main(config: EvaluateAgentConfig) -> dict[str, Any]:
         RunDirError: if the run directory cannot be used.
     """
     check_device(config.device)
-    if config.run_dir is None:
-        return _evaluate(config)
-    reads = (config.agent,)
-    with RunDir(config.run_dir, script="evaluate_agent", overwrite=config.overwrite, reads=reads) as run:
-        figures = _evaluate(config)
-        run.begin(asdict(config))
-        run.write_json(SUMMARY, figures)
-        return figures
+    return measured(partial(_evaluate, config), asdict(config), script="evaluate_agent", reads=(config.agent,))
 
 
 def _evaluate(config: EvaluateAgentConfig) -> dict[str, Any]:

@@ -182,6 +182,27 @@ class RunDir:
         write_aside(self.path / name, json.dumps(content, indent=2, default=str) + "\n")
 
 
+def measured(
+    measure: Callable[[], dict[str, Any]],
+    settings: dict[str, Any],
+    *,
+    script: str,
+    reads: Iterable[str | Path | None] = (),
+) -> dict[str, Any]:
+    """What ``measure`` returns; left with the ``settings`` in their ``run_dir``, unless that is None.
+
+    Raises:
+        RunDirError: if the folder cannot be used.
+    """
+    if settings["run_dir"] is None:
+        return measure()
+    with RunDir(settings["run_dir"], script=script, overwrite=settings["overwrite"], reads=reads) as run:
+        summary = measure()
+        run.begin(settings)
+        run.write_json(SUMMARY, summary)
+        return summary
+
+
 def read_json(path: Path, *names: str) -> dict[str, Any]:
     """The JSON object in ``path``.
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -32,7 +33,7 @@ from agents.algorithms.ppo import PPO
 from agents.config import PPOConfig
 from agents.functional.schedules import Linear
 from agents.runs.cli import enter
-from agents.runs.run_dir import RunDir
+from agents.runs.run_dir import measured
 from agents.text.agent import TextAgent
 from agents.text.collector import TextCollector
 from agents.text.config import Paper, TextAgentConfig
@@ -251,13 +252,7 @@ def main(config: ExactGapConfig) -> dict[str, Any]:
         gymnasium.error.Error: if an id is unknown.
     """
     torch.set_num_threads(1)  # the arrays are small: a second thread costs more than it brings
-    if config.run_dir is None:
-        return measure(config)
-    with RunDir(config.run_dir, script="exact_gap", overwrite=config.overwrite) as run:
-        summary = measure(config)
-        run.begin(asdict(config))
-        run.write_json("summary.json", summary)
-        return summary
+    return measured(partial(measure, config), asdict(config), script="exact_gap")
 
 
 def measure(config: ExactGapConfig) -> dict[str, Any]:

@@ -16,6 +16,14 @@ from textenvs.exact.dialogues import DialogueTask
 from textenvs.tokens.rows import PAD
 
 
+def draw(logits: Tensor, *, deterministic: bool, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """Actions ``[B]`` of ``logits [B, A]``, sampled or the likeliest, and their log-probabilities ``[B]``, nats."""
+    logprobs = categorical_logprobs(logits)
+    drawn = None if deterministic else torch.multinomial(logprobs.exp(), 1, generator=generator)[:, 0]
+    actions = logprobs.argmax(-1) if drawn is None else drawn
+    return actions, categorical_logprob(logprobs, actions)
+
+
 class TabularPolicy(nn.Module):
     """Logits ``[K + 1, A]`` and values ``[K + 1]``, looked up by the observation.
 
@@ -70,10 +78,7 @@ class TabularPolicy(nn.Module):
         self, observations: Tensor, *, deterministic: bool = False, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """Actions ``[B]`` and their log-probabilities ``[B]`` (nats)."""
-        logprobs = categorical_logprobs(self.logits[self.index(observations)])
-        drawn = None if deterministic else torch.multinomial(logprobs.exp(), 1, generator=generator)[:, 0]
-        actions = logprobs.argmax(-1) if drawn is None else drawn
-        return actions, categorical_logprob(logprobs, actions)
+        return draw(self.logits[self.index(observations)], deterministic=deterministic, generator=generator)
 
     def values(self, observations: Tensor) -> Tensor:
         """V of ``observations`` ``[..., L]``: ``[...]`` reward units."""
@@ -169,10 +174,7 @@ class TabularDialoguePolicy(nn.Module):
         self, observations: Tensor, *, deterministic: bool = False, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """Actions ``[B]`` and their log-probabilities ``[B]``, nats, after rows ``[B, L]``."""
-        logprobs = categorical_logprobs(self.logits[self._at_ends(observations)])
-        drawn = None if deterministic else torch.multinomial(logprobs.exp(), 1, generator=generator)[:, 0]
-        actions = logprobs.argmax(-1) if drawn is None else drawn
-        return actions, categorical_logprob(logprobs, actions)
+        return draw(self.logits[self._at_ends(observations)], deterministic=deterministic, generator=generator)
 
     def values(self, observations: Tensor) -> Tensor:
         """V after rows ``[B, L]``: ``[B]`` reward units."""

@@ -32,7 +32,7 @@ from agents.lm.decoder import Generation
 from agents.lm.dialogues import Dialogue, Rows
 from agents.lm.generation import generate
 from agents.runs.cli import enter
-from agents.runs.run_dir import RunDir
+from agents.runs.run_dir import measured
 from agents.text.collector import TextCollector
 from textenvs.dialogues.guess import GuessTheNumber
 from textenvs.tokens.rows import PAD
@@ -69,13 +69,7 @@ class GuessConfig:
 def main(config: GuessConfig) -> dict[str, Any]:
     """Teach, train and measure; returns the summary, one flat object: mean guesses and share of games won."""
     torch.set_num_threads(1)
-    if config.run_dir is None:
-        return measure(config)
-    with RunDir(config.run_dir, script="guess", overwrite=config.overwrite) as run:
-        summary = measure(config)
-        run.begin(asdict(config))
-        run.write_json("summary.json", summary)
-        return summary
+    return measured(partial(measure, config), asdict(config), script="guess")
 
 
 def measure(config: GuessConfig) -> dict[str, Any]:

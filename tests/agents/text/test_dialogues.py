@@ -375,3 +375,34 @@ def test_a_policy_that_begins_far_from_the_reference_is_warned_of_after_an_updat
         agent.learn(16)
     with pytest.warns(UserWarning, match="after 1 updates the policy is .* nats per sequence from the reference"):
         agent.learn(16)
+
+
+def test_observations_are_read_in_bounded_pieces_with_the_same_result(monkeypatch):
+    import agents.lm.dialogues as dialogues
+
+    whole, _, _ = collected()
+    widths, read = [], dialogues.Reader._pass
+    monkeypatch.setattr(dialogues, "PREFILL_TOKENS", 8)
+    monkeypatch.setattr(
+        dialogues.Reader,
+        "_pass",
+        lambda self, *args: (widths.append((len(args[0]), args[3] - args[2])), read(self, *args))[1],
+    )
+    pieces, _, _ = collected()
+    assert torch.equal(whole.actions, pieces.actions)
+    torch.testing.assert_close(whole.logprobs, pieces.logprobs, rtol=1e-4, atol=1e-4)
+    assert all(rows * int(new.max()) <= 8 or rows == 1 or int(new.max()) == 1 for rows, new in widths)
+
+
+def test_no_slots_are_refused():
+    from agents.lm.generation import generate
+
+    envs = envs_of().unwrapped
+    with pytest.raises(ValueError, match="max_concurrent_rows: expected 1 or more"):
+        generate(
+            policy_of(),
+            torch.from_numpy(envs.draw_prompts(seed=0)),
+            max_new_tokens=3,
+            dialogue=envs,
+            max_concurrent_rows=0,
+        )
