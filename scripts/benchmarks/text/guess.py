@@ -44,7 +44,7 @@ WORDS = ["<end>", *["guess", "a", "number", "from", "to", ":", "higher", "lower"
 TAUGHT, LEARNED, PLAYED = 6, 8, 16
 """Turns of a game in supervised learning, in training, and in the measurement."""
 SETTINGS: dict[str, dict[str, Any]] = {
-    "ppo": {"lam": 0.5, "minibatch_size": 64, "epochs": 2, "entropy_coef": 0.01},
+    "ppo": {"lam": 0.5, "minibatch_size": 64, "epochs": 2, "entropy_coef": 0.003},
     "grpo": {"group_size": 8, "minibatch_size": 64, "epochs": 1, "kl_in": "reward", "entropy_coef": 0.01},
 }
 
