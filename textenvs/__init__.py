@@ -39,6 +39,11 @@ register(
     entry_point="textenvs.tasks.text_arena:text_arena",
     vector_entry_point="textenvs.tasks.text_arena:text_arena_vec",
 )
+register(
+    "textenvs/TextWorld-v0",
+    entry_point="textenvs.tasks.text_world:text_world",
+    vector_entry_point="textenvs.tasks.text_world:text_world_vec",
+)
 for _name, _ends in (("", "terminating"), ("Truncated", "truncating")):
     register(
         f"textenvs/ExactDialogue{_name}-v0",
