@@ -26,7 +26,7 @@ class PolicyOpponent:
         tokenizer: the environment's, as are the next two.
         max_turn_tokens: budget of a turn, tokens.
         chat: write turns in the tokenizer's chat template; None: if it has one.
-        deterministic: take the likeliest token. Else samples follow Python's global generator, in a game the game's own.
+        deterministic: take the likeliest token; else samples follow Python's global generator, in a game its own.
     """
 
     def __init__(
@@ -56,14 +56,19 @@ class PolicyOpponent:
         for said, seen in zip(turns[1::2], turns[2::2], strict=True):
             own = np.array(self.tokenizer(said["content"], add_special_tokens=False)["input_ids"], dtype=np.int64)
             row = np.concatenate([row, own, self._bridge.between(own, seen["content"], answering=True)])
-        written = generate(
-            self._policy,
-            torch.from_numpy(row)[None].to(self._policy.device),
-            max_new_tokens=self.max_turn_tokens,
-            generator=torch.Generator().manual_seed(random.getrandbits(63)),
-            deterministic=self.deterministic,
-            with_values=False,
-        ).completions[0].cpu().numpy()
+        written = (
+            generate(
+                self._policy,
+                torch.from_numpy(row)[None].to(self._policy.device),
+                max_new_tokens=self.max_turn_tokens,
+                generator=torch.Generator().manual_seed(random.getrandbits(63)),
+                deterministic=self.deterministic,
+                with_values=False,
+            )
+            .completions[0]
+            .cpu()
+            .numpy()
+        )
         said = self._bridge.action(written[written != PAD])
         assert isinstance(said, str)
         return said

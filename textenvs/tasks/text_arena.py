@@ -22,7 +22,7 @@ from textenvs.tokens.row_files import at
 
 Opponent = Callable[[list[Turn]], str]
 """Plays the other side: it gets its dialogue so far, the newest observation last, and returns its turn's text."""
-LISTED = re.compile(r"(?i)\b(?:available|valid|legal)\s+moves\b[^:\n]*:(.*)")
+LISTED = re.compile(r"(?i)\b(?:available|valid|legal) moves\b[^:\n]*:((?:[ ,'|]*\[[^\]\n]*\])*)")
 
 
 def random_legal(turns: list[Turn]) -> str:

@@ -80,9 +80,7 @@ def measure(config: ArenaConfig) -> dict[str, Any]:
         return torch.tensor([known.index(draw.choice(legal_moves(text)).strip("[]")) for text in texts])
 
     began = time.process_time()
-    policy = taught(
-        make(num_envs=128), legal, config.seed, critic="shared", positions=positions, minibatch_size=16
-    )
+    policy = taught(make(num_envs=64), legal, config.seed, critic="shared", positions=positions, minibatch_size=16)
     summary: dict[str, Any] = {"words": len(known), "taught_cpu_s": time.process_time() - began}
 
     def played(name: str, **options: Any) -> None:
@@ -120,7 +118,9 @@ def random_games(config: ArenaConfig, number: int) -> list[str]:
         while not over:
             moves = legal_moves("\n".join(written))
             if not moves:
-                raise ValueError(f"task {config.task}: expected a game that lists its legal moves, received none listed")
+                raise ValueError(
+                    f"task {config.task}: expected a game that lists its legal moves, received none listed"
+                )
             news, _, over, _, _ = game.step(draw.choice(moves))
             written.append(news)
         texts.append("\n".join(written))

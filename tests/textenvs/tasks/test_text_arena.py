@@ -247,7 +247,8 @@ def test_sides_and_random_legal_moves_follow_the_seed(package):
 @pytest.mark.parametrize(
     "text, moves",
     [("Valid moves: [Up]\nboard\nAvailable Moves: '[1]', '[2]'\n[3]", ["[1]", "[2]"]), ("moves: [1]", []),
-     ("Legal moves now: [a b], [c]", ["[a b]", "[c]"])],
+     ("Legal moves now: [a b], [c]", ["[a b]", "[c]"]), ("valid moves: [1], [2] X | 3 valid moves: '[3]' 4", ["[3]"]),
+     ("Valid moves: [1]\nAvailable moves: ", [])],
 )  # fmt: skip
 def test_legal_moves_are_the_last_that_are_listed(text, moves):
     assert legal_moves(text) == moves
