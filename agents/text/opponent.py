@@ -69,6 +69,6 @@ class PolicyOpponent:
             .cpu()
             .numpy()
         )
-        said = self._bridge.action(written[written != PAD])
-        assert isinstance(said, str)
-        return said
+        text = self._bridge.action(written[written != PAD])
+        assert isinstance(text, str)
+        return text

@@ -107,7 +107,8 @@ class TextArenaGame(gym.Env[str, str]):
         """
         super().reset(seed=seed)
         seed = int(self.np_random.integers(2**31)) if seed is None else seed
-        self._random, self._turns = OwnRandomness(seed), []
+        self._random = OwnRandomness(seed)
+        self._turns: list[Turn] = []
         number, name = (1, "SinglePlayerState") if self._opponent is None else (2, "TwoPlayerState")
         if self._opponent is not None:
             self._player = int(self.np_random.integers(2)) if self._side is None else self._side
