@@ -47,15 +47,16 @@ def build_episodes(
     """
     flags = {"max_turns": config.turns, "max_turn_tokens": config.turn_tokens, "max_tokens": config.max_tokens}
     options: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
-    if changed(config, "max_new_tokens"):
-        options["max_new_tokens"] = config.max_new_tokens
     options |= json_object(config.env_options, "env_options")
     options |= json_object(config.eval_env_options, "eval_env_options") if held_out else {}
     if config.env is not None and is_token_environment(config.env):
         if unread := changed(config, "tools", "rows", "eval_rows"):
             raise ValueError(f"{', '.join(unread)}: {config.env} has its own, leave it out")
+        options |= {name: getattr(config, name) for name in changed(config, "max_new_tokens")}
         made: Any = gym.make_vec(config.env, num_envs=num_envs, **options | tokens)
         return reward(made, scorers) if scorers else made
+    if changed(config, "max_new_tokens"):
+        raise ValueError("max_new_tokens: expected turn_tokens, as the model writes turns, received the former")
     makers = (dialogue_vec, DialogueVectorEnv, ToolEnv, wrapped)
     known = {name for maker in makers for name in inspect.signature(maker).parameters}
     source = None

@@ -198,7 +198,7 @@ def test_options_reach_the_environment_and_a_class_in_trls_shape_is_taken(inputs
         ({"env": "Nothing-v7"}, "Nothing"),
         ({"env_options": "[1]"}, "env_options: expected a JSON object"),
         ({"env_options": '{"prise": 1}'}, "env_options: own_games:Echo: got an unexpected keyword argument 'prise'"),
-        ({"max_new_tokens": "5"}, "'max_new_tokens' is no option"),
+        ({"max_new_tokens": "5"}, "max_new_tokens: expected turn_tokens"),
         ({"max_prompt_tokens": "5"}, "max_prompt_tokens: of texts after prompts"),
         ({"rows": "rows.jsonl", "reward": "own_games:answered"}, "rows: expected tools"),
         ({"tools": "own_games"}, "--tools own_games"),
