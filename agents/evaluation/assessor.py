@@ -37,7 +37,7 @@ class Assessor:
 
     tokenizer: PreTrainedTokenizerBase  # of the policies
     reward: PreferenceReward | None = None  # whose scores are reported, reward units; None: see `EpisodeAssessor`
-    reference: PolicyReference  # of the KL
+    reference: PolicyReference | None = None  # of the KL; None: only `figures` are measured
     prompts: PromptSource  # held out from training
     max_new_tokens: int  # budget of a completion
     max_concurrent_rows: int | None = None  # texts decoded at a time; None: all
@@ -63,6 +63,7 @@ class Assessor:
         """Texts by ``policy`` with scores, the judge's scores and the KL; does not change training state."""
         samples = self.write(policy)
         scored = self.score(samples)
+        assert self.reference is not None
         parts = [slice(start, start + ROWS_AT_ONCE) for start in range(0, len(samples.prompts), ROWS_AT_ONCE)]
         ref_logprobs = [self.reference(samples.prompts[part], samples.completions[part]) for part in parts]
         return Assessment(
@@ -73,6 +74,13 @@ class Assessor:
             ref_logprobs=np.concatenate(ref_logprobs),
             kl=np.concatenate([self._kl(policy, samples, part) for part in parts]).sum(1),
         )
+
+    @torch.no_grad()
+    def figures(self, policy: CausalLMPolicy, rule: PassingRule) -> dict[str, float]:
+        """The mean score of one text a prompt, accuracy and pass@k, without those that apply to no prompt."""
+        scored = self.score(self.write(policy))
+        found = {"score": float(scored.scores.mean()), **self._passed(policy, scored, rule).metrics()}
+        return {name: value for name, value in found.items() if value is not None}
 
     def _passed(self, policy: CausalLMPolicy, scored: ScoredRows, rule: PassingRule) -> Passed:
         """Which texts are right: one of the likeliest tokens a row, and samples, of which ``scored`` are the first."""
@@ -87,6 +95,7 @@ class Assessor:
             torch.as_tensor(rows[part]).to(policy.device)
             for rows in (samples.prompts, samples.completions, samples.mask)
         )
+        assert self.reference is not None
         kl = policy.evaluate(prompts, completions, mask, reference=self.reference.policy).kl
         assert kl is not None
         return kl.cpu().numpy()
