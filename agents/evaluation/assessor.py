@@ -130,10 +130,11 @@ class EpisodeAssessor(Assessor):
         played = self.envs.play(prompts, completions, logprobs, columns=base.drawn_columns)
         openings, endings = self.decode(played, len(prompts))
         if isinstance(base, DialogueVectorEnv):
-            openings, endings = zip(*(told(each["messages"]) for each in base.drawn_columns), strict=True)
+            dialogues = [told(each["messages"]) for each in base.drawn_columns]
+            openings, endings = [first for first, _ in dialogues], [rest for _, rest in dialogues]
         return Samples(
-            prompts=prompts, completions=completions, logprobs=logprobs, openings=list(openings),
-            endings=list(endings), columns=base.drawn_columns, played=played,
+            prompts=prompts, completions=completions, logprobs=logprobs, openings=openings,
+            endings=endings, columns=base.drawn_columns, played=played,
         )  # fmt: skip
 
     def score(self, samples: Samples) -> ScoredRows:

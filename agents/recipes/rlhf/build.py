@@ -214,12 +214,9 @@ def build_task(
 def _reward(config: TextTask, names: list[str]) -> Callable[..., PreferenceReward]:
     """What pays scorers of these ``names`` in an environment."""
     return partial(
-        PreferenceReward,
-        combine=config.reward_combine,
-        weights=config.reward_weights or None,
-        uncertainty_coef=config.reward_uncertainty_coef,
-        names=names,
-    )
+        PreferenceReward, combine=config.reward_combine, weights=config.reward_weights or None,
+        uncertainty_coef=config.reward_uncertainty_coef, names=names,
+    )  # fmt: skip
 
 
 def _episodes(
@@ -233,7 +230,7 @@ def _episodes(
     """The task of a run whose episodes are an environment's."""
     scorers, names = build_scorers(config, models.adapters) if config.reward else ([], [])
     start, tokenizer, count = models.start, models.tokenizer, config.num_eval_rows
-    tokens = {"tokenizer": tokenizer, "vocab_size": start.vocab_size, "eos_token_id": start.eos_token_id}
+    tokens: dict[str, Any] = dict(tokenizer=tokenizer, vocab_size=start.vocab_size, eos_token_id=start.eos_token_id)
     build = partial(build_episodes, config, scorers=scorers, reward=_reward(config, names), **tokens)
     assessor = EpisodeAssessor(
         tokenizer=tokenizer,
@@ -278,6 +275,7 @@ def build_parts(config: TrainTextConfig, processes: Processes = ALONE, began: st
         start_critic_as_reward(policy, task.models.tokenizer, task.scorers[0], base.prompts.row(0).tolist())
     assessor = task.assessor
     charge = config.kl_in != "loss"
+    assert assessor.reference is not None
     collector = TextCollector(
         KLShaping(task.envs, assessor.reference, config.beta, charge=charge),
         seed=config.seed,
