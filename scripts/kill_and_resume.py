@@ -17,7 +17,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ import torch
 
 from agents.recipes.control import BEST, LAST
 from agents.runs import checkpoint
-from agents.runs.cli import enter
+from agents.runs.cli import command
 from agents.runs.plots import read_columns
 from agents.runs.run_dir import CONFIG, SUMMARY, RunDir
 
@@ -177,9 +176,7 @@ def _is_duration(name: object) -> bool:
     return name in SECONDS or (name != "time/steps" and str(name).startswith("time/"))
 
 
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; 0 if all runs ended equal, else 2."""
-    return enter(Config, main, description=__doc__, arguments=arguments)
+command_line = command(Config, main, __doc__)
 
 
 if __name__ == "__main__":

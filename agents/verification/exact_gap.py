@@ -17,7 +17,7 @@ penalty in the reward, as in the objective (a KL in the loss, as in GRPO's paper
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from agents.agent import Agent
 from agents.algorithms.ppo import PPO
 from agents.config import PPOConfig
 from agents.functional.schedules import Linear
-from agents.runs.cli import enter
+from agents.runs.cli import command
 from agents.runs.run_dir import measured
 from agents.text.agent import TextAgent
 from agents.text.collector import TextCollector
@@ -284,6 +284,4 @@ def measure(config: ExactGapConfig) -> dict[str, Any]:
     return summary
 
 
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code: 0, 2 on bad input, 130 after Ctrl-C."""
-    return enter(ExactGapConfig, main, description=__doc__, arguments=arguments, show=False)
+command_line = command(ExactGapConfig, main, __doc__, show=False)

@@ -15,7 +15,7 @@ The last line is k1 as a penalty in the reward (`KLShaping`), whose policy gradi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from agents.functional import kl
-from agents.runs.cli import enter
+from agents.runs.cli import command
 from textenvs.exact import enumeration as exact
 from textenvs.exact.envs import ExactTask, random, sentiment, spelling
 
@@ -131,6 +131,4 @@ def main(config: KLBiasConfig) -> dict[str, Any]:
     return {f"{name}_{key}": value for name, bias in biases.items() for key, value in vars(bias).items()}
 
 
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code: 0, 2 on bad input, 130 after Ctrl-C."""
-    return enter(KLBiasConfig, main, description=__doc__, arguments=arguments, show=False)
+command_line = command(KLBiasConfig, main, __doc__, show=False)

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import torch
 
-from agents.runs.cli import enter
+from agents.runs.cli import command
 from agents.runs.run_dir import SUMMARY, RunDir
 from scripts.benchmarks.processes import run_process
 
@@ -133,6 +133,4 @@ def write_random_model(folder: Path) -> Path:
     return folder
 
 
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code: 0, 2 on bad input, 130 after Ctrl-C."""
-    return enter(BenchmarkMemoryConfig, main, description=__doc__, arguments=arguments)
+command_line = command(BenchmarkMemoryConfig, main, __doc__)

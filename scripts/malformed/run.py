@@ -20,7 +20,7 @@ from itertools import chain
 from pathlib import Path
 
 from agents.cli import main as textenvs
-from agents.runs.cli import enter
+from agents.runs.cli import command
 from scripts.malformed.table import Case, by_hand, generated, make_files
 
 
@@ -85,6 +85,4 @@ def main(config: Config) -> dict[str, int]:
     return dict(counts)
 
 
-def command_line(arguments: list[str] | None = None) -> int:
-    """Run with command-line arguments; 1 unless every answer was clear."""
-    return enter(Config, main, description=__doc__, arguments=arguments, refusals={NotClear: 1})
+command_line = command(Config, main, __doc__, refusals={NotClear: 1})

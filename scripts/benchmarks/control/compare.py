@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.runs.cli import enter
+from agents.runs.cli import command
 from agents.runs.run_dir import SUMMARY, RunDir, write_aside
 from scripts.benchmarks import table
 from scripts.benchmarks.processes import run_once
@@ -181,6 +181,4 @@ def _return_row(name: str, found: dict[str, list[float]], **more: Any) -> Row:
     return row_of(name, "IQM", found, center=interquartile_mean, intervals=intervals, **more)
 
 
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code."""
-    return enter(Config, main, description=__doc__, arguments=arguments, show=False)
+command_line = command(Config, main, __doc__, show=False)

@@ -10,7 +10,6 @@ Both are evaluated alike, by the same episodes in the same environments, and kee
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from agents.control.best import BestKeeper
 from agents.control.environments import make_vector
 from agents.control.evaluation import evaluate
 from agents.recipes.control import EVALUATION_SEED, FINAL_SEED
-from agents.runs.cli import enter
+from agents.runs.cli import command
 from agents.runs.logging import FileSink
 from agents.runs.run_dir import RunDir
 from scripts.benchmarks.control import zoo_settings as zoo
@@ -155,6 +154,4 @@ class PeerNormalizer:
         vars(self.envs.obs_rms).update(deepcopy(state))
 
 
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code."""
-    return enter(Config, main, description=__doc__, arguments=arguments)
+command_line = command(Config, main, __doc__)

@@ -15,12 +15,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from agents.runs.cli import enter
+from agents.runs.cli import command
 from agents.runs.run_dir import CONFIG, SUMMARY, RunDir, write_aside
 from scripts.benchmarks.table import Row, to_markdown
 from scripts.benchmarks.text.models import BenchSizes
@@ -134,6 +134,4 @@ def _refuse_other_settings(config: Config, file: Path) -> None:
         raise ValueError(f"the benchmark in {file.parent} has other settings: {', '.join(other)}")
 
 
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code: 0, 2 if something failed, 130 after Ctrl-C."""
-    return enter(Config, main, description=__doc__, arguments=arguments, show=False)
+command_line = command(Config, main, __doc__, show=False)
