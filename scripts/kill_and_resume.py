@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,23 +143,23 @@ def _wait_for_begin(process: subprocess.Popen[bytes], folder: Path) -> float:
 
 def differences(one: Path, other: Path) -> list[str]:
     """The places in their files where two finished run directories differ, except durations."""
+    readers: dict[str, Callable[[Path], Any]] = {LAST: checkpoint.load, BEST: checkpoint.load}
+    readers |= {SUMMARY: lambda path: json.loads(path.read_text()), "progress.csv": read_columns}
     found = []
-    for name in (LAST, BEST):
-        found += [f"{name}{place}" for place in _differing(checkpoint.load(one / name), checkpoint.load(other / name))]
-    ours, theirs = (json.loads((folder / SUMMARY).read_text()) for folder in (one, other))
-    found += [f"{SUMMARY}{place}" for place in _differing(ours, theirs)]
-    ours, theirs = (read_columns(folder / "progress.csv") for folder in (one, other))
-    return found + [f"progress.csv{place}" for place in _differing(ours, theirs)]
+    for name, read in readers.items():
+        ours, theirs = (dict(_leaves(read(folder / name), name)) for folder in (one, other))
+        found += [place for place in {**ours, **theirs} if not _equal(ours.get(place, ...), theirs.get(place, ...))]
+    return found
 
 
-def _differing(one: Any, other: Any, place: str = "") -> list[str]:
-    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
-        pairs = [(one[name], other[name], f"{place}/{name}") for name in one if not _is_duration(name)]
-    elif isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) and len(one) == len(other):
-        pairs = [(a, b, f"{place}/{i}") for i, (a, b) in enumerate(zip(one, other, strict=True))]
+def _leaves(tree: Any, place: str) -> Iterator[tuple[str, Any]]:
+    """What is in a tree of dicts and lists, by its place, without durations, which may differ between equal runs."""
+    if isinstance(tree, (dict, list, tuple)):
+        for name, part in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            if not (name in SECONDS or (name != "time/steps" and str(name).startswith("time/"))):
+                yield from _leaves(part, f"{place}/{name}")
     else:
-        return [] if _equal(one, other) else [place]
-    return [found for pair in pairs for found in _differing(*pair)]
+        yield place, tree
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -169,11 +170,6 @@ def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, np.ndarray):
         return one.shape == other.shape and one.dtype == other.dtype and one.tobytes() == other.tobytes()
     return bool(one == other) or (one != one and other != other)  # NaN, an empty field of a table, equals itself
-
-
-def _is_duration(name: object) -> bool:
-    """Durations may differ between equal runs."""
-    return name in SECONDS or (name != "time/steps" and str(name).startswith("time/"))
 
 
 command_line = command(Config, main, __doc__)

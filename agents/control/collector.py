@@ -144,35 +144,23 @@ class StepCollector:
             mask: ``[T + 1, B]`` True on observations that count, and on steps that were really taken.
             finals: last observations of episodes: step, environment, observation.
         """
-        odd = ~np.isfinite(raw) & mask[..., None]
-        if odd.any():
-            t, row, column = np.argwhere(odd)[0]
-            raise ValueError(
-                f"environment {row}, after {t} steps of a rollout: expected a finite {self.encode.describe(column)}, "
-                f"received {raw[t, row, column]}"
-            )
+        for t, row, column in np.argwhere(~np.isfinite(raw) & mask[..., None])[:1]:
+            what = f"finite {self.encode.describe(column)}, received {raw[t, row, column]}"
+            raise ValueError(f"environment {row}, after {t} steps of a rollout: expected a {what}")
         for t, row, last in finals:
             if not np.isfinite(last).all():
-                raise ValueError(
-                    f"environment {row}, step {t} of a rollout: expected a finite final_obs, received {last}"
-                )
-        odd = ~np.isfinite(rewards) & mask[: len(rewards)]
-        if odd.any():
-            t, row = np.argwhere(odd)[0]
-            raise ValueError(
-                f"environment {row}, step {t} of a rollout: expected a finite reward, "
-                f"received {rewards[t, row]} or None"
-            )
+                what = f"finite final_obs, received {last}"
+                raise ValueError(f"environment {row}, step {t} of a rollout: expected a {what}")
+        for t, row in np.argwhere(~np.isfinite(rewards) & mask[: len(rewards)])[:1]:
+            what = f"finite reward, received {rewards[t, row]} or None"
+            raise ValueError(f"environment {row}, step {t} of a rollout: expected a {what}")
         if self._bounds is not None:
             odd = ((raw < self._bounds[0]) | (raw > self._bounds[1])) & mask[..., None]
-            if odd.any():
-                t, row, column = np.argwhere(odd)[0]
+            for t, row, column in np.argwhere(odd)[:1]:
                 low, high = self.encode.bounds()[:, column]
-                warnings.warn(
-                    f"environment {row}, after {t} steps of a rollout: {self.encode.describe(column)} is "
-                    f"{raw[t, row, column]:g}, outside its space's [{low:g}, {high:g}]",
-                    stacklevel=2,
-                )
+                what = f"is {raw[t, row, column]:g}, outside its space's [{low:g}, {high:g}]"
+                place = f"environment {row}, after {t} steps of a rollout: {self.encode.describe(column)}"
+                warnings.warn(f"{place} {what}", stacklevel=2)
                 self._bounds = None
 
     def _allow_all_while_resetting(self, observation: NDArray[np.float32]) -> None:

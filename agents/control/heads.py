@@ -52,10 +52,9 @@ class CategoricalHead(nn.Module):
             logprobs = distributions.categorical_logprobs(outputs)
             return distributions.categorical_logprob(logprobs, actions), distributions.categorical_entropy(logprobs)
         parts = [distributions.categorical_logprobs(part) for part in outputs.split(self.sizes, -1)]
-        logprob = torch.stack(
-            [distributions.categorical_logprob(part, actions[..., i]) for i, part in enumerate(parts)], -1
-        )
-        entropy = torch.stack([distributions.categorical_entropy(part) for part in parts], -1)
+        chosen = [distributions.categorical_logprob(part, actions[..., i]) for i, part in enumerate(parts)]
+        entropies = [distributions.categorical_entropy(part) for part in parts]
+        logprob, entropy = torch.stack(chosen, -1), torch.stack(entropies, -1)
         return logprob.sum(-1), entropy.sum(-1)
 
     def distribution(self, outputs: Tensor) -> tuple[Tensor, ...]:

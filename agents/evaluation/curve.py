@@ -11,7 +11,7 @@ from typing import Any
 
 from agents.evaluation.metrics import Assessment, standard_error
 from agents.runs.logging import MetricSink
-from agents.runs.run_dir import write_aside
+from reward_models.aside import write_aside
 
 FRONTIER = "frontier.csv"
 STEP = "episodes"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agents.evaluation.token_table import QUANTITIES, TokenTable
-from agents.runs.run_dir import write_aside
+from reward_models.aside import write_aside
 
 PAGE = "tokens.html"
 TEMPLATE = Path(__file__).with_name("token_page.html")

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
+from reward_models.aside import PART
+
 MARKER = "made_by.txt"
 """The script whose run it is, and a line with when it began. Written first; a folder without it is no run."""
-PART = ".part"
 RUN_FILES = (
     "summary.json", "config.json", "state.json", "samples.json", "progress.csv", "events.out.tfevents.*", "report.html",
     "last.safetensors", "best.safetensors", "checkpoint.safetensors", "checkpoint_[0-9]*.safetensors",

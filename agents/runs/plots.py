@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+from reward_models.aside import aside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +73,9 @@ def read_columns(path: Path) -> dict[str, list[float]]:
 
 
 def plot_run(run_dir: Path, curves: Sequence[Curve], out: Path, *, title: str, unit: str) -> Path:
-    """Draw the ``curves`` of a run into the PNG ``out``, which is written aside first; see `draw_run`."""
-    aside = out.with_name(out.name + ".part")
-    with aside.open("wb") as file:
+    """Draw the ``curves`` of a run into the PNG ``out``; see `draw_run`."""
+    with aside(out) as part, part.open("wb") as file:
         draw_run(run_dir, curves, file, title=title, unit=unit)
-    os.replace(aside, out)
     return out
 
 

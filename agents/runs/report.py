@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.runs.plots import Curve, draw_run
-from agents.runs.run_dir import write_aside
+from reward_models.aside import write_aside
 
 REPORT = "report.html"
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#222}

@@ -11,7 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from agents.runs.own_files import MARKER, PART, delete_own_files, put_in_place, read_marker, script_of
+from agents.runs.own_files import MARKER, delete_own_files, put_in_place, read_marker, script_of
+from reward_models.aside import PART, write_aside
 
 SUMMARY = "summary.json"
 CONFIG = "config.json"
@@ -237,16 +238,6 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def lies_in(path: Path, folder: Path) -> bool:
     """Whether ``path`` is ``folder`` or something in it."""
     return folder.resolve() in (path.resolve(), *path.resolve().parents)
-
-
-def write_aside(path: Path, text: str) -> None:
-    """Write ``text`` to a neighbor of ``path`` and rename it into place, so a reader never sees half of it."""
-    aside = path.with_name(path.name + PART)
-    try:
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def write_folder_aside(path: Path, write: Callable[[Path], object]) -> None:

@@ -13,9 +13,10 @@ import gymnasium as gym
 import torch
 
 import textenvs  # noqa: F401 (registers the ids)
-from agents.runs.run_dir import SUMMARY, RunDir, write_aside
+from agents.runs.run_dir import SUMMARY, RunDir
 from agents.verification.checks import Check, Checking, at_most, headings, markdown, not_applicable, printed, run, tally
 from agents.verification.command import CheckFailed, VerifyConfig
+from reward_models.aside import write_aside
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -19,8 +19,7 @@ from agents.control.presets import preset_for
 from agents.functional.schedules import Linear
 from agents.text.config import Algorithm, Paper
 from agents.verification.checks import Check, Checking, at_least, at_most
-from agents.verification.dialogue_gap import CASES, train_dialogue
-from agents.verification.exact_gap import ALGORITHMS, ENVS, TRAINERS
+from agents.verification.exact_gap import ALGORITHMS, DIALOGUES, ENVS, train
 from agents.verification.learning import fingerprint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,17 +28,9 @@ SOLVED = 475.0
 GAP: dict[Paper, float] = dict.fromkeys(ALGORITHMS, 0.03) | {"ppo": 0.02}
 """Largest accepted gap to the optimum, share of (optimum - start)."""
 RESUMED = PPOConfig(
-    num_envs=3,
-    num_steps=24,
-    minibatch_size=20,
-    epochs=2,
-    learning_rate=Linear(1e-3),
-    clip=Linear(0.2),
-    normalize_observations=True,
-    normalize_rewards=True,
-    hidden=(8, 8),
-    seed=5,
-)
+    num_envs=3, num_steps=24, minibatch_size=20, epochs=2, learning_rate=Linear(1e-3), clip=Linear(0.2),
+    normalize_observations=True, normalize_rewards=True, hidden=(8, 8), seed=5,
+)  # fmt: skip
 DIALOGUE_GAP = 0.03
 """The same for dialogues."""
 CONTINUE = """
@@ -60,29 +51,28 @@ def gap_checks(*, full: bool) -> list[Checking]:
     """
     asked: list[tuple[str, Paper, Sequence[str]]] = [("tabular", algorithm, ENVS) for algorithm in ALGORITHMS]
     asked += [("gpt2", algorithm, ENVS) for algorithm in get_args(Algorithm)] if full else [("gpt2", "ppo", ENVS[:1])]
-    dialogues = CASES if full else CASES[:4]
     talked: list[Checking] = [
-        (f"optimality gap, dialogues, {a}, credit {c}, {e}", partial(dialogue_gap, e, a, c)) for e, a, c in dialogues
+        (f"optimality gap, dialogues, {a}, credit {c}, {e}", partial(dialogue_gap, e, a, c))
+        for e, a, c in (DIALOGUES if full else DIALOGUES[:4])
     ]
-    talked += [
+    return talked + [
         (f"optimality gap, {policy}, {algorithm}, {len(envs)} environments", partial(gap, policy, algorithm, envs))
         for policy, algorithm, envs in asked
     ]
-    return talked
 
 
 def gap(policy: str, algorithm: Paper, envs: Sequence[str]) -> Check:
     """Train with the default number of updates and seed 0 on each environment; the worst gap counts."""
-    gaps = {env_id: TRAINERS[policy](env_id, algorithm, seed=0).gap for env_id in envs}
+    gaps = {env_id: train(policy, env_id, algorithm).gap for env_id in envs}
     shares = [f"{env_id.removeprefix('textenvs/Exact').removesuffix('-v0')} {gaps[env_id]:.2%}" for env_id in envs]
     claim = f"optimality gap, {policy}, {algorithm}: worst environment"
     return at_most(claim, max(gaps.values()), GAP[algorithm], f": {', '.join(shares)}")
 
 
-def dialogue_gap(env_id: str, algorithm: Algorithm, credit: str) -> Check:
+def dialogue_gap(env_id: str, algorithm: Paper, credit: str) -> Check:
     """Train with the default number of updates and seed 0."""
     claim = f"optimality gap, dialogues, {algorithm}, credit {credit}, {env_id.removeprefix('textenvs/')}"
-    return at_most(claim, train_dialogue(env_id, algorithm, credit)["gap"], DIALOGUE_GAP)
+    return at_most(claim, train("dialogue", env_id, algorithm, credit=credit).gap, DIALOGUE_GAP)
 
 
 def resumed() -> list[Check]:

@@ -26,7 +26,9 @@ def run_process(command: Sequence[str], name: str, **options: Any) -> str:
     return done.stdout
 
 
-def run_once(folder: Path, module_and_flags: Sequence[object], *, threads: int = 1) -> dict[str, Any]:
+def run_once(
+    folder: Path, module_and_flags: Sequence[object], *, threads: int = 1, timeout: float | None = None
+) -> dict[str, Any]:
     """Run a script on that many threads into ``folder`` unless it is finished there; its summary.
 
     Raises:
@@ -37,5 +39,6 @@ def run_once(folder: Path, module_and_flags: Sequence[object], *, threads: int =
         module, *flags = map(str, module_and_flags)
         print(f"{folder.name} ...", flush=True)
         command = [sys.executable, "-m", module, *flags, "--run-dir", str(folder)]
-        run_process(command, f"{module} in {folder}", env={**os.environ, "OMP_NUM_THREADS": str(threads)})
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        run_process(command, f"{module} in {folder}", env=environment, timeout=timeout)
     return json.loads((folder / SUMMARY).read_text())

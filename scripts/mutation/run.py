@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.runs.run_dir import write_aside
+from reward_models.aside import write_aside
 from scripts.mutation import Mutant
 from scripts.mutation.table import MUTANTS
 

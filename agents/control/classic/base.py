@@ -21,6 +21,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.classic_control.utils import maybe_parse_reset_bounds
 from gymnasium.error import ResetNeeded
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -89,7 +90,7 @@ class ClassicVectorEnv(VectorEnv):
 
     def _draw(self, generator: np.random.Generator, options: dict[str, Any] | None) -> np.ndarray:
         """A starting state ``[state_size]``, drawn as the scalar original draws it."""
-        return generator.uniform(*start_bounds(options, *self.start), size=self.state_size)
+        return generator.uniform(*maybe_parse_reset_bounds(options, *self.start), size=self.state_size)
 
     @abstractmethod
     def _advance(self, state: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -231,19 +232,3 @@ class ClassicVectorEnv(VectorEnv):
             final[row] = self._observations[row].copy()
         masks = {name: self._ended.copy() for name in ("_final_obs", "_final_info")}
         return {"final_obs": final, "final_info": {}, **masks}
-
-
-def start_bounds(options: dict[str, Any] | None, low: float, high: float) -> tuple[float, float]:
-    """The bounds ``low`` and ``high`` of a start, read from reset options as Gymnasium reads them.
-
-    Raises:
-        ValueError: if a bound is no number, or low exceeds high.
-    """
-    options = options or {}
-    try:
-        low, high = float(options.get("low", low)), float(options.get("high", high))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"options 'low' and 'high' must be numbers, received {options}") from error
-    if low > high:
-        raise ValueError(f"option 'low' ({low}) must not exceed option 'high' ({high})")
-    return low, high

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from gymnasium.envs.classic_control.utils import maybe_parse_reset_bounds
 from gymnasium.spaces import Box, Discrete
 
-from agents.control.classic.base import ClassicVectorEnv, start_bounds
+from agents.control.classic.base import ClassicVectorEnv
 
 MIN_POSITION, MAX_POSITION, MAX_SPEED = -1.2, 0.6, 0.07
 GRAVITY = 0.0025
@@ -25,7 +26,7 @@ class _MountainCar(ClassicVectorEnv):
         self._goal_velocity = goal_velocity
 
     def _draw(self, generator: np.random.Generator, options: dict[str, Any] | None) -> np.ndarray:
-        return np.array([generator.uniform(*start_bounds(options, *self.start)), 0.0])
+        return np.array([generator.uniform(*maybe_parse_reset_bounds(options, *self.start)), 0.0])
 
 
 class MountainCarVectorEnv(_MountainCar):

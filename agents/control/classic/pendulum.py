@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from gymnasium.envs.classic_control.utils import verify_number_and_cast
 from gymnasium.spaces import Box
 
 from agents.control.classic.base import ClassicVectorEnv
@@ -37,10 +38,7 @@ class PendulumVectorEnv(ClassicVectorEnv):
         self._two = np.full(num_envs, 2.0)
 
     def _draw(self, generator: np.random.Generator, options: dict[str, Any] | None) -> np.ndarray:
-        try:
-            highs = [float((options or {}).get(key, default)) for key, default in START.items()]
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"options 'x_init' and 'y_init' must be numbers, received {options}") from error
+        highs = [verify_number_and_cast((options or {}).get(key, default)) for key, default in START.items()]
         return np.array([generator.uniform(-high, high) for high in highs])
 
     def _observe(self, state: np.ndarray) -> np.ndarray:

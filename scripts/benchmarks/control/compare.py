@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from agents.runs.cli import command
-from agents.runs.run_dir import SUMMARY, RunDir, write_aside
+from agents.runs.run_dir import SUMMARY, RunDir
+from reward_models.aside import write_aside
 from scripts.benchmarks import table
 from scripts.benchmarks.processes import run_once
 from scripts.benchmarks.table import Row, bootstrap_interval, interquartile_mean, row_of

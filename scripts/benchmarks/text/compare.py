@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from agents.runs.cli import command
-from agents.runs.run_dir import CONFIG, SUMMARY, RunDir, write_aside
+from agents.runs.run_dir import CONFIG, SUMMARY, RunDir
+from reward_models.aside import write_aside
 from scripts.benchmarks.table import Row, to_markdown
 from scripts.benchmarks.text.models import BenchSizes
 from scripts.benchmarks.text.rows import ALGORITHMS, POLICIES, gap_row, kl_row, learning_row, memory_row, reviews_row

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from agents.runs.run_dir import write_aside
+from reward_models.aside import write_aside
 from scripts.benchmarks.processes import run_process
 from scripts.benchmarks.text.models import LM, PROMPTS, REWARD_MODEL
 
