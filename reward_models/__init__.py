@@ -17,22 +17,13 @@ if TYPE_CHECKING:
     from reward_models.training import fit
 
 _MODULES = {
-    "classifier": ("RewardClassifier",),
-    "data.pairs": ("PreferencePair", "read_pairs", "write_pairs"),
-    "ensemble": ("RewardEnsemble",),
-    "model": ("RewardModel",),
-    "training": ("TrainingOptions", "fit"),
-}
+    "classifier": ("RewardClassifier",), "data.pairs": ("PreferencePair", "read_pairs", "write_pairs"),
+    "ensemble": ("RewardEnsemble",), "model": ("RewardModel",), "training": ("TrainingOptions", "fit"),
+}  # fmt: skip
 __all__ = [
-    "PreferencePair",
-    "RewardClassifier",
-    "RewardEnsemble",
-    "RewardModel",
-    "TrainingOptions",
-    "fit",
-    "read_pairs",
+    "PreferencePair", "RewardClassifier", "RewardEnsemble", "RewardModel", "TrainingOptions", "fit", "read_pairs",
     "write_pairs",
-]
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -170,12 +170,10 @@ class Fit:
         progress.count += count
         progress.step_seconds += time.perf_counter() - began
         return {
-            "train/loss": loss,
-            "train/grad_norm": norm,
-            "train/learning_rate": options.learning_rate * factor,
+            "train/loss": loss, "train/grad_norm": norm, "train/learning_rate": options.learning_rate * factor,
             f"train/{options.unit}": float(progress.count),
             f"train/{options.unit}_per_s": progress.count / progress.step_seconds,
-        }
+        }  # fmt: skip
 
     def evaluate(self, *, log: bool = True) -> dict[str, float]:
         """Evaluate on the held-out data, keep the weights if they are the best so far, and return the metrics.
@@ -236,14 +234,12 @@ class Fit:
         """Everything that training from here depends on."""
         average = self._average
         return {
-            "progress": dict(vars(self.progress)),
-            "fingerprint": self._fingerprint,
-            "module": trained_state(self.learner.module),
-            "optimizer": self.optimizer.state_dict(),
+            "progress": dict(vars(self.progress)), "fingerprint": self._fingerprint,
+            "module": trained_state(self.learner.module), "optimizer": self.optimizer.state_dict(),
             "best": self._best,
             "average": None if average is None else {"count": average.count, "mean": _copy(average.mean)},
             "generator": torch.get_rng_state(),
-        }
+        }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned.

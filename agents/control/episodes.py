@@ -54,11 +54,9 @@ class EpisodeStatistics:
     def state_dict(self) -> dict[str, Any]:
         """Exact state."""
         return {
-            "returns": self.returns.copy(),
-            "lengths": self.lengths.copy(),
-            "finished": [list(episode) for episode in self.finished],
-            "count": self.count,
-        }
+            "returns": self.returns.copy(), "lengths": self.lengths.copy(),
+            "finished": [list(episode) for episode in self.finished], "count": self.count,
+        }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore from ``state_dict``."""

@@ -97,12 +97,9 @@ class TRPO(ControlAgent):
         point, tries = line_search(measure, start, step, tries=config.line_search_steps, **limits)
         self._put(point)
         return {
-            "train/surrogate_gain": gain if tries else 0.0,
-            "train/kl": kl if tries else 0.0,
-            "train/line_search_tries": float(tries),
-            "train/cg_residual": residual,
-            "train/entropy": float(entropy),
-        }
+            "train/surrogate_gain": gain if tries else 0.0, "train/kl": kl if tries else 0.0,
+            "train/line_search_tries": float(tries), "train/cg_residual": residual, "train/entropy": float(entropy),
+        }  # fmt: skip
 
     def _surrogate(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """The surrogate objective and the mean entropy (nats); ``batch`` has no masked steps left."""

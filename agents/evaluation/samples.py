@@ -81,10 +81,6 @@ def write_samples(
     completions = torch.cat([part.completions for part in parts]).cpu().numpy()
     openings, endings = decode_rows(tokenizer, tokens, completions)
     return Samples(
-        prompts=tokens,
-        completions=completions,
-        logprobs=torch.cat([part.logprobs for part in parts]).cpu().numpy(),
-        openings=openings,
-        endings=endings,
-        columns=read.columns,
-    )
+        prompts=tokens, completions=completions, logprobs=torch.cat([part.logprobs for part in parts]).cpu().numpy(),
+        openings=openings, endings=endings, columns=read.columns,
+    )  # fmt: skip

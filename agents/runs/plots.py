@@ -32,10 +32,7 @@ class Curve:
 TEXT_CURVES = (
     Curve(column="rollout/score", title="Score of the reward model", unit="reward units"),
     Curve(
-        column="eval/accuracy",
-        title="Held-out rows",
-        unit="share",
-        name="accuracy",
+        column="eval/accuracy", title="Held-out rows", unit="share", name="accuracy",
         others=tuple((f"eval/pass_at_{k}", f"pass@{k}") for k in (1, 4, 16)),
     ),
     Curve(column="rollout/kl_per_sequence", title="KL to the reference", unit="nats per sequence"),
@@ -43,7 +40,7 @@ TEXT_CURVES = (
     Curve(column="train/clip_fraction", title="Clip fraction", unit="share of tokens"),
     Curve(column="train/explained_variance", title="Explained variance of the critic", unit="share, at most 1"),
     Curve(column="rollout/length_mean", title="Length of the completions", unit="tokens"),
-)
+)  # fmt: skip
 CONTROL_CURVES = (
     Curve(
         column="eval/return_mean", title="Return", unit="reward units per episode", name="greedy actions, evaluation",

@@ -10,12 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 HEADLINES = (
-    ("rollout/score", "score {:+.2f}"),
-    ("rollout/kl_per_sequence", "KL {:.2f} nats"),
-    ("rollout/return_mean", "return {:.1f}"),
-    ("train/loss", "loss {:.3f} nats"),
+    ("rollout/score", "score {:+.2f}"), ("rollout/kl_per_sequence", "KL {:.2f} nats"),
+    ("rollout/return_mean", "return {:.1f}"), ("train/loss", "loss {:.3f} nats"),
     ("validation/loss", "held-out loss {:.3f} nats"),
-)
+)  # fmt: skip
 
 
 def headline(metrics: Mapping[str, float]) -> str:

@@ -43,11 +43,9 @@ from agents.verification.text import text_checks
 
 SEEN = spaces.Box(-1, 1, (4,))
 ACTIONS: dict[str, spaces.Space[Any]] = {
-    "Discrete": spaces.Discrete(3, start=5),
-    "Box": spaces.Box(-1, 1, (2,)),
-    "MultiDiscrete": spaces.MultiDiscrete([2, 3]),
-    "MultiBinary": spaces.MultiBinary(3),
-}
+    "Discrete": spaces.Discrete(3, start=5), "Box": spaces.Box(-1, 1, (2,)),
+    "MultiDiscrete": spaces.MultiDiscrete([2, 3]), "MultiBinary": spaces.MultiBinary(3),
+}  # fmt: skip
 CLASSIC = ("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1")
 
 

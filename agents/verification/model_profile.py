@@ -20,12 +20,10 @@ PACKING = "rows of different lengths run without padding"
 def profile_checks(model: Any, tokenizer: Any | None) -> list[Checking]:
     """A line for each property of a transformers ``model`` with its ``tokenizer``, or None."""
     return [
-        (ENDS, partial(_ends, model, tokenizer)),
-        (TEMPLATE, partial(_template, tokenizer)),
-        (LOGITS, partial(_logits, model)),
-        (POSITIONS, partial(_positions, model)),
+        (ENDS, partial(_ends, model, tokenizer)), (TEMPLATE, partial(_template, tokenizer)),
+        (LOGITS, partial(_logits, model)), (POSITIONS, partial(_positions, model)),
         (PACKING, partial(_packing, model)),
-    ]
+    ]  # fmt: skip
 
 
 def _ends(model: Any, tokenizer: Any) -> Check:

@@ -172,8 +172,6 @@ def reliability(
     )
     with np.errstate(invalid="ignore"):
         return Reliability(
-            edges=np.linspace(0.5, 1.0, num_bins + 1),
-            share=total / weights.sum(),
-            confidence=sure / total,
+            edges=np.linspace(0.5, 1.0, num_bins + 1), share=total / weights.sum(), confidence=sure / total,
             accuracy=correct / total,
-        )
+        )  # fmt: skip

@@ -31,17 +31,10 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("textenvs", "agents", "reward_models", "scripts")
 PAGE = ROOT / "docs" / "mutants.md"
 LIBRARIES = (
-    "gymnasium.vector",
-    "peft",
-    "pytest",
-    "safetensors.torch",
-    "stable_baselines3",
-    "tokenizers",
-    "torch",
-    "transformers.models.auto.modeling_auto",
-    "transformers.models.gpt2.modeling_gpt2",
+    "gymnasium.vector", "peft", "pytest", "safetensors.torch", "stable_baselines3", "tokenizers", "torch",
+    "transformers.models.auto.modeling_auto", "transformers.models.gpt2.modeling_gpt2",
     "transformers.models.llama.modeling_llama",
-)
+)  # fmt: skip
 """Loaded once, before the forks."""
 
 

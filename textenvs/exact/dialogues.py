@@ -74,11 +74,9 @@ class DialogueTask:
         shape = SITUATIONS, len(self.turns)
         logits = draw.normal(size=(len(self.states), V))
         return (
-            draw.normal(size=shape),
-            draw.uniform(0.7, 1.0, shape),
-            draw.dirichlet(np.ones(SITUATIONS), shape),
+            draw.normal(size=shape), draw.uniform(0.7, 1.0, shape), draw.dirichlet(np.ones(SITUATIONS), shape),
             logits,
-        )
+        )  # fmt: skip
 
     @cached_property
     def states(self) -> list[tuple[int, int, tuple[int, ...]]]:
@@ -198,16 +196,10 @@ class ExactDialogueVectorEnv(DialogueVectorEnv):
 
     def __init__(self, num_envs: int, task: DialogueTask, **options: Any) -> None:
         super().__init__(
-            num_envs,
-            env=partial(Game, task),
-            eos_token_id=EOS_TOKEN,
-            vocab_size=V,
-            max_turns=task.max_turns,
-            max_turn_tokens=TURN_TOKENS,
-            max_tokens=2 + task.max_turns * (TURN_TOKENS + 3),
-            budget="truncate" if task.truncates else "terminate",
-            **options,
-        )
+            num_envs, env=partial(Game, task), eos_token_id=EOS_TOKEN, vocab_size=V, max_turns=task.max_turns,
+            max_turn_tokens=TURN_TOKENS, max_tokens=2 + task.max_turns * (TURN_TOKENS + 3),
+            budget="truncate" if task.truncates else "terminate", **options,
+        )  # fmt: skip
         self.task = task
 
 
