@@ -162,8 +162,7 @@ class RunDir:
         Raises:
             RunDirError: if the run is finished, has no checkpoint, or has other settings; the message names them.
         """
-        before, now = _flat(read_json(self.path / CONFIG)), _flat(json.loads(json.dumps(settings, default=str)))
-        longer = length is not None and now[length] > before.get(length, now[length])
+        longer = length is not None and settings[length] > read_json(self.path / CONFIG).get(length, settings[length])
         if (self.path / SUMMARY).exists() and not longer:
             what = "" if length is None else f"a larger --{length.replace('_', '-')} makes it longer, or "
             raise RunDirError(f"{self.path} holds a finished run: nothing to resume; {what}choose another {self._flag}")
@@ -172,7 +171,12 @@ class RunDir:
                 f"{self.path} has no {checkpoint} to resume from: start anew, without --resume (and with --overwrite, "
                 "if that is asked for)"
             )
-        differing = [name for name in now if before.get(name) != now[name] and not (longer and name == length)]
+        self.check_same({name: value for name, value in settings.items() if not (longer and name == length)})
+
+    def check_same(self, settings: Mapping[str, Any]) -> None:
+        """Raise RunDirError, which names them, for ``settings`` other than those in config.json."""
+        before, now = _flat(read_json(self.path / CONFIG)), _flat(json.loads(json.dumps(settings, default=str)))
+        differing = [name for name in now if before.get(name) != now[name]]
         other = [f"{name}={_short(before.get(name))} (now {_short(now[name])})" for name in differing]
         if other:
             more = f" and {len(other) - 4} more" if len(other) > 4 else ""

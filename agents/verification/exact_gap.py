@@ -38,6 +38,7 @@ from agents.config import PPOConfig
 from agents.functional.schedules import Linear
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.generation import generate
+from agents.ranges import check_values
 from agents.runs.cli import command
 from agents.runs.run_dir import measured
 from agents.text.agent import TextAgent
@@ -243,8 +244,7 @@ class ExactGapConfig:
     def __post_init__(self) -> None:
         if not self.envs:
             raise ValueError("envs must name an environment, received none")
-        if self.updates is not None and self.updates < 1:
-            raise ValueError(f"updates must be at least 1, received {self.updates}")
+        check_values(self, {">= 1": "updates"})
 
     @property
     def cases(self) -> list[tuple[str, Paper, str]]:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agents.runs.cli import command
 from reward_models.aside import write_aside
 from scripts.mutation import Mutant
 from scripts.mutation.table import MUTANTS
@@ -50,6 +51,10 @@ class Config:
     """seconds after which a mutant's tests are stopped"""
 
 
+class Survived(RuntimeError):
+    """Tests did not notice a mistake; the message counts them."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """The test result of a mutant."""
@@ -61,9 +66,10 @@ class Verdict:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Returns the numbers of mutants, of those ``caught`` and of those that ``survived``; prints a line for each.
+    """Returns the number of mutants, all of them caught; prints a line for each.
 
     Raises:
+        Survived: unless they are.
         ValueError: if ``only`` fits none, a replacement does not fit, or the tests fail without any mistake planted.
     """
     chosen = [m for m in MUTANTS if not config.only or any(o == m.trap or o in m.name for o in config.only)]
@@ -87,7 +93,9 @@ def main(config: Config) -> dict[str, Any]:
     if config.write_docs:
         write_aside(PAGE, page(chosen, verdicts))
     caught = sum(bool(verdict.caught_by) for verdict in verdicts)
-    return {"mutants": len(chosen), "caught": caught, "survived": len(chosen) - caught}
+    if caught < len(chosen):
+        raise Survived(f"{len(chosen) - caught} of {len(chosen)} mistakes survived")
+    return {"mutants": len(chosen), "caught": caught}
 
 
 def check(mutant: Mutant) -> None:
@@ -195,15 +203,4 @@ def page(mutants: Sequence[Mutant], verdicts: Sequence[Verdict]) -> str:
     return "\n".join([*lines, ""])
 
 
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments: 0 if every mistake was caught, 1 if one survived, 2 on bad input."""
-    from agents.runs.cli import enter
-
-    summaries: list[dict[str, Any]] = []
-
-    def noted(config: Config) -> dict[str, Any]:
-        summaries.append(main(config))
-        return summaries[0]
-
-    code = enter(Config, noted, description=__doc__, arguments=arguments)
-    return 1 if summaries and summaries[0]["survived"] else code
+command_line = command(Config, main, __doc__, refusals={Survived: 1})

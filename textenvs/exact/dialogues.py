@@ -23,11 +23,10 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from textenvs.dialogues.vector import DialogueVectorEnv
-from textenvs.envs.scalar import TokenEnv
 from textenvs.envs.wrapper import TokenVectorWrapper
 from textenvs.exact.enumeration import Array, optimality_gap
 from textenvs.exact.envs import EOS_TOKEN
-from textenvs.factories import check_options
+from textenvs.factories import check_options, scalar
 from textenvs.tokens.rows import PAD, Ids
 from textenvs.wrappers.interfaces import Acting
 from textenvs.wrappers.kl_shaping import KLShaping
@@ -233,10 +232,6 @@ def exact_dialogue_vec(
     return KLShaping(envs, task, beta, acting=acting)
 
 
-def exact_dialogue(truncates: bool, **options: Any) -> TokenEnv:
-    """``gym.make("textenvs/ExactDialogue...-v0")``: `exact_dialogue_vec` as one scalar environment."""
-    return TokenEnv(exact_dialogue_vec(truncates, 1, autoreset_mode=AutoresetMode.DISABLED, **options))
-
-
-terminating, terminating_vec = partial(exact_dialogue, False), partial(exact_dialogue_vec, False)
-truncating, truncating_vec = partial(exact_dialogue, True), partial(exact_dialogue_vec, True)
+terminating_vec, truncating_vec = partial(exact_dialogue_vec, False), partial(exact_dialogue_vec, True)
+terminating, truncating = partial(scalar, terminating_vec), partial(scalar, truncating_vec)
+"""Entry points of ``gym.make_vec`` and ``gym.make``."""

@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from textenvs.envs.scalar import TokenEnv
 from textenvs.envs.vector import TokenVectorEnv
 from textenvs.envs.wrapper import TokenVectorWrapper
 from textenvs.exact import enumeration as exact
-from textenvs.factories import check_options
+from textenvs.factories import check_options, scalar
 from textenvs.tokens.rows import PAD, Ids, Numbers
 from textenvs.wrappers.interfaces import Acting
 from textenvs.wrappers.kl_shaping import KLShaping
@@ -250,14 +249,11 @@ def exact_vec(
     return KLShaping(PreferenceReward(envs, built), built, built.beta, acting=acting)
 
 
-def exact_env(task: Callable[..., ExactTask], **options: Any) -> TokenEnv:
-    """``gym.make("textenvs/Exact...-v0")``: `exact_vec` as one scalar environment."""
-    return TokenEnv(exact_vec(task, 1, autoreset_mode=AutoresetMode.DISABLED, **options))
-
-
-exact_spelling, exact_spelling_vec = partial(exact_env, spelling), partial(exact_vec, spelling)
-exact_sentiment, exact_sentiment_vec = partial(exact_env, sentiment), partial(exact_vec, sentiment)
-exact_random, exact_random_vec = partial(exact_env, random), partial(exact_vec, random)
+exact_spelling_vec, exact_sentiment_vec = partial(exact_vec, spelling), partial(exact_vec, sentiment)
+exact_random_vec = partial(exact_vec, random)
+exact_spelling, exact_sentiment = partial(scalar, exact_spelling_vec), partial(scalar, exact_sentiment_vec)
+exact_random = partial(scalar, exact_random_vec)
+"""Entry points of ``gym.make_vec`` and ``gym.make``."""
 
 
 def _random_logprobs(shape: tuple[int, ...], *, seed: int, scale: float) -> exact.Array:

@@ -144,20 +144,17 @@ class Scorers:
         return np.stack(scores)
 
     def _member(self, place: str, scorer: Any, listed: int) -> _Member:
-        return _Member(place, scorer, listed, self._wants_tokens(place, scorer))
-
-    def _wants_tokens(self, place: str, scorer: Any) -> bool:
-        """Whether `scorer` gets token ids (True) or text (False); raise ValueError if it can get neither."""
+        """The scorer with token ids, else text, as what it gets; raise ValueError if it can get neither."""
         own, theirs = self._tokenizer, getattr(scorer, "tokenizer", None)
         if hasattr(scorer, "score_tokens") and (theirs is None or (own is not None and same_tokenizer(theirs, own))):
-            return True
+            return _Member(place, scorer, listed, reads_tokens=True)
         if not callable(scorer):
             what = "its tokenizer is not the environment's, and it" if hasattr(scorer, "score_tokens") else "it"
             raise ValueError(f"{place}: {what} cannot be called on text; received {scorer!r:.200}")
         if own is None:
             raise ValueError(f"{place}: expected a tokenizer in the environment for a scorer of text, received none")
         arguments_of(scorer, {name: [] for name in (*GIVEN, *self._columns)}, place)
-        return False
+        return _Member(place, scorer, listed, reads_tokens=False)
 
 
 def _begin(member: _Member, texts: _Texts) -> Future[Any]:

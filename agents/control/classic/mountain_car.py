@@ -36,13 +36,10 @@ class MountainCarVectorEnv(_MountainCar):
     | Action      | Discrete(3): push left, do nothing, push right |
     | Reward      | -1 each step |
     | Termination | position >= 0.5 with velocity >= ``goal_velocity`` |
-    | Truncation  | after ``max_episode_steps`` (200) |
+    | Truncation  | after ``max_episode_steps`` (the id's: 200) |
     """
 
     spaces = OBSERVATIONS, Discrete(3)
-
-    def __init__(self, num_envs: int = 1, *, max_episode_steps: int | None = 200, **settings: Any) -> None:
-        super().__init__(num_envs, max_episode_steps=max_episode_steps, **settings)
 
     def _advance(self, state: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         change = (actions - 1.0) * 0.001 + np.cos(3 * state[0]) * -GRAVITY
@@ -58,16 +55,13 @@ class MountainCarContinuousVectorEnv(_MountainCar):
     | Action      | Box(-1, 1, (1,), float32): the force, clipped to the bounds |
     | Reward      | -0.1 a², of the action as it came, plus 100 on reaching the goal |
     | Termination | position >= 0.45 with velocity >= ``goal_velocity`` |
-    | Truncation  | after ``max_episode_steps`` (999) |
+    | Truncation  | after ``max_episode_steps`` (the id's: 999) |
 
     The original draws a start in float64 and computes in float32 from the first step's result on; so does this.
     """
 
     spaces = OBSERVATIONS, Box(-1.0, 1.0, shape=(1,), dtype=np.float32)
     power = 0.0015
-
-    def __init__(self, num_envs: int = 1, *, max_episode_steps: int | None = 999, **settings: Any) -> None:
-        super().__init__(num_envs, max_episode_steps=max_episode_steps, **settings)
 
     def _advance(self, state: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         throttle = actions[:, 0].astype(np.float32)

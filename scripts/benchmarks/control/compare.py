@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from agents.ranges import check_values
 from agents.runs.cli import command
 from agents.runs.run_dir import SUMMARY, RunDir
 from reward_models.aside import write_aside
@@ -72,9 +73,7 @@ class Config:
         unknown = sorted(set(self.tasks) - set(TASKS))
         if unknown:
             raise ValueError(f"tasks must be of {sorted(TASKS)}, received {unknown}")
-        for name in ("seeds", "jobs", "timing_seeds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
+        check_values(self, {">= 1": "seeds jobs timing_seeds peer_seeds"})
 
 
 def main(config: Config) -> dict[str, Any]:

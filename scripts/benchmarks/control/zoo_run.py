@@ -13,6 +13,7 @@ import time
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -107,9 +108,13 @@ class Peer:
 
         self.model, self.policy = model, model.policy
         self.envs = model.get_env()
-        self.normalizer = PeerNormalizer(self.envs) if isinstance(self.envs, VecNormalize) else None
         self.collector = self
         self.logger: Any = None
+        self.normalizer: Any = None
+        if isinstance(self.envs, VecNormalize):  # its running statistics, to keep beside the best weights
+            kept = vars(self.envs.obs_rms)
+            save, load = (lambda: deepcopy(kept)), (lambda state: kept.update(deepcopy(state)))
+            self.normalizer = SimpleNamespace(state_dict=save, load_state_dict=load)
 
     @property
     def steps(self) -> int:
@@ -137,21 +142,6 @@ class Peer:
         """Actions for raw observations, normalized as in training, statistics frozen."""
         seen = self.envs.normalize_obs(observations) if self.normalizer is not None else observations
         return self.model.predict(seen, deterministic=deterministic)
-
-
-class PeerNormalizer:
-    """SB3's running statistics of observations, to keep beside the best weights."""
-
-    def __init__(self, envs: Any) -> None:
-        self.envs = envs
-
-    def state_dict(self) -> dict[str, Any]:
-        """Mean, variance and count."""
-        return deepcopy(vars(self.envs.obs_rms))
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to them."""
-        vars(self.envs.obs_rms).update(deepcopy(state))
 
 
 command_line = command(Config, main, __doc__)

@@ -20,8 +20,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from agents.ranges import check_values
 from agents.runs.cli import command
-from agents.runs.run_dir import CONFIG, SUMMARY, RunDir
+from agents.runs.run_dir import SUMMARY, RunDir
 from reward_models.aside import write_aside
 from scripts.benchmarks.table import Row, to_markdown
 from scripts.benchmarks.text.models import BenchSizes
@@ -59,9 +60,7 @@ class Config:
         unknown = sorted(set(self.selected) - set(MEASUREMENTS))
         if unknown:
             raise ValueError(f"rows are of {', '.join(MEASUREMENTS)}; received {', '.join(unknown)}")
-        for name in ("rounds", "seeds", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
+        check_values(self, {">= 1": "rounds seeds threads"})
 
     @property
     def selected(self) -> list[str]:
@@ -90,7 +89,7 @@ def main(config: Config) -> dict[str, Any]:
     """
     with RunDir(config.run_dir, script="benchmark_text", overwrite=config.overwrite, resume=config.resume) as run:
         if config.resume:
-            _refuse_other_settings(config, run.path / CONFIG)
+            run.check_same({name: value for name, value in asdict(config).items() if name not in HOW})
         run.begin(asdict(config))
         (run.path / "rows").mkdir(exist_ok=True)
         failed: dict[str, Exception] = {}
@@ -123,16 +122,6 @@ def finished_rows(folder: Path) -> list[Row]:
     """Those that the benchmark's folder holds, in the table's order."""
     files = [folder / "rows" / f"{name}.json" for name in MEASUREMENTS]
     return [Row(**row) for file in files if file.exists() for row in json.loads(file.read_text())]
-
-
-def _refuse_other_settings(config: Config, file: Path) -> None:
-    theirs = json.loads(file.read_text())
-    ours = {name: value for name, value in asdict(config).items() if name not in HOW}
-    other = [
-        f"{name}={theirs.get(name)!r} (now {value!r})" for name, value in ours.items() if theirs.get(name) != value
-    ]
-    if other:
-        raise ValueError(f"the benchmark in {file.parent} has other settings: {', '.join(other)}")
 
 
 command_line = command(Config, main, __doc__, show=False)

@@ -16,7 +16,7 @@ def test_a_run_leaves_its_gap_behind_and_is_not_overwritten(tmp_path, capsys):
     assert command_line(flags) == 2
     assert "finished run" in capsys.readouterr().err
     assert command_line(["--envs", "textenvs/NoSuchTask-v0"]) == 2
-    with pytest.raises(ValueError, match="at least 1, received 0"):
+    with pytest.raises(ValueError, match="updates: expected a number >= 1, received 0"):
         ExactGapConfig(updates=0)
 
 
