@@ -104,9 +104,6 @@ class ControlAgent(Agent):
 
         After a ``load`` without ``env``, the way to continue in environments of another number or type.
 
-        Args:
-            env: as in the constructor.
-
         Raises:
             ValueError: if its spaces differ.
         """

@@ -138,11 +138,8 @@ class StepCollector:
     ) -> None:
         """Raise ValueError for a number that is not finite; warn once of observations outside their space.
 
-        Args:
-            raw: ``[T + 1, B, size]`` observations.
-            rewards: ``[T, B]`` reward units, of the steps between them.
-            mask: ``[T + 1, B]`` True on observations that count, and on steps that were really taken.
-            finals: last observations of episodes: step, environment, observation.
+        ``raw`` is ``[T + 1, B, size]``, ``rewards`` ``[T, B]``; ``mask [T + 1, B]`` is True on observations that count,
+        and on steps that were really taken; ``finals`` are step, environment and last observation of episodes.
         """
         for t, row, column in np.argwhere(~np.isfinite(raw) & mask[..., None])[:1]:
             what = f"finite {self.encode.describe(column)}, received {raw[t, row, column]}"

@@ -18,10 +18,8 @@ SMALLEST_VARIANCE = 1e-6
 class CategoricalHead(nn.Module):
     """Independent categorical choices: Discrete is one of them, MultiDiscrete several, MultiBinary several of two.
 
-    Actions are stored counted from 0: ``[...]`` int64 for Discrete, ``[..., K]`` for the others.
-
-    Args:
-        space: Discrete, MultiDiscrete or MultiBinary; ``start`` is ``agents.control.spaces.ActionDecoder``'s concern.
+    Actions are stored counted from 0: ``[...]`` int64 for Discrete, ``[..., K]`` for the others; ``start`` is the
+    concern of ``agents.control.spaces.ActionDecoder``.
     """
 
     def __init__(self, space: spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary) -> None:
@@ -70,9 +68,6 @@ class NormalHead(nn.Module):
     """Independent normals around the network's outputs; a subclass gives their ``distribution``.
 
     Actions are stored as sampled; the environment gets them clipped (``agents.control.spaces.ActionDecoder``).
-
-    Args:
-        space: Box of any shape.
 
     Raises:
         ValueError: if the box is not of floats.

@@ -18,9 +18,6 @@ class ObservationEncoder:
     A Dict's key ``"action_mask"`` (any non-zero = allowed) is put last, where the policy finds it. Images are scaled to
     [0, 1].
 
-    Args:
-        space: the space of one observation.
-
     Raises:
         ValueError: for a space that has no fixed flat size, and for a choice outside its space.
     """
@@ -58,11 +55,7 @@ class ObservationEncoder:
 
 
 class ActionDecoder:
-    """Converts stored actions to the action space: clipped to a Box, offset by a Discrete's ``start``.
-
-    Args:
-        space: the space of one action.
-    """
+    """Converts stored actions to the action ``space``: clipped to a Box, offset by a Discrete's ``start``."""
 
     def __init__(self, space: spaces.Space[Any]) -> None:
         self.space = space

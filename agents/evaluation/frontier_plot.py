@@ -33,13 +33,9 @@ class _Trail(Protocol):
 
 
 def draw(path: Path, runs: Sequence[_Trail], rival: _Trail, budget: float) -> None:
-    """Plot runs and best-of-n as a PNG, written atomically.
+    """Plot runs, a color each, and best-of-n, gray, as a PNG; the ``budget``, nats, is a dotted line.
 
-    Args:
-        path: of the PNG.
-        runs: a color each; dots are measurements, dashes the fit, a diamond its peak.
-        rival: best-of-n, gray.
-        budget: nats, a dotted line.
+    Dots are measurements, dashes the fit, a diamond its peak.
     """
     from matplotlib.figure import Figure
 

@@ -142,11 +142,7 @@ def standard_error(values: np.ndarray) -> float:
 
 
 def compare(before: Assessment, after: Assessment) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Metrics of both, and a table of the samples side by side.
-
-    Args:
-        before: of the starting model.
-        after: of the tuned model on the same prompts, in the same order.
+    """Metrics of the starting and the tuned model on the same prompts, and a table of their samples side by side.
 
     Raises:
         ValueError: if the prompts differ.

@@ -131,19 +131,12 @@ class TrainingRun:
     def finish(
         self, summary: dict[str, Any], *, finished: bool, curves: Sequence[Curve] = (), commands: Sequence[str] = ()
     ) -> dict[str, Any]:
-        """Write report.html and then summary.json, which marks the run as finished.
+        """Write report.html and then summary.json, which marks the run as finished; the summary.
 
-        Args:
-            summary: what it holds.
-            finished: whether training came to its end.
-            curves: of the report.
-            commands: what to run next, for the report; ``{run}`` in them is the folder.
-
-        Returns:
-            The summary.
+        The report has ``curves``, and ``commands`` to run next, in which ``{run}`` is the folder.
 
         Raises:
-            Interrupted: if training did not come to its end; no summary is written, and the run can be resumed.
+            Interrupted: if training is not ``finished``; no summary is written, and the run can be resumed.
         """
         if not finished:
             message = f"{self.path} holds what was trained so far; --resume continues it"

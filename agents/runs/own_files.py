@@ -75,13 +75,8 @@ def delete_own_files(
 ) -> None:
     """Delete a command's own files in ``folder`` and the folders that this empties; everything else stays.
 
-    A summary is deleted first, so that what a kill leaves never looks finished.
-
-    Args:
-        folder: of a run or a model.
-        keep: names directly in it that stay.
-        patterns: of its own files.
-        parts_only: delete only unfinished parts of files and folders, which a kill left.
+    A summary is deleted first, so that what a kill leaves never looks finished. Names directly in ``folder`` that are
+    in ``keep`` stay; with ``parts_only``, all but unfinished parts of files and folders, which a kill left.
     """
     doomed = [path for path in own_files(folder, patterns) if path.parent != folder or path.name not in keep]
     emptied = {parent for path in doomed for parent in path.parents if folder in parent.parents}

@@ -79,12 +79,7 @@ def plot_run(run_dir: Path, curves: Sequence[Curve], out: Path, *, title: str, u
 def draw_run(run_dir: Path, curves: Sequence[Curve], file: IO[bytes], *, title: str = "", unit: str) -> None:
     """Draw the ``curves`` that a run has logged, one panel each, over its steps, as PNG.
 
-    Args:
-        run_dir: folder with `progress.csv`.
-        curves: panels; one none of whose columns was logged is left out.
-        file: receives the image.
-        title: above the panels.
-        unit: of the horizontal axis, `time/steps`.
+    Panels none of whose columns was logged are left out; ``unit`` is of the horizontal axis, `time/steps`.
 
     Raises:
         ValueError: if none of the columns was logged.

@@ -17,10 +17,8 @@ from reward_models.aside import aside
 class ProgressCSV(KVWriter):
     """An output format for Stable-Baselines3's logger.
 
-    Args:
-        path: the file.
-        resume_at: go on with the file that lies there, of which the lines up to this step are kept (what came after
-            will come again); None begins anew.
+    With ``resume_at`` it goes on with the file that lies there, of which the lines up to this step are kept (what came
+    after will come again); None begins anew.
     """
 
     def __init__(self, path: Path, *, resume_at: int | None = None) -> None:

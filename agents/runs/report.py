@@ -32,16 +32,9 @@ def write_report(
     unit: str,
     commands: Sequence[str],
 ) -> Path:
-    """Write the page.
+    """Write the page of the run in ``folder``, which has progress.csv and, if there are samples, samples.json.
 
-    Args:
-        folder: of the run, with progress.csv and, if it has samples, samples.json.
-        script: that made it.
-        settings: of the run.
-        summary: of the run.
-        curves: columns of progress.csv to draw; those that were not logged are left out.
-        unit: of its steps.
-        commands: what to run next; ``{run}`` stands for the folder.
+    ``curves`` that were not logged are left out; ``unit`` is of the steps; ``{run}`` in ``commands`` is the folder.
     """
     title = f"{script.replace('_', '-')}: {folder.resolve().name}"
     sections = [

@@ -138,8 +138,7 @@ class RunDir:
     def begin(self, settings: dict[str, Any] | None) -> None:
         """Mark the folder as a run of this command, delete what an old run left unless it is resumed, write settings.
 
-        Args:
-            settings: content of ``config.json``; None: that of the resumed run is kept.
+        None keeps those of the resumed run.
         """
         self._begun = True
         if self._resume:

@@ -77,12 +77,7 @@ def joint(claim: str, parts: Sequence[Check]) -> Check:
 
 
 def run(checkings: Iterable[Checking], show: Callable[[Check], None] = lambda check: None) -> list[Check]:
-    """Run every check; one that raises has failed, with the error as its measured value.
-
-    Args:
-        checkings: claims and functions.
-        show: called with each check when it finishes.
-    """
+    """Run every check and ``show`` it; one that raises has failed, with the error as its measured value."""
     made: list[Check] = []
     for claim, function in checkings:
         try:

@@ -76,10 +76,8 @@ class Replay:
 class Subject:
     """One environment id, with an agent for it.
 
-    Args:
-        env_id: as ``gym.make`` takes it, ``module:Env-v0`` included; it may have only a vector environment.
-        checkpoint: a saved agent whose policy acts; None: a fresh network.
-        seed: seed of environments and policy.
+    ``env_id`` is as ``gym.make`` takes it, ``module:Env-v0`` included, and may have only a vector environment;
+    ``checkpoint`` is a saved agent whose policy acts, None a fresh network.
 
     Raises:
         gymnasium.error.Error: no such id.

@@ -61,12 +61,8 @@ class Bias:
 def kl_biases(task: ExactTask, share: float = 0.5) -> dict[str, Bias]:
     """The bias of k1, k2, k3, full KL and k1 in the reward, at a policy ``share`` of the way to the optimum.
 
-    Args:
-        task: an enumerable problem.
-        share: 0 is the reference (where every KL is 0), 1 the optimum.
-
     Raises:
-        ValueError: if ``share`` is 0: there is no KL to estimate.
+        ValueError: if ``share`` is 0: the policy is the reference, and there is no KL to estimate.
     """
     if share == 0:
         raise ValueError("share must not be 0: the policy would be the reference, whose KL to itself is 0")

@@ -38,10 +38,6 @@ class Model:
 
     Only token ids are used, no tokenizer; the value head is random: one of zeros would pass every comparison.
 
-    Args:
-        model: a ``transformers`` causal LM.
-        seed: of tokens and value head.
-
     Raises:
         ValueError: it is one that the policy refuses.
     """

@@ -56,13 +56,8 @@ class OneStep(gym.Env):
 class Chain(gym.Env):
     """A clock of ``length`` steps. Action 1 continues for a reward of ``pay``, action 0 takes ``cash`` and ends.
 
-    Args:
-        length: steps until the time is up.
-        pay: reward units a step.
-        cash: reward units for leaving; None: action 0 continues like action 1.
-        pay_last: reward units of the last step, if it is another one.
-        limit: the end of time is a time limit (truncated, clock not seen), not the end of the task (terminated, clock
-            is the observation).
+    The last step may pay ``pay_last`` instead; with no ``cash`` action 0 continues, too. With ``limit`` the end of time
+    is a time limit (truncated, clock not seen), else the end of the task (terminated, clock is the observation).
     """
 
     def __init__(

@@ -25,10 +25,7 @@ TABLE = "verify.md"
 
 
 def main(config: VerifyConfig) -> dict[str, Any]:
-    """Run the checks, print the table and save it.
-
-    Returns:
-        The summary: counts, seconds, and a line for each claim.
+    """Run the checks, print the table and save it; the summary has counts, seconds, and a line for each claim.
 
     Raises:
         CheckFailed: if a check fails; the run directory is complete then, too.

@@ -17,11 +17,7 @@ from textenvs.tokens.rows import PAD
 
 
 class Table(nn.Module):
-    """Logits ``[K + 1, A]`` and values ``[K + 1]``; the last row is shared by all that is none of the K states.
-
-    Args:
-        logits: ``[K, A]`` to start from.
-    """
+    """``logits [K, A]`` and values, and a row more, which is shared by all that is none of the K states."""
 
     keeps_rows = False
 
@@ -141,10 +137,7 @@ class TabularTextPolicy(TabularPolicy):
 class TabularDialoguePolicy(Table):
     """Logits and values for every state of a `DialogueTask`, as the reference at first.
 
-    Args:
-        task: locates the states in rows.
-        eos_token_id: the token that ends a turn.
-        has_critic: whether values are learned.
+    ``eos_token_id`` ends a turn; ``has_critic`` is whether values are learned.
     """
 
     keeps_rows = True

@@ -44,11 +44,7 @@ for path in sys.argv[1:]:
 
 
 def gap_checks(*, full: bool) -> list[Checking]:
-    """The optimality gap of each algorithm: one line for all environments.
-
-    Args:
-        full: a table and a tiny GPT-2 on every environment; else a table on all of them, and PPO's GPT-2 on one.
-    """
+    """The gap of each algorithm, a line for all environments: of a table, and of a GPT-2 (not ``full``: PPO's)."""
     asked: list[tuple[str, Paper, Sequence[str]]] = [("tabular", algorithm, ENVS) for algorithm in ALGORITHMS]
     asked += [("gpt2", algorithm, ENVS) for algorithm in get_args(Algorithm)] if full else [("gpt2", "ppo", ENVS[:1])]
     talked: list[Checking] = [

@@ -216,13 +216,10 @@ def exact_dialogue_vec(
 ) -> TokenVectorWrapper:
     """``gym.make_vec("textenvs/ExactDialogue...-v0", num_envs=N)``.
 
-    Args:
-        truncates: whether the limit of turns truncates; set by the id.
-        num_envs: sub-environments.
-        beta: KL coefficient, reward units per nat.
-        gamma, gamma_turn: discounts of the objective, per token and per turn; None: 1, but 0.9 a turn with `truncates`.
-        acting, autoreset_mode, group_size: see `KLShaping` and `DialogueVectorEnv`.
-        **parameters: ``max_turns`` (3) and ``seed`` of the game's tables.
+    The id sets whether the limit of turns ``truncates``. ``beta`` is in reward units per nat; ``gamma`` and
+    ``gamma_turn`` are discounts of the objective, per token and per turn; None: 1, but 0.9 a turn if it truncates.
+    ``parameters`` are ``max_turns`` (3) and ``seed`` of the game's tables; see `KLShaping` and `DialogueVectorEnv` for
+    the rest.
     """
     check_options(parameters, exact_dialogue_vec, DialogueTask)
     discounts = 1.0 if gamma is None else gamma, (0.9 if truncates else 1.0) if gamma_turn is None else gamma_turn

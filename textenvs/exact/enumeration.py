@@ -219,10 +219,7 @@ def optimality_gap(attained: float, best: float, start: float) -> float:
 def tabulate(tree: TokenTree, prompts: Ids, reference: Callable[[Ids, Ids], Numbers]) -> Array:
     """The log-probs ``[M, S, V]`` of a reference as `KLShaping` takes one, a causal LM for instance.
 
-    Args:
-        tree: the enumeration.
-        prompts: ``[M, P]`` right-padded with PAD.
-        reference: ``(prompts [N, P], completions [N, T]) -> [N, T]`` nats; called once, for every prefix and token.
+    It is called once, for every prefix and token; ``prompts [M, P]`` are right-padded with PAD.
     """
     num_prompts, num_states = len(prompts), len(tree.prefixes)
     lengths = (tree.prefixes != PAD).sum(axis=1)

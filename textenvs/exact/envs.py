@@ -140,11 +140,7 @@ class ExactVectorEnv(TokenVectorEnv):
 def spelling(beta: float = 0.2, reference: TableOrReference | None = None) -> ExactTask:
     """Spell the prompt's word: the share of its letters (and its end) in place, plus 1 / length for the whole word.
 
-    The reference writes random letters.
-
-    Args:
-        beta: KL coefficient, reward units per nat.
-        reference: in place of the task's own.
+    The reference writes random letters; ``beta`` is in reward units per nat.
     """
     targets = {1: [2, 1, 4, 0], 2: [1, 0], 3: [3, 4, 4, 1], 4: [4, 2, 0]}
 
@@ -176,11 +172,7 @@ SENTIMENT_BIGRAMS = np.array(
 def sentiment(beta: float = 0.5, reference: TableOrReference | None = None) -> ExactTask:
     """Praise in four words: +1 for "good", -1 for "bad"; a "very" before it multiplies by 1.5, a "not" by -1.
 
-    The reference is a bigram grammar of five words.
-
-    Args:
-        beta: KL coefficient, reward units per nat.
-        reference: in place of the task's own.
+    The reference is a bigram grammar of five words; ``beta`` is in reward units per nat.
     """
     prompts = np.array([[5], [4], [3]])
     tree = exact.TokenTree.build(len(SENTIMENT_WORDS), EOS_TOKEN, MAX_NEW_TOKENS)
@@ -204,10 +196,7 @@ def sentiment(beta: float = 0.5, reference: TableOrReference | None = None) -> E
 def random(beta: float = 0.5, seed: int = 0, reference: TableOrReference | None = None) -> ExactTask:
     """Random scores of standard deviation 1 and a reference of random logits: nothing generalizes.
 
-    Args:
-        beta: KL coefficient, reward units per nat.
-        seed: of the draw; another seed is another problem.
-        reference: in place of the random one.
+    Another ``seed`` is another problem; ``beta`` is in reward units per nat.
     """
     tree = exact.TokenTree.build(4, EOS_TOKEN, MAX_NEW_TOKENS)
     drawn = np.random.default_rng([seed, 2]).normal(size=(len(tree.completions), 2))
@@ -234,14 +223,8 @@ def exact_vec(
 ) -> TokenVectorWrapper:
     """``gym.make_vec("textenvs/Exact...-v0", num_envs=N)``.
 
-    Args:
-        task: builds the problem; set by the id.
-        num_envs: sub-environments.
-        acting: see `KLShaping`.
-        autoreset_mode: see `TokenVectorEnv`, as for `shuffle` and `group_size`.
-        shuffle: whether the prompts are shuffled each epoch.
-        group_size: how often each prompt is drawn in a row.
-        **parameters: of the task: ``beta``, ``reference``.
+    ``task``, set by the id, builds the problem from ``parameters``: ``beta`` and ``reference``, which takes the place
+    of the task's own. See `KLShaping` for ``acting``, `TokenVectorEnv` for the rest.
     """
     check_options(parameters, exact_vec, task)
     built = task(**parameters)
