@@ -112,7 +112,5 @@ def lasting_name(name: str) -> str:
         ValueError: ``name`` is empty.
     """
     if not name:
-        raise ValueError(
-            "expected a model with a name below the adapter, received none: save it and load it from there"
-        )
+        raise ValueError("expected a model with a name below the adapter, received none: save and load it first")
     return str(Path(name).resolve()) if Path(name).is_dir() else name

@@ -59,10 +59,7 @@ class RewardModel(nn.Module):
         if tokenizer.eos_token_id is None:
             raise ValueError("tokenizer: expected an eos token, which marks a finished text, received none")
         if len(tokenizer) > config.vocab_size:
-            raise ValueError(
-                f"tokenizer: expected at most {config.vocab_size} entries, which the backbone embeds, received "
-                f"{len(tokenizer)}"
-            )
+            raise ValueError(f"tokenizer: expected at most {config.vocab_size} entries, received {len(tokenizer)}")
         accelerate(backbone)
         limit = num_positions(backbone)
         self.backbone: Any = backbone
@@ -155,9 +152,7 @@ class RewardModel(nn.Module):
         """
         parts = [np.asarray(part) for part in (prompts, completions)]
         if any(part.ndim != 2 for part in parts) or len(parts[0]) != len(parts[1]):
-            raise ValueError(
-                f"expected [N, P] prompts and [N, T] completions, received {[part.shape for part in parts]}"
-            )
+            raise ValueError(f"expected [N, P] prompts and [N, T] completions, received {[p.shape for p in parts]}")
         joint = np.concatenate(parts, axis=1)
         if joint.size and (joint.max() >= self.backbone.config.vocab_size or joint.min() < PAD):
             raise ValueError(

@@ -48,9 +48,7 @@ class RewardLearner:
         self, model: RewardModel, train: BatchSource, heldout: Sequence[ComparisonBatch], options: TrainingOptions
     ) -> None:
         if not len(heldout):
-            raise ValueError(
-                "heldout: expected at least one batch, by whose loss the best weights are chosen; received 0"
-            )
+            raise ValueError("heldout: expected at least one batch, whose loss chooses the weights; received 0")
         self.module, self.train, self.heldout, self.options = model, train, heldout, options
         model.mean.zero_()
         model.std.fill_(1.0)

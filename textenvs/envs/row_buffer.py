@@ -83,9 +83,7 @@ class RowBuffer:
             )
         array = np.asarray(actions)
         if array.shape != self.lengths.shape or not np.issubdtype(array.dtype, np.integer):
-            raise ValueError(
-                f"actions: expected {len(self.lengths)} integers, received shape {array.shape} of type {array.dtype}"
-            )
+            raise ValueError(f"actions: expected {len(self.lengths)} integers, received {array.dtype} {array.shape}")
         wrong = np.flatnonzero(self.running & ((array < 0) | (array >= vocab_size)))
         if wrong.size:
             raise ValueError(

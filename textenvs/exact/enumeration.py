@@ -64,9 +64,7 @@ class TokenTree:
             )
         counts = [(vocab_size - 1) ** length for length in range(max_new_tokens)]
         if sum(counts) > 1_000_000:
-            raise ValueError(
-                f"expected at most 1,000,000 prefixes, received {sum(counts)}: lower the vocabulary or budget"
-            )
+            raise ValueError(f"expected at most 1,000,000 prefixes, received {sum(counts)}: lower vocabulary or budget")
         offsets = np.cumsum([0, *counts])
         letters = np.delete(np.arange(vocab_size), eos_token_id)
         prefixes = np.full((offsets[-1], max_new_tokens), PAD, dtype=np.int64)

@@ -63,9 +63,7 @@ class ExactTask:
         self.words, self.beta = words, beta
         self.prompts = np.asarray(prompts, dtype=np.int64)
         if self.prompts.ndim != 2 or self.prompts.min() < 0 or len(np.unique(self.prompts, axis=0)) < len(prompts):
-            raise ValueError(
-                f"prompts: expected distinct rows [M, P] of token ids without padding, received {prompts!r}"
-            )
+            raise ValueError(f"prompts: expected distinct rows [M, P] of token ids, no padding, received {prompts!r}")
         self.tree = exact.TokenTree.build(len(words), EOS_TOKEN, max_new_tokens)
         if callable(reference):
             reference = exact.tabulate(self.tree, self.prompts, reference)

@@ -225,9 +225,7 @@ def _as_scores(values: Any, place: str, rows: Sequence[str]) -> Floats:
                 raise RewardError(f"{place}: expected a number or None, received the text {value!r:.80} at {row}")
         if len(values) < len(rows):
             none = rows[len(values)]
-            raise RewardError(
-                f"{place}: expected {len(rows)} numbers, one a text, received {len(values)}: none at {none}"
-            )
+            raise RewardError(f"{place}: expected {len(rows)} numbers, received {len(values)}: none at {none}")
         if len(values) == len(rows):
             skipped = np.array([value is None for value in values])
             values = [0.0 if value is None else value for value in values] if skipped.any() else values

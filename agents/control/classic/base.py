@@ -69,9 +69,7 @@ class ClassicVectorEnv(VectorEnv):
         if num_envs < 1:
             raise ValueError(f"expected num_envs of at least 1, received {num_envs}")
         if max_episode_steps is not None and max_episode_steps < 1:
-            raise ValueError(
-                f"max_episode_steps must be at least 1, or None for no limit; received {max_episode_steps}"
-            )
+            raise ValueError(f"max_episode_steps must be at least 1, or None (no limit); received {max_episode_steps}")
         self.num_envs = num_envs
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
@@ -213,9 +211,7 @@ class ClassicVectorEnv(VectorEnv):
         if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
             raise TypeError(f"options['reset_mask'] must be a boolean numpy array, received {mask!r}")
         if mask.shape != (self.num_envs,) or not mask.any():
-            raise ValueError(
-                f"options['reset_mask'] must have shape ({self.num_envs},) and a True in it, received {mask!r}"
-            )
+            raise ValueError(f"options['reset_mask']: expected shape ({self.num_envs},) with a True, received {mask!r}")
         return mask.nonzero()[0], {key: value for key, value in options.items() if key != "reset_mask"} or None
 
     def _restart(self, rows: np.ndarray, options: dict[str, Any] | None = None) -> None:
