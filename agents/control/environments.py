@@ -54,9 +54,7 @@ def make_vector(env: EnvLike, num_envs: int, mode: AutoresetMode = AutoresetMode
         _check_env(env)
         return SyncVectorEnv([lambda: env], autoreset_mode=AutoresetMode.SAME_STEP)
     if not isinstance(env, str):
-        raise ValueError(
-            f"env: expected an id, an Env or a VectorEnv (gymnasium.make_vec), received a {type(env).__name__}"
-        )
+        raise ValueError(f"env: expected an id, Env or VectorEnv (gymnasium.make_vec), received {type(env).__name__}")
     if num_envs < 1:
         raise ValueError(f"num_envs must be at least 1, received {num_envs}")
     mode = AutoresetMode(mode)

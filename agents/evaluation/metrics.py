@@ -18,20 +18,16 @@ from textenvs.wrappers.preference import ScoredRows, mean_where_it_applies
 class PassingRule:
     """When the first scorer calls a text right, and how many texts are written to see how often."""
 
-    least: float = 1.0
-    """Least score of a text that is right, reward units."""
-    samples: int = 4
-    """Texts that are sampled for each row, n of pass@k."""
+    least: float = 1.0  # least score of a text that is right, reward units
+    samples: int = 4  # texts that are sampled for each row, n of pass@k
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Passed:
     """Which texts of P held-out rows are right. Rows to which the scorer does not apply are left out."""
 
-    greedy: np.ndarray
-    """``[P]`` bool, of the text of the likeliest tokens."""
-    sampled: np.ndarray
-    """``[P, n]`` bool."""
+    greedy: np.ndarray  # [P] bool, of the text of the likeliest tokens
+    sampled: np.ndarray  # [P, n] bool
 
     @classmethod
     def of(cls, greedy: np.ndarray, sampled: np.ndarray, rule: PassingRule) -> Passed:

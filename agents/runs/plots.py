@@ -15,18 +15,12 @@ from reward_models.aside import aside
 class Curve:
     """One panel: a column of `progress.csv`, or several that share a unit."""
 
-    column: str
-    """Its first curve."""
-    title: str
-    """What it shows."""
-    unit: str
-    """Of the vertical axis."""
-    name: str = ""
-    """Of the first curve, where there is another one."""
-    others: tuple[tuple[str, str], ...] = ()
-    """More curves in the same panel: (column, name)."""
-    threshold: float | None = None
-    """Drawn as a dashed line: from here on the task counts as solved."""
+    column: str  # its first curve
+    title: str  # what it shows
+    unit: str  # of the vertical axis
+    name: str = ""  # of the first curve, where there is another one
+    others: tuple[tuple[str, str], ...] = ()  # more curves in the same panel: (column, name)
+    threshold: float | None = None  # drawn as a dashed line: from here on the task counts as solved
 
 
 TEXT_CURVES = (

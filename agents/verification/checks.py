@@ -20,14 +20,10 @@ HEADINGS = ("claim", "expected", "measured", "verdict")
 class Check(NamedTuple):
     """One claim with its expected and measured value."""
 
-    claim: str
-    """A sentence that is true if the check passes; "" for the claim that it runs under."""
-    expected: str
-    """The value that the claim predicts."""
-    measured: str
-    """The measured value, or the reason why there is none."""
-    passed: bool | None
-    """None: the claim does not apply here."""
+    claim: str  # A sentence that is true if the check passes; "" for the claim that it runs under
+    expected: str  # the value that the claim predicts
+    measured: str  # the measured value, or the reason why there is none
+    passed: bool | None  # none: the claim does not apply here
 
     @property
     def verdict(self) -> str:

@@ -64,13 +64,10 @@ class Replay:
 
     observations: float = 0.0
     rewards: float = 0.0
-    flags: int = 0
-    """Steps whose terminated or end of episode differ."""
-    bootstrap: float = 0.0
-    """Of V after a truncation, from V of the single environment's last observation."""
+    flags: int = 0  # steps whose terminated or end of episode differ
+    bootstrap: float = 0.0  # of V after a truncation, from V of the single environment's last observation
     truncations: int = 0
-    episodes: list[tuple[float, int]] = field(default_factory=list)
-    """Return and length of every episode, one environment after the other."""
+    episodes: list[tuple[float, int]] = field(default_factory=list)  # returns and lengths, in order
 
 
 class Subject:

@@ -116,20 +116,13 @@ ANNEALED, SHARE = 3.0, 0.5
 class GapResult:
     """One training and its distance from the optimum."""
 
-    gap: float
-    """share of (optimum - start) that is still to go"""
-    start: float
-    """objective of the reference, reward units"""
-    attained: float
-    """objective of the trained policy, reward units"""
-    optimum: float
-    """objective of the best policy, reward units"""
-    kl: float = math.nan
-    """of the trained policy, nats per sequence; NaN of dialogues"""
-    optimal_kl: float = math.nan
-    """of the best policy, nats per sequence; NaN of dialogues"""
-    train_s: float
-    """seconds of training"""
+    gap: float  # share of (optimum - start) that is still to go
+    start: float  # objective of the reference, reward units
+    attained: float  # objective of the trained policy, reward units
+    optimum: float  # objective of the best policy, reward units
+    kl: float = math.nan  # of the trained policy, nats per sequence; NaN of dialogues
+    optimal_kl: float = math.nan  # of the best policy, nats per sequence; NaN of dialogues
+    train_s: float  # seconds of training
 
 
 def train(

@@ -46,16 +46,11 @@ class KLBiasConfig:
 class Bias:
     """One estimator against enumeration; gradients are compared over all logits at once, by Euclidean norm."""
 
-    value: float
-    """mean of the estimator, nats per sequence"""
-    value_error: float
-    """(value - KL) / KL"""
-    std: float
-    """of one sequence's estimate, nats"""
-    token_gradient_error: float
-    """|gradient - truth| / |truth|, truth per token; 0 is unbiased, 1 is as good as no gradient"""
-    sequence_gradient_error: float
-    """the same against the KL of whole sequences"""
+    value: float  # mean of the estimator, nats per sequence
+    value_error: float  # (value - KL) / KL
+    std: float  # of one sequence's estimate, nats
+    token_gradient_error: float  # |gradient - truth| / |truth|, truth per token; 1 is as good as no gradient
+    sequence_gradient_error: float  # the same against the KL of whole sequences
 
 
 def kl_biases(task: ExactTask, share: float = 0.5) -> dict[str, Bias]:

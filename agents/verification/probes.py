@@ -120,12 +120,9 @@ class Probe(NamedTuple):
     claim: str
     make: Callable[[], gym.Env]
     seen: Any
-    value: Any
-    """V to ``within`` reward units; or a function of the agent."""
-    policy: Any = None
-    """Probabilities of the actions (for Box, the means) to 0.1; those of masked actions are 0 exactly."""
-    actions: Any = None
-    """The likeliest ones, exactly."""
+    value: Any  # V to within reward units; or a function of the agent
+    policy: Any = None  # probabilities of the actions (Box: means) to 0.1; those of masked ones are 0
+    actions: Any = None  # the likeliest ones, exactly
     settings: dict[str, Any] = {}  # noqa: RUF012 (of a named tuple)
     within: float = 0.05
 

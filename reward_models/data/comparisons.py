@@ -24,14 +24,10 @@ class ComparisonBatch:
     """M comparisons among K texts, each of which is encoded once."""
 
     texts: Sequence[str]
-    chosen: np.ndarray
-    """``[M]`` indices into ``texts`` of the preferred ones."""
-    rejected: np.ndarray
-    """``[M]`` indices of the others."""
-    weights: np.ndarray
-    """``[M]`` float32, share of the judgments with this preference, >= 0."""
-    margins: np.ndarray
-    """``[M]`` float32, required lead of the chosen text, reward units."""
+    chosen: np.ndarray  # [M] indices into texts of the preferred ones
+    rejected: np.ndarray  # [M] indices of the others
+    weights: np.ndarray  # [M] float32, share of the judgments with this preference, >= 0
+    margins: np.ndarray  # [M] float32, required lead of the chosen text, reward units
 
     @property
     def num_pairs(self) -> int:

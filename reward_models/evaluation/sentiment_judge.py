@@ -33,12 +33,9 @@ RECIPE = {  # a cached judge must match it
 class Judge:
     """A fitted judge of F features."""
 
-    vocabulary: Sequence[str]
-    """``F`` terms: a word, or two neighboring words."""
-    idf: np.ndarray
-    """``[F]`` inverse document frequencies."""
-    coefficients: np.ndarray
-    """``[F]`` of the logistic regression."""
+    vocabulary: Sequence[str]  # F terms: a word, or two neighboring words
+    idf: np.ndarray  # [F] inverse document frequencies
+    coefficients: np.ndarray  # [F] of the logistic regression
     intercept: float
 
     def __post_init__(self) -> None:

@@ -59,10 +59,8 @@ class Survived(RuntimeError):
 class Verdict:
     """The test result of a mutant."""
 
-    caught_by: str
-    """id of the first test that failed; "" if none did"""
-    trouble: str = ""
-    """why there is no result: the tests could not be collected, or took too long"""
+    caught_by: str  # id of the first test that failed; "" if none did
+    trouble: str = ""  # why there is no result: the tests could not be collected, or took too long
 
 
 def main(config: Config) -> dict[str, Any]:

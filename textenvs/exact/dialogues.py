@@ -42,16 +42,11 @@ class DialogueTask:
     ``tables`` are random; ``seed`` names them.
     """
 
-    max_turns: int
-    """The agent's turns until the game ends, or is truncated."""
-    truncates: bool
-    """The limit of turns is a time limit: states do not have the turn's number, and the game goes on in V."""
-    beta: float
-    """KL coefficient, reward units per nat, > 0."""
-    gamma: float
-    """Discount per token."""
-    gamma_turn: float
-    """Discount per turn, on top."""
+    max_turns: int  # the agent's turns until the game ends, or is truncated
+    truncates: bool  # the limit of turns is a time limit: states lack the turn's number, and the game goes on in V
+    beta: float  # KL coefficient, reward units per nat, > 0
+    gamma: float  # discount per token
+    gamma_turn: float  # discount per turn, on top
     seed: int = 0
 
     @cached_property

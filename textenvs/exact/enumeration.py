@@ -33,22 +33,14 @@ Array = NDArray[np.float64]
 class TokenTree:
     """All prefixes (states, S of them) and all completions (Y of them) of a vocabulary and a budget, shortest first."""
 
-    vocab_size: int
-    """V, tokens."""
-    eos_token_id: int
-    """Ends a completion."""
-    max_new_tokens: int
-    """T: a completion of that length ends without eos."""
-    prefixes: Ids
-    """``[S, T]`` tokens, none of them eos, right-padded with PAD."""
-    offsets: Ids
-    """``[T + 1]`` prefixes of t tokens are rows ``offsets[t]`` to ``offsets[t + 1]``."""
-    children: Ids
-    """``[S, V]`` the next prefix after a token; -1 where it ends the completion."""
-    leaves: Ids
-    """``[S, V]`` the completion that a token ends; -1 elsewhere."""
-    completions: Ids
-    """``[Y, T]`` right-padded with PAD; each ends with eos or has T tokens."""
+    vocab_size: int  # V, tokens
+    eos_token_id: int  # ends a completion
+    max_new_tokens: int  # T: a completion of that length ends without eos
+    prefixes: Ids  # [S, T] tokens, none of them eos, right-padded with PAD
+    offsets: Ids  # [T + 1] prefixes of t tokens are rows offsets[t] to offsets[t + 1]
+    children: Ids  # [S, V] the next prefix after a token; -1 where it ends the completion
+    leaves: Ids  # [S, V] the completion that a token ends; -1 elsewhere
+    completions: Ids  # [Y, T] right-padded with PAD; each ends with eos or has T tokens
 
     @classmethod
     def build(cls, vocab_size: int, eos_token_id: int, max_new_tokens: int) -> TokenTree:
@@ -108,12 +100,9 @@ class TokenTree:
 class Outcome:
     """Exact results of a policy; reward units and nats per sequence, ``[M]`` each."""
 
-    objective: Array
-    """``score - beta * kl``, which PPO maximizes."""
-    score: Array
-    """E[r]."""
-    kl: Array
-    """KL(pi || pi_ref) of whole completions."""
+    objective: Array  # score - beta * kl, which PPO maximizes
+    score: Array  # E[r]
+    kl: Array  # KL(pi || pi_ref) of whole completions
 
     @property
     def mean_objective(self) -> float:
@@ -125,10 +114,8 @@ class Outcome:
 class Optimum:
     """The optimal policy and its values."""
 
-    logprobs: Array
-    """``[M, S, V]`` nats, the optimal log-probs after each prefix."""
-    soft_values: Array
-    """``[M, S]`` the optimal objective from each prefix on; ``soft_values[:, 0]`` is beta log Z."""
+    logprobs: Array  # [M, S, V] nats, the optimal log-probs after each prefix
+    soft_values: Array  # [M, S] the optimal objective from each prefix on; soft_values[:, 0] is beta log Z
 
 
 def sequence_logprobs(tree: TokenTree, logprobs: Array) -> Array:

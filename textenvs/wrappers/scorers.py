@@ -38,13 +38,10 @@ class RewardError(ValueError, RuntimeError):
 class _Member:
     """One scorer and how it is called."""
 
-    place: str
-    """Its name in messages: place in the list and name."""
+    place: str  # its name in messages: place in the list and name
     scorer: Any
-    listed: int
-    """Index in the caller's list of the scorer itself, or of its ensemble."""
-    reads_tokens: bool
-    """Token ids (True) or text (False)."""
+    listed: int  # index in the caller's list of the scorer itself, or of its ensemble
+    reads_tokens: bool  # token ids (True) or text (False)
 
 
 @dataclass(frozen=True)
@@ -54,8 +51,7 @@ class _Texts:
     prompts: Ids
     completions: Ids
     given: Mapping[str, list[Any]]
-    rows: list[str]
-    """Names of their rows, for messages."""
+    rows: list[str]  # names of their rows, for messages
 
     def __getitem__(self, part: slice) -> _Texts:
         given = {name: values[part] for name, values in self.given.items()}
