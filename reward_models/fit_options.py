@@ -50,34 +50,20 @@ class Learner(Protocol[Batch]):
 class FitOptions:
     """Settings of the optimizer loop."""
 
-    num_steps: int
-    """Optimizer steps."""
-    learning_rate: float
-    """AdamW's peak step size."""
-    warmup_share: float
-    """Share of the steps in which the learning rate rises."""
-    final_share: float
-    """Learning rate at the end, as a share of the peak."""
-    weight_decay: float
-    """AdamW's, on matrices."""
-    betas: tuple[float, float]
-    """AdamW's."""
-    max_grad_norm: float
-    """Gradients are scaled down to this norm."""
-    eval_every: int
-    """Steps between evaluations."""
-    checkpoint_every: int
-    """Steps between checkpoints."""
-    keep_best: bool
-    """End with the weights of the least held-out loss, instead of the last."""
-    average_decay: float | None = None
-    """decay a step of the weights' running average, which is evaluated and kept; None: none"""
-    patience: int | None = None
-    """evaluations without a better loss until training stops; None: no early stop"""
-    evaluate_start: bool = True
-    """Evaluate before the first step, too."""
-    unit: str = "tokens"
-    """What `StepResult.size` counts."""
+    num_steps: int  # optimizer steps
+    learning_rate: float  # AdamW's peak step size
+    warmup_share: float  # share of the steps in which the learning rate rises
+    final_share: float  # learning rate at the end, as a share of the peak
+    weight_decay: float  # AdamW's, on matrices
+    betas: tuple[float, float]  # AdamW's
+    max_grad_norm: float  # gradients are scaled down to this norm
+    eval_every: int  # steps between evaluations
+    checkpoint_every: int  # steps between checkpoints
+    keep_best: bool  # end with the weights of the least held-out loss, instead of the last
+    average_decay: float | None = None  # of the weights' running average, which is evaluated and kept; None: no average
+    patience: int | None = None  # evaluations without a better loss until training stops; None: no early stop
+    evaluate_start: bool = True  # evaluate before the first step, too
+    unit: str = "tokens"  # what `StepResult.size` counts
 
 
 @dataclass

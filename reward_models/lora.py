@@ -56,11 +56,7 @@ class AdapterBackbone(nn.Module):
 
     @classmethod
     def load(cls, name: str, folder: Path) -> AdapterBackbone:
-        """The adapter in ``folder`` over the model called ``name``.
-
-        Raises:
-            ValueError: that model cannot be loaded.
-        """
+        """The adapter in ``folder`` over the model called ``name``; ValueError if that model cannot be loaded."""
         try:
             model = load_causal_lm(name)
         except ValueError as error:

@@ -132,11 +132,7 @@ def _add_note(fault: Exception, place: str) -> None:
 
 
 def autoreset_mode(envs: VectorEnv) -> AutoresetMode:
-    """How ``envs`` resets ended episodes.
-
-    Raises:
-        ValueError: if its metadata does not say.
-    """
+    """How ``envs`` resets ended episodes; ValueError if its metadata does not say."""
     mode = envs.metadata.get("autoreset_mode")
     if not isinstance(mode, AutoresetMode):
         raise ValueError(f"{envs} must declare metadata['autoreset_mode'] as a gymnasium AutoresetMode, found {mode!r}")

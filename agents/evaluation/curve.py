@@ -87,11 +87,7 @@ def _number(name: str, text: str) -> float | None:
 
 
 def read_points(path: Path) -> list[dict[str, float | None]]:
-    """Read the table of `write_points`.
-
-    Raises:
-        ValueError: if there is none, or it is damaged.
-    """
+    """Read the table of `write_points`; ValueError if there is none, or it is damaged."""
     if not path.is_file():
         raise ValueError(f"{path.parent}: expected a file {path.name}, received none")
     try:

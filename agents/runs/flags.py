@@ -39,11 +39,7 @@ class RunFlags:
 
 
 def template_variables(given: str | None) -> dict[str, Any]:
-    """Variables for a chat template, ``given`` as a JSON object; None: none.
-
-    Raises:
-        ValueError: no JSON object.
-    """
+    """Variables for a chat template, ``given`` as a JSON object; None: none. ValueError if it is none."""
     try:
         variables = {} if given is None else json.loads(given)
     except ValueError as fault:

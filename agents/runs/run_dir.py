@@ -208,11 +208,7 @@ def measured(
 
 
 def read_json(path: Path, *names: str) -> dict[str, Any]:
-    """The JSON object in ``path``.
-
-    Raises:
-        RunDirError: if it is missing, damaged, no object, or lacks one of ``names``.
-    """
+    """The JSON object in ``path``; RunDirError if it is missing, damaged, no object, or lacks one of ``names``."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as fault:

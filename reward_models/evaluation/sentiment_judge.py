@@ -47,11 +47,7 @@ class Judge:
 
     @classmethod
     def fit(cls, reviews: Sequence[LabeledReview]) -> Judge:
-        """Fit on labeled reviews.
-
-        Raises:
-            ValueError: all labels are the same.
-        """
+        """Fit on labeled reviews; ValueError if all labels are the same."""
         from sklearn.linear_model import LogisticRegression
 
         if len({review.label for review in reviews}) < 2:
