@@ -57,12 +57,7 @@ class Config:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Returns ``kills``, ``equal`` (runs that ended equal), ``in_mid_write`` and the first differences, if any.
-
-    Raises:
-        RunDirError: if the run directory cannot be used.
-        RuntimeError: if a run fails or ends differently; the message names the differences.
-    """
+    """The numbers of kills, of runs that ended equal, and of kills in mid-write; RuntimeError names differences."""
     rng = random.Random(config.seed)
     with RunDir(config.run_dir, script="kill_and_resume", overwrite=config.overwrite) as run:
         run.begin({name: str(value) for name, value in vars(config).items()})
@@ -112,10 +107,8 @@ def train(config: Config, folder: Path, *more: str) -> subprocess.Popen[bytes]:
 
 def kill(config: Config, folder: Path, moment: float, *, in_mid_write: bool) -> tuple[float | None, list[str]]:
     """Start a run and kill it ``moment`` seconds after it has begun (a negative moment does not wait for that), or, if
-    ``in_mid_write``, once a half-written checkpoint is seen after that.
-
-    Returns:
-        Seconds after which it was killed (None: it had finished), and the half-written files it left, by name.
+    ``in_mid_write``, once a half-written checkpoint is seen after that: the seconds until it was killed (None: it had
+    finished), and the half-written files it left, by name.
     """
     process, began = train(config, folder), time.monotonic()
     try:

@@ -77,10 +77,7 @@ class RewardScaler:
     def __call__(
         self, rewards: NDArray[np.float32], ended: NDArray[np.bool_], mask: NDArray[np.bool_]
     ) -> NDArray[np.float32]:
-        """Update the statistics from a rollout's ``rewards [T, B]``, reward units; return them scaled.
-
-        ``ended [T, B]`` is by termination or time limit; steps where ``mask [T, B]`` is False leave no trace.
-        """
+        """Scale ``rewards [T, B]``, reward units, by statistics that they join where ``mask [T, B]`` is True."""
         seen = np.empty(rewards.shape, np.float64)
         for t in range(len(rewards)):
             self.running = np.where(mask[t], self.running * self.gamma + rewards[t], self.running)

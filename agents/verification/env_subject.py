@@ -121,11 +121,7 @@ class Subject:
         return SyncVectorEnv([lambda one=one: one for one in recorders], autoreset_mode=mode), recorders  # type: ignore[misc]
 
     def vector(self, mode: AutoresetMode = AutoresetMode.SAME_STEP) -> VectorEnv:
-        """The vector environment that training uses, with the time limit of ``single``.
-
-        Raises:
-            TypeError: it has no such autoreset mode.
-        """
+        """The vector environment that training uses, with ``single``'s time limit; TypeError if it has no such mode."""
         if self.is_scalar:
             options = {} if self.limit is None else {"max_episode_steps": self.limit}
             return environments.make_vector(self.env_id, NUM_ENVS, mode, **options)

@@ -131,14 +131,8 @@ def train(
 ) -> GapResult:  # fmt: skip
     """Train what starts as the reference, by whole texts or dialogues; PPO's table of texts by steps.
 
-    Args:
-        policy: "tabular", "gpt2" or "dialogue".
-        env_id: of an environment with a known optimum.
-        algorithm: what trains.
-        credit: of dialogues, see `TextAgentConfig`.
-        seed: of actions, prompts and minibatches; and of the GPT-2's weights.
-        updates: rollouts to learn from; None: ``UPDATES``.
-        num_envs: episodes side by side, a multiple of the group size.
+    ``policy`` is "tabular", "gpt2" or "dialogue", whose ``credit`` is as in `TextAgentConfig`; ``updates`` are rollouts
+    to learn from, None: ``UPDATES``; ``num_envs`` episodes side by side are a multiple of the group size.
     """
     number = UPDATES[policy][algorithm] if updates is None else updates
     if (policy, algorithm) == ("tabular", "ppo"):
@@ -248,12 +242,7 @@ class ExactGapConfig:
 
 
 def main(config: ExactGapConfig) -> dict[str, Any]:
-    """Train on every environment, and leave the summary, one flat object, in the run directory if there is one.
-
-    Raises:
-        RunDirError: if the run directory cannot be used.
-        gymnasium.error.Error: if an id is unknown.
-    """
+    """Train on every environment, and leave the summary, one flat object, in the run directory if there is one."""
     torch.set_num_threads(1)  # the arrays are small: a second thread costs more than it brings
     return measured(partial(measure, config), asdict(config), script="exact_gap")
 

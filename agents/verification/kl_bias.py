@@ -54,11 +54,7 @@ class Bias:
 
 
 def kl_biases(task: ExactTask, share: float = 0.5) -> dict[str, Bias]:
-    """The bias of k1, k2, k3, full KL and k1 in the reward, at a policy ``share`` of the way to the optimum.
-
-    Raises:
-        ValueError: if ``share`` is 0: the policy is the reference, and there is no KL to estimate.
-    """
+    """The bias of k1, k2, k3, full KL and k1 in the reward, at a policy ``share``, not 0, of the way to the optimum."""
     if share == 0:
         raise ValueError("share must not be 0: the policy would be the reference, whose KL to itself is 0")
     ref = torch.from_numpy(task.ref_logprobs)

@@ -15,11 +15,7 @@ from agents.runs.run_dir import SUMMARY
 
 
 def run_process(command: Sequence[str], name: str, **options: Any) -> str:
-    """Run a process, with further ``options`` of `subprocess.run`; its standard output.
-
-    Raises:
-        RuntimeError: if it fails; the message holds ``name`` and the end of its standard error.
-    """
+    """The standard output of a process, by `subprocess.run`; RuntimeError, with what it said, if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
     if done.returncode != 0:
         raise RuntimeError(f"{name} ended with {done.returncode}: {done.stderr[-2000:]}")
@@ -29,11 +25,7 @@ def run_process(command: Sequence[str], name: str, **options: Any) -> str:
 def run_once(
     folder: Path, module_and_flags: Sequence[object], *, threads: int = 1, timeout: float | None = None
 ) -> dict[str, Any]:
-    """Run a script on that many threads into ``folder`` unless it is finished there; its summary.
-
-    Raises:
-        RuntimeError, OSError: if it fails, or leaves no summary.
-    """
+    """Run a script on that many threads into ``folder`` unless it is finished there; its summary."""
     if not (folder / SUMMARY).exists():
         shutil.rmtree(folder, ignore_errors=True)
         module, *flags = map(str, module_and_flags)

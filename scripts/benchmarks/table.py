@@ -86,11 +86,7 @@ def interquartile_mean(scores: ArrayLike) -> float:
 
 
 def bootstrap_interval(scores: ArrayLike, *, resamples: int = 10_000) -> tuple[float, float]:
-    """Percentile-bootstrap 95% interval of the interquartile mean: lower and upper bound, in the scores' unit.
-
-    Raises:
-        ValueError: if there is no score.
-    """
+    """Percentile-bootstrap 95% interval of the interquartile mean: lower and upper bound, in the scores' unit."""
     values = np.asarray(scores, np.float64)
     if not len(values):
         raise ValueError("an interval needs a score, received none")

@@ -66,11 +66,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 def main(config: Config) -> dict[str, int]:
-    """Throw them; returns how many were tried, and how many were answered in each way.
-
-    Raises:
-        NotClear: if not all are clear.
-    """
+    """Throw them; how many were tried, and answered in each way; NotClear unless all are clear."""
     cases = list(chain(generated(), by_hand()))[:: config.every]
     counts = Counter(tried=len(cases), clear=0, traceback=0, silent=0, lost=0)
     with tempfile.TemporaryDirectory() as folder:

@@ -64,12 +64,7 @@ class Verdict:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Returns the number of mutants, all of them caught; prints a line for each.
-
-    Raises:
-        Survived: unless they are.
-        ValueError: if ``only`` fits none, a replacement does not fit, or the tests fail without any mistake planted.
-    """
+    """Plant and print a line for each; Survived unless all are caught, ValueError if one does not fit."""
     chosen = [m for m in MUTANTS if not config.only or any(o == m.trap or o in m.name for o in config.only)]
     if not chosen or (config.write_docs and config.only):
         raise ValueError(f"--only {config.only}: expected the trap or name of a mutant, and nothing with --write-docs")

@@ -191,7 +191,7 @@ def outcome(tree: TokenTree, logprobs: Array, ref_logprobs: Array, scores: Array
 
 
 def optimality_gap(attained: float, best: float, start: float) -> float:
-    """The remaining share of (best - start): 1 at the start, 0 at the optimum; ValueError if the start is the optimum."""
+    """The remaining share of (best - start): 1 at the start, 0 at the optimum, which must differ."""
     if not best > start:
         raise ValueError(f"expected a start below the optimum {best}, received {start}: there is nothing to learn")
     return (best - attained) / (best - start)

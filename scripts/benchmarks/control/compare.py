@@ -77,11 +77,7 @@ class Config:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Run what is missing, and write table and plots.
-
-    Raises:
-        RuntimeError: if a training fails; the message holds the end of its output.
-    """
+    """Run what is missing, and write table and plots; RuntimeError, with the end of its output, if a training fails."""
     with RunDir(config.run_dir, script="benchmark_control", overwrite=config.overwrite, resume=config.resume) as run:
         run.begin(asdict(config))
         runs = run.path / "runs"

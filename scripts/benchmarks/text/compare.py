@@ -83,9 +83,7 @@ MEASUREMENTS: dict[str, Callable[[Config, Path], list[Row]]] = {
 def main(config: Config) -> dict[str, Any]:
     """Measure what is missing, and write the table anew after each measurement.
 
-    Raises:
-        RunDirError, ValueError: if the run directory cannot be used, or holds rows of other settings.
-        RuntimeError: if measurements failed; all others are finished by then, and the message says which and why.
+    If one fails, all others are finished before RuntimeError says which and why.
     """
     with RunDir(config.run_dir, script="benchmark_text", overwrite=config.overwrite, resume=config.resume) as run:
         if config.resume:

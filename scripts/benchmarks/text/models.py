@@ -110,11 +110,7 @@ def set_eos_logit(model: Any, logit: float) -> None:
 
 
 def eos_probability(mean_length: float, budget: int) -> float:
-    """The chance q a token with which texts of at most ``budget`` tokens have ``mean_length``: (1 - (1-q)^budget) / q.
-
-    Raises:
-        ValueError: if no chance gives that mean.
-    """
+    """The chance q a token with which texts of at most ``budget`` have ``mean_length``: (1 - (1-q)^budget) / q."""
     if not 1 <= mean_length < budget:
         raise ValueError(f"mean_length lies in [1, {budget}), received {mean_length}")
     low, high = 1e-9, 1.0
