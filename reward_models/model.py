@@ -223,7 +223,8 @@ class RewardModel(nn.Module):
         """
         folder = Path(path)
         about: dict[str, Any] = {name: float(getattr(self, name)) for name in CALIBRATION}
-        config, tokenizer, weights = self.backbone.config, self.tokenizer, self._without_backbone()
+        config, tokenizer = self.backbone.config, self.tokenizer
+        weights: dict[str, Tensor] = {"head.weight": self.head.weight}
         if isinstance(self.backbone, Adapter):
             about["base"] = lasting_name(self.backbone.base_name)
         else:
@@ -235,9 +236,6 @@ class RewardModel(nn.Module):
         if "base" in about:
             self.backbone.save(folder / ADAPTER)
         write_model(folder, weights, max_length=self.max_length, **about)
-
-    def _without_backbone(self) -> dict[str, Tensor]:
-        return {"head.weight": self.head.weight}
 
     @classmethod
     def load(

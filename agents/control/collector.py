@@ -100,7 +100,8 @@ class StepCollector:
         raw[0] = self._observation
         for t in range(num_steps):
             mask[t] = ~self._resetting
-            self._allow_all_while_resetting(raw[t])
+            if self.encode.mask_size and self._resetting.any():  # a phantom step's mask may forbid everything
+                raw[t][self._resetting, -self.encode.mask_size :] = 1.0
             actions = actor.step(t, raw[t] if self.normalizer is None else self.normalizer(raw[t]))
             try:
                 observations, reward, terminated[t], truncated[t], info = self.envs.step(self.decode(actions))
@@ -159,11 +160,6 @@ class StepCollector:
                 place = f"environment {row}, after {t} steps of a rollout: {self.encode.describe(column)}"
                 warnings.warn(f"{place} {what}", stacklevel=2)
                 self._bounds = None
-
-    def _allow_all_while_resetting(self, observation: NDArray[np.float32]) -> None:
-        """A phantom step's action is ignored, so its action mask, which may forbid everything, must not matter."""
-        if self.encode.mask_size and self._resetting.any():
-            observation[self._resetting, -self.encode.mask_size :] = 1.0
 
     def _finals(self, observations: NDArray[np.float32], info: dict[str, Any], index: Any) -> list[NDArray[np.float32]]:
         """The last observations of the episodes that hit their time limit in environments ``index``."""

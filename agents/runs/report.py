@@ -37,11 +37,12 @@ def write_report(
     ``curves`` that were not logged are left out; ``unit`` is of the steps; ``{run}`` in ``commands`` is the folder.
     """
     title = f"{script.replace('_', '-')}: {folder.resolve().name}"
+    lines = [command.replace("{run}", str(folder)) for command in (*commands, "tensorboard --logdir {run}")]
     sections = [
         ("Summary", _table(("metric", "value"), ((name, _number(value)) for name, value in summary.items()))),
         ("Curves", _picture(folder, curves, unit)),
         ("Samples", _samples(folder / "samples.json")),
-        ("Next", _pre(commands, folder)),
+        ("Next", f"<pre>{escape(chr(10).join(lines))}</pre>"),
         ("Settings", _table(("setting", "value"), ((name, str(value)) for name, value in settings.items()))),
     ]
     body = "".join(f"<section><h2>{name}</h2>\n{content}</section>\n" for name, content in sections if content)
@@ -83,8 +84,3 @@ def _samples(path: Path) -> str:
     if not samples:
         return ""
     return _table(list(samples[0]), ([_number(value) for value in sample.values()] for sample in samples))
-
-
-def _pre(commands: Sequence[str], folder: Path) -> str:
-    lines = [command.replace("{run}", str(folder)) for command in (*commands, "tensorboard --logdir {run}")]
-    return f"<pre>{escape(chr(10).join(lines))}</pre>"

@@ -57,7 +57,8 @@ def _verify(config: VerifyConfig) -> tuple[list[Check], dict[str, Any]]:
         warnings.simplefilter("ignore")
         gym.logger.min_level, before = gym.logger.ERROR, gym.logger.min_level
         try:
-            checks = [check for checkings in _rooms(config) for check in run(checkings(), _show)]
+            show = lambda check: print(printed([*check[:3], check.verdict]), flush=True)  # noqa: E731
+            checks = [check for checkings in _rooms(config) for check in run(checkings(), show)]
         finally:
             gym.logger.min_level = before
     summary: dict[str, Any] = {
@@ -159,7 +160,3 @@ def checks_of_model(loaded: PreTrainedModel, seed: int = 0) -> Sequence[Checking
 
         return [plain, ("the model can be a policy", refused)]
     return [plain, *model_checks(model), *text_checks(model)]
-
-
-def _show(check: Check) -> None:
-    print(printed([*check[:3], check.verdict]), flush=True)

@@ -97,7 +97,8 @@ def main(config: Config) -> dict[str, Any]:
             except (RuntimeError, OSError, ValueError, KeyError) as error:  # hours of other rows must not be lost
                 print(f"{name} failed: {error}", file=sys.stderr, flush=True)
                 failed[name] = error
-            rows = finished_rows(run.path)
+            files = [run.path / "rows" / f"{name}.json" for name in MEASUREMENTS]
+            rows = [Row(**row) for file in files if file.exists() for row in json.loads(file.read_text())]
             run.write_json(SUMMARY, {row.name: row.figures() for row in rows})
             write_aside(run.path / "table.md", to_markdown(rows, peer="peer"))
         print(to_markdown(rows, peer="peer"))
@@ -114,12 +115,6 @@ def measure(config: Config, name: str, folder: Path) -> None:
         rows = MEASUREMENTS[name](config, folder / "runs")
         described = [asdict(replace(row, details=row.details | {"load_before": load})) for row in rows]
         write_aside(kept, json.dumps(described, indent=2) + "\n")
-
-
-def finished_rows(folder: Path) -> list[Row]:
-    """Those that the benchmark's folder holds, in the table's order."""
-    files = [folder / "rows" / f"{name}.json" for name in MEASUREMENTS]
-    return [Row(**row) for file in files if file.exists() for row in json.loads(file.read_text())]
 
 
 command_line = command(Config, main, __doc__, show=False)
