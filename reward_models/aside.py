@@ -1,7 +1,5 @@
 """Files are written aside and renamed into place, so that neither a reader nor a kill ever meets half of one."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

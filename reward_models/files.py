@@ -1,7 +1,5 @@
 """The folder of a reward model: atomic writing and validated reading."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -3,8 +3,6 @@
 Learners: reward models in `reward_models.training`, language models in `agents.recipes.sft`.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence

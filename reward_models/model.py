@@ -59,7 +59,10 @@ class RewardModel(nn.Module):
         if tokenizer.eos_token_id is None:
             raise ValueError("tokenizer: expected an eos token, which marks a finished text, received none")
         if len(tokenizer) > config.vocab_size:
-            raise ValueError(f"tokenizer: expected at most {config.vocab_size} entries, received {len(tokenizer)}")
+            raise ValueError(
+                f"tokenizer: expected at most {config.vocab_size} entries, which the backbone embeds, received "
+                f"{len(tokenizer)}"
+            )
         accelerate(backbone)
         limit = num_positions(backbone)
         self.backbone: Any = backbone

@@ -3,8 +3,6 @@
 How a batch updates the policy is not here: see ``agents.control.ppo`` and ``agents.control.trpo``.
 """
 
-from __future__ import annotations
-
 from copy import deepcopy
 from functools import cached_property
 from typing import Any, TypeVar

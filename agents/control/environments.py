@@ -1,7 +1,5 @@
 """A vector environment with a known autoreset mode, from an id, an environment or a vector environment."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import traceback

@@ -1,7 +1,5 @@
 """Returns and lengths of finished episodes; masked reset steps are not counted."""
 
-from __future__ import annotations
-
 from collections import deque
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Evaluate an agent over whole episodes; nothing is trained and normalization statistics stay frozen."""
 
-from __future__ import annotations
-
 from typing import Any, Protocol
 
 import numpy as np

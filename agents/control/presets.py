@@ -1,7 +1,5 @@
 """Tuned settings by task; any other task gets ``DEFAULT``."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from typing import Any

@@ -4,8 +4,6 @@ One step of the policy for each batch, as far as the KL allows (``agents.functio
 passes of plain regression for the critic.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import Any

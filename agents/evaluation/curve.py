@@ -1,7 +1,5 @@
 """Points of the frontier of KL and reward along a run: measured, logged, and saved in a table, `frontier.csv`."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math

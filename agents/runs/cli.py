@@ -1,7 +1,5 @@
 """How every command meets its user: flags in groups, a clear message and an exit code out. Imports nothing heavy."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 import sys

@@ -9,8 +9,6 @@ with training_run(config, script="train_text", settings=config.identity()) as ru
     return run.finish(summary, finished=...)            # raises Interrupted if a signal ended it
 """
 
-from __future__ import annotations
-
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Where figures go: Stable-Baselines3's logger (CSV, TensorBoard, terminal), and what each figure means."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol

@@ -1,7 +1,5 @@
 """``report.html``: a run on one page without network: settings, summary, curves, samples, what to run next."""
 
-from __future__ import annotations
-
 import base64
 import json
 from collections.abc import Iterable, Mapping, Sequence

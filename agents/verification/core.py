@@ -3,8 +3,6 @@
 Checks that train are in ``agents.verification.training``.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from itertools import product
 from typing import Any

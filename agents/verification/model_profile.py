@@ -1,7 +1,5 @@
 """What was found in a language model, as lines of the proof: ends of text, template, logits, positions, packing."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

@@ -3,8 +3,6 @@
 The numpy implementation shares nothing with ``agents``: no autograd, no torch optimizer, no recursion over time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 from unittest import mock

@@ -9,8 +9,6 @@
 Idea: Andy Jones, "Debugging RL, Without the Agonizing Pain" (2021), extended from values to policies.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple

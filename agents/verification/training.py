@@ -1,7 +1,5 @@
 """Checks that train: probes, optimality gaps, a resumed run, CartPole solved."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import tempfile

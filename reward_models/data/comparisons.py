@@ -4,8 +4,6 @@ Each rater of one snippet is compared with each rater of another, which keeps th
 serve K (K - 1) / 2 snippet pairs, as in InstructGPT (Ouyang et al. 2022, sec. 3.5, arXiv:2203.02155).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol

@@ -3,8 +3,6 @@
 They are in the source distribution of ``vaderSentiment``, which pip fetches; this project contains none of its text.
 """
 
-from __future__ import annotations
-
 import ast
 import csv
 import hashlib

@@ -1,7 +1,5 @@
 """Pair accuracy of reward models and of single human raters, its dependence on length, and calibration. Numpy only."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -8,8 +8,6 @@ Each mistake of ``scripts.mutation.table`` is a replacement that must fit exactl
 temporary copy. Each run is a fork of one process that has loaded the libraries, and nothing of the project, beforehand.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import os

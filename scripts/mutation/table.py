@@ -2,8 +2,6 @@
 
 # ruff: noqa: E501
 
-from __future__ import annotations
-
 from scripts.mutation import Mutant
 from scripts.mutation.dialogues import DIALOGUES
 

@@ -1,7 +1,5 @@
 """Text generation as a native Gymnasium vector environment, without rewards, which wrappers add."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

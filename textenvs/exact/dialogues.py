@@ -12,8 +12,6 @@ game, the turn's number. It maximizes rewards less the KL's price, discounted by
 Source: Levine 2018 (arXiv:1805.00909), section 2; here with a reference in place of the uniform distribution.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any

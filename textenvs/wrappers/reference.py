@@ -3,8 +3,6 @@
 This module imports torch and transformers; the others of its room import them when needed.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -67,7 +65,9 @@ class CausalLMReference:
             raise ValueError(f"reference: expected a vocabulary of {envs.vocab_size}, received {self.vocab_size}")
         longest, place, what = envs.longest_row
         if self.max_positions is not None and longest > self.max_positions:
-            raise ValueError(f"{place}: expected at most {self.max_positions} tokens (positions), received {what}")
+            raise ValueError(
+                f"{place}: expected at most {self.max_positions} tokens, the reference's positions, received {what}"
+            )
 
     @torch.no_grad()
     def __call__(self, prompts: Ids, completions: Ids) -> Floats:

@@ -3,8 +3,6 @@
 Attributes that are neither plain nor known to be stateless are reported, so a partial copy never looks complete.
 """
 
-from __future__ import annotations
-
 import types
 from collections import deque
 from collections.abc import Iterator

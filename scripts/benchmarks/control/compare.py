@@ -10,8 +10,6 @@ time to solve CartPole and the speed at equal work are wall-clock, one process a
 theirs is CPU time. All are without evaluations. Left behind: `summary.json` (one key a row), `table.md`, `curves.png`.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor

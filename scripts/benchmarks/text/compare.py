@@ -10,8 +10,6 @@ ratio, its bounds), ``table.md``, ``rows/`` (a file for each measurement that is
 ``runs/`` (every single run).
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -6,8 +6,6 @@ that we avoid counts either: no padding, no token read twice, no logits but thos
 layer's feed-forward part where it is not read.
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable, Iterable

@@ -9,8 +9,6 @@ and all libraries are. From that only the weights of one trunk are subtracted: c
 buffers all count. Without ``--model`` the trunk has SmolLM2-135M's shape and random weights, which take as much.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass

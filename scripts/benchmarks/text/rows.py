@@ -3,8 +3,6 @@
 Every one reads the summary of another script's run, which lies in a folder of its own and is kept if it is finished.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Sequence
