@@ -52,24 +52,16 @@ class TextJudge(Protocol):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Assessment:
-    """Samples and their scores.
-
-    Attributes:
-        samples: N texts of one policy.
-        scored: by the training reward, reward units.
-        passed: which texts are right; None where right and wrong are not told apart.
-        judged: ``[N]`` log-odds by the independent judge; None without one.
-        ref_logprobs: ``[N, T]`` nats, of the tokens under the starting model.
-        kl: ``[N]`` nats: the exact KL to the starting model, summed over the states of each text. Its mean estimates
-            the KL per sequence with less variance than the log-ratio (Amini et al. 2025, arXiv:2504.10637).
+    """Samples and their scores. The mean of the exact KL estimates the KL per sequence with less variance than that of
+    the log-ratio (Amini et al. 2025, arXiv:2504.10637).
     """
 
-    samples: Samples
-    scored: ScoredRows
-    judged: np.ndarray | None
-    ref_logprobs: np.ndarray
-    kl: np.ndarray
-    passed: Passed | None = None
+    samples: Samples  # N texts of one policy
+    scored: ScoredRows  # by the training reward, reward units
+    judged: np.ndarray | None  # [N] log-odds by the independent judge; None without one
+    ref_logprobs: np.ndarray  # [N, T] nats, of the tokens under the starting model
+    kl: np.ndarray  # [N] nats: the exact KL to the starting model, summed over the states of each text
+    passed: Passed | None = None  # which texts are right; None where right and wrong are not told apart
 
     @property
     def scores(self) -> np.ndarray:

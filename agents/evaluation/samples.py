@@ -26,23 +26,14 @@ EVAL_SEED = 12345
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Samples:
-    """N texts of one policy.
+    """N texts of one policy."""
 
-    Attributes:
-        prompts: ``[N, P]`` token ids, right-padded with PAD.
-        completions: ``[N, T]`` token ids, right-padded with PAD.
-        logprobs: ``[N, T]`` nats, of the policy; 0 on PAD.
-        openings: N decoded prompts.
-        endings: N decoded completions; opening + ending is the text.
-        columns: of the prompts' rows, beside the prompt.
-    """
-
-    prompts: np.ndarray
-    completions: np.ndarray
-    logprobs: np.ndarray
-    openings: list[str]
-    endings: list[str]
-    columns: Columns = ()
+    prompts: np.ndarray  # [N, P] token ids, right-padded with PAD
+    completions: np.ndarray  # [N, T] token ids, right-padded with PAD
+    logprobs: np.ndarray  # [N, T] nats, of the policy; 0 on PAD
+    openings: list[str]  # N decoded prompts
+    endings: list[str]  # N decoded completions; opening + ending is the text
+    columns: Columns = ()  # of the prompts' rows, beside the prompt
 
     @property
     def mask(self) -> np.ndarray:

@@ -78,19 +78,12 @@ def longer(before: int, now: int, unit: str, schedules: Sequence[str]) -> str:
 
 
 class TrainingRun:
-    """A claimed run of a training command; made by `training_run`.
-
-    Attributes:
-        path: its folder.
-        began: when it did first, ISO.
-        stop: set once a signal came.
-        sink: takes metrics, from `begin` on.
-    """
+    """A claimed run of a training command, made by `training_run`; ``stop`` is set once a signal came."""
 
     def __init__(self, folder: RunDir, flags: RunFlags, settings: Mapping[str, Any], checkpoint: str) -> None:
         self.folder, self.path, self.began = folder, folder.path, folder.began
         self.stop = Stop()
-        self.sink: FileSink
+        self.sink: FileSink  # from `begin` on
         self.checkpoint = self.path / checkpoint
         self._flags, self._settings, self._unit = flags, settings, "steps"
 

@@ -74,10 +74,10 @@ class Judge:
     def save(self, path: Path) -> None:
         """Write an npz file (numbers and bytes, no objects) atomically."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        numbers = {name: getattr(self, name).astype(np.float32) for name in ("idf", "coefficients")}
-        words = {"recipe": _as_bytes(json.dumps(RECIPE)), "vocabulary": _as_bytes("\n".join(self.vocabulary))}
+        numbers: dict[str, Any] = {name: getattr(self, name).astype(np.float32) for name in ("idf", "coefficients")}
+        numbers |= {"recipe": _as_bytes(json.dumps(RECIPE)), "vocabulary": _as_bytes("\n".join(self.vocabulary))}
         with aside(path) as part, part.open("wb") as file:
-            np.savez_compressed(file, **words, **numbers, intercept=np.float64(self.intercept))
+            np.savez_compressed(file, **numbers, intercept=np.float64(self.intercept))
 
     @classmethod
     def load(cls, path: Path) -> Judge | None:
