@@ -47,15 +47,9 @@ class Samples:
 
 
 def write_samples(
-    policy: CausalLMPolicy,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: PromptSource,
-    *,
-    max_new_tokens: int,
-    seed: int,
-    max_concurrent_rows: int | None = None,
-    deterministic: bool = False,
-) -> Samples:
+    policy: CausalLMPolicy, tokenizer: PreTrainedTokenizerBase, prompts: PromptSource, *, max_new_tokens: int,
+    seed: int, max_concurrent_rows: int | None = None, deterministic: bool = False,
+) -> Samples:  # fmt: skip
     """One completion by ``policy`` for every prompt; the same seed means the same random numbers for every policy.
 
     ``prompts`` are N texts or another source for `load_prompts`, ``max_new_tokens`` the budget of a completion, and

@@ -66,14 +66,9 @@ class TokenTable:
 
 
 def token_tables(
-    rollout: Rollout,
-    batch: Batch,
-    rows: TokenRows,
-    prompts: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
+    rollout: Rollout, batch: Batch, rows: TokenRows, prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *,
     has_critic: bool,
-) -> list[TokenTable]:
+) -> list[TokenTable]:  # fmt: skip
     """The first ``len(prompts)`` texts of a rollout ``[B, T]``, whose decoded prompts these are.
 
     ``batch`` has the advantages, ``rows`` the scores and stop reasons; ``has_critic`` includes values and returns.

@@ -25,15 +25,10 @@ EXPECTED = (RunDirError, ValueError, OSError, ImportError, RuntimeError, Floatin
 
 
 def enter(
-    config_type: type[Config],
-    main: str | Main[Config],
-    *,
-    description: str | None,
-    arguments: Sequence[str] | None = None,
-    defaults: dict[str, Any] | None = None,
-    refusals: dict[type[Exception], int] | None = None,
-    show: bool = True,
-) -> int:
+    config_type: type[Config], main: str | Main[Config], *, description: str | None,
+    arguments: Sequence[str] | None = None, defaults: dict[str, Any] | None = None,
+    refusals: dict[type[Exception], int] | None = None, show: bool = True,
+) -> int:  # fmt: skip
     """Parse the command line, run ``main``, and report.
 
     Args:

@@ -141,14 +141,9 @@ class TrainingRun:
 
 @contextmanager
 def training_run(
-    flags: RunFlags,
-    *,
-    script: str,
-    settings: Mapping[str, Any],
-    checkpoint: str = CHECKPOINT,
-    length: str | None = None,
-    reads: Iterable[str | Path | None] = (),
-) -> Iterator[TrainingRun]:
+    flags: RunFlags, *, script: str, settings: Mapping[str, Any], checkpoint: str = CHECKPOINT,
+    length: str | None = None, reads: Iterable[str | Path | None] = (),
+) -> Iterator[TrainingRun]:  # fmt: skip
     """Claim ``flags.run_dir`` for a training command.
 
     Args:

@@ -36,16 +36,9 @@ class ProgressBar:
     """
 
     def __init__(
-        self,
-        total: int,
-        unit: str,
-        *,
-        label: str = "training",
-        done: int = 0,
-        quiet: bool = False,
-        seconds: float = 10.0,
-        console: Console | None = None,
-    ) -> None:
+        self, total: int, unit: str, *, label: str = "training", done: int = 0, quiet: bool = False,
+        seconds: float = 10.0, console: Console | None = None,
+    ) -> None:  # fmt: skip
         self._console = console or Console(file=sys.stderr, highlight=False)
         self._live = self._console.is_terminal or self._console.is_jupyter
         self._quiet, self._seconds = quiet, seconds

@@ -21,15 +21,9 @@ pre{background:#282828}img{filter:invert(.9) hue-rotate(180deg)}}"""
 
 
 def write_report(
-    folder: Path,
-    script: str,
-    settings: Mapping[str, Any],
-    summary: Mapping[str, Any],
-    *,
-    curves: Sequence[Curve],
-    unit: str,
-    commands: Sequence[str],
-) -> Path:
+    folder: Path, script: str, settings: Mapping[str, Any], summary: Mapping[str, Any], *, curves: Sequence[Curve],
+    unit: str, commands: Sequence[str],
+) -> Path:  # fmt: skip
     """Write the page of the run in ``folder``, which has progress.csv and, if there are samples, samples.json.
 
     ``curves`` that were not logged are left out; ``unit`` is of the steps; ``{run}`` in ``commands`` is the folder.

@@ -85,14 +85,9 @@ class Chain(gym.Env):
 
 
 def trained(
-    make: Callable[[], gym.Env],
-    *,
-    updates: int = 28,
-    num_envs: int = 8,
-    num_steps: int = 16,
-    mode: AutoresetMode = AutoresetMode.SAME_STEP,
-    **settings: Any,
-) -> ControlPPO:
+    make: Callable[[], gym.Env], *, updates: int = 28, num_envs: int = 8, num_steps: int = 16,
+    mode: AutoresetMode = AutoresetMode.SAME_STEP, **settings: Any,
+) -> ControlPPO:  # fmt: skip
     """The real agent, collector and update, on copies of ``make()``."""
     envs = SyncVectorEnv([make] * num_envs, autoreset_mode=mode)
     size = num_envs * num_steps

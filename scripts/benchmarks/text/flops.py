@@ -91,12 +91,9 @@ def _by_onednn(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 
 def matmul_rate(
-    shape: Shape,
-    multiply: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    *,
-    repeats: int = 5,
+    shape: Shape, multiply: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], *, repeats: int = 5,
     flops: float = 4e8,
-) -> float:
+) -> float:  # fmt: skip
     """Operations a second of one product, median over ``repeats`` of about ``flops`` operations each."""
     m, k, n = shape
     one, other = torch.randn(m, k), torch.randn(k, n)
