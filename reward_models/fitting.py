@@ -81,14 +81,9 @@ class Fit:
     """
 
     def __init__(
-        self,
-        learner: Learner[Any],
-        options: FitOptions,
-        sink: MetricSink | None = None,
-        *,
-        groups: Sequence[dict[str, Any]] | None = None,
-        schedule: Callable[[int, FitOptions], float] | None = None,
-    ) -> None:
+        self, learner: Learner[Any], options: FitOptions, sink: MetricSink | None = None, *,
+        groups: Sequence[dict[str, Any]] | None = None, schedule: Callable[[int, FitOptions], float] | None = None,
+    ) -> None:  # fmt: skip
         self.learner, self.options, self.sink = learner, options, sink
         self.parameters = [p for p in learner.module.parameters() if p.requires_grad]
         if groups is not None:

@@ -174,15 +174,9 @@ class ControlAgent(Agent):
 
     @classmethod
     def from_state(  # type: ignore[override]  # only these keywords: an unknown one must not be ignored
-        cls: type[Self],
-        state: dict[str, Any],
-        env: EnvLike | None = None,
-        *,
-        policy: nn.Module | None = None,
-        device: str | None = None,
-        logger: MetricSink | None = None,
-        objective: Objective | None = None,
-    ) -> Self:
+        cls: type[Self], state: dict[str, Any], env: EnvLike | None = None, *, policy: nn.Module | None = None,
+        device: str | None = None, logger: MetricSink | None = None, objective: Objective | None = None,
+    ) -> Self:  # fmt: skip
         """Build the agent from a ``state_dict``; arguments and errors as in ``load``."""
         cls._refuse_other(state)
         objective = objective or absent_objective(state.get("objective"))

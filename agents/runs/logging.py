@@ -75,13 +75,9 @@ class FileSink:
     """
 
     def __init__(
-        self,
-        folder: str | Path,
-        formats: Sequence[str] = ("csv", "tensorboard"),
-        *,
-        resume_at: int | None = None,
+        self, folder: str | Path, formats: Sequence[str] = ("csv", "tensorboard"), *, resume_at: int | None = None,
         trackers: Sequence[ClosableSink] = (),
-    ) -> None:
+    ) -> None:  # fmt: skip
         from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat, make_output_format
 
         from agents.runs.progress_csv import ProgressCSV

@@ -20,17 +20,7 @@ from agents.control.mlp import MLPPolicy
 from agents.functional.advantages import generalized_advantages
 from agents.rollout import Batch
 from agents.update import update
-from agents.verification.checks import (
-    Check,
-    Checking,
-    at_least,
-    at_most,
-    flat_grad,
-    joint,
-    near,
-    relative_error,
-    run,
-)
+from agents.verification.checks import Check, Checking, at_least, at_most, flat_grad, joint, near, relative_error, run
 from agents.verification.env import modes_agree
 from agents.verification.env_subject import Subject
 from agents.verification.kl_bias import TASKS, kl_biases
