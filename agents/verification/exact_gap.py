@@ -18,18 +18,17 @@ ends the game and where it truncates it; algorithms without a critic only where 
 what a truncated dialogue would bring.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import gymnasium as gym
 import numpy as np
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 import textenvs  # noqa: F401 (registers the ids)
 from agents.agent import Agent
@@ -52,9 +51,6 @@ from textenvs.exact.dialogues import DialogueTask
 from textenvs.exact.envs import EOS_TOKEN, ExactTask
 from textenvs.tokens.rows import Ids
 from textenvs.wrappers.reference import CausalLMReference
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 ENVS = ("textenvs/ExactSpelling-v0", "textenvs/ExactSentiment-v0", "textenvs/ExactRandom-v0")
 ENDS, TRUNCATES = "textenvs/ExactDialogue-v0", "textenvs/ExactDialogueTruncated-v0"
@@ -174,8 +170,6 @@ def _train_by_steps(env_id: str, seed: int, updates: int, num_envs: int) -> GapR
 
 def tiny_gpt2(env_id: str, *, seed: int) -> PreTrainedModel:
     """A GPT-2 of 2 layers by 64 for a task's words, whose random weights give a non-uniform distribution."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
     vocab_size = len(gym.make_vec(env_id, num_envs=1).unwrapped.task.words)  # type: ignore[attr-defined]
     sizes: dict[str, Any] = {"vocab_size": vocab_size, "n_positions": 8, "n_embd": 64, "n_layer": 2, "n_head": 2}
     config = GPT2Config(**sizes, initializer_range=0.1, bos_token_id=EOS_TOKEN, eos_token_id=EOS_TOKEN)
