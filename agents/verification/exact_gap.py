@@ -133,13 +133,13 @@ def train(
     number = UPDATES[policy][algorithm] if updates is None else updates
     if (policy, algorithm) == ("tabular", "ppo"):
         return _train_by_steps(env_id, seed, number, num_envs)
-    asked = {"minibatch_size": num_envs, "max_grad_norm": 1.0, "kl_in": "reward", "kl_estimator": None, "seed": seed}
-    asked |= SETTINGS[policy][algorithm] | {"credit": credit}
+    asked: dict[str, Any] = {"minibatch_size": num_envs, "max_grad_norm": 1.0, "kl_in": "reward", "kl_estimator": None}
+    asked |= SETTINGS[policy][algorithm] | {"credit": credit, "seed": seed}
     config = TextAgentConfig.for_algorithm(
         algorithm, **(asked | {"learning_rate": Linear(asked["learning_rate"], 0.0)})
     )
     model = tiny_gpt2(env_id, seed=seed) if policy == "gpt2" else None
-    reference = {} if model is None else {"reference": CausalLMReference(model)}
+    reference: dict[str, Any] = {} if model is None else {"reference": CausalLMReference(model)}
     envs = gym.make_vec(env_id, num_envs=num_envs, group_size=config.group_size, **reference)
     task: ExactTask | DialogueTask = envs.unwrapped.task  # type: ignore[attr-defined]
     how: dict[str, Any] = {"generate": generate_by_acting, "dynamic_sampling": config.dynamic_sampling}
