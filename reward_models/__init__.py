@@ -17,13 +17,22 @@ if TYPE_CHECKING:
     from reward_models.training import fit
 
 _MODULES = {
-    "classifier": ("RewardClassifier",), "data.pairs": ("PreferencePair", "read_pairs", "write_pairs"),
-    "ensemble": ("RewardEnsemble",), "model": ("RewardModel",), "training": ("TrainingOptions", "fit"),
-}  # fmt: skip
+    "classifier": ("RewardClassifier",),
+    "data.pairs": ("PreferencePair", "read_pairs", "write_pairs"),
+    "ensemble": ("RewardEnsemble",),
+    "model": ("RewardModel",),
+    "training": ("TrainingOptions", "fit"),
+}
 __all__ = [
-    "PreferencePair", "RewardClassifier", "RewardEnsemble", "RewardModel", "TrainingOptions", "fit", "read_pairs",
+    "PreferencePair",
+    "RewardClassifier",
+    "RewardEnsemble",
+    "RewardModel",
+    "TrainingOptions",
+    "fit",
+    "read_pairs",
     "write_pairs",
-]  # fmt: skip
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,7 @@
 """The folder of a reward model: atomic writing and validated reading."""
 
+from __future__ import annotations
+
 import json
 import re
 from pathlib import Path

@@ -1,5 +1,7 @@
 """What the optimizer loop of `reward_models.fitting` is built from: options, protocols, progress and schedules."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -3,6 +3,8 @@
 Learners: reward models in `reward_models.training`, language models in `agents.recipes.sft`.
 """
 
+from __future__ import annotations
+
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -81,9 +83,14 @@ class Fit:
     """
 
     def __init__(
-        self, learner: Learner[Any], options: FitOptions, sink: MetricSink | None = None, *,
-        groups: Sequence[dict[str, Any]] | None = None, schedule: Callable[[int, FitOptions], float] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        learner: Learner[Any],
+        options: FitOptions,
+        sink: MetricSink | None = None,
+        *,
+        groups: Sequence[dict[str, Any]] | None = None,
+        schedule: Callable[[int, FitOptions], float] | None = None,
+    ) -> None:
         self.learner, self.options, self.sink = learner, options, sink
         self.parameters = [p for p in learner.module.parameters() if p.requires_grad]
         if groups is not None:
@@ -163,10 +170,12 @@ class Fit:
         progress.count += count
         progress.step_seconds += time.perf_counter() - began
         return {
-            "train/loss": loss, "train/grad_norm": norm, "train/learning_rate": options.learning_rate * factor,
+            "train/loss": loss,
+            "train/grad_norm": norm,
+            "train/learning_rate": options.learning_rate * factor,
             f"train/{options.unit}": float(progress.count),
             f"train/{options.unit}_per_s": progress.count / progress.step_seconds,
-        }  # fmt: skip
+        }
 
     def evaluate(self, *, log: bool = True) -> dict[str, float]:
         """Evaluate on the held-out data, keep the weights if they are the best so far, and return the metrics.
@@ -227,12 +236,14 @@ class Fit:
         """Everything that training from here depends on."""
         average = self._average
         return {
-            "progress": dict(vars(self.progress)), "fingerprint": self._fingerprint,
-            "module": trained_state(self.learner.module), "optimizer": self.optimizer.state_dict(),
+            "progress": dict(vars(self.progress)),
+            "fingerprint": self._fingerprint,
+            "module": trained_state(self.learner.module),
+            "optimizer": self.optimizer.state_dict(),
             "best": self._best,
             "average": None if average is None else {"count": average.count, "mean": _copy(average.mean)},
             "generator": torch.get_rng_state(),
-        }  # fmt: skip
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned; ValueError if the state belongs to another model or to other data."""

@@ -1,5 +1,7 @@
 """The Bradley–Terry loss, a pure function of tensors."""
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid

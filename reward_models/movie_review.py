@@ -44,9 +44,13 @@ def movie_review_vec(
     if tokenizer is None and not isinstance(reference, str | os.PathLike):
         tokenizer = getattr(reference, "tokenizer", None) or assets.load_tokenizer()
     return text_generation_vec(
-        num_envs, rows=assets.OPENINGS if rows is None else rows, tokenizer=tokenizer,
-        scorer=load_scorer() if scorer is None else scorer, reference=reference, **options,
-    )  # fmt: skip
+        num_envs,
+        rows=assets.OPENINGS if rows is None else rows,
+        tokenizer=tokenizer,
+        scorer=load_scorer() if scorer is None else scorer,
+        reference=reference,
+        **options,
+    )
 
 
 def movie_review(**options: Any) -> TokenEnv:

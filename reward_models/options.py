@@ -1,5 +1,7 @@
 """Settings of a reward model's training; imports nothing heavy, as commands read them before torch is loaded."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Literal
 

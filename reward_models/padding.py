@@ -1,5 +1,7 @@
 """Token rows as a batch for a backbone: how long they may be, and what becomes of longer ones."""
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Sequence
 from typing import Any

@@ -8,6 +8,8 @@ episode statistics, generators, the best weights kept, the lines of ``progress.c
 ``summary.json``; only durations may differ.
 """
 
+from __future__ import annotations
+
 import json
 import random
 import shutil

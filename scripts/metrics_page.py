@@ -3,6 +3,8 @@
 python -m scripts.metrics_page > docs/metrics.md
 """
 
+from __future__ import annotations
+
 from agents.evaluation.curve import METRICS as FRONTIER_METRICS
 from agents.runs.logging import METRICS
 from agents.text.agent import METRICS as TEXT_AGENT_METRICS

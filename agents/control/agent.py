@@ -3,6 +3,8 @@
 How a batch updates the policy is not here: see ``agents.control.ppo`` and ``agents.control.trpo``.
 """
 
+from __future__ import annotations
+
 from copy import deepcopy
 from functools import cached_property
 from typing import Any, TypeVar
@@ -93,9 +95,14 @@ class ControlAgent(Agent):
     def _step_collector(self, envs: VectorEnv, config: Any, generator: torch.Generator) -> StepCollector:
         scaler = RewardScaler(envs.num_envs, config.gamma, self.reward_moments) if config.normalize_rewards else None
         return StepCollector(
-            envs, config.num_steps, generator=generator, seed=config.seed, device=config.device,
-            normalizer=self.normalizer, reward_scaler=scaler,
-        )  # fmt: skip
+            envs,
+            config.num_steps,
+            generator=generator,
+            seed=config.seed,
+            device=config.device,
+            normalizer=self.normalizer,
+            reward_scaler=scaler,
+        )
 
     def set_env(self, env: EnvLike) -> None:
         """Continue in another environment of the same spaces, from its first reset, with the statistics so far.
@@ -174,9 +181,15 @@ class ControlAgent(Agent):
 
     @classmethod
     def from_state(  # type: ignore[override]  # only these keywords: an unknown one must not be ignored
-        cls: type[Self], state: dict[str, Any], env: EnvLike | None = None, *, policy: nn.Module | None = None,
-        device: str | None = None, logger: MetricSink | None = None, objective: Objective | None = None,
-    ) -> Self:  # fmt: skip
+        cls: type[Self],
+        state: dict[str, Any],
+        env: EnvLike | None = None,
+        *,
+        policy: nn.Module | None = None,
+        device: str | None = None,
+        logger: MetricSink | None = None,
+        objective: Objective | None = None,
+    ) -> Self:
         """Build the agent from a ``state_dict``; arguments and errors as in ``load``."""
         cls._refuse_other(state)
         objective = objective or absent_objective(state.get("objective"))

@@ -1,5 +1,7 @@
 """A callback that evaluates an agent periodically, keeps the best weights, and can stop training early."""
 
+from __future__ import annotations
+
 import math
 import time
 from collections.abc import Callable

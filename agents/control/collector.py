@@ -174,9 +174,13 @@ class StepCollector:
 
     @torch.no_grad()
     def _judge(
-        self, policy: Any, actor: _Actor, raw: NDArray[np.float32],
-        finals: list[tuple[int, int, NDArray[np.float32]]], **per_step: NDArray[Any],
-    ) -> Rollout:  # fmt: skip
+        self,
+        policy: Any,
+        actor: _Actor,
+        raw: NDArray[np.float32],
+        finals: list[tuple[int, int, NDArray[np.float32]]],
+        **per_step: NDArray[Any],
+    ) -> Rollout:
         """One batched pass over all observations: values, values after each step, log-probabilities."""
         last = np.stack([x for _, _, x in finals]) if finals else raw[:0, 0]
         beyond = np.concatenate([raw[-1], last])

@@ -1,5 +1,7 @@
 """A vector environment with a known autoreset mode, from an id, an environment or a vector environment."""
 
+from __future__ import annotations
+
 import importlib
 import inspect
 import traceback

@@ -1,5 +1,7 @@
 """Returns and lengths of finished episodes; masked reset steps are not counted."""
 
+from __future__ import annotations
+
 from collections import deque
 from typing import Any
 
@@ -48,9 +50,11 @@ class EpisodeStatistics:
     def state_dict(self) -> dict[str, Any]:
         """Exact state."""
         return {
-            "returns": self.returns.copy(), "lengths": self.lengths.copy(),
-            "finished": [list(episode) for episode in self.finished], "count": self.count,
-        }  # fmt: skip
+            "returns": self.returns.copy(),
+            "lengths": self.lengths.copy(),
+            "finished": [list(episode) for episode in self.finished],
+            "count": self.count,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore from ``state_dict``."""

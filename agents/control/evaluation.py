@@ -1,5 +1,7 @@
 """Evaluate an agent over whole episodes; nothing is trained and normalization statistics stay frozen."""
 
+from __future__ import annotations
+
 from typing import Any, Protocol
 
 import numpy as np

@@ -5,6 +5,8 @@ so there is one tensor for Adam and for the gradient's norm, and no graph. Actor
 their inputs agree. ``MLPPolicy`` with ``agents.functional.losses`` stays the definition; tests hold the two equal.
 """
 
+from __future__ import annotations
+
 from itertools import accumulate
 from typing import Any, TypeGuard
 

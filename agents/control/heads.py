@@ -1,5 +1,7 @@
 """From a network's outputs to actions: one head for every discrete space, two for Box."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np

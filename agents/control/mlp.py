@@ -1,5 +1,7 @@
 """Actor and critic as two small fully connected networks."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from itertools import pairwise

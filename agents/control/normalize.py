@@ -1,5 +1,7 @@
 """Running statistics for observations and rewards: one for all environments, in float64, frozen in evaluation."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np

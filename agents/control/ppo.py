@@ -1,5 +1,7 @@
 """Proximal policy optimization (Schulman et al. 2017, arXiv:1707.06347): how an agent updates from a batch."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import torch

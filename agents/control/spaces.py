@@ -1,5 +1,7 @@
 """Gymnasium spaces on one side, flat float32 observations ``[B, D]`` and stored actions on the other."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np

@@ -4,6 +4,8 @@ One step of the policy for each batch, as far as the KL allows (``agents.functio
 passes of plain regression for the critic.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import replace
 from typing import Any
@@ -92,9 +94,12 @@ class TRPO(ControlAgent):
         point, tries = line_search(measure, start, step, tries=config.line_search_steps, **limits)
         self._put(point)
         return {
-            "train/surrogate_gain": gain if tries else 0.0, "train/kl": kl if tries else 0.0,
-            "train/line_search_tries": float(tries), "train/cg_residual": residual, "train/entropy": float(entropy),
-        }  # fmt: skip
+            "train/surrogate_gain": gain if tries else 0.0,
+            "train/kl": kl if tries else 0.0,
+            "train/line_search_tries": float(tries),
+            "train/cg_residual": residual,
+            "train/entropy": float(entropy),
+        }
 
     def _surrogate(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """The surrogate objective and the mean entropy (nats); ``batch`` has no masked steps left."""

@@ -4,6 +4,8 @@ Best-of-n samples n texts for a prompt and keeps the one with the highest reward
 subsets of size n is the unbiased estimate of its score, or of a judge's score, with the lowest variance.
 """
 
+from __future__ import annotations
+
 import math
 
 import numpy as np

@@ -1,5 +1,7 @@
 """Points of the frontier of KL and reward along a run: measured, logged, and saved in a table, `frontier.csv`."""
 
+from __future__ import annotations
+
 import csv
 import io
 import math
@@ -54,10 +56,12 @@ class FrontierFollower:
     def add(self, episodes: int, now: Assessment) -> None:
         """Save and log the metrics after ``episodes`` texts; the judge's are None without one."""
         metrics: dict[str, float | None] = {
-            "kl_per_sequence": float(now.kl.mean()), **now.metrics(), "judge_win_rate": now.win_rate(self.start),
+            "kl_per_sequence": float(now.kl.mean()),
+            **now.metrics(),
+            "judge_win_rate": now.win_rate(self.start),
             "score_se": standard_error(now.scores),
             "judge_se": None if now.judged is None else standard_error(now.judged),
-        }  # fmt: skip
+        }
         self.points = [point for point in self.points if point[STEP] != episodes] + [{STEP: episodes, **metrics}]
         write_points(self.path, self.points)
         self.logger.write({f"eval/{name}": value for name, value in metrics.items() if value is not None}, episodes)

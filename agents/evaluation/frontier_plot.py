@@ -1,5 +1,7 @@
 """The plot of `scripts.frontier`: gains over the square root of KL, a panel for each scorer."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from pathlib import Path

@@ -3,6 +3,8 @@
 The snapshots are inserted into the template `token_page.html` as plain tables, readable without scripts.
 """
 
+from __future__ import annotations
+
 import html
 import re
 from dataclasses import dataclass

@@ -66,19 +66,27 @@ class TokenTable:
 
 
 def token_tables(
-    rollout: Rollout, batch: Batch, rows: TokenRows, prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *,
+    rollout: Rollout,
+    batch: Batch,
+    rows: TokenRows,
+    prompts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
     has_critic: bool,
-) -> list[TokenTable]:  # fmt: skip
+) -> list[TokenTable]:
     """The first ``len(prompts)`` texts of a rollout ``[B, T]``, whose decoded prompts these are.
 
     ``batch`` has the advantages, ``rows`` the scores and stop reasons; ``has_critic`` includes values and returns.
     """
     measured: dict[str, Tensor | None] = {
-        "logprob": rollout.logprobs, "ref_logprob": rollout.ref_logprobs,
+        "logprob": rollout.logprobs,
+        "ref_logprob": rollout.ref_logprobs,
         "kl": None if rollout.ref_logprobs is None else rollout.logprobs - rollout.ref_logprobs,
-        "reward": rollout.rewards, "value": rollout.values if has_critic else None, "advantage": batch.advantages,
+        "reward": rollout.rewards,
+        "value": rollout.values if has_critic else None,
+        "advantage": batch.advantages,
         "return": batch.returns if has_critic else None,
-    }  # fmt: skip
+    }
     tables = []
     for i, prompt in enumerate(prompts):
         mask = rollout.mask[i]

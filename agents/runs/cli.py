@@ -1,5 +1,7 @@
 """How every command meets its user: flags in groups, a clear message and an exit code out. Imports nothing heavy."""
 
+from __future__ import annotations
+
 import ast
 import inspect
 import sys
@@ -25,10 +27,15 @@ EXPECTED = (RunDirError, ValueError, OSError, ImportError, RuntimeError, Floatin
 
 
 def enter(
-    config_type: type[Config], main: str | Main[Config], *, description: str | None,
-    arguments: Sequence[str] | None = None, defaults: dict[str, Any] | None = None,
-    refusals: dict[type[Exception], int] | None = None, show: bool = True,
-) -> int:  # fmt: skip
+    config_type: type[Config],
+    main: str | Main[Config],
+    *,
+    description: str | None,
+    arguments: Sequence[str] | None = None,
+    defaults: dict[str, Any] | None = None,
+    refusals: dict[type[Exception], int] | None = None,
+    show: bool = True,
+) -> int:
     """Parse the command line, run ``main``, and report.
 
     Args:

@@ -1,5 +1,7 @@
 """Whether a `--device` can be had: asked at the door, before anything is loaded or written."""
 
+from __future__ import annotations
+
 import torch
 
 

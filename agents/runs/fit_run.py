@@ -1,5 +1,7 @@
 """A fit in a training run: its metrics, checkpoints and progress; a signal ends it after the step in progress."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 from agents.runs import checkpoint

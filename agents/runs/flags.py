@@ -1,5 +1,7 @@
 """The flags that every training command shares; imports nothing heavy."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 from dataclasses import dataclass

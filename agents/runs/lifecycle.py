@@ -9,6 +9,8 @@ with training_run(config, script="train_text", settings=config.identity()) as ru
     return run.finish(summary, finished=...)            # raises Interrupted if a signal ended it
 """
 
+from __future__ import annotations
+
 import signal
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -141,9 +143,14 @@ class TrainingRun:
 
 @contextmanager
 def training_run(
-    flags: RunFlags, *, script: str, settings: Mapping[str, Any], checkpoint: str = CHECKPOINT,
-    length: str | None = None, reads: Iterable[str | Path | None] = (),
-) -> Iterator[TrainingRun]:  # fmt: skip
+    flags: RunFlags,
+    *,
+    script: str,
+    settings: Mapping[str, Any],
+    checkpoint: str = CHECKPOINT,
+    length: str | None = None,
+    reads: Iterable[str | Path | None] = (),
+) -> Iterator[TrainingRun]:
     """Claim ``flags.run_dir`` for a training command.
 
     Args:

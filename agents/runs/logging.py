@@ -1,5 +1,7 @@
 """Where figures go: Stable-Baselines3's logger (CSV, TensorBoard, terminal), and what each figure means."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -75,9 +77,13 @@ class FileSink:
     """
 
     def __init__(
-        self, folder: str | Path, formats: Sequence[str] = ("csv", "tensorboard"), *, resume_at: int | None = None,
+        self,
+        folder: str | Path,
+        formats: Sequence[str] = ("csv", "tensorboard"),
+        *,
+        resume_at: int | None = None,
         trackers: Sequence[ClosableSink] = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat, make_output_format
 
         from agents.runs.progress_csv import ProgressCSV

@@ -1,5 +1,7 @@
 """Which files in a run's folder are the program's own: the only ones that it ever deletes."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterator
 from fnmatch import fnmatch

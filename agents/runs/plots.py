@@ -1,5 +1,7 @@
 """Learning curves from a run's `progress.csv`, as PNG; every axis has a label and a unit."""
 
+from __future__ import annotations
+
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -3,6 +3,8 @@
 Stable-Baselines3's own writer begins the file anew each time, and rewrites it in place when a column is added.
 """
 
+from __future__ import annotations
+
 import csv
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,7 @@
 """``report.html``: a run on one page without network: settings, summary, curves, samples, what to run next."""
 
+from __future__ import annotations
+
 import base64
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,9 +23,15 @@ pre{background:#282828}img{filter:invert(.9) hue-rotate(180deg)}}"""
 
 
 def write_report(
-    folder: Path, script: str, settings: Mapping[str, Any], summary: Mapping[str, Any], *, curves: Sequence[Curve],
-    unit: str, commands: Sequence[str],
-) -> Path:  # fmt: skip
+    folder: Path,
+    script: str,
+    settings: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    *,
+    curves: Sequence[Curve],
+    unit: str,
+    commands: Sequence[str],
+) -> Path:
     """Write the page of the run in ``folder``, which has progress.csv and, if there are samples, samples.json.
 
     ``curves`` that were not logged are left out; ``unit`` is of the steps; ``{run}`` in ``commands`` is the folder.

@@ -46,9 +46,15 @@ class RunDir:
     """
 
     def __init__(
-        self, path: str | Path, *, script: str, overwrite: bool = False, resume: bool = False,
-        reads: Iterable[str | Path | None] = (), flag: str = "--run-dir",
-    ) -> None:  # fmt: skip
+        self,
+        path: str | Path,
+        *,
+        script: str,
+        overwrite: bool = False,
+        resume: bool = False,
+        reads: Iterable[str | Path | None] = (),
+        flag: str = "--run-dir",
+    ) -> None:
         self.path, self.script = Path(path), script
         self._resume, self._flag, self._begun = resume, flag, False
         self.began = datetime.now().isoformat()
@@ -181,9 +187,12 @@ class RunDir:
 
 
 def measured(
-    measure: Callable[[], dict[str, Any]], settings: dict[str, Any], *, script: str,
+    measure: Callable[[], dict[str, Any]],
+    settings: dict[str, Any],
+    *,
+    script: str,
     reads: Iterable[str | Path | None] = (),
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """What ``measure`` returns; left with the ``settings`` in their ``run_dir``, unless that is None.
 
     Raises:

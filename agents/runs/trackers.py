@@ -3,6 +3,8 @@
 Where they write is theirs to configure (``WANDB_DIR``, ``TRACKIO_DIR``, ``MLFLOW_TRACKING_URI``, ...).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module

@@ -1,5 +1,7 @@
 """The result of a check, and the table of results. The checks themselves are in the other modules of this room."""
 
+from __future__ import annotations
+
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial

@@ -9,6 +9,8 @@ Prints a table: claim, expected, measured, verdict. The exit code is 1 if a chec
 saved as verify.md, beside config.json and summary.json.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args

@@ -3,6 +3,8 @@
 Checks that train are in ``agents.verification.training``.
 """
 
+from __future__ import annotations
+
 from functools import partial
 from itertools import product
 from typing import Any
@@ -31,9 +33,11 @@ from agents.verification.text import text_checks
 
 SEEN = spaces.Box(-1, 1, (4,))
 ACTIONS: dict[str, spaces.Space[Any]] = {
-    "Discrete": spaces.Discrete(3, start=5), "Box": spaces.Box(-1, 1, (2,)),
-    "MultiDiscrete": spaces.MultiDiscrete([2, 3]), "MultiBinary": spaces.MultiBinary(3),
-}  # fmt: skip
+    "Discrete": spaces.Discrete(3, start=5),
+    "Box": spaces.Box(-1, 1, (2,)),
+    "MultiDiscrete": spaces.MultiDiscrete([2, 3]),
+    "MultiBinary": spaces.MultiBinary(3),
+}
 CLASSIC = ("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1")
 
 

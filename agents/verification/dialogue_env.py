@@ -1,5 +1,7 @@
 """Checks of a user's environment over strings, before it is wrapped as `textenvs/Dialogue-v0`."""
 
+from __future__ import annotations
+
 import random
 from collections.abc import Callable
 from functools import partial

@@ -3,6 +3,8 @@
 Copies and replays are made in ``env_subject``; checks of PPO in the environment are in ``learning``.
 """
 
+from __future__ import annotations
+
 import re
 import warnings
 from functools import partial

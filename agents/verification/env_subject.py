@@ -1,5 +1,7 @@
 """The environment of ``verify --env``: makes, records and replays copies of it. No checks here."""
 
+from __future__ import annotations
+
 import copy
 import importlib
 from contextlib import suppress

@@ -13,6 +13,8 @@ constants. It is compared with two exact gradients:
 The last line is k1 as a penalty in the reward (`KLShaping`), whose policy gradient is that of the whole sequence.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal

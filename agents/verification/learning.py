@@ -1,5 +1,7 @@
 """Checks of PPO in a user's environment: training data, statistics, seeds, resuming."""
 
+from __future__ import annotations
+
 import hashlib
 import tempfile
 from collections import Counter

@@ -1,5 +1,7 @@
 """What was found in a language model, as lines of the proof: ends of text, template, logits, positions, packing."""
 
+from __future__ import annotations
+
 from functools import partial
 from typing import Any
 
@@ -18,10 +20,12 @@ PACKING = "rows of different lengths run without padding"
 def profile_checks(model: Any, tokenizer: Any | None) -> list[Checking]:
     """A line for each property of a transformers ``model`` with its ``tokenizer``, or None."""
     return [
-        (ENDS, partial(_ends, model, tokenizer)), (TEMPLATE, partial(_template, tokenizer)),
-        (LOGITS, partial(_logits, model)), (POSITIONS, partial(_positions, model)),
+        (ENDS, partial(_ends, model, tokenizer)),
+        (TEMPLATE, partial(_template, tokenizer)),
+        (LOGITS, partial(_logits, model)),
+        (POSITIONS, partial(_positions, model)),
         (PACKING, partial(_packing, model)),
-    ]  # fmt: skip
+    ]
 
 
 def _ends(model: Any, tokenizer: Any) -> Check:

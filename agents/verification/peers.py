@@ -3,6 +3,8 @@
 The numpy implementation shares nothing with ``agents``: no autograd, no torch optimizer, no recursion over time.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import Any
 from unittest import mock
@@ -47,9 +49,19 @@ class NumpyPPO:
         return gradients
 
     def step(
-        self, x: Array, actions: NDArray[np.int64], old: Array, advantages: Array, returns: Array, *, clip: float,
-        value_coef: float, entropy_coef: float, max_norm: float, rate: float,
-    ) -> None:  # fmt: skip
+        self,
+        x: Array,
+        actions: NDArray[np.int64],
+        old: Array,
+        advantages: Array,
+        returns: Array,
+        *,
+        clip: float,
+        value_coef: float,
+        entropy_coef: float,
+        max_norm: float,
+        rate: float,
+    ) -> None:
         """One step of Adam on the clipped surrogate, half the squared value error and the entropy bonus.
 
         Source: Schulman et al. 2017, eqs. 7 and 9 (arXiv:1707.06347); Kingma & Ba 2015, algorithm 1.

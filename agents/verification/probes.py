@@ -9,6 +9,8 @@
 Idea: Andy Jones, "Debugging RL, Without the Agonizing Pain" (2021), extended from values to policies.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -85,9 +87,14 @@ class Chain(gym.Env):
 
 
 def trained(
-    make: Callable[[], gym.Env], *, updates: int = 28, num_envs: int = 8, num_steps: int = 16,
-    mode: AutoresetMode = AutoresetMode.SAME_STEP, **settings: Any,
-) -> ControlPPO:  # fmt: skip
+    make: Callable[[], gym.Env],
+    *,
+    updates: int = 28,
+    num_envs: int = 8,
+    num_steps: int = 16,
+    mode: AutoresetMode = AutoresetMode.SAME_STEP,
+    **settings: Any,
+) -> ControlPPO:
     """The real agent, collector and update, on copies of ``make()``."""
     envs = SyncVectorEnv([make] * num_envs, autoreset_mode=mode)
     size = num_envs * num_steps

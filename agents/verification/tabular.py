@@ -3,6 +3,8 @@
 They can represent any policy, so in token environments with a known optimum, a remaining gap is due to the algorithm.
 """
 
+from __future__ import annotations
+
 import numpy as np
 import torch
 from numpy.typing import ArrayLike

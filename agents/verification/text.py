@@ -1,5 +1,7 @@
 """Checks of the text path: scores and KL penalties count once, step path = batch path, masked values are ignored."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from typing import Any
 

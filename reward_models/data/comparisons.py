@@ -4,6 +4,8 @@ Each rater of one snippet is compared with each rater of another, which keeps th
 serve K (K - 1) / 2 snippet pairs, as in InstructGPT (Ouyang et al. 2022, sec. 3.5, arXiv:2203.02155).
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -81,9 +83,12 @@ def group_comparisons(snippets: Sequence[RatedSnippet]) -> ComparisonBatch:
     shares = probabilities @ below.T  # of the pairs (rater of i, rater of j) in which the first gave more
     chosen, rejected = np.nonzero(shares * ~np.eye(len(snippets), dtype=bool))
     return ComparisonBatch(
-        texts=[snippet.text for snippet in snippets], chosen=chosen, rejected=rejected,
-        weights=shares[chosen, rejected].astype(np.float32), margins=np.zeros(len(chosen), dtype=np.float32),
-    )  # fmt: skip
+        texts=[snippet.text for snippet in snippets],
+        chosen=chosen,
+        rejected=rejected,
+        weights=shares[chosen, rejected].astype(np.float32),
+        margins=np.zeros(len(chosen), dtype=np.float32),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -113,10 +118,12 @@ def pair_comparisons(pairs: Sequence[PreferencePair]) -> ComparisonBatch:
     chosen = [places.setdefault(pair.prompt + pair.chosen, len(places)) for pair in pairs]
     rejected = [places.setdefault(pair.prompt + pair.rejected, len(places)) for pair in pairs]
     return ComparisonBatch(
-        texts=list(places), chosen=np.array(chosen), rejected=np.array(rejected),
+        texts=list(places),
+        chosen=np.array(chosen),
+        rejected=np.array(rejected),
         weights=np.ones(len(pairs), dtype=np.float32),
         margins=np.array([pair.margin for pair in pairs], dtype=np.float32),
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -3,6 +3,8 @@
 They are in the source distribution of ``vaderSentiment``, which pip fetches; this project contains none of its text.
 """
 
+from __future__ import annotations
+
 import ast
 import csv
 import hashlib

@@ -4,6 +4,8 @@ The 25,000 IMDB reviews are split between the judge and the language model; the 
 sentences, without those that the judge's reviews, the rated snippets or the Rotten Tomatoes half contain.
 """
 
+from __future__ import annotations
+
 import csv
 import hashlib
 import html

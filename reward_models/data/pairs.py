@@ -4,6 +4,8 @@ Each of the three is a text or a chat, a list of turns with role and content. Re
 plain text, a line a turn, without a template.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import warnings

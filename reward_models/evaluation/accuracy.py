@@ -1,5 +1,7 @@
 """Pair accuracy of reward models and of single human raters, its dependence on length, and calibration. Numpy only."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -166,6 +168,8 @@ def reliability(
     )
     with np.errstate(invalid="ignore"):
         return Reliability(
-            edges=np.linspace(0.5, 1.0, num_bins + 1), share=total / weights.sum(), confidence=sure / total,
+            edges=np.linspace(0.5, 1.0, num_bins + 1),
+            share=total / weights.sum(),
+            confidence=sure / total,
             accuracy=correct / total,
-        )  # fmt: skip
+        )

@@ -4,6 +4,8 @@ An ensemble's scores and probabilities of a choice are the members' means (Laksh
 arXiv:1612.01474); the report also has each member's metrics.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from pathlib import Path

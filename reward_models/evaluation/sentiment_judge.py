@@ -24,9 +24,14 @@ NGRAM_RANGE = (1, 2)
 MIN_DF = 2
 INVERSE_REGULARIZATION = 10.0
 RECIPE = {  # a cached judge must match it
-    "version": 1, "data_sha256": SHA256, "reviews": JUDGE_REVIEWS, "split_seed": SPLIT_SEED,
-    "ngram_range": list(NGRAM_RANGE), "min_df": MIN_DF, "inverse_regularization": INVERSE_REGULARIZATION,
-}  # fmt: skip
+    "version": 1,
+    "data_sha256": SHA256,
+    "reviews": JUDGE_REVIEWS,
+    "split_seed": SPLIT_SEED,
+    "ngram_range": list(NGRAM_RANGE),
+    "min_df": MIN_DF,
+    "inverse_regularization": INVERSE_REGULARIZATION,
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,9 +62,11 @@ class Judge:
         model = LogisticRegression(C=INVERSE_REGULARIZATION, max_iter=1000)
         model.fit(features, [review.label for review in reviews])
         return cls(
-            vocabulary=vectorizer.get_feature_names_out().tolist(), idf=vectorizer.idf_, coefficients=model.coef_[0],
+            vocabulary=vectorizer.get_feature_names_out().tolist(),
+            idf=vectorizer.idf_,
+            coefficients=model.coef_[0],
             intercept=float(model.intercept_[0]),
-        )  # fmt: skip
+        )
 
     @classmethod
     def fit_or_load(cls, cache: str | Path | None = None) -> Judge:

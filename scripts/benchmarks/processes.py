@@ -1,5 +1,7 @@
 """Scripts and peers as processes of their own."""
 
+from __future__ import annotations
+
 import json
 import os
 import shutil

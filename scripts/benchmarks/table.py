@@ -4,6 +4,8 @@ Source of interquartile mean and bootstrap interval: Agarwal et al. 2021, "Deep 
 the statistical precipice" (arXiv:2108.13264).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

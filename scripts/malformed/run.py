@@ -7,6 +7,8 @@ clear: exit code 2, or a ValueError, with a message that names the flag or argum
 traceback: another exception. silent: accepted, or refused without those names. lost: a file of the user changed.
 """
 
+from __future__ import annotations
+
 import contextlib
 import io
 import shutil

@@ -1,5 +1,7 @@
 """The inputs: malformed values for each setting of each command, made from its dataclass, and some by hand."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial

@@ -1,5 +1,7 @@
 """Mutation testing of the project's own tests: a mistake (`Mutant`), the mistakes (`table`), and their run."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 

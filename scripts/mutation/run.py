@@ -8,6 +8,8 @@ Each mistake of ``scripts.mutation.table`` is a replacement that must fit exactl
 temporary copy. Each run is a fork of one process that has loaded the libraries, and nothing of the project, beforehand.
 """
 
+from __future__ import annotations
+
 import importlib
 import json
 import os
@@ -30,10 +32,17 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("textenvs", "agents", "reward_models", "scripts")
 PAGE = ROOT / "docs" / "mutants.md"
 LIBRARIES = (
-    "gymnasium.vector", "peft", "pytest", "safetensors.torch", "stable_baselines3", "tokenizers", "torch",
-    "transformers.models.auto.modeling_auto", "transformers.models.gpt2.modeling_gpt2",
+    "gymnasium.vector",
+    "peft",
+    "pytest",
+    "safetensors.torch",
+    "stable_baselines3",
+    "tokenizers",
+    "torch",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.gpt2.modeling_gpt2",
     "transformers.models.llama.modeling_llama",
-)  # fmt: skip
+)
 """Loaded once, before the forks."""
 
 

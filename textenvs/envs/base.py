@@ -5,6 +5,8 @@ the same tokens and rewards: the step path, `step`, for any agent, and the batch
 one that generates whole rows.
 """
 
+from __future__ import annotations
+
 from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import Any

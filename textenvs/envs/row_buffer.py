@@ -1,5 +1,7 @@
 """The rows of a vector environment: tokens, lengths of prompts, and which rows are running."""
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import numpy as np

@@ -1,5 +1,7 @@
 """The scalar view: one sub-environment of a vector environment as a plain `gymnasium.Env`."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import gymnasium as gym

@@ -1,5 +1,7 @@
 """Text generation as a native Gymnasium vector environment, without rewards, which wrappers add."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np
@@ -64,10 +66,15 @@ class TokenVectorEnv(TokenVectorBase):
         self.prompts: Prompts = load_prompts(prompts, tokenizer, vocab_size=vocab_size, max_tokens=max_prompt_tokens)
         self.max_prompt_tokens = width = max_prompt_tokens or self.prompts.width
         super().__init__(
-            num_envs, tokenizer=tokenizer, eos_token_id=eos_token_id, vocab_size=vocab_size,
-            widths=(width + max_new_tokens, width, max_new_tokens), group_size=group_size,
-            autoreset_mode=autoreset_mode, budget=budget,
-        )  # fmt: skip
+            num_envs,
+            tokenizer=tokenizer,
+            eos_token_id=eos_token_id,
+            vocab_size=vocab_size,
+            widths=(width + max_new_tokens, width, max_new_tokens),
+            group_size=group_size,
+            autoreset_mode=autoreset_mode,
+            budget=budget,
+        )
 
     def set_group_size(self, group_size: int) -> None:
         """Draw each prompt `group_size` times in a row; before the first reset. Raises as the base's."""
@@ -116,16 +123,22 @@ class TokenVectorEnv(TokenVectorBase):
         at_eos = check_completions(completions, self.eos_token_id, self.vocab_size, self.max_new_tokens)
         truncated = ~at_eos if self.budget == "truncate" else np.zeros_like(at_eos)
         return TokenRows(
-            prompts=prompts, completions=completions, rewards=np.zeros(completions.shape, dtype=np.float32),
-            terminated=~truncated, truncated=truncated, stop_reason=np.where(at_eos, EOS, LENGTH),
+            prompts=prompts,
+            completions=completions,
+            rewards=np.zeros(completions.shape, dtype=np.float32),
+            terminated=~truncated,
+            truncated=truncated,
+            stop_reason=np.where(at_eos, EOS, LENGTH),
             logprobs=as_acted(logprobs, completions, completions != PAD),
-        )  # fmt: skip
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """As in the base, with the place in the prompts."""
         return {
-            **super().state_dict(), "sampler": self._sampler.state_dict(), "prompts": self.prompts.fingerprint(),
-        }  # fmt: skip
+            **super().state_dict(),
+            "sampler": self._sampler.state_dict(),
+            "prompts": self.prompts.fingerprint(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned.

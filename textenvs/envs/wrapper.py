@@ -1,5 +1,7 @@
 """Base of the token environments' wrappers: passes step path and batch path through and adds masked info entries."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np

@@ -12,6 +12,8 @@ game, the turn's number. It maximizes rewards less the KL's price, discounted by
 Source: Levine 2018 (arXiv:1805.00909), section 2; here with a reference in place of the uniform distribution.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -66,9 +68,11 @@ class DialogueTask:
         shape = SITUATIONS, len(self.turns)
         logits = draw.normal(size=(len(self.states), V))
         return (
-            draw.normal(size=shape), draw.uniform(0.7, 1.0, shape), draw.dirichlet(np.ones(SITUATIONS), shape),
+            draw.normal(size=shape),
+            draw.uniform(0.7, 1.0, shape),
+            draw.dirichlet(np.ones(SITUATIONS), shape),
             logits,
-        )  # fmt: skip
+        )
 
     @cached_property
     def states(self) -> list[tuple[int, int, tuple[int, ...]]]:
@@ -188,10 +192,16 @@ class ExactDialogueVectorEnv(DialogueVectorEnv):
 
     def __init__(self, num_envs: int, task: DialogueTask, **options: Any) -> None:
         super().__init__(
-            num_envs, env=partial(Game, task), eos_token_id=EOS_TOKEN, vocab_size=V, max_turns=task.max_turns,
-            max_turn_tokens=TURN_TOKENS, max_tokens=2 + task.max_turns * (TURN_TOKENS + 3),
-            budget="truncate" if task.truncates else "terminate", **options,
-        )  # fmt: skip
+            num_envs,
+            env=partial(Game, task),
+            eos_token_id=EOS_TOKEN,
+            vocab_size=V,
+            max_turns=task.max_turns,
+            max_turn_tokens=TURN_TOKENS,
+            max_tokens=2 + task.max_turns * (TURN_TOKENS + 3),
+            budget="truncate" if task.truncates else "terminate",
+            **options,
+        )
         self.task = task
 
 

@@ -7,6 +7,8 @@ tables small enough for `enumeration`. The environment has its task with the opt
     task.gap(table)  # of a policy's log-probs [M, S, V] after every prefix: 1 for the reference, 0 at the optimum
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any

@@ -1,5 +1,7 @@
 """Prompts as turns of a chat in the tokenizer's template, and from decoded prompts back to plain text."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import wraps

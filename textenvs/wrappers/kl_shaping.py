@@ -1,5 +1,7 @@
 """KL shaping: a penalty on every token, the log-ratio of the agent's probability to a reference's."""
 
+from __future__ import annotations
+
 import math
 import os
 from dataclasses import replace

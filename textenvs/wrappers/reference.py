@@ -3,6 +3,8 @@
 This module imports torch and transformers; the others of its room import them when needed.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -102,9 +104,11 @@ class CausalLMReference:
         rows = concatenate(prompts, completions)[:, :width]
         tokens = self._tensor(rows)
         logits = self._model()(
-            input_ids=tokens.clamp(min=0), attention_mask=(tokens != PAD).long(), use_cache=False,
+            input_ids=tokens.clamp(min=0),
+            attention_mask=(tokens != PAD).long(),
+            use_cache=False,
             logits_to_keep=torch.arange(first - 1, width - 1, device=tokens.device),
-        ).logits.float()  # fmt: skip
+        ).logits.float()
         chosen = tokens[:, first:].clamp(min=0)
         logprobs = logits.gather(2, chosen[:, :, None])[:, :, 0] - logits.logsumexp(dim=2)
         places = np.arange(first, width)[None, :]
@@ -157,10 +161,13 @@ class CausalLMReference:
         """Float32 logits ``[n, V]`` after column `last` ``[n]`` of ``tokens [n, S]``."""
         kept = np.unique(last)
         logits = self._model()(
-            input_ids=self._tensor(tokens), attention_mask=self._additive(self._cache.mask),
-            position_ids=self._cache.position_ids, use_cache=True, logits_to_keep=self._tensor(kept),
+            input_ids=self._tensor(tokens),
+            attention_mask=self._additive(self._cache.mask),
+            position_ids=self._cache.position_ids,
+            use_cache=True,
+            logits_to_keep=self._tensor(kept),
             **{self._cache_keyword: self._cache},
-        ).logits  # fmt: skip
+        ).logits
         return logits[self._tensor(np.arange(len(tokens))), self._tensor(np.searchsorted(kept, last))].float()
 
     def _additive(self, allowed: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Acrobot as one array of environments. See `base` for what it shares with the other tasks."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np

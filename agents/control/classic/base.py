@@ -12,6 +12,8 @@ The equality is bit for bit where numpy computes sin, cos and pow of one number 
 numpy carries kernels of its own (AVX-512) a single step agrees to about 1e-15, and a chaotic task then drifts apart.
 """
 
+from __future__ import annotations
+
 from abc import abstractmethod
 from collections.abc import Sequence
 from copy import deepcopy

@@ -4,6 +4,8 @@ Gymnasium has a vector CartPole, but only with ``NEXT_STEP`` autoreset, whose re
 generator for all, and without a state that can be saved; hence this one. Its dynamics are the same.
 """
 
+from __future__ import annotations
+
 import math
 from typing import Any
 

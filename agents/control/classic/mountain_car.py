@@ -1,5 +1,7 @@
 """Both mountain cars as arrays of environments. See `base` for what they share with the other tasks."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np

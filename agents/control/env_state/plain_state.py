@@ -3,6 +3,8 @@
 Attributes that are neither plain nor known to be stateless are reported, so a partial copy never looks complete.
 """
 
+from __future__ import annotations
+
 import types
 from collections import deque
 from collections.abc import Iterator

@@ -9,6 +9,8 @@ Each layer of the wrapper chain is saved in the first way that applies:
 The sub-environments of a ``SyncVectorEnv`` are saved one by one. ``restore`` refuses any other state, by name.
 """
 
+from __future__ import annotations
+
 import copy
 from typing import Any
 

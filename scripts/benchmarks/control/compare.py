@@ -10,6 +10,8 @@ time to solve CartPole and the speed at equal work are wall-clock, one process a
 theirs is CPU time. All are without evaluations. Left behind: `summary.json` (one key a row), `table.md`, `curves.png`.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,14 +30,20 @@ from scripts.benchmarks.processes import run_once
 from scripts.benchmarks.table import Row, bootstrap_interval, interquartile_mean, row_of
 
 TASKS = {
-    "CartPole-v1": 100_000, "Acrobot-v1": 200_000, "MountainCar-v0": 500_000, "MountainCarContinuous-v0": 100_000,
-    "Pendulum-v1": 150_000, "LunarLander-v3": 1_000_000,
-}  # fmt: skip
+    "CartPole-v1": 100_000,
+    "Acrobot-v1": 200_000,
+    "MountainCar-v0": 500_000,
+    "MountainCarContinuous-v0": 100_000,
+    "Pendulum-v1": 150_000,
+    "LunarLander-v3": 1_000_000,
+}
 """Transitions that both sides train for."""
 TRPO_TASKS = {
-    "CartPole-v1": (100_000, 500.0), "Acrobot-v1": (100_000, -83.1), "Pendulum-v1": (100_000, -174.6),
+    "CartPole-v1": (100_000, 500.0),
+    "Acrobot-v1": (100_000, -83.1),
+    "Pendulum-v1": (100_000, -174.6),
     "MountainCarContinuous-v0": (50_000, 92.5),
-}  # fmt: skip
+}
 """Transitions that our TRPO trains for, and the return rl-zoo's benchmark.md states for sb3-contrib's (one run)."""
 SIDES = ("ours", "sb3")
 EVALUATIONS = 20

@@ -7,6 +7,8 @@ Both are evaluated alike, by the same episodes in the same environments, and kee
 `scripts.train_control` does; `summary.json` has the same names.
 """
 
+from __future__ import annotations
+
 import time
 from copy import deepcopy
 from dataclasses import asdict, dataclass

@@ -4,6 +4,8 @@ Source of the figures: rl-baselines3-zoo, hyperparams/ppo.yml. One of SB3's ``vf
 whose loss carries a half; everything else carries over by name.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any

@@ -6,6 +6,8 @@ All arms of a workload use the same seeds and one thread, and alternate, so that
 them equally. Reported: median [minimum, maximum] of this process's user and system seconds.
 """
 
+from __future__ import annotations
+
 import statistics
 import tempfile
 import time

@@ -10,6 +10,8 @@ ratio, its bounds), ``table.md``, ``rows/`` (a file for each measurement that is
 ``runs/`` (every single run).
 """
 
+from __future__ import annotations
+
 import json
 import os
 import sys

@@ -6,6 +6,8 @@ that we avoid counts either: no padding, no token read twice, no logits but thos
 layer's feed-forward part where it is not read.
 """
 
+from __future__ import annotations
+
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -91,9 +93,12 @@ def _by_onednn(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 
 def matmul_rate(
-    shape: Shape, multiply: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], *, repeats: int = 5,
+    shape: Shape,
+    multiply: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    *,
+    repeats: int = 5,
     flops: float = 4e8,
-) -> float:  # fmt: skip
+) -> float:
     """Operations a second of one product, median over ``repeats`` of about ``flops`` operations each."""
     m, k, n = shape
     one, other = torch.randn(m, k), torch.randn(k, n)

@@ -85,13 +85,20 @@ def measure(config: BenchmarkMemoryConfig, memory: str, model: Path, prompts: Pa
     """The summary of one run in a process of its own; RuntimeError if it fails."""
     threads = torch.get_num_threads()
     flags = {
-        "--model": model, "--rows": prompts, "--memory": memory,
+        "--model": model,
+        "--rows": prompts,
+        "--memory": memory,
         "--reward": f"{__spec__.name if __spec__ else __name__}:{number_of_letters.__name__}",
-        "--episodes": config.updates * config.batch_size, "--batch-size": config.batch_size,
-        "--minibatch-size": config.minibatch_size, "--epochs": 1, "--max-new-tokens": config.max_new_tokens,
-        "--learning-rate": "1e-5:0", "--num-eval-rows": 2, "--threads": threads,
+        "--episodes": config.updates * config.batch_size,
+        "--batch-size": config.batch_size,
+        "--minibatch-size": config.minibatch_size,
+        "--epochs": 1,
+        "--max-new-tokens": config.max_new_tokens,
+        "--learning-rate": "1e-5:0",
+        "--num-eval-rows": 2,
+        "--threads": threads,
         "--checkpoint-every": 10**6,
-    }  # fmt: skip
+    }
     if config.microbatch_size is not None:
         flags["--microbatch-size"] = config.microbatch_size
     arguments = [part for flag in flags.items() for part in flag]
@@ -117,10 +124,18 @@ def write_random_model(folder: Path) -> Path:
     word_tokenizer(words, 49152, **special).save_pretrained(folder)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-        num_key_value_heads=3, max_position_embeddings=8192, tie_word_embeddings=True,
-        bos_token_id=0, eos_token_id=0, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 

@@ -4,6 +4,8 @@ Everything is written to one folder in transformers' own formats, so that a peer
 weights: ``lm/`` (GPT-2), ``reward_model/`` (as `RewardModel.save` leaves it), ``prompts.json`` (token ids).
 """
 
+from __future__ import annotations
+
 import json
 import math
 from dataclasses import dataclass

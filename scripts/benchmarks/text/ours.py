@@ -7,6 +7,8 @@
 `scripts.benchmark_text` runs it beside the peers with ``--on-demand``: one update for each line on standard input.
 """
 
+from __future__ import annotations
+
 import json
 import statistics
 import sys

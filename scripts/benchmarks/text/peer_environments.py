@@ -3,6 +3,8 @@
 TRL's last release with PPO needs transformers 4, its newest GRPO takes transformers 5: two environments, neither ours.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import subprocess

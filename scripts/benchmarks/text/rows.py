@@ -3,6 +3,8 @@
 Every one reads the summary of another script's run, which lies in a folder of its own and is kept if it is finished.
 """
 
+from __future__ import annotations
+
 import json
 import shutil
 from collections.abc import Sequence
@@ -144,12 +146,16 @@ def peer_settings(preset: TrainTextConfig) -> dict[str, Any]:
 
     assert preset.learning_rate is not None
     return {
-        "rows": preset.batch_size, "minibatches": preset.batch_size // (preset.minibatch_size or preset.batch_size),
-        "epochs": preset.epochs, "new_tokens": preset.max_new_tokens,
-        "learning_rate": value_at(preset.learning_rate, 0.0), "kl_coef": preset.beta,
-        "updates": preset.episodes // preset.batch_size, "seed": preset.seed,
+        "rows": preset.batch_size,
+        "minibatches": preset.batch_size // (preset.minibatch_size or preset.batch_size),
+        "epochs": preset.epochs,
+        "new_tokens": preset.max_new_tokens,
+        "learning_rate": value_at(preset.learning_rate, 0.0),
+        "kl_coef": preset.beta,
+        "updates": preset.episodes // preset.batch_size,
+        "seed": preset.seed,
         "pad_token_id": load_causal_lm(assets.language_model_dir()).config.vocab_size,
-    }  # fmt: skip
+    }
 
 
 def write_review_inputs(folder: Path, preset: TrainTextConfig) -> Path:

@@ -4,6 +4,8 @@ Each side is a process that waits while others compute; a round is one update of
 counted. Response tokens are those up to each text's end, on either side.
 """
 
+from __future__ import annotations
+
 import statistics
 import sys
 from contextlib import ExitStack
