@@ -57,7 +57,7 @@ class GuessConfig:
     """what trains"""
     credit: Literal["token", "turn", "state"] = "turn"
     """of an action: see ``TextAgentConfig``"""
-    games: int = 24_576
+    games: int = 49_152
     """played in training"""
     seed: int = 0
     """of weights, games and minibatches"""
