@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.runs.run_dir import write_folder_aside
 
@@ -25,6 +27,23 @@ def save_pretrained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         tokenizer.save_pretrained(folder)
 
     write_folder_aside(path, write)
+
+
+def named_weights(policy: CausalLMPolicy, *, adapter_only: bool = False) -> list[tuple[str, Tensor]]:
+    """The policy's weights by their names in the transformers model; a shared weight once, adapters merged.
+
+    With ``adapter_only`` those of the adapter, under the names that peft gives them in a file, and so scaled that its
+    alpha equals its rank.
+
+    Raises:
+        ValueError: for ``adapter_only`` of a policy that has none.
+    """
+    if adapter_only:
+        if policy.adapters is None:
+            raise ValueError('engine_weights "adapter": expected a policy with adapters, received one without')
+        return policy.adapters.named_tensors()
+    model = policy.model if policy.adapters is None else policy.adapters.merged()
+    return [(name, weight.detach()) for name, weight in model.named_parameters()]
 
 
 def save_adapter(policy: CausalLMPolicy, path: Path) -> None:

@@ -66,7 +66,7 @@ def outcome(case, processes):
         found["rows"].append(vars(agent.collector.last))
         found["figures"].append(agent.metrics)
         found.setdefault("between", copy.deepcopy(agent.state_dict()))
-    return {**found, "weights": agent.policy.state_dict(), "generator": agent.collector.generator.get_state()}
+    return {**found, "weights": agent.policy.state_dict(), "generator": agent.collector.writer.generator.get_state()}
 
 
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(COUNT), "-m"]
@@ -119,7 +119,7 @@ def test_one_process_goes_on_where_several_stopped(together):
     torch.testing.assert_close(
         dict(agent.policy.state_dict()), together["max_concurrent_rows"]["weights"], atol=ATOL, rtol=0
     )
-    assert (agent.collector.generator.get_state() == together["max_concurrent_rows"]["generator"]).all()
+    assert (agent.collector.writer.generator.get_state() == together["max_concurrent_rows"]["generator"]).all()
 
 
 def test_all_begin_as_the_first_and_hear_of_each_other(together):
