@@ -24,7 +24,7 @@ class LocalEngine:
         version: of the weights.
     """
 
-    local = True
+    local, adapter_only = True, False
 
     def __init__(self, policy: Any, generate: Callable[..., Generation], version: int = 0) -> None:
         self.policy, self._generate, self.version = policy, generate, version

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
@@ -26,7 +26,7 @@ class Sampling:
     """Budget of a completion, or of a turn where there is a dialogue, tokens."""
     max_tokens: int | None = None
     """Budget of a row, its prompt included; None: no other."""
-    rules: TokenSampling = TokenSampling()
+    rules: TokenSampling = field(default_factory=TokenSampling)
     """How logits become a distribution. A local engine's policy has its own."""
     eos_token_id: EndOfText = None
     """What ends a completion; None: only its budget."""
@@ -62,6 +62,8 @@ class Engine(Protocol):
 
     local: bool
     """Whether it is the project's own decoder, which draws uniform numbers and computes values."""
+    adapter_only: bool
+    """Whether ``update`` takes a LoRA adapter alone."""
 
     def generate(self, prompts: Tensor, sampling: Sampling) -> Written:
         """Completions of ``prompts [B, P]``, which are right-padded with PAD.
@@ -74,7 +76,8 @@ class Engine(Protocol):
     def update(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Write by these weights from now on, which are the policy's after ``version`` updates.
 
-        Names are those of the policy's ``state_dict`` for a local engine, of the transformers model for others.
+        Names are those of the policy's ``state_dict`` for a local engine, of the transformers model or of peft's files
+        for others. Where several processes share an engine, all but the first pass none.
         """
         ...
 

@@ -57,7 +57,7 @@ def importance_weights(
 
 
 def effective_sample_size(weights: Tensor, mask: Tensor) -> Tensor:
-    """Kish's effective share of the steps of ``weights [B, T]``: ``(sum w)^2 / (n sum w^2)``, in [0, 1]; 0 if all are 0.
+    """Kish's effective share of the n steps of ``weights [B, T]``: ``(sum w)^2 / (n sum w^2)``, in [0, 1].
 
     Source: Kish 1965, "Survey sampling", section 11.7.
     """

@@ -201,8 +201,8 @@ class AdaptedTrunk:
 
     def named_tensors(self, role: str = POLICY) -> list[tuple[str, Tensor]]:
         """One role's adapter under the names in peft's files, with ``B`` scaled so that alpha equals the rank."""
-        config, state = self.peft.peft_config[role], get_peft_model_state_dict(self.peft, adapter_name=role)
-        scale = config.lora_alpha / config.r
+        config: Any = self.peft.peft_config[role]
+        state, scale = get_peft_model_state_dict(self.peft, adapter_name=role), config.lora_alpha / config.r
         return [(name, each.detach() * (scale if ".lora_B." in name else 1.0)) for name, each in state.items()]
 
     def save(self, folder: str | Path, role: str = POLICY) -> None:

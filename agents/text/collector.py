@@ -54,7 +54,6 @@ class TextCollector:
         generate: the policy's own: ``agents.lm.generation.generate`` or a function with its arguments.
         engine: writes in its place (``agents.engines``); None: the policy itself.
         async_rollouts: updates by which what wrote a batch may be behind; 1: the next one is written in the meantime.
-        adapter_only: send an engine the policy's adapter instead of the whole model.
         correction: importance weights; None: "sequence_mask" unless the policy itself writes; see
             ``agents.functional.correction``. Without, the writer's log-probs count as the policy's own.
         correction_bounds: of their ratio.
@@ -82,7 +81,6 @@ class TextCollector:
         generate: Callable[..., Generation] = generate_completions,
         engine: Engine | None = None,
         async_rollouts: int = 0,
-        adapter_only: bool = False,
         correction: Correction | None = None,
         correction_bounds: tuple[float, float] = (0.0, 3.0),
         max_concurrent_rows: int | None = None,
@@ -113,7 +111,6 @@ class TextCollector:
             generate=generate,
             max_concurrent_rows=max_concurrent_rows,
             ahead=async_rollouts,
-            adapter_only=adapter_only,
             processes=processes,
         )
         self.correction: Correction = correction or ("none" if self.writer.on_policy else "sequence_mask")

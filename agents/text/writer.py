@@ -13,12 +13,14 @@ import torch
 
 from agents.engines.local import LocalEngine
 from agents.engines.protocol import Engine, Sampling, Written
+from agents.engines.vllm import VLLMEngine
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.decoder import Generation, check_max_concurrent_rows
 from agents.lm.generation import generate as generate_completions
 from agents.lm.sampling import TokenSampling
 from agents.lm.saving import named_weights
 from agents.runs.distributed import ALONE, Processes
+from agents.text.config import TextEngineConfig
 from textenvs.dialogues.vector import DialogueVectorEnv
 from textenvs.envs.base import TokenVectorBase
 from textenvs.envs.wrapper import TokenVectorWrapper
@@ -57,7 +59,6 @@ class Writer:
         generate: Callable[..., Generation] = generate_completions,
         max_concurrent_rows: int | None = None,
         ahead: int = 0,
-        adapter_only: bool = False,
         processes: Processes = ALONE,
     ) -> None:
         check_max_concurrent_rows(max_concurrent_rows)
@@ -66,9 +67,11 @@ class Writer:
         if ahead not in (0, 1):
             raise ValueError(f"async_rollouts: expected 0 or 1 updates, received {ahead!r}")
         if ahead and isinstance(self.base, DialogueVectorEnv):
-            raise ValueError("async_rollouts: expected 0 with dialogues, whose environments are played in turn, received 1")
+            raise ValueError(
+                "async_rollouts: expected 0 with dialogues, whose environments are played in turn, received 1"
+            )
         self.engine, self.generate, self.max_concurrent_rows = engine, generate, max_concurrent_rows
-        self.ahead, self.adapter_only, self.processes = ahead, adapter_only, processes
+        self.ahead, self.processes = ahead, processes
         self.generator = torch.Generator().manual_seed(seed)
         self._seed: int | None = seed
         self.version = 0
@@ -139,9 +142,8 @@ class Writer:
             if self.engine.local:
                 self.engine.update(policy.state_dict().items(), self.version)
             else:
-                named = named_weights(policy, adapter_only=self.adapter_only)
-                if self.processes.is_main:
-                    self.engine.update(named, self.version)
+                named = named_weights(policy, adapter_only=self.engine.adapter_only)
+                self.engine.update(named if self.processes.is_main else (), self.version)
                 self.processes.any(False)  # the others wait until it is sent
             self._sent = self.version
         return self.engine
@@ -176,6 +178,18 @@ class Writer:
             self.generator.set_state(torch.as_tensor(ahead["generator"], dtype=torch.uint8).cpu())
             written = _done(Written(*ahead["written"]))
             self._next = Draft(prompts, self.base.drawn_columns[shard], written, self.version - 1, position)
+
+
+def engine_options(config: TextEngineConfig) -> dict[str, Any]:
+    """The arguments of `TextCollector` that ``config`` asks for."""
+    adapter_only = config.engine_weights == "adapter"
+    engine = config.engine and VLLMEngine(config.engine, folder=config.engine_folder, adapter_only=adapter_only)
+    return {
+        "engine": engine,
+        "async_rollouts": config.async_rollouts,
+        "correction": config.correction,
+        "correction_bounds": (config.correction_low, config.correction_high),
+    }
 
 
 def _done(written: Written) -> Future[Written]:
