@@ -19,8 +19,11 @@ from agents.lm.sampling import TokenSampling
 
 
 class FakeVLLM:
-    """Serves ``model`` at a free port. ``faults`` maps a path to what its next answers are: "short", "garbage", "oom", "slow", "hang up",
-    "refuse", "kill" (the server ends with the request), "stale" (other weights), or None for a right one."""
+    """Serves ``model`` at a free port.
+
+    ``faults`` maps a path to what its next answers are: "short", "garbage", "oom", "slow", "hang up", "refuse", "kill"
+    (the server ends with the request), "stale" (by other weights), or None for a right one.
+    """
 
     def __init__(self, model):
         self.start_model, self.faults, self.calls, self.requests = model, {}, Counter(), []
