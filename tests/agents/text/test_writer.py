@@ -1,4 +1,4 @@
-"""Texts behind an engine, and a batch ahead: the same bits where nothing differs, staleness that is kept and bounded."""
+"""Texts by an engine, and a batch ahead: the same bits where nothing differs, staleness that is kept and bounded."""
 
 import copy
 import threading
@@ -11,11 +11,14 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from agents.engines.local import LocalEngine
 from agents.engines.protocol import EngineError
 from agents.functional.correction import importance_weights
+from agents.interfaces import Evaluation
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.generation import generate
+from agents.rollout import Batch
 from agents.text.agent import TextAgent
 from agents.text.collector import TextCollector
 from agents.text.config import TextAgentConfig
+from agents.text.objective import text_objective
 from textenvs.dialogues.vector import DialogueVectorEnv
 from textenvs.envs.vector import TokenVectorEnv
 from textenvs.wrappers.kl_shaping import KLShaping
@@ -123,6 +126,29 @@ def test_the_kl_is_charged_on_the_policys_own_logprobs():
     kl = torch.from_numpy(rows.kl)
     torch.testing.assert_close(kl, (rollout.logprobs - rollout.ref_logprobs) * rollout.mask, atol=1e-6, rtol=1e-5)
     assert (rollout.behavior_logprobs - rollout.logprobs).abs().max() > 1e-4
+
+
+def test_the_weights_scale_each_steps_term_of_the_policys_and_the_kls_loss():
+    torch.manual_seed(0)
+    logprobs = torch.randn(3, 4).sub(2).requires_grad_()
+    shape, mask = torch.zeros(3, 4), torch.ones(3, 4, dtype=torch.bool)
+    weights, advantages, ref = torch.rand(3, 4) * 2, torch.randn(3, 4), torch.randn(3, 4) - 2
+    old = logprobs.detach() + 0.3 * torch.randn(3, 4)
+    batch = Batch(
+        observations=shape, actions=shape, old_logprobs=old, old_values=shape, advantages=advantages, returns=shape,
+        mask=mask, ref_logprobs=ref, weights=weights,
+    )  # fmt: skip
+    config = TextAgentConfig.for_algorithm(
+        "rloo", policy_loss="clipped", kl_in="loss", kl_estimator="k2", average="token"
+    )
+    evaluation = Evaluation(logprobs, shape, shape)
+    loss, _ = text_objective(config, clip=0.2, beta=0.5)(evaluation, batch, mask)
+    ratio = (logprobs - old).exp()
+    term = torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
+    expected = (-weights * term + 0.5 * weights * (logprobs - ref) ** 2 / 2).mean()
+    torch.testing.assert_close(loss, expected)
+    ours, theirs = (torch.autograd.grad(each, logprobs, retain_graph=True)[0] for each in (loss, expected))
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_the_next_batch_is_written_while_the_policy_learns():
