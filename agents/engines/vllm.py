@@ -248,15 +248,18 @@ class VLLMEngine:
         try:
             with urllib.request.urlopen(asked, timeout=self.timeout_s) as answer:
                 text = answer.read()
-                found: dict[str, Any] = json.loads(text) if text else {}
-                return found
         except urllib.error.HTTPError as fault:
             said = f"{self.url}{path}: answered {fault.code}: {fault.read().decode(errors='replace'):.300}"
             if fault.code in (400, 401, 403, 422):
                 raise ValueError(said) from fault
             raise EngineError(said) from fault
-        except (OSError, http.client.HTTPException, json.JSONDecodeError) as fault:
+        except (OSError, http.client.HTTPException) as fault:
             raise EngineError(f"{self.url}{path}: no answer: {fault or type(fault).__name__}") from fault
+        try:
+            found: dict[str, Any] = json.loads(text)
+        except json.JSONDecodeError:  # some routes say "Success" and no more
+            return {}
+        return found
 
 
 def _adapter_config(tensors: dict[str, Tensor]) -> dict[str, Any]:

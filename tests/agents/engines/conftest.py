@@ -27,7 +27,7 @@ class FakeVLLM:
 
     def __init__(self, model):
         self.start_model, self.faults, self.calls, self.requests = model, {}, Counter(), []
-        self.lock, self.port = threading.Lock(), 0
+        self.lock, self.port, self.stopped = threading.Lock(), 0, threading.Event()
         self.start()
 
     def start(self):
@@ -65,6 +65,7 @@ class FakeVLLM:
     def stop(self):
         self.server.shutdown()
         self.server.server_close()
+        self.stopped.set()
 
     def answer(self, handler, body):
         path = urlparse(handler.path).path
@@ -79,7 +80,7 @@ class FakeVLLM:
             handler.connection.close()
             return
         if fault == "slow":
-            time.sleep(1.0)
+            time.sleep(4.0)
         if fault == "oom":
             return self.send(handler, 500, {"error": {"message": "out of memory", "code": 500}})
         if fault == "refuse":
@@ -97,7 +98,7 @@ class FakeVLLM:
         self.send(handler, code, found)
 
     def send(self, handler, code, found):
-        data = json.dumps(found).encode()
+        data = found.encode() if isinstance(found, str) else json.dumps(found).encode()
         handler.send_response(code)
         handler.send_header("Content-Length", str(len(data)))
         handler.end_headers()
@@ -128,7 +129,7 @@ class FakeVLLM:
             return (500 if wrong else 200), {}
         if path == "/v1/load_lora_adapter":
             self.adapters[body["lora_name"]] = load_adapter(self.model, Path(body["lora_path"]))
-            return 200, {}
+            return 200, f"Success: LoRA adapter '{body['lora_name']}' added successfully."
         if path == "/v1/unload_lora_adapter":
             return (200 if self.adapters.pop(body["lora_name"], None) else 404), {}
         assert path == "/inference/v1/generate", path

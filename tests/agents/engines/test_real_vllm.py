@@ -132,9 +132,9 @@ def test_so_are_they_under_the_policys_sampling(gpt2, rules):
     assert gap(policy, engine, rules=policy.sampling)[0] < 1e-4
 
 
-class CountsFives:
+class CountsEven:
     def score_tokens(self, prompts, completions):
-        return (completions == 5).sum(1)
+        return (completions % 2 == 0).sum(1)
 
 
 def test_an_agent_learns_by_the_server_also_a_batch_ahead(gpt2):
@@ -148,7 +148,7 @@ def test_an_agent_learns_by_the_server_also_a_batch_ahead(gpt2):
         def ref_logprobs(prompts, completions, reference=reference):
             return reference.completion_logprobs(torch.from_numpy(prompts), torch.from_numpy(completions))
 
-        shaped = KLShaping(PreferenceReward(envs, CountsFives()), ref_logprobs, 0.1)
+        shaped = KLShaping(PreferenceReward(envs, CountsEven()), ref_logprobs, 0.1)
         config = TextAgentConfig.for_algorithm(
             "grpo", group_size=4, learning_rate=1e-4, kl_in="reward", kl_estimator=None, epochs=1
         )
@@ -158,7 +158,9 @@ def test_an_agent_learns_by_the_server_also_a_batch_ahead(gpt2):
             agent.iterate()
             assert agent.metrics["rollout/staleness"] == min(update, ahead)
             print(ahead, update, {name: each for name, each in agent.metrics.items() if "mismatch" in name})
-            if not agent.metrics["rollout/staleness"]:
+            if agent.metrics["rollout/staleness"]:
+                assert agent.metrics["rollout/mismatch_mean"] > 1e-5
+            else:
                 assert agent.metrics["rollout/mismatch_mean"] < 1e-4
                 assert agent.metrics["rollout/effective_sample_size"] > 0.999
 

@@ -1,7 +1,6 @@
 """A vLLM server as an engine, against a small one that speaks its protocol: agreement, faults, updates, dialogues."""
 
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -113,6 +112,20 @@ def test_a_row_depends_on_its_seed_alone(serve):
     assert not torch.equal(whole.ids, engine.generate(prompts_of(), sampling_of(seed=1)).ids)
 
 
+def test_another_process_writes_its_share_by_what_the_first_one_sent(serve):
+    fake, policy = serve(model_of()), policy_of(seed=3)
+    whole = loaded(fake, policy, version=3).generate(prompts_of(), sampling_of())
+    follower = engine_of(fake)
+    follower.update((), 3)
+    share = follower.generate(prompts_of()[5:], sampling_of(other_rows=(5, 0)))
+    assert torch.equal(share.ids, whole.ids[5:])
+    assert set(share.version.flatten().tolist()) == {3}
+    follower.update((), 4)
+    follower.retries = 0
+    with pytest.raises(EngineError, match="expected weights of version 4, received"):
+        follower.generate(prompts_of(), sampling_of())
+
+
 @pytest.mark.parametrize("fault", ["short", "garbage", "oom", "hang up", "stale"])
 def test_a_row_that_fails_is_asked_for_again_and_no_other(serve, fault):
     fake = serve(model_of())
@@ -127,7 +140,7 @@ def test_a_row_that_fails_is_asked_for_again_and_no_other(serve, fault):
 
 def test_a_slow_answer_is_named_and_asked_for_again(serve):
     fake = serve(model_of())
-    engine = loaded(fake, policy_of(), timeout_s=0.4)
+    engine = loaded(fake, policy_of(), timeout_s=2.0)
     undisturbed = engine.generate(prompts_of(), sampling_of(max_concurrent_rows=1))
     fake.faults[PATH] = ["slow"]
     with pytest.warns(UserWarning, match="timed out"):
@@ -141,7 +154,7 @@ def test_a_server_that_was_killed_and_started_anew_gets_the_weights_again(serve)
     fake.faults[PATH] = [None, None, "kill"]
 
     def revive():
-        time.sleep(0.5)
+        fake.stopped.wait()
         fake.start()
 
     threading.Thread(target=revive, daemon=True).start()
