@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -143,7 +144,10 @@ class Writer:
                 self.engine.update(policy.state_dict().items(), self.version)
             else:
                 named = named_weights(policy, adapter_only=self.engine.adapter_only)
-                self.engine.update(named if self.processes.is_main else (), self.version)
+                if not self.processes.is_main:
+                    deque(named, maxlen=0)  # takes part in gathering, and keeps none
+                    named = iter(())
+                self.engine.update(named, self.version)
                 self.processes.any(False)  # the others wait until it is sent
             self._sent = self.version
         return self.engine

@@ -3,6 +3,7 @@
 import copy
 import threading
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from agents.functional.correction import importance_weights
 from agents.interfaces import Evaluation
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.generation import generate
+from agents.lm.lora import AdaptedTrunk, LoraOptions
 from agents.rollout import Batch
 from agents.text.agent import TextAgent
 from agents.text.collector import TextCollector
@@ -103,8 +105,14 @@ def test_without_a_stale_batch_async_rollouts_are_the_synchronous_run_bit_for_bi
     assert equal(iterated(agent_of(), 1), ahead)
 
 
-def test_the_next_batch_is_written_by_the_weights_before_the_update_and_its_staleness_is_kept():
-    agent, weights = agent_of(async_rollouts=1), []
+def adapted():
+    trunk = AdaptedTrunk(policy_of().model, LoraOptions(rank=2), value=True)
+    return CausalLMPolicy(trunk.model, critic="adapter", adapters=trunk)
+
+
+@pytest.mark.parametrize("make", [policy_of, partial(policy_of, critic="separate"), adapted])
+def test_the_next_batch_is_written_by_the_weights_before_the_update_and_its_staleness_is_kept(make):
+    agent, weights = agent_of(policy=make(), settings={"learning_rate": 1e-2}, async_rollouts=1), []
     for updates in range(3):
         weights.append(copy.deepcopy(agent.policy))
         iterated(agent, 1)
@@ -116,6 +124,7 @@ def test_the_next_batch_is_written_by_the_weights_before_the_update_and_its_stal
         values = weights[-1].completion_values(rollout.observations, rollout.actions)
         torch.testing.assert_close(rollout.values, values, atol=1e-5, rtol=1e-4)
         assert agent.metrics["rollout/staleness"] == min(updates, 1)
+        assert (agent.metrics["rollout/mismatch_mean"] > 1e-4) == (updates > 0)
         expected, _ = importance_weights(old, own, rollout.mask, mode="sequence_mask", low=0.0, high=3.0)
         torch.testing.assert_close(agent.newest[1].weights, expected, atol=1e-4, rtol=1e-3)
 
