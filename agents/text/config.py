@@ -234,6 +234,7 @@ class TextAgentConfig(
     def _check_applicable(self) -> None:
         """Raise ValueError if a setting was changed that this algorithm, or another setting, makes irrelevant."""
         plain = self.policy_loss == "plain"
+        mode = self.correction or ("sequence_mask" if self.engine or self.async_rollouts else "none")
         needs = {
             "GRPO": (self.algorithm == "grpo", ("normalize_std",)),
             "dialogues of groups": (self.credit != "state" or self.algorithm in GROUP_ALGORITHMS, ("credit",)),
@@ -249,7 +250,8 @@ class TextAgentConfig(
             "a clipped loss": (not plain, ("clip", "clip_high")),
             "a KL in the loss": (self.kl_in != "reward", ("kl_estimator",)),
             "an engine": (self.engine is not None, ("engine_weights", "engine_folder")),
-            "a mask": (self.correction is None or self.correction.endswith("mask"), ("correction_low",)),
+            "a correction": (mode != "none", ("correction_high",)),
+            "a correction by a mask": (mode.endswith("mask"), ("correction_low",)),
             "the moving baseline": (self.baseline == "moving", ("baseline_decay",)),
         }
         reasons = [

@@ -242,7 +242,8 @@ def test_what_cannot_be_written_ahead_is_refused():
         ({"async_rollouts": 2}, "async_rollouts: expected a number in"),
         ({"correction": "token"}, "correction: expected one of|correction"),
         ({"correction_high": 0.5}, "correction_high: expected a number >= 1"),
-        ({"correction": "token_truncate", "correction_low": 0.5}, "correction_low needs a mask"),
+        ({"correction": "token_truncate", "correction_low": 0.5}, "correction_low needs a correction by a mask"),
+        ({"correction_high": 5.0}, "correction_high needs a correction"),
         ({"engine_folder": "x"}, "engine_folder needs an engine"),
     ):
         with pytest.raises(ValueError, match=message):
