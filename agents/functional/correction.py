@@ -5,19 +5,15 @@ The sampler differs from the trainer by its kernels, its number type, or weights
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from agents.functional.losses import LARGEST_LOG_RATIO
 from agents.functional.masked import fill_masked
 
-Correction = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
-
 
 def importance_weights(
-    logprobs: Tensor, behavior_logprobs: Tensor, mask: Tensor, *, mode: Correction, low: float = 0.0, high: float
+    logprobs: Tensor, behavior_logprobs: Tensor, mask: Tensor, *, mode: str, low: float = 0.0, high: float
 ) -> tuple[Tensor, Tensor]:
     """Weight of each step's term in the policy loss, and where a bound made it another than the ratio.
 

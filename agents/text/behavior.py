@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from agents.engines.protocol import Written
-from agents.functional.correction import Correction, effective_sample_size, importance_weights
+from agents.functional.correction import effective_sample_size, importance_weights
 from agents.functional.masked import fill_masked, masked_mean
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.rollout import Rollout
+from agents.text.config import Correction
 from textenvs.tokens.rows import PAD
 
 METRICS: dict[str, str] = {

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from agents.engines.protocol import Engine
 from agents.functional.advantages import values_of_next_steps
-from agents.functional.correction import Correction
 from agents.functional.masked import fill_masked
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.decoder import Generation
@@ -27,6 +26,7 @@ from agents.lm.sampling import uniform
 from agents.rollout import Rollout
 from agents.runs.distributed import ALONE, Processes
 from agents.text.behavior import corrected, texts_of
+from agents.text.config import Correction
 from agents.text.dynamic_sampling import fill_rollout
 from agents.text.kl_controllers import KLController
 from agents.text.rollout_metrics import rollout_metrics

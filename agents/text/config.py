@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from agents.config import AgentConfig, UpdateConfig
-from agents.functional.correction import Correction
 from agents.functional.schedules import value_at
 from agents.ranges import check_values
 
@@ -18,6 +17,7 @@ Algorithm = Literal["ppo", "grpo", "rloo", "reinforce"]
 Paper = Literal[
     "ppo", "grpo", "rloo", "reinforce", "dr_grpo", "dapo", "gspo", "cispo", "reinforce++", "reinforce++_baseline"
 ]
+Correction = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 WITH_CRITIC, GROUP_ALGORITHMS = ("ppo",), ("grpo", "rloo")
 
 _GROUPS = {"algorithm": "grpo", "group_size": 8, "normalize_advantages": "none", "epochs": 1}
