@@ -60,7 +60,7 @@ def test_the_engine_is_off_by_what_it_says():
     policy = TabularTextPolicy(task.states, logits, prompt_length=task.prompts.shape[1], eos_token_id=EOS_TOKEN)
     collector = TextCollector(envs, engine=OffEngine(policy, 0), generate=write, correction="token_truncate")
     rollout, metrics = collector.collect(policy)
-    own = policy.evaluate(rollout.observations, rollout.actions).logprobs
+    own = policy.evaluate(rollout.observations, rollout.actions).logprobs.detach()
     off = (own - rollout.behavior_logprobs)[rollout.actions != PAD].abs()
     assert metrics["rollout/mismatch_mean"] == pytest.approx(float(off.mean()), rel=1e-5)
     assert 0.35 < metrics["rollout/mismatch_mean"] < 0.65
@@ -75,9 +75,7 @@ def test_a_correction_closes_the_gap_that_another_sampler_leaves():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "env_id", ["textenvs/ExactSpelling-v0", "textenvs/ExactSentiment-v0", "textenvs/ExactRandom-v0"]
-)
+@pytest.mark.parametrize("env_id", ["textenvs/ExactSpelling-v0", "textenvs/ExactSentiment-v0"])
 def test_table(env_id):
     torch.set_num_threads(1)
     modes = ("no engine", "none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
