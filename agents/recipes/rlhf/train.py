@@ -29,6 +29,7 @@ from agents.runs.plots import TEXT_CURVES
 from agents.runs.progress import headline
 from agents.runs.run_dir import read_json
 from agents.text.agent import TextAgent
+from textenvs.dialogues.sub_environments import DialogueError
 from textenvs.wrappers.scorers import RewardError
 
 STATE = "state.json"
@@ -189,7 +190,7 @@ def _train(
         try:
             evaluate()
             _learn(agent, config, after_update)
-        except (RewardError, EngineError):
+        except (RewardError, DialogueError, EngineError):
             keep()
             print(f"{run.path} holds what was trained so far; --resume continues it", file=sys.stderr)
             raise

@@ -10,10 +10,13 @@ import pytest
 import torch
 
 from agents.engines.local import LocalEngine
+from agents.functional.schedules import Linear
 from agents.text.agent import TextAgent
 from agents.text.collector import TextCollector
-from agents.verification.exact_gap import TABLE, _normalized, settings
-from agents.verification.tabular import TabularTextPolicy, write
+from agents.text.config import TextAgentConfig
+from agents.text.stepwise import generate_by_acting
+from agents.verification.exact_gap import SETTINGS
+from agents.verification.tabular import TabularTextPolicy
 from textenvs.exact.envs import EOS_TOKEN
 from textenvs.tokens.rows import PAD
 
@@ -24,9 +27,9 @@ class OffEngine(LocalEngine):
     """Samples by logits that are shifted by fixed noise: its tokens' log-probs are ``OFF`` nats from the start's."""
 
     def __init__(self, policy, seed):
-        super().__init__(copy.deepcopy(policy), write)
-        self.shift = torch.randn(policy.table.logits.shape, generator=torch.Generator().manual_seed(seed))
-        before = torch.log_softmax(policy.table.logits.detach(), -1)
+        super().__init__(copy.deepcopy(policy), generate_by_acting)
+        self.shift = torch.randn(policy.logits.shape, generator=torch.Generator().manual_seed(seed))
+        before = torch.log_softmax(policy.logits.detach(), -1)
         for _ in range(5):
             off = (torch.log_softmax(before + self.shift, -1) - before).abs()
             self.shift *= OFF / float((off * before.exp()).sum(-1).mean())
@@ -34,23 +37,27 @@ class OffEngine(LocalEngine):
     def update(self, named_tensors, version):
         super().update(named_tensors, version)
         with torch.no_grad():
-            self.policy.table.logits += self.shift
+            self.policy.logits += self.shift
 
 
 def gap(env_id, algorithm, mode, *, seed, updates, num_envs, **changed):
     """Share of the way to the optimum that is left after training, and the first rollout's mismatch in nats."""
-    config = settings(algorithm, TABLE[algorithm] | {"minibatch_size": num_envs} | changed, num_envs, seed)
+    asked = {"minibatch_size": num_envs, "max_grad_norm": 1.0, "kl_in": "reward", "kl_estimator": None, "seed": seed}
+    asked |= SETTINGS["tabular"][algorithm] | changed
+    asked["learning_rate"] = Linear(asked["learning_rate"], 0.0)
+    config = TextAgentConfig.for_algorithm(algorithm, **asked)
     envs = gym.make_vec(env_id, num_envs=num_envs, group_size=config.group_size)
     task = envs.unwrapped.task
     logits = task.ref_logprobs.reshape(-1, len(task.words))
     policy = TabularTextPolicy(task.states, logits, prompt_length=task.prompts.shape[1], eos_token_id=EOS_TOKEN)
     engine = None if mode == "no engine" else OffEngine(policy, seed)
     collector = TextCollector(
-        envs, seed=seed, engine=engine, generate=write, correction=None if mode == "no engine" else mode
+        envs, seed=seed, engine=engine, generate=generate_by_acting, correction=None if mode == "no engine" else mode
     )
     agent = TextAgent(config, policy=policy, collector=collector)
     agent.learn(updates * num_envs)
-    return task.gap(_normalized(policy.table.logits, task))
+    table = torch.log_softmax(policy.logits[:-1].detach().double(), -1).numpy()
+    return task.gap(table.reshape(task.ref_logprobs.shape))
 
 
 def test_the_engine_is_off_by_what_it_says():
@@ -58,7 +65,9 @@ def test_the_engine_is_off_by_what_it_says():
     task = envs.unwrapped.task
     logits = task.ref_logprobs.reshape(-1, len(task.words))
     policy = TabularTextPolicy(task.states, logits, prompt_length=task.prompts.shape[1], eos_token_id=EOS_TOKEN)
-    collector = TextCollector(envs, engine=OffEngine(policy, 0), generate=write, correction="token_truncate")
+    collector = TextCollector(
+        envs, engine=OffEngine(policy, 0), generate=generate_by_acting, correction="token_truncate"
+    )
     rollout, metrics = collector.collect(policy)
     own = policy.evaluate(rollout.observations, rollout.actions).logprobs.detach()
     off = (own - rollout.behavior_logprobs)[rollout.actions != PAD].abs()
