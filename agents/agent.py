@@ -1,5 +1,4 @@
 """The loop that all agents share: collect a rollout, compute advantages, update; and ``learn``, ``save``, ``load``.
-
 How a batch updates the policy is not here: see ``agents.control`` and ``agents.text``.
 """
 
@@ -264,8 +263,8 @@ class Agent:
         if self.objective is not None and state.get("objective") is None:
             raise checkpoint.CheckpointError("objective: expected None, as the agent was trained without one")
         ours = self.config.to_dict()
-        saved = {name: value for name, value in state["config"].items() if name not in NEUTRAL}
-        other = {name: value for name, value in saved.items() if _plain(value) != _plain(ours.get(name))}
+        saved = [pair for pair in state["config"].items() if pair[0] not in NEUTRAL]
+        other = {name: value for name, value in saved if _plain(value) != _plain(ours.get(name))}
         if other:
             there = ", ".join(f"{name}={value!r} (here {ours.get(name)!r})" for name, value in other.items())
             raise checkpoint.CheckpointError(f"the checkpoint is of another configuration: {there}")
