@@ -22,4 +22,5 @@ DIALOGUES = (
     Mutant("D11", "lambda holds within turns and not between them", "agents/text/advantages.py", "torch.where(closing, lam, 1.0)", "torch.where(closing, 1.0, lam)", "tests/agents/text/test_dialogues.py"),
     Mutant("D11", "a turn's discount is applied at each token", "agents/text/advantages.py", "torch.where(closing, gamma * config.gamma_turn, gamma)", "gamma * config.gamma_turn * torch.ones_like(rewards)", "tests/agents/text/test_dialogues.py"),
     Mutant("D11", "rewards to go are not discounted by turns", "agents/functional/group_advantages.py", "sums[:, turn] += gamma * sums", "sums[:, turn] += sums", "tests/agents/text/test_dialogues.py"),
+    Mutant("D11", "the outcomes of a guess count alike, however likely", "textenvs/dialogues/guess.py", "part / left * math.log2(left / part)", "math.log2(left / part)", "tests/textenvs/dialogues/test_guess.py"),
 )  # fmt: skip
