@@ -167,8 +167,8 @@ class TextEngineConfig:
     written while this one is learned from; without an engine by a copy of the model, which takes its memory"""
     correction: Correction | None = None
     """importance weights between what wrote and what learns: "token_truncate" (TIS), "token_mask" (IcePop),
-    "sequence_truncate", "sequence_mask" or "none"; see ``agents.functional.correction``. None: "sequence_mask" with an
-    engine or async_rollouts, else "none", where the writer's log-probs are taken for the policy's own"""
+    "sequence_truncate", "sequence_mask" or "none"; see ``agents.functional.correction``. None: "sequence_truncate" with
+    an engine or async_rollouts, else "none", where the writer's log-probs are taken for the policy's own"""
     correction_low: float = 0.0
     """least ratio that a mask lets pass, [0, 1]"""
     correction_high: float = 3.0
@@ -234,7 +234,7 @@ class TextAgentConfig(
     def _check_applicable(self) -> None:
         """Raise ValueError if a setting was changed that this algorithm, or another setting, makes irrelevant."""
         plain = self.policy_loss == "plain"
-        mode = self.correction or ("sequence_mask" if self.engine or self.async_rollouts else "none")
+        mode = self.correction or ("sequence_truncate" if self.engine or self.async_rollouts else "none")
         needs = {
             "GRPO": (self.algorithm == "grpo", ("normalize_std",)),
             "dialogues of groups": (self.credit != "state" or self.algorithm in GROUP_ALGORITHMS, ("credit",)),
