@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import get_args
 
-from agents.lm.loading import DTYPES, weightless
+from agents.lm.loading import DTYPES, resolved, weightless
 from agents.lm.lora import LoraOptions
 from agents.lm.memory import Layout, Workload, num_bytes, plan
 from agents.recipes.rlhf.build import model_path
@@ -43,7 +43,7 @@ def planned_bytes(config: TrainTextConfig) -> dict[str, dict[str, int]]:
             critic=config.critic(memory),
             lora=LoraOptions(rank=config.lora_rank, alpha=config.lora_alpha),
             starts_from_adapter=memory == "adapters" and config.adapter is not None,
-            dtype=DTYPES[config.dtype],
+            dtype=DTYPES[resolved(config.dtype, config.device)],
             recompute=config.gradient_checkpointing,
         )
         table[memory] = plan(weightless(path).config, layout, workload, reward=_reward_bytes(config, memory, path))
