@@ -3,6 +3,7 @@
 # make verify set up, then run the proof and print it: claim, expected, measured, verdict (a few minutes)
 # make test   set everything up, then lint, format check, type check and the default tests
 # make mutants   plant known mistakes one by one; the tests must catch each
+# make gpu-check  eight minutes on a CUDA machine: equal results, speed, memory; parts that are done are kept
 # make docs   build the site in runs/site; a broken link, an undocumented name or a snippet that fails ends it
 # make kills     kill training at 20 random moments and resume it: bit for bit the same end
 # make benchmark-text   text training beside TRL's, its memory, gaps and learning; TRL is installed beside it (hours)
@@ -15,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 # Where bytecode is switched off, every process would compile its libraries and tests again, seconds each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install data demo pretrained verify test test-slow mutants kills benchmark-control benchmark-text docs lint format clean
+.PHONY: install data demo pretrained verify test test-slow mutants kills benchmark-control benchmark-text gpu-check docs lint format clean
 
 install: $(VENV)/installed
 
@@ -59,6 +60,9 @@ kills: install
 
 benchmark-control: install
 	$(BIN)/python -m scripts.benchmark_control --run-dir runs/benchmark_control --overwrite
+
+gpu-check: data
+	$(BIN)/python -m scripts.gpu_check
 
 benchmark-text: data
 	$(BIN)/python -m scripts.benchmark_text --run-dir runs/benchmark_text --overwrite
