@@ -30,10 +30,13 @@ def planned_bytes(config: TrainTextConfig) -> dict[str, dict[str, int]]:
         ValueError, OSError: if model, tokenizer or prompts cannot be read.
     """
     path = model_path(config)
+    longest = _longest_prompt(config, path)
+    by_tokens = config.microbatch_rows(longest + config.max_new_tokens)
+    update_rows = by_tokens or config.microbatch_size or config.minibatch_size or config.batch_size
     workload = Workload(
         rollout_rows=min(config.batch_size, config.max_concurrent_rows or config.batch_size),
-        update_rows=min(config.microbatch_size or config.minibatch_size or config.batch_size, config.batch_size),
-        prompt_tokens=_longest_prompt(config, path),
+        update_rows=min(update_rows, config.minibatch_size or config.batch_size, config.batch_size),
+        prompt_tokens=longest,
         new_tokens=config.max_new_tokens,
     )
     table = {}
