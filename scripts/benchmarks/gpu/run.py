@@ -3,7 +3,7 @@
     make gpu-check
     python -m scripts.gpu_check --device cpu --tiny --run-dir runs/gpu_check
 
-Each part (`scripts.benchmarks.gpu_parts`) is a process with a time limit of its own and leaves ``PART.json`` in the
+Each part (`scripts.benchmarks.gpu.parts`) is a process with a time limit of its own and leaves ``PART.json`` in the
 run's folder; after each one table.md and summary.json are written anew. A part that failed, or for which no time was
 left, is run by the next call; one that is there is not.
 """
@@ -22,7 +22,8 @@ from typing import Any
 from agents.runs.cli import enter
 from agents.runs.devices import prepare_device
 from agents.runs.run_dir import SUMMARY, write_aside
-from scripts.benchmarks.gpu_parts import PARTS, Figure, GpuCheckConfig
+from scripts.benchmarks.gpu.figure import Figure
+from scripts.benchmarks.gpu.parts import PARTS, GpuCheckConfig
 from scripts.benchmarks.processes import run_process
 
 

@@ -6,9 +6,9 @@ import subprocess
 import pytest
 import torch
 
-from scripts.benchmarks import gpu
-from scripts.benchmarks.gpu import main
-from scripts.benchmarks.gpu_parts import PARTS, GpuCheckConfig
+from scripts.benchmarks.gpu import run as gpu
+from scripts.benchmarks.gpu.parts import PARTS, GpuCheckConfig
+from scripts.benchmarks.gpu.run import main
 
 
 @pytest.mark.parametrize("part", ["equality", "decoding", "bfloat16", "update"])

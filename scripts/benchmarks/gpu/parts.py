@@ -22,6 +22,7 @@ from agents.lm.decoder import Generation
 from agents.lm.generation import generate
 from agents.lm.loading import autocast_of
 from agents.lm.memory import Layout, PeakMemory, Workload, plan
+from scripts.benchmarks.gpu.figure import Figure
 from scripts.benchmarks.memory import write_random_model
 from scripts.benchmarks.text.models import BenchSizes, write_models
 from scripts.benchmarks.text.peer_environments import PEER_SCRIPT, on_demand, peer_job
@@ -47,31 +48,6 @@ class GpuCheckConfig:
     """Seconds after which a part is given up."""
     total_s: float = 480.0
     """Seconds after which no part begins."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """One measurement."""
-
-    what: str
-    value: float
-    unit: str = ""
-    least: float | None = None
-    most: float | None = None
-
-    @property
-    def bound(self) -> str:
-        """As text; "" without any."""
-        bounds = (("≥", self.least), ("≤", self.most))
-        return " ".join(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None)
-
-    @property
-    def verdict(self) -> str:
-        """Whether the bounds hold; "" without any."""
-        if self.least is None and self.most is None:
-            return ""
-        low, high = self.least if self.least is not None else -1e300, self.most if self.most is not None else 1e300
-        return "kept" if low <= self.value <= high else "MISSED"
 
 
 def build(config: GpuCheckConfig, dtype: str = "auto", *, tiny: bool = False, **options: Any) -> CausalLMPolicy:
