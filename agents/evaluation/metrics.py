@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -120,8 +121,8 @@ def distinct_bigrams_of_all(samples: Samples) -> float:
     """
     bigrams = [
         pair
-        for row, length in zip(samples.completions, samples.mask.sum(1), strict=True)
-        for pair in zip(row[: length - 1].tolist(), row[1:length].tolist(), strict=True)
+        for row in (tokens[own].tolist() for tokens, own in zip(samples.completions, samples.mask, strict=True))
+        for pair in pairwise(row)
     ]
     return len(set(bigrams)) / len(bigrams) if bigrams else 1.0
 

@@ -12,7 +12,7 @@ import torch
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.generation import generate
 from textenvs.tokens.prompts import PromptSource, load_prompts
-from textenvs.tokens.rows import PAD, Columns
+from textenvs.tokens.rows import PAD, Columns, TokenRows
 from textenvs.tokens.tokenizers import decode_rows
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class Samples:
         openings: N decoded prompts.
         endings: N decoded completions; opening + ending is the text.
         columns: of the prompts' rows, beside the prompt.
+        played: of episodes of an environment, as it finished them; None for texts after prompts.
     """
 
     prompts: np.ndarray
@@ -43,11 +44,12 @@ class Samples:
     openings: list[str]
     endings: list[str]
     columns: Columns = ()
+    played: TokenRows | None = None
 
     @property
     def mask(self) -> np.ndarray:
-        """``[N, T]`` True on tokens."""
-        return self.completions != PAD
+        """``[N, T]`` True on the policy's tokens."""
+        return self.completions != PAD if self.played is None else self.played.mask
 
     @property
     def texts(self) -> list[str]:

@@ -1,1 +1,1 @@
-"""Tasks that others made, each an optional extra: reasoning-gym's questions, TextArena's games."""
+"""Tasks that others made, each an optional extra: reasoning-gym's questions, TextArena's games, OpenEnv's servers."""

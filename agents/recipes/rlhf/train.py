@@ -28,6 +28,7 @@ from agents.runs.plots import TEXT_CURVES
 from agents.runs.progress import headline
 from agents.runs.run_dir import read_json
 from agents.text.agent import TextAgent
+from textenvs.dialogues.sub_environments import DialogueError
 from textenvs.wrappers.scorers import RewardError
 
 STATE = "state.json"
@@ -188,7 +189,7 @@ def _train(
         try:
             evaluate()
             _learn(agent, config, after_update)
-        except RewardError:
+        except (RewardError, DialogueError):
             keep()
             print(f"{run.path} holds what was trained so far; --resume continues it", file=sys.stderr)
             raise
