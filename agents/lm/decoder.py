@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -75,20 +76,26 @@ class Repeated:
     """A step of constant shapes as a CUDA graph, one for each number of rows; elsewhere the step itself.
 
     The first call with a number of rows runs the step once and then records it. What the step reads beside its inputs
-    has to stay in place, and numbers that the host computes have to be inputs.
+    has to stay in place, and numbers that the host computes have to be inputs. A model whose step waits for the device
+    (as some rotary embeddings do) cannot be recorded, and runs as it is, with a warning.
     """
 
     def __init__(self, step: Callable[..., Tensor]) -> None:
-        self.step, self.pool = step, None
+        self.step, self.pool, self.refused = step, None, False
         self.recorded: dict[int, tuple[Any, tuple[Tensor, ...], Tensor]] = {}
 
     def __call__(self, *inputs: Tensor, **options: bool) -> Tensor:
         """What the step returns, in memory that the next call overwrites; ``options`` are always the same."""
         cuda, step = graphs_of(inputs[0].device), partial(self.step, **options)
-        if cuda is None:
+        if cuda is None or self.refused:
             return step(*inputs)
         if len(inputs[0]) not in self.recorded:
-            self.recorded[len(inputs[0])] = self._record(cuda, step, tuple(each.clone() for each in inputs))
+            try:
+                self.recorded[len(inputs[0])] = self._record(cuda, step, tuple(each.clone() for each in inputs))
+            except RuntimeError as fault:
+                warnings.warn(f"decoding without CUDA graphs, slower: {fault}", stacklevel=2)
+                self.refused = True
+                return step(*inputs)
         graph, places, out = self.recorded[len(inputs[0])]
         for place, each in zip(places, inputs, strict=True):
             place.copy_(each)

@@ -125,6 +125,19 @@ def test_a_graph_of_a_step_writes_what_the_step_writes(prompts, slots, graphs, m
     assert 1 <= len(graphs) <= 6  # one for each number of rows, which halves
 
 
+def test_a_step_that_waits_for_the_device_runs_without_a_graph(graphs, monkeypatch):
+    policy = build("llama")
+    expected = write(policy)
+    as_on_a_gpu(monkeypatch)
+    handle = policy.trunk.register_forward_pre_hook(
+        lambda _, args, kwargs: kwargs["position_ids"].max().item() and None, with_kwargs=True
+    )
+    with pytest.warns(UserWarning, match="decoding without CUDA graphs, slower: .*not permitted when stream is captur"):
+        assert_equal(write(policy), expected)
+    handle.remove()
+    assert len(graphs) == 1
+
+
 @pytest.mark.parametrize(
     "sampling", [TokenSampling(), TokenSampling(top_k=5, min_new_tokens=3, allowed_tokens=(1, 2, 3, 4))]
 )
