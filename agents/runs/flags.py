@@ -39,11 +39,7 @@ class RunFlags:
 
 
 def json_object(given: str | None, flag: str = "template_kwargs") -> dict[str, Any]:
-    """What the JSON object ``given`` with ``flag`` holds; None: nothing.
-
-    Raises:
-        ValueError: no JSON object.
-    """
+    """What the JSON object ``given`` with ``flag`` holds; None: nothing. ValueError if it is no JSON object."""
     try:
         found = {} if given is None else json.loads(given)
     except ValueError as fault:

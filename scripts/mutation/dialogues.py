@@ -1,9 +1,8 @@
 """The planted mistakes of dialogues; see `scripts.mutation.table`."""
 
-# ruff: noqa: E501
-
 from __future__ import annotations
 
+# ruff: noqa: E501
 from scripts.mutation import Mutant
 
 DIALOGUES = (
