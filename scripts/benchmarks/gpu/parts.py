@@ -23,7 +23,7 @@ from agents.lm.generation import generate
 from agents.lm.loading import autocast_of
 from agents.lm.memory import Layout, PeakMemory, Workload, plan
 from scripts.benchmarks.gpu.figure import Figure
-from scripts.benchmarks.memory import write_random_model
+from scripts.benchmarks.text.memory import write_random_model
 from scripts.benchmarks.text.models import BenchSizes, write_models
 from scripts.benchmarks.text.peer_environments import PEER_SCRIPT, on_demand, peer_job
 from scripts.benchmarks.text.speed import our_command
