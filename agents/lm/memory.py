@@ -195,7 +195,7 @@ class LiveBytes(TorchDispatchMode):
     """Counts the bytes of tensors that operations inside make, and that live at a time; on any device, meta too."""
 
     def __init__(self, counts: Callable[[Tensor], bool] = lambda tensor: True) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.counts, self.live, self.peak = counts, 0, 0
         self._held: dict[int, int] = {}
 

@@ -55,19 +55,22 @@ def build(config: GpuCheckConfig, dtype: str = "auto", *, tiny: bool = False, **
     from transformers import LlamaForCausalLM
 
     torch.manual_seed(0)
-    model: Any = LlamaForCausalLM(_model_config(config, tiny)).to(config.device)
+    model: Any = LlamaForCausalLM(_model_config(config, tiny))
+    model.to(config.device)
     return CausalLMPolicy(model, eos_token_id=None, autocast=autocast_of(dtype, config.device), **options)
 
 
 def _model_config(config: GpuCheckConfig, tiny: bool = False) -> Any:
     from transformers import LlamaConfig
 
-    shape = dict(
+    shape: dict[str, Any] = dict(
         vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14
     )
     if tiny or config.tiny:
         shape = dict(vocab_size=211, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
-    ends = dict(bos_token_id=0, eos_token_id=0, pad_token_id=0, tie_word_embeddings=True, max_position_embeddings=4096)
+    ends: dict[str, Any] = dict(
+        bos_token_id=0, eos_token_id=0, pad_token_id=0, tie_word_embeddings=True, max_position_embeddings=4096
+    )
     return LlamaConfig(**shape, **ends, num_key_value_heads=2, initializer_range=0.05)
 
 
@@ -97,7 +100,7 @@ def _now(config: GpuCheckConfig) -> float:
 def equality(config: GpuCheckConfig) -> list[Figure]:
     """A small float32 model on the device beside the CPU."""
     torch.set_float32_matmul_precision("highest")
-    found = []
+    found: list[list[Tensor]] = []
     for device in ("cpu", config.device):
         policy = build(dataclasses.replace(config, device=device), "float32", tiny=True)
         prompts, written, _ = _texts(
@@ -157,7 +160,8 @@ def generating(config: GpuCheckConfig) -> list[Figure]:
     """Tokens a second of our decoder and of transformers' ``generate`` with the same weights."""
     work, policy = _workload(config), build(config)
     prompts, _, seconds = _texts(config, policy, work)
-    model: Any = policy.model.to(policy.autocast or torch.float32)
+    model: Any = policy.model
+    model.to(policy.autocast or torch.float32)
     options = dict(do_sample=True, top_k=0, min_new_tokens=work.new_tokens, max_new_tokens=work.new_tokens)
     for _ in range(2):
         began = _now(config)
@@ -237,7 +241,7 @@ def trl(config: GpuCheckConfig) -> list[Figure]:
     """GRPO of ours and of TRL, if it is installed: response tokens a second of whole updates."""
     tiny = dict(layers=1, width=32, vocabulary=99, rows=8, new_tokens=8, minibatches=2, epochs=1, group_size=4)
     large = dict(layers=24, width=1280, heads=20, vocabulary=50257, positions=512, prompt_tokens=128, new_tokens=256)
-    shape = BenchSizes(**(tiny if config.tiny else large | {"epochs": 1}))  # type: ignore[arg-type]
+    shape = BenchSizes(**(tiny if config.tiny else large | {"epochs": 1}))
     folder = Path(config.run_dir) / "trl"
     models = write_models(folder / "models", shape, mean_length=None)
     ours = [*our_command(models, shape, threads=4), "--algorithm", "grpo", "--device", config.device, "--dtype", "auto"]
@@ -264,7 +268,7 @@ def vllm(config: GpuCheckConfig) -> list[Figure]:
     """vLLM's log-probs of what it samples beside ours, if it is installed; no figure if not."""
     if not find_spec("vllm"):
         return []
-    from vllm import LLM, SamplingParams  # type: ignore[import-not-found]
+    from vllm import LLM, SamplingParams
 
     folder = write_random_model(Path(config.run_dir) / "vllm_model")
     engine = LLM(model=str(folder), dtype="float32", enforce_eager=True, gpu_memory_utilization=0.3, max_model_len=512)
