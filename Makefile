@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 PARALLEL ?= --numprocesses auto --maxprocesses 4 --dist worksteal
 export TOKENIZERS_PARALLELISM := false
 # Tasks of other packages, as pyproject.toml names them.
-EXTRAS := reasoning-gym,textarena,openenv
+EXTRAS := reasoning-gym,textarena,openenv,textworld
 # Where bytecode is switched off, every process would compile its libraries and tests again, seconds each.
 unexport PYTHONDONTWRITEBYTECODE
 
