@@ -21,7 +21,8 @@ from typing import Any
 
 from agents.runs.cli import enter
 from agents.runs.devices import prepare_device
-from agents.runs.run_dir import SUMMARY, write_aside
+from agents.runs.run_dir import SUMMARY
+from reward_models.aside import write_aside
 from scripts.benchmarks.gpu.figure import Figure
 from scripts.benchmarks.gpu.parts import PARTS, GpuCheckConfig
 from scripts.benchmarks.processes import run_process
