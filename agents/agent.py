@@ -1,5 +1,4 @@
 """The loop that all agents share: collect a rollout, compute advantages, update; and ``learn``, ``save``, ``load``.
-
 How a batch updates the policy is not here: see ``agents.control`` and ``agents.text``.
 """
 
@@ -25,6 +24,7 @@ from agents.interfaces import Collector, Policy
 from agents.rollout import Batch, Rollout
 from agents.runs import checkpoint
 from agents.runs.devices import check_device
+from agents.runs.flags import NEUTRAL
 from agents.runs.logging import MetricSink, NullSink
 from agents.update import Objective, own_objective
 
@@ -263,8 +263,8 @@ class Agent:
         if self.objective is not None and state.get("objective") is None:
             raise checkpoint.CheckpointError("objective: expected None, as the agent was trained without one")
         ours = self.config.to_dict()
-        saved = {name: value for name, value in state["config"].items() if name != "device"}
-        other = {name: value for name, value in saved.items() if _plain(value) != _plain(ours.get(name))}
+        saved = [pair for pair in state["config"].items() if pair[0] not in NEUTRAL]
+        other = {name: value for name, value in saved if _plain(value) != _plain(ours.get(name))}
         if other:
             there = ", ".join(f"{name}={value!r} (here {ours.get(name)!r})" for name, value in other.items())
             raise checkpoint.CheckpointError(f"the checkpoint is of another configuration: {there}")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.runs.run_dir import write_folder_aside
@@ -25,6 +29,27 @@ def save_pretrained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         tokenizer.save_pretrained(folder)
 
     write_folder_aside(path, write)
+
+
+def named_weights(policy: CausalLMPolicy, *, adapter_only: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """The policy's weights by their names in the transformers model; a shared weight once, adapters merged.
+
+    A weight that is sharded over processes is gathered when its turn comes, so all of them must go through all.
+
+    With ``adapter_only`` those of the adapter, under the names that peft gives them in a file, and so scaled that its
+    alpha equals its rank.
+
+    Raises:
+        ValueError: for ``adapter_only`` of a policy that has none.
+    """
+    if adapter_only:
+        if policy.adapters is None:
+            raise ValueError('engine_weights "adapter": expected a policy with adapters, received one without')
+        named: Iterable[tuple[str, Tensor]] = policy.adapters.named_tensors()
+    else:
+        named = (policy.model if policy.adapters is None else policy.adapters.merged()).named_parameters()
+    for name, weight in named:
+        yield name, (weight.full_tensor() if isinstance(weight, DTensor) else weight).detach()
 
 
 def save_adapter(policy: CausalLMPolicy, path: Path) -> None:

@@ -23,6 +23,7 @@ from agents.recipes.rlhf.task import TextTask
 from agents.runs.distributed import ALONE, Processes
 from agents.runs.flags import json_object
 from agents.text.collector import TextCollector
+from agents.text.writer import engine_options
 from textenvs import assets
 from textenvs.envs.vector import TokenVectorEnv
 from textenvs.lm.linear_kernels import round_weights
@@ -290,6 +291,7 @@ def build_parts(config: TrainTextConfig, processes: Processes = ALONE, began: st
         max_concurrent_rows=config.max_concurrent_rows,
         dynamic_sampling=config.dynamic_sampling,
         processes=processes,
+        **engine_options(config),
     )
     return TextParts(task=task, policy=policy, collector=collector)
 
