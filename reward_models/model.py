@@ -24,6 +24,7 @@ from reward_models.padding import num_positions, right_padded
 from textenvs.lm.fast_paths import accelerate
 from textenvs.lm.loading import load_trunk
 from textenvs.lm.packed_forward import can_pack, hidden_states
+from textenvs.lm.sizes import sizes
 from textenvs.tokens.rows import PAD
 from textenvs.tokens.tokenizers import load_tokenizer
 
@@ -174,6 +175,8 @@ class RewardModel(nn.Module):
         self.eval()
         scores = np.empty(len(rows), dtype=np.float32)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        longest = max((min(len(row), self.max_length) for row in rows), default=1)
+        batch_size = min(batch_size, max(1, sizes(self.device).prefill_tokens // max(1, longest)))
         for start in range(0, len(order), batch_size):
             index = order[start : start + batch_size]
             tokens, mask = self.pad([rows[i] for i in index])

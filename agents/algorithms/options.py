@@ -28,8 +28,8 @@ class TextOptions:
     """how logits become the distribution that acts. None: as they are"""
     lora: LoraOptions | None = None
     """train low-rank adapters over frozen weights. None: all weights"""
-    dtype: str = "float32"
-    """of matrix products, "float32" or "bfloat16" """
+    dtype: str = "auto"
+    """of matrix products, "float32" or "bfloat16"; "auto": bfloat16 on a CUDA device that has it, float32 elsewhere"""
     gradient_checkpointing: bool = False
     """compute layers again in the backward pass instead of keeping what they hold"""
     missing_eos_penalty: float = 0.0

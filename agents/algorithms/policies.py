@@ -13,6 +13,7 @@ from agents.algorithms.options import TextOptions
 from agents.algorithms.token_environments import TokenVectorLike
 from agents.interfaces import check_memoryless
 from agents.lm.causal_lm import CausalLMPolicy
+from agents.lm.loading import autocast_of
 from agents.lm.lora import AdaptedTrunk
 from agents.text.collector import kl_shaping_of
 from agents.text.config import TextAgentConfig
@@ -52,15 +53,13 @@ def build_policy(
     model = model.to(config.device).float().requires_grad_(True)
     critic = options.critic or ("shared" if config.uses_critic else "none")
     adapters = None if options.lora is None else AdaptedTrunk(model, options.lora, value=critic == "adapter")
-    if options.dtype not in ("float32", "bfloat16"):
-        raise ValueError(f'dtype: expected "float32" or "bfloat16", received {options.dtype!r}')
     return CausalLMPolicy(
         model,
         eos_token_id=base.eos_token_id,
         critic=critic,
         sampling=options.sampling,
         adapters=adapters,
-        autocast=torch.bfloat16 if options.dtype == "bfloat16" else None,
+        autocast=autocast_of(options.dtype, config.device),
         recompute=options.gradient_checkpointing,
     )
 

@@ -27,6 +27,7 @@ from agents.lm.sampling import TokenSampling, sample_tokens, uniform
 from agents.lm.token_head import LogitTransform, TokenHead
 from textenvs.lm.fast_paths import accelerate
 from textenvs.lm.kv_cache import check_has_cache
+from textenvs.lm.linear_kernels import autocast_off
 from textenvs.lm.loading import load_causal_lm
 from textenvs.lm.packed_forward import compile_trunk, hidden_states, recompute_layers, trunk_of
 from textenvs.tokens.end_of_text import end_of_text
@@ -251,7 +252,7 @@ class CausalLMPolicy(nn.Module):
 
     def value_of(self, hidden: Tensor) -> Tensor:
         """The value head on ``[N, D]`` hidden states of the critic's trunk: ``[N]``."""
-        with torch.autocast(hidden.device.type, enabled=False):
+        with autocast_off(hidden.device):
             return self.value_head(hidden.to(self.value_head.weight.dtype))[:, 0].float()
 
     @property

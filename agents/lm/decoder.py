@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,11 +15,10 @@ from agents.lm.sampling import uniform
 from textenvs.lm.kv_cache import PlainCache, any_key_order, new_cache
 from textenvs.lm.linear_kernels import cache_keyword
 from textenvs.lm.packed_attention import OURS, SDPA
+from textenvs.lm.sizes import sizes
 
-PREFILL_TOKENS = 2**15
-"""Tokens of prompts, padding included, in one pass, or those of one prompt."""
-COMPACT_AT = 1 / 16
-"""Share of finished rows at which they are removed and waiting prompts join."""
+AHEAD = 32
+"""Steps whose random numbers are drawn and sent to the device together."""
 
 
 class Generation(NamedTuple):
@@ -31,7 +33,7 @@ class Generation(NamedTuple):
 
 
 class Noise:
-    """A uniform number in [0, 1) per row and step; a step's B numbers are drawn when the first row reaches it.
+    """A uniform number in [0, 1) per row and step, drawn step after step for all rows, ahead of its use.
 
     Neither the numbers nor the generator's final state depend on which rows are decoded together.
     """
@@ -44,16 +46,78 @@ class Noise:
         device: torch.device,
         other_rows: tuple[int, int],
     ) -> None:
-        self.generator, self.before = generator, other_rows[0]
-        self.numbers = uniform(0, generator, device).new_empty(steps, batch + sum(other_rows))
-        self.drawn = 0
+        self.generator, self.before = torch.default_generator if generator is None else generator, other_rows[0]
+        self.numbers = uniform(0, self.generator, device).new_empty(steps, batch + sum(other_rows))
+        self.drawn = self.calls = 0
+        self.states: list[Tensor] = []
 
-    def of(self, rows: Tensor, steps: Tensor, running: Tensor | None = None) -> Tensor:
-        """``[N]`` numbers of ``rows`` at ``steps``; those of ``running`` rows grow by at most one between calls."""
-        if int((steps if running is None else steps[running]).max()) == self.drawn:
-            self.numbers[self.drawn] = uniform(self.numbers.shape[1], self.generator, self.numbers.device)
-            self.drawn += 1
+    def of(self, rows: Tensor, steps: Tensor) -> Tensor:
+        """``[N]`` numbers of ``rows`` at ``steps``, which grow by at most one between calls, from 0 on."""
+        if self.drawn <= self.calls and self.drawn < len(self.numbers):
+            self.states.append(self.generator.get_state())
+            ahead = self._draw(min(AHEAD, len(self.numbers) - self.drawn))
+            self.numbers[self.drawn : self.drawn + len(ahead)] = ahead
+            self.drawn += len(ahead)
+        self.calls += 1
         return self.numbers[steps, self.before + rows]
+
+    def _draw(self, steps: int) -> Tensor:
+        width = self.numbers.shape[1]
+        return torch.stack([uniform(width, self.generator, self.generator.device) for _ in range(steps)])
+
+    def rewind(self, steps: int) -> None:
+        """Leave the generator as if only the numbers of the first ``steps`` steps, 1 or more, had been drawn."""
+        if self.drawn:
+            self.generator.set_state(self.states[(steps - 1) // AHEAD])
+            self._draw((steps - 1) % AHEAD + 1)
+
+
+class Repeated:
+    """A step of constant shapes as a CUDA graph, one for each number of rows; elsewhere the step itself.
+
+    The first call with a number of rows runs the step once and then records it. What the step reads beside its inputs
+    has to stay in place, and numbers that the host computes have to be inputs. A model whose step waits for the device
+    (as some rotary embeddings do) cannot be recorded, and runs as it is, with a warning.
+    """
+
+    def __init__(self, step: Callable[..., Tensor]) -> None:
+        self.step, self.pool, self.refused = step, None, False
+        self.recorded: dict[int, tuple[Any, tuple[Tensor, ...], Tensor]] = {}
+
+    def __call__(self, *inputs: Tensor, **options: bool) -> Tensor:
+        """What the step returns, in memory that the next call overwrites; ``options`` are always the same."""
+        cuda, step = graphs_of(inputs[0].device), partial(self.step, **options)
+        if cuda is None or self.refused:
+            return step(*inputs)
+        if len(inputs[0]) not in self.recorded:
+            try:
+                self.recorded[len(inputs[0])] = self._record(cuda, step, tuple(each.clone() for each in inputs))
+            except RuntimeError as fault:
+                warnings.warn(f"decoding without CUDA graphs, slower: {fault}", stacklevel=2)
+                self.refused = True
+                return step(*inputs)
+        graph, places, out = self.recorded[len(inputs[0])]
+        for place, each in zip(places, inputs, strict=True):
+            place.copy_(each)
+        graph.replay()
+        return out
+
+    def _record(self, cuda: Any, step: Any, places: tuple[Tensor, ...]) -> tuple[Any, tuple[Tensor, ...], Tensor]:
+        stream = cuda.Stream()
+        stream.wait_stream(cuda.current_stream())
+        with cuda.stream(stream):
+            step(*places)  # libraries begin, and autocast casts the weights, outside of the graph
+        cuda.current_stream().wait_stream(stream)
+        graph = cuda.CUDAGraph()
+        with cuda.graph(graph, pool=self.pool):
+            out = step(*places)
+        self.pool = graph.pool()
+        return graph, places, out
+
+
+def graphs_of(device: torch.device) -> Any:
+    """Where ``device`` has CUDA's streams and graphs; None: it has none."""
+    return torch.cuda if device.type == "cuda" else None
 
 
 class Decoder:
@@ -73,6 +137,11 @@ class Decoder:
         )
         # A mask of rank 4 is used as it is; from one of rank 2 transformers builds a mask in each step.
         self.takes_mask = isinstance(self.cache, PlainCache) and attention in (OURS, SDPA)
+        self.sizes = sizes(device)
+        self.static = self.sizes.static_cache and self.takes_mask
+        if self.static and isinstance(self.cache, PlainCache):
+            self.cache.keep_shapes(device)
+        self.step = Repeated(self._forward) if self.static else self._forward
         self.column = 0
         self.ragged = False
         self.lengths = torch.zeros(0, dtype=torch.int64, device=device)
@@ -83,11 +152,16 @@ class Decoder:
         alone = len(self.lengths) == 0
         if alone:
             # Rows are right-aligned at the column, and the longest prompt must fit, even if it joins later.
-            self.column, self.ragged = self.longest_prompt, bool((lengths < self.longest_prompt).any())
+            self.column = self.longest_prompt
+            self.ragged = self.static or bool((lengths < self.longest_prompt).any())
         else:
             self.ragged = True
         # Keys of a growing cache cannot be appended piece by piece.
-        rows = max(1, PREFILL_TOKENS // self.longest_prompt) if isinstance(self.cache, PlainCache) else len(prompts)
+        rows = (
+            max(1, self.sizes.prefill_tokens // self.longest_prompt)
+            if isinstance(self.cache, PlainCache)
+            else len(prompts)
+        )
         parts = zip(prompts.split(rows), lengths.split(rows), strict=True)
         hidden = torch.cat([self._prefill(*part) for part in parts])
         self.hidden = hidden if alone else torch.cat([self.hidden, hidden])
@@ -132,9 +206,13 @@ class Decoder:
         """Append one token ``[N]`` to every row; rows that are not ``running`` are ignored."""
         positions = self.lengths[:, None]
         self.lengths = self.lengths + running
-        columns = torch.arange(min(self.column + 1, self.capacity), device=tokens.device)
+        if self.static and isinstance(self.cache, PlainCache):
+            self.cache.write_at(self.column)
+        columns = torch.arange(
+            self.capacity if self.static else min(self.column + 1, self.capacity), device=tokens.device
+        )
         age = (self.column - columns) % self.capacity
-        self.hidden = self._forward(tokens[:, None], positions, age < self.lengths[:, None], ragged=self.ragged)
+        self.hidden = self.step(tokens[:, None], positions, age < self.lengths[:, None], ragged=self.ragged)
         self.column += 1
 
     def compact(self, running: Tensor) -> Tensor:

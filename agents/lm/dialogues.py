@@ -16,13 +16,14 @@ from torch import Tensor
 
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.decision_states import states_at_ends
-from agents.lm.decoder import PREFILL_TOKENS, Generation, Noise, check_max_concurrent_rows, check_prompts
+from agents.lm.decoder import Generation, Noise, check_max_concurrent_rows, check_prompts
 from agents.lm.sampling import sample_tokens
 from textenvs.dialogues.vector import Answers
 from textenvs.lm.kv_cache import any_key_order
 from textenvs.lm.linear_kernels import cache_keyword
 from textenvs.lm.packed_forward import pack_rows
 from textenvs.lm.row_cache import RowCache
+from textenvs.lm.sizes import sizes
 from textenvs.tokens.end_tokens import end_tensor
 from textenvs.tokens.rows import PAD, Ids
 
@@ -122,7 +123,7 @@ class Reader:
             return states_at_ends(self.trunk, rows)
         lengths = (rows != PAD).sum(1)
         one = lengths - read == 1
-        at_once = max(1, PREFILL_TOKENS // int((lengths - read).max()))
+        at_once = max(1, sizes(rows.device).prefill_tokens // int((lengths - read).max()))
         parts = [part for part in (one.nonzero()[:, 0], *(~one).nonzero()[:, 0].split(at_once)) if len(part)]
         states = [self._pass(slots[part], rows[part], read[part], lengths[part]) for part in parts]
         return torch.cat(states)[torch.cat(parts).argsort()]
@@ -206,6 +207,7 @@ def generate_dialogues(
         if policy.critic == "shared":
             values_out[place] = policy.value_of(hidden)
         talk.append(rows, tokens)
+    noise.rewind(int(talk.steps.max()))
     if policy.has_critic and policy.critic != "shared":
         values_out = policy.completion_values(prompts, talk.tokens, talk.sampled)
     return Generation(talk.tokens, logprobs_out, values_out)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from agents.lm.causal_lm import CausalLMPolicy
-from agents.lm.decoder import COMPACT_AT, Decoder, Generation, Noise, check_prompts
+from agents.lm.decoder import Decoder, Generation, Noise, check_prompts
 from agents.lm.dialogues import Dialogue, generate_dialogues
-from agents.lm.sampling import sample_tokens
+from agents.lm.sampling import check_finite, sample_tokens
 from textenvs.tokens.end_tokens import end_tensor
 from textenvs.tokens.rows import PAD
 
@@ -91,35 +91,40 @@ def _generate(
     decoder = Decoder(policy, max_concurrent_rows, int(lengths.max()), max_new_tokens, device)
     noise = Noise(batch, max_new_tokens, generator, device, other_rows)
     ends = end_tensor(policy.eos_token_id, device)
-    begun = 0
+    begun = unread = left = 0
     rows = steps = torch.zeros(0, dtype=torch.int64, device=device)  # index and progress of each row
     running = torch.zeros(0, dtype=torch.bool, device=device)
+    broken = torch.zeros((), dtype=torch.bool, device=device)
     while True:
-        if begun < batch and len(rows) < max_concurrent_rows:
+        if begun < batch and len(rows) < max_concurrent_rows and not unread:
             joining = torch.arange(begun, min(batch, begun + max_concurrent_rows - len(rows)), device=device)
             decoder.join(prompts[joining], lengths[joining])
-            begun += len(joining)
+            begun, left = begun + len(joining), max_new_tokens
             rows, steps = torch.cat([rows, joining]), torch.cat([steps, torch.zeros_like(joining)])
             running = torch.cat([running, torch.ones_like(joining, dtype=torch.bool)])
         logits = policy.sampling.shape(policy.head_logits(decoder.hidden), steps, policy.eos_token_id)
-        tokens, logprobs = sample_tokens(logits, None if deterministic else noise.of(rows, steps, running))
-        whole = bool(running.all())
-        target = (rows, steps) if whole else (rows[running], steps[running])
-        tokens_out[target] = tokens if whole else tokens[running]
-        logprobs_out[target] = logprobs if whole else logprobs[running]
+        tokens, logprobs = sample_tokens(logits, None if deterministic else noise.of(rows, steps), check=False)
+        here = rows, steps
+        tokens_out[here] = torch.where(running, tokens, tokens_out[here])
+        logprobs_out[here] = torch.where(running, logprobs, logprobs_out[here])
         if shared:
             values = policy.value_of(decoder.hidden)
-            values_out[target] = values if whole else values[running]
+            values_out[here] = torch.where(running, values, values_out[here])
         running = running & (steps + 1 < max_new_tokens) & ~torch.isin(tokens, ends)
-        num_running = int(running.sum())
-        if num_running == 0 and begun == batch:
-            break
-        if num_running == 0 or num_running <= (1 - COMPACT_AT) * len(rows):
-            keep = decoder.compact(running)
-            rows, steps, tokens, running = rows[keep], steps[keep], tokens[keep], running[keep]
+        broken = broken | logprobs.isnan().any()
+        unread, left = unread + 1, left - 1
+        if unread >= decoder.sizes.tokens_between_reads or not left:
+            unread, num_running = 0, int(torch.where(broken, -1, running.sum()))  # the one wait
+            check_finite(broken=num_running < 0)
+            if num_running == 0 and begun == batch:
+                break
+            if num_running == 0 or num_running <= (1 - decoder.sizes.compact_at) * len(rows):
+                keep = decoder.compact(running)
+                rows, steps, tokens, running = rows[keep], steps[keep], tokens[keep], running[keep]
         if len(rows):
             decoder.advance(tokens, running)
             steps = steps + running
+    noise.rewind(int((tokens_out != PAD).sum(1).max()))
     if with_values and not shared:
         values_out = policy.completion_values(prompts, tokens_out)
     return Generation(tokens_out, logprobs_out, values_out)

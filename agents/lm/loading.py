@@ -12,9 +12,25 @@ from textenvs.tokens.tokenizers import check_source, load_tokenizer
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def autocast_of(dtype: str) -> torch.dtype | None:
+def resolved(dtype: str, device: str | torch.device) -> str:
+    """The setting ``dtype`` with "auto" replaced: "bfloat16" on a CUDA device that has it, "float32" elsewhere.
+
+    Raises:
+        ValueError: for an unknown one.
+    """
+    if dtype not in ("auto", *DTYPES):
+        raise ValueError(f'dtype: expected "auto", "float32" or "bfloat16", received {dtype!r}')
+    if dtype != "auto":
+        return dtype
+    # Where there is none, its memory is only planned.
+    has = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if torch.device(device).type == "cuda" and has else "float32"
+
+
+def autocast_of(dtype: str, device: str | torch.device) -> torch.dtype | None:
     """The autocast dtype of the setting ``dtype``; None: no autocast."""
-    return None if dtype == "float32" else DTYPES[dtype]
+    name = resolved(dtype, device)
+    return None if name == "float32" else DTYPES[name]
 
 
 def check_model(path: str) -> None:

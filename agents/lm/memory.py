@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import resource
 import sys
-from collections.abc import Iterable
+import weakref
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AttentionInterface, AutoModelForCausalLM
 
 from agents.lm.causal_lm import CausalLMPolicy
+from agents.lm.fused_logprobs import rows_at_once
 from agents.lm.lora import AdaptedTrunk, LoraOptions
-from agents.lm.token_head import logits_at_once
+from textenvs.lm.packed_attention import OURS
+from textenvs.lm.packed_forward import recompute_layers, trunk_forward
+from textenvs.lm.sizes import sizes
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 FLOAT32 = 4
-LOGITS_COPIES = 4
-"""Arrays of the logits' size in the update: logits, log-softmax, probabilities, gradient."""
 SAMPLING_COPIES = 5
-"""The same in sampling: logits, log-softmax, probabilities, their cumulative sum, one temporary."""
+"""Arrays of the logits' size in sampling: logits, log-softmax, probabilities, their cumulative sum, one temporary."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +45,11 @@ class Workload:
     """Of the longest prompt."""
     new_tokens: int
     """Budget of a completion."""
+
+    @property
+    def width(self) -> int:
+        """Tokens of a text at full length that a pass reads."""
+        return self.prompt_tokens + self.new_tokens - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +102,9 @@ def plan(model_config: PretrainedConfig, layout: Layout, workload: Workload, *, 
         "rollout_cache": cache_bytes(model_config, layout.dtype, workload),
         "checkpoint_copy": num_bytes(policy.state_dict().values()) + adam,
         "rollout_sampling": SAMPLING_COPIES * FLOAT32 * workload.rollout_rows * policy.vocab_size,
+        "rollout_passes": pass_bytes(model_config, layout, workload),
     }
-    rollout = roles["rollout_cache"] + roles["rollout_sampling"]
+    rollout = sum(roles[f"rollout_{name}"] for name in ("cache", "sampling", "passes"))
     turns = rollout, roles["update_activations"], roles["checkpoint_copy"]
     return roles | {"total": sum(roles.values()) - sum(turns) + max(turns)}
 
@@ -104,21 +115,44 @@ def num_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def activation_bytes(model_config: PretrainedConfig, layout: Layout, workload: Workload) -> int:
-    """Estimate of the activations of ``update_rows`` texts at full length for one backward pass, and their logits.
+    """Most bytes beside weights and gradients in the backward pass of ``update_rows`` texts at full length.
 
-    The trunk runs on the meta device, which shows the sizes of what autograd would save.
+    A pass with its gradients runs on the meta device, where the tensors that live at a time are counted; attention is
+    counted as a kernel that keeps no scores, the output layer in a GPU's pieces.
     """
-    width = workload.prompt_tokens + workload.new_tokens - 1
-    policy = _on_meta(model_config, layout, weights=layout.dtype)
-    tokens = torch.zeros(workload.update_rows, width, dtype=torch.int64, device="meta")
-    passes = 1 if policy.critic in ("shared", "none") else 2
-    kept = passes * _saved_bytes(policy, tokens)
+    policy = _planned(model_config, layout)
     if layout.recompute:
-        layers = model_config.num_hidden_layers
-        inputs = tokens.numel() * model_config.hidden_size * layout.dtype.itemsize
-        kept = passes * layers * inputs + kept // (passes * layers)
-    logits = min(workload.update_rows * workload.new_tokens * policy.vocab_size, logits_at_once(policy.vocab_size))
-    return kept + LOGITS_COPIES * FLOAT32 * logits
+        recompute_layers(policy.trunk)
+    for parameter in policy.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    at_once = rows_at_once(policy.vocab_size, torch.device("meta"))  # the third piece takes what the second took
+    with LiveBytes() as live:
+        passes = 1 if policy.critic in ("shared", "none") else 2
+        states = [_states(policy, workload.update_rows, workload.width) for _ in range(passes)]
+        chosen = [each[:, -workload.new_tokens :].flatten(0, 1)[: 2 * at_once] for each in states]
+        steps = torch.zeros(len(chosen[0]), dtype=torch.int64, device="meta")
+        loss = policy.token_head.logprobs_and_entropy(chosen[0], steps, steps)[0].sum()
+        if policy.has_critic:
+            loss = loss + policy.value_of(chosen[-1]).sum()
+        loss.backward()
+    return live.peak
+
+
+@torch.no_grad()
+def pass_bytes(model_config: PretrainedConfig, layout: Layout, workload: Workload) -> int:
+    """Most bytes beside weights and cache in a pass without gradients, of as many texts as a GPU takes at once."""
+    policy, rows = _planned(model_config, layout), max(1, sizes(torch.device("meta")).pass_tokens // workload.width)
+    with LiveBytes() as live:
+        _states(policy, min(rows, workload.rollout_rows), workload.width)
+    return live.peak
+
+
+def _states(policy: CausalLMPolicy, rows: int, width: int) -> Tensor:
+    """Hidden states ``[rows, width, D]`` on the meta device."""
+    # transformers reads the values of token ids and 2-D masks, which do not exist there.
+    tokens = torch.zeros(rows, width, dtype=torch.int64, device="meta")
+    mask = torch.ones(1, 1, width, width, dtype=torch.bool, device="meta")
+    return trunk_forward(policy.trunk, inputs_embeds=policy.model.get_input_embeddings()(tokens), attention_mask=mask)
 
 
 def cache_bytes(model_config: PretrainedConfig, dtype: torch.dtype, workload: Workload) -> int:
@@ -126,8 +160,7 @@ def cache_bytes(model_config: PretrainedConfig, dtype: torch.dtype, workload: Wo
     heads = model_config.num_attention_heads
     head_size = getattr(model_config, "head_dim", None) or model_config.hidden_size // heads
     kv_heads = getattr(model_config, "num_key_value_heads", None) or heads
-    columns = workload.prompt_tokens + workload.new_tokens - 1
-    a_row = 2 * model_config.num_hidden_layers * kv_heads * head_size * columns
+    a_row = 2 * model_config.num_hidden_layers * kv_heads * head_size * workload.width
     return int(a_row * workload.rollout_rows * dtype.itemsize)
 
 
@@ -142,21 +175,49 @@ def _on_meta(model_config: PretrainedConfig, layout: Layout, weights: torch.dtyp
         return CausalLMPolicy(model, eos_token_id=None, critic=layout.critic, adapters=trunk)
 
 
-def _saved_bytes(policy: CausalLMPolicy, tokens: Tensor) -> int:
-    weights = {parameter.untyped_storage()._cdata for parameter in policy.parameters()}
-    kept: dict[int, Tensor] = {}
+def _planned(model_config: PretrainedConfig, layout: Layout) -> CausalLMPolicy:
+    """The policy on the meta device as its passes compute: in the layout's dtype, with a fused kernel's attention."""
+    policy = _on_meta(copy.deepcopy(model_config), layout, weights=layout.dtype)
+    if policy.model.config._attn_implementation == OURS:
+        AttentionInterface.register("planned", _flash_attention)
+        policy.model.set_attn_implementation("planned")
+    return policy
 
-    def keep(tensor: Tensor) -> Tensor:
-        kept.setdefault(tensor.untyped_storage()._cdata, tensor)
-        return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        # transformers reads the values of token ids and 2-D masks, which do not exist on the meta device.
-        embedded = policy.model.get_input_embeddings()(tokens)
-        mask = torch.ones(1, 1, tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=tokens.device)
-        hidden = policy.trunk(inputs_embeds=embedded, attention_mask=mask, use_cache=False).last_hidden_state
-    total = sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in weights)
-    return total + hidden.nbytes
+def _flash_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
+    """Causal attention that saves its output and a number per query, as fused kernels do."""
+    key, value = (each.repeat_interleave(query.shape[1] // each.shape[1], 1) for each in (key, value))
+    out = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, True)[0]
+    return out.transpose(1, 2), None
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of tensors that operations inside make, and that live at a time; on any device, meta too."""
+
+    def __init__(self, counts: Callable[[Tensor], bool] = lambda tensor: True) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.counts, self.live, self.peak = counts, 0, 0
+        self._held: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run ``func`` and count the storages of its results that are not those of its arguments."""
+        out = func(*args, **(kwargs or {}))
+        given = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in given and self.counts(leaf):
+                self._hold(leaf.untyped_storage())
+        return out
+
+    def _hold(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._held:
+            self._held[key] = size
+            self.live += size
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._free, key)
+
+    def _free(self, key: int) -> None:
+        self.live -= self._held.pop(key, 0)
 
 
 class PeakMemory:

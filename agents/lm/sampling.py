@@ -10,13 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
+from textenvs.lm.sizes import sizes
 from textenvs.tokens.end_tokens import EndOfText, end_tokens
+
+LARGE, RANKED = 2**15, 2**10
+"""From so many tokens on top-p ranks so many first, and all only if their probability does not reach it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,18 +82,8 @@ class TokenSampling:
             logits = logits / self.temperature
         if not self.filters:
             return logits
-        forbidden = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
-        if self.allowed_tokens is not None:
-            forbidden[:] = True
-            forbidden[:, list(self.allowed_tokens)] = False
-        if self.min_new_tokens > 0 and (ends := list(end_tokens(eos_token_id))):
-            early = torch.as_tensor(steps, device=logits.device).expand(logits.shape[0]) < self.min_new_tokens
-            forbidden[:, ends] |= early[:, None]
-        if bool(forbidden.all(dim=-1).any()):
-            raise ValueError(
-                "every token is forbidden: allowed_tokens has only the end-of-text token, before min_new_tokens"
-            )
-        logits = logits.masked_fill(forbidden, -math.inf)
+        forbidden, early = self._forbidden(logits, eos_token_id), steps < self.min_new_tokens
+        logits = logits.masked_fill(forbidden[early.long() if isinstance(early, Tensor) else int(early)], -math.inf)
         if self.top_k is None and self.top_p >= 1.0:
             return logits
         with torch.no_grad():
@@ -97,21 +92,45 @@ class TokenSampling:
                 dropped.scatter_(1, taken[:, None], False)
         return logits.masked_fill(dropped, -math.inf)
 
+    @cached_property
+    def _made(self) -> dict[tuple[object, ...], Tensor]:
+        return {}
+
+    def _forbidden(self, logits: Tensor, eos_token_id: EndOfText) -> Tensor:
+        """``[2, V]`` bool, True on tokens of probability 0: from ``min_new_tokens`` on, and before; made once."""
+        key = logits.shape[1], logits.device, eos_token_id
+        if key not in self._made:
+            forbidden = torch.zeros(2, logits.shape[1], dtype=torch.bool)
+            if self.allowed_tokens is not None:
+                forbidden[:] = True
+                forbidden[:, list(self.allowed_tokens)] = False
+            if self.min_new_tokens > 0:
+                forbidden[1, list(end_tokens(eos_token_id))] = True
+            if bool(forbidden.all(dim=-1).any()):
+                raise ValueError(
+                    "every token is forbidden: allowed_tokens has only the end-of-text token, before min_new_tokens"
+                )
+            self._made[key] = forbidden.to(logits.device)
+        return self._made[key]
+
     def _outside_top(self, logits: Tensor) -> Tensor:
         """``[N, V]`` bool, True on tokens that top-k and then top-p drop; ties at the border of top-k are kept."""
-        ranked, order = logits.sort(dim=-1, descending=True)
-        if self.top_k is not None and self.top_k < ranked.shape[-1]:
-            ranked = ranked.masked_fill(ranked < ranked[:, self.top_k - 1 : self.top_k], -math.inf)
-        probabilities = ranked.softmax(dim=-1)
-        above = probabilities.cumsum(dim=-1) - probabilities
-        dropped = (above >= self.top_p) if self.top_p < 1.0 else torch.zeros_like(above, dtype=torch.bool)
-        dropped |= ranked == -math.inf
+        size = logits.shape[1]
+        if self.top_k is not None and self.top_k < size:
+            logits = logits.masked_fill(logits < logits.topk(self.top_k).values[:, -1:], -math.inf)
+        outside = logits == -math.inf
+        if self.top_p >= 1.0:
+            return outside
+        for count in (RANKED, size) if size >= LARGE else (size,):
+            ranked, order = logits.topk(count) if count < size else logits.sort(dim=-1, descending=True)
+            # The sum over all of a large vocabulary, so that the two ways agree.
+            probabilities = ranked.softmax(dim=-1) if size < LARGE else (ranked - logits.logsumexp(-1, True)).exp()
+            above = probabilities.cumsum(dim=-1) - probabilities
+            if count == size or bool((above[:, -1] >= self.top_p).all()):
+                break
+        dropped = above >= self.top_p
         dropped[:, 0] = False
-        return torch.empty_like(dropped).scatter_(1, order, dropped)
-
-
-IN_CACHE = 2**19
-"""Entries of a logits array that are processed together (2 MB of float32)."""
+        return torch.ones_like(outside).scatter_(1, order, dropped) | outside
 
 
 def read_off(logits: Tensor, tokens: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,10 +143,10 @@ def read_off(logits: Tensor, tokens: Tensor, probabilities: Tensor) -> tuple[Ten
     return chosen, -largest - below.mul_(probabilities).sum(-1)
 
 
-def parts_in_cache(rows: int, vocab_size: int) -> Iterator[slice]:
-    """Slices of a few rows, so that one kernel's output is in the CPU cache when the next reads it."""
-    step = max(1, IN_CACHE // vocab_size)
-    return (slice(begin, begin + step) for begin in range(0, rows, step))
+def parts_in_cache(logits: Tensor) -> Iterator[slice]:
+    """Slices of a few rows of ``[N, V]``, so that one kernel's output is in the CPU cache when the next reads it."""
+    step = max(1, sizes(logits.device).part_logits // logits.shape[1])
+    return (slice(begin, begin + step) for begin in range(0, len(logits), step))
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -140,7 +159,7 @@ class _TokenLogprobs(torch.autograd.Function):
     def forward(ctx, logits: Tensor, tokens: Tensor):  # type: ignore[no-untyped-def]
         probabilities = torch.empty_like(logits)
         chosen, entropy = logits.new_empty(len(tokens)), logits.new_empty(len(tokens))
-        for part in parts_in_cache(*logits.shape):
+        for part in parts_in_cache(logits):
             chosen[part], entropy[part] = read_off(logits[part], tokens[part], probabilities[part])
         ctx.save_for_backward(probabilities, tokens, entropy)
         ctx.set_materialize_grads(False)
@@ -187,7 +206,7 @@ def token_logprobs(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     return found
 
 
-def sample_tokens(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+def sample_tokens(logits: Tensor, noise: Tensor | None, *, check: bool = True) -> tuple[Tensor, Tensor]:
     """One token per row by inverse transform sampling; the most likely token if ``noise`` is None.
 
     Each row uses one uniform number, so its token does not depend on other rows.
@@ -195,9 +214,10 @@ def sample_tokens(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]
     Args:
         logits: ``[N, V]`` float32; ``-inf`` marks probability 0.
         noise: ``[N]`` uniform in ``[0, 1)``.
+        check: wait for the result and raise; otherwise the caller does, by ``check_finite``.
 
     Returns:
-        ``(tokens [N], logprobs [N])``, nats.
+        ``(tokens [N], logprobs [N])``, nats; log-probabilities are NaN where logits are NaN or infinite.
 
     Raises:
         FloatingPointError: if a row's logits are NaN or infinite.
@@ -209,8 +229,17 @@ def sample_tokens(logits: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]
     mass = pad(logprobs.exp(), (0, -logits.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
     block, within = _invert(mass.sum(-1), noise)
     token, _ = _invert(mass[torch.arange(len(block), device=block.device), block], within)
-    tokens = block * BLOCK + token
-    return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
+    tokens = (block * BLOCK + token).clamp_(max=logits.shape[-1] - 1)  # beyond only for NaN
+    taken = logprobs.gather(-1, tokens[:, None])[:, 0]
+    if check:
+        check_finite(bool(taken.isnan().any()))
+    return tokens, taken
+
+
+def check_finite(broken: bool) -> None:
+    """Raise FloatingPointError if the logits of a sample are ``broken``."""
+    if broken:
+        raise FloatingPointError("expected finite logits to sample from, received NaN or infinity")
 
 
 BLOCK = 64
@@ -226,11 +255,9 @@ def _invert(mass: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
     wide = torch.float32 if mass.device.type == "mps" else torch.float64  # which has no float64
     heights = mass.to(wide).cumsum(dim=-1)
     total = heights[:, -1:]
-    if bool(total.isnan().any()):
-        raise FloatingPointError("expected finite logits to sample from, received NaN or infinity")
     # Strictly below the total, so that the first height above it belongs to an entry of positive mass.
     target = torch.minimum(level[:, None].to(wide) * total, torch.nextafter(total, torch.zeros_like(total)))
-    index = torch.searchsorted(heights, target, right=True)
+    index = torch.searchsorted(heights, target, right=True).clamp_(max=mass.shape[-1] - 1)  # beyond only for NaN
     entry = mass.gather(-1, index).to(wide)
     within = (target - (heights.gather(-1, index) - entry)) / entry
     return index[:, 0], within[:, 0].clamp_(min=0.0)

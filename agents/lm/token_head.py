@@ -14,20 +14,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from agents.functional.kl import full_kl
-from agents.lm.fused_logprobs import linear_token_logprobs
+from agents.lm.fused_logprobs import linear_token_logprobs, rows_at_once
 from agents.lm.sampling import TokenSampling, token_logprobs
+from textenvs.lm.linear_kernels import autocast_off
 from textenvs.tokens.end_tokens import EndOfText
-
-LOGITS_AT_ONCE = 2**24
-"""Entries of a logits array above which it is computed in chunks and recomputed backward (64 MB of float32) ..."""
-FEWEST_ROWS = 256
-"""... of this many rows or more: each chunk reads the whole weight and adds a whole gradient to it, which costs more
-than the products of a few rows. So few logits take less memory than the weight."""
-
-
-def logits_at_once(vocab_size: int) -> int:
-    """Entries of the largest logits array that is in memory in an update, or in evaluating many states."""
-    return max(LOGITS_AT_ONCE, FEWEST_ROWS * vocab_size)
 
 
 @dataclass(frozen=True)
@@ -73,14 +63,13 @@ class TokenHead:
             ``(logprobs [N], entropy [N])``, nats.
         """
         plain = type(self.layer) is nn.Linear and self.layer.bias is None and not self.sampling.filters
-        plain = plain and self.transform.cap is None and self.transform.scale > 0
-        temperature = self.sampling.temperature / self.transform.scale
+        if plain and self.transform.cap is None and self.transform.scale > 0:
+            temperature = self.sampling.temperature / self.transform.scale
+            return linear_token_logprobs(hidden, self.layer.weight, tokens, temperature=temperature)
 
         def part(hidden: Tensor, tokens: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-            if plain:
-                return linear_token_logprobs(hidden, self.layer.weight, tokens, temperature=temperature)
             logits = self._logits(hidden, tokens, steps)
-            with torch.autocast(logits.device.type, enabled=False):
+            with autocast_off(logits.device):
                 return token_logprobs(logits, tokens)
 
         logprobs, entropy = self._in_chunks(part, 1, hidden, tokens, steps)
@@ -107,8 +96,7 @@ class TokenHead:
         self, compute: Callable[..., tuple[Tensor, ...]], logits_at_a_time: int, *arrays: Tensor
     ) -> tuple[Tensor, ...]:
         """``compute(*arrays)``; in chunks of rows, recomputed in the backward pass, if its logits would be large."""
-        vocab_size = len(self.layer.weight)
-        chunk = max(1, logits_at_once(vocab_size) // (logits_at_a_time * vocab_size))
+        chunk = max(1, rows_at_once(len(self.layer.weight), arrays[0].device) // logits_at_a_time)
         if len(arrays[0]) <= chunk:
             return compute(*arrays)
         parts = zip(*(array.split(chunk) for array in arrays), strict=True)

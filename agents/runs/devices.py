@@ -5,6 +5,13 @@ from __future__ import annotations
 import torch
 
 
+def prepare_device(name: str, dtype: str) -> None:
+    """`check_device`, and on CUDA let products that stay float32 use TF32, unless ``dtype`` asks for float32."""
+    check_device(name)
+    if torch.device(name).type == "cuda" and dtype != "float32":
+        torch.set_float32_matmul_precision("high")
+
+
 def check_device(name: str) -> None:
     """Refuse a device, as torch writes it (cpu, cuda, cuda:1, mps, ...), that torch or the machine does not have.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from agents.text.stepwise import TextPolicy
 from agents.update import Objective, update
 from textenvs.dialogues.sub_environments import DialogueError
 from textenvs.dialogues.vector import DialogueVectorEnv
+from textenvs.tokens.rows import PAD
 from textenvs.wrappers.scorers import RewardError
 
 METRICS: dict[str, str] = {
@@ -206,6 +208,10 @@ class TextAgent(Agent):
     def update(self, batch: Batch) -> dict[str, float]:
         """Minimize the loss that the configuration describes; returns metrics, as ``agents.update.update`` does."""
         config = self.config
+        if config.microbatch_tokens is not None:
+            longest = int(((batch.observations != PAD).sum(1) + (batch.actions != PAD).sum(1)).max())
+            rows = config.microbatch_rows(longest)
+            config = replace(config, microbatch_size=rows, microbatch_tokens=None)
         rate = value_at(config.learning_rate, self.progress) * config.warmup(self.updates)
         clip = value_at(config.clip, self.progress)
         for group in self.optimizer.param_groups:

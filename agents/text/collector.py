@@ -54,7 +54,7 @@ class TextCollector:
         generate: the policy's own: ``agents.lm.generation.generate`` or a function with its arguments.
         engine: writes in its place (``agents.engines``); None: the policy itself.
         async_rollouts: updates by which what wrote a batch may be behind; 1: the next one is written in the meantime.
-        correction: importance weights; None: "sequence_mask" unless the policy itself writes; see
+        correction: importance weights; None: "sequence_truncate" unless the policy itself writes; see
             ``agents.functional.correction``. Without, the writer's log-probs count as the policy's own.
         correction_bounds: of their ratio.
         max_concurrent_rows: rows decoded at a time, passed to ``generate`` unless it is None; None: all at once.
@@ -113,7 +113,7 @@ class TextCollector:
             ahead=async_rollouts,
             processes=processes,
         )
-        self.correction: Correction = correction or ("none" if self.writer.on_policy else "sequence_mask")
+        self.correction: Correction = correction or ("none" if self.writer.on_policy else "sequence_truncate")
         self.correction_bounds = correction_bounds
         if self.base.num_envs < processes.count:
             raise ValueError(f"expected {processes.count} rows or more, one a process, received {envs.num_envs}")

@@ -147,6 +147,14 @@ class TextOptimizerConfig:
     warmup_updates: int = 0
     """updates over which the learning rate rises from 0 in a straight line, on top of its schedule"""
 
+    microbatch_tokens: int | None = None
+    """tokens per backward pass, of texts as long as the batch's longest with its prompt; a longer text goes alone. It
+    takes ``microbatch_size``'s place"""
+
+    def microbatch_rows(self, longest: int) -> int | None:
+        """Rows per backward pass of a batch whose longest text has so many tokens; None: not bounded by tokens."""
+        return None if self.microbatch_tokens is None else max(1, self.microbatch_tokens // max(1, longest))
+
     def warmup(self, updates: int) -> float:
         """Factor of the learning rate after so many ``updates``, (0, 1]."""
         return min(1.0, (updates + 1) / (self.warmup_updates + 1))
@@ -167,8 +175,8 @@ class TextEngineConfig:
     written while this one is learned from; without an engine by a copy of the model, which takes its memory"""
     correction: Correction | None = None
     """importance weights between what wrote and what learns: "token_truncate" (TIS), "token_mask" (IcePop),
-    "sequence_truncate", "sequence_mask" or "none"; see ``agents.functional.correction``. None: "sequence_mask" with an
-    engine or async_rollouts, else "none", where the writer's log-probs are taken for the policy's own"""
+    "sequence_truncate", "sequence_mask" or "none"; see ``agents.functional.correction``. None: "sequence_truncate" with
+    an engine or async_rollouts, else "none", where the writer's log-probs are taken for the policy's own"""
     correction_low: float = 0.0
     """least ratio that a mask lets pass, [0, 1]"""
     correction_high: float = 3.0
@@ -214,11 +222,13 @@ class TextAgentConfig(
         ranges = {
             ">= 0": "weight_decay warmup_updates clip_high critic_warmup dynamic_sampling",
             "> 0": "state_weight",
-            ">= 1": "group_size correction_high",
+            ">= 1": "group_size correction_high microbatch_tokens",
             "in [0, 1)": "adam_beta1 adam_beta2 baseline_decay",
             "in [0, 1]": "critic_lam gamma_turn async_rollouts correction_low",
         }
         check_values(self, ranges)
+        if self.microbatch_tokens is not None and self.microbatch_size is not None:
+            raise ValueError("microbatch_tokens and microbatch_size both bound a backward pass: leave one of them out")
         if self.algorithm in GROUP_ALGORITHMS and self.group_size < 2:
             raise ValueError(f"group_size: expected 2 or more for {self.algorithm}, received {self.group_size}")
         upper = 1.0 + max(self.clip_high or 0.0, value_at(self.clip, 0.0), value_at(self.clip, 1.0))
@@ -234,7 +244,7 @@ class TextAgentConfig(
     def _check_applicable(self) -> None:
         """Raise ValueError if a setting was changed that this algorithm, or another setting, makes irrelevant."""
         plain = self.policy_loss == "plain"
-        mode = self.correction or ("sequence_mask" if self.engine or self.async_rollouts else "none")
+        mode = self.correction or ("sequence_truncate" if self.engine or self.async_rollouts else "none")
         needs = {
             "GRPO": (self.algorithm == "grpo", ("normalize_std",)),
             "dialogues of groups": (self.credit != "state" or self.algorithm in GROUP_ALGORITHMS, ("credit",)),

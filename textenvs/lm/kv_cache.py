@@ -40,6 +40,8 @@ class _PlainLayer(DynamicLayer):
         self.column = 0
         """Number of columns used so far; modulo ``capacity`` the column of the next token."""
         self.joining: Tensor | None = None
+        self.place: Tensor | None = None
+        """``[1]`` column of the next token, of a cache whose shapes stay."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Store keys and values; returns those to attend to: the new ones where rows join, else views of all."""
@@ -55,8 +57,12 @@ class _PlainLayer(DynamicLayer):
                 few = states if len(states) == len(source) else states[source]
                 all_rows[begin : self.rows].index_copy_(2, places, few.to(all_rows.dtype))
             return key_states, value_states
-        at = self.column % self.capacity
         keys, values = self.keys[: self.rows], self.values[: self.rows]
+        if self.place is not None:
+            keys.index_copy_(2, self.place, key_states.to(keys.dtype))
+            values.index_copy_(2, self.place, value_states.to(values.dtype))
+            return keys, values
+        at = self.column % self.capacity
         keys[:, :, at : at + 1] = key_states
         values[:, :, at : at + 1] = value_states
         self.column += 1
@@ -73,7 +79,7 @@ class _PlainLayer(DynamicLayer):
 
     def move(self, movers: Tensor, holes: Tensor, count: int) -> None:
         """Move row ``movers[i]`` to ``holes[i]`` and keep the first ``count`` rows."""
-        end = min(self.column, self.capacity)
+        end = min(self.column, self.capacity) if self.place is None else self.capacity
         if len(holes):
             self.keys[holes, :, :end] = self.keys[movers, :, :end]
             self.values[holes, :, :end] = self.values[movers, :, :end]
@@ -97,6 +103,21 @@ class PlainCache(Cache):
         """
         for layer in self.layers:
             layer.joining, layer.column = source, column  # type: ignore[union-attr]
+
+    def keep_shapes(self, device: torch.device) -> None:
+        """From now on a step reads all columns, so that its shapes depend on the number of rows only.
+
+        Columns without a token of a row must be masked, and each step is announced by ``write_at``.
+        """
+        place = torch.zeros(1, dtype=torch.int64, device=device)
+        for layer in self.layers:
+            layer.place = place  # type: ignore[union-attr]
+
+    def write_at(self, column: int) -> None:
+        """Announce that the next step's tokens are at ``column``, with shapes that stay."""
+        for layer in self.layers:
+            layer.column = column  # type: ignore[union-attr]
+        layer.place.fill_(column % layer.capacity)  # type: ignore[union-attr]
 
     def move(self, movers: Tensor, holes: Tensor, count: int) -> None:
         """Move rows ``movers`` to ``holes`` in every layer and keep the first ``count``."""

@@ -117,6 +117,24 @@ def compute_type(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.float32 if dtype in HALF and device.type == "cpu" and not half_is_faster(dtype) else dtype
 
 
+def round_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Keep the frozen weights of linear layers in ``dtype``, which autocast would round again at each reading.
+
+    Where it rounds them before a product (not on a CPU that computes half types in float32), results are the same bit
+    for bit. Norms, embeddings and what layers add up stay float32.
+    """
+    embedded = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    for module in model.modules():
+        if type(module) in (nn.Linear, Conv1D) and id(module.weight) not in embedded:
+            for name, weight in list(module.named_parameters(recurse=False)):
+                setattr(module, name, nn.Parameter(weight.to(dtype), requires_grad=False))
+
+
+def autocast_off(device: torch.device) -> torch.autocast:
+    """No autocast inside the context; torch has none to switch off on the meta device."""
+    return torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False)
+
+
 def affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``x [N, in] weight^T + bias`` in float32 on a CPU, by oneDNN, with gradients; any strides."""
     if torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in (x, weight, bias)):
@@ -142,11 +160,15 @@ class _Affine(torch.autograd.Function):
         return of_x, of_weight, grad.sum(0) if to_bias else None
 
 
-def multiply(x: Tensor, weight: Tensor) -> Tensor:
-    """``x [N, in]`` times ``weight [out, in]`` transposed, of any strides, by the fastest kernel; without gradients."""
+def multiply(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
+    """``x [N, in]`` times ``weight [out, in]`` transposed, of any strides, by the fastest kernel; without gradients.
+
+    The product is written to ``out [N, out]`` if it is given, and returned.
+    """
     if x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and _many_rows(x) and onednn_is_faster():
-        return _product(x, weight, None)
-    return x @ weight.t()
+        found = _product(x, weight, None)
+        return found if out is None else out.copy_(found)
+    return torch.mm(x, weight.t(), out=out)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from textenvs.lm.packed_attention import LAYOUT, OURS, RowLayout, SharedPrefixes, has_full_attention
+from textenvs.lm.sizes import sizes
 from textenvs.tokens.rows import PAD
 
 COMPILED = "compiled_forward"
@@ -26,12 +27,6 @@ RECOMPUTED = "recomputed_forward"
 """Attribute of a layer with its forward pass under activation checkpointing."""
 READS = "last_mlp_is_by_position"
 """Attribute of a trunk that caches whether its last MLP can be skipped at positions that are not read."""
-TOKENS_AT_ONCE = 2**10
-"""Tokens in one pass on a CPU without gradients: enough for fast products, few enough for activations to be cached."""
-TOKENS_ON_DEVICE = 2**16
-"""The same on a GPU: enough to occupy it, few enough that activations stay below gigabytes."""
-PART_OVERHEAD = 32
-"""Cost of one more forward pass, in positions of a small model (measured on a CPU: 4 layers of width 192)."""
 
 
 def hidden_states(
@@ -57,7 +52,7 @@ def hidden_states(
     if torch.is_grad_enabled():
         return _packed_states(trunk, rows, RowLayout(lengths, prefixes), row, position)
     states, inside = [], []
-    for begin, end in _few_tokens(lengths, TOKENS_AT_ONCE if rows.device.type == "cpu" else TOKENS_ON_DEVICE):
+    for begin, end in few_tokens(lengths, sizes(rows.device).pass_tokens):
         shared = None if prefixes is None else SharedPrefixes(*(each[begin:end] for each in prefixes))
         layout, read = RowLayout(lengths[begin:end], shared), ((row >= begin) & (row < end)).nonzero()[:, 0]
         states.append(_packed_states(trunk, rows[begin:end], layout, row[read] - begin, position[read]))
@@ -76,7 +71,7 @@ def _packed_states(trunk: Any, rows: Tensor, layout: RowLayout, row: Tensor, pos
     return states.index_select(0, reads)
 
 
-def _few_tokens(lengths: Tensor, limit: int) -> Iterator[tuple[int, int]]:
+def few_tokens(lengths: Tensor, limit: int) -> Iterator[tuple[int, int]]:
     """First and end row of slices of at most ``limit`` tokens, or of one row."""
     begin = tokens = 0
     for row, length in enumerate(lengths.tolist()):
@@ -198,10 +193,10 @@ def length_parts(lengths: Tensor) -> tuple[Tensor, list[tuple[int, int, int]]]:
     order = lengths.argsort(stable=True)
     ranked = lengths[order].tolist()
     borders = [i for i in range(1, len(ranked)) if ranked[i] != ranked[i - 1]] + [len(ranked)]
-    cost, came_from = [0.0], [0]
+    cost, came_from, overhead = [0.0], [0], sizes(lengths.device).pass_overhead
     for j, end in enumerate(borders):
         begins = [0, *borders[:j]]
-        options = [cost[i] + (end - begin) * ranked[end - 1] + PART_OVERHEAD for i, begin in enumerate(begins)]
+        options = [cost[i] + (end - begin) * ranked[end - 1] + overhead for i, begin in enumerate(begins)]
         best = min(range(len(options)), key=options.__getitem__)
         cost.append(options[best])
         came_from.append(best)
@@ -213,11 +208,18 @@ def length_parts(lengths: Tensor) -> tuple[Tensor, list[tuple[int, int, int]]]:
     return order, parts[::-1]
 
 
-def trunk_forward(trunk: nn.Module, tokens: Tensor) -> Tensor:
-    """Last hidden states ``[B, W, D]`` of right-padded rows ``[B, W]``; padding is arbitrary."""
+def trunk_forward(trunk: nn.Module, tokens: Tensor | None = None, **inputs: Tensor) -> Tensor:
+    """Last hidden states ``[B, W, D]`` of right-padded rows ``[B, W]``, whose padding is arbitrary, or of ``inputs``.
+
+    Without gradients a few rows run at a time.
+    """
+    if tokens is not None:
+        at_once = max(1, sizes(tokens.device).prefill_tokens // tokens.shape[1])
+        if len(tokens) > at_once and not torch.is_grad_enabled():
+            return torch.cat([trunk_forward(trunk, part) for part in tokens.split(at_once)])
+        inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     with _recomputing(trunk):
-        run = getattr(trunk, COMPILED, trunk)
-        return run(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).last_hidden_state
+        return getattr(trunk, COMPILED, trunk)(**inputs, use_cache=False).last_hidden_state
 
 
 def compile_trunk(trunk: nn.Module) -> None:

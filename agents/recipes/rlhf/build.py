@@ -11,7 +11,7 @@ from agents.algorithms.token_environments import TokenVectorLike
 from agents.evaluation.assessor import Assessor, EpisodeAssessor
 from agents.evaluation.metrics import PassingRule, TextJudge
 from agents.lm.causal_lm import CausalLMPolicy
-from agents.lm.loading import DTYPES, autocast_of
+from agents.lm.loading import DTYPES, autocast_of, resolved
 from agents.lm.lora import POLICY, AdaptedTrunk, LoraOptions
 from agents.lm.policy_reference import PolicyReference
 from agents.lm.sampling import TokenSampling
@@ -26,6 +26,7 @@ from agents.text.collector import TextCollector
 from agents.text.writer import engine_options
 from textenvs import assets
 from textenvs.envs.vector import TokenVectorEnv
+from textenvs.lm.linear_kernels import round_weights
 from textenvs.lm.loading import load_causal_lm
 from textenvs.tokens.end_of_text import end_of_text
 from textenvs.tokens.row_files import column_names, statement
@@ -82,7 +83,7 @@ def build_start(
     path, trunk = model_path(task), None
     if task.memory == "adapters":
         # A frozen weight is only ever read, and autocast would round it at each reading.
-        model = load_causal_lm(path, dtype=DTYPES[task.dtype]).to(task.device)
+        model = load_causal_lm(path, dtype=DTYPES[resolved(task.dtype, task.device)]).to(task.device)
         trunk = AdaptedTrunk(model, lora, value=value_adapter, start=task.adapter)
     else:
         model = load_causal_lm(path).to(task.device)
@@ -96,12 +97,14 @@ def build_start(
             sampling=sampling,
             adapters=trunk,
             role=POLICY if trunk is None else trunk.reference,
-            autocast=autocast_of(task.dtype),
+            autocast=autocast_of(task.dtype, task.device),
             compile=compile,
         )
 
     start = frozen(TokenSampling(temperature=task.temperature))
     plain = start if task.temperature == 1.0 else frozen(TokenSampling())
+    if start.autocast is not None and trunk is None and model.device.type != "cpu":
+        round_weights(model, start.autocast)
     return StartModels(path=path, start=start, plain=plain, adapters=trunk, tokenizer=tokenizer)
 
 
@@ -115,7 +118,7 @@ def build_policy(config: TrainTextConfig, models: StartModels) -> CausalLMPolicy
         sampling=models.start.sampling,
         adapters=trunk,
         role=POLICY,
-        autocast=autocast_of(config.dtype),
+        autocast=autocast_of(config.dtype, config.device),
         recompute=config.gradient_checkpointing,
         compile=config.compile,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import get_args
 
-from agents.lm.loading import DTYPES, weightless
+from agents.lm.loading import DTYPES, resolved, weightless
 from agents.lm.lora import LoraOptions
 from agents.lm.memory import Layout, Workload, num_bytes, plan
 from agents.recipes.rlhf.build import model_path
@@ -30,10 +30,13 @@ def planned_bytes(config: TrainTextConfig) -> dict[str, dict[str, int]]:
         ValueError, OSError: if model, tokenizer or prompts cannot be read.
     """
     path = model_path(config)
+    longest = _longest_prompt(config, path)
+    by_tokens = config.microbatch_rows(longest + config.max_new_tokens)
+    update_rows = by_tokens or config.microbatch_size or config.minibatch_size or config.batch_size
     workload = Workload(
         rollout_rows=min(config.batch_size, config.max_concurrent_rows or config.batch_size),
-        update_rows=min(config.microbatch_size or config.minibatch_size or config.batch_size, config.batch_size),
-        prompt_tokens=_longest_prompt(config, path),
+        update_rows=min(update_rows, config.minibatch_size or config.batch_size, config.batch_size),
+        prompt_tokens=longest,
         new_tokens=config.max_new_tokens,
     )
     table = {}
@@ -43,7 +46,7 @@ def planned_bytes(config: TrainTextConfig) -> dict[str, dict[str, int]]:
             critic=config.critic(memory),
             lora=LoraOptions(rank=config.lora_rank, alpha=config.lora_alpha),
             starts_from_adapter=memory == "adapters" and config.adapter is not None,
-            dtype=DTYPES[config.dtype],
+            dtype=DTYPES[resolved(config.dtype, config.device)],
             recompute=config.gradient_checkpointing,
         )
         table[memory] = plan(weightless(path).config, layout, workload, reward=_reward_bytes(config, memory, path))

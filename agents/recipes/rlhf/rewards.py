@@ -10,9 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from agents.evaluation.metrics import PassingRule
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.critic import start_critic
+from agents.lm.loading import autocast_of
 from agents.lm.lora import REWARD, VALUE, AdaptedTrunk, RoleTrunk
 from agents.recipes.rlhf.task import TextTask, changed
 from reward_models import RewardClassifier, RewardModel
@@ -40,9 +43,15 @@ def build_scorers(task: TextTask, trunk: AdaptedTrunk | None) -> tuple[list[Scor
     """
     given = reward_sources(task)
     names = scorer_names(given)
-    return [
+    scorers = [
         load_reward_model(one, trunk, device=task.device) if _is_folder(one) else _function(one) for one in given
-    ], names
+    ]
+    if torch.device(task.device).type != "cpu":  # a CPU's scores stay float32, whatever the policy's products are
+        for scorer in scorers:
+            for model in getattr(scorer, "members", [scorer]):
+                if isinstance(model, RewardModel):
+                    model.autocast = autocast_of(task.dtype, task.device)
+    return scorers, names
 
 
 def is_checked(task: TextTask) -> bool:

@@ -32,9 +32,10 @@ class ModelSettings:
     one over the same trunk), and the reference is the trunk with adapters off."""
     adapter: str | None = None
     """Folder of a LoRA adapter to start from; frozen, it is also the reference (memory adapters). None: a new one."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of matrix products in rollout and update (autocast); log-softmax, values, losses, adapters and optimizer are
-    float32. With memory adapters the frozen trunk is loaded as this type, too."""
+    float32. With memory adapters the frozen trunk is loaded as this type, too. auto: bfloat16 on a CUDA device that has
+    it, float32 elsewhere; on CUDA frozen models' products, reward models' too, are of this type."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,13 +16,13 @@ from agents.evaluation.curve import FRONTIER, STEP, FrontierFollower, updates_be
 from agents.evaluation.metrics import compare
 from agents.evaluation.token_page import PAGE, Snapshot, write_token_page
 from agents.evaluation.token_table import token_tables
-from agents.lm.loading import weightless
+from agents.lm.loading import resolved, weightless
 from agents.lm.memory import PeakMemory, held_bytes
 from agents.lm.saving import save_adapter, save_model
 from agents.recipes.rlhf.build import TextParts, build_parts, model_path
 from agents.recipes.rlhf.config import TrainTextConfig
 from agents.recipes.rlhf.memory_plan import as_text, planned_bytes
-from agents.runs.devices import check_device
+from agents.runs.devices import prepare_device
 from agents.runs.distributed import Processes
 from agents.runs.lifecycle import TrainingRun, longer, stop_on_signal, training_run
 from agents.runs.plots import TEXT_CURVES
@@ -58,8 +58,8 @@ def main(config: TrainTextConfig) -> dict[str, Any]:
         return {}
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    processes = Processes.launched(config.device, config.dtype)
-    check_device(config.device)
+    processes = Processes.launched(config.device, resolved(config.dtype, config.device))
+    prepare_device(config.device, config.dtype)
     num_parameters = sum(each.numel() for each in weightless(model_path(config)).parameters())
     with processes.together():
         if processes.is_main:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from agents.lm.causal_lm import CausalLMPolicy
-from agents.lm.loading import DTYPES, autocast_of
+from agents.lm.loading import DTYPES, autocast_of, resolved
 from agents.lm.lora import POLICY, AdaptedTrunk, LoraOptions
 from agents.recipes.sft.config import TrainLanguageModelConfig
 from agents.recipes.sft.data import Examples, read_examples
@@ -53,7 +53,7 @@ def build_policy(
     else:
         tokenizer = load_tokenizer(config.model, json_object(config.template_kwargs), began)
         # A frozen weight is only ever read, and autocast would round it at each reading.
-        dtype = torch.float32 if config.lora_rank is None else DTYPES[config.dtype]
+        dtype = torch.float32 if config.lora_rank is None else DTYPES[resolved(config.dtype, config.device)]
         model = load_causal_lm(config.model, dtype=dtype)
     eos_token_id = agree_on_end_of_text(model, tokenizer, frozen=config.lora_rank is not None)
     model.to(config.device)
@@ -67,7 +67,7 @@ def build_policy(
         critic="none",
         adapters=trunk,
         role=POLICY,
-        autocast=autocast_of(config.dtype),
+        autocast=autocast_of(config.dtype, config.device),
         recompute=config.gradient_checkpointing,
     )
     return tokenizer, policy

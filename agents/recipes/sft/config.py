@@ -104,9 +104,9 @@ class _Optimization:
     """AdamW's weight decay on matrices. None: 0.1 for a new model, 0 with `model`."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of matrix products (autocast); log-softmax, loss, trained weights and optimizer are float32. With
-    `lora_rank` the frozen model is loaded as this type, too."""
+    `lora_rank` the frozen model is loaded as this type, too. auto: bfloat16 on a CUDA device that has it."""
     gradient_checkpointing: bool = False
     """Keep only each layer's input for the backward pass and compute the rest again: less memory, a third more time."""
     lora_rank: int | None = None

@@ -19,7 +19,7 @@ from agents.recipes.sft.data import read_examples
 from agents.recipes.sft.from_scratch import FromScratch, encode_reviews, loss_per_token, new_model, train_tokenizer
 from agents.recipes.sft.loss import BatchLimits, FineTuning
 from agents.recipes.sft.rows import TokenRow
-from agents.runs.devices import check_device
+from agents.runs.devices import prepare_device
 from agents.runs.fit_run import fit_in
 from agents.runs.lifecycle import TrainingRun, training_run
 from agents.runs.plots import FIT_CURVES
@@ -45,7 +45,7 @@ def main(config: TrainLanguageModelConfig) -> dict[str, Any]:
         Interrupted: after Ctrl-C or SIGTERM, once checkpoint and model are written.
     """
     config = config.settled()
-    check_device(config.device)
+    prepare_device(config.device, config.dtype)
     reads = (config.model, config.data, config.heldout_data)
     with training_run(config, script="train_language_model", settings=config.identity(), reads=reads) as run:
         if config.threads is not None:

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import torch
 
 from agents.lm.causal_lm import CausalLMPolicy
+from agents.lm.loading import autocast_of
 from agents.lm.policy_reference import PolicyReference
 from agents.runs.cli import command
 from agents.text.agent import TextAgent
@@ -44,8 +45,10 @@ class BenchOursConfig:
     """What is trained."""
     critic: Literal["shared", "separate"] = "shared"
     """PPO's value head: on the policy's trunk, or on a copy of it."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of matrix products (autocast)."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Type of matrix products (autocast); auto as in `train-text`."""
+    device: str = "cpu"
+    """Device of the models."""
     mean_length: float | None = None
     """Mean tokens of a completion; the end-of-text token is made that likely. None: none ends before its budget."""
     max_concurrent_rows: int | None = None
@@ -67,19 +70,20 @@ class BenchOursConfig:
 def build_agent(config: BenchOursConfig, folder: Path) -> TextAgent:
     """The agent that the configuration describes, on the models in ``folder``."""
     sizes, ppo = config.sizes, config.algorithm == "ppo"
-    autocast = torch.bfloat16 if config.dtype == "bfloat16" else None
+    autocast = autocast_of(config.dtype, config.device)
     tokenizer = load_tokenizer(folder / LM)
     critic = config.critic if ppo else "none"
-    policy = CausalLMPolicy(load_causal_lm(folder / LM), critic=critic, autocast=autocast)
+    policy = CausalLMPolicy(load_causal_lm(folder / LM).to(config.device), critic=critic, autocast=autocast)
     own: dict[str, Any] = {"lam": 0.95, "value_coef": 0.1} if ppo else {"group_size": sizes.group_size}
     own |= {"epochs": sizes.epochs, "minibatch_size": sizes.rows // sizes.minibatches, "learning_rate": 1e-6}
+    own["device"] = config.device
     settings = TextAgentConfig.for_algorithm(config.algorithm, **own)
     base = TokenVectorEnv(
         sizes.rows, prompts=json.loads((folder / PROMPTS).read_text()), tokenizer=tokenizer,
         eos_token_id=policy.eos_token_id, max_new_tokens=sizes.new_tokens, group_size=settings.group_size,
     )  # fmt: skip
-    scorer: Any = RewardModel.load(folder / REWARD_MODEL) if ppo else length_modulo_seven
-    start = CausalLMPolicy(load_causal_lm(folder / LM).requires_grad_(False), autocast=autocast)
+    scorer: Any = RewardModel.load(folder / REWARD_MODEL, device=config.device) if ppo else length_modulo_seven
+    start = CausalLMPolicy(load_causal_lm(folder / LM).to(config.device).requires_grad_(False), autocast=autocast)
     reference = PolicyReference(start, tokenizer)
     env = KLShaping(PreferenceReward(base, scorer), reference, 0.05, charge=ppo)
     collector = TextCollector(env, max_concurrent_rows=config.max_concurrent_rows)

@@ -51,12 +51,18 @@ def _installed(python: Path) -> str | None:
 
 def peer_command(peers: Path, folder: Path, algorithm: str, *, models: Path, **job: Any) -> list[str]:
     """The command of TRL's ``algorithm`` on the models that `write_models` left; ``job`` as in `trl_peer.JOB`."""
+    written = peer_job(folder, algorithm, models=models, **job)
+    return [str(peer_python(peers, algorithm)), "-I", str(PEER_SCRIPT), str(written)]
+
+
+def peer_job(folder: Path, algorithm: str, *, models: Path, **job: Any) -> Path:
+    """The file of a job for `trl_peer`, written to ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = {"lm": models / LM, "reward_model": models / REWARD_MODEL, "prompts": models / PROMPTS}
     paths |= {"scratch": folder / "scratch"}
     whole = {"algorithm": algorithm, **{name: str(path.resolve()) for name, path in paths.items()}, **job}
     write_aside(folder / "job.json", json.dumps(whole, indent=2) + "\n")
-    return [str(peer_python(peers, algorithm)), "-I", str(PEER_SCRIPT), str(folder / "job.json")]
+    return folder / "job.json"
 
 
 def quiet_environment(threads: int) -> dict[str, str]:

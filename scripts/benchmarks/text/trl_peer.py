@@ -38,6 +38,7 @@ JOB: dict[str, Any] = {
     "updates": 1000,
     "seed": 0,
     "threads": 2,
+    "device": "cpu",  # or "cuda", in bfloat16
     "on_demand": False,
     "scratch": None,  # folder that TRL may write to
     "save": None,  # folder for the tuned language model
@@ -127,9 +128,10 @@ def grpo(job: dict[str, Any]) -> tuple[Any, Meter]:
 
 def _common(job: dict[str, Any]) -> dict[str, Any]:
     given = {name: job[name] for name in ("learning_rate", "max_grad_norm", "seed")}
+    on_cpu = job["device"] == "cpu"
     return given | {
-        "output_dir": job["scratch"], "adam_epsilon": job["adam_eps"], "lr_scheduler_type": "linear", "use_cpu": True,
-        "bf16": False, "gradient_checkpointing": False, "gradient_accumulation_steps": 1, "temperature": 1.0,
+        "output_dir": job["scratch"], "adam_epsilon": job["adam_eps"], "lr_scheduler_type": "linear", "use_cpu": on_cpu,
+        "bf16": not on_cpu, "gradient_checkpointing": False, "gradient_accumulation_steps": 1, "temperature": 1.0,
         "save_strategy": "no", "report_to": "none", "logging_steps": 1, "disable_tqdm": True,
     }  # fmt: skip
 

@@ -261,7 +261,7 @@ def agent_of(fake, policy, **options):
 
 def test_an_agent_learns_by_an_engine_with_its_own_logprobs(serve):
     agent = agent_of(serve(model_of()), policy_of())
-    assert agent.collector.correction == "sequence_mask"
+    assert agent.collector.correction == "sequence_truncate"
     for version in range(3):
         before = {name: weight.clone() for name, weight in agent.policy.state_dict().items()}
         agent.iterate()

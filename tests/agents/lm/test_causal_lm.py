@@ -18,10 +18,10 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from agents.lm import token_head
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.critic import start_critic
 from agents.lm.sampling import TokenSampling, sample_tokens, token_logprobs, uniform
+from textenvs.lm import sizes
 from textenvs.lm.linear_kernels import padded_rows
 from textenvs.lm.packed_forward import length_parts, pack_rows
 from textenvs.tokens.rows import PAD
@@ -196,7 +196,7 @@ def test_cutting_by_length_changes_no_number(model, monkeypatch):
     policy = policy_of(model)
     prompts, actions = ragged()
     one_part = policy.evaluate(prompts, actions)
-    monkeypatch.setattr("textenvs.lm.packed_forward.PART_OVERHEAD", 0)
+    monkeypatch.setattr(sizes, "CPU", sizes.CPU._replace(pass_overhead=0))
     many_parts = policy.evaluate(prompts, actions)
     torch.testing.assert_close(one_part, many_parts, atol=1e-5, rtol=1e-5)
 
@@ -212,8 +212,8 @@ def test_logits_in_pieces_are_the_same_with_their_gradient(model, monkeypatch):
         return judged.logprobs.detach(), [p.grad.clone() for p in policy.parameters()]
 
     whole = run()
-    monkeypatch.setattr(token_head, "LOGITS_AT_ONCE", 5 * V)
-    monkeypatch.setattr(token_head, "FEWEST_ROWS", 1)
+    monkeypatch.setattr(sizes, "CPU", sizes.CPU._replace(logits=5 * V))
+    monkeypatch.setattr("agents.lm.fused_logprobs.FEWEST_ROWS", 1)
     # Gradients of about 3 are float32 sums taken in another order: a few units in the last place each.
     torch.testing.assert_close(whole, run(), rtol=1e-5, atol=5e-5)
 
@@ -304,8 +304,8 @@ def test_the_exact_kl_to_a_reference_by_enumeration(model, at_once, monkeypatch)
             parameter.mul_(1.1)
     policy = policy_of(model, sampling=TokenSampling(temperature=0.7))
     prompts, actions = ragged()
-    monkeypatch.setattr(token_head, "LOGITS_AT_ONCE", at_once)
-    monkeypatch.setattr(token_head, "FEWEST_ROWS", 1)
+    monkeypatch.setattr(sizes, "CPU", sizes.CPU._replace(logits=at_once))
+    monkeypatch.setattr("agents.lm.fused_logprobs.FEWEST_ROWS", 1)
     judged = policy.evaluate(prompts, actions, reference=reference)
     expected = torch.zeros(actions.shape)
     for i, (prompt, action) in enumerate(zip(prompts, actions, strict=True)):
@@ -449,7 +449,7 @@ def test_rows_worked_on_a_few_at_a_time_are_the_same_rows(monkeypatch):
     probabilities = expected.exp()
     entropy = -torch.where(probabilities > 0, probabilities * expected, 0).sum(-1)
     for entries in (1, 21, 1000):
-        monkeypatch.setattr("agents.lm.sampling.IN_CACHE", entries)
+        monkeypatch.setattr("textenvs.lm.sizes.CPU", sizes.CPU._replace(part_logits=entries))
         logprobs, found = token_logprobs(logits, tokens)
         torch.testing.assert_close(logprobs, expected.gather(1, tokens[:, None])[:, 0])
         torch.testing.assert_close(found, entropy)

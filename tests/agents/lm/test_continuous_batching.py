@@ -12,6 +12,7 @@ import agents.lm.generation as generation
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.generation import generate
 from agents.lm.sampling import TokenSampling
+from textenvs.lm import sizes
 
 V, EOS, T = 23, 0, 14
 IDS = dict(bos_token_id=EOS, eos_token_id=EOS, pad_token_id=EOS, vocab_size=V, initializer_range=0.3)
@@ -106,7 +107,7 @@ def test_likeliest_tokens_with_slots(max_concurrent_rows):
 def test_when_prompts_join_changes_nothing(share, critic, monkeypatch):
     policy = build("llama", critic=critic, sampling=TokenSampling(temperature=1.2, top_k=9, min_new_tokens=2))
     expected = write(policy, seed=3)
-    monkeypatch.setattr(generation, "COMPACT_AT", share)
+    monkeypatch.setattr(sizes, "CPU", sizes.CPU._replace(compact_at=share))
     assert_equal(write(policy, seed=3, max_concurrent_rows=6), expected)
 
 
@@ -167,10 +168,10 @@ def test_slots_that_cannot_be_are_refused():
 
 def test_prompts_are_prefilled_in_bounded_pieces(monkeypatch):
     policy = build("gpt2")
-    expected, sizes = write(policy, RAGGED), []
+    expected, seen = write(policy, RAGGED), []
     policy.trunk.register_forward_pre_hook(
-        lambda _, args, kwargs: sizes.append(kwargs["input_ids"].numel()), with_kwargs=True
+        lambda _, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
-    monkeypatch.setattr(decoder, "PREFILL_TOKENS", 2 * RAGGED.shape[1])
+    monkeypatch.setattr(sizes, "CPU", sizes.CPU._replace(prefill_tokens=2 * RAGGED.shape[1]))
     assert_equal(write(policy, RAGGED), expected)
-    assert max(sizes) <= max(2 * RAGGED.shape[1], B)
+    assert max(seen) <= max(2 * RAGGED.shape[1], B)

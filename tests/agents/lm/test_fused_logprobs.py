@@ -10,6 +10,7 @@ from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.fused_logprobs import linear_token_logprobs
 from agents.lm.sampling import TokenSampling
 from textenvs.lm import linear_kernels as kernels
+from textenvs.lm.sizes import CPU
 from textenvs.tokens.rows import PAD
 
 N, D, V = 23, 6, 11
@@ -30,15 +31,19 @@ def by_definition(hidden, weight, temperature):
 
 
 @pytest.mark.parametrize("onednn", [False, True])
-@pytest.mark.parametrize(("rows_at_a_time", "rows_of_a_product"), [(1, 1), (4, 128), (4, 10), (100, 8)])
+@pytest.mark.parametrize(
+    ("rows_at_a_time", "rows_of_a_product", "rows_of_a_piece"),
+    [(1, 1, 100), (4, 128, 100), (4, 10, 100), (100, 8, 100), (1, 2, 5), (4, 3, 8), (100, 100, 22)],
+)
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("of_entropy", [0.0, 0.3])
 @pytest.mark.parametrize("of_logprob", [0.0, 1.0])
 def test_values_and_gradients(
-    rows_at_a_time, rows_of_a_product, temperature, of_entropy, of_logprob, onednn, monkeypatch
+    rows_at_a_time, rows_of_a_product, rows_of_a_piece, temperature, of_entropy, of_logprob, onednn, monkeypatch
 ):
-    monkeypatch.setattr("agents.lm.sampling.IN_CACHE", rows_at_a_time * V)
-    monkeypatch.setattr("agents.lm.fused_logprobs.ROWS_AT_ONCE", rows_of_a_product)
+    few = dict(part_logits=rows_at_a_time * V, product_rows=rows_of_a_product, logits=rows_of_a_piece * V)
+    monkeypatch.setattr("textenvs.lm.sizes.CPU", CPU._replace(**few))
+    monkeypatch.setattr("agents.lm.fused_logprobs.FEWEST_ROWS", 1)
     monkeypatch.setattr(kernels, "onednn_is_faster", lambda: onednn)
     weights = torch.linspace(-1.0, 2.0, N)
     results = []

@@ -21,6 +21,7 @@ import agents.lm.generation as generation
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.generation import generate
 from agents.lm.sampling import TokenSampling
+from textenvs.lm import sizes
 from textenvs.lm.kv_cache import PlainCache, new_cache
 
 V, EOS = 23, 0
@@ -81,7 +82,7 @@ def test_what_decoding_kept_is_what_a_full_forward_pass_says(kind, critic, promp
 def test_when_rows_leave_the_batch_changes_nothing(share, monkeypatch):
     policy = build("gpt2")
     expected = generate(policy, RAGGED, max_new_tokens=20, generator=torch.Generator().manual_seed(1))
-    monkeypatch.setattr(generation, "COMPACT_AT", share)
+    monkeypatch.setattr(sizes, "CPU", sizes.CPU._replace(compact_at=share))
     got = generate(policy, RAGGED, max_new_tokens=20, generator=torch.Generator().manual_seed(1))
     assert got.completions.tolist() == expected.completions.tolist()
     torch.testing.assert_close(got.logprobs, expected.logprobs, atol=1e-5, rtol=1e-5)

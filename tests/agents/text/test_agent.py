@@ -189,6 +189,26 @@ def test_microbatches_of_ragged_rows_equal_the_whole_minibatch(average, estimato
         torch.testing.assert_close(learned(size), whole, atol=1e-5, rtol=1e-5)
 
 
+def test_microbatches_by_tokens_hold_as_many_rows_as_fit(monkeypatch):
+    import agents.text.agent as text_agent
+
+    def asked(**changed):
+        agent, found = agent_of("grpo", group_size=6, **changed), []
+        batch = agent.compute_advantages(rollout_of(agent))
+        monkeypatch.setattr(text_agent, "update", lambda *args, **kw: found.append(args[3].microbatch_size) or {})
+        agent.update(batch)
+        return found[0], int(((batch.observations >= 0).sum(1) + (batch.actions >= 0).sum(1)).max())
+
+    assert asked()[0] is None
+    rows, longest = asked(microbatch_tokens=50)
+    assert rows == 50 // longest > 1
+    assert asked(microbatch_tokens=1)[0] == 1
+    with pytest.raises(ValueError, match="microbatch_tokens and microbatch_size both"):
+        agent_of("grpo", microbatch_tokens=50, microbatch_size=2)
+    with pytest.raises(ValueError, match="microbatch_tokens"):
+        agent_of("grpo", microbatch_tokens=0)
+
+
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3", "full"])
 def test_the_kl_in_the_loss_is_the_estimators_mean_times_beta(estimator):
     agent = agent_of("grpo", kl_estimator=estimator, average="token")

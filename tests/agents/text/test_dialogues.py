@@ -23,6 +23,7 @@ from agents.text.collector import TextCollector
 from agents.text.config import TextAgentConfig
 from textenvs import PAD, DialogueVectorEnv, KLShaping, PreferenceReward
 from textenvs.lm.packed_forward import pack_rows
+from textenvs.lm.sizes import CPU
 
 V, EOS = 17, 0
 TURNS, TURN_TOKENS, ROW = 4, 3, 30
@@ -382,7 +383,7 @@ def test_observations_are_read_in_bounded_pieces_with_the_same_result(monkeypatc
 
     whole, _, _ = collected()
     widths, read = [], dialogues.Reader._pass
-    monkeypatch.setattr(dialogues, "PREFILL_TOKENS", 8)
+    monkeypatch.setattr("textenvs.lm.sizes.CPU", CPU._replace(prefill_tokens=8))
     monkeypatch.setattr(
         dialogues.Reader,
         "_pass",

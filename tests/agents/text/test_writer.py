@@ -125,7 +125,7 @@ def test_the_next_batch_is_written_by_the_weights_before_the_update_and_its_stal
         torch.testing.assert_close(rollout.values, values, atol=1e-5, rtol=1e-4)
         assert agent.metrics["rollout/staleness"] == min(updates, 1)
         assert (agent.metrics["rollout/mismatch_mean"] > 1e-4) == (updates > 0)
-        expected, _ = importance_weights(old, own, rollout.mask, mode="sequence_mask", low=0.0, high=3.0)
+        expected, _ = importance_weights(old, own, rollout.mask, mode="sequence_truncate", low=0.0, high=3.0)
         torch.testing.assert_close(agent.newest[1].weights, expected, atol=1e-4, rtol=1e-3)
 
 

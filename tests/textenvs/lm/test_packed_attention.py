@@ -11,6 +11,7 @@ from tests.textenvs.lm.test_linear_kernels import assert_same_gradients
 from textenvs.lm.linear_kernels import padded_rows
 from textenvs.lm.packed_attention import OURS, RowLayout, SharedPrefixes, has_full_attention, use_packed_attention
 from textenvs.lm.packed_forward import can_pack, hidden_states, recompute_layers
+from textenvs.lm.sizes import CPU
 from textenvs.tokens.rows import PAD
 
 CONFIGS = {
@@ -164,7 +165,7 @@ def test_rows_that_begin_alike_a_few_at_a_time(model, at_once, monkeypatch):
     row, position = torch.tensor([5, 2, 4, 0, 1]), torch.tensor([6, 3, 0, 5, 1])
     rows = rows_that_begin_alike()
     expected = hidden_states(model.base_model, rows, ALIKE_LENGTHS, row, position).detach()
-    monkeypatch.setattr("textenvs.lm.packed_forward.TOKENS_AT_ONCE", at_once)
+    monkeypatch.setattr("textenvs.lm.sizes.CPU", CPU._replace(pass_tokens=at_once))
     with torch.no_grad():
         found = hidden_states(model.base_model, rows, ALIKE_LENGTHS, row, position, prefixes=ALIKE)
     torch.testing.assert_close(found, expected)
@@ -176,7 +177,7 @@ def test_a_few_tokens_at_a_time_read_the_same_states_in_the_order_asked_for(mode
     lengths = torch.tensor([5, 1, 9, 3])
     row, position = torch.tensor([3, 0, 2, 0, 2]), torch.tensor([1, 4, 8, 2, 0])  # none of row 1
     whole = hidden_states(model.base_model, ROWS, lengths, row, position).detach()
-    monkeypatch.setattr("textenvs.lm.packed_forward.TOKENS_AT_ONCE", at_once)
+    monkeypatch.setattr("textenvs.lm.sizes.CPU", CPU._replace(pass_tokens=at_once))
     passes = []
     model.base_model.register_forward_pre_hook(lambda module, inputs: passes.append(1))
     with torch.no_grad():

@@ -1,0 +1,84 @@
+"""What a GPU is to be checked for, in at most eight minutes: results equal to a CPU's, speed, memory, other engines.
+
+    make gpu-check
+    python -m scripts.gpu_check --device cpu --tiny --run-dir runs/gpu_check
+
+Each part (`scripts.benchmarks.gpu.parts`) is a process with a time limit of its own and leaves ``PART.json`` in the
+run's folder; after each one table.md and summary.json are written anew. A part that failed, or for which no time was
+left, is run by the next call; one that is there is not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from agents.runs.cli import enter
+from agents.runs.devices import prepare_device
+from agents.runs.run_dir import SUMMARY
+from reward_models.aside import write_aside
+from scripts.benchmarks.gpu.figure import Figure
+from scripts.benchmarks.gpu.parts import PARTS, GpuCheckConfig
+from scripts.benchmarks.processes import run_process
+
+
+def main(config: GpuCheckConfig) -> dict[str, Any]:
+    """Run the parts that are missing; returns the verdicts' counts."""
+    folder = Path(config.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    prepare_device(config.device, "auto")
+    if config.part is not None:
+        figures = [dataclasses.asdict(each) for each in PARTS[config.part](config)]
+        write_aside(folder / f"{config.part}.json", json.dumps(figures, indent=2) + "\n")
+        return {}
+    end = time.monotonic() + config.total_s
+    missing: dict[str, str] = {}
+    for part in PARTS:
+        left = min(config.part_s, end - time.monotonic())
+        if not (folder / f"{part}.json").exists():
+            missing[part] = _run(config, part, left)
+        summary = _write_table(folder, missing)
+        print(f"{part}: {missing.get(part) or 'there'}", flush=True)
+    return summary
+
+
+def _run(config: GpuCheckConfig, part: str, seconds: float) -> str:
+    """Run ``part`` in a process of its own; why there is no result, or ""."""
+    if seconds < 1:
+        return "no time was left: call again"
+    flags = ["--run-dir", config.run_dir, "--device", config.device, "--part", part, *(["--tiny"] * config.tiny)]
+    try:
+        run_process([sys.executable, "-m", "scripts.gpu_check", *flags], part, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return f"given up after {seconds:.0f} s"
+    except RuntimeError as fault:
+        return str(fault).strip().splitlines()[-1]
+    return ""
+
+
+def _write_table(folder: Path, missing: dict[str, str]) -> dict[str, Any]:
+    lines, verdicts = ["| part | what | value | bound | |", "|---|---|---|---|---|"], []
+    for part in PARTS:
+        if (folder / f"{part}.json").exists():
+            for figure in (Figure(**each) for each in json.loads((folder / f"{part}.json").read_text())):
+                cells = [part, figure.what, f"{figure.value:.4g} {figure.unit}", figure.bound, figure.verdict]
+                lines.append(f"| {' | '.join(cells)} |")
+                verdicts.append(figure.verdict)
+        elif missing.get(part):
+            lines.append(f"| {part} | {missing[part]} | | | failed |")
+            verdicts.append("failed")
+    summary = {name: verdicts.count(name) for name in ("kept", "MISSED", "failed")}
+    write_aside(folder / "table.md", "\n".join(lines) + "\n")
+    write_aside(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def command_line(arguments: Sequence[str] | None = None) -> int:
+    """Run with command-line arguments; returns the exit code: 0, 2 on bad input, 130 after Ctrl-C."""
+    return enter(GpuCheckConfig, main, description=__doc__, arguments=arguments)
