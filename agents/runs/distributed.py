@@ -12,15 +12,16 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.utils import _pytree as pytree
 
 T = TypeVar("T")
@@ -42,6 +43,11 @@ class Processes:
         if not 0 <= index < count:
             raise ValueError(f"index must lie in [0, {count}), received {index}")
         self.index, self.count = index, count
+        self.operations: list[Callable[[], object]] = []
+        """What all of them must do together, though each comes to it by itself, a number of times of its own."""
+        self.at_rest: list[Callable[[], object]] = []
+        """Called once all have come to the same place."""
+        self._in_step = False
 
     @classmethod
     def launched(cls, device: str, dtype: str = "float32") -> Processes:
@@ -100,8 +106,56 @@ class Processes:
         """This process's share of ``rows`` rows: contiguous, in the processes' order, of nearly equal length."""
         return slice(self.index * rows // self.count, (self.index + 1) * rows // self.count)
 
+    def offer(self, operation: Callable[[], object]) -> int:
+        """Register an operation of all, in the same order on each of them; returns its number."""
+        self.operations.append(operation)
+        return len(self.operations) - 1
+
+    def call(self, number: int) -> Any:
+        """Run an operation together with all others, who take part as soon as they wait for this one."""
+        self.take_part(number)
+        with self._undisturbed():
+            return self.operations[number]()
+
+    def take_part(self, wanted: int | None = None) -> None:
+        """Run what others ask for until it is the turn of operation ``wanted``, or, None, until nobody asks.
+
+        All agree on one operation at a time, so a process that has finished its share, and waits in any other call for
+        the others, goes along with what these still have to do.
+        """
+        if self._in_step or self.count == 1:
+            return
+        mine = nothing = len(self.operations)
+        if wanted is not None:
+            mine = wanted
+        while nothing:
+            agreed = torch.tensor(mine)
+            dist.all_reduce(agreed, dist.ReduceOp.MIN, group=_objects())
+            if int(agreed) == mine:
+                return
+            with self._undisturbed():
+                self.operations[int(agreed)]()
+
+    @contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        before, self._in_step = self._in_step, True
+        try:
+            yield
+        finally:
+            self._in_step = before
+
+    def _meet(self) -> None:
+        self.take_part()
+        for rest in self.at_rest:
+            rest()
+
+    def most(self, mine: int) -> int:
+        """The largest of all numbers, where all must take equally many steps; ``mine`` where there is no such need."""
+        return max(self.all_gather(mine)) if self.operations else mine
+
     def all_gather(self, mine: T) -> list[T]:
         """What each process has, in their order, on all of them."""
+        self._meet()
         if self.count == 1:
             return [mine]
         found: list[T | None] = [None] * self.count
@@ -110,6 +164,7 @@ class Processes:
 
     def broadcast(self, mine: T | None) -> T:
         """What the first process has, on all of them; what the others pass is ignored."""
+        self._meet()
         held = [_on_cpu(mine)]
         if self.count > 1:
             dist.broadcast_object_list(held, src=0, group=_objects())
@@ -122,18 +177,20 @@ class Processes:
 
     @torch.no_grad()
     def broadcast_in_place(self, tensors: Iterable[Tensor]) -> None:
-        """Give all of them the first process's values, in place."""
+        """Give all of them the first process's values, in place, but for what is sharded."""
         if self.count > 1:
-            for tensor in tensors:
+            self._meet()
+            for tensor in (each for each in tensors if not isinstance(each, DTensor)):
                 dist.broadcast(tensor, src=0)
 
     @torch.no_grad()
     def all_reduce_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Make each gradient the sum of all processes', in place; one that has none counts as zeros.
 
-        Parameters that are not trained now (``requires_grad`` False) are left out.
+        Parameters that are not trained now (``requires_grad`` False) are left out, and sharded ones, whose gradients the
+        backward pass has added up.
         """
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        trained = [each for each in parameters if each.requires_grad and not isinstance(each, DTensor)]
         if self.count == 1 or not trained:
             return
         for parameter in trained:

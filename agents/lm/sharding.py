@@ -1,0 +1,102 @@
+"""A language model shared out among processes layer by layer, by torch's FSDP2: weights, gradients, optimizer states.
+
+Each process holds its part of every weight in float32 and gathers one layer at a time, so all have to make each pass
+through a trunk together. Passes that build a graph are equally many in all of them, by ``agents.update``. Of others,
+in rollouts and evaluations, each has a number of its own: it asks for each, and those who have nothing to do there
+gather along (``Processes.take_part``).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from agents.lm.causal_lm import CausalLMPolicy
+from agents.runs.distributed import Processes
+
+
+def shard(policies: Sequence[CausalLMPolicy], processes: Processes, *, offload: bool = False) -> None:
+    """Shard the models of ``policies`` in place: on every process the same, and before there is an optimizer.
+
+    Args:
+        policies: the one that learns first; some may share a model.
+        processes: among which each weight is shared out.
+        offload: weights, gradients and optimizer states rest in the CPU's memory.
+
+    Raises:
+        ValueError: for a model whose layers cannot be told apart, or that is compiled.
+    """
+    # What a layer returns is a view in some models; nothing here writes into it.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
+    for policy in policies:
+        mesh = init_device_mesh(policy.device.type, (processes.count,))
+        heads: list[nn.Module] = [policy.output_layer]
+        if policy.has_critic:
+            value_head = [policy.value_head]
+            if policy.critic_trunk is not None:
+                _shard(policy.critic_trunk, value_head, policy, mesh, processes, offload)
+            else:
+                heads += value_head
+        _shard(policy.trunk, heads, policy, mesh, processes, offload)
+
+
+def _shard(
+    trunk: Any, heads: Sequence[nn.Module], policy: CausalLMPolicy, mesh: DeviceMesh, processes: Processes, offload: bool
+) -> None:
+    """Shard ``trunk`` by layers; ``heads`` are gathered with its embeddings, which one of them may share."""
+    if isinstance(trunk, FSDPModule):
+        return
+    layers = [module for module in trunk.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if len(layers) != trunk.config.num_hidden_layers:
+        raise ValueError(
+            f"shard: expected {trunk.config.num_hidden_layers} layers that can be told apart, received {len(layers)} in "
+            f"{type(trunk).__name__}"
+        )
+    rest: OffloadPolicy = CPUOffloadPolicy() if offload else OffloadPolicy()
+    # Autocast's products, with weights rounded before they are sent and not after; what comes out stays as it is.
+    low = MixedPrecisionPolicy(param_dtype=policy.autocast, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    whole = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, mp_policy=low, offload_policy=rest)
+    for number, head in enumerate(heads):  # one group with what the trunk itself holds
+        trunk.add_module(f"head_{number}", head)
+    fully_shard(trunk, mesh=mesh, mp_policy=whole, offload_policy=rest)
+    for number in range(len(heads)):
+        del trunk._modules[f"head_{number}"]
+    for module in (trunk, *layers):
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+    number = processes.offer(partial(_gather_along, trunk, layers))
+
+    def ask(*_: object) -> None:
+        processes.take_part(None if torch.is_grad_enabled() else number)
+
+    trunk.register_forward_pre_hook(ask, prepend=True)
+    processes.at_rest.append(trunk.reshard)
+
+
+def _gather_along(trunk: FSDPModule, layers: Sequence[FSDPModule]) -> None:
+    """What a forward pass gathers, in its order; the trunk's own weights stay, for the heads."""
+    trunk.unshard()
+    for layer in layers:
+        layer.unshard()
+        layer.reshard()
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether processes have shared ``module`` out."""
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+def local_bytes(tensors: Sequence[Tensor]) -> int:
+    """Bytes that this process holds of ``tensors``."""
+    return sum(each.to_local().nbytes if isinstance(each, DTensor) else each.nbytes for each in tensors)
