@@ -25,6 +25,7 @@ from agents.interfaces import Collector, Policy
 from agents.rollout import Batch, Rollout
 from agents.runs import checkpoint
 from agents.runs.devices import check_device
+from agents.runs.distributed import is_sharded
 from agents.runs.logging import MetricSink, NullSink
 from agents.update import Objective, own_objective
 
@@ -72,7 +73,7 @@ class Agent:
         self.generator = torch.Generator().manual_seed(config.seed) if generator is None else generator
         self.predict_generator = torch.Generator().manual_seed(config.seed + 1)
         module: Any = policy  # a subclass needs more of it than the protocol
-        self.policy = module.to(config.device)
+        self.policy = module if is_sharded(module) else module.to(config.device)
         self.collector = collector
         self.env = env
         self.objective = own_objective(objective)

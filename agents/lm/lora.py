@@ -199,9 +199,9 @@ class AdaptedTrunk:
         vars(whole).pop("peft_config", None)
         return whole
 
-    def save(self, folder: str | Path, role: str = POLICY) -> None:
-        """Write one role's adapter for ``PeftModel.from_pretrained``."""
-        write_adapter(self.peft, role, Path(folder))
+    def save(self, folder: str | Path, role: str = POLICY, trained: dict[str, Tensor] | None = None) -> None:
+        """Write one role's adapter for ``PeftModel.from_pretrained``; ``trained``: its weights in the model, whole."""
+        write_adapter(self.peft, role, Path(folder), trained)
 
 
 class RoleTrunk(nn.Module):

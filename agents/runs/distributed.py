@@ -20,8 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 T = TypeVar("T")
@@ -50,12 +49,13 @@ class Processes:
         self._in_step = False
 
     @classmethod
-    def launched(cls, device: str, dtype: str = "float32") -> Processes:
+    def launched(cls, device: str, dtype: str = "float32", *, sharded: bool = False) -> Processes:
         """Those that a launcher started this one with, connected by accelerate; this one alone if none did.
 
         Args:
             device: "cpu", or "cuda": each process then takes the GPU that the launcher means for it.
             dtype: of matrix products.
+            sharded: weights are shared out among them, also if there is only one.
 
         Raises:
             ValueError: if there are several, and ``device`` is one GPU of them all, or if accelerate's configuration
@@ -63,7 +63,10 @@ class Processes:
         """
         from accelerate import PartialState
 
-        _refuse_unread(dtype)
+        _refuse_unread(dtype, sharded)
+        if sharded:  # what rests on the CPU is added up there, so both backends
+            alone: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+            dist.init_process_group(timeout=PATIENCE, **({} if "RANK" in os.environ else alone))
         state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
         if state.num_processes > 1 and ":" in device:
             raise ValueError(f"{state.num_processes} processes cannot all be on {device}: pass {device.split(':')[0]}")
@@ -106,6 +109,15 @@ class Processes:
         """This process's share of ``rows`` rows: contiguous, in the processes' order, of nearly equal length."""
         return slice(self.index * rows // self.count, (self.index + 1) * rows // self.count)
 
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """One process after the other, so that only one of them holds a whole model."""
+        for turn in range(self.count):
+            if turn == self.index:
+                yield
+            if self.count > 1:  # not by `all_gather`: their operations differ meanwhile
+                dist.barrier(objects_group())
+
     def offer(self, operation: Callable[[], object]) -> int:
         """Register an operation of all, in the same order on each of them; returns its number."""
         self.operations.append(operation)
@@ -130,7 +142,7 @@ class Processes:
             mine = wanted
         while nothing:
             agreed = torch.tensor(mine)
-            dist.all_reduce(agreed, dist.ReduceOp.MIN, group=_objects())
+            dist.all_reduce(agreed, dist.ReduceOp.MIN, group=objects_group())
             if int(agreed) == mine:
                 return
             with self._undisturbed():
@@ -159,7 +171,7 @@ class Processes:
         if self.count == 1:
             return [mine]
         found: list[T | None] = [None] * self.count
-        dist.all_gather_object(found, _on_cpu(mine), group=_objects())
+        dist.all_gather_object(found, _on_cpu(mine), group=objects_group())
         return found  # type: ignore[return-value]
 
     def broadcast(self, mine: T | None) -> T:
@@ -167,7 +179,7 @@ class Processes:
         self._meet()
         held = [_on_cpu(mine)]
         if self.count > 1:
-            dist.broadcast_object_list(held, src=0, group=_objects())
+            dist.broadcast_object_list(held, src=0, group=objects_group())
         assert held[0] is not None
         return held[0]
 
@@ -180,17 +192,17 @@ class Processes:
         """Give all of them the first process's values, in place, but for what is sharded."""
         if self.count > 1:
             self._meet()
-            for tensor in (each for each in tensors if not isinstance(each, DTensor)):
+            for tensor in (each for each in tensors if not is_shard(each)):
                 dist.broadcast(tensor, src=0)
 
     @torch.no_grad()
     def all_reduce_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Make each gradient the sum of all processes', in place; one that has none counts as zeros.
 
-        Parameters that are not trained now (``requires_grad`` False) are left out, and sharded ones, whose gradients the
-        backward pass has added up.
+        Parameters that are not trained now (``requires_grad`` False) are left out, and sharded ones, whose gradients
+        the backward pass has added up.
         """
-        trained = [each for each in parameters if each.requires_grad and not isinstance(each, DTensor)]
+        trained = [each for each in parameters if each.requires_grad and not is_shard(each)]
         if self.count == 1 or not trained:
             return
         for parameter in trained:
@@ -211,14 +223,26 @@ def _on_cpu(value: T) -> T:
 
 
 @lru_cache
-def _objects() -> dist.ProcessGroup:
+def objects_group() -> dist.ProcessGroup:
     """The group that pickles travel in, from memory to memory: NCCL would send a checkpoint through a GPU."""
     return dist.new_group(backend="gloo", timeout=PATIENCE)
 
 
-def _refuse_unread(dtype: str) -> None:
+def is_shard(tensor: Tensor) -> bool:
+    """Whether processes have shared ``tensor`` out among them: a DTensor, whose import takes seconds."""
+    return hasattr(tensor, "full_tensor")
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether processes have shared ``module`` out among them, by `agents.lm.sharding`."""
+    return any(is_shard(parameter) for parameter in module.parameters())
+
+
+def _refuse_unread(dtype: str, sharded: bool) -> None:
     """Raise ValueError if `accelerate launch`, which says so in the environment, is to do more than start processes."""
     asked = [words for name, words in UNREAD.items() if os.environ.get(name, "false").lower() in ("true", "1")]
+    if sharded and "FSDP" in asked:
+        asked.remove("FSDP")
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if precision not in ("no", {"float32": "no", "bfloat16": "bf16"}[dtype]):
         asked.append(f"mixed precision {precision} (here --dtype bfloat16 says so, received {dtype})")
@@ -228,7 +252,7 @@ def _refuse_unread(dtype: str) -> None:
     if asked:
         raise ValueError(
             f"accelerate: expected data-parallel processes and no more, received {', '.join(asked)}: every process "
-            "holds the whole model; leave it out in `accelerate config`"
+            "holds the whole model, or with --shard fsdp its part; leave it out in `accelerate config`"
         )
 
 

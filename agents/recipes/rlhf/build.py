@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 from agents.evaluation.assessor import Assessor
 from agents.evaluation.metrics import PassingRule, TextJudge
 from agents.lm.causal_lm import CausalLMPolicy
+from agents.lm.generation import generate
 from agents.lm.loading import DTYPES, autocast_of
 from agents.lm.lora import POLICY, AdaptedTrunk, LoraOptions
 from agents.lm.policy_reference import PolicyReference
 from agents.lm.sampling import TokenSampling
+from agents.lm.sharding import mesh_of, shard, with_whole_weights
 from agents.recipes.rlhf.config import TrainTextConfig
 from agents.recipes.rlhf.prompts import prompt_reader, prompt_sets
 from agents.recipes.rlhf.rewards import build_scorers, is_checked, passing_rule, start_critic_as_reward
@@ -61,6 +63,7 @@ def build_start(
     lora: LoraOptions | None = None,
     value_adapter: bool = False,
     compile: bool = False,
+    device: str | None = None,
 ) -> StartModels:
     """The task's starting model, laid out as ``task.memory`` says; it ends texts where ``tokenizer`` does.
 
@@ -70,17 +73,18 @@ def build_start(
         lora: shape of the adapters that a learner will train (memory adapters).
         value_adapter: whether it will have one for the value.
         compile: run the passes through torch.compile.
+        device: of the weights; None: the task's.
 
     Raises:
         ValueError: if no model or adapter can be loaded.
     """
-    path, trunk = model_path(task), None
+    path, trunk, device = model_path(task), None, device or task.device
     if task.memory == "adapters":
         # A frozen weight is only ever read, and autocast would round it at each reading.
-        model = load_causal_lm(path, dtype=DTYPES[task.dtype]).to(task.device)
+        model = load_causal_lm(path, dtype=DTYPES[task.dtype]).to(device)
         trunk = AdaptedTrunk(model, lora, value=value_adapter, start=task.adapter)
     else:
-        model = load_causal_lm(path).to(task.device)
+        model = load_causal_lm(path).to(device)
         model.requires_grad_(False)
 
     def frozen(sampling: TokenSampling) -> CausalLMPolicy:
@@ -104,7 +108,7 @@ def build_policy(config: TrainTextConfig, models: StartModels) -> CausalLMPolicy
     """The policy that learns: new adapters over the shared trunk, or another copy of the starting model."""
     trunk = models.adapters
     return CausalLMPolicy(
-        load_causal_lm(models.path).to(config.device) if trunk is None else trunk.model,
+        load_causal_lm(models.path).to(models.start.device) if trunk is None else trunk.model,
         eos_token_id=models.start.eos_token_id,
         critic=config.critic(config.memory),
         sampling=models.start.sampling,
@@ -152,6 +156,7 @@ def build_task(
     judge: bool = True,
     passing: PassingRule | None = None,
     began: str | None = None,
+    device: str | None = None,
 ) -> Task:
     """Load the starting model, prompts and scorers; whatever is wrong with an input is found here.
 
@@ -160,7 +165,7 @@ def build_task(
         num_envs: sub-environments.
         group_size: of them in a row that share a prompt.
         max_concurrent_rows: texts decoded at a time in evaluations; None: all.
-        lora, value_adapter, compile: see ``build_start``.
+        lora, value_adapter, compile, device: see ``build_start``.
         judge: False leaves the independent judge out, whatever ``config`` says.
         passing: when a text is right, for accuracy and pass@k.
         began: the time that chat templates read, ISO; None: the present.
@@ -172,7 +177,7 @@ def build_task(
     reader = prompt_reader(config, tokenizer)
     train_prompts, eval_rows = prompt_sets(config, reader)
     chat = reader if isinstance(reader, ChatTemplate) and reader.has_chats else None
-    models = build_start(config, tokenizer, lora=lora, value_adapter=value_adapter, compile=compile)
+    models = build_start(config, tokenizer, lora=lora, value_adapter=value_adapter, compile=compile, device=device)
     env = TokenVectorEnv(
         num_envs,
         prompts=train_prompts,
@@ -207,17 +212,9 @@ def build_task(
     return Task(models=models, env=env, scorers=scorers, assessor=assessor, about=about)
 
 
-def build_parts(config: TrainTextConfig, processes: Processes = ALONE, began: str | None = None) -> TextParts:
-    """Build the task of ``config`` with its learner.
-
-    Args:
-        config: the run's settings.
-        processes: among which the run is sharded; the main one alone evaluates, so it alone has the judge.
-        began: the time that chat templates read, ISO, of the first process; None: the present.
-
-    Raises:
-        ValueError, OSError: with a message that names the input.
-    """
+def _task_and_policy(
+    config: TrainTextConfig, processes: Processes, began: str | None, device: str | None = None
+) -> tuple[Task, CausalLMPolicy]:
     task = build_task(
         config,
         num_envs=config.batch_size,
@@ -229,10 +226,32 @@ def build_parts(config: TrainTextConfig, processes: Processes = ALONE, began: st
         judge=processes.is_main,
         passing=passing_rule(config),
         began=began,
+        device=device,
     )
     policy = build_policy(config, task.models)
     if config.critic_start == "reward-model":
         start_critic_as_reward(policy, task.models.tokenizer, task.scorers[0], task.env.prompts.row(0).tolist())
+    return task, policy
+
+
+def build_parts(config: TrainTextConfig, processes: Processes = ALONE, began: str | None = None) -> TextParts:
+    """Build the task of ``config`` with its learner.
+
+    Args:
+        config: the run's settings.
+        processes: among which the run is sharded; the main one alone evaluates, so it alone has the judge.
+        began: the time that chat templates read, ISO, of the first process; None: the present.
+
+    Raises:
+        ValueError, OSError: with a message that names the input.
+    """
+    if config.shard == "none":
+        task, policy = _task_and_policy(config, processes, began)
+    else:
+        mesh = mesh_of(processes, config.device)
+        with processes.in_turn():  # of whole models on the CPU only the parts go to the device
+            task, policy = _task_and_policy(config, processes, began, "cpu")
+            shard([policy, task.models.start], processes, mesh, offload=config.offload)
     assessor = task.assessor
     charge = config.kl_in != "loss"
     collector = TextCollector(
@@ -246,6 +265,7 @@ def build_parts(config: TrainTextConfig, processes: Processes = ALONE, began: st
         max_concurrent_rows=config.max_concurrent_rows,
         dynamic_sampling=config.dynamic_sampling,
         processes=processes,
+        generate=generate if config.shard_rollouts else with_whole_weights(generate, processes),
     )
     return TextParts(task=task, policy=policy, collector=collector)
 

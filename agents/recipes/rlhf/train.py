@@ -56,7 +56,7 @@ def main(config: TrainTextConfig) -> dict[str, Any]:
         return {}
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    processes = Processes.launched(config.device, config.dtype)
+    processes = Processes.launched(config.device, config.dtype, sharded=config.shard != "none")
     check_device(config.device)
     num_parameters = sum(each.numel() for each in weightless(model_path(config)).parameters())
     with processes.together():
@@ -97,11 +97,13 @@ def _lead(config: TrainTextConfig, processes: Processes, num_parameters: int) ->
         frontier = FrontierFollower(run.path / FRONTIER, before, agent.logger, resume_at=resume_at)
         finished = _train(agent, config, parts, run, trained, frontier)
         peak_bytes = peak.bytes()
-        save_adapter(parts.policy, run.path / ADAPTER)  # first: merging takes the memory of one more model
-        save_model(parts.policy, parts.task.assessor.tokenizer, run.path / MODEL)
+        weights = None if agent.shards is None else agent.shards.trained()
+        save_adapter(parts.policy, run.path / ADAPTER, weights)  # first: merging takes the memory of one more model
+        save_model(parts.policy, parts.task.assessor.tokenizer, run.path / MODEL, weights)
         after = parts.task.assessor.assess(parts.policy)
         if finished:
             frontier.add(agent.steps, after)
+        processes.all_gather(None)  # until here they took part in passes
         metrics, samples = compare(before, after)
         run.folder.write_json(SAMPLES, {"samples": samples})
         summary = {
@@ -132,6 +134,7 @@ def _follow(config: TrainTextConfig, processes: Processes) -> None:
         agent.extend(config.episodes)
     with stop_on_signal() as stop:
         _learn(agent, config, lambda agent: not agent.processes.any(stop.is_set()))
+    processes.all_gather(None)
 
 
 @dataclass
