@@ -99,7 +99,13 @@ def _shard(
         if not hasattr(trunk, WHOLE):
             processes.take_part(None if torch.is_grad_enabled() else number)
 
+    def need_gradient(module: nn.Module, inputs: object, output: Any) -> None:
+        # The backward pass reaches the heads' group through these states, also where only a head is trained.
+        if torch.is_grad_enabled() and not output.last_hidden_state.requires_grad:
+            output.last_hidden_state.requires_grad_(True)
+
     trunk.register_forward_pre_hook(ask, prepend=True)
+    trunk.register_forward_hook(need_gradient, prepend=True)
     processes.at_rest.append(trunk.reshard)
 
 

@@ -102,6 +102,7 @@ def _write(path: Path, tensors: dict[str, Tensor], tree: str) -> None:
 def _save_shards(path: Path, shards: list[DTensor], processes: Processes) -> dict[str, Any]:
     """Write the processes' parts of ``shards`` to a new folder beside ``path``; its name, and each file's checksum."""
     import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
 
     taken = [int(found[1]) for each in path.parent.iterdir() if (found := SHARDS.fullmatch(each.name))]
     folder = processes.broadcast(path.with_name(f"shards_{max(taken, default=0) + 1}"))
@@ -117,8 +118,8 @@ def _save_shards(path: Path, shards: list[DTensor], processes: Processes) -> dic
         files = {name: checksum for each in processes.all_gather(ours) for name, checksum in each.items()}
         if processes.is_main:
             os.replace(aside, folder)
-    except Exception as error:  # a full disk is an error of this library's, in all processes
-        first = next(iter(getattr(error, "failures", {}).values()), (error,))[0]
+    except (Exception, CheckpointException) as error:  # of a full disk all processes hear
+        first = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
         raise OSError(f"cannot write the checkpoint {folder}: {first}") from error
     finally:
         if processes.is_main:

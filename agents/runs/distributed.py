@@ -9,11 +9,8 @@ test says so), and a run may go on with another number of processes. Every call 
 from __future__ import annotations
 
 import os
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -23,9 +20,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from agents.runs.watching import watched
+
 T = TypeVar("T")
-FALLEN = "textenvs/fallen"
-"""Key of the processes' store under which one that raised says so."""
 PATIENCE = timedelta(hours=2)
 """How long the others wait for one, which may be evaluating."""
 
@@ -72,33 +69,9 @@ class Processes:
             raise ValueError(f"{state.num_processes} processes cannot all be on {device}: pass {device.split(':')[0]}")
         return cls(state.process_index, state.num_processes)
 
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """End this process within seconds after another one raised in here; it would wait for it for hours."""
-        if self.count == 1:
-            yield
-            return
-        store, over = dist.distributed_c10d._get_default_store(), threading.Event()
-
-        def watch() -> None:
-            while not over.wait(0.5):
-                if store.check([FALLEN]):
-                    sys.stderr.write(f"error: process {self.index} stops, as {store.get(FALLEN).decode()}\n")
-                    sys.stderr.flush()
-                    os._exit(1)
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            yield
-        except Exception as fault:
-            over.set()
-            store.set(FALLEN, f"process {self.index} raised {type(fault).__name__}: {fault}")
-            time.sleep(2)  # the store may be this process's own, and is to be read
-            raise
-        finally:
-            over.set()
-            watcher.join()
+    def together(self) -> AbstractContextManager[None]:
+        """A context that ends this process within seconds after another one raised in it, or was killed."""
+        return watched(self.index, self.count) if self.count > 1 else nullcontext()
 
     @property
     def is_main(self) -> bool:
