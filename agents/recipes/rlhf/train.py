@@ -89,8 +89,10 @@ def _lead(config: TrainTextConfig, processes: Processes, num_parameters: int) ->
                 agent.load_state_dict(processes.broadcast(state))
             if shorter < config.episodes:
                 print(longer(shorter, config.episodes, "texts", agent.extend(config.episodes)))
-            clock = read_json(run.path / STATE, "seconds", "tokens")
-            trained, resume_at = _Clock(float(clock["seconds"]), float(clock["tokens"])), agent.steps
+            resume_at = agent.steps
+            if (run.path / STATE).exists():  # a kill may come between the first checkpoint and it
+                clock = read_json(run.path / STATE, "seconds", "tokens")
+                trained = _Clock(float(clock["seconds"]), float(clock["tokens"]))
         # Before the run begins: a reward that cannot be used shows here.
         before = parts.task.assessor.assess(parts.task.models.start)
         agent.logger = run.begin(agent.steps)
