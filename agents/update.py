@@ -237,7 +237,7 @@ def clip_gradient(parameters: list[Tensor], max_norm: float) -> Tensor:
     """Scale gradients down to Euclidean norm ``max_norm`` if they exceed it; returns the original norm."""
     if len(parameters) > 1:
         norm = torch.nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
-        norm = norm.full_tensor() if is_shard(norm) else norm  # type: ignore[operator]
+        norm = norm.full_tensor() if is_shard(norm) else norm  # type: ignore[attr-defined]
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
         return norm
     gradient = parameters[0].grad

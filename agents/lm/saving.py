@@ -34,7 +34,7 @@ def save_model(
     elif policy.adapters is not None:  # over the model that they stand on, from its own files
         with TemporaryDirectory() as folder:
             policy.adapters.save(folder, trained=trained)
-            model = AdaptedTrunk(load_causal_lm(model.name_or_path), value=False, start=folder).merged()
+            model = AdaptedTrunk(load_causal_lm(str(model.name_or_path)), value=False, start=folder).merged()
         trained = None
     save_pretrained(model, tokenizer, path, trained)
 

@@ -73,13 +73,13 @@ def _shard(
     """Shard ``trunk`` by layers; ``heads`` are gathered with its embeddings, which one of them may share."""
     if isinstance(trunk, FSDPModule):
         return
-    layers = [module for module in trunk.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers: list[Any] = [module for module in trunk.modules() if isinstance(module, GradientCheckpointingLayer)]
     if len(layers) != trunk.config.num_hidden_layers:
         raise ValueError(
             f"shard: expected {trunk.config.num_hidden_layers} layers that can be told apart, received {len(layers)} "
             f"in {type(trunk).__name__}"
         )
-    rest: OffloadPolicy = CPUOffloadPolicy() if offload else OffloadPolicy()
+    rest: OffloadPolicy = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offload else OffloadPolicy()
     # Autocast's products, with weights rounded before they are sent and not after; what comes out stays as it is.
     low = MixedPrecisionPolicy(param_dtype=policy.autocast, reduce_dtype=torch.float32, cast_forward_inputs=False)
     whole = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)

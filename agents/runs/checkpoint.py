@@ -101,15 +101,15 @@ def _write(path: Path, tensors: dict[str, Tensor], tree: str) -> None:
 
 def _save_shards(path: Path, shards: list[DTensor], processes: Processes) -> dict[str, Any]:
     """Write the processes' parts of ``shards`` to a new folder beside ``path``; its name, and each file's checksum."""
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint import hf_storage, state_dict_saver
     from torch.distributed.checkpoint.api import CheckpointException
 
     taken = [int(found[1]) for each in path.parent.iterdir() if (found := SHARDS.fullmatch(each.name))]
     folder = processes.broadcast(path.with_name(f"shards_{max(taken, default=0) + 1}"))
     aside = folder.with_name(f"{folder.name}.part")
     try:
-        writer = dcp.HuggingFaceStorageWriter(str(aside), save_distributed=True)
-        dcp.save(
+        writer = hf_storage.HuggingFaceStorageWriter(str(aside), save_distributed=True)
+        state_dict_saver.save(
             dict(zip(map(str, range(len(shards))), shards, strict=True)),
             storage_writer=writer,
             process_group=objects_group() if processes.count > 1 else None,
@@ -134,8 +134,11 @@ def _delete_shards(folder: Path, keep: str) -> None:
 
 
 def _file_checksum(path: Path) -> str:
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while part := file.read(2**24):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def load(path: str | Path) -> dict[str, Any]:
@@ -164,10 +167,12 @@ def filled(state: dict[str, Any], mesh: DeviceMesh | None = None) -> dict[str, A
 
     found = state | {key: pytree.tree_map(tensor, state[key]) for key in ("policy", "optimizer") if key in state}
     if wanted:
-        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint import hf_storage, state_dict_loader
 
-        reader = dcp.HuggingFaceStorageReader(next(iter(wanted)).folder)
-        dcp.load({leaf.name: value for leaf, value in wanted.items()}, storage_reader=reader, no_dist=True)
+        reader = hf_storage.HuggingFaceStorageReader(next(iter(wanted)).folder)
+        state_dict_loader.load(
+            {leaf.name: value for leaf, value in wanted.items()}, storage_reader=reader, no_dist=True
+        )
     return found
 
 
@@ -215,7 +220,7 @@ def _pack(value: Any, tensors: dict[str, Tensor], shards: dict[int, DTensor]) ->
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Tensor) and is_shard(value):
-        local: Tensor = value.to_local()  # type: ignore[operator]
+        local: Tensor = value.to_local()  # type: ignore[attr-defined]
         storage = local.untyped_storage()._cdata  # tied weights, under two names, are written once
         shards.setdefault(storage, value)  # type: ignore[arg-type]
         return {"__sharded__": [list(shards).index(storage), list(value.shape), str(value.dtype)[len("torch.") :]]}

@@ -62,7 +62,7 @@ class Processes:
 
         _refuse_unread(dtype, sharded)
         if sharded:  # what rests on the CPU is added up there, so both backends
-            alone: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+            alone: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1}  # type: ignore[attr-defined]
             dist.init_process_group(timeout=PATIENCE, **({} if "RANK" in os.environ else alone))
         state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
         if state.num_processes > 1 and ":" in device:

@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.distributed.tensor import DTensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from agents.lm.causal_lm import CausalLMPolicy
@@ -63,6 +62,7 @@ MORE = {
     "whole weights in rollouts": dict(algorithm="ppo", memory="full", whole=True),
     "whole weights in rollouts, adapters": dict(algorithm="ppo", memory="adapters", critic="adapter", whole=True),
     "rows one at a time": dict(algorithm="ppo", kind="llama", collecting=dict(max_concurrent_rows=3)),
+    "offload": dict(algorithm="ppo", memory="full", offload=True),
     "windows": dict(algorithm="ppo", kind="mistral", minibatch_size=8),
     "windows, recomputed": dict(algorithm="grpo", group_size=3, kind="mistral", recompute=True, microbatch_size=4),
     "dynamic sampling": dict(
@@ -242,21 +242,53 @@ def test_a_process_holds_its_part(count, tmp_path, request):
 @pytest.mark.slow
 def test_the_run_goes_on_after_a_kill_and_after_a_fault(tmp_path):
     found = launched("faults", tmp_path, 2)
-    for fault in ("killed", "raised"):
-        assert found[fault]["seconds"] < 15
-        assert found[fault]["codes"] != [0, 0]
+    assert found["killed"]["seconds"] < 15
+    assert 0 not in found["killed"]["codes"] + found["raised"]["codes"] + found["three"]["codes"]
     assert "process 0 stops, as process 1 (pid" in found["killed"]["said"][0]
     assert ") was killed" in found["killed"]["said"][0]
     assert "process 0 stops, as process 1 raised RewardError" in found["raised"]["said"][0]
-    # Three processes went on, then one, from what two left.
+    # Three processes went on, until one was killed, then one alone, from what two had left.
     whole, parts = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("undisturbed", "run"))
     torch.testing.assert_close(parts, whole, atol=1e-4, rtol=0)
 
 
+def test_products_round_and_the_master_weights_do_not(two):
+    for case, types in two[0]["types"].items():
+        expected = {"torch.float32"} | ({"torch.bfloat16"} if "adapters" in case else set())
+        assert types["weights"] == expected  # a frozen trunk is loaded as the type of products
+        assert types["gradients"] == types["states"] == {"torch.float32"}
+        np.testing.assert_allclose(types["logprobs"], types["alone"], atol=0.1)
+
+
+def types_of(processes, memory):
+    """The types of what a process holds under ``--dtype bfloat16``, and log-probs with those of one process."""
+    dtype = torch.bfloat16 if memory == "adapters" else torch.float32
+
+    def agent(processes):
+        return agent_of(
+            processes, kind="llama", memory=memory, autocast=torch.bfloat16, model=model_of("llama").to(dtype), rows=8
+        )
+
+    ours, alone = agent(processes), agent(ALONE)
+    ours.iterate()
+    alone.iterate()
+    same = alone.collector.last.completions == ours.collector.last.completions
+    agreed = same.cumprod(1).astype(bool) & (alone.collector.last.completions >= 0)
+    assert agreed.sum() > 10
+    held = ours.optimizer.state.values()
+    return {
+        "weights": {str(each.dtype) for each in ours.policy.parameters()},
+        "gradients": {str(each.grad.dtype) for each in ours.policy.parameters() if each.grad is not None},
+        "states": {str(each.dtype) for state in held for each in state.values()},
+        "logprobs": ours.collector.last.logprobs[agreed],
+        "alone": alone.collector.last.logprobs[agreed],
+    }
+
+
 def memory(processes):
-    """Bytes that a process holds after an update of a model of 12 layers."""
+    """Bytes that a process holds after an update."""
     torch.manual_seed(0)
-    shape = dict(n_positions=16, n_embd=128, n_layer=12, n_head=2)
+    shape = dict(n_positions=16, n_embd=64, n_layer=8, n_head=2)
     agent = agent_of(processes, "ppo", memory="full", model=GPT2LMHeadModel(GPT2Config(**shape, **IDS)), rows=8)
     for _ in range(2):
         agent.iterate()
@@ -295,6 +327,8 @@ def cases(processes, folder, names=CASES):
     own = Processes(processes.index, processes.count)
     found["memory"] = processes.all_gather(memory(own))
     if names is CASES:
+        kinds = ("shared", "adapters")
+        found["types"] = {kind: types_of(Processes(processes.index, processes.count), kind) for kind in kinds}
         found["full disk"] = full_disk(Processes(processes.index, processes.count), folder)
     return found
 
@@ -323,13 +357,13 @@ def command(folder, name, *more):
 
 
 def run_command(arguments, count, until=None, fall=None):
-    """The exit codes of ``count`` processes, what each said at last, and seconds since ``until`` was there and the last
-    of them was killed, or since the start."""
+    """The exit codes of ``count`` processes, what each said, and the seconds since the last one was killed, once
+    ``until`` had been written; or since the start."""
     environment = {"FALL": str(fall)} if fall is not None else {"FALL": ""}
     running, said = forked(lambda: sys.exit(command_line(arguments)), count, environment)
-    began = time.monotonic()
+    began, now = time.monotonic(), time.time()
     if until is not None:
-        while not until.exists() and any(each.is_alive() for each in running):
+        while any(each.is_alive() for each in running) and not (until.exists() and until.stat().st_mtime > now):
             time.sleep(0.02)
         began = time.monotonic()
         os.kill(running[-1].pid, signal.SIGKILL)
