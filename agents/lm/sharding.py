@@ -31,8 +31,8 @@ WHOLE = "has_whole_weights"
 
 
 def mesh_of(processes: Processes, device: str) -> DeviceMesh:
-    """The processes in a row, on ``device`` "cpu" or "cuda"; all call it."""
-    return init_device_mesh(device, (processes.count,))
+    """The processes in a row, on ``device``; all call it."""
+    return init_device_mesh(torch.device(device).type, (processes.count,))
 
 
 def shard(policies: Sequence[CausalLMPolicy], processes: Processes, mesh: DeviceMesh, *, offload: bool = False) -> None:

@@ -61,7 +61,7 @@ class Processes:
         from accelerate import PartialState
 
         _refuse_unread(dtype, sharded)
-        if sharded:  # what rests on the CPU is added up there, so both backends
+        if sharded and not dist.is_initialized():  # what rests on the CPU is added up there, so both backends
             alone: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1}  # type: ignore[attr-defined]
             dist.init_process_group(timeout=PATIENCE, **({} if "RANK" in os.environ else alone))
         state = PartialState(cpu=device == "cpu", timeout=PATIENCE)

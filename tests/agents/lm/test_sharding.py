@@ -25,7 +25,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.generation import generate
 from agents.lm.lora import AdaptedTrunk, LoraOptions
-from agents.lm.memory import held_bytes
+from agents.lm.memory import PeakMemory, held_bytes, resident_bytes
 from agents.lm.sharding import mesh_of, shard, with_whole_weights
 from agents.recipes.rlhf.config import command_line
 from agents.runs import checkpoint
@@ -51,7 +51,7 @@ CASES = {
         algorithm="grpo", group_size=6, kl_estimator="full", average="sequence", minibatch_size=12, microbatch_size=3
     ),
     "rloo, adapters": dict(algorithm="rloo", group_size=3, kind="llama", memory="adapters"),
-    "reinforce, a row each": dict(algorithm="reinforce", rows=4, minibatch_size=4, microbatch_size=1, recompute=True),
+    "reinforce, a row each": dict(algorithm="reinforce", rows=5, microbatch_size=1, recompute=True),
     "ppo, full": dict(algorithm="ppo", kind="llama", memory="full", minibatch_size=8, recompute=True),
     "ppo, adapters": dict(algorithm="ppo", memory="adapters", critic="adapter", microbatch_size=5),
 }
@@ -232,7 +232,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(two):
 
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_process_holds_its_part(count, tmp_path, request):
-    """Weights, gradients and optimizer states at rest, and of a larger model at the peak of resident memory."""
+    """Weights, gradients and optimizer states at rest."""
     found = request.getfixturevalue("two")[0]["memory"] if count == 2 else launched("memory", tmp_path, count)["memory"]
     alone = memory(ALONE)
     for held in found:
@@ -285,14 +285,16 @@ def types_of(processes, memory):
     }
 
 
-def memory(processes):
-    """Bytes that a process holds after an update."""
+def memory(processes, width=64):
+    """Bytes that a process holds after two updates, and those that it grew by at the peak of the second one."""
     torch.manual_seed(0)
-    shape = dict(n_positions=16, n_embd=64, n_layer=8, n_head=2)
+    before = resident_bytes()
+    shape = dict(n_positions=16, n_embd=width, n_layer=8, n_head=2)
     agent = agent_of(processes, "ppo", memory="full", model=GPT2LMHeadModel(GPT2Config(**shape, **IDS)), rows=8)
-    for _ in range(2):
-        agent.iterate()
-    return {"held": held_bytes(agent.policy, agent.optimizer)}
+    agent.iterate()
+    peak = PeakMemory()
+    agent.iterate()
+    return {"held": held_bytes(agent.policy, agent.optimizer), "peak": peak.start + peak.bytes() - before}
 
 
 def full_disk(processes, folder):
@@ -348,8 +350,8 @@ def command(folder, name, *more):
     """A short run of train-text, whose steps rounding does not turn (STEPS)."""
     (folder / "rows.txt").write_text("\n".join(f"a film number {number}" for number in range(40)))
     numbers = dict(
-        episodes=64, batch_size=8, minibatch_size=8, epochs=1, max_new_tokens=6, num_eval_rows=4, learning_rate=0.1,
-        adam_eps=1, checkpoint_every=1, evaluate_every=0, eval_samples=1,
+        episodes=64, batch_size=8, minibatch_size=8, epochs=1, max_new_tokens=6, num_eval_rows=4, learning_rate=0.03,
+        adam_eps=1, checkpoint_every=1, evaluate_every=0, eval_samples=1, seed=1,
     )  # fmt: skip
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in numbers.items()]
     which = ["--rows", str(folder / "rows.txt"), "--reward", "tests.agents.lm.test_sharding:score"]
