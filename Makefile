@@ -2,6 +2,7 @@
 # make pretrained   take SmolLM2-135M-Instruct through fine-tuning, reward model and PPO (half an hour)
 # make verify set up, then run the proof and print it: claim, expected, measured, verdict (a few minutes)
 # make test   set everything up, then lint, format check, type check and the default tests
+# make test-extras   install the packages of other people's tasks, and run the tests that need them
 # make mutants   plant known mistakes one by one; the tests must catch each
 # make docs   build the site in runs/site; a broken link, an undocumented name or a snippet that fails ends it
 # make kills     kill training at 20 random moments and resume it: bit for bit the same end
@@ -12,10 +13,12 @@ BIN := $(VENV)/bin
 # Each of the workers runs a stretch of neighboring tests, so what a file's tests share is rarely made twice.
 PARALLEL ?= --numprocesses auto --maxprocesses 4 --dist worksteal
 export TOKENIZERS_PARALLELISM := false
+# Tasks of other packages, as pyproject.toml names them.
+EXTRAS := reasoning-gym,textarena,openenv,textworld
 # Where bytecode is switched off, every process would compile its libraries and tests again, seconds each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install data demo pretrained verify test test-slow mutants kills benchmark-control benchmark-text docs lint format clean
+.PHONY: install data demo pretrained verify test test-slow test-extras mutants kills benchmark-control benchmark-text docs lint format clean
 
 install: $(VENV)/installed
 
@@ -50,6 +53,10 @@ test: data
 
 test-slow: data
 	$(BIN)/python -m pytest -m slow
+
+test-extras: install
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[demo,dev,$(EXTRAS)]' 'trl==1.16.0; python_version >= "3.11"'
+	$(BIN)/python -m pytest tests/textenvs/tasks tests/textenvs/dialogues/test_environment_factory.py 'tests/docs/test_snippets.py::test_the_page_runs[docs/recipes/tasks.md]' -rs
 
 mutants: install
 	$(BIN)/python -m scripts.mutants

@@ -98,11 +98,7 @@ def is_ensemble(path: str | Path) -> bool:
 
 
 def member_folders(path: str | Path) -> list[Path]:
-    """The folders of an ensemble's members.
-
-    Raises:
-        ValueError: no ensemble of this version in the folder, or a damaged one.
-    """
+    """The folders of an ensemble's members; ValueError without an ensemble of this version."""
     folder = Path(path)
     names = read_description(folder / DESCRIPTION, FORMAT, VERSION).get("members")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):

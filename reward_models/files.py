@@ -13,6 +13,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
+from reward_models.aside import write_aside
 from textenvs.lm.loading import check_numbers
 
 FORMAT = "textenvs reward model"
@@ -23,23 +24,13 @@ WEIGHTS = "model.safetensors"
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write one JSON object atomically."""
-    write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write bytes atomically."""
-    aside = path.with_name(path.name + ".part")
-    try:
-        aside.write_bytes(content)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_aside(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_model(folder: Path, weights: dict[str, Tensor], **description: Any) -> None:
     """Write ``model.safetensors``, then ``reward_model.json`` with format, version and ``description``."""
     kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
-    write_bytes(folder / WEIGHTS, serialize(kept, metadata={"format": "pt"}))
+    write_aside(folder / WEIGHTS, serialize(kept, metadata={"format": "pt"}))
     write_json(folder / DESCRIPTION, {"format": FORMAT, "version": VERSION, **description})
 
 

@@ -22,10 +22,8 @@ class MetricSink(Protocol):
 class StepResult(NamedTuple):
     """The loss of one batch and its size."""
 
-    loss: float
-    """Mean, nats."""
-    size: int
-    """Tokens read, or pairs compared."""
+    loss: float  # mean, nats
+    size: int  # tokens read, or pairs compared
 
 
 class Learner(Protocol[Batch]):
@@ -52,34 +50,20 @@ class Learner(Protocol[Batch]):
 class FitOptions:
     """Settings of the optimizer loop."""
 
-    num_steps: int
-    """Optimizer steps."""
-    learning_rate: float
-    """AdamW's peak step size."""
-    warmup_share: float
-    """Share of the steps in which the learning rate rises."""
-    final_share: float
-    """Learning rate at the end, as a share of the peak."""
-    weight_decay: float
-    """AdamW's, on matrices."""
-    betas: tuple[float, float]
-    """AdamW's."""
-    max_grad_norm: float
-    """Gradients are scaled down to this norm."""
-    eval_every: int
-    """Steps between evaluations."""
-    checkpoint_every: int
-    """Steps between checkpoints."""
-    keep_best: bool
-    """End with the weights of the least held-out loss, instead of the last."""
-    average_decay: float | None = None
-    """Decay a step of the weights' running average, which is then evaluated and kept. None: no average."""
-    patience: int | None = None
-    """Evaluations without a better held-out loss after which training stops. None: no early stopping."""
-    evaluate_start: bool = True
-    """Evaluate before the first step, too."""
-    unit: str = "tokens"
-    """What `StepResult.size` counts."""
+    num_steps: int  # optimizer steps
+    learning_rate: float  # AdamW's peak step size
+    warmup_share: float  # share of the steps in which the learning rate rises
+    final_share: float  # learning rate at the end, as a share of the peak
+    weight_decay: float  # AdamW's, on matrices
+    betas: tuple[float, float]  # AdamW's
+    max_grad_norm: float  # gradients are scaled down to this norm
+    eval_every: int  # steps between evaluations
+    checkpoint_every: int  # steps between checkpoints
+    keep_best: bool  # end with the weights of the least held-out loss, instead of the last
+    average_decay: float | None = None  # of the weights' running average, which is evaluated and kept; None: no average
+    patience: int | None = None  # evaluations without a better loss until training stops; None: no early stop
+    evaluate_start: bool = True  # evaluate before the first step, too
+    unit: str = "tokens"  # what `StepResult.size` counts
 
 
 @dataclass
@@ -87,23 +71,15 @@ class Progress:
     """Progress of a fit: plain numbers that are saved with it."""
 
     step: int = 0
-    count: int = 0
-    """Tokens read, or pairs compared."""
-    seconds: float = 0.0
-    """Of the loop, evaluations and checkpoints included."""
-    step_seconds: float = 0.0
-    """Of optimizer steps alone."""
-    first_loss: float | None = None
-    """Held-out, first evaluation, nats."""
-    last_loss: float | None = None
-    """Held-out, newest evaluation."""
-    last_step: int = -1
-    """Step of the newest evaluation."""
-    best_loss: float | None = None
-    """Held-out, of the weights that are kept."""
+    count: int = 0  # tokens read, or pairs compared
+    seconds: float = 0.0  # of the loop, evaluations and checkpoints included
+    step_seconds: float = 0.0  # of optimizer steps alone
+    first_loss: float | None = None  # held-out, first evaluation, nats
+    last_loss: float | None = None  # held-out, newest evaluation
+    last_step: int = -1  # step of the newest evaluation
+    best_loss: float | None = None  # held-out, of the weights that are kept
     best_step: int = 0
-    stale: int = 0
-    """Evaluations since the best."""
+    stale: int = 0  # evaluations since the best
 
 
 def warmup_cosine(step: int, options: FitOptions) -> float:

@@ -246,11 +246,7 @@ class Fit:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned.
-
-        Raises:
-            ValueError: the state belongs to another model or to other data.
-        """
+        """Restore what ``state_dict`` returned; ValueError if the state belongs to another model or to other data."""
         if state.get("fingerprint") != self._fingerprint:
             raise ValueError("the checkpoint belongs to a run on other data: the files have changed since it began")
         try:

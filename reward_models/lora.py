@@ -56,11 +56,7 @@ class AdapterBackbone(nn.Module):
 
     @classmethod
     def load(cls, name: str, folder: Path) -> AdapterBackbone:
-        """The adapter in ``folder`` over the model called ``name``.
-
-        Raises:
-            ValueError: that model cannot be loaded.
-        """
+        """The adapter in ``folder`` over the model called ``name``; ValueError if that model cannot be loaded."""
         try:
             model = load_causal_lm(name)
         except ValueError as error:
@@ -112,7 +108,5 @@ def lasting_name(name: str) -> str:
         ValueError: ``name`` is empty.
     """
     if not name:
-        raise ValueError(
-            "expected a model with a name below the adapter, received none: save it and load it from there"
-        )
+        raise ValueError("expected a model with a name below the adapter, received none: save and load it first")
     return str(Path(name).resolve()) if Path(name).is_dir() else name

@@ -155,9 +155,7 @@ class RewardModel(nn.Module):
         """
         parts = [np.asarray(part) for part in (prompts, completions)]
         if any(part.ndim != 2 for part in parts) or len(parts[0]) != len(parts[1]):
-            raise ValueError(
-                f"expected [N, P] prompts and [N, T] completions, received {[part.shape for part in parts]}"
-            )
+            raise ValueError(f"expected [N, P] prompts and [N, T] completions, received {[p.shape for p in parts]}")
         joint = np.concatenate(parts, axis=1)
         if joint.size and (joint.max() >= self.backbone.config.vocab_size or joint.min() < PAD):
             raise ValueError(
@@ -228,7 +226,8 @@ class RewardModel(nn.Module):
         """
         folder = Path(path)
         about: dict[str, Any] = {name: float(getattr(self, name)) for name in CALIBRATION}
-        config, tokenizer, weights = self.backbone.config, self.tokenizer, self._without_backbone()
+        config, tokenizer = self.backbone.config, self.tokenizer
+        weights: dict[str, Tensor] = {"head.weight": self.head.weight}
         if isinstance(self.backbone, Adapter):
             about["base"] = lasting_name(self.backbone.base_name)
         else:
@@ -240,9 +239,6 @@ class RewardModel(nn.Module):
         if "base" in about:
             self.backbone.save(folder / ADAPTER)
         write_model(folder, weights, max_length=self.max_length, **about)
-
-    def _without_backbone(self) -> dict[str, Tensor]:
-        return {"head.weight": self.head.weight}
 
     @classmethod
     def load(

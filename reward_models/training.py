@@ -29,16 +29,11 @@ DropoutRate: TypeAlias = "tuple[Any, str, float]"
 class FitResult:
     """Summary of a `fit`."""
 
-    steps: int = 0
-    """Optimizer steps."""
-    num_pairs: int = 0
-    """Pairs of texts compared, repeats included."""
-    best_loss: float = math.inf
-    """Held-out loss, nats, of the weights that were kept."""
-    history: list[tuple[int, float]] = field(default_factory=list)
-    """``(step, held-out loss)`` of each evaluation."""
-    interrupted: bool = False
-    """Whether Ctrl-C ended it."""
+    steps: int = 0  # optimizer steps
+    num_pairs: int = 0  # pairs of texts compared, repeats included
+    best_loss: float = math.inf  # held-out loss, nats, of the weights that were kept
+    history: list[tuple[int, float]] = field(default_factory=list)  # (step, held-out loss) of each evaluation
+    interrupted: bool = False  # whether Ctrl-C ended it
 
 
 class RewardLearner:
@@ -48,9 +43,7 @@ class RewardLearner:
         self, model: RewardModel, train: BatchSource, heldout: Sequence[ComparisonBatch], options: TrainingOptions
     ) -> None:
         if not len(heldout):
-            raise ValueError(
-                "heldout: expected at least one batch, by whose loss the best weights are chosen; received 0"
-            )
+            raise ValueError("heldout: expected at least one batch, whose loss chooses the weights; received 0")
         self.module, self.train, self.heldout, self.options = model, train, heldout, options
         model.mean.zero_()
         model.std.fill_(1.0)

@@ -1,6 +1,6 @@
-"""A door: see `scripts.benchmarks.memory`."""
+"""A door: see `scripts.benchmarks.text.memory`."""
 
-from scripts.benchmarks.memory import command_line
+from scripts.benchmarks.text.memory import command_line
 
 if __name__ == "__main__":
     raise SystemExit(command_line())

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ import torch
 
 from agents.recipes.control import BEST, LAST
 from agents.runs import checkpoint
-from agents.runs.cli import enter
+from agents.runs.cli import command
 from agents.runs.plots import read_columns
 from agents.runs.run_dir import CONFIG, SUMMARY, RunDir
 
@@ -57,12 +57,7 @@ class Config:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Returns ``kills``, ``equal`` (runs that ended equal), ``in_mid_write`` and the first differences, if any.
-
-    Raises:
-        RunDirError: if the run directory cannot be used.
-        RuntimeError: if a run fails or ends differently; the message names the differences.
-    """
+    """The numbers of kills, of runs that ended equal, and of kills in mid-write; RuntimeError names differences."""
     rng = random.Random(config.seed)
     with RunDir(config.run_dir, script="kill_and_resume", overwrite=config.overwrite) as run:
         run.begin({name: str(value) for name, value in vars(config).items()})
@@ -112,10 +107,8 @@ def train(config: Config, folder: Path, *more: str) -> subprocess.Popen[bytes]:
 
 def kill(config: Config, folder: Path, moment: float, *, in_mid_write: bool) -> tuple[float | None, list[str]]:
     """Start a run and kill it ``moment`` seconds after it has begun (a negative moment does not wait for that), or, if
-    ``in_mid_write``, once a half-written checkpoint is seen after that.
-
-    Returns:
-        Seconds after which it was killed (None: it had finished), and the half-written files it left, by name.
+    ``in_mid_write``, once a half-written checkpoint is seen after that: the seconds until it was killed (None: it had
+    finished), and the half-written files it left, by name.
     """
     process, began = train(config, folder), time.monotonic()
     try:
@@ -143,23 +136,23 @@ def _wait_for_begin(process: subprocess.Popen[bytes], folder: Path) -> float:
 
 def differences(one: Path, other: Path) -> list[str]:
     """The places in their files where two finished run directories differ, except durations."""
+    readers: dict[str, Callable[[Path], Any]] = {LAST: checkpoint.load, BEST: checkpoint.load}
+    readers |= {SUMMARY: lambda path: json.loads(path.read_text()), "progress.csv": read_columns}
     found = []
-    for name in (LAST, BEST):
-        found += [f"{name}{place}" for place in _differing(checkpoint.load(one / name), checkpoint.load(other / name))]
-    ours, theirs = (json.loads((folder / SUMMARY).read_text()) for folder in (one, other))
-    found += [f"{SUMMARY}{place}" for place in _differing(ours, theirs)]
-    ours, theirs = (read_columns(folder / "progress.csv") for folder in (one, other))
-    return found + [f"progress.csv{place}" for place in _differing(ours, theirs)]
+    for name, read in readers.items():
+        ours, theirs = (dict(_leaves(read(folder / name), name)) for folder in (one, other))
+        found += [place for place in {**ours, **theirs} if not _equal(ours.get(place, ...), theirs.get(place, ...))]
+    return found
 
 
-def _differing(one: Any, other: Any, place: str = "") -> list[str]:
-    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
-        pairs = [(one[name], other[name], f"{place}/{name}") for name in one if not _is_duration(name)]
-    elif isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) and len(one) == len(other):
-        pairs = [(a, b, f"{place}/{i}") for i, (a, b) in enumerate(zip(one, other, strict=True))]
+def _leaves(tree: Any, place: str) -> Iterator[tuple[str, Any]]:
+    """What is in a tree of dicts and lists, by its place, without durations, which may differ between equal runs."""
+    if isinstance(tree, (dict, list, tuple)):
+        for name, part in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            if not (name in SECONDS or (name != "time/steps" and str(name).startswith("time/"))):
+                yield from _leaves(part, f"{place}/{name}")
     else:
-        return [] if _equal(one, other) else [place]
-    return [found for pair in pairs for found in _differing(*pair)]
+        yield place, tree
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -172,14 +165,7 @@ def _equal(one: Any, other: Any) -> bool:
     return bool(one == other) or (one != one and other != other)  # NaN, an empty field of a table, equals itself
 
 
-def _is_duration(name: object) -> bool:
-    """Durations may differ between equal runs."""
-    return name in SECONDS or (name != "time/steps" and str(name).startswith("time/"))
-
-
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; 0 if all runs ended equal, else 2."""
-    return enter(Config, main, description=__doc__, arguments=arguments)
+command_line = command(Config, main, __doc__)
 
 
 if __name__ == "__main__":

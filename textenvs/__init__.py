@@ -39,6 +39,16 @@ register(
     entry_point="textenvs.tasks.text_arena:text_arena",
     vector_entry_point="textenvs.tasks.text_arena:text_arena_vec",
 )
+register(
+    "textenvs/TextWorld-v0",
+    entry_point="textenvs.tasks.text_world:text_world",
+    vector_entry_point="textenvs.tasks.text_world:text_world_vec",
+)
+register(
+    "textenvs/OpenEnv-v0",
+    entry_point="textenvs.tasks.open_env:open_env",
+    vector_entry_point="textenvs.tasks.open_env:open_env_vec",
+)
 for _name, _ends in (("", "terminating"), ("Truncated", "truncating")):
     register(
         f"textenvs/ExactDialogue{_name}-v0",

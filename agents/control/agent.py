@@ -93,6 +93,7 @@ class ControlAgent(Agent):
             return MLPPolicy(*self.spaces, **settings)
 
     def _step_collector(self, envs: VectorEnv, config: Any, generator: torch.Generator) -> StepCollector:
+        scaler = RewardScaler(envs.num_envs, config.gamma, self.reward_moments) if config.normalize_rewards else None
         return StepCollector(
             envs,
             config.num_steps,
@@ -100,18 +101,13 @@ class ControlAgent(Agent):
             seed=config.seed,
             device=config.device,
             normalizer=self.normalizer,
-            reward_scaler=RewardScaler(envs.num_envs, config.gamma, self.reward_moments)
-            if config.normalize_rewards
-            else None,
+            reward_scaler=scaler,
         )
 
     def set_env(self, env: EnvLike) -> None:
         """Continue in another environment of the same spaces, from its first reset, with the statistics so far.
 
         After a ``load`` without ``env``, the way to continue in environments of another number or type.
-
-        Args:
-            env: as in the constructor.
 
         Raises:
             ValueError: if its spaces differ.

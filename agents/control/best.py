@@ -36,15 +36,9 @@ class BestKeeper:
     """
 
     def __init__(
-        self,
-        envs: VectorEnv,
-        *,
-        every: int,
-        episodes: int = 100,
-        seed: int = 0,
-        stop_at_return: float | None = None,
+        self, envs: VectorEnv, *, every: int, episodes: int = 100, seed: int = 0, stop_at_return: float | None = None,
         on_best: Callable[[Agent], object] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         if every < 1 or episodes < 1:
             raise ValueError(f"every and episodes: expected 1 or more, received {every} and {episodes}")
         self.envs, self.every, self.episodes, self.seed = envs, every, episodes, seed

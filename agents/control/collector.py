@@ -100,7 +100,8 @@ class StepCollector:
         raw[0] = self._observation
         for t in range(num_steps):
             mask[t] = ~self._resetting
-            self._allow_all_while_resetting(raw[t])
+            if self.encode.mask_size and self._resetting.any():  # a phantom step's mask may forbid everything
+                raw[t][self._resetting, -self.encode.mask_size :] = 1.0
             actions = actor.step(t, raw[t] if self.normalizer is None else self.normalizer(raw[t]))
             try:
                 observations, reward, terminated[t], truncated[t], info = self.envs.step(self.decode(actions))
@@ -138,47 +139,27 @@ class StepCollector:
     ) -> None:
         """Raise ValueError for a number that is not finite; warn once of observations outside their space.
 
-        Args:
-            raw: ``[T + 1, B, size]`` observations.
-            rewards: ``[T, B]`` reward units, of the steps between them.
-            mask: ``[T + 1, B]`` True on observations that count, and on steps that were really taken.
-            finals: last observations of episodes: step, environment, observation.
+        ``raw`` is ``[T + 1, B, size]``, ``rewards`` ``[T, B]``; ``mask [T + 1, B]`` is True on observations that count,
+        and on steps that were really taken; ``finals`` are step, environment and last observation of episodes.
         """
-        odd = ~np.isfinite(raw) & mask[..., None]
-        if odd.any():
-            t, row, column = np.argwhere(odd)[0]
-            raise ValueError(
-                f"environment {row}, after {t} steps of a rollout: expected a finite {self.encode.describe(column)}, "
-                f"received {raw[t, row, column]}"
-            )
+        for t, row, column in np.argwhere(~np.isfinite(raw) & mask[..., None])[:1]:
+            what = f"finite {self.encode.describe(column)}, received {raw[t, row, column]}"
+            raise ValueError(f"environment {row}, after {t} steps of a rollout: expected a {what}")
         for t, row, last in finals:
             if not np.isfinite(last).all():
-                raise ValueError(
-                    f"environment {row}, step {t} of a rollout: expected a finite final_obs, received {last}"
-                )
-        odd = ~np.isfinite(rewards) & mask[: len(rewards)]
-        if odd.any():
-            t, row = np.argwhere(odd)[0]
-            raise ValueError(
-                f"environment {row}, step {t} of a rollout: expected a finite reward, "
-                f"received {rewards[t, row]} or None"
-            )
+                what = f"finite final_obs, received {last}"
+                raise ValueError(f"environment {row}, step {t} of a rollout: expected a {what}")
+        for t, row in np.argwhere(~np.isfinite(rewards) & mask[: len(rewards)])[:1]:
+            what = f"finite reward, received {rewards[t, row]} or None"
+            raise ValueError(f"environment {row}, step {t} of a rollout: expected a {what}")
         if self._bounds is not None:
             odd = ((raw < self._bounds[0]) | (raw > self._bounds[1])) & mask[..., None]
-            if odd.any():
-                t, row, column = np.argwhere(odd)[0]
+            for t, row, column in np.argwhere(odd)[:1]:
                 low, high = self.encode.bounds()[:, column]
-                warnings.warn(
-                    f"environment {row}, after {t} steps of a rollout: {self.encode.describe(column)} is "
-                    f"{raw[t, row, column]:g}, outside its space's [{low:g}, {high:g}]",
-                    stacklevel=2,
-                )
+                what = f"is {raw[t, row, column]:g}, outside its space's [{low:g}, {high:g}]"
+                place = f"environment {row}, after {t} steps of a rollout: {self.encode.describe(column)}"
+                warnings.warn(f"{place} {what}", stacklevel=2)
                 self._bounds = None
-
-    def _allow_all_while_resetting(self, observation: NDArray[np.float32]) -> None:
-        """A phantom step's action is ignored, so its action mask, which may forbid everything, must not matter."""
-        if self.encode.mask_size and self._resetting.any():
-            observation[self._resetting, -self.encode.mask_size :] = 1.0
 
     def _finals(self, observations: NDArray[np.float32], info: dict[str, Any], index: Any) -> list[NDArray[np.float32]]:
         """The last observations of the episodes that hit their time limit in environments ``index``."""

@@ -54,10 +54,7 @@ def make_vector(env: EnvLike, num_envs: int, mode: AutoresetMode = AutoresetMode
         _check_env(env)
         return SyncVectorEnv([lambda: env], autoreset_mode=AutoresetMode.SAME_STEP)
     if not isinstance(env, str):
-        raise ValueError(
-            f"env must be an id, a gymnasium Env or VectorEnv (gymnasium.make_vec makes one), received "
-            f"{type(env).__name__}"
-        )
+        raise ValueError(f"env: expected an id, Env or VectorEnv (gymnasium.make_vec), received {type(env).__name__}")
     if num_envs < 1:
         raise ValueError(f"num_envs must be at least 1, received {num_envs}")
     mode = AutoresetMode(mode)
@@ -135,11 +132,7 @@ def _add_note(fault: Exception, place: str) -> None:
 
 
 def autoreset_mode(envs: VectorEnv) -> AutoresetMode:
-    """How ``envs`` resets ended episodes.
-
-    Raises:
-        ValueError: if its metadata does not say.
-    """
+    """How ``envs`` resets ended episodes; ValueError if its metadata does not say."""
     mode = envs.metadata.get("autoreset_mode")
     if not isinstance(mode, AutoresetMode):
         raise ValueError(f"{envs} must declare metadata['autoreset_mode'] as a gymnasium AutoresetMode, found {mode!r}")

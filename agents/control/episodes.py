@@ -13,10 +13,6 @@ class EpisodeStatistics:
     """Running sums of every environment, and the last ``window`` finished episodes.
 
     Rewards are those of the environment: never normalized, never clipped, summed in float64.
-
-    Args:
-        num_envs: environments side by side.
-        window: how many finished episodes the means are over.
     """
 
     def __init__(self, num_envs: int, *, window: int = 100) -> None:

@@ -36,11 +36,10 @@ def is_fast(policy: object) -> TypeGuard[MLPPolicy]:
 class FastMLP:
     """Acts, and finds PPO's gradient, over an ``MLPPolicy``'s parameters, which become views of ``flat``.
 
-    Args:
-        policy: one that ``is_fast``; after this, move neither it nor its parameters to another device or dtype.
+    After this, move neither it nor its parameters to another device or dtype.
 
     Raises:
-        ValueError: if the policy is not supported.
+        ValueError: unless the policy ``is_fast``.
     """
 
     keeps_rows = False

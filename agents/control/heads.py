@@ -18,10 +18,8 @@ SMALLEST_VARIANCE = 1e-6
 class CategoricalHead(nn.Module):
     """Independent categorical choices: Discrete is one of them, MultiDiscrete several, MultiBinary several of two.
 
-    Actions are stored counted from 0: ``[...]`` int64 for Discrete, ``[..., K]`` for the others.
-
-    Args:
-        space: Discrete, MultiDiscrete or MultiBinary; ``start`` is ``agents.control.spaces.ActionDecoder``'s concern.
+    Actions are stored counted from 0: ``[...]`` int64 for Discrete, ``[..., K]`` for the others; ``start`` is the
+    concern of ``agents.control.spaces.ActionDecoder``.
     """
 
     def __init__(self, space: spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary) -> None:
@@ -52,10 +50,9 @@ class CategoricalHead(nn.Module):
             logprobs = distributions.categorical_logprobs(outputs)
             return distributions.categorical_logprob(logprobs, actions), distributions.categorical_entropy(logprobs)
         parts = [distributions.categorical_logprobs(part) for part in outputs.split(self.sizes, -1)]
-        logprob = torch.stack(
-            [distributions.categorical_logprob(part, actions[..., i]) for i, part in enumerate(parts)], -1
-        )
-        entropy = torch.stack([distributions.categorical_entropy(part) for part in parts], -1)
+        chosen = [distributions.categorical_logprob(part, actions[..., i]) for i, part in enumerate(parts)]
+        entropies = [distributions.categorical_entropy(part) for part in parts]
+        logprob, entropy = torch.stack(chosen, -1), torch.stack(entropies, -1)
         return logprob.sum(-1), entropy.sum(-1)
 
     def distribution(self, outputs: Tensor) -> tuple[Tensor, ...]:
@@ -71,9 +68,6 @@ class NormalHead(nn.Module):
     """Independent normals around the network's outputs; a subclass gives their ``distribution``.
 
     Actions are stored as sampled; the environment gets them clipped (``agents.control.spaces.ActionDecoder``).
-
-    Args:
-        space: Box of any shape.
 
     Raises:
         ValueError: if the box is not of floats.

@@ -14,12 +14,8 @@ class ObservationNormalizer:
     """Observations to mean 0 and standard deviation 1, clipped; the statistics grow only when ``update`` is called.
 
     The collector calls ``update`` once a rollout with the observations that were acted on; everything seen during a
-    rollout, final observations included, is therefore normalized alike, and evaluation changes nothing.
-
-    Args:
-        size: number of observation columns.
-        free: trailing columns that pass unchanged (an action mask).
-        limit: clip, in standard deviations.
+    rollout, final observations included, is therefore normalized alike, and evaluation changes nothing. Of ``size``
+    columns the last ``free`` pass unchanged (an action mask); ``limit`` is the clip, in standard deviations.
     """
 
     def __init__(self, size: int, *, free: int = 0, limit: float = 10.0) -> None:
@@ -81,13 +77,7 @@ class RewardScaler:
     def __call__(
         self, rewards: NDArray[np.float32], ended: NDArray[np.bool_], mask: NDArray[np.bool_]
     ) -> NDArray[np.float32]:
-        """Update the statistics from a rollout; return its scaled rewards.
-
-        Args:
-            rewards: ``[T, B]`` reward units.
-            ended: ``[T, B]`` an episode ended here, by termination or time limit.
-            mask: ``[T, B]`` True on steps that were really taken; the others leave no trace.
-        """
+        """Scale ``rewards [T, B]``, reward units, by statistics that they join where ``mask [T, B]`` is True."""
         seen = np.empty(rewards.shape, np.float64)
         for t in range(len(rewards)):
             self.running = np.where(mask[t], self.running * self.gamma + rewards[t], self.running)

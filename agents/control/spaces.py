@@ -18,9 +18,6 @@ class ObservationEncoder:
     A Dict's key ``"action_mask"`` (any non-zero = allowed) is put last, where the policy finds it. Images are scaled to
     [0, 1].
 
-    Args:
-        space: the space of one observation.
-
     Raises:
         ValueError: for a space that has no fixed flat size, and for a choice outside its space.
     """
@@ -48,9 +45,13 @@ class ObservationEncoder:
         """The least and the largest number of each column, ``[2, size]``."""
         return np.array(_bounds(self.space), np.float32).T
 
-    def is_single(self, observation: object) -> bool:
+    def is_single(self, observation: Any) -> bool:
         """Whether ``observation`` is one observation rather than a batch of them."""
-        return _depth(self.space, observation) == 0
+        space: spaces.Space[Any] = self.space
+        while isinstance(space, (spaces.Dict, spaces.Tuple)):
+            key, space = _parts(space)[0]
+            observation = observation[key]
+        return np.ndim(observation) == len(space.shape or ())
 
     def single(self, observation: object) -> NDArray[np.float32]:
         """One observation to ``[1, size]`` float32."""
@@ -58,11 +59,7 @@ class ObservationEncoder:
 
 
 class ActionDecoder:
-    """Converts stored actions to the action space: clipped to a Box, offset by a Discrete's ``start``.
-
-    Args:
-        space: the space of one action.
-    """
+    """Converts stored actions to the action ``space``: clipped to a Box, offset by a Discrete's ``start``."""
 
     def __init__(self, space: spaces.Space[Any]) -> None:
         self.space = space
@@ -135,13 +132,6 @@ def _bounds(space: spaces.Space[Any]) -> list[tuple[float, float]]:
     if isinstance(space, spaces.Box) and not is_image(space):
         return list(zip(space.low.flat, space.high.flat, strict=True))
     return [(0.0, 1.0)] * _width(space)
-
-
-def _depth(space: spaces.Space[Any], observation: Any) -> int:
-    while isinstance(space, (spaces.Dict, spaces.Tuple)):
-        key, space = _parts(space)[0]
-        observation = observation[key]
-    return np.ndim(observation) - len(space.shape or ())
 
 
 def _batch_of_one(space: spaces.Space[Any], observation: Any) -> Any:

@@ -37,10 +37,7 @@ class TRPO(ControlAgent):
     def _learning_parts(self) -> tuple[Any, torch.optim.Optimizer]:
         policy = self.policy
         if self.objective is not None:
-            raise ValueError(
-                "objective: expected None, since TRPO's step is of its surrogate's gradient and KL; "
-                "PPO takes a loss of your own"
-            )
+            raise ValueError("objective: expected None, as TRPO has its own surrogate; PPO takes a loss of yours")
         missing = [name for name in ("outputs", "head", "critic") if not hasattr(policy, name)]
         if missing:
             raise ValueError(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,7 +13,11 @@ from numpy.typing import NDArray
 from agents.evaluation.metrics import Assessment, Passed, PassingRule, TextJudge
 from agents.evaluation.samples import EVAL_SEED, Samples, write_samples
 from agents.lm.causal_lm import CausalLMPolicy
+from agents.lm.generation import generate
 from agents.lm.policy_reference import PolicyReference
+from textenvs.dialogues.vector import DialogueVectorEnv
+from textenvs.envs.base import TokenVectorBase
+from textenvs.envs.wrapper import TokenVectorWrapper
 from textenvs.tokens.prompts import PromptSource
 from textenvs.tokens.rows import TokenRows
 from textenvs.tokens.tokenizers import decode_rows
@@ -31,8 +36,8 @@ class Assessor:
     """Evaluates policies on the same prompts, with the same seed and scorers."""
 
     tokenizer: PreTrainedTokenizerBase  # of the policies
-    reward: PreferenceReward  # whose scores are reported, reward units
-    reference: PolicyReference  # of the KL
+    reward: PreferenceReward | None = None  # whose scores are reported, reward units; None: see `EpisodeAssessor`
+    reference: PolicyReference | None = None  # of the KL; None: only `figures` are measured
     prompts: PromptSource  # held out from training
     max_new_tokens: int  # budget of a completion
     max_concurrent_rows: int | None = None  # texts decoded at a time; None: all
@@ -50,6 +55,7 @@ class Assessor:
 
     def score(self, samples: Samples) -> ScoredRows:
         """Scores of the reward, of its members, and their standard deviation."""
+        assert self.reward is not None
         return self.reward.score_rows(samples.prompts, samples.completions, samples.columns)
 
     @torch.no_grad()
@@ -57,6 +63,7 @@ class Assessor:
         """Texts by ``policy`` with scores, the judge's scores and the KL; does not change training state."""
         samples = self.write(policy)
         scored = self.score(samples)
+        assert self.reference is not None
         parts = [slice(start, start + ROWS_AT_ONCE) for start in range(0, len(samples.prompts), ROWS_AT_ONCE)]
         ref_logprobs = [self.reference(samples.prompts[part], samples.completions[part]) for part in parts]
         return Assessment(
@@ -68,6 +75,13 @@ class Assessor:
             kl=np.concatenate([self._kl(policy, samples, part) for part in parts]).sum(1),
         )
 
+    @torch.no_grad()
+    def figures(self, policy: CausalLMPolicy, rule: PassingRule) -> dict[str, float]:
+        """The mean score of one text a prompt, accuracy and pass@k, without those that apply to no prompt."""
+        scored = self.score(self.write(policy))
+        found = {"score": float(scored.scores.mean()), **self._passed(policy, scored, rule).metrics()}
+        return {name: value for name, value in found.items() if value is not None}
+
     def _passed(self, policy: CausalLMPolicy, scored: ScoredRows, rule: PassingRule) -> Passed:
         """Which texts are right: one of the likeliest tokens a row, and samples, of which ``scored`` are the first."""
         greedy = self.score(self.write(policy, deterministic=True))
@@ -77,10 +91,12 @@ class Assessor:
 
     def _kl(self, policy: CausalLMPolicy, samples: Samples, part: slice) -> NDArray[np.float32]:
         """Exact KL(policy || reference) ``[N, T]``, nats, in each state of a part of ``samples``; 0 at padding."""
-        prompts, completions = (
-            torch.as_tensor(rows[part]).to(policy.device) for rows in (samples.prompts, samples.completions)
+        prompts, completions, mask = (
+            torch.as_tensor(rows[part]).to(policy.device)
+            for rows in (samples.prompts, samples.completions, samples.mask)
         )
-        kl = policy.evaluate(prompts, completions, reference=self.reference.policy).kl
+        assert self.reference is not None
+        kl = policy.evaluate(prompts, completions, mask, reference=self.reference.policy).kl
         assert kl is not None
         return kl.cpu().numpy()
 
@@ -88,3 +104,48 @@ class Assessor:
         """Prompts and completions of the first ``count`` of ``rows`` as text, without chat markup."""
         openings, endings = decode_rows(self.tokenizer, rows.prompts[:count], rows.completions[:count])
         return (openings if self.chat is None else self.chat.plain(openings)), endings
+
+
+EVAL_EPISODES = 2**40
+"""Seed of the episodes of every evaluation; training begins with small ones."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EpisodeAssessor(Assessor):
+    """Evaluates policies on the same episodes of an environment; the score of one is its return, reward units."""
+
+    envs: TokenVectorBase | TokenVectorWrapper  # an episode in each sub-environment; its rewards, and no KL
+
+    def write(self, policy: CausalLMPolicy, *, seed: int = EVAL_SEED, deterministic: bool = False) -> Samples:
+        """An episode by ``policy`` in every sub-environment; ``seed`` is of its tokens only."""
+        base = self.envs.unwrapped
+        assert isinstance(base, TokenVectorBase)
+        prompts = self.envs.draw_prompts(seed=EVAL_EPISODES)
+        written = generate(
+            policy, torch.from_numpy(prompts).to(policy.device), max_new_tokens=base.max_new_tokens, with_values=False,
+            generator=torch.Generator().manual_seed(seed), max_concurrent_rows=self.max_concurrent_rows,
+            deterministic=deterministic, dialogue=base if isinstance(base, DialogueVectorEnv) else None,
+        )  # fmt: skip
+        completions, logprobs = written.completions.cpu().numpy(), written.logprobs.cpu().numpy()
+        played = self.envs.play(prompts, completions, logprobs, columns=base.drawn_columns)
+        openings, endings = self.decode(played, len(prompts))
+        if isinstance(base, DialogueVectorEnv):
+            dialogues = [told(each["messages"]) for each in base.drawn_columns]
+            openings, endings = [first for first, _ in dialogues], [rest for _, rest in dialogues]
+        return Samples(
+            prompts=prompts, completions=completions, logprobs=logprobs, openings=openings,
+            endings=endings, columns=base.drawn_columns, played=played,
+        )  # fmt: skip
+
+    def score(self, samples: Samples) -> ScoredRows:
+        """Returns of the episodes."""
+        assert samples.played is not None
+        returns = samples.played.rewards.sum(axis=1)
+        return ScoredRows(scores=returns, std=np.zeros_like(returns), members={"return": returns})
+
+
+def told(messages: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """A dialogue for people: what comes before the first answer, and the rest, a turn a line with its role."""
+    first = next((i for i, turn in enumerate(messages) if turn["role"] == "assistant"), len(messages))
+    rest = [f"{turn['role']}: {turn['content']}" for turn in messages[first:]]
+    return "\n".join(str(turn["content"]) for turn in messages[:first]), "\n".join(rest)

@@ -69,14 +69,11 @@ def pass_at_k(right: np.ndarray, k: int) -> np.ndarray:
 
         1 - C(n - c, k) / C(n, k)
 
-    which is the best of k of what is 1 or 0. Source: Chen et al. 2021, eq. 1 (arXiv:2107.03374).
-
-    Args:
-        right: ``[P, n]`` bool: n samples for each of P prompts.
-        k: from 1 to n.
+    which is the best of k of what is 1 or 0: of n samples for each of P prompts, ``right [P, n]`` bool.
+    Source: Chen et al. 2021, eq. 1 (arXiv:2107.03374).
 
     Raises:
-        ValueError: for another k.
+        ValueError: unless ``1 <= k <= n``.
     """
     return np.sort(right, axis=1) @ best_of_n_weights(right.shape[1], k)
 

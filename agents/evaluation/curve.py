@@ -11,7 +11,7 @@ from typing import Any
 
 from agents.evaluation.metrics import Assessment, standard_error
 from agents.runs.logging import MetricSink
-from agents.runs.run_dir import write_aside
+from reward_models.aside import write_aside
 
 FRONTIER = "frontier.csv"
 STEP = "episodes"
@@ -89,11 +89,7 @@ def _number(name: str, text: str) -> float | None:
 
 
 def read_points(path: Path) -> list[dict[str, float | None]]:
-    """Read the table of `write_points`.
-
-    Raises:
-        ValueError: if there is none, or it is damaged.
-    """
+    """Read the table of `write_points`; ValueError if there is none, or it is damaged."""
     if not path.is_file():
         raise ValueError(f"{path.parent}: expected a file {path.name}, received none")
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from agents.evaluation.gao_fit import GaoFit
+from reward_models.aside import save_figure
 
 PANELS = (
     ("score", "gain in the reward trained on (reward units)"),
@@ -33,13 +33,9 @@ class _Trail(Protocol):
 
 
 def draw(path: Path, runs: Sequence[_Trail], rival: _Trail, budget: float) -> None:
-    """Plot runs and best-of-n as a PNG, written atomically.
+    """Plot runs, a color each, and best-of-n, gray, as a PNG; the ``budget``, nats, is a dotted line.
 
-    Args:
-        path: of the PNG.
-        runs: a color each; dots are measurements, dashes the fit, a diamond its peak.
-        rival: best-of-n, gray.
-        budget: nats, a dotted line.
+    Dots are measurements, dashes the fit, a diamond its peak.
     """
     from matplotlib.figure import Figure
 
@@ -61,9 +57,7 @@ def draw(path: Path, runs: Sequence[_Trail], rival: _Trail, budget: float) -> No
         above.set_xlabel("KL (nats)", fontsize=8)
     axes[0].legend(fontsize=8)
     figure.tight_layout()
-    aside = path.with_suffix(".part")
-    figure.savefig(aside, format="png", dpi=110)
-    os.replace(aside, path)
+    save_figure(figure, path)
 
 
 def _trail(axis: Any, trail: _Trail, measure: str, *, color: str) -> None:

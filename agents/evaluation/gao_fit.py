@@ -20,19 +20,13 @@ CURVES: dict[str, Callable[[np.ndarray], np.ndarray]] = {"best_of_n": lambda d: 
 class GaoFit:
     """A curve of Gao et al. 2022 (arXiv:2210.10760), section 3.2, fitted by least squares.
 
-        R_bon(d) = d (alpha - beta d)        R_rl(d) = d (alpha - beta log d)
-
-    Attributes:
-        curve: "best_of_n" or "rl".
-        alpha: reward units per sqrt(nat).
-        beta: curvature, reward units per nat, or per sqrt(nat).
-        error: root mean square residual, reward units.
+    R_bon(d) = d (alpha - beta d)        R_rl(d) = d (alpha - beta log d)
     """
 
-    curve: str
-    alpha: float
-    beta: float
-    error: float
+    curve: str  # "best_of_n" or "rl"
+    alpha: float  # reward units per sqrt(nat)
+    beta: float  # curvature, reward units per nat, or per sqrt(nat)
+    error: float  # root mean square residual, reward units
 
     @classmethod
     def of(cls, curve: str, kl: np.ndarray, gain: np.ndarray) -> GaoFit:

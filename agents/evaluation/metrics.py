@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,20 +19,16 @@ from textenvs.wrappers.preference import ScoredRows, mean_where_it_applies
 class PassingRule:
     """When the first scorer calls a text right, and how many texts are written to see how often."""
 
-    least: float = 1.0
-    """Least score of a text that is right, reward units."""
-    samples: int = 4
-    """Texts that are sampled for each row, n of pass@k."""
+    least: float = 1.0  # least score of a text that is right, reward units
+    samples: int = 4  # texts that are sampled for each row, n of pass@k
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Passed:
     """Which texts of P held-out rows are right. Rows to which the scorer does not apply are left out."""
 
-    greedy: np.ndarray
-    """``[P]`` bool, of the text of the likeliest tokens."""
-    sampled: np.ndarray
-    """``[P, n]`` bool."""
+    greedy: np.ndarray  # [P] bool, of the text of the likeliest tokens
+    sampled: np.ndarray  # [P, n] bool
 
     @classmethod
     def of(cls, greedy: np.ndarray, sampled: np.ndarray, rule: PassingRule) -> Passed:
@@ -56,24 +53,16 @@ class TextJudge(Protocol):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Assessment:
-    """Samples and their scores.
-
-    Attributes:
-        samples: N texts of one policy.
-        scored: by the training reward, reward units.
-        passed: which texts are right; None where right and wrong are not told apart.
-        judged: ``[N]`` log-odds by the independent judge; None without one.
-        ref_logprobs: ``[N, T]`` nats, of the tokens under the starting model.
-        kl: ``[N]`` nats: the exact KL to the starting model, summed over the states of each text. Its mean estimates
-            the KL per sequence with less variance than the log-ratio (Amini et al. 2025, arXiv:2504.10637).
+    """Samples and their scores. The mean of the exact KL estimates the KL per sequence with less variance than that of
+    the log-ratio (Amini et al. 2025, arXiv:2504.10637).
     """
 
-    samples: Samples
-    scored: ScoredRows
-    judged: np.ndarray | None
-    ref_logprobs: np.ndarray
-    kl: np.ndarray
-    passed: Passed | None = None
+    samples: Samples  # N texts of one policy
+    scored: ScoredRows  # by the training reward, reward units
+    judged: np.ndarray | None  # [N] log-odds by the independent judge; None without one
+    ref_logprobs: np.ndarray  # [N, T] nats, of the tokens under the starting model
+    kl: np.ndarray  # [N] nats: the exact KL to the starting model, summed over the states of each text
+    passed: Passed | None = None  # which texts are right; None where right and wrong are not told apart
 
     @property
     def scores(self) -> np.ndarray:
@@ -120,8 +109,8 @@ def distinct_bigrams_of_all(samples: Samples) -> float:
     """
     bigrams = [
         pair
-        for row, length in zip(samples.completions, samples.mask.sum(1), strict=True)
-        for pair in zip(row[: length - 1].tolist(), row[1:length].tolist(), strict=True)
+        for row in (tokens[own].tolist() for tokens, own in zip(samples.completions, samples.mask, strict=True))
+        for pair in pairwise(row)
     ]
     return len(set(bigrams)) / len(bigrams) if bigrams else 1.0
 
@@ -142,11 +131,7 @@ def standard_error(values: np.ndarray) -> float:
 
 
 def compare(before: Assessment, after: Assessment) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Metrics of both, and a table of the samples side by side.
-
-    Args:
-        before: of the starting model.
-        after: of the tuned model on the same prompts, in the same order.
+    """Metrics of the starting and the tuned model on the same prompts, and a table of their samples side by side.
 
     Raises:
         ValueError: if the prompts differ.

@@ -12,7 +12,7 @@ import torch
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.generation import generate
 from textenvs.tokens.prompts import PromptSource, load_prompts
-from textenvs.tokens.rows import PAD, Columns
+from textenvs.tokens.rows import PAD, Columns, TokenRows
 from textenvs.tokens.tokenizers import decode_rows
 
 if TYPE_CHECKING:
@@ -26,28 +26,20 @@ EVAL_SEED = 12345
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Samples:
-    """N texts of one policy.
+    """N texts of one policy."""
 
-    Attributes:
-        prompts: ``[N, P]`` token ids, right-padded with PAD.
-        completions: ``[N, T]`` token ids, right-padded with PAD.
-        logprobs: ``[N, T]`` nats, of the policy; 0 on PAD.
-        openings: N decoded prompts.
-        endings: N decoded completions; opening + ending is the text.
-        columns: of the prompts' rows, beside the prompt.
-    """
-
-    prompts: np.ndarray
-    completions: np.ndarray
-    logprobs: np.ndarray
-    openings: list[str]
-    endings: list[str]
-    columns: Columns = ()
+    prompts: np.ndarray  # [N, P] token ids, right-padded with PAD
+    completions: np.ndarray  # [N, T] token ids, right-padded with PAD
+    logprobs: np.ndarray  # [N, T] nats, of the policy; 0 on PAD
+    openings: list[str]  # N decoded prompts
+    endings: list[str]  # N decoded completions; opening + ending is the text
+    columns: Columns = ()  # of the prompts' rows, beside the prompt
+    played: TokenRows | None = None  # episodes of an environment, as it finished them; None for texts after prompts
 
     @property
     def mask(self) -> np.ndarray:
-        """``[N, T]`` True on tokens."""
-        return self.completions != PAD
+        """``[N, T]`` True on the policy's tokens."""
+        return self.completions != PAD if self.played is None else self.played.mask
 
     @property
     def texts(self) -> list[str]:
@@ -56,15 +48,9 @@ class Samples:
 
 
 def write_samples(
-    policy: CausalLMPolicy,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: PromptSource,
-    *,
-    max_new_tokens: int,
-    seed: int,
-    max_concurrent_rows: int | None = None,
-    deterministic: bool = False,
-) -> Samples:
+    policy: CausalLMPolicy, tokenizer: PreTrainedTokenizerBase, prompts: PromptSource, *, max_new_tokens: int,
+    seed: int, max_concurrent_rows: int | None = None, deterministic: bool = False,
+) -> Samples:  # fmt: skip
     """One completion by ``policy`` for every prompt; the same seed means the same random numbers for every policy.
 
     ``prompts`` are N texts or another source for `load_prompts`, ``max_new_tokens`` the budget of a completion, and
@@ -81,10 +67,6 @@ def write_samples(
     completions = torch.cat([part.completions for part in parts]).cpu().numpy()
     openings, endings = decode_rows(tokenizer, tokens, completions)
     return Samples(
-        prompts=tokens,
-        completions=completions,
-        logprobs=torch.cat([part.logprobs for part in parts]).cpu().numpy(),
-        openings=openings,
-        endings=endings,
-        columns=read.columns,
-    )
+        prompts=tokens, completions=completions, logprobs=torch.cat([part.logprobs for part in parts]).cpu().numpy(),
+        openings=openings, endings=endings, columns=read.columns,
+    )  # fmt: skip

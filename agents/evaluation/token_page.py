@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agents.evaluation.token_table import QUANTITIES, TokenTable
-from agents.runs.run_dir import write_aside
+from reward_models.aside import write_aside
 
 PAGE = "tokens.html"
 TEMPLATE = Path(__file__).with_name("token_page.html")
@@ -82,7 +82,10 @@ def _token(text: str) -> str:
 
 def _table(table: TokenTable) -> str:
     heads = "".join(_head(name) for name in table.columns)
-    columns = [[_cell(name, value) for value in values] for name, values in table.columns.items()]
+    columns = [
+        [f'<td data-name="{name}" data-value="{value:.6g}">{_number(value, 4)}</td>' for value in values]
+        for name, values in table.columns.items()
+    ]
     rows = zip(table.tokens, *columns, strict=True)
     body = "\n".join(f"<tr><td>{_visible(token)}</td>{''.join(cells)}</tr>" for token, *cells in rows)
     summed = ("logprob", "ref_logprob", "kl", "reward")
@@ -99,10 +102,6 @@ def _head(name: str) -> str:
         f'<th data-name="{name}" data-label="{label}" data-unit="{unit}" title="{meaning}">'
         f"{label}<small>{unit}</small></th>"
     )
-
-
-def _cell(name: str, value: float) -> str:
-    return f'<td data-name="{name}" data-value="{value:.6g}">{_number(value, 4)}</td>'
 
 
 def _number(value: float, digits: int = 3) -> str:

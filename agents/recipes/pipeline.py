@@ -22,7 +22,8 @@ from agents.recipes.sft.config import TrainLanguageModelConfig
 from agents.runs.devices import check_device
 from agents.runs.lifecycle import CHECKPOINT
 from agents.runs.plots import TEXT_CURVES, plot_run
-from agents.runs.run_dir import SUMMARY, RunDir, read_json, write_aside
+from agents.runs.run_dir import SUMMARY, RunDir, read_json
+from reward_models.aside import write_aside
 from reward_models.data.movie_reviews import movie_review_splits
 from reward_models.options import TrainingOptions
 

@@ -1,1 +1,1 @@
-"""A run on disk and on screen: folders, checkpoints, metrics, progress, plots, processes. May import functional."""
+"""A run on disk and screen: folders, checkpoints, metrics, plots, processes. May import functional, reward_models."""

@@ -62,7 +62,8 @@ def enter(
             print(f"error: {error.__notes__.pop(0)}", file=sys.stderr)
             traceback.print_exception(error)
             return BAD_INPUT
-        if not isinstance(error, EXPECTED + _gymnasium_errors()):
+        gymnasium = sys.modules.get("gymnasium")  # only something that imported it can have raised its errors
+        if not isinstance(error, EXPECTED if gymnasium is None else (*EXPECTED, gymnasium.error.Error)):
             raise
         print(f"error: {error}", file=sys.stderr)
         return next((code for kind, code in (refusals or {}).items() if isinstance(error, kind)), BAD_INPUT)
@@ -87,11 +88,6 @@ def imported(path: str) -> Any:
     """The object that "module:name" names."""
     module, _, name = path.partition(":")
     return getattr(import_module(module), name)
-
-
-def _gymnasium_errors() -> tuple[type[Exception], ...]:
-    """Gymnasium's own errors; only something that imported it can have raised them."""
-    return (sys.modules["gymnasium"].error.Error,) if "gymnasium" in sys.modules else ()
 
 
 def peek(arguments: Sequence[str] | None, *names: str) -> dict[str, str]:

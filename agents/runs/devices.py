@@ -6,10 +6,7 @@ import torch
 
 
 def check_device(name: str) -> None:
-    """Refuse a device that this torch, or this machine, does not have.
-
-    Args:
-        name: as torch writes it: cpu, cuda, cuda:1, mps, meta, ...
+    """Refuse a device, as torch writes it (cpu, cuda, cuda:1, mps, ...), that torch or the machine does not have.
 
     Raises:
         ValueError: naming the device and what to pass instead.

@@ -11,10 +11,7 @@ from reward_models.fitting import Fit, perplexity_of
 
 
 def fit_in(run: TrainingRun, fit: Fit) -> bool:
-    """Begin the run, train ``fit`` or resume it, and end with the weights that are kept.
-
-    Returns:
-        Whether it came to its end; a checkpoint is written if not.
+    """Train ``fit`` or resume it, and end with the weights that are kept; False if it was stopped, at a checkpoint.
 
     Raises:
         CheckpointError: if the checkpoint is damaged, or of another model or other data.

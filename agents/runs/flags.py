@@ -39,16 +39,12 @@ class RunFlags:
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in NEUTRAL}
 
 
-def template_variables(given: str | None) -> dict[str, Any]:
-    """Variables for a chat template, ``given`` as a JSON object; None: none.
-
-    Raises:
-        ValueError: no JSON object.
-    """
+def json_object(given: str | None, flag: str = "template_kwargs") -> dict[str, Any]:
+    """What the JSON object ``given`` with ``flag`` holds; None: nothing. ValueError if it is no JSON object."""
     try:
-        variables = {} if given is None else json.loads(given)
+        found = {} if given is None else json.loads(given)
     except ValueError as fault:
-        raise ValueError(f"template_kwargs: expected a JSON object, received {given!r} ({fault})") from fault
-    if not isinstance(variables, dict):
-        raise ValueError(f"template_kwargs: expected a JSON object, received {given!r}")
-    return variables
+        raise ValueError(f"{flag}: expected a JSON object, received {given!r} ({fault})") from fault
+    if not isinstance(found, dict):
+        raise ValueError(f"{flag}: expected a JSON object, received {given!r}")
+    return found

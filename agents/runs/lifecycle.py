@@ -80,28 +80,18 @@ def longer(before: int, now: int, unit: str, schedules: Sequence[str]) -> str:
 
 
 class TrainingRun:
-    """A claimed run of a training command; made by `training_run`.
-
-    Attributes:
-        path: its folder.
-        began: when it did first, ISO.
-        stop: set once a signal came.
-        sink: takes metrics, from `begin` on.
-    """
+    """A claimed run of a training command, made by `training_run`; ``stop`` is set once a signal came."""
 
     def __init__(self, folder: RunDir, flags: RunFlags, settings: Mapping[str, Any], checkpoint: str) -> None:
         self.folder, self.path, self.began = folder, folder.path, folder.began
         self.stop = Stop()
-        self.sink: FileSink
+        self.sink: FileSink  # from `begin` on
         self.checkpoint = self.path / checkpoint
         self._flags, self._settings, self._unit = flags, settings, "steps"
 
     def checkpoint_state(self) -> dict[str, Any] | None:
-        """What the checkpoint to resume from holds, but for sharded tensors; None for a new run.
-
-        Raises:
-            CheckpointError: if it is damaged.
-        """
+        """What the checkpoint to resume from holds, but for sharded tensors; None for a new run; CheckpointError if it
+        is damaged."""
         return checkpoint.read(self.checkpoint) if self._flags.resume else None
 
     @contextmanager
@@ -131,19 +121,12 @@ class TrainingRun:
     def finish(
         self, summary: dict[str, Any], *, finished: bool, curves: Sequence[Curve] = (), commands: Sequence[str] = ()
     ) -> dict[str, Any]:
-        """Write report.html and then summary.json, which marks the run as finished.
+        """Write report.html and then summary.json, which marks the run as finished; the summary.
 
-        Args:
-            summary: what it holds.
-            finished: whether training came to its end.
-            curves: of the report.
-            commands: what to run next, for the report; ``{run}`` in them is the folder.
-
-        Returns:
-            The summary.
+        The report has ``curves``, and ``commands`` to run next, in which ``{run}`` is the folder.
 
         Raises:
-            Interrupted: if training did not come to its end; no summary is written, and the run can be resumed.
+            Interrupted: if training is not ``finished``; no summary is written, and the run can be resumed.
         """
         if not finished:
             message = f"{self.path} holds what was trained so far; --resume continues it"

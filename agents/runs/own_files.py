@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
+from reward_models.aside import PART
+
 MARKER = "made_by.txt"
 """The script whose run it is, and a line with when it began. Written first; a folder without it is no run."""
-PART = ".part"
 RUN_FILES = (
     "summary.json", "config.json", "state.json", "samples.json", "progress.csv", "events.out.tfevents.*", "report.html",
     "last.safetensors", "best.safetensors", "checkpoint.safetensors", "checkpoint_[0-9]*.safetensors",
@@ -75,13 +76,8 @@ def delete_own_files(
 ) -> None:
     """Delete a command's own files in ``folder`` and the folders that this empties; everything else stays.
 
-    A summary is deleted first, so that what a kill leaves never looks finished.
-
-    Args:
-        folder: of a run or a model.
-        keep: names directly in it that stay.
-        patterns: of its own files.
-        parts_only: delete only unfinished parts of files and folders, which a kill left.
+    A summary is deleted first, so that what a kill leaves never looks finished. Names directly in ``folder`` that are
+    in ``keep`` stay; with ``parts_only``, all but unfinished parts of files and folders, which a kill left.
     """
     doomed = [path for path in own_files(folder, patterns) if path.parent != folder or path.name not in keep]
     emptied = {parent for path in doomed for parent in path.parents if folder in parent.parents}

@@ -3,38 +3,30 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+from reward_models.aside import aside
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
     """One panel: a column of `progress.csv`, or several that share a unit."""
 
-    column: str
-    """Its first curve."""
-    title: str
-    """What it shows."""
-    unit: str
-    """Of the vertical axis."""
-    name: str = ""
-    """Of the first curve, where there is another one."""
-    others: tuple[tuple[str, str], ...] = ()
-    """More curves in the same panel: (column, name)."""
-    threshold: float | None = None
-    """Drawn as a dashed line: from here on the task counts as solved."""
+    column: str  # its first curve
+    title: str  # what it shows
+    unit: str  # of the vertical axis
+    name: str = ""  # of the first curve, where there is another one
+    others: tuple[tuple[str, str], ...] = ()  # more curves in the same panel: (column, name)
+    threshold: float | None = None  # drawn as a dashed line: from here on the task counts as solved
 
 
 TEXT_CURVES = (
     Curve(column="rollout/score", title="Score of the reward model", unit="reward units"),
     Curve(
-        column="eval/accuracy",
-        title="Held-out rows",
-        unit="share",
-        name="accuracy",
+        column="eval/accuracy", title="Held-out rows", unit="share", name="accuracy",
         others=tuple((f"eval/pass_at_{k}", f"pass@{k}") for k in (1, 4, 16)),
     ),
     Curve(column="rollout/kl_per_sequence", title="KL to the reference", unit="nats per sequence"),
@@ -42,7 +34,7 @@ TEXT_CURVES = (
     Curve(column="train/clip_fraction", title="Clip fraction", unit="share of tokens"),
     Curve(column="train/explained_variance", title="Explained variance of the critic", unit="share, at most 1"),
     Curve(column="rollout/length_mean", title="Length of the completions", unit="tokens"),
-)
+)  # fmt: skip
 CONTROL_CURVES = (
     Curve(
         column="eval/return_mean", title="Return", unit="reward units per episode", name="greedy actions, evaluation",
@@ -72,23 +64,16 @@ def read_columns(path: Path) -> dict[str, list[float]]:
 
 
 def plot_run(run_dir: Path, curves: Sequence[Curve], out: Path, *, title: str, unit: str) -> Path:
-    """Draw the ``curves`` of a run into the PNG ``out``, which is written aside first; see `draw_run`."""
-    aside = out.with_name(out.name + ".part")
-    with aside.open("wb") as file:
+    """Draw the ``curves`` of a run into the PNG ``out``; see `draw_run`."""
+    with aside(out) as part, part.open("wb") as file:
         draw_run(run_dir, curves, file, title=title, unit=unit)
-    os.replace(aside, out)
     return out
 
 
 def draw_run(run_dir: Path, curves: Sequence[Curve], file: IO[bytes], *, title: str = "", unit: str) -> None:
     """Draw the ``curves`` that a run has logged, one panel each, over its steps, as PNG.
 
-    Args:
-        run_dir: folder with `progress.csv`.
-        curves: panels; one none of whose columns was logged is left out.
-        file: receives the image.
-        title: above the panels.
-        unit: of the horizontal axis, `time/steps`.
+    Panels none of whose columns was logged are left out; ``unit`` is of the horizontal axis, `time/steps`.
 
     Raises:
         ValueError: if none of the columns was logged.

@@ -10,12 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 HEADLINES = (
-    ("rollout/score", "score {:+.2f}"),
-    ("rollout/kl_per_sequence", "KL {:.2f} nats"),
-    ("rollout/return_mean", "return {:.1f}"),
-    ("train/loss", "loss {:.3f} nats"),
+    ("rollout/score", "score {:+.2f}"), ("rollout/kl_per_sequence", "KL {:.2f} nats"),
+    ("rollout/return_mean", "return {:.1f}"), ("train/loss", "loss {:.3f} nats"),
     ("validation/loss", "held-out loss {:.3f} nats"),
-)
+)  # fmt: skip
 
 
 def headline(metrics: Mapping[str, float]) -> str:
@@ -38,16 +36,9 @@ class ProgressBar:
     """
 
     def __init__(
-        self,
-        total: int,
-        unit: str,
-        *,
-        label: str = "training",
-        done: int = 0,
-        quiet: bool = False,
-        seconds: float = 10.0,
-        console: Console | None = None,
-    ) -> None:
+        self, total: int, unit: str, *, label: str = "training", done: int = 0, quiet: bool = False,
+        seconds: float = 10.0, console: Console | None = None,
+    ) -> None:  # fmt: skip
         self._console = console or Console(file=sys.stderr, highlight=False)
         self._live = self._console.is_terminal or self._console.is_jupyter
         self._quiet, self._seconds = quiet, seconds

@@ -6,20 +6,19 @@ Stable-Baselines3's own writer begins the file anew each time, and rewrites it i
 from __future__ import annotations
 
 import csv
-import os
 from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.logger import KVWriter, filter_excluded_keys
 
+from reward_models.aside import aside
+
 
 class ProgressCSV(KVWriter):
     """An output format for Stable-Baselines3's logger.
 
-    Args:
-        path: the file.
-        resume_at: go on with the file that lies there, of which the lines up to this step are kept (what came after
-            will come again); None begins anew.
+    With ``resume_at`` it goes on with the file that lies there, of which the lines up to this step are kept (what came
+    after will come again); None begins anew.
     """
 
     def __init__(self, path: Path, *, resume_at: int | None = None) -> None:
@@ -56,11 +55,10 @@ class ProgressCSV(KVWriter):
         return None not in row.values() and bool(step) and float(step or 0) <= resume_at
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
-        aside = self.path.with_name(self.path.name + ".part")
-        self._file = aside.open("w", newline="", encoding="utf-8")
-        self._writer = csv.DictWriter(self._file, self.columns, restval="", lineterminator="\n")
-        if self.columns:
-            self._writer.writeheader()
-        self._writer.writerows(rows)
-        self._file.flush()
-        os.replace(aside, self.path)
+        with aside(self.path) as part:
+            self._file = part.open("w", newline="", encoding="utf-8")
+            self._writer = csv.DictWriter(self._file, self.columns, restval="", lineterminator="\n")
+            if self.columns:
+                self._writer.writeheader()
+            self._writer.writerows(rows)
+            self._file.flush()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.runs.plots import Curve, draw_run
-from agents.runs.run_dir import write_aside
+from reward_models.aside import write_aside
 
 REPORT = "report.html"
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#222}
@@ -32,23 +32,17 @@ def write_report(
     unit: str,
     commands: Sequence[str],
 ) -> Path:
-    """Write the page.
+    """Write the page of the run in ``folder``, which has progress.csv and, if there are samples, samples.json.
 
-    Args:
-        folder: of the run, with progress.csv and, if it has samples, samples.json.
-        script: that made it.
-        settings: of the run.
-        summary: of the run.
-        curves: columns of progress.csv to draw; those that were not logged are left out.
-        unit: of its steps.
-        commands: what to run next; ``{run}`` stands for the folder.
+    ``curves`` that were not logged are left out; ``unit`` is of the steps; ``{run}`` in ``commands`` is the folder.
     """
     title = f"{script.replace('_', '-')}: {folder.resolve().name}"
+    lines = [command.replace("{run}", str(folder)) for command in (*commands, "tensorboard --logdir {run}")]
     sections = [
         ("Summary", _table(("metric", "value"), ((name, _number(value)) for name, value in summary.items()))),
         ("Curves", _picture(folder, curves, unit)),
         ("Samples", _samples(folder / "samples.json")),
-        ("Next", _pre(commands, folder)),
+        ("Next", f"<pre>{escape(chr(10).join(lines))}</pre>"),
         ("Settings", _table(("setting", "value"), ((name, str(value)) for name, value in settings.items()))),
     ]
     body = "".join(f"<section><h2>{name}</h2>\n{content}</section>\n" for name, content in sections if content)
@@ -90,8 +84,3 @@ def _samples(path: Path) -> str:
     if not samples:
         return ""
     return _table(list(samples[0]), ([_number(value) for value in sample.values()] for sample in samples))
-
-
-def _pre(commands: Sequence[str], folder: Path) -> str:
-    lines = [command.replace("{run}", str(folder)) for command in (*commands, "tensorboard --logdir {run}")]
-    return f"<pre>{escape(chr(10).join(lines))}</pre>"

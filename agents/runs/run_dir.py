@@ -11,7 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from agents.runs.own_files import MARKER, PART, delete_own_files, put_in_place, read_marker, script_of
+from agents.runs.own_files import MARKER, delete_own_files, put_in_place, read_marker, script_of
+from reward_models.aside import PART, write_aside
 
 SUMMARY = "summary.json"
 CONFIG = "config.json"
@@ -137,8 +138,7 @@ class RunDir:
     def begin(self, settings: dict[str, Any] | None) -> None:
         """Mark the folder as a run of this command, delete what an old run left unless it is resumed, write settings.
 
-        Args:
-            settings: content of ``config.json``; None: that of the resumed run is kept.
+        None keeps those of the resumed run.
         """
         self._begun = True
         if self._resume:
@@ -161,8 +161,7 @@ class RunDir:
         Raises:
             RunDirError: if the run is finished, has no checkpoint, or has other settings; the message names them.
         """
-        before, now = _flat(read_json(self.path / CONFIG)), _flat(json.loads(json.dumps(settings, default=str)))
-        longer = length is not None and now[length] > before.get(length, now[length])
+        longer = length is not None and settings[length] > read_json(self.path / CONFIG).get(length, settings[length])
         if (self.path / SUMMARY).exists() and not longer:
             what = "" if length is None else f"a larger --{length.replace('_', '-')} makes it longer, or "
             raise RunDirError(f"{self.path} holds a finished run: nothing to resume; {what}choose another {self._flag}")
@@ -171,7 +170,12 @@ class RunDir:
                 f"{self.path} has no {checkpoint} to resume from: start anew, without --resume (and with --overwrite, "
                 "if that is asked for)"
             )
-        differing = [name for name in now if before.get(name) != now[name] and not (longer and name == length)]
+        self.check_same({name: value for name, value in settings.items() if not (longer and name == length)})
+
+    def check_same(self, settings: Mapping[str, Any]) -> None:
+        """Raise RunDirError, which names them, for ``settings`` other than those in config.json."""
+        before, now = _flat(read_json(self.path / CONFIG)), _flat(json.loads(json.dumps(settings, default=str)))
+        differing = [name for name in now if before.get(name) != now[name]]
         other = [f"{name}={_short(before.get(name))} (now {_short(now[name])})" for name in differing]
         if other:
             more = f" and {len(other) - 4} more" if len(other) > 4 else ""
@@ -204,11 +208,7 @@ def measured(
 
 
 def read_json(path: Path, *names: str) -> dict[str, Any]:
-    """The JSON object in ``path``.
-
-    Raises:
-        RunDirError: if it is missing, damaged, no object, or lacks one of ``names``.
-    """
+    """The JSON object in ``path``; RunDirError if it is missing, damaged, no object, or lacks one of ``names``."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as fault:
@@ -237,16 +237,6 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def lies_in(path: Path, folder: Path) -> bool:
     """Whether ``path`` is ``folder`` or something in it."""
     return folder.resolve() in (path.resolve(), *path.resolve().parents)
-
-
-def write_aside(path: Path, text: str) -> None:
-    """Write ``text`` to a neighbor of ``path`` and rename it into place, so a reader never sees half of it."""
-    aside = path.with_name(path.name + PART)
-    try:
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def write_folder_aside(path: Path, write: Callable[[Path], object]) -> None:

@@ -17,11 +17,7 @@ PROJECT = "textenvs"
 
 
 def tracker_module(name: Tracker) -> ModuleType:
-    """The tracker's package.
-
-    Raises:
-        ImportError: if it is not installed; the message has the command that installs it.
-    """
+    """The tracker's package; ImportError, with the command that installs it, if it is missing."""
     try:
         return import_module(name)
     except ImportError as error:

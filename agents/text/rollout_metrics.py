@@ -50,7 +50,7 @@ def rollout_metrics(rows: TokenRows) -> dict[str, float]:
     metrics = {
         "length_mean": float(count / len(mask)),
         "share_eos": float((rows.stop_reason == "eos").mean()),
-        "share_length": float((rows.stop_reason != "eos").mean()),
+        "share_length": float((rows.stop_reason == "length").mean()),
         "distinct_2": 1.0 - repetition(rows.completions, mask, 2),
         "repetition": repetition(rows.completions, mask, REPETITION_N),
     }

@@ -20,14 +20,10 @@ HEADINGS = ("claim", "expected", "measured", "verdict")
 class Check(NamedTuple):
     """One claim with its expected and measured value."""
 
-    claim: str
-    """A sentence that is true if the check passes; "" for the claim that it runs under."""
-    expected: str
-    """The value that the claim predicts."""
-    measured: str
-    """The measured value, or the reason why there is none."""
-    passed: bool | None
-    """None: the claim does not apply here."""
+    claim: str  # A sentence that is true if the check passes; "" for the claim that it runs under
+    expected: str  # the value that the claim predicts
+    measured: str  # the measured value, or the reason why there is none
+    passed: bool | None  # none: the claim does not apply here
 
     @property
     def verdict(self) -> str:
@@ -77,12 +73,7 @@ def joint(claim: str, parts: Sequence[Check]) -> Check:
 
 
 def run(checkings: Iterable[Checking], show: Callable[[Check], None] = lambda check: None) -> list[Check]:
-    """Run every check; one that raises has failed, with the error as its measured value.
-
-    Args:
-        checkings: claims and functions.
-        show: called with each check when it finishes.
-    """
+    """Run every check and ``show`` it; one that raises has failed, with the error as its measured value."""
     made: list[Check] = []
     for claim, function in checkings:
         try:

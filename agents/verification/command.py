@@ -11,12 +11,11 @@ saved as verify.md, beside config.json and summary.json.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from agents.runs.cli import enter
+from agents.runs.cli import command
 
 Room = Literal["core", "text", "families", "probes", "gap", "resume", "cartpole"]
 
@@ -53,13 +52,4 @@ class VerifyConfig:
             raise ValueError(f"--policy {self.policy} needs an --env to act in")
 
 
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; the exit code: 0, 1 if a check fails, 2 on bad input, 130 after Ctrl-C."""
-    return enter(
-        VerifyConfig,
-        "agents.verification.run:main",
-        description=__doc__,
-        arguments=arguments,
-        refusals={CheckFailed: 1},
-        show=False,
-    )
+command_line = command(VerifyConfig, "agents.verification.run:main", __doc__, refusals={CheckFailed: 1}, show=False)

@@ -22,17 +22,7 @@ from agents.control.mlp import MLPPolicy
 from agents.functional.advantages import generalized_advantages
 from agents.rollout import Batch
 from agents.update import update
-from agents.verification.checks import (
-    Check,
-    Checking,
-    at_least,
-    at_most,
-    flat_grad,
-    joint,
-    near,
-    relative_error,
-    run,
-)
+from agents.verification.checks import Check, Checking, at_least, at_most, flat_grad, joint, near, relative_error, run
 from agents.verification.env import modes_agree
 from agents.verification.env_subject import Subject
 from agents.verification.kl_bias import TASKS, kl_biases
@@ -76,18 +66,10 @@ def language_model_checks() -> list[Checking]:
 
 
 def tiny_models() -> dict[str, Any]:
-    """Two layers of width 24, 31 tokens, 48 positions; weights large enough for a non-uniform distribution."""
-    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+    """Of `families`; weights large enough for a non-uniform distribution."""
+    from agents.verification.families import build
 
-    common: dict[str, Any] = {"vocab_size": 31, "initializer_range": 0.3}
-    common |= {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    sizes: dict[str, Any] = {"hidden_size": 24, "intermediate_size": 32, "max_position_embeddings": 48}
-    sizes |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        gpt2 = GPT2LMHeadModel(GPT2Config(n_positions=48, n_embd=24, n_layer=2, n_head=4, **common))
-        llama = LlamaForCausalLM(LlamaConfig(**sizes, **common))
-    return {"GPT-2": gpt2.eval(), "Llama": llama.eval()}
+    return {"GPT-2": build("gpt2", {}), "Llama": build("llama", {})}
 
 
 def update_equals_numpy() -> Check:

@@ -64,22 +64,17 @@ class Replay:
 
     observations: float = 0.0
     rewards: float = 0.0
-    flags: int = 0
-    """Steps whose terminated or end of episode differ."""
-    bootstrap: float = 0.0
-    """Of V after a truncation, from V of the single environment's last observation."""
+    flags: int = 0  # steps whose terminated or end of episode differ
+    bootstrap: float = 0.0  # of V after a truncation, from V of the single environment's last observation
     truncations: int = 0
-    episodes: list[tuple[float, int]] = field(default_factory=list)
-    """Return and length of every episode, one environment after the other."""
+    episodes: list[tuple[float, int]] = field(default_factory=list)  # returns and lengths, in order
 
 
 class Subject:
     """One environment id, with an agent for it.
 
-    Args:
-        env_id: as ``gym.make`` takes it, ``module:Env-v0`` included; it may have only a vector environment.
-        checkpoint: a saved agent whose policy acts; None: a fresh network.
-        seed: seed of environments and policy.
+    ``env_id`` is as ``gym.make`` takes it, ``module:Env-v0`` included, and may have only a vector environment;
+    ``checkpoint`` is a saved agent whose policy acts, None a fresh network.
 
     Raises:
         gymnasium.error.Error: no such id.
@@ -126,11 +121,7 @@ class Subject:
         return SyncVectorEnv([lambda one=one: one for one in recorders], autoreset_mode=mode), recorders  # type: ignore[misc]
 
     def vector(self, mode: AutoresetMode = AutoresetMode.SAME_STEP) -> VectorEnv:
-        """The vector environment that training uses, with the time limit of ``single``.
-
-        Raises:
-            TypeError: it has no such autoreset mode.
-        """
+        """The vector environment that training uses, with ``single``'s time limit; TypeError if it has no such mode."""
         if self.is_scalar:
             options = {} if self.limit is None else {"max_episode_steps": self.limit}
             return environments.make_vector(self.env_id, NUM_ENVS, mode, **options)

@@ -77,11 +77,9 @@ RECURRENT, LATER = "recurrent layers, or no key-value cache", "later tokens chan
 HEAD, ROWS = "logits that are not the output embedding of the last states", "no cache for rows of different lengths"
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {}
 MESSAGES = {
-    RECURRENT: "key-value cache (no recurrent layers)",
-    LATER: "expected a causal model",
-    HEAD: "expected logits equal to",
-    ROWS: "for rows of different lengths",
-}
+    RECURRENT: "key-value cache (no recurrent layers)", LATER: "expected a causal model",
+    HEAD: "expected logits equal to", ROWS: "for rows of different lengths",
+}  # fmt: skip
 for reason, names in {
     RECURRENT: """
         bailing_hybrid bart bigbird_pegasus blenderbot blenderbot-small falcon_mamba jamba kimi_linear lara_mini lfm3

@@ -33,11 +33,7 @@ class NoTokenizer:
 
 
 def family_line(*, full: bool) -> Check:
-    """Count the families that are exact in every path, and those that are refused for the documented reason.
-
-    Args:
-        full: all that the installed transformers has; else those that differ in kind.
-    """
+    """Count the families (all, or those that differ in kind) that are exact in every path, or refused with reason."""
     exact, refused = known(EXACT, full=full), known(REFUSED, full=full)
     worst = {family: max(path_errors(family).items(), key=lambda item: item[1]) for family in exact}
     wrong = [f"{family}: {path}, {error:.3g} x tolerance" for family, (path, error) in worst.items() if not error <= 1]
@@ -59,11 +55,7 @@ def refused_with_reason(family: str) -> bool:
 
 
 def path_errors(family: str) -> dict[str, float]:
-    """The largest difference in each path of a family of `EXACT`, over its tolerance: at most 1 where it is exact.
-
-    Returns:
-        By path: log-probs, gradients and scores against those of one row at a time by the transformers model alone.
-    """
+    """By path, the largest difference from one row at a time by the transformers model alone, over the tolerance."""
     with torch.random.fork_rng(devices=[]):
         return _Paths(family).errors()
 

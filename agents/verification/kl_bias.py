@@ -15,7 +15,7 @@ The last line is k1 as a penalty in the reward (`KLShaping`), whose policy gradi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from agents.functional import kl
-from agents.runs.cli import enter
+from agents.runs.cli import command
 from textenvs.exact import enumeration as exact
 from textenvs.exact.envs import ExactTask, random, sentiment, spelling
 
@@ -46,28 +46,15 @@ class KLBiasConfig:
 class Bias:
     """One estimator against enumeration; gradients are compared over all logits at once, by Euclidean norm."""
 
-    value: float
-    """mean of the estimator, nats per sequence"""
-    value_error: float
-    """(value - KL) / KL"""
-    std: float
-    """of one sequence's estimate, nats"""
-    token_gradient_error: float
-    """|gradient - truth| / |truth|, truth per token; 0 is unbiased, 1 is as good as no gradient"""
-    sequence_gradient_error: float
-    """the same against the KL of whole sequences"""
+    value: float  # mean of the estimator, nats per sequence
+    value_error: float  # (value - KL) / KL
+    std: float  # of one sequence's estimate, nats
+    token_gradient_error: float  # |gradient - truth| / |truth|, truth per token; 1 is as good as no gradient
+    sequence_gradient_error: float  # the same against the KL of whole sequences
 
 
 def kl_biases(task: ExactTask, share: float = 0.5) -> dict[str, Bias]:
-    """The bias of k1, k2, k3, full KL and k1 in the reward, at a policy ``share`` of the way to the optimum.
-
-    Args:
-        task: an enumerable problem.
-        share: 0 is the reference (where every KL is 0), 1 the optimum.
-
-    Raises:
-        ValueError: if ``share`` is 0: there is no KL to estimate.
-    """
+    """The bias of k1, k2, k3, full KL and k1 in the reward, at a policy ``share``, not 0, of the way to the optimum."""
     if share == 0:
         raise ValueError("share must not be 0: the policy would be the reference, whose KL to itself is 0")
     ref = torch.from_numpy(task.ref_logprobs)
@@ -131,6 +118,4 @@ def main(config: KLBiasConfig) -> dict[str, Any]:
     return {f"{name}_{key}": value for name, bias in biases.items() for key, value in vars(bias).items()}
 
 
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code: 0, 2 on bad input, 130 after Ctrl-C."""
-    return enter(KLBiasConfig, main, description=__doc__, arguments=arguments, show=False)
+command_line = command(KLBiasConfig, main, __doc__, show=False)

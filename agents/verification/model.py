@@ -38,10 +38,6 @@ class Model:
 
     Only token ids are used, no tokenizer; the value head is random: one of zeros would pass every comparison.
 
-    Args:
-        model: a ``transformers`` causal LM.
-        seed: of tokens and value head.
-
     Raises:
         ValueError: it is one that the policy refuses.
     """
@@ -162,10 +158,7 @@ def causality(model: Model) -> list[Check]:
         early = larger(early, torch.cat([gaps[0][:t], gaps[1][: t + 1], gaps[2][:t], torch.zeros(1)]).max())
         if t + 1 < BUDGET:
             late = min(late, float(gaps[1][t + 1 :].max()))
-    return [
-        at_most("", early, TOLERANCE),
-        Check("and changes V after t", "> 0", f"{late:.3g}", late > 0),
-    ]
+    return [at_most("", early, TOLERANCE), Check("and changes V after t", "> 0", f"{late:.3g}", late > 0)]
 
 
 def caches(model: Model) -> list[Check]:

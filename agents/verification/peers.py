@@ -26,11 +26,7 @@ STEPS, MINIBATCH, EPOCHS, CLIP, ENTROPY_COEF, VALUE_COEF = 64, 16, 3, 0.1, 0.01,
 
 
 class NumpyPPO:
-    """PPO's update of a tanh actor and critic of two hidden layers, for a Discrete action, with Adam.
-
-    Args:
-        policy: an ``agents.control.mlp.MLPPolicy`` with the initial parameters, which are copied.
-    """
+    """PPO's update of a tanh actor and critic of two hidden layers, ``policy``'s at first, for a Discrete action."""
 
     def __init__(self, policy: MLPPolicy) -> None:
         self.p = {name: value.detach().double().numpy().copy() for name, value in policy.named_parameters()}
@@ -97,13 +93,8 @@ def advantages_by_definition(
 ) -> Array:
     """GAE as the sum over l of ``(gamma lam)^l delta_{t+l}``, each computed separately: O(T^2).
 
-    Source: Schulman et al. 2016, eq. 16 (arXiv:1506.02438).
-
-    Args:
-        rollout: ``rewards, values, next_values, terminated, ended``, ``[B, T]`` each.
-        gamma: discount per step.
-        lam: GAE's lambda.
-        mask: ``[B, T]`` True on steps that count; ``l`` counts these only.
+    ``rollout`` has ``rewards, values, next_values, terminated, ended``, ``[B, T]`` each; ``mask [B, T]`` is True on
+    steps that count, and ``l`` counts these only. Source: Schulman et al. 2016, eq. 16 (arXiv:1506.02438).
     """
     r, v, after = rollout["rewards"], rollout["values"], rollout["next_values"]
     delta = r + gamma * after * (1 - rollout["terminated"]) - v
@@ -120,13 +111,7 @@ def advantages_by_definition(
 
 
 def update_difference(env_id: str, *, fast: bool, seed: int = 1) -> float:
-    """Largest absolute difference of any parameter after SB3's ``PPO.train()`` and after our ``update``.
-
-    Args:
-        env_id: with Box observations and Discrete or Box actions.
-        fast: whether ours runs as ``FastMLP``.
-        seed: of SB3's weights and rollout.
-    """
+    """Largest absolute difference of any parameter after SB3's ``PPO.train()`` and our ``update``."""
     peer = _peer(env_id, seed)
     ours = _same_weights(peer)
     batch = _same_rollout(peer)

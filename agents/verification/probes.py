@@ -12,7 +12,8 @@ Idea: Andy Jones, "Debugging RL, Without the Agonizing Pain" (2021), extended fr
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -55,13 +56,8 @@ class OneStep(gym.Env):
 class Chain(gym.Env):
     """A clock of ``length`` steps. Action 1 continues for a reward of ``pay``, action 0 takes ``cash`` and ends.
 
-    Args:
-        length: steps until the time is up.
-        pay: reward units a step.
-        cash: reward units for leaving; None: action 0 continues like action 1.
-        pay_last: reward units of the last step, if it is another one.
-        limit: the end of time is a time limit (truncated, clock not seen), not the end of the task (terminated, clock
-            is the observation).
+    The last step may pay ``pay_last`` instead; with no ``cash`` action 0 continues, too. With ``limit`` the end of time
+    is a time limit (truncated, clock not seen), else the end of the task (terminated, clock is the observation).
     """
 
     def __init__(
@@ -118,131 +114,128 @@ def value_and_policy(agent: ControlPPO, observations: object) -> tuple[np.ndarra
     return agent.policy.values(features).numpy(), outputs.numpy()
 
 
+class Probe(NamedTuple):
+    """A task, and what is known of it where it shows ``seen``."""
+
+    claim: str
+    make: Callable[[], gym.Env]
+    seen: Any
+    value: Any  # V to within reward units; or a function of the agent
+    policy: Any = None  # probabilities of the actions (Box: means) to 0.1; those of masked ones are 0
+    actions: Any = None  # the likeliest ones, exactly
+    settings: dict[str, Any] = {}  # noqa: RUF012 (of a named tuple)
+    within: float = 0.05
+
+    def check(self, mode: AutoresetMode = AutoresetMode.SAME_STEP) -> Check:
+        """Train, and compare."""
+        agent = trained(self.make, mode=mode, **self.settings)
+        seen = self.seen if isinstance(self.seen, dict) else np.array(self.seen)
+        value, policy = value_and_policy(agent, seen)
+        parts = [near("", value, self.value(agent) if callable(self.value) else self.value, self.within)]
+        if self.policy is not None:
+            parts.append(near("", np.ravel(policy), np.ravel(self.policy), 0.1))
+        if self.actions is not None:
+            chosen, _ = agent.predict(seen, deterministic=True)
+            parts.append(near("", np.ravel(chosen), np.ravel(self.actions), 0))
+        if isinstance(seen, dict):
+            forbidden = policy[seen["action_mask"] == 0]
+            parts.append(near("", forbidden, np.zeros_like(forbidden), 0))
+        return joint(self.claim.format(mode=mode.value), parts)
+
+
+class Forbidding(OneStep):
+    """The last of three arms is forbidden."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        """The mask, and an observation without information."""
+        super().reset(seed=seed)
+        self.seen = {"x": np.int64(0), "action_mask": np.array([1, 1, 0], np.int8)}
+        return self.seen, {}
+
+
+def one_step(seen: Space[Any], acts: Space[Any], reward: Callable[[Any, Any], float]) -> Callable[[], OneStep]:
+    """What makes a `OneStep`."""
+    return partial(OneStep, seen, acts, reward)
+
+
 EVEN: dict[str, Any] = {"normalize_advantages": "none", "entropy_coef": 0.1}
 """With all rewards equal, the optimum of reward plus entropy is the uniform policy, for any bonus."""
-
-
-def constant() -> Check:
-    """Reward 1 whatever happens: V = 1; uniform policy."""
-    _, value, policy = _learned(lambda: OneStep(Discrete(1), Discrete(2), lambda o, a: 1.0), [0], **EVEN)
-    return _both("constant reward: V = 1, uniform policy", value, 1.0, policy[0], [0.5, 0.5])
-
-
-def observation() -> Check:
-    """Reward -1 or 1 by the observation: V = (-1, 1); uniform policy."""
-    _, value, policy = _learned(lambda: OneStep(Discrete(2), Discrete(2), lambda o, a: 2.0 * o - 1), [0, 1], **EVEN)
-    return _both("reward by observation: V = (-1, 1), uniform policy", value, [-1, 1], policy[:, 0], [0.5, 0.5])
-
-
-def two_steps() -> Check:
-    """0, then 1 after the second step: V = (gamma, 1) = (0.9, 1)."""
-    make = lambda: Chain(2, pay=0.0, pay_last=1.0, cash=None, limit=False)  # noqa: E731
-    _, value, policy = _learned(make, [0, 1], **EVEN)
-    return _both("two-step discount: V = (gamma, 1), uniform policy", value, [GAMMA, 1.0], policy[:, 0], [0.5, 0.5])
-
-
-def action() -> Check:
-    """Reward 1 for action 1, -1 for action 0: V = 1."""
-    _, value, policy = _learned(lambda: OneStep(Discrete(1), Discrete(2), lambda o, a: 2.0 * a - 1), [0])
-    return _both("reward by action: V = 1, p(best) = 1", value, 1.0, policy[0, 1], 1.0)
-
-
-def both() -> Check:
-    """Reward 1 where the action is the observation, -1 where not: V = 1 everywhere."""
-    make = lambda: OneStep(Discrete(2), Discrete(2), lambda o, a: 1.0 if a == o else -1.0)  # noqa: E731
-    _, value, policy = _learned(make, [0, 1])
-    return _both("reward by observation and action: V = 1", value, [1, 1], np.diag(policy), [1, 1])
-
-
-def truncated(mode: AutoresetMode = AutoresetMode.SAME_STEP) -> Check:
-    """Reward 1 a step, truncated every 5 steps: V = 1 / (1 - 0.9) = 10; leaving for 1.5 is never best.
-
-    The policy stays: Q(stay) = 10 > 1.5.
-    """
-    make = lambda: Chain(5, pay=1.0, cash=1.5, limit=True)  # noqa: E731
-    _, value, policy = _learned(make, [0], updates=46, num_envs=4, num_steps=20, mode=mode)
-    claim = f"chain truncated by a time limit ({mode.value}): V = 1/(1-gamma), stay"
-    return _both(claim, value, 10.0, policy[:, 1], 1)
-
-
-def terminated(mode: AutoresetMode = AutoresetMode.SAME_STEP) -> Check:
-    """The same chain, ended by its clock: one step before the end 1.5 is more than 1, so the policy leaves there.
-
-    V(last) = 1.5, then V(k) = 1 + 0.9 V(k + 1): 2.35, 3.115, 3.8035, 4.42315.
-    """
-    make = lambda: Chain(5, pay=1.0, cash=1.5, limit=False)  # noqa: E731
-    _, value, policy = _learned(make, range(5), updates=36, num_envs=4, num_steps=20, mode=mode)
-    claim = f"chain that terminates ({mode.value}): V(k) = 1 + gamma V(k+1), leave at the last step"
-    return _both(claim, value, [4.42315, 3.8035, 3.115, 2.35, 1.5], policy[:, 1], [1, 1, 1, 1, 0])
-
-
-def mixture() -> Check:
-    """Rewards (0, 0.5, 1) with an entropy bonus of 0.5 a nat: pi = exp(r / 0.5) / Z = (1, e, e^2) / (1 + e + e^2).
-
-    V is the mean reward, the bonus is no reward: 0.5 * 0.2447 + 1 * 0.6652 = 0.7876.
-    """
-    make = lambda: OneStep(Discrete(1), Discrete(3), lambda o, a: a / 2)  # noqa: E731
-    _, value, policy = _learned(make, [0], updates=44, num_steps=64, **(EVEN | {"entropy_coef": 0.5}))
-    best = [0.09003, 0.24473, 0.66524]
-    return _both("a stochastic optimum: pi = exp(r / alpha) / Z", value, 0.7876, policy[0], best, within=0.03)
-
-
-def masked() -> Check:
-    """Rewards (0, 0.5, 1), the last arm forbidden: p = (0, 1, 0), V = 0.5."""
-    seen = Dict({"x": Discrete(1), "action_mask": Box(0, 1, (3,), np.int8)})
-
-    class Forbidding(OneStep):
-        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-            super().reset(seed=seed)
-            self.seen = {"x": np.int64(0), "action_mask": np.array([1, 1, 0], np.int8)}
-            return self.seen, {}
-
-    def pay(seen: Any, chosen: int) -> float:
-        assert seen["action_mask"][chosen], "a masked action was taken"
-        return chosen / 2
-
-    asked = {"x": np.array([0]), "action_mask": np.array([[1, 1, 0]])}
-    _, value, policy = _learned(lambda: Forbidding(seen, Discrete(3), pay), asked, updates=25)
-    parts = [_both("", value, 0.5, policy[0], [0, 1, 0]), near("", policy[0, 2], 0.0, 0.0)]
-    return joint("the best arm is masked: p = 0 exactly, the second best is found", parts)
-
-
-def identity_discrete() -> Check:
-    """Discrete(4, start=-1): 1 for the action that names the observation, so V = 1."""
-    make = lambda: OneStep(Discrete(4), Discrete(4, start=-1), lambda o, a: float(a == o - 1))  # noqa: E731
-    agent, value, policy = _learned(make, range(4), updates=20, num_steps=32)
-    chosen, _ = agent.predict(np.arange(4), deterministic=True)
-    parts = [_both("", value, [1] * 4, np.diag(policy), [1] * 4), near("", chosen, [-1, 0, 1, 2], 0)]
-    return joint("identity, Discrete(4, start=-1)", parts)
-
-
-def identity_multidiscrete() -> Check:
-    """MultiDiscrete([2, 3], start=[1, 0]): half a point for each part that is right, so V = 1."""
-    pairs = [(i, j) for i in range(2) for j in range(3)]
-    acts = MultiDiscrete([2, 3], start=[1, 0])
-    make = lambda: OneStep(MultiDiscrete([2, 3]), acts, lambda o, a: np.mean(a == o + np.array([1, 0])))  # noqa: E731
-    agent, value, _ = _learned(make, pairs, updates=20, num_steps=32)
-    chosen, _ = agent.predict(np.array(pairs), deterministic=True)
-    right = (chosen - [1, 0] == pairs).mean(0)
-    return _both("identity, MultiDiscrete([2, 3], start=[1, 0])", value, [1] * 6, right, [1, 1])
-
-
-def identity_multibinary() -> Check:
-    """MultiBinary(3): a third of a point for each bit that is right, so V = 1."""
-    bits = np.array([[i >> 2 & 1, i >> 1 & 1, i & 1] for i in range(8)], np.int8)
-    make = lambda: OneStep(MultiBinary(3), MultiBinary(3), lambda o, a: np.mean(o == a))  # noqa: E731
-    agent, value, _ = _learned(make, bits, updates=20, num_steps=32)
-    chosen, _ = agent.predict(bits, deterministic=True)
-    return _both("identity, MultiBinary(3)", value, [1] * 8, (chosen == bits).mean(0), [1] * 3)
-
-
-def identity_box() -> Check:
-    """Box(2): 1 minus the squared distance, so the mean is the observation and V = 1 - (sum of the variances)."""
-    make = lambda: OneStep(Box(-0.5, 0.5, (2,)), Box(-2, 2, (2,)), lambda o, a: 1 - np.square(o - a).sum())  # noqa: E731
-    targets = np.array([[0, 0], [0.4, -0.4], [-0.3, 0.2]], np.float32)
-    agent, value, means = _learned(make, targets, updates=26, num_steps=32, log_std=-1.0)
-    spread = float((2 * agent.policy.head.log_std).exp().sum().detach())
-    return _both("identity, Box: mean = observation, V = 1 - variance", value, [1 - spread] * 3, means, targets)
+MASKED = Dict({"x": Discrete(1), "action_mask": Box(0, 1, (3,), np.int8)})
+START, PAIRS = np.array([1, 0]), np.array([(i, j) for i in range(2) for j in range(3)])
+BITS = np.array([[i >> 2 & 1, i >> 1 & 1, i & 1] for i in range(8)], np.int8)
+TARGETS = np.array([[0, 0], [0.4, -0.4], [-0.3, 0.2]], np.float32)
+KNOWN = {
+    "constant": Probe(
+        "constant reward: V = 1, uniform policy",
+        one_step(Discrete(1), Discrete(2), lambda o, a: 1.0), [0], 1.0, [0.5, 0.5], settings=EVEN,
+    ),
+    "observation": Probe(
+        "reward by observation: V = (-1, 1), uniform policy",
+        one_step(Discrete(2), Discrete(2), lambda o, a: 2.0 * o - 1), [0, 1], [-1, 1], [[0.5, 0.5]] * 2, settings=EVEN,
+    ),
+    "two_steps": Probe(
+        "two-step discount: V = (gamma, 1), uniform policy",
+        partial(Chain, 2, pay=0.0, pay_last=1.0, cash=None, limit=False),
+        [0, 1], [GAMMA, 1.0], [[0.5, 0.5]] * 2, settings=EVEN,
+    ),
+    "action": Probe(
+        "reward by action: V = 1, p(best) = 1",
+        one_step(Discrete(1), Discrete(2), lambda o, a: 2.0 * a - 1), [0], 1.0, [0, 1],
+    ),
+    "both": Probe(
+        "reward by observation and action: V = 1",
+        one_step(Discrete(2), Discrete(2), lambda o, a: 1.0 if a == o else -1.0), [0, 1], [1, 1], np.eye(2),
+    ),
+    # V is the mean reward, the bonus is no reward: 0.5 * 0.2447 + 1 * 0.6652 = 0.7876. pi = (1, e, e^2) / (1 + e + e^2)
+    "mixture": Probe(
+        "a stochastic optimum: pi = exp(r / alpha) / Z",
+        one_step(Discrete(1), Discrete(3), lambda o, a: a / 2), [0], 0.7876, [0.09003, 0.24473, 0.66524],
+        settings={"updates": 44, "num_steps": 64, **EVEN, "entropy_coef": 0.5}, within=0.03,
+    ),
+    "masked": Probe(
+        "the best arm is masked: p = 0 exactly, the second best is found",
+        partial(Forbidding, MASKED, Discrete(3), lambda o, a: a / 2 if o["action_mask"][a] else np.nan),
+        {"x": np.array([0]), "action_mask": np.array([[1, 1, 0]])}, 0.5, [0, 1, 0], settings={"updates": 25},
+    ),
+    "identity_discrete": Probe(
+        "identity, Discrete(4, start=-1)",
+        one_step(Discrete(4), Discrete(4, start=-1), lambda o, a: float(a == o - 1)),
+        range(4), [1] * 4, np.eye(4), [-1, 0, 1, 2], settings={"updates": 20, "num_steps": 32},
+    ),
+    # half a point for each part that is right
+    "identity_multidiscrete": Probe(
+        "identity, MultiDiscrete([2, 3], start=[1, 0])",
+        one_step(MultiDiscrete([2, 3]), MultiDiscrete([2, 3], start=START), lambda o, a: np.mean(a - START == o)),
+        PAIRS, [1] * 6, actions=PAIRS + START, settings={"updates": 20, "num_steps": 32},
+    ),
+    # a third of a point for each bit that is right
+    "identity_multibinary": Probe(
+        "identity, MultiBinary(3)", one_step(MultiBinary(3), MultiBinary(3), lambda o, a: np.mean(o == a)),
+        BITS, [1] * 8, actions=BITS, settings={"updates": 20, "num_steps": 32},
+    ),
+    # 1 minus the squared distance
+    "identity_box": Probe(
+        "identity, Box: mean = observation, V = 1 - variance",
+        one_step(Box(-0.5, 0.5, (2,)), Box(-2, 2, (2,)), lambda o, a: 1 - np.square(o - a).sum()),
+        TARGETS, lambda agent: [1 - float((2 * agent.policy.head.log_std).exp().sum().detach())] * 3, TARGETS,
+        settings={"updates": 26, "num_steps": 32, "log_std": -1.0},
+    ),
+}  # fmt: skip
+# Reward 1 a step for five steps: V = 1 / (1 - 0.9) = 10 with a time limit, so that leaving for 1.5 is never best. Ended
+# by its clock, 1.5 is more than 1 one step before the end: V(last) = 1.5, then V(k) = 1 + 0.9 V(k + 1).
+CHAINS = {
+    "truncated": Probe(
+        "chain truncated by a time limit ({mode}): V = 1/(1-gamma), stay",
+        partial(Chain, 5, pay=1.0, cash=1.5, limit=True), [0], 10.0, [0, 1],
+        settings={"updates": 46, "num_envs": 4, "num_steps": 20},
+    ),
+    "terminated": Probe(
+        "chain that terminates ({mode}): V(k) = 1 + gamma V(k+1), leave at the last step",
+        partial(Chain, 5, pay=1.0, cash=1.5, limit=False),
+        range(5), [4.42315, 3.8035, 3.115, 2.35, 1.5], [[0, 1]] * 4 + [[1, 0]],
+        settings={"updates": 36, "num_envs": 4, "num_steps": 20},
+    ),
+}  # fmt: skip
 
 
 def spelling() -> Check:
@@ -270,27 +263,11 @@ def spelling() -> Check:
             likely.append(float(policy.logits[policy.index(torch.from_numpy(row))].softmax(-1).max()))
         found.append(int(agent.predict(row, deterministic=True)[0][0]))
         row[0, place] = found[-1]
-    parts = [near("", found, [3, 1, 2, 0], 0), _both("", values, [1] * 4, likely, [1] * 4)]
+    parts = [near("", found, [3, 1, 2, 0], 0), near("", values, [1] * 4, 0.05), near("", likely, [1] * 4, 0.1)]
     return joint("spelling a word, token by token: V = 1, p(word) = 1", parts)
 
 
-KNOWN = (constant, observation, two_steps, action, both, mixture, masked)
-IDENTITIES = (identity_discrete, identity_multidiscrete, identity_multibinary, identity_box)
-PROBES: dict[str, Callable[[], Check]] = {probe.__name__: probe for probe in (*KNOWN, *IDENTITIES, spelling)}
+PROBES: dict[str, Callable[[], Check]] = {name: probe.check for name, probe in KNOWN.items()} | {"spelling": spelling}
 PROBES |= {
-    f"{probe.__name__}_{mode.value}": (lambda probe=probe, mode=mode: probe(mode))  # type: ignore[misc]
-    for probe in (truncated, terminated)
-    for mode in AutoresetMode
+    f"{name}_{mode.value}": partial(probe.check, mode) for name, probe in CHAINS.items() for mode in AutoresetMode
 }
-
-
-def _learned(make: Callable[[], OneStep | Chain], seen: Any, **settings: Any) -> tuple[Any, np.ndarray, np.ndarray]:
-    """The agent trained on ``make()``, and its values and policy where it sees ``seen``."""
-    agent = trained(make, **settings)
-    return agent, *value_and_policy(agent, seen if isinstance(seen, dict) else np.array(seen))
-
-
-def _both(claim: str, value: Any, known_value: Any, policy: Any, known_policy: Any, within: float = 0.05) -> Check:
-    """Value to ``within`` reward units and policy to 0.1."""
-    parts = [near("", value, known_value, within), near("", np.ravel(policy), np.ravel(known_policy), 0.1)]
-    return joint(claim, parts)

@@ -13,9 +13,10 @@ import gymnasium as gym
 import torch
 
 import textenvs  # noqa: F401 (registers the ids)
-from agents.runs.run_dir import SUMMARY, RunDir, write_aside
+from agents.runs.run_dir import SUMMARY, RunDir
 from agents.verification.checks import Check, Checking, at_most, headings, markdown, not_applicable, printed, run, tally
 from agents.verification.command import CheckFailed, VerifyConfig
+from reward_models.aside import write_aside
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,10 +25,7 @@ TABLE = "verify.md"
 
 
 def main(config: VerifyConfig) -> dict[str, Any]:
-    """Run the checks, print the table and save it.
-
-    Returns:
-        The summary: counts, seconds, and a line for each claim.
+    """Run the checks, print the table and save it; the summary has counts, seconds, and a line for each claim.
 
     Raises:
         CheckFailed: if a check fails; the run directory is complete then, too.
@@ -59,7 +57,8 @@ def _verify(config: VerifyConfig) -> tuple[list[Check], dict[str, Any]]:
         warnings.simplefilter("ignore")
         gym.logger.min_level, before = gym.logger.ERROR, gym.logger.min_level
         try:
-            checks = [check for checkings in _rooms(config) for check in run(checkings(), _show)]
+            show = lambda check: print(printed([*check[:3], check.verdict]), flush=True)  # noqa: E731
+            checks = [check for checkings in _rooms(config) for check in run(checkings(), show)]
         finally:
             gym.logger.min_level = before
     summary: dict[str, Any] = {
@@ -161,7 +160,3 @@ def checks_of_model(loaded: PreTrainedModel, seed: int = 0) -> Sequence[Checking
 
         return [plain, ("the model can be a policy", refused)]
     return [plain, *model_checks(model), *text_checks(model)]
-
-
-def _show(check: Check) -> None:
-    print(printed([*check[:3], check.verdict]), flush=True)

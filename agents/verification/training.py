@@ -19,8 +19,7 @@ from agents.control.presets import preset_for
 from agents.functional.schedules import Linear
 from agents.text.config import Algorithm, Paper
 from agents.verification.checks import Check, Checking, at_least, at_most
-from agents.verification.dialogue_gap import CASES, train_dialogue
-from agents.verification.exact_gap import ALGORITHMS, ENVS, TRAINERS
+from agents.verification.exact_gap import ALGORITHMS, DIALOGUES, ENVS, train
 from agents.verification.learning import fingerprint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,36 +52,31 @@ for path in sys.argv[1:]:
 
 
 def gap_checks(*, full: bool) -> list[Checking]:
-    """The optimality gap of each algorithm: one line for all environments.
-
-    Args:
-        full: a table and a tiny GPT-2 on every environment; else a table on all of them, and PPO's GPT-2 on one.
-    """
+    """The gap of each algorithm, a line for all environments: of a table, and of a GPT-2 (not ``full``: PPO's)."""
     asked: list[tuple[str, Paper, Sequence[str]]] = [("tabular", algorithm, ENVS) for algorithm in ALGORITHMS]
     asked += [("gpt2", algorithm, ENVS) for algorithm in get_args(Algorithm)] if full else [("gpt2", "ppo", ENVS[:1])]
-    dialogues = CASES if full else CASES[:4]
     talked: list[Checking] = [
-        (f"optimality gap, dialogues, {a}, credit {c}, {e}", partial(dialogue_gap, e, a, c)) for e, a, c in dialogues
+        (f"optimality gap, dialogues, {a}, credit {c}, {e}", partial(dialogue_gap, e, a, c))
+        for e, a, c in (DIALOGUES if full else DIALOGUES[:4])
     ]
-    talked += [
+    return talked + [
         (f"optimality gap, {policy}, {algorithm}, {len(envs)} environments", partial(gap, policy, algorithm, envs))
         for policy, algorithm, envs in asked
     ]
-    return talked
 
 
 def gap(policy: str, algorithm: Paper, envs: Sequence[str]) -> Check:
     """Train with the default number of updates and seed 0 on each environment; the worst gap counts."""
-    gaps = {env_id: TRAINERS[policy](env_id, algorithm, seed=0).gap for env_id in envs}
+    gaps = {env_id: train(policy, env_id, algorithm).gap for env_id in envs}
     shares = [f"{env_id.removeprefix('textenvs/Exact').removesuffix('-v0')} {gaps[env_id]:.2%}" for env_id in envs]
     claim = f"optimality gap, {policy}, {algorithm}: worst environment"
     return at_most(claim, max(gaps.values()), GAP[algorithm], f": {', '.join(shares)}")
 
 
-def dialogue_gap(env_id: str, algorithm: Algorithm, credit: str) -> Check:
+def dialogue_gap(env_id: str, algorithm: Paper, credit: str) -> Check:
     """Train with the default number of updates and seed 0."""
     claim = f"optimality gap, dialogues, {algorithm}, credit {credit}, {env_id.removeprefix('textenvs/')}"
-    return at_most(claim, train_dialogue(env_id, algorithm, credit)["gap"], DIALOGUE_GAP)
+    return at_most(claim, train("dialogue", env_id, algorithm, credit=credit).gap, DIALOGUE_GAP)
 
 
 def resumed() -> list[Check]:

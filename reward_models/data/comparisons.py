@@ -24,14 +24,10 @@ class ComparisonBatch:
     """M comparisons among K texts, each of which is encoded once."""
 
     texts: Sequence[str]
-    chosen: np.ndarray
-    """``[M]`` indices into ``texts`` of the preferred ones."""
-    rejected: np.ndarray
-    """``[M]`` indices of the others."""
-    weights: np.ndarray
-    """``[M]`` float32, share of the judgments with this preference, >= 0."""
-    margins: np.ndarray
-    """``[M]`` float32, required lead of the chosen text, reward units."""
+    chosen: np.ndarray  # [M] indices into texts of the preferred ones
+    rejected: np.ndarray  # [M] indices of the others
+    weights: np.ndarray  # [M] float32, share of the judgments with this preference, >= 0
+    margins: np.ndarray  # [M] float32, required lead of the chosen text, reward units
 
     @property
     def num_pairs(self) -> int:
@@ -62,9 +58,7 @@ def split_snippets(
     keys = sorted({normalize_text(snippet.text) for snippet in snippets})
     num_heldout = round(heldout_share * len(keys))
     if not 0 < num_heldout < len(keys):
-        raise ValueError(
-            f"heldout_share: expected two sides that are not empty, received {heldout_share} of {len(keys)} texts"
-        )
+        raise ValueError(f"heldout_share: expected two non-empty sides, received {heldout_share} of {len(keys)} texts")
     chosen = np.random.default_rng(seed).permutation(len(keys))[:num_heldout]
     heldout = {keys[i] for i in chosen}
     sides: tuple[list[RatedSnippet], list[RatedSnippet]] = ([], [])
@@ -192,9 +186,7 @@ def split_pairs(
         if len(heldout) < target and len(heldout) + len(groups[g]) <= max(2 * target, len(pairs) / 2):
             heldout.update(groups[g])
     if not heldout:
-        raise ValueError(
-            f"all {len(pairs)} pairs share texts or prompts and none can be held out: pass a held-out file"
-        )
+        raise ValueError(f"all {len(pairs)} pairs share texts or prompts, none can be held out: pass a held-out file")
     return (
         [pair for i, pair in enumerate(pairs) if i not in heldout],
         [pair for i, pair in enumerate(pairs) if i in heldout],

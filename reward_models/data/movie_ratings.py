@@ -35,8 +35,7 @@ class RatedSnippet:
     """One review snippet with its human ratings."""
 
     text: str
-    ratings: tuple[int, ...]
-    """One integer in [-4, 4] a rater; raters are anonymous and differ between snippets."""
+    ratings: tuple[int, ...]  # one integer in [-4, 4] a rater; raters are anonymous and differ between snippets
 
     @property
     def mean(self) -> float:

@@ -36,14 +36,10 @@ class LabeledReview:
 class MovieReviewSplits:
     """Disjoint parts of the package's texts."""
 
-    train: list[list[str]]
-    """The language model's training reviews, as lists of sentences."""
-    validation: list[str]
-    """Sentences for validation perplexity."""
-    prompt_train: list[str]
-    """Sentences whose openings are training prompts of the policy."""
-    prompt_test: list[str]
-    """Sentences whose openings are evaluation prompts."""
+    train: list[list[str]]  # the language model's training reviews, as lists of sentences
+    validation: list[str]  # sentences for validation perplexity
+    prompt_train: list[str]  # sentences whose openings are training prompts of the policy
+    prompt_test: list[str]  # sentences whose openings are evaluation prompts
 
 
 def reviews_csv() -> Path:

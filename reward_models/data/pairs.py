@@ -94,9 +94,7 @@ def _plain(content: dict[str, Any]) -> dict[str, Any]:
         plain |= _of_conversations([plain[name] for name in ANSWERS], has_prompt="prompt" in plain)
     missing = [name for name in FIELDS[:3] if name not in plain]
     if missing:
-        raise ValueError(
-            f"missing {', '.join(map(repr, missing))}; an object has prompt, chosen, rejected, maybe margin"
-        )
+        raise ValueError(f"missing {', '.join(map(repr, missing))}; a pair has prompt, chosen, rejected, maybe margin")
     return plain
 
 

@@ -116,14 +116,10 @@ def human_pair_accuracy(snippets: Sequence[RatedSnippet], gap: float = 1.0) -> f
 class Reliability:
     """Comparisons sorted into bins by the model's confidence; B bins of equal width over [0.5, 1]."""
 
-    edges: np.ndarray
-    """``[B + 1]`` borders of the bins."""
-    share: np.ndarray
-    """``[B]`` share of the comparisons' weight, in [0, 1]; sums to 1."""
-    confidence: np.ndarray
-    """``[B]`` mean probability of the likelier choice, in [0.5, 1]; NaN in an empty bin."""
-    accuracy: np.ndarray
-    """``[B]`` how often the likelier choice was made, in [0, 1]; NaN in an empty bin."""
+    edges: np.ndarray  # [B + 1] borders of the bins
+    share: np.ndarray  # [B] share of the comparisons' weight, in [0, 1]; sums to 1
+    confidence: np.ndarray  # [B] mean probability of the likelier choice, in [0.5, 1]; NaN in an empty bin
+    accuracy: np.ndarray  # [B] how often the likelier choice was made, in [0, 1]; NaN in an empty bin
 
     @property
     def error(self) -> float:

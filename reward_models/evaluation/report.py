@@ -7,13 +7,13 @@ arXiv:1612.01474); the report also has each member's metrics.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from reward_models.aside import save_figure
 from reward_models.data.comparisons import ComparisonBatch, group_comparisons, pair_comparisons
 from reward_models.data.movie_ratings import RatedSnippet
 from reward_models.data.pairs import PreferencePair
@@ -121,14 +121,12 @@ def bins_table(bins: accuracy.Reliability) -> dict[str, Any]:
 
 def draw_bins(bins: accuracy.Reliability, out: Path) -> Path:
     """Plot a reliability diagram: accuracy over confidence, and the share of each bin."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     filled = bins.share > 0
     width = bins.edges[1] - bins.edges[0]
-    figure, (above, below) = plt.subplots(2, 1, sharex=True, figsize=(4.6, 5.2), height_ratios=(3, 1))
+    figure = Figure(figsize=(4.6, 5.2))
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     above.plot([0.5, 1], [0.5, 1], linestyle="--", color="gray", linewidth=1, label="perfect calibration")
     above.plot(bins.confidence[filled], bins.accuracy[filled], marker="o", linewidth=1.6, label="this model")
     above.set_ylabel("the likelier choice was made (share)")
@@ -140,11 +138,7 @@ def draw_bins(bins: accuracy.Reliability, out: Path) -> Path:
     for axis in (above, below):
         axis.grid(alpha=0.3)
     figure.tight_layout()
-    aside = out.with_suffix(".part")
-    figure.savefig(aside, format="png", dpi=110)
-    plt.close(figure)
-    os.replace(aside, out)
-    return out
+    return save_figure(figure, out)
 
 
 def _scores(members: Sequence[RewardModel], rows: Sequence[Sequence[int]]) -> np.ndarray:

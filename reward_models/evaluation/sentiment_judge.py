@@ -8,8 +8,6 @@ other half is the language model's training text. Repetition fools a bag of word
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from reward_models.aside import aside
 from reward_models.data.movie_ratings import cache_dir, load_rated_snippets
 from reward_models.data.movie_reviews import JUDGE_REVIEWS, SHA256, SPLIT_SEED, LabeledReview, judge_reviews
 from reward_models.evaluation.accuracy import gap_accuracy
@@ -39,12 +38,9 @@ RECIPE = {  # a cached judge must match it
 class Judge:
     """A fitted judge of F features."""
 
-    vocabulary: Sequence[str]
-    """``F`` terms: a word, or two neighboring words."""
-    idf: np.ndarray
-    """``[F]`` inverse document frequencies."""
-    coefficients: np.ndarray
-    """``[F]`` of the logistic regression."""
+    vocabulary: Sequence[str]  # F terms: a word, or two neighboring words
+    idf: np.ndarray  # [F] inverse document frequencies
+    coefficients: np.ndarray  # [F] of the logistic regression
     intercept: float
 
     def __post_init__(self) -> None:
@@ -56,11 +52,7 @@ class Judge:
 
     @classmethod
     def fit(cls, reviews: Sequence[LabeledReview]) -> Judge:
-        """Fit on labeled reviews.
-
-        Raises:
-            ValueError: all labels are the same.
-        """
+        """Fit on labeled reviews; ValueError if all labels are the same."""
         from sklearn.linear_model import LogisticRegression
 
         if len({review.label for review in reviews}) < 2:
@@ -89,20 +81,10 @@ class Judge:
     def save(self, path: Path) -> None:
         """Write an npz file (numbers and bytes, no objects) atomically."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, aside = tempfile.mkstemp(dir=path.parent, suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez_compressed(
-                    file,
-                    recipe=_as_bytes(json.dumps(RECIPE)),
-                    vocabulary=_as_bytes("\n".join(self.vocabulary)),
-                    idf=self.idf.astype(np.float32),
-                    coefficients=self.coefficients.astype(np.float32),
-                    intercept=np.float64(self.intercept),
-                )
-            os.replace(aside, path)
-        finally:
-            Path(aside).unlink(missing_ok=True)
+        numbers: dict[str, Any] = {name: getattr(self, name).astype(np.float32) for name in ("idf", "coefficients")}
+        numbers |= {"recipe": _as_bytes(json.dumps(RECIPE)), "vocabulary": _as_bytes("\n".join(self.vocabulary))}
+        with aside(path) as part, part.open("wb") as file:
+            np.savez_compressed(file, **numbers, intercept=np.float64(self.intercept))
 
     @classmethod
     def load(cls, path: Path) -> Judge | None:
@@ -111,12 +93,9 @@ class Judge:
             with np.load(path, allow_pickle=False) as content:
                 if json.loads(content["recipe"].tobytes()) != RECIPE:
                     return None
-                return cls(
-                    vocabulary=content["vocabulary"].tobytes().decode("utf-8").split("\n"),
-                    idf=content["idf"],
-                    coefficients=content["coefficients"],
-                    intercept=float(content["intercept"]),
-                )
+                words = content["vocabulary"].tobytes().decode("utf-8").split("\n")
+                numbers = {name: content[name] for name in ("idf", "coefficients")}
+                return cls(vocabulary=words, **numbers, intercept=float(content["intercept"]))
         except Exception:  # an invalid cached file is fitted again
             return None
 

@@ -15,27 +15,22 @@ from agents.runs.run_dir import SUMMARY
 
 
 def run_process(command: Sequence[str], name: str, **options: Any) -> str:
-    """Run a process, with further ``options`` of `subprocess.run`; its standard output.
-
-    Raises:
-        RuntimeError: if it fails; the message holds ``name`` and the end of its standard error.
-    """
+    """The standard output of a process, by `subprocess.run`; RuntimeError, with what it said, if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
     if done.returncode != 0:
         raise RuntimeError(f"{name} ended with {done.returncode}: {done.stderr[-2000:]}")
     return done.stdout
 
 
-def run_once(folder: Path, module_and_flags: Sequence[object], *, threads: int = 1) -> dict[str, Any]:
-    """Run a script on that many threads into ``folder`` unless it is finished there; its summary.
-
-    Raises:
-        RuntimeError, OSError: if it fails, or leaves no summary.
-    """
+def run_once(
+    folder: Path, module_and_flags: Sequence[object], *, threads: int = 1, timeout: float | None = None
+) -> dict[str, Any]:
+    """Run a script on that many threads into ``folder`` unless it is finished there; its summary."""
     if not (folder / SUMMARY).exists():
         shutil.rmtree(folder, ignore_errors=True)
         module, *flags = map(str, module_and_flags)
         print(f"{folder.name} ...", flush=True)
         command = [sys.executable, "-m", module, *flags, "--run-dir", str(folder)]
-        run_process(command, f"{module} in {folder}", env={**os.environ, "OMP_NUM_THREADS": str(threads)})
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        run_process(command, f"{module} in {folder}", env=environment, timeout=timeout)
     return json.loads((folder / SUMMARY).read_text())

@@ -6,7 +6,6 @@ the statistical precipice" (arXiv:2108.13264).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from agents.runs.plots import read_columns
+from reward_models.aside import save_figure
 
 CONFIDENCE = 0.95
 
@@ -86,11 +86,7 @@ def interquartile_mean(scores: ArrayLike) -> float:
 
 
 def bootstrap_interval(scores: ArrayLike, *, resamples: int = 10_000) -> tuple[float, float]:
-    """Percentile-bootstrap 95% interval of the interquartile mean: lower and upper bound, in the scores' unit.
-
-    Raises:
-        ValueError: if there is no score.
-    """
+    """Percentile-bootstrap 95% interval of the interquartile mean: lower and upper bound, in the scores' unit."""
     values = np.asarray(scores, np.float64)
     if not len(values):
         raise ValueError("an interval needs a score, received none")
@@ -151,9 +147,7 @@ def plot_curves(runs: Path, seeds: Mapping[str, Iterable[int]], tasks: Sequence[
         axis.grid(alpha=0.3)
     figure.axes[0].legend()
     figure.tight_layout()
-    aside = out.with_suffix(".part")
-    figure.savefig(aside, format="png", dpi=110)
-    os.replace(aside, out)
+    save_figure(figure, out)
 
 
 def _short(value: float) -> str:

@@ -20,7 +20,7 @@ from itertools import chain
 from pathlib import Path
 
 from agents.cli import main as textenvs
-from agents.runs.cli import enter
+from agents.runs.cli import command
 from scripts.malformed.table import Case, by_hand, generated, make_files
 
 
@@ -66,11 +66,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 def main(config: Config) -> dict[str, int]:
-    """Throw them; returns how many were tried, and how many were answered in each way.
-
-    Raises:
-        NotClear: if not all are clear.
-    """
+    """Throw them; how many were tried, and answered in each way; NotClear unless all are clear."""
     cases = list(chain(generated(), by_hand()))[:: config.every]
     counts = Counter(tried=len(cases), clear=0, traceback=0, silent=0, lost=0)
     with tempfile.TemporaryDirectory() as folder:
@@ -85,6 +81,4 @@ def main(config: Config) -> dict[str, int]:
     return dict(counts)
 
 
-def command_line(arguments: list[str] | None = None) -> int:
-    """Run with command-line arguments; 1 unless every answer was clear."""
-    return enter(Config, main, description=__doc__, arguments=arguments, refusals={NotClear: 1})
+command_line = command(Config, main, __doc__, refusals={NotClear: 1})

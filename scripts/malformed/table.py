@@ -52,12 +52,9 @@ class Case:
     """One malformed input."""
 
     name: str
-    names: tuple[str, ...]
-    """What the message must hold: the setting, and what was received; alternatives are parted by "|"."""
-    command: tuple[str, ...] = ()
-    """A command and its flags; upper-case words stand for files."""
-    call: Callable[[], Any] | None = None
-    """Or a Python call."""
+    names: tuple[str, ...]  # what the message must hold: setting and value; alternatives are parted by "|"
+    command: tuple[str, ...] = ()  # a command and its flags; upper-case words stand for files
+    call: Callable[[], Any] | None = None  # or a Python call
 
 
 def make_files(folder: Path) -> dict[str, Path]:

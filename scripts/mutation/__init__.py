@@ -10,18 +10,12 @@ from pathlib import PurePosixPath
 class Mutant:
     """One mistake that others made once, as a replacement in one file."""
 
-    trap: str
-    """which entry of docs/traps.md it is, "P4" for instance"""
-    name: str
-    """what goes wrong, in words"""
-    file: str
-    """the source, from the repository's root"""
-    old: str
-    """what stands there, exactly once"""
-    new: str
-    """what is planted in its place"""
-    tests: str = ""
-    """test files, or tests by id, that should notice; separated by spaces. "": the file that mirrors the source"""
+    trap: str  # which entry of docs/traps.md it is, "P4" for instance
+    name: str  # what goes wrong, in words
+    file: str  # the source, from the repository's root
+    old: str  # what stands there, exactly once
+    new: str  # what is planted in its place
+    tests: str = ""  # tests, by file or id, that should notice, parted by spaces; "": the file that mirrors the source
 
     def __post_init__(self) -> None:
         if not self.tests:

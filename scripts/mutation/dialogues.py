@@ -1,9 +1,8 @@
 """The planted mistakes of dialogues; see `scripts.mutation.table`."""
 
-# ruff: noqa: E501
-
 from __future__ import annotations
 
+# ruff: noqa: E501
 from scripts.mutation import Mutant
 
 DIALOGUES = (
@@ -17,6 +16,8 @@ DIALOGUES = (
     Mutant("D9", "rows of a group begin with different seeds", "textenvs/dialogues/vector.py", "(numbers // self.group_size).tolist()", "numbers.tolist()", "tests/agents/text/test_dialogues.py"),
     Mutant("D9", "a game leaves its random numbers to everybody", "textenvs/tasks/extras.py", "                self._state = _global_state()\n                _set_global_state(outside)", "                self._state = _global_state()", "tests/textenvs/tasks/test_text_arena.py"),
     Mutant("D9", "a game begins each turn with the same random numbers", "textenvs/tasks/extras.py", "                self._state = _global_state()\n                _set_global_state(outside)", "                _set_global_state(outside)", "tests/textenvs/tasks/test_text_arena.py"),
+    Mutant("D9", "a lost session goes on without its turns", "textenvs/tasks/open_env.py", "enumerate(self._episode)", "enumerate(self._episode[:1])", "tests/textenvs/tasks/test_open_env.py"),
+    Mutant("D9", "a session that comes back otherwise goes on", "textenvs/tasks/open_env.py", "if now[:-1] != before[:-1]:", "if now[1:-1] != before[1:-1]:", "tests/textenvs/tasks/test_open_env.py"),
     Mutant("L6", "held-out questions are among those to train on", "textenvs/tasks/reasoning_gym.py", "            others.pop(entry[\"question\"], None)", "            pass", "tests/textenvs/tasks/test_reasoning_gym.py"),
     Mutant("D11", "lambda holds within turns and not between them", "agents/text/advantages.py", "torch.where(closing, lam, 1.0)", "torch.where(closing, 1.0, lam)", "tests/agents/text/test_dialogues.py"),
     Mutant("D11", "a turn's discount is applied at each token", "agents/text/advantages.py", "torch.where(closing, gamma * config.gamma_turn, gamma)", "gamma * config.gamma_turn * torch.ones_like(rewards)", "tests/agents/text/test_dialogues.py"),

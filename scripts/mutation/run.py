@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.runs.run_dir import write_aside
+from agents.runs.cli import command
+from reward_models.aside import write_aside
 from scripts.mutation import Mutant
 from scripts.mutation.table import MUTANTS
 
@@ -57,22 +58,20 @@ class Config:
     """seconds after which a mutant's tests are stopped"""
 
 
+class Survived(RuntimeError):
+    """Tests did not notice a mistake; the message counts them."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """The test result of a mutant."""
 
-    caught_by: str
-    """id of the first test that failed; "" if none did"""
-    trouble: str = ""
-    """why there is no result: the tests could not be collected, or took too long"""
+    caught_by: str  # id of the first test that failed; "" if none did
+    trouble: str = ""  # why there is no result: the tests could not be collected, or took too long
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Returns the numbers of mutants, of those ``caught`` and of those that ``survived``; prints a line for each.
-
-    Raises:
-        ValueError: if ``only`` fits none, a replacement does not fit, or the tests fail without any mistake planted.
-    """
+    """Plant and print a line for each; Survived unless all are caught, ValueError if one does not fit."""
     chosen = [m for m in MUTANTS if not config.only or any(o == m.trap or o in m.name for o in config.only)]
     if not chosen or (config.write_docs and config.only):
         raise ValueError(f"--only {config.only}: expected the trap or name of a mutant, and nothing with --write-docs")
@@ -94,7 +93,9 @@ def main(config: Config) -> dict[str, Any]:
     if config.write_docs:
         write_aside(PAGE, page(chosen, verdicts))
     caught = sum(bool(verdict.caught_by) for verdict in verdicts)
-    return {"mutants": len(chosen), "caught": caught, "survived": len(chosen) - caught}
+    if caught < len(chosen):
+        raise Survived(f"{len(chosen) - caught} of {len(chosen)} mistakes survived")
+    return {"mutants": len(chosen), "caught": caught}
 
 
 def check(mutant: Mutant) -> None:
@@ -202,15 +203,4 @@ def page(mutants: Sequence[Mutant], verdicts: Sequence[Verdict]) -> str:
     return "\n".join([*lines, ""])
 
 
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments: 0 if every mistake was caught, 1 if one survived, 2 on bad input."""
-    from agents.runs.cli import enter
-
-    summaries: list[dict[str, Any]] = []
-
-    def noted(config: Config) -> dict[str, Any]:
-        summaries.append(main(config))
-        return summaries[0]
-
-    code = enter(Config, noted, description=__doc__, arguments=arguments)
-    return 1 if summaries and summaries[0]["survived"] else code
+command_line = command(Config, main, __doc__, refusals={Survived: 1})

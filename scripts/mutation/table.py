@@ -1,9 +1,8 @@
 """The planted mistakes. One line each, however long: it is a table."""
 
-# ruff: noqa: E501
-
 from __future__ import annotations
 
+# ruff: noqa: E501
 from scripts.mutation import Mutant
 from scripts.mutation.dialogues import DIALOGUES
 

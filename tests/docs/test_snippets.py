@@ -1,7 +1,8 @@
 """Every snippet of README and docs runs, and every command line that they show is one that the parsers accept.
 
 A ```` ```python ```` block is run, page by page in one namespace. ``<!-- illustration -->`` on the line before it says
-that it is only to be read. A block inside an HTML comment is run and not shown.
+that it is only to be read, and ``<!-- with NAME -->`` that it is run where the package NAME is installed. A block
+inside an HTML comment is run and not shown.
 """
 
 import importlib
@@ -9,6 +10,7 @@ import re
 import shlex
 import sys
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import gymnasium as gym
@@ -24,7 +26,8 @@ from agents.runs import cli
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").rglob("*.md") if "api" not in path.parts)]
 FENCE = re.compile(
-    r"(?P<note><!-- illustration -->\n)?^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL
+    r"(?P<note><!-- (?:illustration|with (?P<package>\w+)) -->\n)?^```(?P<language>\w*)\n(?P<body>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
 )
 INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 DOOR = re.compile(r"(?:^|\s)(?:-m\s+scripts\.(?P<module>\w+)|textenvs\s+(?P<command>[a-z][a-z-]*))(?P<rest>(?:\s.*)?)$")
@@ -32,9 +35,13 @@ MODULES = {"evaluate": "evaluate_agent"}
 """Where a command's name is not its module's."""
 
 
+def is_run(match: re.Match[str]) -> bool:
+    return not match["note"] or (match["package"] is not None and find_spec(match["package"]) is not None)
+
+
 def python_blocks(text: str) -> list[tuple[int, str]]:
     """Pairs (line number of the first line, source) of the blocks that are run."""
-    found = [match for match in FENCE.finditer(text) if match["language"] == "python" and not match["note"]]
+    found = [match for match in FENCE.finditer(text) if match["language"] == "python" and is_run(match)]
     return [(text.count("\n", 0, match.start("body")) + 1, match["body"]) for match in found]
 
 
@@ -150,5 +157,6 @@ def test_an_unknown_flag_and_a_failing_snippet_are_found():
     assert doors("```sh\ntextenvs train-text --no-such \\\n  1  # why\n```") == [("train_text", ["--no-such", "1"])]
     assert doors("call `python -m scripts.verify --env CartPole-v1` first") == [("verify", ["--env", "CartPole-v1"])]
     page = "a\n```python\nx = 1\n```\n<!-- illustration -->\n```python\nfail()\n```\n"
-    assert python_blocks(page) == [(3, "x = 1\n")]
+    page += "<!-- with json -->\n```python\ny = 1\n```\n<!-- with no_such -->\n```python\nfail()\n```\n"
+    assert python_blocks(page) == [(3, "x = 1\n"), (11, "y = 1\n")]
     assert make_targets("`make demo`, make it") == ["demo"]

@@ -70,7 +70,7 @@ class Bridge:
             if system and text == chat_text(self.tokenizer, turns, answering=True):
                 text = _with_system(self.tokenizer, turns, system)
             return np.array(chat_ids(self.tokenizer, text), dtype=np.int64)
-        text = _as_text(observation)
+        text = as_text(observation)
         return _some(open_ids(self.tokenizer, f"{system}\n{text}" if system else text), observation)
 
     def between(self, said: Ids, observation: Observation, *, answering: bool) -> Ids:
@@ -86,7 +86,7 @@ class Bridge:
         if self.tokenizer is None:
             ids = self._ids(observation).tolist()
         else:
-            ids = self._plain("\n" * is_chat(observation) + _as_text(observation))
+            ids = self._plain("\n" * is_chat(observation) + as_text(observation))
         return np.array(ids if closed else [*self.ends[:1], *ids], dtype=np.int64)
 
     def _in_chat(self, observation: Observation, answering: bool) -> list[int]:
@@ -197,10 +197,11 @@ def _as_chat(observation: Observation) -> list[Turn]:
         return [{"role": "user", "content": observation}]
     if isinstance(observation, Sequence):
         return as_turns(list(observation), "observation")
-    return [{"role": "user", "content": _as_text(observation)}]
+    return [{"role": "user", "content": as_text(observation)}]
 
 
-def _as_text(observation: Observation) -> str:
+def as_text(observation: Observation) -> str:
+    """A string, or the contents of a chat's turns, a line each; ValueError for anything else."""
     if is_chat(observation):
         return plain_prompt(as_turns(list(observation), "observation"))
     if not isinstance(observation, str):

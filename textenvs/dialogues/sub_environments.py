@@ -39,14 +39,14 @@ class SubEnvironments:
     """
 
     def __init__(self, source: EnvSource, number: int, *, threads: int = 0) -> None:
-        self._envs = [_make(source) for _ in range(number)]
+        self._envs = [make_env(source) for _ in range(number)]
         self._turns = [0] * number
         self._pool = ThreadPoolExecutor(threads) if threads else None
 
-    def reset(self, indices: Sequence[int], seeds: Sequence[int]) -> list[tuple[Observation, dict[str, Any]]]:
+    def reset(self, indices: Sequence[int], seeds: Sequence[int | None]) -> list[tuple[Observation, dict[str, Any]]]:
         """First observations and infos of environments ``indices``, each begun with its seed."""
 
-        def begin(index: int, seed: int) -> tuple[Observation, dict[str, Any]]:
+        def begin(index: int, seed: int | None) -> tuple[Observation, dict[str, Any]]:
             self._turns[index] = 0
             found = self._call(index, lambda: self._envs[index].reset(seed=seed))
             if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], dict)):
@@ -111,7 +111,8 @@ class SubEnvironments:
         return DialogueError(f"{self.place(index)}: {what}")
 
 
-def _make(source: EnvSource) -> Any:
+def make_env(source: EnvSource) -> Any:
+    """An environment of ``source``; ValueError unless there is one."""
     if isinstance(source, str):
         return gym.make(source, disable_env_checker=True)
     if not callable(source) or (hasattr(source, "step") and not isinstance(source, type)):

@@ -84,8 +84,8 @@ class ToolEnv(gym.Env[Any, str]):
         self.reward, self.parse, self.error_reward, self.time_limit = reward, parse, error_reward, time_limit
         every = [*tools, *_methods(self.task)]
         schemas = [_schema(tool) for tool in every]
-        self._tools = {schema["name"]: (tool, schema) for tool, schema in zip(every, schemas, strict=True)}
-        if not self._tools or len(self._tools) < len(every):
+        self.tools = {schema["name"]: (tool, schema) for tool, schema in zip(every, schemas, strict=True)}
+        if not self.tools or len(self.tools) < len(every):
             names = [schema["name"] for schema in schemas]
             raise ValueError(f"tools: expected one or more, of different names, received {names}")
         for row in self.rows if task is None else ():
@@ -123,7 +123,7 @@ class ToolEnv(gym.Env[Any, str]):
 
     def step(self, action: str) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Run the calls of a turn, or reward the answer."""
-        calls = parse_calls(action, self.parse, self._tools)
+        calls = parse_calls(action, self.parse, self.tools)
         answers = [self._answer(call) for call in calls]
         failed = sum(wrong for _, wrong in answers)
         reward = self._change() + (self.error_reward if failed else 0.0) + (0.0 if calls else self._score(action))
@@ -139,11 +139,11 @@ class ToolEnv(gym.Env[Any, str]):
         """Text for the agent, and whether it is of an error."""
         if isinstance(call, str):
             return f"error: {call}", True
-        if call.name not in self._tools:
-            near = get_close_matches(call.name, self._tools, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(self._tools)}"
+        if call.name not in self.tools:
+            near = get_close_matches(call.name, self.tools, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(self.tools)}"
             return f"error: no tool {call.name!r}; {hint}", True
-        tool, schema = self._tools[call.name]
+        tool, schema = self.tools[call.name]
         try:
             bound = inspect.signature(tool).bind(*call.positional, **call.arguments)
         except TypeError as fault:

@@ -32,10 +32,8 @@ class Judged:
     rewards: Floats
     terminated: Mask
     truncated: Mask
-    reasons: NDArray[np.str_]
-    """Stop reasons; "" where the episode goes on."""
-    entries: dict[str, tuple[NDArray[Any], Mask]] = field(default_factory=dict)
-    """More entries of the info, each with its mask."""
+    reasons: NDArray[np.str_]  # stop reasons; "" where the episode goes on
+    entries: dict[str, tuple[NDArray[Any], Mask]] = field(default_factory=dict)  # more of the info, with masks
 
 
 class TokenVectorBase(VectorEnv[Ids, Ids, NDArray[Any]]):

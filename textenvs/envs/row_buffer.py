@@ -14,14 +14,10 @@ from textenvs.tokens.rows import NO_TURN, PAD, Columns, Ids, Mask, split
 class Finished(NamedTuple):
     """The K episodes that the last step ended, in order of their sub-environments."""
 
-    indices: Ids
-    """``[K]`` sub-environments."""
-    prompts: Ids
-    """``[K, P]`` right-padded with PAD."""
-    completions: Ids
-    """``[K, T]`` right-padded with PAD."""
-    columns: Columns
-    """What their rows have beside the prompt, by name."""
+    indices: Ids  # [K] sub-environments
+    prompts: Ids  # [K, P] right-padded with PAD
+    completions: Ids  # [K, T] right-padded with PAD
+    columns: Columns  # what their rows have beside the prompt, by name
 
 
 class RowBuffer:
@@ -83,9 +79,7 @@ class RowBuffer:
             )
         array = np.asarray(actions)
         if array.shape != self.lengths.shape or not np.issubdtype(array.dtype, np.integer):
-            raise ValueError(
-                f"actions: expected {len(self.lengths)} integers, received shape {array.shape} of type {array.dtype}"
-            )
+            raise ValueError(f"actions: expected {len(self.lengths)} integers, received {array.dtype} {array.shape}")
         wrong = np.flatnonzero(self.running & ((array < 0) | (array >= vocab_size)))
         if wrong.size:
             raise ValueError(

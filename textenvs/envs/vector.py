@@ -118,7 +118,7 @@ class TokenVectorEnv(TokenVectorBase):
         prompts, completions = np.asarray(prompts, dtype=np.int64), np.asarray(completions, dtype=np.int64)
         if prompts.ndim != 2 or completions.ndim != 2 or len(prompts) != len(completions):
             raise ValueError(
-                f"prompts and completions: expected [N, P] and [N, T], received {prompts.shape} and {completions.shape}"
+                f"expected prompts [N, P], completions [N, T], received {prompts.shape} {completions.shape}"
             )
         at_eos = check_completions(completions, self.eos_token_id, self.vocab_size, self.max_new_tokens)
         truncated = ~at_eos if self.budget == "truncate" else np.zeros_like(at_eos)

@@ -32,9 +32,7 @@ class TokenVectorWrapper(VectorWrapper[Any, Any, Any, Any, Any]):
         inner: Any = envs
         while isinstance(inner, TokenVectorWrapper):
             if type(inner) is type(self):
-                raise ValueError(
-                    f"{type(self).__name__}: expected at most one, received a second: its reward would count twice"
-                )
+                raise ValueError(f"{type(self).__name__}: expected at most one, received a second, which counts twice")
             inner = inner.env
 
     @property

@@ -23,11 +23,10 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from textenvs.dialogues.vector import DialogueVectorEnv
-from textenvs.envs.scalar import TokenEnv
 from textenvs.envs.wrapper import TokenVectorWrapper
 from textenvs.exact.enumeration import Array, optimality_gap
 from textenvs.exact.envs import EOS_TOKEN
-from textenvs.factories import check_options
+from textenvs.factories import check_options, scalar
 from textenvs.tokens.rows import PAD, Ids
 from textenvs.wrappers.interfaces import Acting
 from textenvs.wrappers.kl_shaping import KLShaping
@@ -43,16 +42,11 @@ class DialogueTask:
     ``tables`` are random; ``seed`` names them.
     """
 
-    max_turns: int
-    """The agent's turns until the game ends, or is truncated."""
-    truncates: bool
-    """The limit of turns is a time limit: states do not have the turn's number, and the game goes on in V."""
-    beta: float
-    """KL coefficient, reward units per nat, > 0."""
-    gamma: float
-    """Discount per token."""
-    gamma_turn: float
-    """Discount per turn, on top."""
+    max_turns: int  # the agent's turns until the game ends, or is truncated
+    truncates: bool  # the limit of turns is a time limit: states lack the turn's number, and the game goes on in V
+    beta: float  # KL coefficient, reward units per nat, > 0
+    gamma: float  # discount per token
+    gamma_turn: float  # discount per turn, on top
     seed: int = 0
 
     @cached_property
@@ -225,13 +219,10 @@ def exact_dialogue_vec(
 ) -> TokenVectorWrapper:
     """``gym.make_vec("textenvs/ExactDialogue...-v0", num_envs=N)``.
 
-    Args:
-        truncates: whether the limit of turns truncates; set by the id.
-        num_envs: sub-environments.
-        beta: KL coefficient, reward units per nat.
-        gamma, gamma_turn: discounts of the objective, per token and per turn; None: 1, but 0.9 a turn with `truncates`.
-        acting, autoreset_mode, group_size: see `KLShaping` and `DialogueVectorEnv`.
-        **parameters: ``max_turns`` (3) and ``seed`` of the game's tables.
+    The id sets whether the limit of turns ``truncates``. ``beta`` is in reward units per nat; ``gamma`` and
+    ``gamma_turn`` are discounts of the objective, per token and per turn; None: 1, but 0.9 a turn if it truncates.
+    ``parameters`` are ``max_turns`` (3) and ``seed`` of the game's tables; see `KLShaping` and `DialogueVectorEnv` for
+    the rest.
     """
     check_options(parameters, exact_dialogue_vec, DialogueTask)
     discounts = 1.0 if gamma is None else gamma, (0.9 if truncates else 1.0) if gamma_turn is None else gamma_turn
@@ -241,10 +232,6 @@ def exact_dialogue_vec(
     return KLShaping(envs, task, beta, acting=acting)
 
 
-def exact_dialogue(truncates: bool, **options: Any) -> TokenEnv:
-    """``gym.make("textenvs/ExactDialogue...-v0")``: `exact_dialogue_vec` as one scalar environment."""
-    return TokenEnv(exact_dialogue_vec(truncates, 1, autoreset_mode=AutoresetMode.DISABLED, **options))
-
-
-terminating, terminating_vec = partial(exact_dialogue, False), partial(exact_dialogue_vec, False)
-truncating, truncating_vec = partial(exact_dialogue, True), partial(exact_dialogue_vec, True)
+terminating_vec, truncating_vec = partial(exact_dialogue_vec, False), partial(exact_dialogue_vec, True)
+terminating, truncating = partial(scalar, terminating_vec), partial(scalar, truncating_vec)
+"""Entry points of ``gym.make_vec`` and ``gym.make``."""

@@ -33,22 +33,14 @@ Array = NDArray[np.float64]
 class TokenTree:
     """All prefixes (states, S of them) and all completions (Y of them) of a vocabulary and a budget, shortest first."""
 
-    vocab_size: int
-    """V, tokens."""
-    eos_token_id: int
-    """Ends a completion."""
-    max_new_tokens: int
-    """T: a completion of that length ends without eos."""
-    prefixes: Ids
-    """``[S, T]`` tokens, none of them eos, right-padded with PAD."""
-    offsets: Ids
-    """``[T + 1]`` prefixes of t tokens are rows ``offsets[t]`` to ``offsets[t + 1]``."""
-    children: Ids
-    """``[S, V]`` the next prefix after a token; -1 where it ends the completion."""
-    leaves: Ids
-    """``[S, V]`` the completion that a token ends; -1 elsewhere."""
-    completions: Ids
-    """``[Y, T]`` right-padded with PAD; each ends with eos or has T tokens."""
+    vocab_size: int  # V, tokens
+    eos_token_id: int  # ends a completion
+    max_new_tokens: int  # T: a completion of that length ends without eos
+    prefixes: Ids  # [S, T] tokens, none of them eos, right-padded with PAD
+    offsets: Ids  # [T + 1] prefixes of t tokens are rows offsets[t] to offsets[t + 1]
+    children: Ids  # [S, V] the next prefix after a token; -1 where it ends the completion
+    leaves: Ids  # [S, V] the completion that a token ends; -1 elsewhere
+    completions: Ids  # [Y, T] right-padded with PAD; each ends with eos or has T tokens
 
     @classmethod
     def build(cls, vocab_size: int, eos_token_id: int, max_new_tokens: int) -> TokenTree:
@@ -64,9 +56,7 @@ class TokenTree:
             )
         counts = [(vocab_size - 1) ** length for length in range(max_new_tokens)]
         if sum(counts) > 1_000_000:
-            raise ValueError(
-                f"expected at most 1,000,000 prefixes, received {sum(counts)}: lower the vocabulary or budget"
-            )
+            raise ValueError(f"expected at most 1,000,000 prefixes, received {sum(counts)}: lower vocabulary or budget")
         offsets = np.cumsum([0, *counts])
         letters = np.delete(np.arange(vocab_size), eos_token_id)
         prefixes = np.full((offsets[-1], max_new_tokens), PAD, dtype=np.int64)
@@ -110,12 +100,9 @@ class TokenTree:
 class Outcome:
     """Exact results of a policy; reward units and nats per sequence, ``[M]`` each."""
 
-    objective: Array
-    """``score - beta * kl``, which PPO maximizes."""
-    score: Array
-    """E[r]."""
-    kl: Array
-    """KL(pi || pi_ref) of whole completions."""
+    objective: Array  # score - beta * kl, which PPO maximizes
+    score: Array  # E[r]
+    kl: Array  # KL(pi || pi_ref) of whole completions
 
     @property
     def mean_objective(self) -> float:
@@ -127,10 +114,8 @@ class Outcome:
 class Optimum:
     """The optimal policy and its values."""
 
-    logprobs: Array
-    """``[M, S, V]`` nats, the optimal log-probs after each prefix."""
-    soft_values: Array
-    """``[M, S]`` the optimal objective from each prefix on; ``soft_values[:, 0]`` is beta log Z."""
+    logprobs: Array  # [M, S, V] nats, the optimal log-probs after each prefix
+    soft_values: Array  # [M, S] the optimal objective from each prefix on; soft_values[:, 0] is beta log Z
 
 
 def sequence_logprobs(tree: TokenTree, logprobs: Array) -> Array:
@@ -206,11 +191,7 @@ def outcome(tree: TokenTree, logprobs: Array, ref_logprobs: Array, scores: Array
 
 
 def optimality_gap(attained: float, best: float, start: float) -> float:
-    """The remaining share of (best - start): 1 at the start, 0 at the optimum.
-
-    Raises:
-        ValueError: the start is the optimum.
-    """
+    """The remaining share of (best - start): 1 at the start, 0 at the optimum, which must differ."""
     if not best > start:
         raise ValueError(f"expected a start below the optimum {best}, received {start}: there is nothing to learn")
     return (best - attained) / (best - start)
@@ -219,10 +200,7 @@ def optimality_gap(attained: float, best: float, start: float) -> float:
 def tabulate(tree: TokenTree, prompts: Ids, reference: Callable[[Ids, Ids], Numbers]) -> Array:
     """The log-probs ``[M, S, V]`` of a reference as `KLShaping` takes one, a causal LM for instance.
 
-    Args:
-        tree: the enumeration.
-        prompts: ``[M, P]`` right-padded with PAD.
-        reference: ``(prompts [N, P], completions [N, T]) -> [N, T]`` nats; called once, for every prefix and token.
+    It is called once, for every prefix and token; ``prompts [M, P]`` are right-padded with PAD.
     """
     num_prompts, num_states = len(prompts), len(tree.prefixes)
     lengths = (tree.prefixes != PAD).sum(axis=1)

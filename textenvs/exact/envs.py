@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from textenvs.envs.scalar import TokenEnv
 from textenvs.envs.vector import TokenVectorEnv
 from textenvs.envs.wrapper import TokenVectorWrapper
 from textenvs.exact import enumeration as exact
-from textenvs.factories import check_options
+from textenvs.factories import check_options, scalar
 from textenvs.tokens.rows import PAD, Ids, Numbers
 from textenvs.wrappers.interfaces import Acting
 from textenvs.wrappers.kl_shaping import KLShaping
@@ -64,9 +63,7 @@ class ExactTask:
         self.words, self.beta = words, beta
         self.prompts = np.asarray(prompts, dtype=np.int64)
         if self.prompts.ndim != 2 or self.prompts.min() < 0 or len(np.unique(self.prompts, axis=0)) < len(prompts):
-            raise ValueError(
-                f"prompts: expected distinct rows [M, P] of token ids without padding, received {prompts!r}"
-            )
+            raise ValueError(f"prompts: expected distinct rows [M, P] of token ids, no padding, received {prompts!r}")
         self.tree = exact.TokenTree.build(len(words), EOS_TOKEN, max_new_tokens)
         if callable(reference):
             reference = exact.tabulate(self.tree, self.prompts, reference)
@@ -141,11 +138,7 @@ class ExactVectorEnv(TokenVectorEnv):
 def spelling(beta: float = 0.2, reference: TableOrReference | None = None) -> ExactTask:
     """Spell the prompt's word: the share of its letters (and its end) in place, plus 1 / length for the whole word.
 
-    The reference writes random letters.
-
-    Args:
-        beta: KL coefficient, reward units per nat.
-        reference: in place of the task's own.
+    The reference writes random letters; ``beta`` is in reward units per nat.
     """
     targets = {1: [2, 1, 4, 0], 2: [1, 0], 3: [3, 4, 4, 1], 4: [4, 2, 0]}
 
@@ -177,11 +170,7 @@ SENTIMENT_BIGRAMS = np.array(
 def sentiment(beta: float = 0.5, reference: TableOrReference | None = None) -> ExactTask:
     """Praise in four words: +1 for "good", -1 for "bad"; a "very" before it multiplies by 1.5, a "not" by -1.
 
-    The reference is a bigram grammar of five words.
-
-    Args:
-        beta: KL coefficient, reward units per nat.
-        reference: in place of the task's own.
+    The reference is a bigram grammar of five words; ``beta`` is in reward units per nat.
     """
     prompts = np.array([[5], [4], [3]])
     tree = exact.TokenTree.build(len(SENTIMENT_WORDS), EOS_TOKEN, MAX_NEW_TOKENS)
@@ -205,10 +194,7 @@ def sentiment(beta: float = 0.5, reference: TableOrReference | None = None) -> E
 def random(beta: float = 0.5, seed: int = 0, reference: TableOrReference | None = None) -> ExactTask:
     """Random scores of standard deviation 1 and a reference of random logits: nothing generalizes.
 
-    Args:
-        beta: KL coefficient, reward units per nat.
-        seed: of the draw; another seed is another problem.
-        reference: in place of the random one.
+    Another ``seed`` is another problem; ``beta`` is in reward units per nat.
     """
     tree = exact.TokenTree.build(4, EOS_TOKEN, MAX_NEW_TOKENS)
     drawn = np.random.default_rng([seed, 2]).normal(size=(len(tree.completions), 2))
@@ -235,14 +221,8 @@ def exact_vec(
 ) -> TokenVectorWrapper:
     """``gym.make_vec("textenvs/Exact...-v0", num_envs=N)``.
 
-    Args:
-        task: builds the problem; set by the id.
-        num_envs: sub-environments.
-        acting: see `KLShaping`.
-        autoreset_mode: see `TokenVectorEnv`, as for `shuffle` and `group_size`.
-        shuffle: whether the prompts are shuffled each epoch.
-        group_size: how often each prompt is drawn in a row.
-        **parameters: of the task: ``beta``, ``reference``.
+    ``task``, set by the id, builds the problem from ``parameters``: ``beta`` and ``reference``, which takes the place
+    of the task's own. See `KLShaping` for ``acting``, `TokenVectorEnv` for the rest.
     """
     check_options(parameters, exact_vec, task)
     built = task(**parameters)
@@ -250,14 +230,11 @@ def exact_vec(
     return KLShaping(PreferenceReward(envs, built), built, built.beta, acting=acting)
 
 
-def exact_env(task: Callable[..., ExactTask], **options: Any) -> TokenEnv:
-    """``gym.make("textenvs/Exact...-v0")``: `exact_vec` as one scalar environment."""
-    return TokenEnv(exact_vec(task, 1, autoreset_mode=AutoresetMode.DISABLED, **options))
-
-
-exact_spelling, exact_spelling_vec = partial(exact_env, spelling), partial(exact_vec, spelling)
-exact_sentiment, exact_sentiment_vec = partial(exact_env, sentiment), partial(exact_vec, sentiment)
-exact_random, exact_random_vec = partial(exact_env, random), partial(exact_vec, random)
+exact_spelling_vec, exact_sentiment_vec = partial(exact_vec, spelling), partial(exact_vec, sentiment)
+exact_random_vec = partial(exact_vec, random)
+exact_spelling, exact_sentiment = partial(scalar, exact_spelling_vec), partial(scalar, exact_sentiment_vec)
+exact_random = partial(scalar, exact_random_vec)
+"""Entry points of ``gym.make_vec`` and ``gym.make``."""
 
 
 def _random_logprobs(shape: tuple[int, ...], *, seed: int, scale: float) -> exact.Array:

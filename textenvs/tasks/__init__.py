@@ -1,1 +1,1 @@
-"""Tasks that others made, each an optional extra: reasoning-gym's questions, TextArena's games."""
+"""Tasks that others made, each an optional extra: of reasoning-gym, TextArena, TextWorld and OpenEnv's servers."""

@@ -23,12 +23,9 @@ COMBINATIONS = ("mean", "worst", "uncertainty")
 class ScoredRows:
     """Scores of N finished rows, in reward units."""
 
-    scores: Floats
-    """``[N]`` the members' scores combined: the reward."""
-    std: Floats
-    """``[N]`` standard deviation over the members, without their weights; 0 for one member."""
-    members: dict[str, Floats]
-    """``[N]`` by member name; NaN where a member does not apply."""
+    scores: Floats  # [N] the members' scores combined: the reward
+    std: Floats  # [N] standard deviation over the members, without their weights; 0 for one member
+    members: dict[str, Floats]  # [N] by member name; NaN where a member does not apply
 
 
 class PreferenceReward(TokenVectorWrapper):

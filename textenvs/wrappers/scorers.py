@@ -38,13 +38,10 @@ class RewardError(ValueError, RuntimeError):
 class _Member:
     """One scorer and how it is called."""
 
-    place: str
-    """Its name in messages: place in the list and name."""
+    place: str  # its name in messages: place in the list and name
     scorer: Any
-    listed: int
-    """Index in the caller's list of the scorer itself, or of its ensemble."""
-    reads_tokens: bool
-    """Token ids (True) or text (False)."""
+    listed: int  # index in the caller's list of the scorer itself, or of its ensemble
+    reads_tokens: bool  # token ids (True) or text (False)
 
 
 @dataclass(frozen=True)
@@ -54,8 +51,7 @@ class _Texts:
     prompts: Ids
     completions: Ids
     given: Mapping[str, list[Any]]
-    rows: list[str]
-    """Names of their rows, for messages."""
+    rows: list[str]  # names of their rows, for messages
 
     def __getitem__(self, part: slice) -> _Texts:
         given = {name: values[part] for name, values in self.given.items()}
@@ -144,20 +140,17 @@ class Scorers:
         return np.stack(scores)
 
     def _member(self, place: str, scorer: Any, listed: int) -> _Member:
-        return _Member(place, scorer, listed, self._wants_tokens(place, scorer))
-
-    def _wants_tokens(self, place: str, scorer: Any) -> bool:
-        """Whether `scorer` gets token ids (True) or text (False); raise ValueError if it can get neither."""
+        """The scorer with token ids, else text, as what it gets; raise ValueError if it can get neither."""
         own, theirs = self._tokenizer, getattr(scorer, "tokenizer", None)
         if hasattr(scorer, "score_tokens") and (theirs is None or (own is not None and same_tokenizer(theirs, own))):
-            return True
+            return _Member(place, scorer, listed, reads_tokens=True)
         if not callable(scorer):
             what = "its tokenizer is not the environment's, and it" if hasattr(scorer, "score_tokens") else "it"
             raise ValueError(f"{place}: {what} cannot be called on text; received {scorer!r:.200}")
         if own is None:
             raise ValueError(f"{place}: expected a tokenizer in the environment for a scorer of text, received none")
         arguments_of(scorer, {name: [] for name in (*GIVEN, *self._columns)}, place)
-        return False
+        return _Member(place, scorer, listed, reads_tokens=False)
 
 
 def _begin(member: _Member, texts: _Texts) -> Future[Any]:
@@ -228,9 +221,7 @@ def _as_scores(values: Any, place: str, rows: Sequence[str]) -> Floats:
                 raise RewardError(f"{place}: expected a number or None, received the text {value!r:.80} at {row}")
         if len(values) < len(rows):
             none = rows[len(values)]
-            raise RewardError(
-                f"{place}: expected {len(rows)} numbers, one a text, received {len(values)}: none at {none}"
-            )
+            raise RewardError(f"{place}: expected {len(rows)} numbers, received {len(values)}: none at {none}")
         if len(values) == len(rows):
             skipped = np.array([value is None for value in values])
             values = [0.0 if value is None else value for value in values] if skipped.any() else values

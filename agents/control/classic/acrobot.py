@@ -23,7 +23,7 @@ class AcrobotVectorEnv(ClassicVectorEnv):
     | Action      | Discrete(3): torque -1, 0 or +1 N m on the joint between the links |
     | Reward      | -1 each step, 0 on the step that reaches the bar |
     | Termination | the free end is above the bar: -cos(a) - cos(a + b) > 1 |
-    | Truncation  | after ``max_episode_steps`` (500) |
+    | Truncation  | after ``max_episode_steps`` (the id's: 500) |
 
     The equations are the book's (Sutton & Barto 2018, section 11.3 of the first edition), integrated by one
     Runge-Kutta step of fourth order over 0.2 s, as in the original.
@@ -32,8 +32,8 @@ class AcrobotVectorEnv(ClassicVectorEnv):
     state_size, start = 4, (-0.1, 0.1)
     spaces = Box(-HIGH, HIGH, dtype=np.float32), Discrete(3)
 
-    def __init__(self, num_envs: int = 1, *, max_episode_steps: int | None = 500, **shared: Any) -> None:
-        super().__init__(num_envs, max_episode_steps=max_episode_steps, **shared)
+    def __init__(self, num_envs: int, **shared: Any) -> None:
+        super().__init__(num_envs, **shared)
         self._two = np.full((2, num_envs), 2.0)
 
     def _draw(self, generator: np.random.Generator, options: dict[str, Any] | None) -> np.ndarray:

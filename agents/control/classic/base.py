@@ -21,6 +21,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.classic_control.utils import maybe_parse_reset_bounds
 from gymnasium.error import ResetNeeded
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -68,9 +69,7 @@ class ClassicVectorEnv(VectorEnv):
         if num_envs < 1:
             raise ValueError(f"expected num_envs of at least 1, received {num_envs}")
         if max_episode_steps is not None and max_episode_steps < 1:
-            raise ValueError(
-                f"max_episode_steps must be at least 1, or None for no limit; received {max_episode_steps}"
-            )
+            raise ValueError(f"max_episode_steps must be at least 1, or None (no limit); received {max_episode_steps}")
         self.num_envs = num_envs
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
@@ -89,7 +88,7 @@ class ClassicVectorEnv(VectorEnv):
 
     def _draw(self, generator: np.random.Generator, options: dict[str, Any] | None) -> np.ndarray:
         """A starting state ``[state_size]``, drawn as the scalar original draws it."""
-        return generator.uniform(*start_bounds(options, *self.start), size=self.state_size)
+        return generator.uniform(*maybe_parse_reset_bounds(options, *self.start), size=self.state_size)
 
     @abstractmethod
     def _advance(self, state: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -212,9 +211,7 @@ class ClassicVectorEnv(VectorEnv):
         if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
             raise TypeError(f"options['reset_mask'] must be a boolean numpy array, received {mask!r}")
         if mask.shape != (self.num_envs,) or not mask.any():
-            raise ValueError(
-                f"options['reset_mask'] must have shape ({self.num_envs},) and a True in it, received {mask!r}"
-            )
+            raise ValueError(f"options['reset_mask']: expected shape ({self.num_envs},) with a True, received {mask!r}")
         return mask.nonzero()[0], {key: value for key, value in options.items() if key != "reset_mask"} or None
 
     def _restart(self, rows: np.ndarray, options: dict[str, Any] | None = None) -> None:
@@ -231,19 +228,3 @@ class ClassicVectorEnv(VectorEnv):
             final[row] = self._observations[row].copy()
         masks = {name: self._ended.copy() for name in ("_final_obs", "_final_info")}
         return {"final_obs": final, "final_info": {}, **masks}
-
-
-def start_bounds(options: dict[str, Any] | None, low: float, high: float) -> tuple[float, float]:
-    """The bounds ``low`` and ``high`` of a start, read from reset options as Gymnasium reads them.
-
-    Raises:
-        ValueError: if a bound is no number, or low exceeds high.
-    """
-    options = options or {}
-    try:
-        low, high = float(options.get("low", low)), float(options.get("high", high))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"options 'low' and 'high' must be numbers, received {options}") from error
-    if low > high:
-        raise ValueError(f"option 'low' ({low}) must not exceed option 'high' ({high})")
-    return low, high

@@ -34,21 +34,14 @@ class CartPoleVectorEnv(ClassicVectorEnv):
     | Action      | Discrete(2): push left, push right, with 10 N |
     | Reward      | 1 each step; with ``sutton_barto_reward`` 0, and -1 when the pole has fallen |
     | Termination | position beyond 2.4 m or angle beyond 12 degrees |
-    | Truncation  | after ``max_episode_steps`` (500) |
+    | Truncation  | after ``max_episode_steps`` (the id's: 500) |
     """
 
     state_size, start = 4, (-0.05, 0.05)
     spaces = Box(-HIGH, HIGH, dtype=np.float32), Discrete(2)
 
-    def __init__(
-        self,
-        num_envs: int = 1,
-        *,
-        max_episode_steps: int | None = 500,
-        sutton_barto_reward: bool = False,
-        **shared: Any,
-    ) -> None:
-        super().__init__(num_envs, max_episode_steps=max_episode_steps, **shared)
+    def __init__(self, num_envs: int, *, sutton_barto_reward: bool = False, **shared: Any) -> None:
+        super().__init__(num_envs, **shared)
         self._sutton_barto_reward = sutton_barto_reward
 
     def _advance(self, state: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

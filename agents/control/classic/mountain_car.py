@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from gymnasium.envs.classic_control.utils import maybe_parse_reset_bounds
 from gymnasium.spaces import Box, Discrete
 
-from agents.control.classic.base import ClassicVectorEnv, start_bounds
+from agents.control.classic.base import ClassicVectorEnv
 
 MIN_POSITION, MAX_POSITION, MAX_SPEED = -1.2, 0.6, 0.07
 GRAVITY = 0.0025
@@ -25,7 +26,7 @@ class _MountainCar(ClassicVectorEnv):
         self._goal_velocity = goal_velocity
 
     def _draw(self, generator: np.random.Generator, options: dict[str, Any] | None) -> np.ndarray:
-        return np.array([generator.uniform(*start_bounds(options, *self.start)), 0.0])
+        return np.array([generator.uniform(*maybe_parse_reset_bounds(options, *self.start)), 0.0])
 
 
 class MountainCarVectorEnv(_MountainCar):
@@ -35,13 +36,10 @@ class MountainCarVectorEnv(_MountainCar):
     | Action      | Discrete(3): push left, do nothing, push right |
     | Reward      | -1 each step |
     | Termination | position >= 0.5 with velocity >= ``goal_velocity`` |
-    | Truncation  | after ``max_episode_steps`` (200) |
+    | Truncation  | after ``max_episode_steps`` (the id's: 200) |
     """
 
     spaces = OBSERVATIONS, Discrete(3)
-
-    def __init__(self, num_envs: int = 1, *, max_episode_steps: int | None = 200, **settings: Any) -> None:
-        super().__init__(num_envs, max_episode_steps=max_episode_steps, **settings)
 
     def _advance(self, state: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         change = (actions - 1.0) * 0.001 + np.cos(3 * state[0]) * -GRAVITY
@@ -57,16 +55,13 @@ class MountainCarContinuousVectorEnv(_MountainCar):
     | Action      | Box(-1, 1, (1,), float32): the force, clipped to the bounds |
     | Reward      | -0.1 a², of the action as it came, plus 100 on reaching the goal |
     | Termination | position >= 0.45 with velocity >= ``goal_velocity`` |
-    | Truncation  | after ``max_episode_steps`` (999) |
+    | Truncation  | after ``max_episode_steps`` (the id's: 999) |
 
     The original draws a start in float64 and computes in float32 from the first step's result on; so does this.
     """
 
     spaces = OBSERVATIONS, Box(-1.0, 1.0, shape=(1,), dtype=np.float32)
     power = 0.0015
-
-    def __init__(self, num_envs: int = 1, *, max_episode_steps: int | None = 999, **settings: Any) -> None:
-        super().__init__(num_envs, max_episode_steps=max_episode_steps, **settings)
 
     def _advance(self, state: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         throttle = actions[:, 0].astype(np.float32)

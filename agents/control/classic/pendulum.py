@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from gymnasium.envs.classic_control.utils import verify_number_and_cast
 from gymnasium.spaces import Box
 
 from agents.control.classic.base import ClassicVectorEnv
@@ -23,24 +24,19 @@ class PendulumVectorEnv(ClassicVectorEnv):
     | Action      | Box(-2, 2, (1,), float32): torque (N m), clipped to the bounds |
     | Reward      | -(angle² + 0.1 velocity² + 0.001 torque²), the angle in [-pi, pi] from upright |
     | Termination | never |
-    | Truncation  | after ``max_episode_steps`` (200) |
+    | Truncation  | after ``max_episode_steps`` (the id's: 200) |
     """
 
     state_size = 2
     spaces = Box(-HIGH, HIGH, dtype=np.float32), Box(-MAX_TORQUE, MAX_TORQUE, shape=(1,), dtype=np.float32)
 
-    def __init__(
-        self, num_envs: int = 1, *, max_episode_steps: int | None = 200, g: float = 10.0, **shared: Any
-    ) -> None:
-        super().__init__(num_envs, max_episode_steps=max_episode_steps, **shared)
+    def __init__(self, num_envs: int, *, g: float = 10.0, **shared: Any) -> None:
+        super().__init__(num_envs, **shared)
         self._pull = 3 * g / 2.0  # rad/s²: 3 g / (2 l) of a rod of 1 m and 1 kg
         self._two = np.full(num_envs, 2.0)
 
     def _draw(self, generator: np.random.Generator, options: dict[str, Any] | None) -> np.ndarray:
-        try:
-            highs = [float((options or {}).get(key, default)) for key, default in START.items()]
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"options 'x_init' and 'y_init' must be numbers, received {options}") from error
+        highs = [verify_number_and_cast((options or {}).get(key, default)) for key, default in START.items()]
         return np.array([generator.uniform(-high, high) for high in highs])
 
     def _observe(self, state: np.ndarray) -> np.ndarray:

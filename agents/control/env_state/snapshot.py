@@ -74,9 +74,6 @@ class Recorder(gym.Wrapper):
     Replaying them restores a deterministic environment bit for bit; the last observation and the sum of rewards are
     compared, so that training never continues in a wrong state. An environment whose state is plain data
     (``plain_state.hidden_in`` is empty after the first reset) is not recorded.
-
-    Args:
-        env: any scalar environment.
     """
 
     def __init__(self, env: gym.Env) -> None:

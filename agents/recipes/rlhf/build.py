@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from agents.evaluation.assessor import Assessor
+from agents.algorithms.token_environments import TokenVectorLike
+from agents.evaluation.assessor import Assessor, EpisodeAssessor
 from agents.evaluation.metrics import PassingRule, TextJudge
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.generation import generate
-from agents.lm.loading import DTYPES, autocast_of
-from agents.lm.lora import POLICY, AdaptedTrunk, LoraOptions
+from agents.lm.lora import LoraOptions
 from agents.lm.policy_reference import PolicyReference
-from agents.lm.sampling import TokenSampling
 from agents.lm.sharding import mesh_of, shard, with_whole_weights
 from agents.recipes.rlhf.config import TrainTextConfig
+from agents.recipes.rlhf.episodes import build_episodes
+from agents.recipes.rlhf.models import StartModels, build_policy, build_start, model_path
 from agents.recipes.rlhf.prompts import prompt_reader, prompt_sets
 from agents.recipes.rlhf.rewards import build_scorers, is_checked, passing_rule, start_critic_as_reward
 from agents.recipes.rlhf.task import TextTask
 from agents.runs.distributed import ALONE, Processes
-from agents.runs.flags import template_variables
+from agents.runs.flags import json_object
 from agents.text.collector import TextCollector
-from textenvs import assets
 from textenvs.envs.vector import TokenVectorEnv
-from textenvs.lm.loading import load_causal_lm
-from textenvs.tokens.end_of_text import end_of_text
 from textenvs.tokens.row_files import column_names, statement
 from textenvs.tokens.tokenizers import load_tokenizer
 from textenvs.wrappers.chat_prompts import ChatTemplate
@@ -33,91 +33,7 @@ from textenvs.wrappers.kl_shaping import KLShaping
 from textenvs.wrappers.preference import PreferenceReward
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class StartModels:
-    """The model that training starts from, frozen, and its tokenizer."""
-
-    path: str
-    """Its directory or name."""
-    start: CausalLMPolicy
-    """With the sampling rules of the task."""
-    plain: CausalLMPolicy
-    """At temperature 1; the KL is measured against it."""
-    adapters: AdaptedTrunk | None
-    """The trunk that start, policy and rewards share, or None."""
-    tokenizer: PreTrainedTokenizerBase
-
-
-def model_path(task: TextTask) -> str:
-    """Where the language model is loaded from: the task's, or the shipped one."""
-    return str(assets.language_model_dir()) if task.model is None else task.model
-
-
-def build_start(
-    task: TextTask,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    lora: LoraOptions | None = None,
-    value_adapter: bool = False,
-    compile: bool = False,
-    device: str | None = None,
-) -> StartModels:
-    """The task's starting model, laid out as ``task.memory`` says; it ends texts where ``tokenizer`` does.
-
-    Args:
-        task: whose settings count.
-        tokenizer: the model's.
-        lora: shape of the adapters that a learner will train (memory adapters).
-        value_adapter: whether it will have one for the value.
-        compile: run the passes through torch.compile.
-        device: of the weights; None: the task's.
-
-    Raises:
-        ValueError: if no model or adapter can be loaded.
-    """
-    path, trunk, device = model_path(task), None, device or task.device
-    if task.memory == "adapters":
-        # A frozen weight is only ever read, and autocast would round it at each reading.
-        model = load_causal_lm(path, dtype=DTYPES[task.dtype]).to(device)
-        trunk = AdaptedTrunk(model, lora, value=value_adapter, start=task.adapter)
-    else:
-        model = load_causal_lm(path).to(device)
-        model.requires_grad_(False)
-
-    def frozen(sampling: TokenSampling) -> CausalLMPolicy:
-        return CausalLMPolicy(
-            model,
-            eos_token_id=end_of_text(model, tokenizer),
-            critic="none",
-            sampling=sampling,
-            adapters=trunk,
-            role=POLICY if trunk is None else trunk.reference,
-            autocast=autocast_of(task.dtype),
-            compile=compile,
-        )
-
-    start = frozen(TokenSampling(temperature=task.temperature))
-    plain = start if task.temperature == 1.0 else frozen(TokenSampling())
-    return StartModels(path=path, start=start, plain=plain, adapters=trunk, tokenizer=tokenizer)
-
-
-def build_policy(config: TrainTextConfig, models: StartModels) -> CausalLMPolicy:
-    """The policy that learns: new adapters over the shared trunk, or another copy of the starting model."""
-    trunk = models.adapters
-    return CausalLMPolicy(
-        load_causal_lm(models.path).to(models.start.device) if trunk is None else trunk.model,
-        eos_token_id=models.start.eos_token_id,
-        critic=config.critic(config.memory),
-        sampling=models.start.sampling,
-        adapters=trunk,
-        role=POLICY,
-        autocast=autocast_of(config.dtype),
-        recompute=config.gradient_checkpointing,
-        compile=config.compile,
-    )
+    pass
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -125,8 +41,8 @@ class Task:
     """A task without a learner: the starting model in its roles, and what it acts in."""
 
     models: StartModels
-    env: TokenVectorEnv
-    """Over the training prompts."""
+    envs: TokenVectorLike
+    """What training acts in: over its prompts, with their rewards."""
     scorers: list[Scorer]
     """As the configuration lists them."""
     assessor: Assessor
@@ -173,11 +89,16 @@ def build_task(
     Raises:
         ValueError, OSError: with a message that names the input.
     """
-    tokenizer = load_tokenizer(model_path(config), template_variables(config.template_kwargs), began)
+    tokenizer = load_tokenizer(model_path(config), json_object(config.template_kwargs), began)
+    start = partial(
+        build_start, config, tokenizer, lora=lora, value_adapter=value_adapter, compile=compile, device=device
+    )
+    if isinstance(config, TrainTextConfig) and config.plays:
+        return _episodes(config, start(), num_envs, group_size, max_concurrent_rows, passing)
     reader = prompt_reader(config, tokenizer)
     train_prompts, eval_rows = prompt_sets(config, reader)
     chat = reader if isinstance(reader, ChatTemplate) and reader.has_chats else None
-    models = build_start(config, tokenizer, lora=lora, value_adapter=value_adapter, compile=compile, device=device)
+    models = start()
     env = TokenVectorEnv(
         num_envs,
         prompts=train_prompts,
@@ -188,14 +109,7 @@ def build_task(
         group_size=group_size,
     )
     scorers, names = build_scorers(config, models.adapters)
-    reward = PreferenceReward(
-        env,
-        scorers if chat is None else [chat.scorer(scorer) for scorer in scorers],
-        combine=config.reward_combine,
-        weights=config.reward_weights or None,
-        uncertainty_coef=config.reward_uncertainty_coef,
-        names=names,
-    )
+    reward = _reward(config, names)(env, scorers if chat is None else [chat.scorer(scorer) for scorer in scorers])
     assessor = Assessor(
         tokenizer=tokenizer,
         reward=reward,
@@ -207,9 +121,48 @@ def build_task(
         judge=_judge() if config.judge and judge and not is_checked(config) else None,
         passing=passing,
     )
-    what = f"{env.prompts.kind} of {column_names(env.prompts.kind)}"
-    about = statement(what if config.rows else "openings of movie reviews", len(env.prompts), len(eval_rows))
-    return Task(models=models, env=env, scorers=scorers, assessor=assessor, about=about)
+    kind = env.prompts.kind
+    about = statement(
+        f"{kind} of {column_names(kind)}" if config.rows else "openings of movie reviews",
+        len(env.prompts),
+        len(eval_rows),
+    )
+    return Task(models=models, envs=reward, scorers=scorers, assessor=assessor, about=about)
+
+
+def _reward(config: TextTask, names: list[str]) -> Callable[..., PreferenceReward]:
+    """What pays scorers of these ``names`` in an environment."""
+    return partial(
+        PreferenceReward, combine=config.reward_combine, weights=config.reward_weights or None,
+        uncertainty_coef=config.reward_uncertainty_coef, names=names,
+    )  # fmt: skip
+
+
+def _episodes(
+    config: TrainTextConfig,
+    models: StartModels,
+    num_envs: int,
+    group_size: int,
+    max_concurrent_rows: int | None,
+    passing: PassingRule | None,
+) -> Task:
+    """The task of a run whose episodes are an environment's."""
+    scorers, names = build_scorers(config, models.adapters) if config.reward else ([], [])
+    start, tokenizer, count = models.start, models.tokenizer, config.num_eval_rows
+    tokens: dict[str, Any] = dict(tokenizer=tokenizer, vocab_size=start.vocab_size, eos_token_id=start.eos_token_id)
+    build = partial(build_episodes, config, scorers=scorers, reward=_reward(config, names), **tokens)
+    assessor = EpisodeAssessor(
+        tokenizer=tokenizer,
+        reference=PolicyReference(models.plain, tokenizer),
+        prompts=[""] * count,
+        max_new_tokens=config.max_new_tokens,
+        max_concurrent_rows=max_concurrent_rows,
+        passing=passing,
+        envs=build(num_envs=count, group_size=1, held_out=True),
+    )
+    about = f"episodes of {config.env or config.tools}; {count} others to evaluate on"
+    envs = build(num_envs=num_envs, group_size=group_size)
+    return Task(models=models, envs=envs, scorers=scorers, assessor=assessor, about=about)
 
 
 def _task_and_policy(
@@ -230,7 +183,8 @@ def _task_and_policy(
     )
     policy = build_policy(config, task.models)
     if config.critic_start == "reward-model":
-        start_critic_as_reward(policy, task.models.tokenizer, task.scorers[0], task.env.prompts.row(0).tolist())
+        base: Any = task.envs.unwrapped
+        start_critic_as_reward(policy, task.models.tokenizer, task.scorers[0], base.prompts.row(0).tolist())
     return task, policy
 
 
@@ -254,8 +208,9 @@ def build_parts(config: TrainTextConfig, processes: Processes = ALONE, began: st
             shard([policy, task.models.start], processes, mesh, offload=config.offload)
     assessor = task.assessor
     charge = config.kl_in != "loss"
+    assert assessor.reference is not None
     collector = TextCollector(
-        KLShaping(assessor.reward, assessor.reference, config.beta, charge=charge),
+        KLShaping(task.envs, assessor.reference, config.beta, charge=charge),
         seed=config.seed,
         missing_eos_penalty=config.missing_eos_penalty,
         overlong_penalty=config.overlong_penalty,

@@ -4,6 +4,7 @@
     textenvs train-text --run-dir runs/grpo --algorithm grpo
     textenvs train-text --run-dir runs/mine --model DIR --reward DIR --rows openings.txt
     textenvs train-text --run-dir runs/right --algorithm grpo --model DIR --rows train.jsonl --reward my_module:right
+    textenvs train-text --run-dir runs/game --model DIR --env my_module:MyGame --turns 8 --turn-tokens 16 --credit turn
     textenvs train-text --run-dir runs/none --model DIR --memory adapters --plan
     accelerate launch --num_processes 4 -m scripts.train_text --run-dir runs/four --device cuda
 
@@ -25,7 +26,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from agents.functional.schedules import Schedule
 from agents.ranges import check_values
-from agents.recipes.rlhf.task import Memory, TextTask, changed
+from agents.recipes.rlhf.task import EpisodeSettings, Memory, TextTask, changed
 from agents.runs.cli import enter, peek
 from agents.runs.flags import RunFlags
 from agents.text.config import PAPERS, Algorithm, Paper, TextAgentConfig, paper_settings
@@ -192,7 +193,9 @@ class LayoutSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainTextConfig(RunSettings, TextTask, KLSettings, ScoreSettings, LayoutSettings, TextAgentConfig):
+class TrainTextConfig(
+    RunSettings, TextTask, EpisodeSettings, KLSettings, ScoreSettings, LayoutSettings, TextAgentConfig
+):
     """Tune a language model by reinforcement learning; ``preset`` fills in what the algorithm starts from."""
 
     algorithm: Annotated[Algorithm, _NAMES] = "ppo"
@@ -209,8 +212,8 @@ class TrainTextConfig(RunSettings, TextTask, KLSettings, ScoreSettings, LayoutSe
         return cls(**preset_settings(algorithm, {"learning_rate": None, **changed}))
 
     def __post_init__(self) -> None:
-        for part in (RunSettings, TextTask, KLSettings, ScoreSettings, LayoutSettings, TextAgentConfig):
-            part.__post_init__(self)
+        for part in TrainTextConfig.__bases__:
+            part.__post_init__(self)  # type: ignore[attr-defined]
         check_values(self, {"> 0": "learning_rate"})
         if self.batch_size % self.group_size:
             raise ValueError(f"batch_size {self.batch_size} is no multiple of group_size {self.group_size}")

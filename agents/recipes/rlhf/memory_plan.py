@@ -8,12 +8,12 @@ from typing import get_args
 from agents.lm.loading import DTYPES, weightless
 from agents.lm.lora import LoraOptions
 from agents.lm.memory import Layout, Workload, num_bytes, plan
-from agents.recipes.rlhf.build import model_path
 from agents.recipes.rlhf.config import TrainTextConfig
+from agents.recipes.rlhf.models import model_path
 from agents.recipes.rlhf.prompts import prompt_reader, prompt_sets
 from agents.recipes.rlhf.rewards import reward_sources, stands_on
 from agents.recipes.rlhf.task import Memory
-from agents.runs.flags import template_variables
+from agents.runs.flags import json_object
 from reward_models.ensemble import is_ensemble, member_folders
 from reward_models.files import base_of
 from reward_models.lora import ADAPTER
@@ -63,7 +63,7 @@ def as_text(table: dict[str, dict[str, int]], chosen: str) -> str:
 
 
 def _longest_prompt(config: TrainTextConfig, path: str) -> int:
-    tokenizer = load_tokenizer(path, template_variables(config.template_kwargs))
+    tokenizer = load_tokenizer(path, json_object(config.template_kwargs))
     prompts, _ = prompt_sets(config, prompt_reader(config, tokenizer))
     return int(load_prompts(prompts, tokenizer, vocab_size=len(tokenizer)).lengths.max())
 

@@ -56,7 +56,7 @@ def passing_rule(config: TrainTextConfig) -> PassingRule | None:
     Raises:
         ValueError: if it is None, and settings of it were given.
     """
-    if is_checked(config):
+    if config.plays or is_checked(config):
         return PassingRule(least=config.pass_score, samples=config.eval_samples)
     if unread := changed(config, "eval_samples", "pass_score"):
         raise ValueError(f"{', '.join(unread)}: expected --rows, and a function or ready reward as the first --reward")
@@ -98,15 +98,23 @@ def _is_folder(given: str) -> bool:
 
 
 def _function(given: str) -> Scorer:
-    module, colon, name = given.partition(":")
-    try:
-        if is_ready(given) or not colon:
-            return by_name(given)
-        scorer: Scorer = getattr(importlib.import_module(module), name)
+    if ":" in given and not is_ready(given):
+        scorer: Scorer = named("--reward", given)
         return scorer
-    except (ImportError, AttributeError, ValueError) as fault:
-        nothing = "" if colon or is_ready(given) else "no such folder, and "
+    try:
+        return by_name(given)
+    except ValueError as fault:
+        nothing = "" if is_ready(given) else "no such folder, and "
         raise ValueError(f"--reward {given}: {nothing}{fault}") from fault
+
+
+def named(flag: str, given: str) -> Any:
+    """What ``module:name``, ``given`` with ``flag``, names; raise ValueError if there is none."""
+    module, _, name = given.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as fault:
+        raise ValueError(f"{flag} {given}: {fault}") from fault
 
 
 def load_reward_model(folder: str, trunk: AdaptedTrunk | None, *, device: str) -> Scorer:

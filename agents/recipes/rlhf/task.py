@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from agents.config import PlacementConfig
 from agents.ranges import check_values
-from agents.runs.flags import template_variables
+from agents.runs.flags import json_object
 
 Memory = Literal["full", "shared", "adapters"]
 
@@ -66,9 +66,53 @@ class PromptSettings:
         check_values(self, {">= 1": "num_eval_rows max_prompt_tokens max_new_tokens", "in [0.01, 100]": "temperature"})
         if self.eval_rows is not None and self.rows is None:
             raise ValueError("eval_rows needs rows: both are files of your own, or neither")
-        template_variables(self.template_kwargs)
+        json_object(self.template_kwargs)
         if self.too_long != "refuse" and self.max_prompt_tokens is None:
             raise ValueError(f"too_long {self.too_long} needs max_prompt_tokens, the longest prompt that is kept whole")
+
+
+OF_PROMPTS = ("chat_template", "max_prompt_tokens", "too_long", "judge", "plan", "critic_start")
+"""Settings of texts after prompts, which episodes of an environment have no use for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeSettings:
+    """Dialogues: an environment that answers the model's turns."""
+
+    env: str | None = None
+    """`module:Class` of an environment over strings, or a function that makes one, or a registered id, such as
+    textenvs/ReasoningGym-v0. None: texts after prompts, or tools."""
+    tools: str | None = None
+    """Functions that the model may call, `module:function,module:function`. Questions are those of `rows`, and one
+    `reward` pays the answer. None: none."""
+    turns: int | None = None
+    """Most turns of the model in a dialogue. None: the environment's own, mostly 8."""
+    turn_tokens: int | None = None
+    """Most tokens of a turn. None: the environment's own, mostly 32."""
+    max_tokens: int | None = None
+    """Most tokens of a dialogue, what the environment writes included. None: the environment's own, mostly 512."""
+    env_options: str | None = None
+    """More arguments of the environment, its own or those of textenvs/Dialogue-v0: a JSON object such as
+    '{"most": 8, "threads": 4}'."""
+    eval_env_options: str | None = None
+    """Those that are others in evaluation, such as '{"held_out": 100}'. None: only seeds differ from training's."""
+
+    def __post_init__(self) -> None:
+        check_values(self, {">= 1": "turns turn_tokens", ">= 2": "max_tokens"})
+        own = [field.name for field in fields(EpisodeSettings)]
+        for name in own[-2:]:
+            json_object(getattr(self, name), name)
+        if self.plays:
+            unread = changed(self, *OF_PROMPTS)
+            if unread:
+                raise ValueError(f"{', '.join(unread)}: of texts after prompts; leave it out with env or tools")
+        elif unread := changed(self, *own):
+            raise ValueError(f"{', '.join(unread)}: expected env or tools, received neither")
+
+    @property
+    def plays(self) -> bool:
+        """Whether episodes are an environment's, not texts after prompts."""
+        return self.env is not None or self.tools is not None
 
 
 @dataclass(frozen=True, kw_only=True)

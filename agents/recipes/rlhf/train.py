@@ -18,9 +18,10 @@ from agents.evaluation.token_table import token_tables
 from agents.lm.loading import weightless
 from agents.lm.memory import PeakMemory, held_bytes
 from agents.lm.saving import save_adapter, save_model
-from agents.recipes.rlhf.build import TextParts, build_parts, model_path
+from agents.recipes.rlhf.build import TextParts, build_parts
 from agents.recipes.rlhf.config import TrainTextConfig
 from agents.recipes.rlhf.memory_plan import as_text, planned_bytes
+from agents.recipes.rlhf.models import model_path
 from agents.runs.devices import check_device
 from agents.runs.distributed import Processes
 from agents.runs.lifecycle import TrainingRun, longer, stop_on_signal, training_run
@@ -28,6 +29,7 @@ from agents.runs.plots import TEXT_CURVES
 from agents.runs.progress import headline
 from agents.runs.run_dir import read_json
 from agents.text.agent import TextAgent
+from textenvs.dialogues.sub_environments import DialogueError
 from textenvs.wrappers.scorers import RewardError
 
 STATE = "state.json"
@@ -193,7 +195,7 @@ def _train(
         try:
             evaluate()
             _learn(agent, config, after_update)
-        except RewardError:
+        except (RewardError, DialogueError):
             keep()
             print(f"{run.path} holds what was trained so far; --resume continues it", file=sys.stderr)
             raise

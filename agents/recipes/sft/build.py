@@ -14,7 +14,7 @@ from agents.recipes.sft.config import TrainLanguageModelConfig
 from agents.recipes.sft.data import Examples, read_examples
 from agents.recipes.sft.from_scratch import new_model, train_tokenizer
 from agents.recipes.sft.rows import RowEncoder, TokenRow, check_vocabulary, limit_rows, split_rows
-from agents.runs.flags import template_variables
+from agents.runs.flags import json_object
 from textenvs.lm.loading import load_causal_lm
 from textenvs.tokens.end_of_text import find_end_tokens
 from textenvs.tokens.end_tokens import end_tokens
@@ -51,7 +51,7 @@ def build_policy(
         torch.manual_seed(config.seed)
         model: Any = new_model(config, tokenizer).eval()
     else:
-        tokenizer = load_tokenizer(config.model, template_variables(config.template_kwargs), began)
+        tokenizer = load_tokenizer(config.model, json_object(config.template_kwargs), began)
         # A frozen weight is only ever read, and autocast would round it at each reading.
         dtype = torch.float32 if config.lora_rank is None else DTYPES[config.dtype]
         model = load_causal_lm(config.model, dtype=dtype)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from agents.ranges import check_values
 from agents.runs.cli import command
-from agents.runs.flags import RunFlags, template_variables
+from agents.runs.flags import RunFlags, json_object
 
 if TYPE_CHECKING:
     from reward_models.fit_options import FitOptions
@@ -150,7 +150,7 @@ class TrainLanguageModelConfig(RunFlags, _Data, _Optimization):
     def __post_init__(self) -> None:
         check_values(self, _RANGES)
         self._refuse_what_does_not_apply()
-        template_variables(self.template_kwargs)
+        json_object(self.template_kwargs)
         for one, other in (("epochs", "train_tokens"), ("batch_size", "batch_tokens")):
             if getattr(self, one) is not None and getattr(self, other) is not None:
                 raise ValueError(f"{one} and {other} say the same thing in two ways: pass one of them")

@@ -21,8 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from agents.runs.cli import enter
-from agents.runs.run_dir import SUMMARY, RunDir, write_aside
+from agents.ranges import check_values
+from agents.runs.cli import command
+from agents.runs.run_dir import SUMMARY, RunDir
+from reward_models.aside import write_aside
 from scripts.benchmarks import table
 from scripts.benchmarks.processes import run_once
 from scripts.benchmarks.table import Row, bootstrap_interval, interquartile_mean, row_of
@@ -77,17 +79,11 @@ class Config:
         unknown = sorted(set(self.tasks) - set(TASKS))
         if unknown:
             raise ValueError(f"tasks must be of {sorted(TASKS)}, received {unknown}")
-        for name in ("seeds", "jobs", "timing_seeds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
+        check_values(self, {">= 1": "seeds jobs timing_seeds peer_seeds"})
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Run what is missing, and write table and plots.
-
-    Raises:
-        RuntimeError: if a training fails; the message holds the end of its output.
-    """
+    """Run what is missing, and write table and plots; RuntimeError, with the end of its output, if a training fails."""
     with RunDir(config.run_dir, script="benchmark_control", overwrite=config.overwrite, resume=config.resume) as run:
         run.begin(asdict(config))
         runs = run.path / "runs"
@@ -181,6 +177,4 @@ def _return_row(name: str, found: dict[str, list[float]], **more: Any) -> Row:
     return row_of(name, "IQM", found, center=interquartile_mean, intervals=intervals, **more)
 
 
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code."""
-    return enter(Config, main, description=__doc__, arguments=arguments, show=False)
+command_line = command(Config, main, __doc__, show=False)

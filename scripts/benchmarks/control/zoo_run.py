@@ -10,10 +10,10 @@ Both are evaluated alike, by the same episodes in the same environments, and kee
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +24,7 @@ from agents.control.best import BestKeeper
 from agents.control.environments import make_vector
 from agents.control.evaluation import evaluate
 from agents.recipes.control import EVALUATION_SEED, FINAL_SEED
-from agents.runs.cli import enter
+from agents.runs.cli import command
 from agents.runs.logging import FileSink
 from agents.runs.run_dir import RunDir
 from scripts.benchmarks.control import zoo_settings as zoo
@@ -108,9 +108,13 @@ class Peer:
 
         self.model, self.policy = model, model.policy
         self.envs = model.get_env()
-        self.normalizer = PeerNormalizer(self.envs) if isinstance(self.envs, VecNormalize) else None
         self.collector = self
         self.logger: Any = None
+        self.normalizer: Any = None
+        if isinstance(self.envs, VecNormalize):  # its running statistics, to keep beside the best weights
+            kept = vars(self.envs.obs_rms)
+            save, load = (lambda: deepcopy(kept)), (lambda state: kept.update(deepcopy(state)))
+            self.normalizer = SimpleNamespace(state_dict=save, load_state_dict=load)
 
     @property
     def steps(self) -> int:
@@ -140,21 +144,4 @@ class Peer:
         return self.model.predict(seen, deterministic=deterministic)
 
 
-class PeerNormalizer:
-    """SB3's running statistics of observations, to keep beside the best weights."""
-
-    def __init__(self, envs: Any) -> None:
-        self.envs = envs
-
-    def state_dict(self) -> dict[str, Any]:
-        """Mean, variance and count."""
-        return deepcopy(vars(self.envs.obs_rms))
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to them."""
-        vars(self.envs.obs_rms).update(deepcopy(state))
-
-
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code."""
-    return enter(Config, main, description=__doc__, arguments=arguments)
+command_line = command(Config, main, __doc__)

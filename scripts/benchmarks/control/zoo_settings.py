@@ -79,15 +79,10 @@ def theirs(env_id: str, preset: ZooPreset, *, seed: int) -> Any:
 
     same = ("n_steps", "n_epochs", "gamma", "gae_lambda", "ent_coef", "vf_coef", "max_grad_norm")
     return PPO(
-        "MlpPolicy",
-        envs,
-        batch_size=min(preset.batch_size, preset.n_steps * preset.n_envs),
-        learning_rate=scheduled(preset.learning_rate),
-        clip_range=scheduled(preset.clip_range),
+        "MlpPolicy", envs, batch_size=min(preset.batch_size, preset.n_steps * preset.n_envs),
+        learning_rate=scheduled(preset.learning_rate), clip_range=scheduled(preset.clip_range),
         use_sde=preset.sde_sample_freq is not None,
         sde_sample_freq=-1 if preset.sde_sample_freq is None else preset.sde_sample_freq,
-        policy_kwargs={"ortho_init": preset.ortho_init, "log_std_init": preset.log_std},
-        seed=seed,
-        device="cpu",
+        policy_kwargs={"ortho_init": preset.ortho_init, "log_std_init": preset.log_std}, seed=seed, device="cpu",
         **{name: value for name, value in asdict(preset).items() if name in same},
-    )
+    )  # fmt: skip

@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,7 +26,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from agents.config import PPOConfig
 from agents.control import ppo
 from agents.control.presets import PRESETS
-from agents.runs.cli import enter
+from agents.runs.cli import command
 from reward_models import model as reward_model
 from scripts.benchmarks.text.models import BenchSizes, write_models
 from scripts.benchmarks.text.ours import BenchOursConfig, build_agent
@@ -141,6 +141,4 @@ def main(config: AblationConfig) -> dict[str, Any]:
     return found
 
 
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code."""
-    return enter(AblationConfig, main, description=__doc__, arguments=arguments)
+command_line = command(AblationConfig, main, __doc__)

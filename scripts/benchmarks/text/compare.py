@@ -15,13 +15,15 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from agents.runs.cli import enter
-from agents.runs.run_dir import CONFIG, SUMMARY, RunDir, write_aside
+from agents.ranges import check_values
+from agents.runs.cli import command
+from agents.runs.run_dir import SUMMARY, RunDir
+from reward_models.aside import write_aside
 from scripts.benchmarks.table import Row, to_markdown
 from scripts.benchmarks.text.models import BenchSizes
 from scripts.benchmarks.text.rows import ALGORITHMS, POLICIES, gap_row, kl_row, learning_row, memory_row, reviews_row
@@ -58,9 +60,7 @@ class Config:
         unknown = sorted(set(self.selected) - set(MEASUREMENTS))
         if unknown:
             raise ValueError(f"rows are of {', '.join(MEASUREMENTS)}; received {', '.join(unknown)}")
-        for name in ("rounds", "seeds", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, received {getattr(self, name)}")
+        check_values(self, {">= 1": "rounds seeds threads"})
 
     @property
     def selected(self) -> list[str]:
@@ -83,13 +83,11 @@ MEASUREMENTS: dict[str, Callable[[Config, Path], list[Row]]] = {
 def main(config: Config) -> dict[str, Any]:
     """Measure what is missing, and write the table anew after each measurement.
 
-    Raises:
-        RunDirError, ValueError: if the run directory cannot be used, or holds rows of other settings.
-        RuntimeError: if measurements failed; all others are finished by then, and the message says which and why.
+    If one fails, all others are finished before RuntimeError says which and why.
     """
     with RunDir(config.run_dir, script="benchmark_text", overwrite=config.overwrite, resume=config.resume) as run:
         if config.resume:
-            _refuse_other_settings(config, run.path / CONFIG)
+            run.check_same({name: value for name, value in asdict(config).items() if name not in HOW})
         run.begin(asdict(config))
         (run.path / "rows").mkdir(exist_ok=True)
         failed: dict[str, Exception] = {}
@@ -99,7 +97,8 @@ def main(config: Config) -> dict[str, Any]:
             except (RuntimeError, OSError, ValueError, KeyError) as error:  # hours of other rows must not be lost
                 print(f"{name} failed: {error}", file=sys.stderr, flush=True)
                 failed[name] = error
-            rows = finished_rows(run.path)
+            files = [run.path / "rows" / f"{name}.json" for name in MEASUREMENTS]
+            rows = [Row(**row) for file in files if file.exists() for row in json.loads(file.read_text())]
             run.write_json(SUMMARY, {row.name: row.figures() for row in rows})
             write_aside(run.path / "table.md", to_markdown(rows, peer="peer"))
         print(to_markdown(rows, peer="peer"))
@@ -118,22 +117,4 @@ def measure(config: Config, name: str, folder: Path) -> None:
         write_aside(kept, json.dumps(described, indent=2) + "\n")
 
 
-def finished_rows(folder: Path) -> list[Row]:
-    """Those that the benchmark's folder holds, in the table's order."""
-    files = [folder / "rows" / f"{name}.json" for name in MEASUREMENTS]
-    return [Row(**row) for file in files if file.exists() for row in json.loads(file.read_text())]
-
-
-def _refuse_other_settings(config: Config, file: Path) -> None:
-    theirs = json.loads(file.read_text())
-    ours = {name: value for name, value in asdict(config).items() if name not in HOW}
-    other = [
-        f"{name}={theirs.get(name)!r} (now {value!r})" for name, value in ours.items() if theirs.get(name) != value
-    ]
-    if other:
-        raise ValueError(f"the benchmark in {file.parent} has other settings: {', '.join(other)}")
-
-
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code: 0, 2 if something failed, 130 after Ctrl-C."""
-    return enter(Config, main, description=__doc__, arguments=arguments, show=False)
+command_line = command(Config, main, __doc__, show=False)

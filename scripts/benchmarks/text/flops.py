@@ -43,12 +43,8 @@ def forward_flops(model: Transformer, *, tokens: int, pairs: int, predictions: i
 
         2 weights tokens - 16 width^2 (tokens - read) + 4 layers width pairs + 2 width vocabulary predictions
 
-    Args:
-        model: whose pass.
-        tokens: positions that the blocks process.
-        pairs: of positions that attend to one another: a score and a weighted sum each.
-        predictions: positions whose logits are needed.
-        read: positions whose last hidden state is; None: all.
+    ``tokens`` are positions that the blocks process, ``pairs`` of them attend to one another (a score and a weighted
+    sum each); of ``predictions`` the logits are needed, of those ``read`` (None: all) the last hidden state.
     """
     unread = 0 if read is None else tokens - read
     blocks = 2 * model.weights * tokens - 2 * 8 * model.width**2 * unread

@@ -11,7 +11,7 @@ counts as 16.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from agents.runs.cli import enter
 from agents.runs.run_dir import measured
 from agents.text.collector import TextCollector
 from textenvs.dialogues.guess import GuessTheNumber
+from textenvs.lm.packed_forward import pack_rows
 from textenvs.tokens.rows import PAD
 
 MOST, ROW_TOKENS, TURN_TOKENS = 16, 12, 10
@@ -74,8 +75,14 @@ def main(config: GuessConfig) -> dict[str, Any]:
 
 def measure(config: GuessConfig) -> dict[str, Any]:
     """As `main`, without a folder."""
-    tokenizer = words()
-    policy = taught(tokenizer, config.seed, critic="shared" if config.algorithm == "ppo" else "none")
+    tokenizer = words(WORDS)
+    draw = np.random.default_rng(config.seed)
+    policy = taught(
+        games(tokenizer, 512, TAUGHT),
+        lambda rows: torch.from_numpy(draw.integers(len(WORDS) - MOST, len(WORDS), len(rows))),
+        config.seed,
+        critic="shared" if config.algorithm == "ppo" else "none",
+    )
     summary: dict[str, Any] = {"start_guesses": guesses(policy, tokenizer)}
     algorithm: type[TextAlgorithm] | type[PPO] = PPO if config.algorithm == "ppo" else GRPO
     settings = SETTINGS[config.algorithm]
@@ -92,11 +99,11 @@ def measure(config: GuessConfig) -> dict[str, Any]:
     }
 
 
-def words() -> PreTrainedTokenizerFast:
-    """A tokenizer of the game's words; the first ends a turn."""
-    backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token=WORDS[0]))
+def words(known: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer of a game's words; the first ends a turn."""
+    backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(known)}, unk_token=known[0]))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=WORDS[0])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=known[0])
 
 
 def games(tokenizer: PreTrainedTokenizerFast, number: int, turns: int, *, group_size: int = 1) -> Any:
@@ -113,18 +120,25 @@ def games(tokenizer: PreTrainedTokenizerFast, number: int, turns: int, *, group_
     )
 
 
-def taught(tokenizer: PreTrainedTokenizerFast, seed: int, *, critic: str) -> CausalLMPolicy:
-    """A GPT-2 of 2 layers by 64 that has learned from 6,144 games of random play."""
+def taught(
+    envs: Any,
+    choose: Callable[[Tensor], Tensor],
+    seed: int,
+    *,
+    critic: str,
+    positions: int = 192,
+    minibatch_size: int = 128,
+) -> CausalLMPolicy:
+    """A GPT-2 of 2 layers by 64 that has learned from 12 times the games of ``envs``, played by `at_random`."""
     torch.manual_seed(seed)
-    sizes: dict[str, Any] = {"vocab_size": len(WORDS), "n_positions": 192, "n_embd": 64, "n_layer": 2, "n_head": 4}
-    model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+    sizes: dict[str, Any] = {"vocab_size": envs.vocab_size, "n_embd": 64, "n_layer": 2, "n_head": 4}
+    model = GPT2LMHeadModel(GPT2Config(**sizes, n_positions=positions, bos_token_id=0, eos_token_id=0))
     policy = CausalLMPolicy(model, critic=critic)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    write = partial(at_random, np.random.default_rng(seed))
-    collector = TextCollector(games(tokenizer, 512, TAUGHT), seed=seed, generate=write)
+    collector = TextCollector(envs, seed=seed, generate=partial(at_random, choose))
     for _ in range(12):
         rollout, _ = collector.collect(policy)
-        for part in torch.randperm(512).split(128):
+        for part in torch.randperm(envs.num_envs).split(minibatch_size):
             mask = rollout.mask[part]
             found = policy.evaluate(rollout.observations[part], rollout.actions[part], mask)
             optimizer.zero_grad()
@@ -134,15 +148,18 @@ def taught(tokenizer: PreTrainedTokenizerFast, seed: int, *, critic: str) -> Cau
 
 
 def at_random(
-    draw: np.random.Generator, policy: object, prompts: Tensor, *, dialogue: Dialogue, **options: Any
+    choose: Callable[[Tensor], Tensor], policy: object, prompts: Tensor, *, dialogue: Dialogue, **options: Any
 ) -> Generation:
-    """Any number and the end of the turn, again and again; arguments as ``agents.lm.generation.generate``."""
+    """A token that ``choose`` takes for each row ``[K, L]``, and the end of the turn, again and again.
+
+    Arguments as ``agents.lm.generation.generate``.
+    """
     lengths = (prompts != PAD).sum(1)
     rows = Rows(dialogue, lengths, dialogue.max_tokens - 1, max_turn_tokens=2, ends=torch.tensor([0]))
     while not bool(rows.ended.all()):
         running = (~rows.ended).nonzero()[:, 0]
-        numbers = torch.from_numpy(draw.integers(len(WORDS) - MOST, len(WORDS), len(running)))
-        rows.append(running, torch.where(rows.in_turn[running] > 0, 0, numbers))
+        chosen = choose(pack_rows(prompts[running], rows.tokens[running]))
+        rows.append(running, torch.where(rows.in_turn[running] > 0, 0, chosen))
     nothing = torch.zeros(rows.tokens.shape)
     return Generation(rows.tokens, nothing, nothing)
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from agents.runs.run_dir import write_aside
+from reward_models.aside import write_aside
 
-PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
+PAD_ID, EOS_ID = 0, 1
 FIRST_WORD = 3
 """Ids below are special."""
 LM, REWARD_MODEL, PROMPTS = "lm", "reward_model", "prompts.json"
@@ -64,7 +64,8 @@ def write_models(folder: Path, sizes: BenchSizes, *, mean_length: float | None) 
 
     from reward_models import RewardModel
 
-    tokenizer = word_tokenizer(sizes.vocabulary)
+    special = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
+    tokenizer = word_tokenizer(list(special.values()), sizes.vocabulary, padding_side="left", **special)
     config = GPT2Config(
         vocab_size=sizes.vocabulary, n_positions=sizes.positions, n_embd=sizes.width, n_layer=sizes.layers,
         n_head=sizes.heads, pad_token_id=PAD_ID, eos_token_id=EOS_ID, bos_token_id=EOS_ID,
@@ -84,18 +85,15 @@ def write_models(folder: Path, sizes: BenchSizes, *, mean_length: float | None) 
     return folder
 
 
-def word_tokenizer(vocabulary: int) -> Any:
-    """Words ``w3 w4 ...`` between blanks; padding, end of text and unknown are 0, 1, 2."""
+def word_tokenizer(words: list[str], vocabulary: int, **options: Any) -> Any:
+    """``words`` between blanks, and ``w3``, ``w4``, ... up to ``vocabulary``; with options of transformers'."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = {"<pad>": PAD_ID, "<eos>": EOS_ID, "<unk>": UNK_ID}
-    words |= {f"w{i}": i for i in range(FIRST_WORD, vocabulary)}
-    core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    numbers = {word: i for i, word in enumerate([*words, *(f"w{i}" for i in range(len(words), vocabulary))])}
+    core = Tokenizer(models.WordLevel(numbers, unk_token=options["unk_token"]))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", padding_side="left"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=core, **options)
 
 
 @torch.no_grad()
@@ -112,11 +110,7 @@ def set_eos_logit(model: Any, logit: float) -> None:
 
 
 def eos_probability(mean_length: float, budget: int) -> float:
-    """The chance q a token with which texts of at most ``budget`` tokens have ``mean_length``: (1 - (1-q)^budget) / q.
-
-    Raises:
-        ValueError: if no chance gives that mean.
-    """
+    """The chance q a token with which texts of at most ``budget`` have ``mean_length``: (1 - (1-q)^budget) / q."""
     if not 1 <= mean_length < budget:
         raise ValueError(f"mean_length lies in [1, {budget}), received {mean_length}")
     low, high = 1e-9, 1.0

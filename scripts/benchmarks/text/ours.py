@@ -23,7 +23,7 @@ import torch
 
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.policy_reference import PolicyReference
-from agents.runs.cli import enter
+from agents.runs.cli import command
 from agents.text.agent import TextAgent
 from agents.text.collector import TextCollector
 from agents.text.config import TextAgentConfig
@@ -127,6 +127,4 @@ def main(config: BenchOursConfig) -> dict[str, Any]:
     return summary
 
 
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code."""
-    return enter(BenchOursConfig, main, description=__doc__, arguments=arguments)
+command_line = command(BenchOursConfig, main, __doc__)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from agents.runs.run_dir import write_aside
+from reward_models.aside import write_aside
 from scripts.benchmarks.processes import run_process
 from scripts.benchmarks.text.models import LM, PROMPTS, REWARD_MODEL
 
@@ -69,10 +69,7 @@ def on_demand(command: Sequence[str], log: Path, *, threads: int) -> Iterator[Ca
     """A process that makes one update for each line it is sent, and answers with its figures; idle in between.
 
     Yields a function that has it make one more update. Its first answer only says that it is ready; what it says on
-    standard error goes to ``log``.
-
-    Raises:
-        RuntimeError: whenever it has ended instead of answering; the message holds the end of what it said.
+    standard error goes to ``log``, and into the RuntimeError if it ends instead of answering.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     pipe, env = subprocess.PIPE, quiet_environment(threads)

@@ -118,12 +118,10 @@ def grpo(job: dict[str, Any]) -> tuple[Any, Meter]:
     )  # fmt: skip
     prompts = [tokenizer.decode(ids) for ids in json.loads(Path(job["prompts"]).read_text())]
     trainer = GRPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(job["lm"], dtype=torch.float32),
-        args=config,
-        processing_class=tokenizer,
-        reward_funcs=length_modulo_seven,
+        model=AutoModelForCausalLM.from_pretrained(job["lm"], dtype=torch.float32), args=config,
+        processing_class=tokenizer, reward_funcs=length_modulo_seven,
         train_dataset=Dataset.from_dict({"prompt": prompts}),
-    )
+    )  # fmt: skip
     return trainer, meter
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from agents.runs.own_files import MARKER
-from agents.runs.run_dir import CONFIG, LOCK, SUMMARY, RunDir, RunDirError, write_aside, write_folder_aside
+from agents.runs.run_dir import CONFIG, LOCK, SUMMARY, RunDir, RunDirError, write_folder_aside
+from reward_models.aside import write_aside
 
 
 def claim(path, script="train_text", **options):
@@ -178,12 +179,12 @@ def test_a_full_disk_leaves_the_old_file_whole_and_no_part_of_the_new_one(tmp_pa
     path = tmp_path / "summary.json"
     write_aside(path, "old")
 
-    def full(self, text, encoding=None):
-        with open(self, "w") as file:
-            file.write(text[:1])
+    def full(self, content):
+        with open(self, "wb") as file:
+            file.write(content[:1])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.write_text", full)
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
     with pytest.raises(OSError, match="No space left"):
         write_aside(path, "new")
     monkeypatch.undo()

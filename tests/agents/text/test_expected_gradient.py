@@ -54,7 +54,7 @@ def agent_of(algorithm, logprobs, rows, **options):
     build = Table if config.uses_critic else TabularTextPolicy
     policy = build(states, logprobs.reshape(-1, SHAPE[2]), prompt_length=1, eos_token_id=0).double()
     with torch.no_grad():
-        policy.table.logits[:-1] = torch.from_numpy(logprobs.reshape(-1, SHAPE[2]))  # as they were before float32
+        policy.logits[:-1] = torch.from_numpy(logprobs.reshape(-1, SHAPE[2]))  # as they were before float32
     charged = config.kl_in != "loss"
     base = SimpleNamespace(num_envs=rows)
     collector = SimpleNamespace(
@@ -94,7 +94,7 @@ def expected_gradient(algorithm, logprobs, rows, values=WRONG_VALUES, past=None,
             agent.update(agent.compute_advantages(rollout_of(prompt, chosen, logprobs, values, charged)))
             orders = math.factorial(rows) // math.prod(map(math.factorial, Counter(chosen).values()))
             weight = orders * probabilities[prompt, list(chosen)].prod()
-            found -= weight * agent.policy.table.logits.grad[:-1].numpy().reshape(SHAPE)
+            found -= weight * agent.policy.logits.grad[:-1].numpy().reshape(SHAPE)
     return found
 
 

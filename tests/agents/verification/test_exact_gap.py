@@ -4,7 +4,7 @@ from typing import get_args
 import pytest
 
 from agents.text.config import Algorithm
-from agents.verification.exact_gap import ALGORITHMS, TRAINERS, ExactGapConfig, command_line, train_gpt2, train_tabular
+from agents.verification.exact_gap import ALGORITHMS, ExactGapConfig, command_line, train
 
 
 def test_a_run_leaves_its_gap_behind_and_is_not_overwritten(tmp_path, capsys):
@@ -16,7 +16,7 @@ def test_a_run_leaves_its_gap_behind_and_is_not_overwritten(tmp_path, capsys):
     assert command_line(flags) == 2
     assert "finished run" in capsys.readouterr().err
     assert command_line(["--envs", "textenvs/NoSuchTask-v0"]) == 2
-    with pytest.raises(ValueError, match="at least 1, received 0"):
+    with pytest.raises(ValueError, match="updates: expected a number >= 1, received 0"):
         ExactGapConfig(updates=0)
 
 
@@ -31,14 +31,14 @@ def test_all_algorithms_are_measured_in_one_run(tmp_path):
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_language_model_starts_at_its_reference_and_comes_nearer(algorithm):
-    result = train_gpt2("textenvs/ExactRandom-v0", algorithm, updates=8, num_envs=256)
+    result = train("gpt2", "textenvs/ExactRandom-v0", algorithm, updates=8, num_envs=256)
     assert 0 < result.gap < 1
     assert result.start < result.attained < result.optimum
     assert result.kl > 0
 
 
 def test_a_table_comes_near_the_optimum_by_texts_of_groups():
-    assert train_tabular("textenvs/ExactRandom-v0", "rloo", updates=60, num_envs=128).gap < 0.5
+    assert train("tabular", "textenvs/ExactRandom-v0", "rloo", updates=60, num_envs=128).gap < 0.5
 
 
 @pytest.mark.slow
@@ -48,5 +48,5 @@ def test_a_table_comes_near_the_optimum_by_texts_of_groups():
 )
 @pytest.mark.parametrize("name", ["Spelling", "Sentiment", "Random"])
 def test_each_ends_within_two_per_cent_of_the_optimum(name, algorithm, policy):
-    gap = TRAINERS[policy](f"textenvs/Exact{name}-v0", algorithm).gap
+    gap = train(policy, f"textenvs/Exact{name}-v0", algorithm).gap
     assert gap <= 0.02

@@ -63,7 +63,7 @@ def test_equal_texts_up_to_case_and_punctuation_fall_on_one_side():
     assert not sides[0] & sides[1]
     assert (len(train), len(heldout)) == (60, 20)
     assert split_snippets(snippets, heldout_share=0.25) == (train, heldout)
-    with pytest.raises(ValueError, match="heldout_share: expected two sides"):
+    with pytest.raises(ValueError, match="heldout_share: expected two non-empty sides"):
         split_snippets(snippets[:2])
 
 

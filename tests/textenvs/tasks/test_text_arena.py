@@ -9,17 +9,27 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from textenvs.tasks.text_arena import TextArenaGame
+from textenvs.tasks.text_arena import TextArenaGame, legal_moves
 
 
 class Kind(Enum):
     PROMPT = auto()
     PLAYER_ACTION = auto()
     GAME_MESSAGE = auto()
+    GAME_BOARD = auto()
 
 
 class SinglePlayerState:
-    pass
+    current_player_id = 0
+
+
+class TwoPlayerState:
+    def __init__(self):
+        self.current_player_id, self.observations = 0, {0: [], 1: []}
+
+    def tell(self, text, kind, player=None):
+        for each in (0, 1) if player is None else (player,):
+            self.observations[each].append((-1, text, kind))
 
 
 class Wrapper:
@@ -30,7 +40,7 @@ class Wrapper:
         self.env.reset(num_players=num_players, seed=seed)
 
     def step(self, action):
-        return self.env.step(action=f"[{action}]")
+        return self.env.step(action=action if "[" in action else f"[{action}]")
 
     def get_observation(self):
         raise AssertionError("repeats the history")
@@ -42,8 +52,8 @@ class Wrapper:
 class Word:
     """A word from the generators of everybody, drawn anew after each wrong guess; three guesses."""
 
-    def __init__(self, words=8, players=1):
-        self.words, self.state = words, SinglePlayerState() if players == 1 else object()
+    def __init__(self, words=8):
+        self.words, self.state = words, SinglePlayerState()
 
     def reset(self, num_players, seed):
         random.seed(seed)
@@ -73,14 +83,55 @@ class Word:
         return {0: 1 if self.right else -0.5}, {0: {"turn_count": self.turn}}
 
 
+class Duel:
+    """Players add 1 or 2 in turn; who reaches ``most`` wins, and who writes something else loses."""
+
+    def __init__(self, most=5):
+        self.most = most
+
+    def reset(self, num_players, seed):
+        assert num_players == 2, "The number of players has to be 2"
+        random.seed(seed)
+        self.state, self.sum, self.done = TwoPlayerState(), 0, False
+        for player in (0, 1):
+            self.state.tell(f"w{20 + player}", Kind.PROMPT, player)
+        self.board()
+
+    def board(self):
+        self.state.tell(f"w{self.sum} available moves: [w1], '[w2]'", Kind.GAME_BOARD)
+
+    def get_observation(self):
+        player = self.state.current_player_id
+        news, self.state.observations[player] = self.state.observations[player], []
+        return player, news
+
+    def step(self, action):
+        player = self.state.current_player_id
+        self.state.tell(action, Kind.PLAYER_ACTION)
+        legal = action in ("[w1]", "[w2]")
+        self.sum += int(action[2]) if legal else 0
+        self.done = not legal or self.sum >= self.most
+        winner = player if legal else 1 - player
+        self.rewards = {winner: 1, 1 - winner: -1}
+        self.board()
+        if not self.done:
+            self.state.current_player_id = 1 - player
+        return self.done, {}
+
+    def close(self):
+        return self.rewards, {player: {"role": f"Player {player}"} for player in (0, 1)}
+
+
 @pytest.fixture
 def package(monkeypatch):
     """A module that has what is used of TextArena."""
     arena = ModuleType("textarena")
     arena.ObservationType, arena.Wrapper, arena.SinglePlayerState = Kind, Wrapper, SinglePlayerState
-    games = {"Word-v0": {}, "Word-v0-raw": {}, "Word-v0-hard": {"words": 30}, "Duel-v0": {"players": 2}}
+    arena.TwoPlayerState = TwoPlayerState
+    games = {"Word-v0": {}, "Word-v0-raw": {}, "Word-v0-hard": {"words": 30}, "Duel-v0": {}}
     arena.envs = SimpleNamespace(registration=SimpleNamespace(ENV_REGISTRY=games))
-    arena.make = lambda name, **settings: Wrapper(Word(**{**games[name], **settings}))
+    kinds = {"Word": Word, "Duel": Duel}
+    arena.make = lambda name, **settings: Wrapper(kinds[name[:4]](**{**games[name], **settings}))
     monkeypatch.setitem(sys.modules, "textarena", arena)
 
 
@@ -146,11 +197,88 @@ def test_a_game_is_a_dialogue(make, tokenizer):
     assert infos["final_info"]["env_info"][0] == {"turn_count": 1}
 
 
+def twos(turns):
+    return "w2"
+
+
+def test_the_opponent_moves_until_it_is_the_players_turn_and_each_reads_its_own_news(package):
+    seen = []
+
+    def opponent(turns):
+        seen.append([(turn["role"], turn["content"]) for turn in turns])
+        return "w1"
+
+    board = "w{} available moves: [w1], '[w2]'".format
+    game = TextArenaGame("Duel-v0", opponent=opponent, player=1)
+    assert game.reset(seed=0) == (f"w21\n{board(1)}", {})  # of the boards before and after the opponent's move
+    assert game.step("w2") == (board(4), 0.0, False, False, {})
+    assert game.step("w1") == (board(5), 1.0, True, False, {"role": "Player 1"})
+    first = ("user", f"w20\n{board(0)}")
+    assert seen == [[first], [first, ("assistant", "w1"), ("user", board(3))]]
+
+
+def test_a_lost_game_is_paid_and_written_to_the_player(package):
+    game = TextArenaGame("Duel-v0", {"most": 4}, opponent=twos, player=0)
+    game.reset(seed=0)
+    board = "w4 available moves: [w1], '[w2]'"
+    assert game.step("w2") == (board, -1.0, True, False, {"role": "Player 0"})
+    game.reset(seed=0)
+    assert game.step("w3")[1:3] == (-1.0, True)
+
+
+def test_sides_and_random_legal_moves_follow_the_seed(package):
+    def played(game, seed, between=lambda: None):
+        seen, over = [game.reset(seed=seed)], False
+        while not over:
+            between()
+            seen.append(game.step("w1"))
+            over = seen[-1][2]
+        return seen
+
+    games = [TextArenaGame("Duel-v0", {"most": 20}, opponent="random") for _ in range(2)]
+    before = global_state()
+    runs = [played(games[0], seed) for seed in range(12)]
+    assert global_state() == before
+    assert [played(games[1], seed, between=disturb) for seed in range(12)] == runs
+    assert {run[0][0][:3] for run in runs} == {"w20", "w21"}
+    assert len({tuple(step[0] for step in run) for run in runs}) > 6
+
+
+@pytest.mark.parametrize(
+    "text, moves",
+    [("Valid moves: [Up]\nboard\nAvailable Moves: '[1]', '[2]'\n[3]", ["[1]", "[2]"]), ("moves: [1]", []),
+     ("Legal moves now: [a b], [c]", ["[a b]", "[c]"]), ("valid moves: [1], [2] X | 3 valid moves: '[3]' 4", ["[3]"]),
+     ("Valid moves: [1]\nAvailable moves: ", [])],
+)  # fmt: skip
+def test_legal_moves_are_the_last_that_are_listed(text, moves):
+    assert legal_moves(text) == moves
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [({"opponent": "randon"}, "opponent: received 'randon'; did you mean 'random'"),
+     ({"opponent": twos, "player": 2}, "player: expected 0, 1 or None.*received 2"),
+     ({"player": 0}, "player: .*None without an opponent, received 0"),
+     ({"task": "Word-v0", "opponent": twos}, "task Word-v0: expected a game for two players, received Word"),
+     ({"opponent": lambda turns: None, "player": 1}, "opponent: expected the text of its turn, received None"),
+     ({"opponent": lambda turns: "w9", "player": 1}, "opponent: expected moves up to the player's turn")],
+)  # fmt: skip
+def test_wrong_opponents_are_refused(make, options, message):
+    with pytest.raises(ValueError, match=message):
+        make(**{"task": "Duel-v0"} | options)
+
+
+def test_a_game_without_listed_moves_has_no_random_opponent(make, monkeypatch):
+    monkeypatch.setattr(Duel, "board", lambda self: self.state.tell("w3", Kind.GAME_BOARD))
+    with pytest.raises(ValueError, match="task Duel-v0: opponent: expected a game that lists legal moves, received"):
+        make(task="Duel-v0", opponent="random", player=1)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [({"task": None}, "task: expected the id"), ({"task": "Wrod-v0"}, "^task: received .*did you mean 'Word-v0'"),
      ({"task": "Word-v0-raw"}, "did you mean 'Word-v0-hard' or 'Word-v0'"),
-     ({"task": "Duel-v0"}, "task Duel-v0: expected a game for one player, received Word"),
+     ({"task": "Duel-v0"}, "task Duel-v0: AssertionError: The number of players has to be 2"),
      ({"settings": {"wrods": 2}}, "task Word-v0: TypeError: .*wrods"),
      ({"gruop_size": 2}, "did you mean 'group_size'")],
 )  # fmt: skip
@@ -205,3 +333,19 @@ def test_the_packages_game_for_two_is_refused(tokenizer):
     pytest.importorskip("textarena")
     with pytest.raises(ValueError, match="task TicTacToe-v0: "):
         gym.make("textenvs/TextArena-v0", task="TicTacToe-v0", tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("name", ["Crusade-v0", "SimpleTak-v0", "TicTacToe-v0", "WildTicTacToe-v0"])
+@pytest.mark.parametrize("player", [0, 1])
+def test_the_packages_games_for_two_are_played_to_their_end(name, player):
+    pytest.importorskip("textarena")
+    draw, game, rewards = random.Random(0), TextArenaGame(name, opponent="random", player=player), []
+    for seed in range(8):
+        news, over = game.reset(seed=seed)[0], False
+        while not over:
+            news, reward, over, _, info = game.step(draw.choice(legal_moves(news)))
+            assert over or reward == 0
+        rewards.append(reward)
+        assert info["reason"]
+        assert not info["invalid_move"]
+    assert {-1.0, 1.0} <= set(rewards) <= {-1.0, 0.0, 1.0}

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from agents.runs.flags import template_variables
+from agents.runs.flags import json_object
 from reward_models.data.pairs import read_pairs
 from textenvs import TokenVectorEnv
 from textenvs.tokens.prompts import load_prompts
@@ -78,10 +78,10 @@ def test_scorers_read_what_reward_models_learn_from(chat_tokenizer, tmp_path):
 def test_a_template_reads_the_variables_and_the_time_that_a_tokenizer_is_loaded_with(chat_tokenizer, tmp_path):
     chat_tokenizer.chat_template = "w{{ strftime_now('%d')|int }} {% if thinking is false %}w2 {% endif %}" + CHAT
     chat_tokenizer.save_pretrained(tmp_path)
-    loaded = load_tokenizer(tmp_path, template_variables('{"thinking": false}'), "2026-11-07T10:00:00")
+    loaded = load_tokenizer(tmp_path, json_object('{"thinking": false}'), "2026-11-07T10:00:00")
     assert load_prompts([ASKED], loaded, vocab_size=40).row(0).tolist() == [9, 4, *IDS]
     assert ChatTemplate(loaded)(ASKED)["input_ids"] == [9, 4, *IDS]
     assert loaded.chat_template == chat_tokenizer.chat_template
     for given in ("{oops", "[1]"):
         with pytest.raises(ValueError, match="template_kwargs: expected a JSON object, received"):
-            template_variables(given)
+            json_object(given)

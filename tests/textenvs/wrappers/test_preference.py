@@ -133,7 +133,7 @@ def test_what_a_scorer_does_to_its_input_reaches_neither_the_next_nor_the_texts(
     [
         ([1.0, np.nan], r"finite numbers, received nan at row( |s\[)1"),
         ([np.inf, 1.0], r"finite numbers, received inf at row( |s\[)0"),
-        ([1.0], r"2 numbers, one a text, received 1: none at row( |s\[)1"),
+        ([1.0], r"2 numbers, received 1: none at row( |s\[)1"),
         (torch.zeros(2, 1), r"shape \(2,\), received shape \(2, 1\)"),
         (3.0, r"received shape \(\)"),
         (None, r"numbers of shape \(2,\), received None"),

@@ -144,7 +144,7 @@ def test_a_scorer_that_fails_only_on_several_texts_together_names_them_all(make_
     [
         ([1.0, None, NAN, 1.0], r"expected finite numbers, received nan at rows\[2\]"),
         ([1.0, None, "yes", 1.0], r"expected a number or None, received the text 'yes' at rows\[2\]"),
-        ([1.0, None], r"expected 4 numbers, one a text, received 2: none at rows\[2\]"),
+        ([1.0, None], r"expected 4 numbers, received 2: none at rows\[2\]"),
         ("good", "received 'good'"),
         (None, "received None"),
     ],

@@ -373,7 +373,7 @@ def test_a_column_of_the_prompts_reaches_the_reward_in_training_and_evaluation(l
     config = config_of(llama_dir, path, f"{own_reward}:lengths", batch_size=12, minibatch_size=12)
     parts = build_parts(config)
     parts.collector.collect(parts.policy)
-    played, asked = parts.collector.last, [row["answer"] for row in parts.task.env.drawn_columns]
+    played, asked = parts.collector.last, [row["answer"] for row in parts.task.envs.unwrapped.drawn_columns]
     _, endings = parts.task.assessor.decode(played, 12)
     expected = [100.0 * len(word) + len(text) for word, text in zip(asked, endings, strict=True)]
     assert played.scores.tolist() == expected

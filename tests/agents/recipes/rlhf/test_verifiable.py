@@ -18,6 +18,7 @@ import textenvs  # noqa: F401 (registers the ids)
 from agents import GRPO
 from agents.evaluation.best_of_n_estimate import pass_at_k
 from agents.evaluation.curve import read_points
+from agents.evaluation.eval_rows import EvalRows
 from agents.evaluation.metrics import Passed, PassingRule
 from agents.recipes import evaluate as evaluate_agent
 from agents.recipes.rlhf.build import build_parts
@@ -246,3 +247,36 @@ def test_the_installed_command_finds_a_module_where_it_is_run(inputs, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["eval_rows"] == 6
+
+
+def test_along_learn_the_same_figures_are_measured_and_training_is_as_without(inputs):
+    """Those of the command, of the same model on the same rows."""
+    scorer = importlib.import_module("own_checks").has
+    model, rows = inputs["--model"], inputs["--eval-rows"]
+
+    def agent():
+        envs = gym.make_vec(
+            "textenvs/TextGeneration-v0", num_envs=12, rows=inputs["--rows"], scorer=scorer, reference=model,
+            max_new_tokens=6,
+        )  # fmt: skip
+        return GRPO(envs, seed=0, group_size=4, minibatch_size=12, epochs=1, learning_rate=0.01)
+
+    config = TrainTextConfig.preset(
+        "grpo", run_dir="none", model=model, reward=("own_checks:has",), rows=inputs["--rows"], eval_rows=rows,
+        max_new_tokens=6, batch_size=12, group_size=4, minibatch_size=12,
+    )  # fmt: skip
+    parts = build_parts(config)
+    expected = parts.task.assessor.assess(parts.task.models.start).metrics()
+    watched, plain, watch = agent(), agent(), EvalRows(rows, every=2)
+    watch(watched)
+    watched.learn(36, callback=watch)
+    plain.learn(36)
+    assert [point["steps"] for point in watch.points] == [0, 24]
+    for name in ("score", "accuracy", "pass_at_1", "pass_at_2", "pass_at_4"):
+        assert watch.points[0][name] == pytest.approx(expected[name])
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(watched.policy.parameters(), plain.policy.parameters(), strict=True)
+    )
+    with pytest.raises(ValueError, match="every: expected 1 or more, received 0"):
+        EvalRows(rows, every=0)

@@ -63,7 +63,7 @@ def test_resume_keeps_what_is_finished_and_adds_to_the_table(measured, tmp_path)
 
 def test_rows_of_other_settings_are_not_mixed(measured, tmp_path):
     bench.main(config(tmp_path, rows="speed", rounds=5))
-    with pytest.raises(ValueError, match=r"rounds=5 \(now 6\)"):
+    with pytest.raises(RuntimeError, match=r"rounds=5 \(now 6\)"):
         bench.main(config(tmp_path, rows="gap", rounds=6, resume=True))
 
 

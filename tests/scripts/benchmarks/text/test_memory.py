@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from scripts.benchmarks import memory as benchmark_memory
-from scripts.benchmarks.memory import BenchmarkMemoryConfig, main, trunk_bytes
+from scripts.benchmarks.text import memory as benchmark_memory
+from scripts.benchmarks.text.memory import BenchmarkMemoryConfig, main, trunk_bytes
 
 
 @pytest.fixture

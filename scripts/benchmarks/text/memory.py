@@ -9,11 +9,7 @@ and all libraries are. From that only the weights of one trunk are subtracted: c
 buffers all count. Without ``--model`` the trunk has SmolLM2-135M's shape and random weights, which take as much.
 """
 
-from __future__ import annotations
-
 import dataclasses
-import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +17,10 @@ from typing import Any, Literal
 
 import torch
 
-from agents.runs.cli import enter
+from agents.runs.cli import command
 from agents.runs.run_dir import SUMMARY, RunDir
-from scripts.benchmarks.processes import run_process
+from scripts.benchmarks.processes import run_once
+from scripts.benchmarks.text.models import word_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,20 +83,27 @@ def main(config: BenchmarkMemoryConfig) -> dict[str, Any]:
 
 def measure(config: BenchmarkMemoryConfig, memory: str, model: Path, prompts: Path, run_dir: Path) -> dict[str, Any]:
     """The summary of one run in a process of its own; RuntimeError if it fails."""
+    threads = torch.get_num_threads()
     flags = {
-        "--run-dir": run_dir, "--model": model, "--rows": prompts, "--memory": memory,
+        "--model": model,
+        "--rows": prompts,
+        "--memory": memory,
         "--reward": f"{__spec__.name if __spec__ else __name__}:{number_of_letters.__name__}",
-        "--episodes": config.updates * config.batch_size, "--batch-size": config.batch_size,
-        "--minibatch-size": config.minibatch_size, "--epochs": 1, "--max-new-tokens": config.max_new_tokens,
-        "--learning-rate": "1e-5:0", "--num-eval-rows": 2, "--threads": torch.get_num_threads(),
+        "--episodes": config.updates * config.batch_size,
+        "--batch-size": config.batch_size,
+        "--minibatch-size": config.minibatch_size,
+        "--epochs": 1,
+        "--max-new-tokens": config.max_new_tokens,
+        "--learning-rate": "1e-5:0",
+        "--num-eval-rows": 2,
+        "--threads": threads,
         "--checkpoint-every": 10**6,
-    }  # fmt: skip
+    }
     if config.microbatch_size is not None:
         flags["--microbatch-size"] = config.microbatch_size
-    arguments = [*flags.items(), ("--no-judge",), *([("--gradient-checkpointing",)] * config.gradient_checkpointing)]
-    command = [sys.executable, "-m", "scripts.train_text", *(str(part) for each in arguments for part in each)]
-    run_process(command, f"train_text --memory {memory}", timeout=config.timeout_s)
-    return json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))
+    arguments = [part for flag in flags.items() for part in flag]
+    arguments += ["--no-judge", *(["--gradient-checkpointing"] * config.gradient_checkpointing)]
+    return run_once(run_dir, ["scripts.train_text", *arguments], threads=threads, timeout=config.timeout_s)
 
 
 def trunk_bytes(folder: Path) -> int:
@@ -113,26 +117,27 @@ def trunk_bytes(folder: Path) -> int:
 
 def write_random_model(folder: Path) -> Path:
     """A Llama of SmolLM2-135M's shape (arXiv:2502.02737, table 8) with random weights, and a tokenizer of its size."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     words = ["<end>", "the", "film", "number", "is", "about", "a", *map(str, range(1000))]
-    vocabulary = {word: i for i, word in enumerate(words)}
-    vocabulary |= {f"w{i}": i for i in range(len(words), 49152)}
-    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<end>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = {name: "<end>" for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
-    PreTrainedTokenizerFast(tokenizer_object=core, **special).save_pretrained(folder)
+    word_tokenizer(words, 49152, **special).save_pretrained(folder)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-        num_key_value_heads=3, max_position_embeddings=8192, tie_word_embeddings=True,
-        bos_token_id=0, eos_token_id=0, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 
 
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code: 0, 2 on bad input, 130 after Ctrl-C."""
-    return enter(BenchmarkMemoryConfig, main, description=__doc__, arguments=arguments)
+command_line = command(BenchmarkMemoryConfig, main, __doc__)

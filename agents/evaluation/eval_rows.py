@@ -1,0 +1,55 @@
+"""Score, accuracy and pass@k on held-out rows along ``learn``: the figures of ``train-text --eval-rows``, in Python."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agents.evaluation.assessor import Assessor
+from agents.evaluation.metrics import PassingRule
+from textenvs.envs.base import TokenVectorBase
+from textenvs.envs.wrapper import TokenVectorWrapper
+from textenvs.tokens.prompts import PromptSource
+from textenvs.wrappers.preference import PreferenceReward
+
+
+class EvalRows:
+    """A callback of ``learn``; ``EvalRows(...)(agent)`` measures at once.
+
+    Args:
+        rows: held out from training, with the columns that the environment's scorers ask for.
+        every: updates between two evaluations, >= 1.
+        samples: texts sampled for each row, n of pass@k.
+        pass_score: least score by the environment's first scorer with which a text is right, reward units.
+
+    Raises:
+        ValueError: if ``every`` or ``samples`` is below 1; when called, if the agent's environment has no tokenizer or
+            no scorer.
+    """
+
+    def __init__(self, rows: PromptSource, *, every: int = 1, samples: int = 4, pass_score: float = 1.0) -> None:
+        for name, value in (("every", every), ("samples", samples)):
+            if value < 1:
+                raise ValueError(f"{name}: expected 1 or more, received {value}")
+        self.rows, self.every = rows, every
+        self.rule = PassingRule(least=pass_score, samples=samples)
+        self.points: list[dict[str, float]] = []
+        """Of each evaluation: ``steps``, ``score``, ``accuracy`` and ``pass_at_K``, as ``eval/...`` in the log."""
+
+    def __call__(self, agent: Any) -> None:
+        """Evaluate, if it is time; training is not changed."""
+        if agent.updates % self.every:
+            return
+        base, inner = agent.env.unwrapped, agent.env
+        while isinstance(inner, TokenVectorWrapper) and not isinstance(inner, PreferenceReward):
+            inner = inner.env
+        if not isinstance(inner, PreferenceReward) or not isinstance(base, TokenVectorBase) or base.tokenizer is None:
+            raise ValueError(f"EvalRows: expected an environment with a tokenizer and a scorer, received {agent.env}")
+        tokenizer: Any = base.tokenizer  # of transformers, as the policy's
+        most = agent.options.max_concurrent_rows
+        assessor = Assessor(
+            tokenizer=tokenizer, reward=inner, prompts=self.rows, max_new_tokens=base.max_new_tokens,
+            max_concurrent_rows=most,
+        )  # fmt: skip
+        found = assessor.figures(agent.policy, self.rule)
+        self.points.append({"steps": agent.steps, **found})
+        agent.logger.write({f"eval/{name}": value for name, value in found.items()}, agent.steps)

@@ -1,0 +1,106 @@
+"""The environments of ``train-text --env`` and ``--tools``: what the flags name, to train in or to evaluate in."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+
+import textenvs  # noqa: F401 (registers the ids)
+from agents.algorithms.token_environments import TokenVectorLike, is_token_environment
+from agents.recipes.rlhf.config import TrainTextConfig
+from agents.recipes.rlhf.rewards import named
+from agents.recipes.rlhf.task import changed
+from agents.runs.flags import json_object
+from textenvs.dialogues.tools import ToolEnv
+from textenvs.dialogues.vector import DialogueVectorEnv
+from textenvs.factories import dialogue_vec, wrapped
+from textenvs.tokens.prompts import rows_of
+from textenvs.tokens.row_files import Row, hold_out, left_over
+from textenvs.wrappers.interfaces import Scorer
+
+
+def build_episodes(
+    config: TrainTextConfig,
+    num_envs: int,
+    scorers: Sequence[Scorer],
+    reward: Callable[..., TokenVectorLike],
+    *,
+    held_out: bool = False,
+    **tokens: Any,
+) -> TokenVectorLike:
+    """The environment that ``config`` names.
+
+    Args:
+        config: of the run.
+        num_envs: sub-environments.
+        scorers: of ``--reward``; of tools the one that pays the answer.
+        reward: wraps an environment to pay ``scorers``.
+        held_out: whether it is the one to evaluate in.
+        **tokens: tokenizer, vocab_size, eos_token_id and group_size.
+
+    Raises:
+        ValueError: if a flag names nothing, or does not apply to the environment.
+    """
+    flags = {"max_turns": config.turns, "max_turn_tokens": config.turn_tokens, "max_tokens": config.max_tokens}
+    options: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
+    options |= json_object(config.env_options, "env_options")
+    options |= json_object(config.eval_env_options, "eval_env_options") if held_out else {}
+    if config.env is not None and is_token_environment(config.env):
+        if unread := changed(config, "tools", "rows", "eval_rows"):
+            raise ValueError(f"{', '.join(unread)}: {config.env} has its own, leave it out")
+        options |= {name: getattr(config, name) for name in changed(config, "max_new_tokens")}
+        made: Any = gym.make_vec(config.env, num_envs=num_envs, **options | tokens)
+        return reward(made, scorers) if scorers else made
+    if changed(config, "max_new_tokens"):
+        raise ValueError("max_new_tokens: expected turn_tokens, as the model writes turns, received the former")
+    makers = (dialogue_vec, DialogueVectorEnv, ToolEnv, wrapped)
+    known = {name for maker in makers for name in inspect.signature(maker).parameters}
+    source = None
+    if config.env is not None:
+        source = _source(config.env, {name: options.pop(name) for name in list(options) if name not in known})
+    if config.tools is not None:
+        options["tools"] = [named("--tools", each.strip()) for each in config.tools.split(",")]
+    if config.rows is not None:
+        kind = getattr(source, "func", source)
+        if config.tools is None and (hasattr(kind, "step") or not hasattr(kind, "reset")):
+            raise ValueError(f"rows: expected tools, or a class with reset and without step, received {config.env}")
+        options["rows"] = _rows(config)[held_out]
+        if len(scorers) > 1 or any(hasattr(scorer, "score_tokens") for scorer in scorers):
+            raise ValueError(f"reward: expected one function to pay the answer after rows, received {config.reward}")
+        if unread := changed(config, "reward_combine", "reward_weights", "reward_uncertainty_coef"):
+            raise ValueError(f"{', '.join(unread)}: of several rewards, and one pays the answer after rows")
+        options["reward"] = next(iter(scorers), None)
+    envs = dialogue_vec(num_envs, env=source, **options | tokens)
+    return reward(envs, scorers) if scorers and config.rows is None else envs
+
+
+def _source(env: str, own: dict[str, Any]) -> Callable[..., Any]:
+    """What makes the environment that ``--env`` names, with arguments of its ``own``."""
+    source: Callable[..., Any] = partial(gym.make, env, disable_env_checker=True)
+    if ":" in env and env.rpartition(":")[2].isidentifier():
+        source = named("--env", env)
+    try:
+        inspect.signature(source).bind_partial(**own)
+    except (TypeError, ValueError) as fault:
+        raise ValueError(f"env_options: {env}: {fault}") from fault
+    return partial(source, **own) if own else source
+
+
+def _rows(config: TrainTextConfig) -> tuple[list[Row], list[Row]]:
+    """Rows to train on and to evaluate on; no question is on both sides."""
+
+    def keys_of(rows: Sequence[Row]) -> list[bytes]:
+        found = (row.columns for row in rows)
+        return [repr(columns.get("messages", columns.get("prompt", columns))).encode() for columns in found]
+
+    rows = list(rows_of(config.rows or ()))
+    keys = keys_of(rows)
+    if config.eval_rows is not None:
+        judged = list(rows_of(config.eval_rows))
+        return [rows[i] for i in left_over([{key} for key in keys], set(keys_of(judged)), config.eval_rows)], judged
+    train, others = hold_out(keys, min(config.num_eval_rows, max(1, len(rows) // 10)))
+    return [rows[i] for i in train], [rows[i] for i in others]

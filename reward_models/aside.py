@@ -1,0 +1,33 @@
+"""Files are written aside and renamed into place, so that neither a reader nor a kill ever meets half of one."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+PART = ".part"
+
+
+@contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """A neighbor of ``path``, of this process alone, which takes its place at the end; not after an exception."""
+    part = path.with_name(f"{path.name}.{os.getpid()}{PART}")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_aside(path: Path, content: str | bytes) -> None:
+    """Write text or bytes."""
+    with aside(path) as part:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def save_figure(figure: Any, path: Path) -> Path:
+    """Write a figure of matplotlib's as PNG."""
+    with aside(path) as part:
+        figure.savefig(part, format="png", dpi=110)
+    return path

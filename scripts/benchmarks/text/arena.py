@@ -1,0 +1,132 @@
+"""A game of TextArena against an opponent: a small GPT-2 that has seen random play learns to win.
+
+    python -m scripts.arena --task TicTacToe-v0 --opponent random --seed 0
+
+Any game that lists its legal moves, each a word, will do. The model's words are those that random games write; it is
+taught the form of the game on random legal moves, and then trained by PPO with credit by turn on the game's own reward.
+Measured over 512 games: the mean reward and the share of games won, of random legal moves, of the model as taught, and
+of the trained one.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+from torch import Tensor
+
+from agents import PPO
+from agents.functional.schedules import Linear
+from agents.lm.generation import generate
+from agents.runs.cli import enter
+from agents.runs.run_dir import measured
+from agents.text.collector import TextCollector
+from scripts.benchmarks.text.guess import at_random, taught, words
+from textenvs.tasks.text_arena import TextArenaGame, legal_moves
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArenaConfig:
+    """Settings of the run."""
+
+    task: str = "TicTacToe-v0"
+    """id of a game of TextArena"""
+    opponent: str | None = "random"
+    """that it is played against; None: a game for one"""
+    games: int = 3_072
+    """played in training"""
+    seed: int = 0
+    """of weights, games and minibatches"""
+    run_dir: Path | None = None
+    """folder for config.json and summary.json; None writes nothing"""
+    overwrite: bool = False
+    """throw away a finished run in that folder"""
+
+
+def main(config: ArenaConfig) -> dict[str, Any]:
+    """Teach, train and measure; returns the summary, one flat object: mean rewards and shares of games won."""
+    torch.set_num_threads(1)
+    return measured(partial(measure, config), asdict(config), script="arena")
+
+
+def measure(config: ArenaConfig) -> dict[str, Any]:
+    """As `main`, without a folder."""
+    written = random_games(config, 200)
+    listed = {move.strip("[]") for text in written for move in legal_moves(text)}
+    known = ["<end>", *sorted({word for text in written for word in text.split()} | listed)]
+    tokenizer, positions = words(known), max(len(text.split()) for text in written) + 96
+    make = partial(
+        gym.make_vec,
+        "textenvs/TextArena-v0",
+        task=config.task,
+        opponent=config.opponent,
+        tokenizer=tokenizer,
+        max_turns=32,
+        max_turn_tokens=2,
+        max_tokens=positions,
+    )
+    draw = random.Random(config.seed)
+
+    def legal(rows: Tensor) -> Tensor:
+        """The token of a random legal move in each of ``rows [K, L]``."""
+        texts = tokenizer.batch_decode(rows.clamp(min=0), skip_special_tokens=True)
+        return torch.tensor([known.index(draw.choice(legal_moves(text)).strip("[]")) for text in texts])
+
+    began = time.process_time()
+    policy = taught(make(num_envs=64), legal, config.seed, critic="shared", positions=positions, minibatch_size=16)
+    summary: dict[str, Any] = {"words": len(known), "taught_cpu_s": time.process_time() - began}
+
+    def played(name: str, **options: Any) -> None:
+        collector = TextCollector(make(num_envs=512), seed=12_345, **options)
+        rewards = collector.collect(policy)[0].rewards.sum(dim=1)
+        summary[f"{name}_reward"], summary[f"{name}_won"] = float(rewards.mean()), float((rewards == 1).float().mean())
+
+    played("random", generate=partial(at_random, legal))
+    played("taught")
+    began = time.process_time()
+    agent = PPO(
+        make(num_envs=128),
+        policy=policy,
+        seed=config.seed,
+        credit="turn",
+        learning_rate=Linear(1e-3, 0.0),
+        lam=0.95,
+        minibatch_size=64,
+        epochs=2,
+        entropy_coef=0.01,
+    )
+    agent.learn(config.games)
+    summary["cpu_s"] = time.process_time() - began
+    played("trained")
+    played("greedy", generate=partial(generate, deterministic=True))
+    return summary
+
+
+def random_games(config: ArenaConfig, number: int) -> list[str]:
+    """All that so many games of random legal moves write, a text a game."""
+    game, draw = TextArenaGame(config.task, opponent=config.opponent), random.Random(0)
+    texts = []
+    for seed in range(number):
+        written, over = [game.reset(seed=seed)[0]], False
+        while not over:
+            moves = legal_moves("\n".join(written))
+            if not moves:
+                raise ValueError(
+                    f"task {config.task}: expected a game that lists its legal moves, received none listed"
+                )
+            news, _, over, _, _ = game.step(draw.choice(moves))
+            written.append(news)
+        texts.append("\n".join(written))
+    return texts
+
+
+def command_line(arguments: Sequence[str] | None = None) -> int:
+    """Run with command-line arguments; returns the exit code: 0, 2 on bad input, 130 after Ctrl-C."""
+    return enter(ArenaConfig, main, description=__doc__, arguments=arguments)
