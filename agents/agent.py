@@ -1,5 +1,4 @@
 """The loop that all agents share: collect a rollout, compute advantages, update; and ``learn``, ``save``, ``load``.
-
 How a batch updates the policy is not here: see ``agents.control`` and ``agents.text``.
 """
 
@@ -26,6 +25,7 @@ from agents.rollout import Batch, Rollout
 from agents.runs import checkpoint
 from agents.runs.devices import check_device
 from agents.runs.distributed import is_sharded
+from agents.runs.flags import NEUTRAL
 from agents.runs.logging import MetricSink, NullSink
 from agents.update import Objective, own_objective
 
@@ -72,8 +72,8 @@ class Agent:
         self.config: Any = config  # a subclass has settings of its own
         self.generator = torch.Generator().manual_seed(config.seed) if generator is None else generator
         self.predict_generator = torch.Generator().manual_seed(config.seed + 1)
-        module: Any = policy  # a subclass needs more of it than the protocol
-        self.policy = module if is_sharded(module) else module.to(config.device)
+        self.policy: Any = policy  # a subclass needs more of it than the protocol
+        self.policy = policy if is_sharded(self.policy) else self.policy.to(config.device)
         self.collector = collector
         self.env = env
         self.objective = own_objective(objective)
@@ -264,8 +264,8 @@ class Agent:
         if self.objective is not None and state.get("objective") is None:
             raise checkpoint.CheckpointError("objective: expected None, as the agent was trained without one")
         ours = self.config.to_dict()
-        saved = {name: value for name, value in state["config"].items() if name != "device"}
-        other = {name: value for name, value in saved.items() if _plain(value) != _plain(ours.get(name))}
+        saved = [pair for pair in state["config"].items() if pair[0] not in NEUTRAL]
+        other = {name: value for name, value in saved if _plain(value) != _plain(ours.get(name))}
         if other:
             there = ", ".join(f"{name}={value!r} (here {ours.get(name)!r})" for name, value in other.items())
             raise checkpoint.CheckpointError(f"the checkpoint is of another configuration: {there}")
@@ -283,8 +283,7 @@ class Agent:
         self.span = (progress["span"][0], progress["span"][1])
 
     def save(self, path: str | Path) -> Path:
-        """Write the whole agent to one file, from which training resumes bit for bit; see
-        ``agents.runs.checkpoint``."""
+        """Write the whole agent to one file, from which training resumes bit for bit (``agents.runs.checkpoint``)."""
         return checkpoint.save(path, self.state_dict())
 
     def restore(self: Self, path: str | Path) -> Self:

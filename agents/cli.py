@@ -15,6 +15,7 @@ COMMANDS = {
     "train-text": ("agents.recipes.rlhf.config", "tune a language model by PPO, GRPO, RLOO or REINFORCE"),
     "train-reward-model": ("agents.recipes.commands.reward_model", "fit a reward model on human preferences"),
     "train-language-model": ("agents.recipes.sft.config", "fine-tune a language model, or train a small one anew"),
+    "serve": ("agents.recipes.commands.serve", "start a vLLM server that train-text --engine writes by"),
     "evaluate": ("agents.recipes.commands.evaluate", "evaluate what a run left behind"),
     "verify": ("agents.verification.command", "run the proof, or hold an environment or a model of your own to it"),
     "frontier": ("agents.recipes.commands.frontier", "draw reward against KL of one run or several"),

@@ -21,7 +21,7 @@ class Rollout:
     actions: Tensor
     """``[B, T, *action]`` as sampled (a Box action is stored unclipped); tokens are padded with -1."""
     logprobs: Tensor
-    """``[B, T]`` nats, of the policy that acted."""
+    """``[B, T]`` nats, of the policy before the update."""
     values: Tensor
     """``[B, T]`` V of the state before the step, reward units."""
     next_values: Tensor
@@ -40,6 +40,12 @@ class Rollout:
     """``[B, T]`` of dialogues: number of the turn of each step, -1 elsewhere; None: each row is one turn."""
     states: Tensor | None = None
     """``[B, T]`` of dialogues: a number that names the state in which the step's turn began."""
+    behavior_logprobs: Tensor | None = None
+    """``[B, T]`` nats, of what sampled the actions; None: it was that policy."""
+    versions: Tensor | None = None
+    """``[B, T]`` updates that the weights had seen which sampled each action; None: as for ``behavior_logprobs``."""
+    weights: Tensor | None = None
+    """``[B, T]`` importance weights (``agents.functional.correction``); None: all are 1."""
 
     def __post_init__(self) -> None:
         shape = tuple(self.mask.shape)
@@ -73,6 +79,7 @@ class Rollout:
             returns=advantages + self.values if returns is None else returns,
             mask=self.mask,
             ref_logprobs=self.ref_logprobs,
+            weights=self.weights,
         )
 
 
@@ -85,7 +92,7 @@ class Batch:
     actions: Tensor
     """``[B, T, *action]``."""
     old_logprobs: Tensor
-    """``[B, T]`` nats, of the policy that acted."""
+    """``[B, T]`` nats, of the policy before the update."""
     old_values: Tensor
     """``[B, T]`` reward units."""
     advantages: Tensor
@@ -96,6 +103,8 @@ class Batch:
     """``[B, T]`` bool, True on valid steps."""
     ref_logprobs: Tensor | None = None
     """``[B, T]`` nats, as in ``Rollout``."""
+    weights: Tensor | None = None
+    """``[B, T]`` of the steps' terms in the policy loss, as in ``Rollout``."""
 
     @property
     def num_rows(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from agents.evaluation.curve import METRICS as FRONTIER_METRICS
 from agents.runs.logging import METRICS
 from agents.text.agent import METRICS as TEXT_AGENT_METRICS
+from agents.text.behavior import METRICS as ENGINE_METRICS
 from agents.text.rollout_metrics import METRICS as TEXT_METRICS
 from reward_models.fitting import METRICS as LANGUAGE_MODEL_METRICS
 
@@ -31,7 +32,7 @@ def page() -> str:
     ]
     for title, table in (
         ("PPO, everywhere", METRICS),
-        ("Text", TEXT_METRICS | TEXT_AGENT_METRICS | FRONTIER_METRICS),
+        ("Text", TEXT_METRICS | ENGINE_METRICS | TEXT_AGENT_METRICS | FRONTIER_METRICS),
         ("Reward model and language model", OTHER_METRICS),
     ):
         lines += [f"## {title}", "", "| name | what it is |", "|---|---|"]

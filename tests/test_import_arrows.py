@@ -18,7 +18,7 @@ ORDER = {
 TOKEN_ROOMS = {
     "agents.algorithms", "agents.lm", "agents.text", "agents.evaluation", "agents.recipes", "agents.recipes.rlhf",
     "agents.recipes.sft",
-    "agents.verification",
+    "agents.engines", "agents.verification",
 }  # fmt: skip
 """Rooms of agents that may know tokens; the core and control are Gymnasium's alone."""
 

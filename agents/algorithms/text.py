@@ -29,6 +29,7 @@ from agents.text.collector import TextCollector, kl_shaping_of
 from agents.text.config import PAPERS, Algorithm, Paper, TextAgentConfig, paper_settings
 from agents.text.presets import learning_rate_for, preset_settings
 from agents.text.stepwise import generate_by_acting
+from agents.text.writer import engine_options
 from agents.update import Objective, absent_objective
 from textenvs.envs.base import TokenVectorBase
 from textenvs.tokens.prompts import load_prompts
@@ -254,4 +255,5 @@ def _collector(envs: TokenVectorLike, policy: Any, config: TextAgentConfig, opti
         generate=_writer(policy),
         max_concurrent_rows=options.max_concurrent_rows,
         dynamic_sampling=config.dynamic_sampling,
+        **engine_options(config),
     )

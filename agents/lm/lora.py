@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import Tensor, nn
 
 from textenvs.lm.linear_kernels import speed_up
@@ -198,6 +198,12 @@ class AdaptedTrunk:
         whole = copy.deepcopy(self.model, merged).float()
         vars(whole).pop("peft_config", None)
         return whole
+
+    def named_tensors(self, role: str = POLICY) -> list[tuple[str, Tensor]]:
+        """One role's adapter under the names in peft's files, with ``B`` scaled so that alpha equals the rank."""
+        config: Any = self.peft.peft_config[role]
+        state, scale = get_peft_model_state_dict(self.peft, adapter_name=role), config.lora_alpha / config.r
+        return [(name, each.detach() * (scale if ".lora_B." in name else 1.0)) for name, each in state.items()]
 
     def save(self, folder: str | Path, role: str = POLICY, trained: dict[str, Tensor] | None = None) -> None:
         """Write one role's adapter for ``PeftModel.from_pretrained``; ``trained``: its weights in the model, whole."""

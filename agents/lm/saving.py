@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.lora import AdaptedTrunk
@@ -53,6 +55,27 @@ def save_pretrained(
         tokenizer.save_pretrained(folder)
 
     write_folder_aside(path, write)
+
+
+def named_weights(policy: CausalLMPolicy, *, adapter_only: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """The policy's weights by their names in the transformers model; a shared weight once, adapters merged.
+
+    A weight that is sharded over processes is gathered when its turn comes, so all of them must go through all.
+
+    With ``adapter_only`` those of the adapter, under the names that peft gives them in a file, and so scaled that its
+    alpha equals its rank.
+
+    Raises:
+        ValueError: for ``adapter_only`` of a policy that has none.
+    """
+    if adapter_only:
+        if policy.adapters is None:
+            raise ValueError('engine_weights "adapter": expected a policy with adapters, received one without')
+        named: Iterable[tuple[str, Tensor]] = policy.adapters.named_tensors()
+    else:
+        named = (policy.model if policy.adapters is None else policy.adapters.merged()).named_parameters()
+    for name, weight in named:
+        yield name, (weight.full_tensor() if isinstance(weight, DTensor) else weight).detach()
 
 
 def save_adapter(policy: CausalLMPolicy, path: Path, trained: dict[str, Tensor] | None = None) -> None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.agent import Agent
+from agents.engines.protocol import EngineError
 from agents.functional.group_advantages import flat_groups, group_advantages, leave_one_out_advantages
 from agents.functional.masked import fill_masked, masked_mean, whiten
 from agents.functional.schedules import value_at
@@ -114,14 +115,14 @@ class TextAgent(Agent):
         """One rollout and its update; also logs tokens per second, and warns of a start that runs away.
 
         Raises:
-            RewardError, DialogueError: a scorer or an environment failed; the agent is as before the call, so that
-                training can be saved and go on.
+            RewardError, DialogueError, EngineError: a scorer, an environment or an engine failed; the agent is as
+                before the call, so that training can be saved and go on.
         """
         assert self.collector is not None
         before = self.collector.state_dict()
         try:
             super().iterate()
-        except (RewardError, DialogueError):
+        except (RewardError, DialogueError, EngineError):
             self.collector.load_state_dict(before)
             raise
         moved = self.metrics.get("rollout/kl_per_sequence", 0.0)

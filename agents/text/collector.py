@@ -16,18 +16,22 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
+from agents.engines.protocol import Engine
 from agents.functional.advantages import values_of_next_steps
+from agents.functional.masked import fill_masked
 from agents.lm.causal_lm import CausalLMPolicy
-from agents.lm.decoder import Generation, check_max_concurrent_rows
+from agents.lm.decoder import Generation
 from agents.lm.generation import generate as generate_completions
 from agents.lm.sampling import uniform
 from agents.rollout import Rollout
 from agents.runs.distributed import ALONE, Processes
+from agents.text.behavior import corrected, texts_of
+from agents.text.config import Correction
 from agents.text.dynamic_sampling import fill_rollout
 from agents.text.kl_controllers import KLController
 from agents.text.rollout_metrics import rollout_metrics
 from agents.text.score_scaling import ScoreScaler, overlong_punishment
-from textenvs.dialogues.vector import DialogueVectorEnv
+from agents.text.writer import Writer
 from textenvs.envs.base import TokenVectorBase
 from textenvs.envs.wrapper import TokenVectorWrapper
 from textenvs.lm.packed_forward import pack_rows
@@ -47,7 +51,12 @@ class TextCollector:
         overlong_cache: tokens before the budget over which it grows; None: a fifth of the budget, as in its paper.
         kl_controller: adapts the KL coefficient between rollouts; None: it is constant.
         score_scaler: applied to scores before they are paid; metrics keep the raw scores. None: no scaling.
-        generate: generates completions: ``agents.lm.generation.generate`` or a function with its arguments.
+        generate: the policy's own: ``agents.lm.generation.generate`` or a function with its arguments.
+        engine: writes in its place (``agents.engines``); None: the policy itself.
+        async_rollouts: updates by which what wrote a batch may be behind; 1: the next one is written in the meantime.
+        correction: importance weights; None: "sequence_mask" unless the policy itself writes; see
+            ``agents.functional.correction``. Without, the writer's log-probs count as the policy's own.
+        correction_bounds: of their ratio.
         max_concurrent_rows: rows decoded at a time, passed to ``generate`` unless it is None; None: all at once.
         dynamic_sampling: most batches drawn beside the first; see ``agents.text.dynamic_sampling``.
         processes: that share the work, each with its own collector; see ``agents.runs.distributed``.
@@ -70,11 +79,14 @@ class TextCollector:
         kl_controller: KLController | None = None,
         score_scaler: ScoreScaler | None = None,
         generate: Callable[..., Generation] = generate_completions,
+        engine: Engine | None = None,
+        async_rollouts: int = 0,
+        correction: Correction | None = None,
+        correction_bounds: tuple[float, float] = (0.0, 3.0),
         max_concurrent_rows: int | None = None,
         dynamic_sampling: int = 0,
         processes: Processes = ALONE,
     ) -> None:
-        check_max_concurrent_rows(max_concurrent_rows)
         for name, penalty in (("missing_eos_penalty", missing_eos_penalty), ("overlong_penalty", overlong_penalty)):
             if not penalty >= 0:
                 raise ValueError(f"{name}: expected reward units >= 0, received {penalty}")
@@ -91,7 +103,18 @@ class TextCollector:
             raise ValueError(f"overlong_cache: expected 1 to {budget} tokens, the budget, received {overlong_cache}")
         self.dynamic_sampling = dynamic_sampling
         self.kl_controller, self.score_scaler = kl_controller, score_scaler
-        self.generate, self.max_concurrent_rows, self.processes = generate, max_concurrent_rows, processes
+        self.processes = processes
+        self.writer = Writer(
+            envs,
+            seed=seed,
+            engine=engine,
+            generate=generate,
+            max_concurrent_rows=max_concurrent_rows,
+            ahead=async_rollouts,
+            processes=processes,
+        )
+        self.correction: Correction = correction or ("none" if self.writer.on_policy else "sequence_mask")
+        self.correction_bounds = correction_bounds
         if self.base.num_envs < processes.count:
             raise ValueError(f"expected {processes.count} rows or more, one a process, received {envs.num_envs}")
         self._kl_shaping = kl_shaping_of(envs)
@@ -102,8 +125,6 @@ class TextCollector:
                 self._kl_shaping.beta = kl_controller.start
         self.beta = 0.0 if self._kl_shaping is None else self._kl_shaping.beta
         """KL coefficient of the newest rollout, reward units per nat."""
-        self.generator = torch.Generator().manual_seed(seed)
-        self._seed: int | None = seed
         self.last: TokenRows | None = None
         """The rows of the newest rollout, to show samples from."""
 
@@ -131,25 +152,28 @@ class TextCollector:
         self._check(policy)
         draw = partial(self._draw, policy)
         rollout, self.last, metrics = fill_rollout(draw, self.group_size, self.dynamic_sampling)
-        return rollout, metrics | self._update_kl_coef(metrics, rollout.num_rows)
+        metrics |= self._update_kl_coef(metrics, rollout.num_rows)
+        self.writer.advance(policy)
+        return rollout, metrics
 
     def _draw(self, policy: CausalLMPolicy) -> tuple[Rollout, TokenRows, dict[str, float]]:
         """One episode in each sub-environment, as a rollout and as rows, and its metrics."""
         start = time.perf_counter()
-        prompts = self.envs.draw_prompts() if self._seed is None else self.envs.draw_prompts(seed=self._seed)
-        self._seed = None
-        groups = prompts.reshape(-1, self.group_size, prompts.shape[1])
-        if (groups != groups[:, :1]).any():
-            raise ValueError(f"expected prompts in groups of {self.group_size} equal rows: call reset(seed=...) first")
-        shard = self.processes.shard(len(prompts))
-        generation = self._generate(policy, torch.from_numpy(prompts[shard]).to(policy.device), shard, len(prompts))
+        draft = self.writer.draft(policy)
         generated = time.perf_counter()
-        completions, logprobs = generation.completions.cpu().numpy(), generation.logprobs.cpu().numpy()
-        rows = self.envs.play(prompts[shard], completions, logprobs, columns=self.base.drawn_columns[shard])
+        prompts, shard = draft.prompts, self.processes.shard(len(draft.prompts))
+        here = torch.from_numpy(prompts[shard]).to(policy.device)
+        written, itself = draft.written.result(), self.writer.on_policy
+        texts = texts_of(policy, here, written, correction=self.correction, on_policy=itself)
+        completions, logprobs = texts["actions"].cpu().numpy(), texts["logprobs"].cpu().numpy()
+        rows = self.envs.play(prompts[shard], completions, logprobs, columns=draft.columns)
         if self.processes.count > 1:
-            generation, rows = self._all_gather(generation, rows)
-        rollout = self._rollout(policy, torch.from_numpy(prompts).to(policy.device), generation, rows)
-        metrics = {f"rollout/{name}": value for name, value in rollout_metrics(rows).items()}
+            texts, rows = self._all_gather(texts, rows)
+        rollout = self._rollout(policy, torch.from_numpy(prompts).to(policy.device), texts, rows)
+        rollout, mismatch = corrected(
+            rollout, mode=self.correction, bounds=self.correction_bounds, version=self.writer.version
+        )
+        metrics = {f"rollout/{name}": value for name, value in (rollout_metrics(rows) | mismatch).items()}
         metrics["rollout/return_mean"] = float(rollout.rewards.sum()) / len(prompts)
         metrics |= {"time/generate_s": generated - start, "time/score_s": time.perf_counter() - generated}
         return rollout, rows, metrics
@@ -157,9 +181,7 @@ class TextCollector:
     def state_dict(self) -> dict[str, Any]:
         """All that the next ``collect`` depends on: the generator, an unused seed, the environment's state."""
         return {
-            "generator": self.generator.get_state(),
-            "seed": self._seed,
-            "envs": self.envs.state_dict(),
+            **self.writer.state_dict(),
             "score_scaler": None if self.score_scaler is None else self.score_scaler.state_dict(),
             "settings": self._settings(),
         }
@@ -174,9 +196,7 @@ class TextCollector:
         other = [f"{name} {theirs[name]!r} (here {ours[name]!r})" for name in ours if theirs[name] != ours[name]]
         if other:
             raise ValueError(f"the rollouts were collected with other settings: {', '.join(other)}")
-        self.generator.set_state(torch.as_tensor(state["generator"], dtype=torch.uint8).cpu())
-        self._seed = state["seed"]
-        self.envs.load_state_dict(state["envs"])
+        self.writer.load_state_dict(state)
         if self.score_scaler is not None:
             self.score_scaler.load_state_dict(state["score_scaler"])
 
@@ -190,30 +210,18 @@ class TextCollector:
             "kl_controller": None if controller is None else [type(controller).__name__, dict(vars(controller))],
         }
 
-    def _generate(self, policy: CausalLMPolicy, prompts: Tensor, shard: slice, num_rows: int) -> Generation:
-        """Completions of ``prompts``, the rows ``shard`` of a batch of ``num_rows``."""
-        options: dict[str, Any] = {}
-        if self.max_concurrent_rows is not None:
-            options["max_concurrent_rows"] = self.max_concurrent_rows
-        if self.processes.count > 1:
-            options["other_rows"] = (shard.start, num_rows - shard.stop)
-        if isinstance(self.base, DialogueVectorEnv):
-            options["dialogue"] = self.base
-        budget = self.base.max_new_tokens
-        return self.generate(policy, prompts, max_new_tokens=budget, generator=self.generator, **options)
-
-    def _all_gather(self, own: Generation, rows: TokenRows) -> tuple[Generation, TokenRows]:
-        """All processes' rows; the generator advances to where the longest completion of all leaves it."""
+    def _all_gather(self, own: dict[str, Tensor], rows: TokenRows) -> tuple[dict[str, Tensor], TokenRows]:
+        """All processes' rows; a local engine's generator advances to where the longest of all leaves it."""
         steps = int(rows.mask.sum(1).max())
-        shards = self.processes.all_gather(([part.cpu() for part in own], rows))
-        device = own.completions.device
-        whole = Generation(*(torch.cat(parts).to(device) for parts in zip(*(each for each, _ in shards), strict=True)))
+        shards = self.processes.all_gather(({name: part.cpu() for name, part in own.items()}, rows))
+        device = own["actions"].device
+        whole = {name: torch.cat([each[name] for each, _ in shards]).to(device) for name in own}
         joined = join_rows([rows for _, rows in shards])
-        for _ in range(steps, int(joined.mask.sum(1).max())):
-            uniform(len(whole.completions), self.generator, device)
+        for _ in range(steps, int(joined.mask.sum(1).max()) if self.writer.local else 0):
+            uniform(len(joined.mask), self.writer.generator, device)
         return whole, joined
 
-    def _rollout(self, policy: CausalLMPolicy, prompts: Tensor, generation: Generation, rows: TokenRows) -> Rollout:
+    def _rollout(self, policy: CausalLMPolicy, prompts: Tensor, texts: dict[str, Tensor], rows: TokenRows) -> Rollout:
         def tensor(array: NDArray[Any]) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array)).to(prompts.device)
 
@@ -231,15 +239,16 @@ class TextCollector:
             rewards[np.arange(len(last)), last] += self.overlong_penalty * punished
         ended = torch.zeros_like(mask)
         ended[torch.arange(len(last)), torch.from_numpy(last)] = True
-        next_values = values_of_next_steps(generation.values, mask)
+        values = fill_masked(texts.pop("values"), mask)
+        next_values = values_of_next_steps(values, mask)
         if rows.truncated.any() and policy.has_critic:
-            final = policy.values(pack_rows(prompts, generation.completions))
+            final = policy.values(pack_rows(prompts, texts["actions"]))
             next_values = torch.where(ended & tensor(rows.truncated)[:, None], final[:, None], next_values)
         return Rollout(
             observations=prompts,
-            actions=generation.completions,
-            logprobs=generation.logprobs,
-            values=generation.values,
+            actions=texts.pop("actions"),
+            logprobs=fill_masked(texts.pop("logprobs"), mask),
+            values=values,
             next_values=next_values,
             rewards=tensor(rewards),
             terminated=ended & tensor(rows.terminated)[:, None],
@@ -248,6 +257,7 @@ class TextCollector:
             ref_logprobs=None if rows.ref_logprobs is None else tensor(rows.ref_logprobs),
             turns=None if rows.turns is None else tensor(rows.turns),
             states=None if rows.states is None else tensor(rows.states),
+            **texts,
         )
 
     def _update_kl_coef(self, metrics: dict[str, float], episodes: int) -> dict[str, float]:

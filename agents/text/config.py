@@ -17,6 +17,7 @@ Algorithm = Literal["ppo", "grpo", "rloo", "reinforce"]
 Paper = Literal[
     "ppo", "grpo", "rloo", "reinforce", "dr_grpo", "dapo", "gspo", "cispo", "reinforce++", "reinforce++_baseline"
 ]
+Correction = Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 WITH_CRITIC, GROUP_ALGORITHMS = ("ppo",), ("grpo", "rloo")
 
 _GROUPS = {"algorithm": "grpo", "group_size": 8, "normalize_advantages": "none", "epochs": 1}
@@ -152,8 +153,31 @@ class TextOptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextEngineConfig:
+    """Engine: who writes the texts, and what becomes of its difference from the policy that learns from them."""
+
+    engine: str | None = None
+    """URL of a vLLM server that writes, as ``textenvs serve`` starts one; None: the project's own decoder"""
+    engine_weights: Literal["full", "adapter"] = "full"
+    """what an engine is sent after an update: the whole model, or its LoRA adapter alone"""
+    engine_folder: str | None = None
+    """folder that the engine reads weights from; None: a temporary one, for an engine on this machine"""
+    async_rollouts: int = 0
+    """most updates by which what wrote a batch may be behind what learns from it, 0 or 1. With 1 the next batch is
+    written while this one is learned from; without an engine by a copy of the model, which takes its memory"""
+    correction: Correction | None = None
+    """importance weights between what wrote and what learns: "token_truncate" (TIS), "token_mask" (IcePop),
+    "sequence_truncate", "sequence_mask" or "none"; see ``agents.functional.correction``. None: "sequence_mask" with an
+    engine or async_rollouts, else "none", where the writer's log-probs are taken for the policy's own"""
+    correction_low: float = 0.0
+    """least ratio that a mask lets pass, [0, 1]"""
+    correction_high: float = 3.0
+    """largest ratio that a mask lets pass, or that a weight is cut to; >= 1"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TextAgentConfig(
-    TextOptimizerConfig, TextAdvantageConfig, TextKLConfig, TextLossConfig, UpdateConfig, AgentConfig
+    TextEngineConfig, TextOptimizerConfig, TextAdvantageConfig, TextKLConfig, TextLossConfig, UpdateConfig, AgentConfig
 ):
     """Algorithm: how texts are evaluated.
 
@@ -188,11 +212,11 @@ class TextAgentConfig(
 
     def _check_ranges(self) -> None:
         ranges = {
-            ">= 1": "group_size",
             ">= 0": "weight_decay warmup_updates clip_high critic_warmup dynamic_sampling",
             "> 0": "state_weight",
+            ">= 1": "group_size correction_high",
             "in [0, 1)": "adam_beta1 adam_beta2 baseline_decay",
-            "in [0, 1]": "critic_lam gamma_turn",
+            "in [0, 1]": "critic_lam gamma_turn async_rollouts correction_low",
         }
         check_values(self, ranges)
         if self.algorithm in GROUP_ALGORITHMS and self.group_size < 2:
@@ -210,6 +234,7 @@ class TextAgentConfig(
     def _check_applicable(self) -> None:
         """Raise ValueError if a setting was changed that this algorithm, or another setting, makes irrelevant."""
         plain = self.policy_loss == "plain"
+        mode = self.correction or ("sequence_mask" if self.engine or self.async_rollouts else "none")
         needs = {
             "GRPO": (self.algorithm == "grpo", ("normalize_std",)),
             "dialogues of groups": (self.credit != "state" or self.algorithm in GROUP_ALGORITHMS, ("credit",)),
@@ -224,6 +249,9 @@ class TextAgentConfig(
             "the clipped loss": (self.policy_loss == "clipped", ("dual_clip",)),
             "a clipped loss": (not plain, ("clip", "clip_high")),
             "a KL in the loss": (self.kl_in != "reward", ("kl_estimator",)),
+            "an engine": (self.engine is not None, ("engine_weights", "engine_folder")),
+            "a correction": (mode != "none", ("correction_high",)),
+            "a correction by a mask": (mode.endswith("mask"), ("correction_low",)),
             "the moving baseline": (self.baseline == "moving", ("baseline_decay",)),
         }
         reasons = [

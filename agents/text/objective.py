@@ -27,6 +27,9 @@ ESTIMATORS = {"k1": kl.k1, "k2": kl.k2, "k3": kl.k3}
 def text_objective(config: TextAgentConfig, *, clip: float, beta: float) -> Objective:
     """``L_policy + value_coef L_value + entropy_coef L_entropy + beta KL``, with the terms that ``config`` enables.
 
+    The batch's importance weights scale the terms of policy and KL. Every policy loss is homogeneous in the advantage,
+    so that its weighted terms are those of the weighted advantages.
+
     Args:
         config: the terms, and the average over tokens, which is the same in all of them.
         clip: eps of this update.
@@ -35,10 +38,11 @@ def text_objective(config: TextAgentConfig, *, clip: float, beta: float) -> Obje
     average, _ = REDUCTIONS[config.average]
 
     def objective(evaluation: Evaluation, batch: Batch, mask: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        given = (evaluation.logprobs, batch.old_logprobs, batch.advantages, mask)
+        advantages = batch.advantages if batch.weights is None else batch.weights * batch.advantages
+        given = (evaluation.logprobs, batch.old_logprobs, advantages, mask)
         bounds: dict[str, Any] = {"clip": clip, "clip_high": config.clip_high, "average": average}
         if config.policy_loss == "plain":
-            total = losses.policy_gradient_loss(evaluation.logprobs, batch.advantages, mask, average=average)
+            total = losses.policy_gradient_loss(evaluation.logprobs, advantages, mask, average=average)
         elif config.policy_loss == "cispo":
             total = losses.clipped_weight_loss(*given, **bounds)
         else:
@@ -55,6 +59,7 @@ def text_objective(config: TextAgentConfig, *, clip: float, beta: float) -> Obje
             total = torch.add(total, entropy, alpha=config.entropy_coef)
         if config.kl_in != "reward":
             found = _kl(config.kl_estimator or "k3", evaluation, batch)
+            found = found if batch.weights is None else batch.weights * found
             parts["kl_loss"] = average(fill_masked(found, mask), mask)
             total = torch.add(total, parts["kl_loss"], alpha=beta)
         return total, parts

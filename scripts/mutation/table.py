@@ -5,6 +5,7 @@ from __future__ import annotations
 # ruff: noqa: E501
 from scripts.mutation import Mutant
 from scripts.mutation.dialogues import DIALOGUES
+from scripts.mutation.engines import ENGINES
 
 MUTANTS = (
     # advantages, losses and the optimizer loop
@@ -122,7 +123,7 @@ MUTANTS = (
     Mutant("T1", "masked tokens are erased from the context", "agents/lm/decision_states.py", "rows=pack_rows(prompts, completions)", "rows=pack_rows(prompts, completions.masked_fill(~mask, PAD))"),
     Mutant("T3", "states are read at the count of what is learned from", "agents/lm/decision_states.py", "before = real.long().cumsum(1) - 1", "before = mask.long().cumsum(1) - 1"),
     Mutant("T3", "the value is read after the action", "agents/lm/generation.py", "            values = policy.value_of(decoder.hidden)\n", "            values = policy.value_of(policy.model.get_input_embeddings()(tokens))\n"),
-    Mutant("T3", "the value after a step is that of the step", "agents/text/collector.py", "values_of_next_steps(generation.values, mask)", "generation.values.clone()"),
+    Mutant("T3", "the value after a step is that of the step", "agents/text/collector.py", "values_of_next_steps(values, mask)", "values.clone()"),
     Mutant("T1", "padding stands between prompt and completion", "textenvs/lm/packed_forward.py", "return joint.gather(1, order)[:, : int(real.sum(1).max())]", "return joint", "tests/agents/lm/test_causal_lm.py"),
     Mutant("T1", "decoding: left padding takes up positions", "agents/lm/decoder.py", "self._forward(tokens, positions, columns >= pad,", "self._forward(tokens, columns.expand_as(positions), columns >= pad,", "tests/agents/lm/test_generation.py"),
     Mutant("T2", "decoding: the position does not move on", "agents/lm/decoder.py", "positions = self.lengths[:, None]", "positions = self.lengths[:, None] - (self.column - self.longest_prompt)", "tests/agents/lm/test_generation.py"),
@@ -176,7 +177,7 @@ MUTANTS = (
     Mutant("T7", "the missing end is charged to texts that ended", "agents/text/collector.py", '(rows.stop_reason == "length")', '(rows.stop_reason == "eos")'),
     Mutant("T7", "the missing end is charged to every text", "agents/text/collector.py", 'self.missing_eos_penalty * (rows.stop_reason == "length")', "self.missing_eos_penalty"),
     Mutant("S2", "resume forgets the KL's price", "textenvs/wrappers/kl_shaping.py", '        self.beta = state["beta"]\n', "", "tests/textenvs/wrappers/test_kl_shaping.py tests/agents/text/test_collector.py"),
-    Mutant("S2", "resume forgets the tokens' generator", "agents/text/collector.py", 'self.generator.set_state(torch.as_tensor(state["generator"], dtype=torch.uint8).cpu())', "pass"),
+    Mutant("S2", "resume forgets the tokens' generator", "agents/text/writer.py", 'self.generator.set_state(torch.as_tensor(state["generator"], dtype=torch.uint8).cpu())', "pass"),
     Mutant("S2", "resume forgets the order of prompts", "textenvs/envs/vector.py", 'self._sampler.load_state_dict(state["sampler"])', "pass"),
     Mutant("T16", "the reward model scores the last position, padding or not", "reward_models/model.py", "(lengths - 1).clamp(min=0)", "torch.full_like(lengths, input_ids.shape[1] - 1)"),
     Mutant("T16", "the reward model's positions count padding", "reward_models/model.py", "if not bool((real == right).all()):", "if False:"),
@@ -273,7 +274,7 @@ MUTANTS = (
     Mutant("P13", "sharded weights: gradients are averaged, although shares are weighted already", "agents/lm/sharding.py", "        module.set_gradient_divide_factor(1.0)\n", "", "tests/agents/lm/test_sharding.py"),
     Mutant("P13", "sharded weights: a head's gradient stays where its trunk is not trained", "agents/lm/sharding.py", "    trunk.register_forward_hook(need_gradient, prepend=True)\n", "", "tests/agents/lm/test_sharding.py"),
     Mutant("S2", "several processes: shares draw the same luck", "agents/lm/decoder.py", "self.numbers[steps, self.before + rows]", "self.numbers[steps, rows]", "tests/agents/runs/test_distributed.py"),
-    Mutant("S2", "several processes: the generator stands where its own share ended", "agents/text/collector.py", "            uniform(len(whole.completions), self.generator, device)\n", "            pass\n", "tests/agents/runs/test_distributed.py"),
+    Mutant("S2", "several processes: the generator stands where its own share ended", "agents/text/collector.py", "            uniform(len(joined.mask), self.writer.generator, device)\n", "            pass\n", "tests/agents/runs/test_distributed.py"),
     Mutant("S2", "several processes: they begin with different weights", "agents/runs/distributed.py", "                dist.broadcast(tensor, src=0)\n", "                pass\n"),
     Mutant("T2", "a group's texts continue another prompt", "agents/lm/decoder.py", "self.cache.expect(source, self.column)", "self.cache.expect(source.flip(0), self.column)", "tests/agents/lm/test_generation.py"),
     Mutant("L1", "missing weights stay random", "textenvs/lm/loading.py", '("are missing", sorted(missing))', '("are missing", [])'),
@@ -294,4 +295,5 @@ MUTANTS = (
     Mutant("T16", "a saved reward model's padding may be the end of a text", "reward_models/classifier.py", "if pad not in ends]", "if pad is not None]", "tests/reward_models/test_classifier.py"),
     Mutant("T8", "a soft cap is not applied", "agents/lm/token_head.py", "return scaled if self.cap is None else", "return scaled if True else", "tests/agents/lm/test_causal_lm.py"),
     *DIALOGUES,
+    *ENGINES,
 )  # fmt: skip

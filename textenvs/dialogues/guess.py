@@ -23,8 +23,9 @@ class GuessTheNumber(gym.Env[str, str]):
 
     Args:
         most: the largest number.
-        bit_reward: also paid for each bit that a guess tells about the number, reward units: a potential leaves the
-            best play as it is (Ng et al. 1999, "Policy invariance under reward transformations", theorem 1).
+        bit_reward: also paid for each bit that a guess tells about the number, reward units, on average over the
+            numbers that are left, so that luck is no noise. Before the average it is a potential, which leaves the best
+            play as it is (Ng et al. 1999, "Policy invariance under reward transformations", theorem 1).
     """
 
     def __init__(self, most: int = 16, bit_reward: float = 0.0) -> None:
@@ -50,6 +51,8 @@ class GuessTheNumber(gym.Env[str, str]):
             answer, self.left = "higher :", [max(least, guess + 1), most]
         else:
             answer, self.left = "lower :", [least, min(most, guess - 1)]
-        bits = math.log2((most - least + 1) / (self.left[1] - self.left[0] + 1))
+        left = most - least + 1
+        parts = (guess - least, 1, most - guess) if least <= guess <= most else ()
+        bits = sum(part / left * math.log2(left / part) for part in parts if part)
         right = guess == self.number
         return answer, self.bit_reward * bits - 0.1 * (not right), right, False, {"state": tuple(self.left)}

@@ -24,6 +24,7 @@ from agents.recipes.rlhf.task import TextTask
 from agents.runs.distributed import ALONE, Processes
 from agents.runs.flags import json_object
 from agents.text.collector import TextCollector
+from agents.text.writer import engine_options
 from textenvs.envs.vector import TokenVectorEnv
 from textenvs.tokens.row_files import column_names, statement
 from textenvs.tokens.tokenizers import load_tokenizer
@@ -221,6 +222,7 @@ def build_parts(config: TrainTextConfig, processes: Processes = ALONE, began: st
         dynamic_sampling=config.dynamic_sampling,
         processes=processes,
         generate=generate if config.shard_rollouts else with_whole_weights(generate, processes),
+        **engine_options(config),
     )
     return TextParts(task=task, policy=policy, collector=collector)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from agents.engines.protocol import EngineError
 from agents.evaluation.curve import FRONTIER, STEP, FrontierFollower, updates_between_points
 from agents.evaluation.metrics import compare
 from agents.evaluation.token_page import PAGE, Snapshot, write_token_page
@@ -50,7 +51,7 @@ def main(config: TrainTextConfig) -> dict[str, Any]:
 
     Raises:
         RunDirError, ValueError, OSError, CheckpointError: with a message that says what to do.
-        RewardError: a reward failed; the run can be resumed.
+        RewardError, EngineError: a reward or an engine failed; the run can be resumed.
         Interrupted: after Ctrl-C or SIGTERM, once checkpoint, model and samples are written.
     """
     if config.plan:
@@ -195,7 +196,7 @@ def _train(
         try:
             evaluate()
             _learn(agent, config, after_update)
-        except (RewardError, DialogueError):
+        except (RewardError, DialogueError, EngineError):
             keep()
             print(f"{run.path} holds what was trained so far; --resume continues it", file=sys.stderr)
             raise

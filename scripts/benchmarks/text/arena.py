@@ -1,18 +1,19 @@
-"""A game of TextArena against an opponent: a small GPT-2 that has seen random play learns to win.
+"""A game of TextArena: a small GPT-2 that has seen random play learns to win.
 
-    python -m scripts.arena --task TicTacToe-v0 --opponent random --seed 0
+    python -m scripts.arena --seed 0
+    python -m scripts.arena --task TicTacToe-v0 --settings '{}' --opponent random
 
-Any game that lists its legal moves, each a word, will do. The model's words are those that random games write; it is
-taught the form of the game on random legal moves, and then trained by PPO with credit by turn on the game's own reward.
-Measured over 512 games: the mean reward and the share of games won, of random legal moves, of the model as taught, and
-of the trained one.
+Any game will do whose moves are a word each and which lists them, or lets none be said twice. The model's words are
+those that random games write; it is taught the form of the game on random moves, and then trained by PPO with credit by
+turn on the game's own reward. Measured over 512 games: the mean reward and the share of games won, of random moves, of
+the model as taught, and of the trained one.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from agents import PPO
 from agents.functional.schedules import Linear
 from agents.lm.generation import generate
 from agents.runs.cli import enter
+from agents.runs.flags import json_object
 from agents.runs.run_dir import measured
 from agents.text.collector import TextCollector
 from scripts.benchmarks.text.guess import at_random, taught, words
@@ -36,11 +38,15 @@ from textenvs.tasks.text_arena import TextArenaGame, legal_moves
 class ArenaConfig:
     """Settings of the run."""
 
-    task: str = "TicTacToe-v0"
+    task: str = "GuessTheNumber-v0"
     """id of a game of TextArena"""
-    opponent: str | None = "random"
+    settings: str = '{"max_turns": 6}'
+    """arguments of the game, a JSON object"""
+    moves: tuple[str, ...] = tuple(map(str, range(1, 21)))
+    """of a game that lists none"""
+    opponent: str | None = None
     """that it is played against; None: a game for one"""
-    games: int = 3_072
+    games: int = 12_288
     """played in training"""
     seed: int = 0
     """of weights, games and minibatches"""
@@ -58,30 +64,48 @@ def main(config: ArenaConfig) -> dict[str, Any]:
 
 def measure(config: ArenaConfig) -> dict[str, Any]:
     """As `main`, without a folder."""
-    written = random_games(config, 200)
-    listed = {move.strip("[]") for text in written for move in legal_moves(text)}
-    known = ["<end>", *sorted({word for text in written for word in text.split()} | listed)]
+    settings = json_object(config.settings, "settings")
+    game = TextArenaGame(config.task, settings, opponent=config.opponent)
+    draw = random.Random(config.seed)
+    rules = game.reset(seed=0)[0].split()
+
+    def move(text: str) -> str:
+        """A random one of the moves that a game's ``text`` so far lists; if it lists none, of those not yet said."""
+        said = text.split()
+        fresh = [each for each in config.moves if said.count(each) <= rules.count(each)]
+        return draw.choice(legal_moves(text) or fresh).strip("[]")
+
+    written = [random_game(game, move, seed) for seed in range(200)]
+    listed = {each.strip("[]") for text in written for each in legal_moves(text)}
+    known = ["<end>", *sorted({word for text in written for word in text.split()} | listed | {*config.moves})]
     tokenizer, positions = words(known), max(len(text.split()) for text in written) + 96
     make = partial(
         gym.make_vec,
         "textenvs/TextArena-v0",
         task=config.task,
+        settings=settings,
         opponent=config.opponent,
         tokenizer=tokenizer,
         max_turns=32,
         max_turn_tokens=2,
         max_tokens=positions,
     )
-    draw = random.Random(config.seed)
 
     def legal(rows: Tensor) -> Tensor:
-        """The token of a random legal move in each of ``rows [K, L]``."""
+        """The token of a random move in each of ``rows [K, L]``."""
         texts = tokenizer.batch_decode(rows.clamp(min=0), skip_special_tokens=True)
-        return torch.tensor([known.index(draw.choice(legal_moves(text)).strip("[]")) for text in texts])
+        return torch.tensor([known.index(move(text)) for text in texts])
 
+    return learned(make, legal, config, positions)
+
+
+def learned(
+    make: Callable[..., Any], legal: Callable[[Tensor], Tensor], config: ArenaConfig, positions: int
+) -> dict[str, Any]:
+    """What playing came to, at random, after teaching, and after training."""
     began = time.process_time()
     policy = taught(make(num_envs=64), legal, config.seed, critic="shared", positions=positions, minibatch_size=16)
-    summary: dict[str, Any] = {"words": len(known), "taught_cpu_s": time.process_time() - began}
+    summary: dict[str, Any] = {"taught_cpu_s": time.process_time() - began}
 
     def played(name: str, **options: Any) -> None:
         collector = TextCollector(make(num_envs=512), seed=12_345, **options)
@@ -109,22 +133,14 @@ def measure(config: ArenaConfig) -> dict[str, Any]:
     return summary
 
 
-def random_games(config: ArenaConfig, number: int) -> list[str]:
-    """All that so many games of random legal moves write, a text a game."""
-    game, draw = TextArenaGame(config.task, opponent=config.opponent), random.Random(0)
-    texts = []
-    for seed in range(number):
-        written, over = [game.reset(seed=seed)[0]], False
-        while not over:
-            moves = legal_moves("\n".join(written))
-            if not moves:
-                raise ValueError(
-                    f"task {config.task}: expected a game that lists its legal moves, received none listed"
-                )
-            news, _, over, _, _ = game.step(draw.choice(moves))
-            written.append(news)
-        texts.append("\n".join(written))
-    return texts
+def random_game(game: TextArenaGame, move: Callable[[str], str], seed: int) -> str:
+    """All that a game writes, and the moves between."""
+    text, over = game.reset(seed=seed)[0], False
+    while not over:
+        chosen = move(text)
+        news, _, over, _, _ = game.step(chosen)
+        text = f"{text}\n{chosen}\n{news}"
+    return text
 
 
 def command_line(arguments: Sequence[str] | None = None) -> int:

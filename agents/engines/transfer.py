@@ -1,0 +1,82 @@
+"""vLLM's side of a weight update through a folder: its plugin "textenvs_folder", which runs in the server's workers.
+
+It stands alone, since the server's environment need not have this package: ``textenvs serve`` copies this file beside
+an entry point (group ``vllm.general_plugins``) and puts both on the server's path.
+"""
+
+# mypy: disable-error-code="misc"
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from safetensors import safe_open
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+
+BACKEND = "textenvs_folder"
+
+
+@dataclass
+class InitInfo(WeightTransferInitInfo):
+    """There is nothing to agree on."""
+
+
+@dataclass
+class UpdateInfo(WeightTransferUpdateInfo):
+    """Where the weights are."""
+
+    path: str
+    """A safetensors file in the checkpoint's names."""
+
+
+class FolderTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
+    """Loads checkpoints layer by layer into the model that runs."""
+
+    init_info_cls, update_info_cls = InitInfo, UpdateInfo
+
+    def init_transfer_engine(self, init_info: InitInfo) -> None:
+        """Nothing to do."""
+
+    def start_weight_update(self) -> None:
+        """Put the layers into the state in which a checkpoint is loaded."""
+        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Load a file; the base class would wait for an accelerator, which there may not be."""
+        self.receive_weights(self.parse_update_info(update_info))
+
+    def receive_weights(self, update_info: UpdateInfo) -> None:
+        """Load the file."""
+        with safe_open(update_info.path, framework="pt") as file:
+            self.model.load_weights((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+
+    def finish_weight_update(self) -> None:
+        """Process what was loaded, an output layer that shares the embedding's weights too.
+
+        vLLM 0.32 processes shared weights for one of their layers; on CPUs the other would keep its packed copy.
+        """
+        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+        finalize_layerwise_reload(self.model, self.model_config)
+        if self.device.type == "cpu":
+            for module in self.model.modules():
+                if isinstance(module, ParallelLMHead):
+                    module.quant_method.process_weights_after_loading(module)
+
+    def shutdown(self) -> None:
+        """Nothing is held."""
+
+
+def register() -> None:
+    """Make the backend known; vLLM calls this in each of its processes."""
+    if BACKEND not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(BACKEND, FolderTransfer)
