@@ -72,8 +72,8 @@ class Agent:
         self.config: Any = config  # a subclass has settings of its own
         self.generator = torch.Generator().manual_seed(config.seed) if generator is None else generator
         self.predict_generator = torch.Generator().manual_seed(config.seed + 1)
-        self.policy: Any = policy  # a subclass needs more of it than the protocol
-        self.policy = policy if is_sharded(self.policy) else self.policy.to(config.device)
+        module: Any = policy
+        self.policy = module if is_sharded(module) else module.to(config.device)
         self.collector = collector
         self.env = env
         self.objective = own_objective(objective)
