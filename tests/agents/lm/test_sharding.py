@@ -138,7 +138,7 @@ def outcome(case, processes, keep=None):
     weights = {
         name: getattr(each, "full_tensor", lambda e=each: e)() for name, each in agent.policy.state_dict().items()
     }
-    return {**found, "weights": weights, }
+    return {**found, "weights": weights, "generator": agent.collector.writer.generator.get_state()}
 
 
 def assert_same(one, other):
