@@ -24,6 +24,7 @@ from agents.interfaces import Collector, Policy
 from agents.rollout import Batch, Rollout
 from agents.runs import checkpoint
 from agents.runs.devices import check_device
+from agents.runs.distributed import is_sharded
 from agents.runs.flags import NEUTRAL
 from agents.runs.logging import MetricSink, NullSink
 from agents.update import Objective, own_objective
@@ -71,8 +72,8 @@ class Agent:
         self.config: Any = config  # a subclass has settings of its own
         self.generator = torch.Generator().manual_seed(config.seed) if generator is None else generator
         self.predict_generator = torch.Generator().manual_seed(config.seed + 1)
-        module: Any = policy  # a subclass needs more of it than the protocol
-        self.policy = module.to(config.device)
+        module: Any = policy
+        self.policy = module if is_sharded(module) else module.to(config.device)
         self.collector = collector
         self.env = env
         self.objective = own_objective(objective)
@@ -282,8 +283,7 @@ class Agent:
         self.span = (progress["span"][0], progress["span"][1])
 
     def save(self, path: str | Path) -> Path:
-        """Write the whole agent to one file, from which training resumes bit for bit; see
-        ``agents.runs.checkpoint``."""
+        """Write the whole agent to one file, from which training resumes bit for bit (``agents.runs.checkpoint``)."""
         return checkpoint.save(path, self.state_dict())
 
     def restore(self: Self, path: str | Path) -> Self:

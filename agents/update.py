@@ -15,7 +15,7 @@ from agents.functional import losses
 from agents.functional.masked import Reduction, masked_mean, whiten
 from agents.interfaces import Evaluation, Learner
 from agents.rollout import Batch
-from agents.runs.distributed import ALONE, Processes
+from agents.runs.distributed import ALONE, Processes, is_shard
 from agents.update_record import UpdateRecord, advantage_metrics, mean_k3
 
 Objective = Callable[[Evaluation, Batch, "Tensor | None"], "tuple[Tensor, dict[str, Tensor]]"]
@@ -191,22 +191,28 @@ def _gradient(
 ) -> Tensor:
     """Compute the gradients of this process's shard of ``minibatch``; returns the log-ratios of its valid steps."""
     optimizer.zero_grad()
-    ours = processes.shard(minibatch.num_rows)
-    size = config.microbatch_size or minibatch.num_rows
-    whole = size >= minibatch.num_rows and processes.count == 1
-    count = 1.0 if whole else _weight(minibatch, reduction)
     log_ratios = []
-    for start in range(ours.start, ours.stop, size):
-        part = minibatch if whole else minibatch.rows(slice(start, min(start + size, ours.stop)))
-        share = 1.0 if whole else _weight(part, reduction) / count
-        if share == 0.0:
-            continue
+    for part, share in _shares(minibatch, config.microbatch_size or minibatch.num_rows, reduction, processes):
         mask = record.mask_of(part)
         evaluation = policy.evaluate(part.observations, part.actions, mask)
         loss, parts = objective(evaluation, part, mask)
-        (loss if whole else loss * share).backward()
-        log_ratios.append(record.add(part, mask, evaluation, loss, parts, share))
+        (loss if share == 1.0 else loss * share).backward()
+        if share > 0.0:
+            log_ratios.append(record.add(part, mask, evaluation, loss, parts, share))
     return torch.cat(log_ratios) if log_ratios else minibatch.old_logprobs.new_empty(0)
+
+
+def _shares(minibatch: Batch, size: int, reduction: Share, processes: Processes) -> list[tuple[Batch, float]]:
+    """This process's microbatches of at most ``size`` rows with their weights; 0 is that of one which only keeps step
+    with other processes, a row of another's share."""
+    if size >= minibatch.num_rows and processes.count == 1:
+        return [(minibatch, 1.0)]
+    ours, count = processes.shard(minibatch.num_rows), _weight(minibatch, reduction)
+    parts = [minibatch.rows(slice(begin, min(begin + size, ours.stop))) for begin in range(ours.start, ours.stop, size)]
+    shares = [(part, weight / count) for part in parts if (weight := _weight(part, reduction))]
+    idle = processes.most(len(shares)) - len(shares)
+    row = int(minibatch.mask.any(1).nonzero()[0]) if idle else 0
+    return shares + [(minibatch.rows(slice(row, row + 1)), 0.0)] * idle
 
 
 def _weight(batch: Batch, reduction: Share) -> float:
@@ -230,10 +236,13 @@ def minibatches(batch: Batch, size: int, generator: torch.Generator) -> Iterator
 def clip_gradient(parameters: list[Tensor], max_norm: float) -> Tensor:
     """Scale gradients down to Euclidean norm ``max_norm`` if they exceed it; returns the original norm."""
     if len(parameters) > 1:
-        return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+        norm = torch.nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
+        norm = norm.full_tensor() if is_shard(norm) else norm  # type: ignore[attr-defined]
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+        return norm
     gradient = parameters[0].grad
     assert gradient is not None
-    norm: Tensor = torch.linalg.vector_norm(gradient)
+    norm = torch.linalg.vector_norm(gradient)
     gradient.mul_((max_norm / (norm + 1e-6)).clamp_(max=1.0))  # 1e-6 as in torch.nn.utils
     return norm
 

@@ -124,8 +124,9 @@ class CausalLMPolicy(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Device of the weights."""
-        return self.output_layer.weight.device
+        """Device of the passes."""
+        weight: Any = self.output_layer.weight
+        return torch.device(weight.device_mesh.device_type) if hasattr(weight, "device_mesh") else weight.device
 
     @property
     def output_layer(self) -> nn.Linear:

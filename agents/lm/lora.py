@@ -205,9 +205,9 @@ class AdaptedTrunk:
         state, scale = get_peft_model_state_dict(self.peft, adapter_name=role), config.lora_alpha / config.r
         return [(name, each.detach() * (scale if ".lora_B." in name else 1.0)) for name, each in state.items()]
 
-    def save(self, folder: str | Path, role: str = POLICY) -> None:
-        """Write one role's adapter for ``PeftModel.from_pretrained``."""
-        write_adapter(self.peft, role, Path(folder))
+    def save(self, folder: str | Path, role: str = POLICY, trained: dict[str, Tensor] | None = None) -> None:
+        """Write one role's adapter for ``PeftModel.from_pretrained``; ``trained``: its weights in the model, whole."""
+        write_adapter(self.peft, role, Path(folder), trained)
 
 
 class RoleTrunk(nn.Module):

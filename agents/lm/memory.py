@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AutoModelForCausalLM
@@ -110,8 +111,9 @@ def plan(model_config: PretrainedConfig, layout: Layout, workload: Workload, *, 
 
 
 def num_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of distinct tensors."""
-    return sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in tensors}.values())
+    """Bytes of distinct tensors; of sharded ones those of this process's part."""
+    distinct = {id(tensor): tensor for tensor in tensors}.values()
+    return sum((each.to_local() if isinstance(each, DTensor) else each).nbytes for each in distinct)
 
 
 def activation_bytes(model_config: PretrainedConfig, layout: Layout, workload: Workload) -> int:

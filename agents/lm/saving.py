@@ -3,29 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from agents.lm.causal_lm import CausalLMPolicy
+from agents.lm.lora import AdaptedTrunk
 from agents.runs.run_dir import write_folder_aside
+from textenvs.lm.loading import load_causal_lm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def save_model(policy: CausalLMPolicy, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
-    """Write model and tokenizer to ``path`` for ``AutoModelForCausalLM.from_pretrained``; adapters are merged."""
-    save_pretrained(policy.model if policy.adapters is None else policy.adapters.merged(), tokenizer, path)
+def save_model(
+    policy: CausalLMPolicy,
+    tokenizer: PreTrainedTokenizerBase,
+    path: Path,
+    trained: dict[str, Tensor] | None = None,
+) -> None:
+    """Write model and tokenizer to ``path`` for ``AutoModelForCausalLM.from_pretrained``; adapters are merged.
+
+    ``trained`` are the whole weights of a sharded policy (``agents.lm.sharding.Shards``).
+    """
+    model = policy.model
+    if policy.adapters is not None and trained is None:
+        model = policy.adapters.merged()
+    elif policy.adapters is not None:  # over the model that they stand on, from its own files
+        with TemporaryDirectory() as folder:
+            policy.adapters.save(folder, trained=trained)
+            model = AdaptedTrunk(load_causal_lm(str(model.name_or_path)), value=False, start=folder).merged()
+        trained = None
+    save_pretrained(model, tokenizer, path, trained)
 
 
-def save_pretrained(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
-    """Write a transformers model and its tokenizer to ``path``, whole or not at all."""
+def save_pretrained(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    path: Path,
+    weights: dict[str, Tensor] | None = None,
+) -> None:
+    """Write a transformers model, with ``weights`` in place of its own, and its tokenizer to ``path``, whole or not at
+    all."""
 
     def write(folder: Path) -> None:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)
 
     write_folder_aside(path, write)
@@ -52,7 +78,7 @@ def named_weights(policy: CausalLMPolicy, *, adapter_only: bool = False) -> Iter
         yield name, (weight.full_tensor() if isinstance(weight, DTensor) else weight).detach()
 
 
-def save_adapter(policy: CausalLMPolicy, path: Path) -> None:
-    """Write the policy's adapter, if it has one, to ``path`` for ``PeftModel.from_pretrained``."""
+def save_adapter(policy: CausalLMPolicy, path: Path, trained: dict[str, Tensor] | None = None) -> None:
+    """Write the policy's adapter, if it has one, to ``path`` for ``PeftModel.from_pretrained``; see ``save_model``."""
     if policy.adapters is not None:
-        write_folder_aside(path, policy.adapters.save)
+        write_folder_aside(path, partial(policy.adapters.save, trained=trained))

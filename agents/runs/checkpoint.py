@@ -2,6 +2,9 @@
 
 A file is written aside and renamed into place, so a kill in mid-write costs nothing; it carries its version and a
 checksum, so a damaged or foreign one is refused with the reason.
+
+What processes have sharded among them lies in a folder beside it, a file of each process, by torch's distributed
+checkpoint in safetensors. The file names the folder with sizes and checksums of what is in it, and is written last.
 """
 
 from __future__ import annotations
@@ -9,29 +12,54 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from agents.runs.distributed import ALONE, Processes, is_shard, objects_group
+
+if TYPE_CHECKING:  # these take seconds, and only sharded models need them
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
 
 VERSION = 1
 KIND = "textenvs-checkpoint"
+SHARDS = re.compile(r"shards_(\d+)(\.part)?")
+"""Folders of sharded tensors beside a checkpoint; with the ending, unfinished ones."""
 
 
 class CheckpointError(RuntimeError):
     """The checkpoint cannot be used; the message says why."""
 
 
-def save(path: str | Path, state: dict[str, Any]) -> Path:
+@dataclass(frozen=True)
+class Sharded:
+    """A tensor that lies in a folder of shards, and its name there."""
+
+    folder: str
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def save(path: str | Path, state: dict[str, Any], processes: Processes = ALONE) -> Path:
     """Write ``state`` to ``path``, whole or not at all.
 
     Args:
         path: the file; its folder is made if it is missing.
-        state: a tree of dicts, lists, tuples, numbers, strings, None, numpy arrays and tensors.
+        state: a tree of dicts, lists, tuples, numbers, strings, None, numpy arrays and tensors. That of the main
+            process is written; of sharded tensors each process writes its part.
+        processes: which all call this, if tensors are sharded.
 
     Returns:
         The path written.
@@ -43,7 +71,19 @@ def save(path: str | Path, state: dict[str, Any]) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
-    tree = json.dumps(_pack(state, tensors))
+    shards: dict[int, DTensor] = {}
+    packed = _pack(state, tensors, shards)
+    written = _save_shards(path, list(shards.values()), processes) if shards else {}
+    if processes.is_main:
+        _write(path, tensors, json.dumps(packed | {"__shards__": written} if written else packed))
+        if written:
+            _delete_shards(path.parent, keep=written["folder"])
+    if written:
+        processes.all_gather(None)  # nobody goes on before it is whole
+    return path
+
+
+def _write(path: Path, tensors: dict[str, Tensor], tree: str) -> None:
     metadata = {"kind": KIND, "version": str(VERSION), "state": tree, "checksum": _checksum(tensors, tree)}
     aside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -57,11 +97,88 @@ def save(path: str | Path, state: dict[str, Any]) -> Path:
         raise OSError(f"cannot write the checkpoint {path}: {error}") from error
     finally:
         aside.unlink(missing_ok=True)
-    return path
+
+
+def _save_shards(path: Path, shards: list[DTensor], processes: Processes) -> dict[str, Any]:
+    """Write the processes' parts of ``shards`` to a new folder beside ``path``; its name, and each file's checksum."""
+    from torch.distributed.checkpoint import hf_storage, state_dict_saver
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    taken = [int(found[1]) for each in path.parent.iterdir() if (found := SHARDS.fullmatch(each.name))]
+    folder = processes.broadcast(path.with_name(f"shards_{max(taken, default=0) + 1}"))
+    aside = folder.with_name(f"{folder.name}.part")
+    try:
+        writer = hf_storage.HuggingFaceStorageWriter(str(aside), save_distributed=True)
+        state_dict_saver.save(
+            dict(zip(map(str, range(len(shards))), shards, strict=True)),
+            storage_writer=writer,
+            process_group=objects_group() if processes.count > 1 else None,
+        )
+        ours = {each.name: _file_checksum(each) for each in aside.glob(f"shard-{processes.index + 1:05}-*")}
+        files = {name: checksum for each in processes.all_gather(ours) for name, checksum in each.items()}
+        if processes.is_main:
+            os.replace(aside, folder)
+    except (Exception, CheckpointException) as error:  # of a full disk all processes hear
+        first = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+        raise OSError(f"cannot write the checkpoint {folder}: {first}") from error
+    finally:
+        if processes.is_main:
+            shutil.rmtree(aside, ignore_errors=True)
+    return {"folder": folder.name, "files": files}
+
+
+def _delete_shards(folder: Path, keep: str) -> None:
+    for each in folder.iterdir():
+        if SHARDS.fullmatch(each.name) and each.name != keep:
+            shutil.rmtree(each, ignore_errors=True)
+
+
+def _file_checksum(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(2**24):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """The state that ``save`` wrote; arrays come back as they were (numpy as numpy, tensors on the CPU).
+    """The state that ``save`` wrote, sharded tensors as whole ones; see ``read``."""
+    return filled(read(path))
+
+
+def filled(state: dict[str, Any], mesh: DeviceMesh | None = None) -> dict[str, Any]:
+    """``state`` with the tensors that ``read`` left where they are: whole, or with ``mesh`` this process's shards.
+
+    With ``mesh`` the whole tensors of policy and optimizer become shards, too.
+    """
+    wanted: dict[Sharded, Tensor] = {}
+    if mesh is not None:
+        from torch.distributed.tensor import Shard, distribute_tensor, empty
+
+    def tensor(leaf: Any) -> Any:
+        if isinstance(leaf, Sharded):
+            dtype, shape = getattr(torch, leaf.dtype), leaf.shape
+            if mesh is None:
+                return wanted.setdefault(leaf, torch.empty(shape, dtype=dtype))
+            return wanted.setdefault(leaf, empty(shape, dtype=dtype, device_mesh=mesh, placements=[Shard(0)]))
+        if mesh is not None and isinstance(leaf, Tensor) and leaf.dim():
+            return distribute_tensor(leaf.to(mesh.device_type), mesh, [Shard(0)], src_data_rank=None)
+        return leaf
+
+    found = state | {key: pytree.tree_map(tensor, state[key]) for key in ("policy", "optimizer") if key in state}
+    if wanted:
+        from torch.distributed.checkpoint import hf_storage, state_dict_loader
+
+        reader = hf_storage.HuggingFaceStorageReader(next(iter(wanted)).folder)
+        state_dict_loader.load(
+            {leaf.name: value for leaf, value in wanted.items()}, storage_reader=reader, no_dist=True
+        )
+    return found
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The state that ``save`` wrote; arrays come back as they were (numpy as numpy, tensors on the CPU), and sharded
+    ones as `Sharded`.
 
     Raises:
         CheckpointError: if the file is missing, damaged, of another kind or of another version.
@@ -81,7 +198,14 @@ def load(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is of version {metadata.get('version')}, this program reads version {VERSION}")
     if metadata.get("checksum") != _checksum(tensors, metadata["state"]):
         raise CheckpointError(f"the checkpoint {path} is damaged: its checksum does not match")
-    return _unpack(json.loads(metadata["state"]), tensors)
+    tree = json.loads(metadata["state"])
+    shards = tree.pop("__shards__", None)
+    folder = path.parent / (shards or {"folder": ""})["folder"]
+    for name, checksum in (shards or {"files": {}})["files"].items():
+        if not (folder / name).is_file() or _file_checksum(folder / name) != checksum:
+            raise CheckpointError(f"the checkpoint {path} is damaged: {folder / name} is missing or half-written")
+    state: dict[str, Any] = _unpack(tree, tensors, str(folder))
+    return state
 
 
 def _checksum(tensors: dict[str, Tensor], tree: str) -> str:
@@ -92,9 +216,14 @@ def _checksum(tensors: dict[str, Tensor], tree: str) -> str:
     return digest.hexdigest()
 
 
-def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
+def _pack(value: Any, tensors: dict[str, Tensor], shards: dict[int, DTensor]) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    if isinstance(value, Tensor) and is_shard(value):
+        local: Tensor = value.to_local()  # type: ignore[attr-defined]
+        storage = local.untyped_storage()._cdata  # tied weights, under two names, are written once
+        shards.setdefault(storage, value)  # type: ignore[arg-type]
+        return {"__sharded__": [list(shards).index(storage), list(value.shape), str(value.dtype)[len("torch.") :]]}
     if isinstance(value, (Tensor, np.ndarray, np.generic)):
         name = str(len(tensors))
         if isinstance(value, Tensor):
@@ -103,27 +232,30 @@ def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
         tensors[name] = torch.from_numpy(np.array(value))
         return {"__array__": name}
     if isinstance(value, (list, tuple)):
-        items = [_pack(item, tensors) for item in value]
+        items = [_pack(item, tensors, shards) for item in value]
         return {"__tuple__": items} if isinstance(value, tuple) else items
     if isinstance(value, dict):
-        pairs = [[_pack(key, tensors), _pack(item, tensors)] for key, item in value.items()]
+        pairs = [[_pack(key, tensors, shards), _pack(item, tensors, shards)] for key, item in value.items()]
         if all(isinstance(key, str) and not key.startswith("__") for key in value):
             return dict(pairs)
         return {"__pairs__": pairs}
     raise TypeError(f"a checkpoint holds plain values, arrays and tensors, received {type(value).__name__}: {value!r}")
 
 
-def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+def _unpack(value: Any, tensors: Mapping[str, Tensor], folder: str) -> Any:
     if isinstance(value, list):
-        return [_unpack(item, tensors) for item in value]
+        return [_unpack(item, tensors, folder) for item in value]
     if not isinstance(value, dict):
         return value
+    if "__sharded__" in value:
+        name, shape, dtype = value["__sharded__"]
+        return Sharded(folder, str(name), tuple(shape), dtype)
     if "__tensor__" in value:
         return tensors[value["__tensor__"]]
     if "__array__" in value:
         return tensors[value["__array__"]].numpy()
     if "__tuple__" in value:
-        return tuple(_unpack(item, tensors) for item in value["__tuple__"])
+        return tuple(_unpack(item, tensors, folder) for item in value["__tuple__"])
     if "__pairs__" in value:
-        return {_unpack(key, tensors): _unpack(item, tensors) for key, item in value["__pairs__"]}
-    return {key: _unpack(item, tensors) for key, item in value.items()}
+        return {_unpack(key, tensors, folder): _unpack(item, tensors, folder) for key, item in value["__pairs__"]}
+    return {key: _unpack(item, tensors, folder) for key, item in value.items()}

@@ -9,23 +9,20 @@ test says so), and a run may go on with another number of processes. Every call 
 from __future__ import annotations
 
 import os
-import sys
-import threading
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from agents.runs.watching import watched
+
 T = TypeVar("T")
-FALLEN = "textenvs/fallen"
-"""Key of the processes' store under which one that raised says so."""
 PATIENCE = timedelta(hours=2)
 """How long the others wait for one, which may be evaluating."""
 
@@ -42,14 +39,20 @@ class Processes:
         if not 0 <= index < count:
             raise ValueError(f"index must lie in [0, {count}), received {index}")
         self.index, self.count = index, count
+        self.operations: list[Callable[[], object]] = []
+        """What all of them must do together, though each comes to it by itself, a number of times of its own."""
+        self.at_rest: list[Callable[[], object]] = []
+        """Called once all have come to the same place."""
+        self._in_step = False
 
     @classmethod
-    def launched(cls, device: str, dtype: str = "float32") -> Processes:
+    def launched(cls, device: str, dtype: str = "float32", *, sharded: bool = False) -> Processes:
         """Those that a launcher started this one with, connected by accelerate; this one alone if none did.
 
         Args:
             device: "cpu", or "cuda": each process then takes the GPU that the launcher means for it.
             dtype: of matrix products.
+            sharded: weights are shared out among them, also if there is only one.
 
         Raises:
             ValueError: if there are several, and ``device`` is one GPU of them all, or if accelerate's configuration
@@ -57,39 +60,18 @@ class Processes:
         """
         from accelerate import PartialState
 
-        _refuse_unread(dtype)
+        _refuse_unread(dtype, sharded)
+        if sharded and not dist.is_initialized():  # what rests on the CPU is added up there, so both backends
+            alone: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1}  # type: ignore[attr-defined]
+            dist.init_process_group(timeout=PATIENCE, **({} if "RANK" in os.environ else alone))
         state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
         if state.num_processes > 1 and ":" in device:
             raise ValueError(f"{state.num_processes} processes cannot all be on {device}: pass {device.split(':')[0]}")
         return cls(state.process_index, state.num_processes)
 
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """End this process within seconds after another one raised in here; it would wait for it for hours."""
-        if self.count == 1:
-            yield
-            return
-        store, over = dist.distributed_c10d._get_default_store(), threading.Event()
-
-        def watch() -> None:
-            while not over.wait(0.5):
-                if store.check([FALLEN]):
-                    sys.stderr.write(f"error: process {self.index} stops, as {store.get(FALLEN).decode()}\n")
-                    sys.stderr.flush()
-                    os._exit(1)
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            yield
-        except Exception as fault:
-            over.set()
-            store.set(FALLEN, f"process {self.index} raised {type(fault).__name__}: {fault}")
-            time.sleep(2)  # the store may be this process's own, and is to be read
-            raise
-        finally:
-            over.set()
-            watcher.join()
+    def together(self) -> AbstractContextManager[None]:
+        """A context that ends this process within seconds after another one raised in it, or was killed."""
+        return watched(self.index, self.count) if self.count > 1 else nullcontext()
 
     @property
     def is_main(self) -> bool:
@@ -100,19 +82,77 @@ class Processes:
         """This process's share of ``rows`` rows: contiguous, in the processes' order, of nearly equal length."""
         return slice(self.index * rows // self.count, (self.index + 1) * rows // self.count)
 
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """One process after the other, so that only one of them holds a whole model."""
+        for turn in range(self.count):
+            if turn == self.index:
+                yield
+            if self.count > 1:  # not by `all_gather`: their operations differ meanwhile
+                dist.barrier(objects_group())
+
+    def offer(self, operation: Callable[[], object]) -> int:
+        """Register an operation of all, in the same order on each of them; returns its number."""
+        self.operations.append(operation)
+        return len(self.operations) - 1
+
+    def call(self, number: int) -> Any:
+        """Run an operation together with all others, who take part as soon as they wait for this one."""
+        self.take_part(number)
+        with self._undisturbed():
+            return self.operations[number]()
+
+    def take_part(self, wanted: int | None = None) -> None:
+        """Run what others ask for until it is the turn of operation ``wanted``, or, None, until nobody asks.
+
+        All agree on one operation at a time, so a process that has finished its share, and waits in any other call for
+        the others, goes along with what these still have to do.
+        """
+        if self._in_step or self.count == 1:
+            return
+        mine = nothing = len(self.operations)
+        if wanted is not None:
+            mine = wanted
+        while nothing:
+            agreed = torch.tensor(mine)
+            dist.all_reduce(agreed, dist.ReduceOp.MIN, group=objects_group())
+            if int(agreed) == mine:
+                return
+            with self._undisturbed():
+                self.operations[int(agreed)]()
+
+    @contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        before, self._in_step = self._in_step, True
+        try:
+            yield
+        finally:
+            self._in_step = before
+
+    def _meet(self) -> None:
+        self.take_part()
+        for rest in self.at_rest:
+            rest()
+
+    def most(self, mine: int) -> int:
+        """The largest of all numbers, where all must take equally many steps; ``mine`` where there is no such need."""
+        return max(self.all_gather(mine)) if self.operations else mine
+
     def all_gather(self, mine: T) -> list[T]:
         """What each process has, in their order, on all of them."""
+        self._meet()
         if self.count == 1:
             return [mine]
         found: list[T | None] = [None] * self.count
-        dist.all_gather_object(found, _on_cpu(mine), group=_objects())
+        dist.all_gather_object(found, _on_cpu(mine), group=objects_group())
         return found  # type: ignore[return-value]
 
     def broadcast(self, mine: T | None) -> T:
         """What the first process has, on all of them; what the others pass is ignored."""
+        self._meet()
         held = [_on_cpu(mine)]
         if self.count > 1:
-            dist.broadcast_object_list(held, src=0, group=_objects())
+            dist.broadcast_object_list(held, src=0, group=objects_group())
         assert held[0] is not None
         return held[0]
 
@@ -122,18 +162,20 @@ class Processes:
 
     @torch.no_grad()
     def broadcast_in_place(self, tensors: Iterable[Tensor]) -> None:
-        """Give all of them the first process's values, in place."""
+        """Give all of them the first process's values, in place, but for what is sharded."""
         if self.count > 1:
-            for tensor in tensors:
+            self._meet()
+            for tensor in (each for each in tensors if not is_shard(each)):
                 dist.broadcast(tensor, src=0)
 
     @torch.no_grad()
     def all_reduce_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Make each gradient the sum of all processes', in place; one that has none counts as zeros.
 
-        Parameters that are not trained now (``requires_grad`` False) are left out.
+        Parameters that are not trained now (``requires_grad`` False) are left out, and sharded ones, whose gradients
+        the backward pass has added up.
         """
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        trained = [each for each in parameters if each.requires_grad and not is_shard(each)]
         if self.count == 1 or not trained:
             return
         for parameter in trained:
@@ -154,14 +196,26 @@ def _on_cpu(value: T) -> T:
 
 
 @lru_cache
-def _objects() -> dist.ProcessGroup:
+def objects_group() -> dist.ProcessGroup:
     """The group that pickles travel in, from memory to memory: NCCL would send a checkpoint through a GPU."""
     return dist.new_group(backend="gloo", timeout=PATIENCE)
 
 
-def _refuse_unread(dtype: str) -> None:
+def is_shard(tensor: Tensor) -> bool:
+    """Whether processes have shared ``tensor`` out among them: a DTensor, whose import takes seconds."""
+    return hasattr(tensor, "full_tensor")
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether processes have shared ``module`` out among them, by `agents.lm.sharding`."""
+    return any(is_shard(parameter) for parameter in module.parameters())
+
+
+def _refuse_unread(dtype: str, sharded: bool) -> None:
     """Raise ValueError if `accelerate launch`, which says so in the environment, is to do more than start processes."""
     asked = [words for name, words in UNREAD.items() if os.environ.get(name, "false").lower() in ("true", "1")]
+    if sharded and "FSDP" in asked:
+        asked.remove("FSDP")
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if precision not in ("no", {"float32": "no", "bfloat16": "bf16"}[dtype]):
         asked.append(f"mixed precision {precision} (here --dtype bfloat16 says so, received {dtype})")
@@ -171,7 +225,7 @@ def _refuse_unread(dtype: str) -> None:
     if asked:
         raise ValueError(
             f"accelerate: expected data-parallel processes and no more, received {', '.join(asked)}: every process "
-            "holds the whole model; leave it out in `accelerate config`"
+            "holds the whole model, or with --shard fsdp its part; leave it out in `accelerate config`"
         )
 
 

@@ -90,8 +90,9 @@ class TrainingRun:
         self._flags, self._settings, self._unit = flags, settings, "steps"
 
     def checkpoint_state(self) -> dict[str, Any] | None:
-        """What the checkpoint to resume from holds; None for a new run; CheckpointError if it is damaged."""
-        return checkpoint.load(self.checkpoint) if self._flags.resume else None
+        """What the checkpoint to resume from holds, but for sharded tensors; None for a new run; CheckpointError if it
+        is damaged."""
+        return checkpoint.read(self.checkpoint) if self._flags.resume else None
 
     @contextmanager
     def restoring(self, path: Path | None = None) -> Iterator[None]:

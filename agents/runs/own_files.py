@@ -18,8 +18,8 @@ RUN_FILES = (
     "frontier.png", "best_of_n.csv", "reliability.json", "reliability.png", "sentences.jsonl", "ppo.png", "text.png",
     "cartpole.png", "curves.png", "table.md", "verify.md", "prompts.txt", "prompts.json", MARKER,
 )  # fmt: skip
-MODELS = ("model", "adapter", "member_*", "trunk")
-"""Folders that hold a model."""
+MODELS = ("model", "adapter", "member_*", "trunk", "shards_[0-9]*")
+"""Folders that hold a model, or a checkpoint's part of each process."""
 MODEL_COMMANDS = ("train_text", "train_language_model", "train_reward_model", "pretrained", "pipeline", "demo", "")
 """Commands that write such folders; "" is what a model's own folder says."""
 STAGES: dict[str, tuple[str, ...]] = {
@@ -36,6 +36,7 @@ MODEL_FILES = (
     "adapter_config.json", "adapter_model.safetensors", "adapter_*.safetensors", "reward_model.json",
     "reward_ensemble.json", "tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "chat_template.*", "prompts.json", "text_*.json",
+    "shard-*.safetensors",
 )  # fmt: skip
 
 

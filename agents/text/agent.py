@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,11 @@ from agents.functional.group_advantages import flat_groups, group_advantages, le
 from agents.functional.masked import fill_masked, masked_mean, whiten
 from agents.functional.schedules import value_at
 from agents.lm.causal_lm import CausalLMPolicy
+from agents.lm.sharding import Shards
 from agents.rollout import Batch, Rollout
+from agents.runs import checkpoint
 from agents.runs.checkpoint import CheckpointError
-from agents.runs.distributed import ALONE
+from agents.runs.distributed import ALONE, is_sharded
 from agents.runs.logging import MetricSink
 from agents.text.advantages import critic_advantages, group_turn_advantages, turn_rewards_to_go
 from agents.text.collector import TextCollector
@@ -87,6 +90,8 @@ class TextAgent(Agent):
         self.processes = ALONE if collector is None else collector.processes
         """The processes that train the policy together."""
         self.processes.broadcast_in_place(self.policy.state_dict().values())
+        self.shards = Shards(self.policy, self.processes, self.state_dict) if is_sharded(self.policy) else None
+        """What is done together with the other processes; None unless the policy is sharded."""
         self._advantage_metrics: dict[str, float] = {}
         self._warned = False
         self.moving_baseline: float | None = None
@@ -237,9 +242,13 @@ class TextAgent(Agent):
         """As in ``Agent``, with the name of the algorithm and the running baseline."""
         return {**super().state_dict(), "algorithm": self.config.algorithm, "moving_baseline": self.moving_baseline}
 
+    def save(self, path: str | Path) -> Path:
+        """As in ``Agent``; what is sharded all processes save, which do so while they wait for the main one."""
+        return super().save(path) if self.shards is None else self.shards.save(path)
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """As in ``Agent``."""
-        super().load_state_dict(state)
+        """As in ``Agent``, from a run of any number of processes."""
+        super().load_state_dict(checkpoint.filled(state, None if self.shards is None else self.shards.mesh))
         self.moving_baseline = state["moving_baseline"]
 
     @classmethod

@@ -97,14 +97,15 @@ def belongs(parameter: str, adapter: str) -> bool:
     return ".lora_" in parameter and adapter in parameter.rpartition(".lora_")[2].split(".")
 
 
-def write_adapter(peft: PeftModel, adapter: str, folder: Path) -> None:
-    """Write one adapter for ``PeftModel.from_pretrained``."""
+def write_adapter(peft: PeftModel, adapter: str, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+    """Write one adapter for ``PeftModel.from_pretrained``, with the model's ``weights`` in place of its own."""
     from peft import get_peft_model_state_dict
 
     folder.mkdir(parents=True, exist_ok=True)
     config = copy.deepcopy(peft.peft_config[adapter])
     config.inference_mode = True
     config.save_pretrained(str(folder))
-    state = get_peft_model_state_dict(peft, adapter_name=adapter)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    save_file(weights, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    own = None if weights is None else {f"base_model.model.{name}": value for name, value in weights.items()}
+    state = get_peft_model_state_dict(peft, state_dict=own, adapter_name=adapter)
+    found = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    save_file(found, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -172,6 +173,8 @@ def _last_mlp_where_read(trunk: nn.Module, layout: RowLayout, reads: Tensor | No
 
 def _in_parts(trunk: Any, rows: Tensor, lengths: Tensor, row: Tensor, position: Tensor) -> Tensor:
     order, parts = length_parts(lengths)
+    if torch.is_grad_enabled() and isinstance(trunk, FSDPModule):  # all processes make equally many passes
+        parts = [(0, len(lengths), int(lengths.max()))]
     starts = torch.empty_like(lengths)
     flat, offset = [], 0
     for begin, end, width in parts:

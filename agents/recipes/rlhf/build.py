@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from agents.algorithms.token_environments import TokenVectorLike
 from agents.evaluation.assessor import Assessor, EpisodeAssessor
 from agents.evaluation.metrics import PassingRule, TextJudge
 from agents.lm.causal_lm import CausalLMPolicy
-from agents.lm.loading import DTYPES, autocast_of, resolved
-from agents.lm.lora import POLICY, AdaptedTrunk, LoraOptions
+from agents.lm.generation import generate
+from agents.lm.lora import LoraOptions
 from agents.lm.policy_reference import PolicyReference
-from agents.lm.sampling import TokenSampling
+from agents.lm.sharding import mesh_of, shard, with_whole_weights
 from agents.recipes.rlhf.config import TrainTextConfig
 from agents.recipes.rlhf.episodes import build_episodes
+from agents.recipes.rlhf.models import StartModels, build_policy, build_start, model_path
 from agents.recipes.rlhf.prompts import prompt_reader, prompt_sets
 from agents.recipes.rlhf.rewards import build_scorers, is_checked, passing_rule, start_critic_as_reward
 from agents.recipes.rlhf.task import TextTask
@@ -24,104 +25,13 @@ from agents.runs.distributed import ALONE, Processes
 from agents.runs.flags import json_object
 from agents.text.collector import TextCollector
 from agents.text.writer import engine_options
-from textenvs import assets
 from textenvs.envs.vector import TokenVectorEnv
-from textenvs.lm.linear_kernels import round_weights
-from textenvs.lm.loading import load_causal_lm
-from textenvs.tokens.end_of_text import end_of_text
 from textenvs.tokens.row_files import column_names, statement
 from textenvs.tokens.tokenizers import load_tokenizer
 from textenvs.wrappers.chat_prompts import ChatTemplate
 from textenvs.wrappers.interfaces import Scorer
 from textenvs.wrappers.kl_shaping import KLShaping
 from textenvs.wrappers.preference import PreferenceReward
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class StartModels:
-    """The model that training starts from, frozen, and its tokenizer."""
-
-    path: str
-    """Its directory or name."""
-    start: CausalLMPolicy
-    """With the sampling rules of the task."""
-    plain: CausalLMPolicy
-    """At temperature 1; the KL is measured against it."""
-    adapters: AdaptedTrunk | None
-    """The trunk that start, policy and rewards share, or None."""
-    tokenizer: PreTrainedTokenizerBase
-
-
-def model_path(task: TextTask) -> str:
-    """Where the language model is loaded from: the task's, or the shipped one."""
-    return str(assets.language_model_dir()) if task.model is None else task.model
-
-
-def build_start(
-    task: TextTask,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    lora: LoraOptions | None = None,
-    value_adapter: bool = False,
-    compile: bool = False,
-) -> StartModels:
-    """The task's starting model, laid out as ``task.memory`` says; it ends texts where ``tokenizer`` does.
-
-    Args:
-        task: whose settings count.
-        tokenizer: the model's.
-        lora: shape of the adapters that a learner will train (memory adapters).
-        value_adapter: whether it will have one for the value.
-        compile: run the passes through torch.compile.
-
-    Raises:
-        ValueError: if no model or adapter can be loaded.
-    """
-    path, trunk = model_path(task), None
-    if task.memory == "adapters":
-        # A frozen weight is only ever read, and autocast would round it at each reading.
-        model = load_causal_lm(path, dtype=DTYPES[resolved(task.dtype, task.device)]).to(task.device)
-        trunk = AdaptedTrunk(model, lora, value=value_adapter, start=task.adapter)
-    else:
-        model = load_causal_lm(path).to(task.device)
-        model.requires_grad_(False)
-
-    def frozen(sampling: TokenSampling) -> CausalLMPolicy:
-        return CausalLMPolicy(
-            model,
-            eos_token_id=end_of_text(model, tokenizer),
-            critic="none",
-            sampling=sampling,
-            adapters=trunk,
-            role=POLICY if trunk is None else trunk.reference,
-            autocast=autocast_of(task.dtype, task.device),
-            compile=compile,
-        )
-
-    start = frozen(TokenSampling(temperature=task.temperature))
-    plain = start if task.temperature == 1.0 else frozen(TokenSampling())
-    if start.autocast is not None and trunk is None and model.device.type != "cpu":
-        round_weights(model, start.autocast)
-    return StartModels(path=path, start=start, plain=plain, adapters=trunk, tokenizer=tokenizer)
-
-
-def build_policy(config: TrainTextConfig, models: StartModels) -> CausalLMPolicy:
-    """The policy that learns: new adapters over the shared trunk, or another copy of the starting model."""
-    trunk = models.adapters
-    return CausalLMPolicy(
-        load_causal_lm(models.path).to(config.device) if trunk is None else trunk.model,
-        eos_token_id=models.start.eos_token_id,
-        critic=config.critic(config.memory),
-        sampling=models.start.sampling,
-        adapters=trunk,
-        role=POLICY,
-        autocast=autocast_of(config.dtype, config.device),
-        recompute=config.gradient_checkpointing,
-        compile=config.compile,
-    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -160,6 +70,7 @@ def build_task(
     judge: bool = True,
     passing: PassingRule | None = None,
     began: str | None = None,
+    device: str | None = None,
 ) -> Task:
     """Load the starting model, prompts and scorers; whatever is wrong with an input is found here.
 
@@ -168,7 +79,7 @@ def build_task(
         num_envs: sub-environments.
         group_size: of them in a row that share a prompt.
         max_concurrent_rows: texts decoded at a time in evaluations; None: all.
-        lora, value_adapter, compile: see ``build_start``.
+        lora, value_adapter, compile, device: see ``build_start``.
         judge: False leaves the independent judge out, whatever ``config`` says.
         passing: when a text is right, for accuracy and pass@k.
         began: the time that chat templates read, ISO; None: the present.
@@ -177,7 +88,9 @@ def build_task(
         ValueError, OSError: with a message that names the input.
     """
     tokenizer = load_tokenizer(model_path(config), json_object(config.template_kwargs), began)
-    start = partial(build_start, config, tokenizer, lora=lora, value_adapter=value_adapter, compile=compile)
+    start = partial(
+        build_start, config, tokenizer, lora=lora, value_adapter=value_adapter, compile=compile, device=device
+    )
     if isinstance(config, TrainTextConfig) and config.plays:
         return _episodes(config, start(), num_envs, group_size, max_concurrent_rows, passing)
     reader = prompt_reader(config, tokenizer)
@@ -250,17 +163,9 @@ def _episodes(
     return Task(models=models, envs=envs, scorers=scorers, assessor=assessor, about=about)
 
 
-def build_parts(config: TrainTextConfig, processes: Processes = ALONE, began: str | None = None) -> TextParts:
-    """Build the task of ``config`` with its learner.
-
-    Args:
-        config: the run's settings.
-        processes: among which the run is sharded; the main one alone evaluates, so it alone has the judge.
-        began: the time that chat templates read, ISO, of the first process; None: the present.
-
-    Raises:
-        ValueError, OSError: with a message that names the input.
-    """
+def _task_and_policy(
+    config: TrainTextConfig, processes: Processes, began: str | None, device: str | None = None
+) -> tuple[Task, CausalLMPolicy]:
     task = build_task(
         config,
         num_envs=config.batch_size,
@@ -272,11 +177,33 @@ def build_parts(config: TrainTextConfig, processes: Processes = ALONE, began: st
         judge=processes.is_main,
         passing=passing_rule(config),
         began=began,
+        device=device,
     )
     policy = build_policy(config, task.models)
     if config.critic_start == "reward-model":
         base: Any = task.envs.unwrapped
         start_critic_as_reward(policy, task.models.tokenizer, task.scorers[0], base.prompts.row(0).tolist())
+    return task, policy
+
+
+def build_parts(config: TrainTextConfig, processes: Processes = ALONE, began: str | None = None) -> TextParts:
+    """Build the task of ``config`` with its learner.
+
+    Args:
+        config: the run's settings.
+        processes: among which the run is sharded; the main one alone evaluates, so it alone has the judge.
+        began: the time that chat templates read, ISO, of the first process; None: the present.
+
+    Raises:
+        ValueError, OSError: with a message that names the input.
+    """
+    if config.shard == "none":
+        task, policy = _task_and_policy(config, processes, began)
+    else:
+        mesh = mesh_of(processes, config.device)
+        with processes.in_turn():  # of whole models on the CPU only the parts go to the device
+            task, policy = _task_and_policy(config, processes, began, "cpu")
+            shard([policy, task.models.start], processes, mesh, offload=config.offload)
     assessor = task.assessor
     charge = config.kl_in != "loss"
     assert assessor.reference is not None
@@ -291,6 +218,7 @@ def build_parts(config: TrainTextConfig, processes: Processes = ALONE, began: st
         max_concurrent_rows=config.max_concurrent_rows,
         dynamic_sampling=config.dynamic_sampling,
         processes=processes,
+        generate=generate if config.shard_rollouts else with_whole_weights(generate, processes),
         **engine_options(config),
     )
     return TextParts(task=task, policy=policy, collector=collector)

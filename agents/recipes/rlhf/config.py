@@ -167,11 +167,23 @@ class LayoutSettings:
     compile: bool = False
     """Run the update's and the reference's passes through torch.compile; decoding does without. The first passes take
     a minute, and on the CPU this was measured on nothing is gained."""
+    shard: Literal["none", "fsdp"] = "none"
+    """What each of several processes holds: "none", all of policy, critic and reference; "fsdp", its part of each layer
+    (torch's FSDP2), weights, gradients and optimizer states; see docs/recipes/processes.md."""
+    shard_rollouts: bool = True
+    """With shard: gather the policy's weights layer by layer for each token that is written; False: all at once for
+    each batch of texts, which is faster and takes the memory of one whole model."""
+    offload: bool = False
+    """With shard: weights, gradients and optimizer states rest in the CPU's memory."""
     plan: bool = False
     """Print the bytes that each role will take under each `memory`, and stop; nothing is allocated or written."""
 
     def __post_init__(self) -> None:
         check_values(self, {">= 1": "max_concurrent_rows lora_rank", "> 0": "lora_alpha"})
+        if self.shard == "none" and (unread := changed(self, "shard_rollouts", "offload")):
+            raise ValueError(f"{', '.join(unread)}: this needs shard fsdp, received shard none")
+        if self.shard != "none" and self.compile:
+            raise ValueError("compile: expected False with shard fsdp, whose layers come and go, received True")
 
     def critic(self, memory: Memory) -> str:
         """Where a value head reads under ``memory``, as `CausalLMPolicy` calls it."""
@@ -205,6 +217,8 @@ class TrainTextConfig(
         check_values(self, {"> 0": "learning_rate"})
         if self.batch_size % self.group_size:
             raise ValueError(f"batch_size {self.batch_size} is no multiple of group_size {self.group_size}")
+        if self.shard != "none" and (unread := changed(self, "engine", "async_rollouts")):
+            raise ValueError(f"{', '.join(unread)}: expected shard none, since sharded weights are not handed over yet")
         if self.policy_loss == "plain" and (self.minibatch_size or self.batch_size) < self.batch_size:
             raise ValueError(
                 f"the plain policy gradient holds for one step a batch: minibatch_size {self.minibatch_size} is "

@@ -8,8 +8,8 @@ from typing import get_args
 from agents.lm.loading import DTYPES, resolved, weightless
 from agents.lm.lora import LoraOptions
 from agents.lm.memory import Layout, Workload, num_bytes, plan
-from agents.recipes.rlhf.build import model_path
 from agents.recipes.rlhf.config import TrainTextConfig
+from agents.recipes.rlhf.models import model_path
 from agents.recipes.rlhf.prompts import prompt_reader, prompt_sets
 from agents.recipes.rlhf.rewards import reward_sources, stands_on
 from agents.recipes.rlhf.task import Memory

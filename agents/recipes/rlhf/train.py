@@ -19,9 +19,10 @@ from agents.evaluation.token_table import token_tables
 from agents.lm.loading import resolved, weightless
 from agents.lm.memory import PeakMemory, held_bytes
 from agents.lm.saving import save_adapter, save_model
-from agents.recipes.rlhf.build import TextParts, build_parts, model_path
+from agents.recipes.rlhf.build import TextParts, build_parts
 from agents.recipes.rlhf.config import TrainTextConfig
 from agents.recipes.rlhf.memory_plan import as_text, planned_bytes
+from agents.recipes.rlhf.models import model_path
 from agents.runs.devices import prepare_device
 from agents.runs.distributed import Processes
 from agents.runs.lifecycle import TrainingRun, longer, stop_on_signal, training_run
@@ -58,7 +59,8 @@ def main(config: TrainTextConfig) -> dict[str, Any]:
         return {}
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    processes = Processes.launched(config.device, resolved(config.dtype, config.device))
+    dtype = resolved(config.dtype, config.device)
+    processes = Processes.launched(config.device, dtype, sharded=config.shard != "none")
     prepare_device(config.device, config.dtype)
     num_parameters = sum(each.numel() for each in weightless(model_path(config)).parameters())
     with processes.together():
@@ -91,19 +93,23 @@ def _lead(config: TrainTextConfig, processes: Processes, num_parameters: int) ->
                 agent.load_state_dict(processes.broadcast(state))
             if shorter < config.episodes:
                 print(longer(shorter, config.episodes, "texts", agent.extend(config.episodes)))
-            clock = read_json(run.path / STATE, "seconds", "tokens")
-            trained, resume_at = _Clock(float(clock["seconds"]), float(clock["tokens"])), agent.steps
+            resume_at = agent.steps
+            if (run.path / STATE).exists():  # a kill may come between the first checkpoint and it
+                clock = read_json(run.path / STATE, "seconds", "tokens")
+                trained = _Clock(float(clock["seconds"]), float(clock["tokens"]))
         # Before the run begins: a reward that cannot be used shows here.
         before = parts.task.assessor.assess(parts.task.models.start)
         agent.logger = run.begin(agent.steps)
         frontier = FrontierFollower(run.path / FRONTIER, before, agent.logger, resume_at=resume_at)
         finished = _train(agent, config, parts, run, trained, frontier)
         peak_bytes = peak.bytes()
-        save_adapter(parts.policy, run.path / ADAPTER)  # first: merging takes the memory of one more model
-        save_model(parts.policy, parts.task.assessor.tokenizer, run.path / MODEL)
+        weights = None if agent.shards is None else agent.shards.trained()
+        save_adapter(parts.policy, run.path / ADAPTER, weights)  # first: merging takes the memory of one more model
+        save_model(parts.policy, parts.task.assessor.tokenizer, run.path / MODEL, weights)
         after = parts.task.assessor.assess(parts.policy)
         if finished:
             frontier.add(agent.steps, after)
+        processes.all_gather(None)  # until here they took part in passes
         metrics, samples = compare(before, after)
         run.folder.write_json(SAMPLES, {"samples": samples})
         summary = {
@@ -134,6 +140,7 @@ def _follow(config: TrainTextConfig, processes: Processes) -> None:
         agent.extend(config.episodes)
     with stop_on_signal() as stop:
         _learn(agent, config, lambda agent: not agent.processes.any(stop.is_set()))
+    processes.all_gather(None)
 
 
 @dataclass

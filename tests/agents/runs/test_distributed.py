@@ -210,6 +210,13 @@ def test_what_accelerate_is_to_do_beyond_starting_processes_is_refused(asked, sa
         Processes.launched("cpu")
 
 
+def test_fsdp_is_taken_where_the_run_is_sharded(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ValueError, match="received DeepSpeed: every process holds the whole model, or with --shard"):
+        Processes.launched("cpu", sharded=True)
+
+
 def test_mixed_precision_that_the_run_has_itself_is_taken(monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
