@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.config import UpdateConfig
 from agents.functional import losses
@@ -254,3 +255,16 @@ def _mean_k3_of_all(log_ratio: Tensor, processes: Processes) -> float:
 
 def _with_advantages(batch: Batch, advantages: Tensor) -> Batch:
     return Batch(**{**vars(batch), "advantages": advantages})
+
+
+@contextmanager
+def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """No gradient reaches ``parameters`` inside the block, so that an optimizer step leaves them as they are."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)

@@ -4,8 +4,7 @@ State: prompt and completion so far. Action: the next token id. The value head r
 (``critic="shared"``), a copy of it ("separate"), or the same trunk with a second adapter ("adapter", see
 ``agents.lm.lora``); "none": there is no value head. Generation with a cache is in ``agents.lm.generation``.
 
-Prompt and completion are concatenated without padding between them. Padding is on the right, where no token of a causal
-model attends to it, so no mask is needed.
+Prompt and completion follow each other. Padding is on the right, where no token attends to it: no mask is needed.
 """
 
 from __future__ import annotations

@@ -8,8 +8,6 @@ Rollouts come from ``agents.text.collector``; the training loop is in ``agents.a
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +34,7 @@ from agents.text.collector import TextCollector
 from agents.text.config import GROUP_ALGORITHMS, TextAgentConfig
 from agents.text.objective import REDUCTIONS, WithExactKL, text_objective
 from agents.text.stepwise import TextPolicy
-from agents.update import Objective, update
+from agents.update import Objective, frozen, update
 from textenvs.dialogues.sub_environments import DialogueError
 from textenvs.dialogues.vector import DialogueVectorEnv
 from textenvs.tokens.rows import PAD
@@ -255,19 +253,6 @@ class TextAgent(Agent):
     def _refuse_other(cls, state: dict[str, Any]) -> None:
         if state["algorithm"] != state["config"].get("algorithm"):
             raise CheckpointError(f"expected a checkpoint of a text agent, received one of {state['algorithm']!r}")
-
-
-@contextmanager
-def frozen(parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
-    """No gradient reaches ``parameters`` inside the block, so that an optimizer step leaves them as they are."""
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
 
 
 def _check(

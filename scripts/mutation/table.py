@@ -6,6 +6,7 @@ from __future__ import annotations
 from scripts.mutation import Mutant
 from scripts.mutation.dialogues import DIALOGUES
 from scripts.mutation.engines import ENGINES
+from scripts.mutation.rewards import REWARDS
 
 MUTANTS = (
     # advantages, losses and the optimizer loop
@@ -281,23 +282,10 @@ MUTANTS = (
     Mutant("S2", "several processes: the generator stands where its own share ended", "agents/text/collector.py", "            uniform(len(joined.mask), self.writer.generator, device)\n", "            pass\n", "tests/agents/runs/test_distributed.py"),
     Mutant("S2", "several processes: they begin with different weights", "agents/runs/distributed.py", "                dist.broadcast(tensor, src=0)\n", "                pass\n"),
     Mutant("T2", "a group's texts continue another prompt", "agents/lm/decoder.py", "self.cache.expect(source, self.column)", "self.cache.expect(source.flip(0), self.column)", "tests/agents/lm/test_generation.py"),
-    Mutant("L1", "missing weights stay random", "textenvs/lm/loading.py", '("are missing", sorted(missing))', '("are missing", [])'),
-    Mutant("L1", "weights that no layer reads are passed over", "textenvs/lm/loading.py", 'sorted(unexpected))', '[])'),
-    Mutant("L2", "the end that a chat template writes is not found", "textenvs/tokens/end_of_text.py", '"chat template": template_end(tokenizer),', '"chat template": (),'),
-    Mutant("L4", "decoding with a cache is not tried at load", "agents/lm/model_checks.py", "        check_decoding(policy)\n", "", "tests/agents/lm/test_families.py"),
-    Mutant("L4", "a last MLP that runs several times is skipped where it is not read", "textenvs/lm/packed_forward.py", "lengths.new_tensor([0, 1]))", "lengths.new_tensor([0, 0]))", "tests/agents/lm/test_families.py"),
-    Mutant("L4", "a composite model's whole is taken for its part for text", "textenvs/lm/packed_forward.py", "return trunk if config.get_text_config(decoder=True) is config else trunk.get_decoder()", "return trunk", "tests/agents/lm/test_families.py"),
-    Mutant("L2", "only the first end of text ends a text", "textenvs/tokens/end_tokens.py", "torch.tensor(end_tokens(eos_token_id),", "torch.tensor(end_tokens(eos_token_id)[:1],", "tests/textenvs/tokens/test_end_of_text.py"),
-    Mutant("L3", "a text gets the columns of the text before it", "textenvs/envs/vector.py", "[self.prompts.columns[number] for number in numbers]", "[self.prompts.columns[number] for number in np.roll(numbers, 1)]", "tests/textenvs/wrappers/test_preference.py"),
-    Mutant("L3", "a stepped text gets the columns of another prompt", "textenvs/envs/vector.py", "for number in self._rows.numbers[indices]]", "for number in np.roll(self._rows.numbers[indices], 1)]", "tests/textenvs/wrappers/test_preference.py"),
-    Mutant("L3", "info has the columns of the sub-environment's number", "textenvs/tokens/prompts.py", "values[index], has[index] = self.columns[number][name], True", "values[index], has[index] = self.columns[index].get(name), True", "tests/textenvs/envs/test_vector.py"),
-    Mutant("L5", "a reward that does not apply counts as 0", "textenvs/wrappers/preference.py", "return np.ma.masked_invalid(exact) if np.isnan(exact).any() else exact", "return np.nan_to_num(exact)", "tests/textenvs/wrappers/test_scorers.py"),
-    Mutant("L5", "scores stand in the order in which slow rewards end", "textenvs/wrappers/scorers.py", "zip(self._members, calls, strict=True)", "zip(self._members, reversed(calls), strict=True)", "tests/textenvs/wrappers/test_scorers.py"),
-    Mutant("L6", "pass@k takes the first samples for the best", "agents/evaluation/best_of_n_estimate.py", "np.sort(right, axis=1) @", "right @", "tests/agents/recipes/rlhf/test_verifiable.py"),
-    Mutant("L6", "rows without a score count as wrong", "agents/evaluation/metrics.py", "greedy=greedy[applies] >= rule.least, sampled=sampled[applies]", "greedy=greedy >= rule.least, sampled=sampled", "tests/agents/recipes/rlhf/test_verifiable.py"),
     Mutant("S2", "a rollout whose reward failed is skipped", "agents/text/agent.py", "            self.collector.load_state_dict(before)\n", "", "tests/agents/recipes/rlhf/test_verifiable.py"),
     Mutant("T16", "a saved reward model's padding may be the end of a text", "reward_models/classifier.py", "if pad not in ends]", "if pad is not None]", "tests/reward_models/test_classifier.py"),
     Mutant("T8", "a soft cap is not applied", "agents/lm/token_head.py", "return scaled if self.cap is None else", "return scaled if True else", "tests/agents/lm/test_causal_lm.py"),
     *DIALOGUES,
     *ENGINES,
+    *REWARDS,
 )  # fmt: skip
