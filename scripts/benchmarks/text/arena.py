@@ -104,7 +104,7 @@ def learned(
 ) -> dict[str, Any]:
     """What playing came to, at random, after teaching, and after training."""
     began = time.process_time()
-    policy = taught(make(num_envs=64), legal, config.seed, critic="shared", positions=positions, minibatch_size=16)
+    policy = taught(make(num_envs=512), legal, config.seed, critic="shared", positions=positions, minibatch_size=16)
     summary: dict[str, Any] = {"taught_cpu_s": time.process_time() - began}
 
     def played(name: str, **options: Any) -> None:
