@@ -1,7 +1,7 @@
 """A game of TextArena: a small GPT-2 that has seen random play learns to win.
 
     python -m scripts.arena --seed 0
-    python -m scripts.arena --task TicTacToe-v0 --settings '{}' --opponent random
+    python -m scripts.arena --task GuessTheNumber-v0 --opponent None --moves 1 2 3 4 5 --settings '{"max_number": 5}'
 
 Any game will do whose moves are a word each and which lists them, or lets none be said twice. The model's words are
 those that random games write; it is taught the form of the game on random moves, and then trained by PPO with credit by
@@ -38,15 +38,15 @@ from textenvs.tasks.text_arena import TextArenaGame, legal_moves
 class ArenaConfig:
     """Settings of the run."""
 
-    task: str = "GuessTheNumber-v0"
+    task: str = "TicTacToe-v0"
     """id of a game of TextArena"""
-    settings: str = '{"max_turns": 6}'
+    settings: str = "{}"
     """arguments of the game, a JSON object"""
-    moves: tuple[str, ...] = tuple(map(str, range(1, 21)))
+    moves: tuple[str, ...] = ()
     """of a game that lists none"""
-    opponent: str | None = None
+    opponent: str | None = "random"
     """that it is played against; None: a game for one"""
-    games: int = 12_288
+    games: int = 6_144
     """played in training"""
     seed: int = 0
     """of weights, games and minibatches"""
@@ -73,7 +73,10 @@ def measure(config: ArenaConfig) -> dict[str, Any]:
         """A random one of the moves that a game's ``text`` so far lists; if it lists none, of those not yet said."""
         said = text.split()
         fresh = [each for each in config.moves if said.count(each) <= rules.count(each)]
-        return draw.choice(legal_moves(text) or fresh).strip("[]")
+        moves = legal_moves(text) or fresh
+        if not moves:
+            raise ValueError(f"task {config.task}: expected a game that lists its legal moves, or --moves")
+        return draw.choice(moves).strip("[]")
 
     written = [random_game(game, move, seed) for seed in range(200)]
     listed = {each.strip("[]") for text in written for each in legal_moves(text)}
