@@ -24,7 +24,7 @@ def resolved(dtype: str, device: str | torch.device) -> str:
         return dtype
     # Where there is none, its memory is only planned.
     has = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bfloat16" if torch.device(device).type == "cuda" and has else "float32"
+    return "bfloat16" if str(device).partition(":")[0] == "cuda" and has else "float32"
 
 
 def autocast_of(dtype: str, device: str | torch.device) -> torch.dtype | None:

@@ -91,5 +91,5 @@ def test_another_answer_is_refused(model_dir, kind, wrong):
 def test_what_is_no_objective_and_who_takes_none():
     with pytest.raises(ValueError, match=r"objective: expected a function .*, received 'mine'"):
         PPO("CartPole-v1", objective="mine")
-    with pytest.raises(ValueError, match="objective: expected None, since TRPO"):
+    with pytest.raises(ValueError, match="objective: expected None, as TRPO"):
         TRPO("CartPole-v1", objective=half)
