@@ -16,7 +16,7 @@ from agents.functional import losses
 from agents.functional.masked import Reduction, masked_mean, whiten
 from agents.interfaces import Evaluation, Learner
 from agents.rollout import Batch
-from agents.runs.distributed import ALONE, Processes, is_shard
+from agents.runs.distributed import ALONE, Processes, whole
 from agents.update_record import UpdateRecord, advantage_metrics, mean_k3
 
 Objective = Callable[[Evaluation, Batch, "Tensor | None"], "tuple[Tensor, dict[str, Tensor]]"]
@@ -237,8 +237,7 @@ def minibatches(batch: Batch, size: int, generator: torch.Generator) -> Iterator
 def clip_gradient(parameters: list[Tensor], max_norm: float) -> Tensor:
     """Scale gradients down to Euclidean norm ``max_norm`` if they exceed it; returns the original norm."""
     if len(parameters) > 1:
-        norm = torch.nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
-        norm = norm.full_tensor() if is_shard(norm) else norm  # type: ignore[attr-defined]
+        norm = whole(torch.nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None]))
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
         return norm
     gradient = parameters[0].grad

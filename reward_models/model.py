@@ -175,7 +175,7 @@ class RewardModel(nn.Module):
         self.eval()
         scores = np.empty(len(rows), dtype=np.float32)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        longest = max((min(len(row), self.max_length) for row in rows), default=1)
+        longest = min(len(rows[order[-1]]), self.max_length) if order else 1
         batch_size = min(batch_size, max(1, sizes(self.device).prefill_tokens // max(1, longest)))
         for start in range(0, len(order), batch_size):
             index = order[start : start + batch_size]

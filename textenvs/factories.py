@@ -12,7 +12,7 @@ from typing import Any
 from gymnasium.vector import AutoresetMode
 
 from textenvs.dialogues.sub_environments import EnvSource
-from textenvs.dialogues.tools import ToolEnv
+from textenvs.dialogues.tools import CheckedRows, ToolEnv
 from textenvs.dialogues.vector import DialogueVectorEnv
 from textenvs.envs.base import TokenVectorBase
 from textenvs.envs.scalar import TokenEnv
@@ -20,7 +20,7 @@ from textenvs.envs.vector import TokenVectorEnv
 from textenvs.envs.wrapper import TokenVectorWrapper
 from textenvs.tokens.end_of_text import end_of_text
 from textenvs.tokens.end_tokens import EndOfText
-from textenvs.tokens.prompts import PromptSource, rows_of
+from textenvs.tokens.prompts import PromptSource
 from textenvs.tokens.tokenizers import Tokenizer, load_tokenizer
 from textenvs.wrappers.interfaces import Acting, ReferenceSource, Scorer
 from textenvs.wrappers.kl_shaping import KLShaping, as_reference
@@ -168,9 +168,10 @@ def dialogue_vec(
     check_options(options, DialogueVectorEnv, wrapped, ToolEnv)
     of_tools = {name: options.pop(name) for name in list(options) if name in inspect.signature(ToolEnv).parameters}
     if of_tools:
-        if of_tools.get("rows") is not None:
-            of_tools["rows"] = list(rows_of(of_tools["rows"]))  # files are read once, not by each environment
-        env = partial(ToolEnv, **{"task": env} | of_tools)
+        of_tools = {"task": env} | of_tools
+        if of_tools.get("rows") is not None:  # read and checked once, not by each environment
+            of_tools["rows"] = CheckedRows(of_tools["rows"], needs_prompt=of_tools["task"] is None)
+        env = partial(ToolEnv, **of_tools)
     elif isinstance(env, type) and hasattr(env, "reset") and not hasattr(env, "step"):
         env = partial(ToolEnv, task=env)
     if env is None:

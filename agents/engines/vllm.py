@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -106,7 +106,7 @@ class VLLMEngine:
         if self.adapter_only:
             (target / "adapter_config.json").write_text(json.dumps(_adapter_config(tensors)))
         save_file(tensors, target / ("adapter_model.safetensors" if self.adapter_only else "model.safetensors"))
-        self._again(self._send)
+        self._again(self._send, loads=False)
         if before != version and self._path(before).is_dir():
             shutil.rmtree(self._path(before))
             if self.adapter_only:
@@ -160,8 +160,8 @@ class VLLMEngine:
 
         self._again(attempt)
 
-    def _again(self, attempt: Any) -> None:
-        """``attempt``, and up to ``retries`` times more, once the server is healthy and has the weights."""
+    def _again(self, attempt: Callable[[], None], *, loads: bool = True) -> None:
+        """``attempt``, and up to ``retries`` times more, once the server is healthy; with ``loads`` has the weights."""
         for left in range(self.retries, -1, -1):
             try:
                 return attempt()
@@ -169,7 +169,7 @@ class VLLMEngine:
                 if not left:
                     raise EngineError(f"{fault}; given up after {self.retries + 1} attempts") from fault
                 warnings.warn(f"{fault}; trying again", stacklevel=4)
-            self._recover(loads=attempt != self._send)
+            self._recover(loads=loads)
 
     def _recover(self, *, loads: bool) -> None:
         """Wait until the server is healthy, and with ``loads`` has the weights, which it is sent again."""

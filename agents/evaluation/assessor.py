@@ -128,10 +128,11 @@ class EpisodeAssessor(Assessor):
         )  # fmt: skip
         completions, logprobs = written.completions.cpu().numpy(), written.logprobs.cpu().numpy()
         played = self.envs.play(prompts, completions, logprobs, columns=base.drawn_columns)
-        openings, endings = self.decode(played, len(prompts))
         if isinstance(base, DialogueVectorEnv):
             dialogues = [told(each["messages"]) for each in base.drawn_columns]
             openings, endings = [first for first, _ in dialogues], [rest for _, rest in dialogues]
+        else:
+            openings, endings = self.decode(played, len(prompts))
         return Samples(
             prompts=prompts, completions=completions, logprobs=logprobs, openings=openings,
             endings=endings, columns=base.drawn_columns, played=played,

@@ -7,8 +7,8 @@ from typing import Any
 from agents.evaluation.assessor import Assessor
 from agents.evaluation.metrics import PassingRule
 from textenvs.envs.base import TokenVectorBase
-from textenvs.envs.wrapper import TokenVectorWrapper
-from textenvs.tokens.prompts import PromptSource
+from textenvs.envs.wrapper import found_in
+from textenvs.tokens.prompts import PromptSource, load_prompts
 from textenvs.wrappers.preference import PreferenceReward
 
 
@@ -39,17 +39,17 @@ class EvalRows:
         """Evaluate, if it is time; training is not changed."""
         if agent.updates % self.every:
             return
-        base, inner = agent.env.unwrapped, agent.env
-        while isinstance(inner, TokenVectorWrapper) and not isinstance(inner, PreferenceReward):
-            inner = inner.env
-        if not isinstance(inner, PreferenceReward) or not isinstance(base, TokenVectorBase) or base.tokenizer is None:
+        base, reward = agent.env.unwrapped, found_in(agent.env, PreferenceReward)
+        if reward is None or not isinstance(base, TokenVectorBase) or base.tokenizer is None:
             raise ValueError(f"EvalRows: expected an environment with a tokenizer and a scorer, received {agent.env}")
         tokenizer: Any = base.tokenizer  # of transformers, as the policy's
-        most = agent.options.max_concurrent_rows
         assessor = Assessor(
-            tokenizer=tokenizer, reward=inner, prompts=self.rows, max_new_tokens=base.max_new_tokens,
-            max_concurrent_rows=most,
-        )  # fmt: skip
+            tokenizer=tokenizer,
+            reward=reward,
+            prompts=load_prompts(self.rows, tokenizer, vocab_size=agent.policy.vocab_size),
+            max_new_tokens=base.max_new_tokens,
+            max_concurrent_rows=agent.options.max_concurrent_rows,
+        )
         found = assessor.figures(agent.policy, self.rule)
         self.points.append({"steps": agent.steps, **found})
         agent.logger.write({f"eval/{name}": value for name, value in found.items()}, agent.steps)

@@ -139,8 +139,9 @@ class Decoder:
         self.takes_mask = isinstance(self.cache, PlainCache) and attention in (OURS, SDPA)
         self.sizes = sizes(device)
         self.static = self.sizes.static_cache and self.takes_mask
-        if self.static and isinstance(self.cache, PlainCache):
-            self.cache.keep_shapes(device)
+        self.steady = self.cache if self.static and isinstance(self.cache, PlainCache) else None
+        if self.steady is not None:
+            self.steady.keep_shapes(device)
         self.step = Repeated(self._forward) if self.static else self._forward
         self.column = 0
         self.ragged = False
@@ -206,8 +207,8 @@ class Decoder:
         """Append one token ``[N]`` to every row; rows that are not ``running`` are ignored."""
         positions = self.lengths[:, None]
         self.lengths = self.lengths + running
-        if self.static and isinstance(self.cache, PlainCache):
-            self.cache.write_at(self.column)
+        if self.steady is not None:
+            self.steady.write_at(self.column)
         columns = torch.arange(
             self.capacity if self.static else min(self.column + 1, self.capacity), device=tokens.device
         )

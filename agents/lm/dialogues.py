@@ -190,16 +190,17 @@ def generate_dialogues(
     slot, read = torch.zeros(2, batch, dtype=torch.int64, device=device)
     rows, begun = lengths[:0], 0
     while True:
-        kept = rows[~talk.ended[rows]]
-        joining = torch.arange(begun, min(batch, begun + at_once - len(kept)), device=device)
-        taken = torch.isin(torch.arange(at_once, device=device), slot[kept])
-        slot[joining] = (~taken).nonzero()[: len(joining), 0]
-        rows, begun = torch.cat([kept, joining]), begun + len(joining)
+        rows = rows[~talk.ended[rows]]
+        if begun < batch:
+            joining = torch.arange(begun, min(batch, begun + at_once - len(rows)), device=device)
+            taken = torch.isin(torch.arange(at_once, device=device), slot[rows])
+            slot[joining] = (~taken).nonzero()[: len(joining), 0]
+            rows, begun = torch.cat([rows, joining]), begun + len(joining)
         if not len(rows):
             break
         texts = pack_rows(prompts[rows], talk.tokens[rows])
         hidden = reader.read(slot[rows], texts, read[rows])
-        read[rows] = (texts != PAD).sum(1)
+        read[rows] = lengths[rows] + talk.filled[rows]
         logits = policy.sampling.shape(policy.head_logits(hidden), 0, policy.eos_token_id)
         tokens, logprobs = sample_tokens(logits, None if deterministic else noise.of(rows, talk.steps[rows]))
         place = rows, talk.filled[rows]

@@ -159,11 +159,15 @@ def _states(policy: CausalLMPolicy, rows: int, width: int) -> Tensor:
 
 def cache_bytes(model_config: PretrainedConfig, dtype: torch.dtype, workload: Workload) -> int:
     """Keys and values of ``rollout_rows`` texts at full length."""
+    a_row = 2 * model_config.num_hidden_layers * kv_width(model_config) * workload.width
+    return int(a_row * workload.rollout_rows * dtype.itemsize)
+
+
+def kv_width(model_config: PretrainedConfig) -> int:
+    """Numbers of a token's key in a layer: heads times their size."""
     heads = model_config.num_attention_heads
     head_size = getattr(model_config, "head_dim", None) or model_config.hidden_size // heads
-    kv_heads = getattr(model_config, "num_key_value_heads", None) or heads
-    a_row = 2 * model_config.num_hidden_layers * kv_heads * head_size * workload.width
-    return int(a_row * workload.rollout_rows * dtype.itemsize)
+    return int((getattr(model_config, "num_key_value_heads", None) or heads) * head_size)
 
 
 def _on_meta(model_config: PretrainedConfig, layout: Layout, weights: torch.dtype | None = None) -> CausalLMPolicy:

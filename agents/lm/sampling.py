@@ -82,8 +82,9 @@ class TokenSampling:
             logits = logits / self.temperature
         if not self.filters:
             return logits
-        forbidden, early = self._forbidden(logits, eos_token_id), steps < self.min_new_tokens
-        logits = logits.masked_fill(forbidden[early.long() if isinstance(early, Tensor) else int(early)], -math.inf)
+        if self.min_new_tokens > 0 or self.allowed_tokens is not None:
+            forbidden, early = self._forbidden(logits, eos_token_id), steps < self.min_new_tokens
+            logits = logits.masked_fill(forbidden[early.long() if isinstance(early, Tensor) else int(early)], -math.inf)
         if self.top_k is None and self.top_p >= 1.0:
             return logits
         with torch.no_grad():

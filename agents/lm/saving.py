@@ -9,10 +9,10 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.lora import AdaptedTrunk
+from agents.runs.distributed import whole
 from agents.runs.run_dir import write_folder_aside
 from textenvs.lm.loading import load_causal_lm
 
@@ -75,7 +75,7 @@ def named_weights(policy: CausalLMPolicy, *, adapter_only: bool = False) -> Iter
     else:
         named = (policy.model if policy.adapters is None else policy.adapters.merged()).named_parameters()
     for name, weight in named:
-        yield name, (weight.full_tensor() if isinstance(weight, DTensor) else weight).detach()
+        yield name, whole(weight).detach()
 
 
 def save_adapter(policy: CausalLMPolicy, path: Path, trained: dict[str, Tensor] | None = None) -> None:

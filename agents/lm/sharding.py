@@ -18,13 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.decoder import Generation
 from agents.runs import checkpoint
-from agents.runs.distributed import Processes
+from agents.runs.distributed import Processes, whole
 
 WHOLE = "has_whole_weights"
 """Attribute of a trunk all of whose layers are gathered."""
@@ -174,7 +173,7 @@ class Shards:
         found = {}
         for name, value in self._policy.state_dict().items():
             if name.startswith("model."):
-                whole = value.full_tensor() if isinstance(value, DTensor) else value
+                gathered = whole(value)
                 if self._processes.is_main:
-                    found[name.removeprefix("model.")] = whole.cpu()
+                    found[name.removeprefix("model.")] = gathered.cpu()
         return found

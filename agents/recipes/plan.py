@@ -6,15 +6,16 @@ from __future__ import annotations
 from typing import Any
 
 from agents.lm.loading import weightless
+from agents.lm.memory import kv_width
 from agents.lm.scale import Shape, update_parts
 from agents.recipes.commands.plan import PlanConfig
 
 LLAMA = {
-    "1B": (1_235_814_400, 16, 2048, 512, 128_256),
-    "8B": (8_030_261_248, 32, 4096, 1024, 128_256),
-    "70B": (70_553_706_496, 80, 8192, 1024, 128_256),
+    "1B": Shape(parameters=1_235_814_400, layers=16, hidden=2048, kv_width=512, vocabulary=128_256),
+    "8B": Shape(parameters=8_030_261_248, layers=32, hidden=4096, kv_width=1024, vocabulary=128_256),
+    "70B": Shape(parameters=70_553_706_496, layers=80, hidden=8192, kv_width=1024, vocabulary=128_256),
 }
-"""Parameters, layers, hidden size, width of keys, vocabulary of Llama 3.2 1B, 3.1 8B and 70B (arXiv:2407.21783)."""
+"""Of Llama 3.2 1B, 3.1 8B and 70B (arXiv:2407.21783)."""
 
 
 def main(config: PlanConfig) -> dict[str, Any]:
@@ -36,16 +37,13 @@ def main(config: PlanConfig) -> dict[str, Any]:
 def shape_of(config: PlanConfig) -> Shape:
     """The model's sizes."""
     if config.model is None:
-        parameters, layers, hidden, kv_width, vocabulary = LLAMA[config.size]
-    else:
-        model = weightless(config.model)
-        about = model.config.get_text_config()
-        heads = about.num_attention_heads
-        size = getattr(about, "head_dim", None) or about.hidden_size // heads
-        parameters, layers, hidden = (
-            sum(x.numel() for x in model.parameters()),
-            about.num_hidden_layers,
-            about.hidden_size,
-        )
-        kv_width, vocabulary = size * (getattr(about, "num_key_value_heads", None) or heads), about.vocab_size
-    return Shape(parameters=parameters, layers=layers, hidden=hidden, kv_width=kv_width, vocabulary=vocabulary)
+        return LLAMA[config.size]
+    model = weightless(config.model)
+    about = model.config.get_text_config()
+    return Shape(
+        parameters=sum(each.numel() for each in model.parameters()),
+        layers=about.num_hidden_layers,
+        hidden=about.hidden_size,
+        kv_width=kv_width(about),
+        vocabulary=about.vocab_size,
+    )

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from agents.runs.distributed import ALONE, Processes, is_shard, objects_group
+from reward_models.aside import aside
 
 if TYPE_CHECKING:  # these take seconds, and only sharded models need them
     from torch.distributed.device_mesh import DeviceMesh
@@ -85,18 +86,15 @@ def save(path: str | Path, state: dict[str, Any], processes: Processes = ALONE) 
 
 def _write(path: Path, tensors: dict[str, Tensor], tree: str) -> None:
     metadata = {"kind": KIND, "version": str(VERSION), "state": tree, "checksum": _checksum(tensors, tree)}
-    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        save_file(tensors, aside, metadata=metadata)
-        with open(aside, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(aside, path)
+        with aside(path) as part:
+            save_file(tensors, part, metadata=metadata)
+            with open(part, "rb") as written:
+                os.fsync(written.fileno())
     except OSError:
         raise
     except Exception as error:  # safetensors reports a full disk as its own error
         raise OSError(f"cannot write the checkpoint {path}: {error}") from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _save_shards(path: Path, shards: list[DTensor], processes: Processes) -> dict[str, Any]:

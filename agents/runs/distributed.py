@@ -206,6 +206,11 @@ def is_shard(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """``tensor``, gathered from all processes if it is a shard, which all have to ask for."""
+    return tensor.full_tensor() if is_shard(tensor) else tensor  # type: ignore[attr-defined]
+
+
 def is_sharded(module: nn.Module) -> bool:
     """Whether processes have shared ``module`` out among them, by `agents.lm.sharding`."""
     return any(is_shard(parameter) for parameter in module.parameters())

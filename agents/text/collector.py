@@ -26,14 +26,14 @@ from agents.lm.sampling import uniform
 from agents.rollout import Rollout
 from agents.runs.distributed import ALONE, Processes
 from agents.text.behavior import corrected, texts_of
-from agents.text.config import Correction
+from agents.text.config import Correction, correction_of
 from agents.text.dynamic_sampling import fill_rollout
 from agents.text.kl_controllers import KLController
 from agents.text.rollout_metrics import rollout_metrics
 from agents.text.score_scaling import ScoreScaler, overlong_punishment
 from agents.text.writer import Writer
 from textenvs.envs.base import TokenVectorBase
-from textenvs.envs.wrapper import TokenVectorWrapper
+from textenvs.envs.wrapper import TokenVectorWrapper, found_in
 from textenvs.lm.packed_forward import pack_rows
 from textenvs.tokens.end_tokens import end_tokens
 from textenvs.tokens.rows import TokenRows, join_rows, last_action_index
@@ -113,7 +113,7 @@ class TextCollector:
             ahead=async_rollouts,
             processes=processes,
         )
-        self.correction: Correction = correction or ("none" if self.writer.on_policy else "sequence_truncate")
+        self.correction = correction_of(correction, on_policy=self.writer.on_policy)
         self.correction_bounds = correction_bounds
         if self.base.num_envs < processes.count:
             raise ValueError(f"expected {processes.count} rows or more, one a process, received {envs.num_envs}")
@@ -284,8 +284,4 @@ class TextCollector:
 
 def kl_shaping_of(envs: VectorEnv[Any, Any, Any]) -> KLShaping | None:
     """The `KLShaping` among the wrappers of ``envs``; None if there is none."""
-    while isinstance(envs, TokenVectorWrapper):
-        if isinstance(envs, KLShaping):
-            return envs
-        envs = envs.env
-    return None
+    return found_in(envs, KLShaping)

@@ -160,6 +160,11 @@ class TextOptimizerConfig:
         return min(1.0, (updates + 1) / (self.warmup_updates + 1))
 
 
+def correction_of(given: Correction | None, *, on_policy: bool) -> Correction:
+    """The correction that holds if ``given`` is asked for; None: one unless the policy itself writes."""
+    return given or ("none" if on_policy else "sequence_truncate")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TextEngineConfig:
     """Engine: who writes the texts, and what becomes of its difference from the policy that learns from them."""
@@ -244,7 +249,7 @@ class TextAgentConfig(
     def _check_applicable(self) -> None:
         """Raise ValueError if a setting was changed that this algorithm, or another setting, makes irrelevant."""
         plain = self.policy_loss == "plain"
-        mode = self.correction or ("sequence_truncate" if self.engine or self.async_rollouts else "none")
+        mode = correction_of(self.correction, on_policy=not (self.engine or self.async_rollouts))
         needs = {
             "GRPO": (self.algorithm == "grpo", ("normalize_std",)),
             "dialogues of groups": (self.credit != "state" or self.algorithm in GROUP_ALGORITHMS, ("credit",)),

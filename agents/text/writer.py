@@ -20,7 +20,7 @@ from agents.lm.decoder import Generation, check_max_concurrent_rows
 from agents.lm.generation import generate as generate_completions
 from agents.lm.sampling import TokenSampling
 from agents.lm.saving import named_weights
-from agents.runs.distributed import ALONE, Processes
+from agents.runs.distributed import ALONE, Processes, is_sharded
 from agents.text.config import TextEngineConfig
 from textenvs.dialogues.vector import DialogueVectorEnv
 from textenvs.envs.base import TokenVectorBase
@@ -145,7 +145,8 @@ class Writer:
             else:
                 named = named_weights(policy, adapter_only=self.engine.adapter_only)
                 if not self.processes.is_main:
-                    deque(named, maxlen=0)  # takes part in gathering, and keeps none
+                    if is_sharded(policy):
+                        deque(named, maxlen=0)  # takes part in gathering, and keeps none
                     named = iter(())
                 self.engine.update(named, self.version)
                 self.processes.any(False)  # the others wait until it is sent

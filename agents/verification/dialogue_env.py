@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -85,16 +86,16 @@ def _global_states() -> tuple[Any, Any]:
 def separate(subject: tuple[Callable[[], Any], int]) -> Check:
     """Two played turn by turn beside each other are what each is alone."""
     make, seed = subject
-    envs = SubEnvironments(make, 2)
     alone = [played(make, seed, number) for number in (0, 1)]
-    begun = [observation for observation, _ in envs.reset([0, 1], [seed, seed + 1])]
     together: list[Episode] = [[], []]
     draws = [np.random.default_rng([seed, number]) for number in (0, 1)]
-    for _ in range(TURNS):
-        running = [i for i in (0, 1) if not (together[i] and (together[i][-1][3] or together[i][-1][4]))]
-        said = [choose(draws[i], together[i][-1][1] if together[i] else begun[i]) for i in running]
-        for i, words, reply in zip(running, said, envs.step(running, said), strict=True):
-            together[i].append((words, *reply[:4]))
+    with closing(SubEnvironments(make, 2)) as envs:
+        begun = [observation for observation, _ in envs.reset([0, 1], [seed, seed + 1])]
+        for _ in range(TURNS):
+            running = [i for i in (0, 1) if not (together[i] and (together[i][-1][3] or together[i][-1][4]))]
+            said = [choose(draws[i], together[i][-1][1] if together[i] else begun[i]) for i in running]
+            for i, words, reply in zip(running, said, envs.step(running, said), strict=True):
+                together[i].append((words, *reply[:4]))
     same = together == alone
     return Check("", "the same", "the same" if same else "another dialogue", same)
 
@@ -112,15 +113,16 @@ def not_cumulative(subject: tuple[Callable[[], Any], int]) -> Check:
 
 def played(make: Callable[[], Any], seed: int, number: int) -> Episode:
     """Dialogue ``number``, with turns drawn from its own generator."""
-    envs, draw, episode = SubEnvironments(make, 1), np.random.default_rng([seed, number]), Episode()
-    ((observation, _),) = envs.reset([0], [seed + number])
-    while len(episode) < TURNS:
-        said = choose(draw, observation)
-        (reply,) = envs.step([0], [said])
-        observation = reply.observation
-        episode.append((said, *reply[:4]))
-        if reply.terminated or reply.truncated:
-            break
+    draw, episode = np.random.default_rng([seed, number]), Episode()
+    with closing(SubEnvironments(make, 1)) as envs:
+        ((observation, _),) = envs.reset([0], [seed + number])
+        while len(episode) < TURNS:
+            said = choose(draw, observation)
+            (reply,) = envs.step([0], [said])
+            observation = reply.observation
+            episode.append((said, *reply[:4]))
+            if reply.terminated or reply.truncated:
+                break
     return episode
 
 

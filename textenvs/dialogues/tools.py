@@ -32,6 +32,17 @@ HOW = {
 }
 
 
+class CheckedRows(list[Row]):
+    """Rows that are fit for `ToolEnv`, and the names of their columns; environments side by side share them."""
+
+    def __init__(self, rows: RowSource, *, needs_prompt: bool) -> None:
+        super().__init__(rows_of(rows))
+        for row in self if needs_prompt else ():
+            with at(row.place):
+                kind_of(row.columns, ("chats", "prompts"))
+        self.columns = {name for row in self for name in row.columns}
+
+
 class ToolEnv(gym.Env[Any, str]):
     """A question that the agent answers in the first turn without a call; until then its calls are run and answered.
 
@@ -80,7 +91,8 @@ class ToolEnv(gym.Env[Any, str]):
         if rows is None and task is None:
             raise ValueError("rows: expected rows with a prompt, or a task whose reset writes one, received none")
         self.task: Any = None if task is None else task()
-        self.rows = [Row({}, "reset")] if rows is None else list(rows_of(rows))
+        given: RowSource = [{}] if rows is None else rows
+        self.rows = given if isinstance(given, CheckedRows) else CheckedRows(given, needs_prompt=task is None)
         self.reward, self.parse, self.error_reward, self.time_limit = reward, parse, error_reward, time_limit
         every = [*tools, *_methods(self.task)]
         schemas = [_schema(tool) for tool in every]
@@ -88,12 +100,9 @@ class ToolEnv(gym.Env[Any, str]):
         if not self.tools or len(self.tools) < len(every):
             names = [schema["name"] for schema in schemas]
             raise ValueError(f"tools: expected one or more, of different names, received {names}")
-        for row in self.rows if task is None else ():
-            with at(row.place):
-                kind_of(row.columns, ("chats", "prompts"))
         if reward is not None:
-            columns = {name for row in self.rows for name in row.columns}
-            arguments_of(reward, {name: [] for name in ("prompts", "completions", "environments", *columns)}, "reward")
+            known = ("prompts", "completions", "environments", *self.rows.columns)
+            arguments_of(reward, {name: [] for name in known}, "reward")
         listed = "\n".join(json.dumps(schema) for schema in schemas)
         how = HOW.get(parse, HOW["hermes"])
         self._told: dict[str, Any] = {"system": system, "tools": []}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
@@ -10,6 +10,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from textenvs.envs.base import TokenVectorBase
 from textenvs.tokens.rows import Columns, Ids, Mask, TokenRows
+
+Wrapper = TypeVar("Wrapper", bound="TokenVectorWrapper")
+
+
+def found_in(envs: VectorEnv[Any, Any, Any], kind: type[Wrapper]) -> Wrapper | None:
+    """The wrapper of ``kind`` among those of ``envs``; None if there is none."""
+    while isinstance(envs, TokenVectorWrapper):
+        if isinstance(envs, kind):
+            return envs
+        envs = envs.env
+    return None
 
 
 class TokenVectorWrapper(VectorWrapper[Any, Any, Any, Any, Any]):

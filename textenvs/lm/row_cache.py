@@ -53,8 +53,8 @@ class RowCache(Cache):
         found = []
         for memory, states in zip(self._memory[layer_idx], (key_states, value_states), strict=True):
             memory[self._rows[:, None], :, self._positions] = states.transpose(1, 2)
-            rows = memory if self._all else memory[self._rows]  # a view costs nothing
-            found.append(rows[:, :, : self._used])
+            used = memory[:, :, : self._used]  # a view costs nothing
+            found.append(used if self._all else used[self._rows])
         return found[0], found[1]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

@@ -142,8 +142,9 @@ def generate(
     kept = mkdtemp(prefix="textworld-") if folder is None else os.fspath(folder)
     files = GameFiles([], kept if folder is None else None)
     written = repr((world.__version__, sorted(settings.items()), sorted((grammar or {}).items())))
+    name = f"{task}-{blake2b(written.encode(), digest_size=6).hexdigest()}"
     for number in range(seed, seed + games):
-        path = Path(kept, f"{task}-{blake2b(written.encode(), digest_size=6).hexdigest()}-{number}.z8")
+        path = Path(kept, f"{name}-{number}.z8")
         if not path.exists():
             with at(f"task {task}, seed {number}"), OwnRandomness(number).active():
                 _compile(world, challenges, task, settings, grammar or {}, number, path)

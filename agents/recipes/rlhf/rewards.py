@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import warnings
@@ -18,6 +17,7 @@ from agents.lm.critic import start_critic
 from agents.lm.loading import autocast_of
 from agents.lm.lora import REWARD, VALUE, AdaptedTrunk, RoleTrunk
 from agents.recipes.rlhf.task import TextTask, changed
+from agents.runs.cli import imported
 from reward_models import RewardClassifier, RewardModel
 from reward_models.ensemble import RewardEnsemble, is_ensemble, member_folders
 from reward_models.files import base_of, is_foreign
@@ -119,9 +119,8 @@ def _function(given: str) -> Scorer:
 
 def named(flag: str, given: str) -> Any:
     """What ``module:name``, ``given`` with ``flag``, names; raise ValueError if there is none."""
-    module, _, name = given.partition(":")
     try:
-        return getattr(importlib.import_module(module), name)
+        return imported(given)
     except (ImportError, AttributeError, ValueError) as fault:
         raise ValueError(f"{flag} {given}: {fault}") from fault
 

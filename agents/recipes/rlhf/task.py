@@ -101,7 +101,7 @@ class EpisodeSettings:
     def __post_init__(self) -> None:
         check_values(self, {">= 1": "turns turn_tokens", ">= 2": "max_tokens"})
         own = [field.name for field in fields(EpisodeSettings)]
-        for name in own[-2:]:
+        for name in ("env_options", "eval_env_options"):
             json_object(getattr(self, name), name)
         if self.plays:
             unread = changed(self, *OF_PROMPTS)

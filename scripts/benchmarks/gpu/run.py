@@ -15,14 +15,14 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from agents.runs.cli import enter
+from agents.runs.cli import command
 from agents.runs.devices import prepare_device
 from agents.runs.run_dir import SUMMARY
 from reward_models.aside import write_aside
+from reward_models.files import write_json
 from scripts.benchmarks.gpu.figure import Figure
 from scripts.benchmarks.gpu.parts import PARTS, GpuCheckConfig
 from scripts.benchmarks.processes import run_process
@@ -75,10 +75,8 @@ def _write_table(folder: Path, missing: dict[str, str]) -> dict[str, Any]:
             verdicts.append("failed")
     summary = {name: verdicts.count(name) for name in ("kept", "MISSED", "failed")}
     write_aside(folder / "table.md", "\n".join(lines) + "\n")
-    write_aside(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    write_json(folder / SUMMARY, summary)
     return summary
 
 
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code: 0, 2 on bad input, 130 after Ctrl-C."""
-    return enter(GpuCheckConfig, main, description=__doc__, arguments=arguments)
+command_line = command(GpuCheckConfig, main, __doc__)

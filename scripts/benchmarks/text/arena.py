@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from torch import Tensor
 from agents import PPO
 from agents.functional.schedules import Linear
 from agents.lm.generation import generate
-from agents.runs.cli import enter
+from agents.runs.cli import command
 from agents.runs.flags import json_object
 from agents.runs.run_dir import measured
 from agents.text.collector import TextCollector
@@ -146,6 +146,4 @@ def random_game(game: TextArenaGame, move: Callable[[str], str], seed: int) -> s
     return text
 
 
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code: 0, 2 on bad input, 130 after Ctrl-C."""
-    return enter(ArenaConfig, main, description=__doc__, arguments=arguments)
+command_line = command(ArenaConfig, main, __doc__)

@@ -20,7 +20,6 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -31,9 +30,10 @@ from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.decoder import Generation
 from agents.lm.dialogues import Dialogue, Rows
 from agents.lm.generation import generate
-from agents.runs.cli import enter
+from agents.runs.cli import command
 from agents.runs.run_dir import measured
 from agents.text.collector import TextCollector
+from scripts.benchmarks.text.models import word_tokenizer
 from textenvs.dialogues.guess import GuessTheNumber
 from textenvs.lm.packed_forward import pack_rows
 from textenvs.tokens.rows import PAD
@@ -102,9 +102,7 @@ def measure(config: GuessConfig) -> dict[str, Any]:
 
 def words(known: Sequence[str]) -> PreTrainedTokenizerFast:
     """A tokenizer of a game's words; the first ends a turn."""
-    backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(known)}, unk_token=known[0]))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=known[0])
+    return word_tokenizer([*known], len(known), eos_token=known[0], unk_token=known[0])
 
 
 def games(tokenizer: PreTrainedTokenizerFast, number: int, turns: int, *, group_size: int = 1) -> Any:
@@ -187,6 +185,4 @@ def guesses(policy: CausalLMPolicy, tokenizer: PreTrainedTokenizerFast, *, deter
     return float(played.mean())
 
 
-def command_line(arguments: Sequence[str] | None = None) -> int:
-    """Run with command-line arguments; returns the exit code: 0, 2 on bad input, 130 after Ctrl-C."""
-    return enter(GuessConfig, main, description=__doc__, arguments=arguments)
+command_line = command(GuessConfig, main, __doc__)

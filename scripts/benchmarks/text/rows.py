@@ -18,6 +18,7 @@ from agents.functional.schedules import value_at
 from agents.recipes.rlhf.config import TrainTextConfig
 from agents.runs.run_dir import SUMMARY
 from reward_models.aside import write_aside
+from reward_models.files import write_json
 from scripts.benchmarks.processes import run_once, run_process
 from scripts.benchmarks.table import Row, row_of
 from scripts.benchmarks.text.models import LM, PROMPTS, REWARD_MODEL
@@ -136,7 +137,7 @@ def tuned_by_peer(runs: Path, peers: Path, seed: int, *, threads: int) -> dict[s
     command = peer_command(peers, folder, "ppo", models=models, **job)
     said = run_process(command, folder.name, env=quiet_environment(threads))
     summary = judged(saved, preset) | json.loads(said.splitlines()[-1])
-    write_aside(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    write_json(folder / SUMMARY, summary)
     return summary
 
 

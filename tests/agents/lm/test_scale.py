@@ -74,4 +74,6 @@ def test_sizes_are_those_of_the_shapes(name, layers, hidden, inner, heads, tied)
     keys, vocabulary = 8 * hidden // heads, 128_256
     layer = 2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * inner + 2 * hidden
     parameters = layers * layer + hidden + vocabulary * hidden * (1 if tied else 2)
-    assert LLAMA[name] == (parameters, layers, hidden, keys, vocabulary)
+    assert LLAMA[name] == Shape(
+        parameters=parameters, layers=layers, hidden=hidden, kv_width=keys, vocabulary=vocabulary
+    )
