@@ -17,7 +17,7 @@ from reward_models.aside import PART, write_aside
 SUMMARY = "summary.json"
 CONFIG = "config.json"
 LOCK = "in_use.pid"
-TRACES = (CONFIG, MARKER, "progress.csv", "frontier.csv", "tokens.html", "events.out.tfevents.*")
+TRACES = (CONFIG, MARKER, "progress.csv", "frontier.csv", "tokens.html", "monitors.json", "events.out.tfevents.*")
 """What a run leaves that ended before its first checkpoint: it cannot be resumed, so it may be overwritten unasked."""
 
 

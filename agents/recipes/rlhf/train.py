@@ -7,13 +7,16 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from agents.engines.protocol import EngineError
 from agents.evaluation.curve import FRONTIER, STEP, FrontierFollower, updates_between_points
-from agents.evaluation.metrics import compare
+from agents.evaluation.metrics import TextJudge, compare
+from agents.evaluation.monitoring import FILE, Monitors
 from agents.evaluation.token_page import PAGE, Snapshot, write_token_page
 from agents.evaluation.token_table import token_tables
 from agents.lm.loading import resolved, weightless
@@ -23,6 +26,7 @@ from agents.recipes.rlhf.build import TextParts, build_parts
 from agents.recipes.rlhf.config import TrainTextConfig
 from agents.recipes.rlhf.memory_plan import as_text, planned_bytes
 from agents.recipes.rlhf.models import model_path
+from agents.runs import checkpoint
 from agents.runs.devices import prepare_device
 from agents.runs.distributed import Processes
 from agents.runs.lifecycle import TrainingRun, longer, stop_on_signal, training_run
@@ -31,6 +35,7 @@ from agents.runs.progress import headline
 from agents.runs.run_dir import read_json
 from agents.text.agent import TextAgent
 from textenvs.dialogues.sub_environments import DialogueError
+from textenvs.tokens.rows import TokenRows
 from textenvs.wrappers.scorers import RewardError
 
 STATE = "state.json"
@@ -101,7 +106,8 @@ def _lead(config: TrainTextConfig, processes: Processes, num_parameters: int) ->
         before = parts.task.assessor.assess(parts.task.models.start)
         agent.logger = run.begin(agent.steps)
         frontier = FrontierFollower(run.path / FRONTIER, before, agent.logger, resume_at=resume_at)
-        finished = _train(agent, config, parts, run, trained, frontier)
+        monitors = _monitors(config, parts, run)
+        finished = _train(agent, config, parts, run, trained, frontier, monitors)
         peak_bytes = peak.bytes()
         weights = None if agent.shards is None else agent.shards.trained()
         save_adapter(parts.policy, run.path / ADAPTER, weights)  # first: merging takes the memory of one more model
@@ -122,6 +128,7 @@ def _lead(config: TrainTextConfig, processes: Processes, num_parameters: int) ->
             "peak_memory_bytes": peak_bytes,
             **{f"{name}_bytes": size for name, size in held_bytes(parts.policy, agent.optimizer).items()},
             **metrics,
+            **({"stopped_by": ", ".join(monitors.stopped_by)} if monitors.stopped_by else {}),
         }
         return run.finish(summary, finished=finished, curves=TEXT_CURVES, commands=COMMANDS)
 
@@ -140,6 +147,7 @@ def _follow(config: TrainTextConfig, processes: Processes) -> None:
         agent.extend(config.episodes)
     with stop_on_signal() as stop:
         _learn(agent, config, lambda agent: not agent.processes.any(stop.is_set()))
+    _go_back(agent, None)
     processes.all_gather(None)
 
 
@@ -158,8 +166,12 @@ def _train(
     run: TrainingRun,
     clock: _Clock,
     frontier: FrontierFollower,
+    monitors: Monitors,
 ) -> bool:
-    """Learn to the end, a signal or a reward that fails; True if it was the end. A checkpoint is always written."""
+    """Learn to the end, a signal, an alarm or a reward that fails; True unless it was to be resumed.
+
+    A checkpoint is always written, but for an alarm that ends the run: then the last one before it is restored.
+    """
     evaluate_every = updates_between_points(config.evaluate_every, config.episodes, config.batch_size)
 
     def keep() -> None:
@@ -187,22 +199,54 @@ def _train(
                 run.sink.write_samples(*parts.task.assessor.decode(parts.collector.last, 4), agent.steps)
             if agent.updates == 1:
                 write_token_page(run.path / PAGE, _snapshot(agent, parts))
+            goes_on = monitors(agent)
             paused = time.perf_counter()
             evaluate()
             began += time.perf_counter() - paused
-            if agent.updates % config.checkpoint_every == 0:
+            if agent.updates % config.checkpoint_every == 0 and monitors.calm:
                 keep()
-            return not agent.processes.any(run.stop.is_set())
+            return not agent.processes.any(run.stop.is_set() or not goes_on)
 
         try:
+            if monitors.stop_on and agent.updates == 0:
+                keep()
             evaluate()
             _learn(agent, config, after_update)
         except (RewardError, DialogueError, EngineError):
             keep()
             print(f"{run.path} holds what was trained so far; --resume continues it", file=sys.stderr)
             raise
-        keep()
-    return agent.steps >= config.episodes
+        good = checkpoint.read(run.checkpoint) if monitors.stopped_by else None
+        _go_back(agent, good)
+        if good is None:
+            keep()
+        else:
+            by = ", ".join(monitors.stopped_by)
+            print(f"stopped by {by}: back at the last checkpoint before it, after {agent.steps} texts", file=sys.stderr)
+    return bool(monitors.stopped_by) or agent.steps >= config.episodes
+
+
+def _go_back(agent: TextAgent, good: dict[str, Any] | None) -> None:
+    """Restore the checkpoint that the main process passes, if it passes one, in all of them."""
+    state = agent.processes.all_gather(good)[0]
+    if state is not None:
+        agent.load_state_dict(state)
+
+
+def _monitors(config: TrainTextConfig, parts: TextParts, run: TrainingRun) -> Monitors:
+    """The monitors of reward hacking of a run, which print their alarms."""
+    assessor = parts.task.assessor
+
+    def judged(judge: TextJudge, rows: TokenRows) -> NDArray[Any]:
+        texts = zip(*assessor.decode(rows, len(rows.prompts)), strict=True)
+        return judge.score([opening + ending for opening, ending in texts])
+
+    return Monitors(
+        config.stop_on or (),
+        judge=None if assessor.judge is None else partial(judged, assessor.judge),
+        path=run.path / FILE,
+        warn=partial(print, file=sys.stderr, flush=True),
+    )
 
 
 def _learn(agent: TextAgent, config: TrainTextConfig, after_update: Callable[[TextAgent], bool]) -> None:
