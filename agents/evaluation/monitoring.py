@@ -28,13 +28,11 @@ if TYPE_CHECKING:
     from agents.agent import Agent
 
 FILE = "monitors.json"
-IN_A_ROW = 2
-"""Batches with a value above the threshold that make an alarm."""
 LEAST, MOST = 256, 1024
 """Texts that make the start: those of the first batch; of the first batches until there are so many; no more."""
 METRICS = {
-    "monitor/NAME": "value of that monitor of reward hacking (recipes/monitors.md) / its threshold: above 1 in two "
-    "batches in a row is an alarm",
+    "monitor/NAME": "value of that monitor of reward hacking (recipes/monitors.md), mean of the newest two batches, by "
+    "its threshold: above 1 is an alarm",
 }
 
 
@@ -63,8 +61,8 @@ class Monitors:
     Args:
         stop_on: names, or "any"; see `monitor_names`.
         judge: an independent judge of finished rows, ``rows -> [N]``; None: there is none.
-        path: of a file that is replaced after every update: a list of name, what, value, threshold and fired_at, which
-            is the number of texts at the alarm or null. None: none.
+        path: of a file that is replaced after every update: a list of name, what, value, threshold and fired_at, the
+            number of texts at the alarm or null. None: none.
         warn: receives a line at each alarm.
 
     Raises:
@@ -84,7 +82,7 @@ class Monitors:
         self.stopped_by: list[str] = []
         """Monitors of ``stop_on`` whose alarm ended the training; empty as long as none did."""
         self.calm = True
-        """Whether no monitor of ``stop_on`` is above its threshold: what is saved now is good."""
+        """Whether no monitor of ``stop_on`` is at more than half of its threshold now: what is saved is good."""
 
     def __call__(self, agent: Agent) -> bool:
         """One update has ended; False if it is to be the last."""
@@ -93,23 +91,25 @@ class Monitors:
         if not isinstance(rows, TokenRows):
             raise ValueError(f"Monitors: expected an agent that writes texts, received a {type(agent).__name__}")
         owner: Any = agent
-        state: dict[str, Any] = owner.monitors or {"start": None, "above": {}, "fired": {}}
-        start, above, fired = state["start"], {}, dict(state["fired"])
+        state: dict[str, Any] = owner.monitors or {"start": None, "newest": {}, "fired": {}}
+        start, fired = state["start"], dict(state["fired"])
         now = self._written(rows, found_in(collector.envs, PreferenceReward))
         if start is None or len(start["scores"]) < LEAST:
             start = _joined(start, now)
         found = measure(Written(**start), now, rows)
-        shares = {f"monitor/{name}": value / MONITORS[name].threshold for name, (value, _) in found.items()}
-        agent.logger.write(shares, agent.steps)
-        for name, (value, about) in found.items():
-            above[name] = state["above"].get(name, 0) + 1 if value > MONITORS[name].threshold else 0
-            if above[name] >= IN_A_ROW and name not in fired:
+        newest = {name: value for name, (value, _) in found.items()}
+        values = {name: (state["newest"].get(name, 0.0) + value) / 2.0 for name, value in newest.items()}
+        agent.logger.write(
+            {f"monitor/{name}": each / MONITORS[name].threshold for name, each in values.items()}, agent.steps
+        )
+        for name, value in values.items():
+            if value > MONITORS[name].threshold and name not in fired:
                 fired[name] = agent.steps
-                self._alarm(name, value, _named(about, collector.base.tokenizer), agent.steps)
-        owner.monitors = {"start": start, "above": above, "fired": fired}
-        self.calm = not any(above.get(name) for name in self.stop_on)
+                self._alarm(name, value, _named(found[name][1], collector.base.tokenizer), agent.steps)
+        owner.monitors = {"start": start, "newest": newest, "fired": fired}
+        self.calm = all(newest[name] <= MONITORS[name].threshold / 2.0 for name in self.stop_on & newest.keys())
         if self.path is not None:
-            lines = [_line(name, value, fired.get(name)) for name, (value, _) in found.items()]
+            lines = [_line(name, value, fired.get(name)) for name, value in values.items()]
             write_aside(self.path, json.dumps(lines, indent=2) + "\n")
         return not self.stopped_by
 

@@ -75,6 +75,11 @@ def blind_member(prompts: Texts, completions: Texts) -> list[float]:
     return [float(score) + 10.0 * text.split().count("it") for score, text in zip(scores, completions, strict=True)]
 
 
+def without_prompt(completions: Texts) -> list[float]:
+    """No hole: the reward model's score of the completion alone, as another member of an ensemble."""
+    return [float(score) for score in _reward_model().score([""] * len(completions), completions)]
+
+
 def as_asked(prompts: Texts, completions: Texts, tone: Sequence[float]) -> list[float]:
     """No hole: the reward model's score where the row asks for praise (``tone`` 1), its negative for blame (-1)."""
     scores = _reward_model().score(prompts, completions)
