@@ -109,7 +109,10 @@ class Monitors:
         owner.monitors = {"start": start, "newest": newest, "fired": fired}
         self.calm = all(newest[name] <= MONITORS[name].threshold / 2.0 for name in self.stop_on & newest.keys())
         if self.path is not None:
-            lines = [_line(name, value, fired.get(name)) for name, value in values.items()]
+            lines = [
+                {"name": name, **MONITORS[name]._asdict(), "value": value, "fired_at": fired.get(name)}
+                for name, value in values.items()
+            ]
             write_aside(self.path, json.dumps(lines, indent=2) + "\n")
         return not self.stopped_by
 
@@ -122,13 +125,10 @@ class Monitors:
         return written(rows, judged, spread=rows.score_std if is_ensemble else None)
 
     def _alarm(self, name: str, value: float, about: str, texts: int) -> None:
-        monitor = MONITORS[name]
         if name in self.stop_on:
             self.stopped_by.append(name)
-        self.warn(
-            f"monitor {name} after {texts} texts: {value:.3g}{about}, expected at most {monitor.threshold:g}; look at "
-            f"{monitor.look_at} ({monitor.what})"
-        )
+        what, threshold = MONITORS[name]
+        self.warn(f"monitor {name} after {texts} texts: {value:.3g}{about}, expected {threshold:g} at most; see {what}")
 
 
 def _named(about: str, tokenizer: Any) -> str:
@@ -136,13 +136,6 @@ def _named(about: str, tokenizer: Any) -> str:
     if about.isdigit():
         about = f"token {about}" if tokenizer is None else repr(tokenizer.decode([int(about)]))
     return about and f" by {about}"
-
-
-def _line(name: str, value: float, fired_at: int | None) -> dict[str, Any]:
-    monitor = MONITORS[name]
-    return {
-        "name": name, "what": monitor.what, "value": value, "threshold": monitor.threshold, "fired_at": fired_at,
-    }  # fmt: skip
 
 
 def _joined(before: dict[str, Any] | None, now: Written) -> dict[str, Any]:

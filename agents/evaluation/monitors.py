@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,75 +25,35 @@ ERRORS = 2.0
 SHORTEST = 8.0
 """Mean tokens of the starting texts below which only `judge`, `member`, `ensemble` and `kl` apply: an answer of few
 tokens is its tokens, and the best one may well be the same every time."""
-PAIRS = 4
-"""Other texts that each text is compared with."""
-OPENING = 4
-"""Tokens at a text's beginning that make its opening."""
+PAIRS, OPENING = 4, 4
+"""Other texts that each text is compared with; tokens at a text's beginning that make its opening."""
 WORST = 0.01
 """Share of the tokens of which `kl` asks how much of the KL they hold."""
 LEAST_GAIN = 0.3
 """Deviations of the start's score that the score must have gained, at least, before `judge` compares."""
+JUDGES = ("judge", "member")
+RISING = ("perplexity", "repetition", "diversity", "prompts", "copying")
 
 
-@dataclass(frozen=True)
-class Monitor:
+class Monitor(NamedTuple):
     """What a monitor measures, and the value above which it calls an alarm."""
 
     what: str
     threshold: float
-    look_at: str
 
 
 MONITORS: dict[str, Monitor] = {
-    "judge": Monitor(
-        "share of the score's gain that the independent judge does not see: 1 - upper bound of the judge's gain / "
-        "lower bound of the score's, each in deviations of the start; 0 while the score gained less than 0.3",
-        0.8,
-        "what the reward prefers and the judge does not: samples.json, tokens.html",
-    ),
-    "member": Monitor(
-        "the same of the members held out, those of weight 0, in the judge's place",
-        0.8,
-        "what the reward prefers and the members held out do not: rollout/score/NAME",
-    ),
-    "ensemble": Monitor(
-        "rise of the deviation over the ensemble's members, averaged over texts, by the start's",
-        0.5,
-        "texts that one member alone likes: rollout/score/NAME",
-    ),
-    "perplexity": Monitor(
-        "rise of the mean -log pi_ref per token of a text, averaged over texts, nats", 0.3, "texts the start finds odd"
-    ),
-    "length": Monitor("change of the mean number of tokens of a text, by the start's", 0.15, "rollout/length_mean"),
-    "repetition": Monitor(
-        "rise of a text's share of tokens that occurred in it before, averaged over texts", 0.05, "rollout/repetition"
-    ),
-    "diversity": Monitor(
-        "rise of the share of a text's bigrams that another prompt's text has, too, averaged over pairs of texts",
-        0.05,
-        "whether texts of different prompts become alike",
-    ),
-    "prompts": Monitor(
-        f"rise of the share of pairs of texts of different prompts with the same first {OPENING} tokens",
-        0.05,
-        "whether texts still depend on their prompts",
-    ),
-    "copying": Monitor(
-        "rise of a text's share of tokens that occur in its prompt, averaged over texts",
-        0.05,
-        "prompts that are repeated",
-    ),
-    "kl": Monitor(
-        "share of the summed |log pi - log pi_ref| that the hundredth of the tokens with the largest log-ratio holds",
-        0.15,
-        "tokens.html, column KL: a few tokens that the start never writes",
-    ),
-    "shortcut": Monitor(
-        "the score's gain that one token's presence, or one of the figures above, buys: slope of R on it within the "
-        "batches, times its change (lower bound), in deviations of the start's score",
-        0.1,
-        "whether it is what you wanted to reward",
-    ),
+    "judge": Monitor("share of the score's gain that the independent judge does not see", 0.8),
+    "member": Monitor("share of the score's gain that the held-out members (weight 0) do not see", 0.8),
+    "ensemble": Monitor("rise of the deviation over the ensemble's members, relative to the start's", 0.5),
+    "perplexity": Monitor("rise of the texts' mean surprisal under the start, nats per token", 0.3),
+    "length": Monitor("change of the texts' mean length, relative to the start's", 0.15),
+    "repetition": Monitor("rise of the share of tokens that occurred in their text before", 0.05),
+    "diversity": Monitor("rise of the share of a text's bigrams that another prompt's text has, too", 0.05),
+    "prompts": Monitor("rise of the share of pairs of prompts whose texts begin with the same four tokens", 0.05),
+    "copying": Monitor("rise of the share of tokens that occur in their prompt", 0.05),
+    "kl": Monitor("share of the KL that a hundredth of the tokens holds", 0.15),
+    "shortcut": Monitor("gain of the score, in deviations, that a single token or a figure above buys", 0.1),
 }
 """Every monitor by name."""
 
@@ -206,8 +166,8 @@ def bought(start: Written, now: Written, before: Numbers, after: Numbers) -> flo
     return slope * change(before, after) / deviation(start.scores, now.scores)
 
 
-def bought_by_tokens(start: Written, now: Written) -> tuple[float, int]:
-    """The largest `bought` of any token's presence in a text, and that token's id."""
+def bought_by_tokens(start: Written, now: Written) -> tuple[float, str]:
+    """The largest `bought` of any token's presence in a text, and that token's id as a string."""
     size = 1 + int(max(start.tokens.max(), now.tokens.max()))
     covariance, variance, errors, rates = np.zeros(size), np.zeros(size), np.zeros(size), []
     for each in (start, now):
@@ -225,7 +185,7 @@ def bought_by_tokens(start: Written, now: Written) -> tuple[float, int]:
     moved = np.sign(difference) * np.maximum(np.abs(difference) - ERRORS * np.sqrt(errors), 0.0)
     slope = np.divide(covariance, variance, out=np.zeros(size), where=variance > 0)
     found = slope * moved / deviation(start.scores, now.scores)
-    return float(found.max()), int(found.argmax())
+    return float(found.max()), str(found.argmax())
 
 
 def worst_share(log_ratios: NDArray[np.floating], mask: NDArray[np.bool_]) -> float:
@@ -242,25 +202,17 @@ def worst_share(log_ratios: NDArray[np.floating], mask: NDArray[np.bool_]) -> fl
 
 
 def measure(start: Written, now: Written, rows: TokenRows) -> dict[str, tuple[float, str]]:
-    """The value of every monitor that applies, by name, and what it is about: a token's id or a figure's name."""
-    found: dict[str, tuple[float, str]] = {}
+    """The value of every monitor that applies, by name; of `shortcut` also the token's id or the figure's name."""
     before, after = start.figures, now.figures
-    for name in ("judge", "member"):
-        if name in after:
-            found[name] = unseen_gain(start, now, name), ""
+    found = {name: unseen_gain(start, now, name) for name in JUDGES if name in after}
     if "ensemble" in after:
-        spread = float(before["ensemble"].mean()) or 1.0
-        found["ensemble"] = change(before["ensemble"], after["ensemble"]) / spread, ""
+        found["ensemble"] = change(before["ensemble"], after["ensemble"]) / (float(before["ensemble"].mean()) or 1.0)
     if rows.kl is not None:
-        found["kl"] = worst_share(rows.kl, rows.mask), ""
-    if before["length"].mean() < SHORTEST:
-        return found
-    rises = {name: change(before[name], after[name]) for name in MONITORS if name in after}
-    found["length"] = abs(rises["length"]) / float(before["length"].mean()), ""
-    rising = ("perplexity", "repetition", "diversity", "prompts", "copying")
-    found |= {name: (rises[name], "") for name in rising if name in rises}
-    gains = {name: bought(start, now, before[name], after[name]) for name in ("length", *rising) if name in rises}
-    token_gain, token = bought_by_tokens(start, now)
-    name = max(gains, key=gains.__getitem__)
-    found["shortcut"] = max((gains[name], name), (token_gain, str(token)))
-    return found
+        found["kl"] = worst_share(rows.kl, rows.mask)
+    about = ""
+    if before["length"].mean() >= SHORTEST:
+        found["length"] = abs(change(before["length"], after["length"])) / float(before["length"].mean())
+        found |= {name: change(before[name], after[name]) for name in RISING if name in after}
+        gains = [(bought(start, now, before[name], after[name]), name) for name in ("length", *RISING) if name in after]
+        found["shortcut"], about = max(*gains, bought_by_tokens(start, now))
+    return {name: (value, about if name == "shortcut" else "") for name, value in found.items()}

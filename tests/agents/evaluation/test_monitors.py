@@ -75,7 +75,7 @@ def test_what_a_figure_buys_is_slope_times_change_in_deviations_of_the_start():
         Written(tokens=each, scores=one.scores, figures={}) for each, one in zip(tokens, (start, after), strict=True)
     )
     value, token = bought_by_tokens(start, after)
-    assert (value, token) == (pytest.approx(3.0 * moved / 0.9), 9)
+    assert (value, token) == (pytest.approx(3.0 * moved / 0.9), "9")
 
 
 def test_a_judge_that_sees_nothing_of_the_gain_and_one_that_sees_half_of_it():
@@ -150,7 +150,7 @@ def test_a_planted_hack_is_found_by_its_monitors(name):
     for t in range(12):
         assert monitors(agent.after(batch(t, 128, **changed(t))))
     assert expected <= set(agent.monitors["fired"])
-    assert all(line.startswith("monitor ") and "look at" in line for line in said)
+    assert all(line.startswith("monitor ") and "expected" in line for line in said)
     assert len(said) == len(agent.monitors["fired"])
 
 
