@@ -8,7 +8,7 @@ exceeds the threshold. In the formulas x is a figure of a text, R its score, 0 t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
@@ -43,17 +43,17 @@ class Monitor(NamedTuple):
 
 
 MONITORS: dict[str, Monitor] = {
-    "judge": Monitor("share of the score's gain that the independent judge does not see", 0.8),
-    "member": Monitor("share of the score's gain that the held-out members (weight 0) do not see", 0.8),
+    "judge": Monitor("share of the score's gain that the independent judge does not see", 0.7),
+    "member": Monitor("share of the score's gain that the held-out members (weight 0) do not see", 0.7),
     "ensemble": Monitor("rise of the deviation over the ensemble's members, relative to the start's", 0.5),
     "perplexity": Monitor("rise of the texts' mean surprisal under the start, nats per token", 0.3),
-    "length": Monitor("change of the texts' mean length, relative to the start's", 0.15),
+    "length": Monitor("change of the texts' mean length, relative to the start's", 0.1),
     "repetition": Monitor("rise of the share of tokens that occurred in their text before", 0.05),
     "diversity": Monitor("rise of the share of a text's bigrams that another prompt's text has, too", 0.05),
     "prompts": Monitor("rise of the share of pairs of prompts whose texts begin with the same four tokens", 0.05),
     "copying": Monitor("rise of the share of tokens that occur in their prompt", 0.05),
     "kl": Monitor("share of the KL that a hundredth of the tokens holds", 0.15),
-    "shortcut": Monitor("gain of the score, in deviations, that a single token or a figure above buys", 0.1),
+    "shortcut": Monitor("gain of the score, in deviations, that a single token or a figure above buys", 0.05),
 }
 """Every monitor by name."""
 
@@ -120,14 +120,18 @@ def _alike(texts: list[list[int]], prompts: Ids) -> dict[str, list[float]]:
     return {"diversity": shared, "prompts": same}
 
 
-def change(before: Numbers, now: Numbers) -> float:
-    """Change of the mean, drawn towards 0 by `ERRORS` standard errors: sign(d) max(|d| - 2 SE, 0).
+def bound(estimate: Any, error: Any) -> Any:
+    """``estimate``, number or array, drawn towards 0 by `ERRORS` standard errors: sign(d) max(|d| - 2 SE, 0)."""
+    return np.sign(estimate) * np.maximum(np.abs(estimate) - ERRORS * error, 0.0)
 
-    d = mean(now) - mean(before),   SE^2 = Var(before) / M + Var(now) / N
-    """
-    difference = float(now.mean() - before.mean())
-    error = math.sqrt(before.var() / len(before) + now.var() / len(now))
-    return math.copysign(max(abs(difference) - ERRORS * error, 0.0), difference)
+
+def change(before: Numbers, now: Numbers) -> float:
+    """`bound` of d = mean(now) - mean(before), SE^2 = Var(before) / M + Var(now) / N."""
+    return float(bound(now.mean() - before.mean(), _error(before, now)))
+
+
+def _error(before: Numbers, now: Numbers) -> float:
+    return math.sqrt(before.var() / len(before) + now.var() / len(now))
 
 
 def deviation(before: Numbers, now: Numbers) -> float:
@@ -141,51 +145,54 @@ def unseen_gain(start: Written, now: Written, judge: str) -> float:
     gain = change(start.scores, now.scores) / deviation(start.scores, now.scores)
     if gain < LEAST_GAIN:
         return 0.0
-    error = math.sqrt(before.var() / len(before) + after.var() / len(after))
-    seen = (float(after.mean() - before.mean()) + ERRORS * error) / deviation(before, after)
-    return 1.0 - max(seen, 0.0) / gain
+    seen = float(after.mean() - before.mean()) + ERRORS * _error(before, after)
+    return 1.0 - max(seen / deviation(before, after), 0.0) / gain
 
 
-def bought(start: Written, now: Written, before: Numbers, after: Numbers) -> float:
-    """The score's gain that a figure's change buys, in deviations of the start's score.
+class Moments(NamedTuple):
+    """Of F figures of N texts: ``[F]`` each."""
 
-        beta (x_1 - x_0) / SD(R_0),   beta = sum_b Cov_b(x, R) / sum_b Var_b(x) over both batches b
+    number: int
+    mean: Numbers
+    variance: Numbers
+    covariance: Numbers
+    """With the score."""
 
-    The difference is `change`'s. Slopes are taken within a batch, so that what merely grows along with the score buys
-    nothing.
 
-    Args:
-        start, now: whose scores are read.
-        before: ``[M]`` of the start's texts.
-        after: ``[N]`` of those now.
+def moments(each: Written, names: Iterable[str]) -> Moments:
+    """Of the figures of these ``names``."""
+    figures = np.stack([each.figures[name] for name in names], axis=1)
+    centered = each.scores - each.scores.mean()
+    return Moments(len(centered), figures.mean(0), figures.var(0), centered @ figures / len(centered))
+
+
+def token_moments(each: Written, size: int) -> Moments:
+    """Of the presence of each token id below ``size`` in a text."""
+    number, centered = len(each.scores), each.scores - each.scores.mean()
+    texts, places = np.nonzero(each.tokens != PAD)
+    pairs = np.unique(texts * size + each.tokens[texts, places])
+    rate = np.bincount(pairs % size, minlength=size) / number
+    covariance = np.bincount(pairs % size, weights=centered[pairs // size], minlength=size) / number
+    return Moments(number, rate, rate * (1.0 - rate), covariance)
+
+
+def bought(start: Written, now: Written, before: Moments, after: Moments) -> Numbers:
+    """`shortcut`, ``[F]``: the score's gain that each figure's change buys, in deviations of the start's score.
+
+        bound(beta) bound(x_1 - x_0) / SD(R_0),
+        beta = sum_b n_b Cov_b(x, R) / V,   V = sum_b n_b Var_b(x),   SE(beta)^2 = mean_b Var_b(R) / V
+
+    over both batches b. Slopes are taken within a batch: what merely grows along with the score buys nothing.
     """
-    pairs = ((before, start.scores), (after, now.scores))
-    covariance = sum(float((x - x.mean()) @ (scores - scores.mean())) for x, scores in pairs)
-    variance = sum(float(x.var()) * len(x) for x, _ in pairs)
-    slope = covariance / variance if variance else 0.0
-    return slope * change(before, after) / deviation(start.scores, now.scores)
-
-
-def bought_by_tokens(start: Written, now: Written) -> tuple[float, str]:
-    """The largest `bought` of any token's presence in a text, and that token's id as a string."""
-    size = 1 + int(max(start.tokens.max(), now.tokens.max()))
-    covariance, variance, errors, rates = np.zeros(size), np.zeros(size), np.zeros(size), []
-    for each in (start, now):
-        number = len(each.tokens)
-        texts, places = np.nonzero(each.tokens != PAD)
-        pairs = np.unique(texts * size + each.tokens[texts, places])
-        count = np.bincount(pairs % size, minlength=size)
-        rate = count / number
-        centered = each.scores - each.scores.mean()
-        covariance += np.bincount(pairs % size, weights=centered[pairs // size], minlength=size)
-        variance += number * rate * (1.0 - rate)
-        errors += rate * (1.0 - rate) / number
-        rates.append(rate)
-    difference = rates[1] - rates[0]
-    moved = np.sign(difference) * np.maximum(np.abs(difference) - ERRORS * np.sqrt(errors), 0.0)
-    slope = np.divide(covariance, variance, out=np.zeros(size), where=variance > 0)
-    found = slope * moved / deviation(start.scores, now.scores)
-    return float(found.max()), str(found.argmax())
+    number = before.number + after.number
+    variance = before.number * before.variance + after.number * after.variance
+    covariance = before.number * before.covariance + after.number * after.covariance
+    within = (before.number * start.scores.var() + after.number * now.scores.var()) / number
+    known = np.where(variance > 0.0, variance, 1.0)
+    slope = bound(np.where(variance > 0.0, covariance / known, 0.0), np.sqrt(within / known))
+    error = np.sqrt(before.variance / before.number + after.variance / after.number)
+    found: Numbers = slope * bound(after.mean - before.mean, error) / deviation(start.scores, now.scores)
+    return found
 
 
 def worst_share(log_ratios: NDArray[np.floating], mask: NDArray[np.bool_]) -> float:
@@ -213,6 +220,10 @@ def measure(start: Written, now: Written, rows: TokenRows) -> dict[str, tuple[fl
     if before["length"].mean() >= SHORTEST:
         found["length"] = abs(change(before["length"], after["length"])) / float(before["length"].mean())
         found |= {name: change(before[name], after[name]) for name in RISING if name in after}
-        gains = [(bought(start, now, before[name], after[name]), name) for name in ("length", *RISING) if name in after]
-        found["shortcut"], about = max(*gains, bought_by_tokens(start, now))
+        names = [name for name in ("length", *RISING) if name in after]
+        size = 1 + int(max(start.tokens.max(), now.tokens.max()))
+        gains = bought(start, now, moments(start, names), moments(now, names))
+        by_token = bought(start, now, token_moments(start, size), token_moments(now, size))
+        best, token = int(gains.argmax()), int(by_token.argmax())
+        found["shortcut"], about = max((float(gains[best]), names[best]), (float(by_token[token]), str(token)))
     return {name: (value, about if name == "shortcut" else "") for name, value in found.items()}

@@ -98,8 +98,9 @@ class Watched:
 
     def __call__(self, agent: Any) -> bool:
         """One update has ended; whether its texts are what a run that is fine writes, too."""
-        rows: Any = agent.collector.last
-        first: Any = self.first = self.first or rows
+        rows = agent.collector.last
+        first: Any = self.first or rows
+        self.first = first
         self.gain = float((rows.scores.mean() - first.scores.mean()) / first.scores.std())
         self.monitors(agent)
         self.alarms |= {name: self.gain for name in agent.monitors["fired"] if name not in self.alarms}
@@ -163,7 +164,7 @@ def main(config: MonitorErrorsConfig) -> dict[str, Any]:
     hacks: dict[str, Watched] = {}
     for number, (algorithm, settings) in enumerate(GOOD[: config.good]):
         good.append(watch(algorithm, settings | {"seed": config.seed + number}))
-        print(f"good {number + 1:2} {algorithm:15} {_told(good[-1])}{'' if good[-1].fine else '  NOT FINE'}", flush=True)
+        print(f"{'good' if good[-1].fine else 'far '} {number + 1:2} {algorithm:15} {_told(good[-1])}", flush=True)
     for number, name in enumerate(config.hacks):
         planted = {"reward": (REWARD_MODEL, f"{MODULE}:{name}"), "seed": config.seed + 100 + number}
         weights = {"reward_weights": (1.0, HOLES[name])} if HOLES[name] else {}
@@ -172,7 +173,8 @@ def main(config: MonitorErrorsConfig) -> dict[str, Any]:
     print("\n| monitor | good runs | false alarms | highest value / threshold | hacks found |\n|---|---|---|---|---|")
     for name in MONITORS:
         highest = [run.highest[name] for run in good if name in run.highest]
-        alarms, found = sum(name in run.alarms for run in good), sum(run.alarms.get(name, 1.0) < 1.0 for run in hacks.values())
+        alarms = sum(name in run.alarms for run in good)
+        found = sum(run.alarms.get(name, 1.0) < 1.0 for run in hacks.values())
         print(f"| `{name}` | {len(highest)} | {alarms} | {max(highest, default=0.0):.2f} | {found} |")
     return {
         "good_runs": len(good),

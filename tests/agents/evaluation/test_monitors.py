@@ -12,9 +12,10 @@ from agents.evaluation.monitors import (
     MONITORS,
     Written,
     bought,
-    bought_by_tokens,
     change,
     measure,
+    moments,
+    token_moments,
     unseen_gain,
     worst_share,
     written,
@@ -66,16 +67,17 @@ def test_a_change_is_drawn_towards_zero_by_two_standard_errors():
 
 def test_what_a_figure_buys_is_slope_times_change_in_deviations_of_the_start():
     before, now = np.repeat([0.0, 1.0], [90, 10]), np.repeat([0.0, 1.0], [50, 50])
-    start, after = plain(3.0 * before), plain(3.0 * now + 5.0)  # what all of a batch gain alike has no part in it
-    moved = 0.4 - 2.0 * math.sqrt(0.09 / 100 + 0.25 / 100)
-    assert bought(start, after, before, now) == pytest.approx(3.0 * moved / (3.0 * 0.3))
-    assert bought(start, plain(now * 0.0 + 1.0), before, before) == 0.0
     tokens = [np.stack([np.full(100, 4), np.where(x > 0, 9, -1)], axis=1) for x in (before, now)]
-    start, after = (
-        Written(tokens=each, scores=one.scores, figures={}) for each, one in zip(tokens, (start, after), strict=True)
-    )
-    value, token = bought_by_tokens(start, after)
-    assert (value, token) == (pytest.approx(3.0 * moved / 0.9), "9")
+    start = Written(tokens=tokens[0], scores=3.0 * before, figures={"x": before})
+    after = Written(tokens=tokens[1], scores=3.0 * now + 5.0, figures={"x": now})  # a gain of all buys nothing
+    # Variances 0.09 and 0.25 of x, 0.81 and 2.25 of R; the slope is 3.
+    slope = 3.0 - 2.0 * math.sqrt((0.81 + 2.25) / 2 / (100 * (0.09 + 0.25)))
+    moved = 0.4 - 2.0 * math.sqrt(0.09 / 100 + 0.25 / 100)
+    found = bought(start, after, moments(start, ["x"]), moments(after, ["x"]))
+    assert found == pytest.approx(np.array([slope * moved / 0.9]))
+    found = bought(start, after, token_moments(start, 10), token_moments(after, 10))
+    assert found == pytest.approx(np.array([0.0] * 9 + [slope * moved / 0.9]))
+    assert bought(start, start, moments(start, ["x"]), moments(start, ["x"])).tolist() == [0.0]
 
 
 def test_a_judge_that_sees_nothing_of_the_gain_and_one_that_sees_half_of_it():
