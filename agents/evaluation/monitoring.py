@@ -145,9 +145,11 @@ def _joined(before: dict[str, Any] | None, now: Written) -> dict[str, Any]:
     tokens = [
         np.pad(each, ((0, 0), (0, width - each.shape[1])), constant_values=PAD) for each in (p["tokens"] for p in parts)
     ]
-    names = parts[0]["figures"]
+    names, begin = parts[0]["figures"], 0 if before is None else int(before["groups"].max()) + 1
+    groups = [*(part["groups"] for part in parts[:-1]), now.groups + begin]  # each batch has prompts of its own
     return {
         "tokens": np.concatenate(tokens)[:MOST],
         "scores": np.concatenate([part["scores"] for part in parts])[:MOST],
+        "groups": np.concatenate(groups)[:MOST],
         "figures": {name: np.concatenate([part["figures"][name] for part in parts])[:MOST] for name in names},
     }

@@ -29,6 +29,8 @@ PAIRS, OPENING = 4, 4
 """Other texts that each text is compared with; tokens at a text's beginning that make its opening."""
 WORST = 0.01
 """Share of the tokens of which `kl` asks how much of the KL they hold."""
+EXPLAINS = 0.1
+"""Share of the score's variance that a figure must explain, at least, before `shortcut` counts it."""
 LEAST_GAIN = 0.3
 """Deviations of the start's score that the score must have gained, at least, before `judge` compares."""
 JUDGES = ("judge", "member")
@@ -66,6 +68,8 @@ class Written:
     """``[N, T]`` sampled tokens; PAD elsewhere."""
     scores: Numbers
     """``[N]`` reward units."""
+    groups: Ids
+    """``[N]`` a number from 0 on for each prompt: texts of one prompt are not independent."""
     figures: dict[str, Numbers]
     """``length``, ``repetition``, ``copying``, ``diversity`` and ``prompts``; where they are known ``perplexity``,
     ``ensemble``, ``judge`` and ``member``."""
@@ -100,7 +104,8 @@ def written(rows: TokenRows, judged: Mapping[str, Numbers], *, spread: NDArray[A
     if spread is not None:
         figures["ensemble"] = spread
     found = {name: np.asarray(each, dtype=np.float64) for name, each in figures.items()}
-    return Written(tokens=tokens, scores=np.asarray(scores, dtype=np.float64), figures=found)
+    groups = np.unique(rows.prompts, axis=0, return_inverse=True)[1].reshape(-1)
+    return Written(tokens=tokens, scores=np.asarray(scores, dtype=np.float64), groups=groups, figures=found)
 
 
 def _alike(texts: list[list[int]], prompts: Ids) -> dict[str, list[float]]:
@@ -125,13 +130,19 @@ def bound(estimate: Any, error: Any) -> Any:
     return np.sign(estimate) * np.maximum(np.abs(estimate) - ERRORS * error, 0.0)
 
 
-def change(before: Numbers, now: Numbers) -> float:
-    """`bound` of d = mean(now) - mean(before), SE^2 = Var(before) / M + Var(now) / N."""
-    return float(bound(now.mean() - before.mean(), _error(before, now)))
+def squared_error(values: Numbers, groups: Ids) -> float:
+    """SE^2 of the mean of ``values [N]``: sum_g (sum_{i in g} x_i - mean(x))^2 / N^2; of groups of one Var(x) / N.
+
+    Source: Liang & Zeger 1986 (Biometrika 73), the cluster-robust variance of a mean.
+    """
+    return float((np.bincount(groups, weights=values - values.mean()) ** 2).sum()) / len(values) ** 2
 
 
-def _error(before: Numbers, now: Numbers) -> float:
-    return math.sqrt(before.var() / len(before) + now.var() / len(now))
+def change(start: Written, now: Written, name: str) -> float:
+    """`bound` of the change of a figure's mean, SE^2 being the sum of both `squared_error`."""
+    before, after = start.figures[name], now.figures[name]
+    error = math.sqrt(squared_error(before, start.groups) + squared_error(after, now.groups))
+    return float(bound(after.mean() - before.mean(), error))
 
 
 def deviation(before: Numbers, now: Numbers) -> float:
@@ -141,12 +152,12 @@ def deviation(before: Numbers, now: Numbers) -> float:
 
 def unseen_gain(start: Written, now: Written, judge: str) -> float:
     """`judge` and `member`: 1 - (d_J + 2 SE_J) / (d_R - 2 SE_R), d in deviations of the start; 0 below `LEAST_GAIN`."""
-    before, after = start.figures[judge], now.figures[judge]
-    gain = change(start.scores, now.scores) / deviation(start.scores, now.scores)
-    if gain < LEAST_GAIN:
-        return 0.0
-    seen = float(after.mean() - before.mean()) + ERRORS * _error(before, after)
-    return 1.0 - max(seen / deviation(before, after), 0.0) / gain
+    deviations = []
+    for sign, before, after in ((-1.0, start.scores, now.scores), (1.0, start.figures[judge], now.figures[judge])):
+        error = math.sqrt(squared_error(before, start.groups) + squared_error(after, now.groups))
+        deviations.append(float(after.mean() - before.mean() + sign * ERRORS * error) / deviation(before, after))
+    gain, seen = deviations
+    return 1.0 - max(seen, 0.0) / gain if gain >= LEAST_GAIN else 0.0
 
 
 class Moments(NamedTuple):
@@ -157,23 +168,26 @@ class Moments(NamedTuple):
     variance: Numbers
     covariance: Numbers
     """With the score."""
+    squared_error: Numbers
+    """Of the mean."""
 
 
 def moments(each: Written, names: Iterable[str]) -> Moments:
     """Of the figures of these ``names``."""
     figures = np.stack([each.figures[name] for name in names], axis=1)
     centered = each.scores - each.scores.mean()
-    return Moments(len(centered), figures.mean(0), figures.var(0), centered @ figures / len(centered))
+    errors = np.array([squared_error(figure, each.groups) for figure in figures.T])
+    return Moments(len(centered), figures.mean(0), figures.var(0), centered @ figures / len(centered), errors)
 
 
 def token_moments(each: Written, size: int) -> Moments:
-    """Of the presence of each token id below ``size`` in a text."""
+    """Of the presence of each token id below ``size`` in a text; errors as of single texts."""
     number, centered = len(each.scores), each.scores - each.scores.mean()
     texts, places = np.nonzero(each.tokens != PAD)
     pairs = np.unique(texts * size + each.tokens[texts, places])
     rate = np.bincount(pairs % size, minlength=size) / number
     covariance = np.bincount(pairs % size, weights=centered[pairs // size], minlength=size) / number
-    return Moments(number, rate, rate * (1.0 - rate), covariance)
+    return Moments(number, rate, rate * (1.0 - rate), covariance, rate * (1.0 - rate) / number)
 
 
 def bought(start: Written, now: Written, before: Moments, after: Moments) -> Numbers:
@@ -182,15 +196,18 @@ def bought(start: Written, now: Written, before: Moments, after: Moments) -> Num
         bound(beta) bound(x_1 - x_0) / SD(R_0),
         beta = sum_b n_b Cov_b(x, R) / V,   V = sum_b n_b Var_b(x),   SE(beta)^2 = mean_b Var_b(R) / V
 
-    over both batches b. Slopes are taken within a batch: what merely grows along with the score buys nothing.
+    over both batches b. Slopes are taken within a batch: what merely grows along with the score buys nothing. Nor does
+    what explains less than `EXPLAINS` of the score's variance, beta^2 V / (N mean_b Var_b(R)).
     """
     number = before.number + after.number
     variance = before.number * before.variance + after.number * after.variance
     covariance = before.number * before.covariance + after.number * after.covariance
     within = (before.number * start.scores.var() + after.number * now.scores.var()) / number
     known = np.where(variance > 0.0, variance, 1.0)
-    slope = bound(np.where(variance > 0.0, covariance / known, 0.0), np.sqrt(within / known))
-    error = np.sqrt(before.variance / before.number + after.variance / after.number)
+    raw = np.where(variance > 0.0, covariance / known, 0.0)
+    explains = raw**2 * variance >= EXPLAINS * number * within
+    slope = np.where(explains, bound(raw, np.sqrt(within / known)), 0.0)
+    error = np.sqrt(before.squared_error + after.squared_error)
     found: Numbers = slope * bound(after.mean - before.mean, error) / deviation(start.scores, now.scores)
     return found
 
@@ -213,13 +230,13 @@ def measure(start: Written, now: Written, rows: TokenRows) -> dict[str, tuple[fl
     before, after = start.figures, now.figures
     found = {name: unseen_gain(start, now, name) for name in JUDGES if name in after}
     if "ensemble" in after:
-        found["ensemble"] = change(before["ensemble"], after["ensemble"]) / (float(before["ensemble"].mean()) or 1.0)
+        found["ensemble"] = change(start, now, "ensemble") / (float(before["ensemble"].mean()) or 1.0)
     if rows.kl is not None:
         found["kl"] = worst_share(rows.kl, rows.mask)
     about = ""
     if before["length"].mean() >= SHORTEST:
-        found["length"] = abs(change(before["length"], after["length"])) / float(before["length"].mean())
-        found |= {name: change(before[name], after[name]) for name in RISING if name in after}
+        found["length"] = abs(change(start, now, "length")) / float(before["length"].mean())
+        found |= {name: change(start, now, name) for name in RISING if name in after}
         names = [name for name in ("length", *RISING) if name in after]
         size = 1 + int(max(start.tokens.max(), now.tokens.max()))
         gains = bought(start, now, moments(start, names), moments(now, names))

@@ -179,6 +179,7 @@ class _Training:
             self.began = time.perf_counter()
             try:
                 if self.monitors.stop_on and agent.updates == 0:
+                    agent.extend(self.config.episodes)  # what a run that goes back to here ends at
                     self.keep()
                 self.evaluate()
                 _learn(agent, self.config, self.after_update)
@@ -189,6 +190,7 @@ class _Training:
             stopped_by = ", ".join(self.monitors.stopped_by)
             _go_back(agent, checkpoint.read(run.checkpoint) if stopped_by else None)
             if stopped_by:
+                self.frontier.cut(agent.steps)
                 print(f"stopped by {stopped_by}: back at the checkpoint after {agent.steps} texts", file=sys.stderr)
             else:
                 self.keep()

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +16,7 @@ from agents.evaluation.monitors import (
     change,
     measure,
     moments,
+    squared_error,
     token_moments,
     unseen_gain,
     worst_share,
@@ -39,7 +41,8 @@ def rows_of(texts, scores, prompts=None, **more):
 
 
 def plain(scores, **figures):
-    return Written(tokens=np.zeros((len(scores), 1), int), scores=np.array(scores, float), figures=figures)
+    tokens, groups = np.zeros((len(scores), 1), int), np.arange(len(scores))
+    return Written(tokens=tokens, scores=np.array(scores, float), groups=groups, figures=figures)
 
 
 def test_figures_of_texts_by_hand():
@@ -59,17 +62,25 @@ def test_figures_of_texts_by_hand():
 
 
 def test_a_change_is_drawn_towards_zero_by_two_standard_errors():
-    before, now = np.array([0.0, 2.0]), np.array([4.0, 6.0])  # means 1 and 5, variances 1: SE = sqrt(1/2 + 1/2)
-    assert change(before, now) == pytest.approx(2.0)
-    assert change(now, before) == pytest.approx(-2.0)
-    assert change(before, before + 1.0) == 0.0
+    start, now = plain([0, 0], x=np.array([0.0, 2.0])), plain([0, 0], x=np.array([4.0, 6.0]))
+    # means 1 and 5, variances 1: SE = sqrt(1/2 + 1/2)
+    assert change(start, now, "x") == pytest.approx(2.0)
+    assert change(now, start, "x") == pytest.approx(-2.0)
+    assert change(start, plain([0, 0], x=np.array([1.0, 3.0])), "x") == 0.0
+
+
+def test_texts_of_one_prompt_count_as_what_they_are_together():
+    values = np.array([1.0, 1.0, 3.0, 3.0, 5.0, 5.0])  # variance 8/3
+    assert squared_error(values, np.arange(6)) == pytest.approx(8 / 3 / 6)
+    assert squared_error(values, np.array([0, 0, 1, 1, 2, 2])) == pytest.approx(8 / 3 / 3)
+    assert squared_error(values, np.array([0, 1, 1, 0, 0, 1])) == pytest.approx((0.0 + 0.0) / 36)
 
 
 def test_what_a_figure_buys_is_slope_times_change_in_deviations_of_the_start():
     before, now = np.repeat([0.0, 1.0], [90, 10]), np.repeat([0.0, 1.0], [50, 50])
     tokens = [np.stack([np.full(100, 4), np.where(x > 0, 9, -1)], axis=1) for x in (before, now)]
-    start = Written(tokens=tokens[0], scores=3.0 * before, figures={"x": before})
-    after = Written(tokens=tokens[1], scores=3.0 * now + 5.0, figures={"x": now})  # a gain of all buys nothing
+    start = replace(plain(3.0 * before, x=before), tokens=tokens[0])
+    after = replace(plain(3.0 * now + 5.0, x=now), tokens=tokens[1])  # what all of a batch gain buys nothing
     # Variances 0.09 and 0.25 of x, 0.81 and 2.25 of R; the slope is 3.
     slope = 3.0 - 2.0 * math.sqrt((0.81 + 2.25) / 2 / (100 * (0.09 + 0.25)))
     moved = 0.4 - 2.0 * math.sqrt(0.09 / 100 + 0.25 / 100)
