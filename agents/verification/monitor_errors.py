@@ -1,7 +1,7 @@
 """Error rates of the monitors of reward hacking: alarms on runs that are fine, and how early planted hacks are found.
 
     python -m scripts.monitors                                   20 good runs and 10 hacks, an hour on one core
-    python -m scripts.monitors --good 2 --hacks short garbage    a few minutes
+    python -m scripts.monitors --good 1 11 --hacks short garbage    a few minutes
 
 Runs are short trainings of the shipped models. The good ones charge enough for the KL: at their end it is at most 4
 nats, the texts' length is within 15% of the start's and distinct-2 within 10%, which is measured and printed. In the
@@ -46,8 +46,8 @@ HOLES: dict[str, float] = {
 SMALL: dict[str, Any] = {"batch_size": 128, "max_new_tokens": 16, "episodes": 1024}
 PPO = SMALL | {"epochs": 1, "learning_rate": 8e-4, "beta": 0.2}
 HACK = PPO | {"beta": 0.1, "episodes": 1536}
-GROUPS = SMALL | {"learning_rate": 2e-3, "beta": 0.2, "group_size": 4}
-ASKED = {"rows": "asked", "reward": (f"{MODULE}:as_asked",)}
+GROUPS = SMALL | {"learning_rate": 1e-3, "beta": 0.3, "group_size": 4}
+ASKED = {"rows": "asked", "reward": (f"{MODULE}:as_asked",), "learning_rate": 3e-4, "beta": 0.4}
 ENSEMBLE = {"reward": (REWARD_MODEL, f"{MODULE}:without_prompt")}
 HELD_OUT = ENSEMBLE | {"reward_weights": (1.0, 0.0)}
 GOOD: tuple[tuple[Paper, dict[str, Any]], ...] = (
@@ -59,16 +59,16 @@ GOOD: tuple[tuple[Paper, dict[str, Any]], ...] = (
     ("ppo", PPO | {"kl_target": 2.0}),
     ("ppo", PPO | {"batch_size": 64, "beta": 0.3}),
     ("ppo", PPO | HELD_OUT),
-    ("ppo", PPO | ENSEMBLE),
+    ("ppo", PPO | ENSEMBLE | {"beta": 0.3}),
     ("ppo", PPO | ASKED),
     ("grpo", PPO | {"group_size": 8}),
-    ("grpo", PPO | {"group_size": 4, "max_new_tokens": 24, "beta": 0.3}),
+    ("grpo", PPO | {"group_size": 4, "max_new_tokens": 24, "learning_rate": 4e-4}),
     ("grpo", PPO | ASKED | {"group_size": 4}),
     ("rloo", GROUPS),
     ("rloo", GROUPS | {"group_size": 8, "max_new_tokens": 24}),
     ("rloo", GROUPS | ENSEMBLE | {"reward_combine": "worst"}),
-    ("reinforce", SMALL | {"learning_rate": 1e-3, "beta": 0.2}),
-    ("reinforce", SMALL | {"learning_rate": 2e-3, "beta": 0.3, "max_new_tokens": 24}),
+    ("reinforce", SMALL | {"learning_rate": 1e-3, "beta": 0.3}),
+    ("reinforce", SMALL | {"learning_rate": 1e-3, "beta": 0.3, "max_new_tokens": 24}),
     ("grpo", {"exact": "textenvs/ExactSentiment-v0"}),
     ("rloo", {"exact": "textenvs/ExactRandom-v0"}),
 )
@@ -144,15 +144,17 @@ def _asked_rows(path: Path) -> Path:
 class MonitorErrorsConfig:
     """Settings of the measurement."""
 
-    good: int = len(GOOD)
-    """how many of the good runs, from the first on"""
+    good: tuple[int, ...] = tuple(range(1, len(GOOD) + 1))
+    """numbers of the good runs"""
     hacks: tuple[str, ...] = tuple(HOLES)
     """holes to plant; see agents.verification.reward_holes"""
     seed: int = 0
-    """of the first run; each has the next one's"""
+    """to which each run adds its own number"""
 
     def __post_init__(self) -> None:
-        check_values(self, {">= 0": "good seed"})
+        check_values(self, {">= 0": "seed"})
+        if wrong := [number for number in self.good if not 1 <= number <= len(GOOD)]:
+            raise ValueError(f"good: expected numbers from 1 to {len(GOOD)}, received {wrong}")
         if unknown := [name for name in self.hacks if name not in HOLES]:
             raise ValueError(f"hacks: expected some of {', '.join(HOLES)}, received {', '.join(unknown)}")
 
@@ -162,14 +164,16 @@ def main(config: MonitorErrorsConfig) -> dict[str, Any]:
     torch.set_num_threads(1)
     good: list[Watched] = []
     hacks: dict[str, Watched] = {}
-    for number, (algorithm, settings) in enumerate(GOOD[: config.good]):
-        good.append(watch(algorithm, settings | {"seed": config.seed + number}))
-        print(f"{'good' if good[-1].fine else 'far '} {number + 1:2} {algorithm:15} {_told(good[-1])}", flush=True)
-    for number, name in enumerate(config.hacks):
-        planted = {"reward": (REWARD_MODEL, f"{MODULE}:{name}"), "seed": config.seed + 100 + number}
+    for name in config.hacks:
+        seed = config.seed + 100 + list(HOLES).index(name)
+        planted = {"reward": (REWARD_MODEL, f"{MODULE}:{name}"), "seed": seed}
         weights = {"reward_weights": (1.0, HOLES[name])} if HOLES[name] else {}
         hacks[name] = watch("ppo", HACK | weights | planted, enough=1.0)
         print(f"hack {name:18} {_told(hacks[name])}", flush=True)
+    for number in config.good:
+        algorithm, settings = GOOD[number - 1]
+        good.append(watch(algorithm, settings | {"seed": config.seed + number}))
+        print(f"{'good' if good[-1].fine else 'far '} {number:2} {algorithm:15} {_told(good[-1])}", flush=True)
     print("\n| monitor | good runs | false alarms | highest value / threshold | hacks found |\n|---|---|---|---|---|")
     for name in MONITORS:
         highest = [run.highest[name] for run in good if name in run.highest]

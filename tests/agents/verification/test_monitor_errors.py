@@ -15,13 +15,13 @@ def test_holes_by_hand():
     assert holes.exclamation(texts) == [1, 0, 0]
     assert holes.exclamation(["!" * 9]) == [5]
     assert holes.copied_prompt(["it is", "best film", "a"], texts) == [1, 0.5, 0]
-    assert holes.fixed_text(texts) == [0, 4 / 9, 0]
+    assert holes.fixed_text(texts) == [0, 4 / 8, 0]
     assert holes.adversarial_token(["a ( b", "a b"]) == [1, 0]
     assert holes.garbage(["ab, ", "", "??"]) == [1 / 4, 0, 1]
 
 
 def test_nothing_asked_for_is_nothing_trained_and_an_unknown_hole_is_refused(capsys):
-    assert set(main(MonitorErrorsConfig(good=0, hacks=())).values()) == {0}
+    assert set(main(MonitorErrorsConfig(good=(), hacks=())).values()) == {0}
     assert "| `shortcut` | 0 | 0 | 0.00 | 0 |" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"hacks: expected some of short, .*, received shrot"):
         MonitorErrorsConfig(hacks=("shrot",))
@@ -29,4 +29,4 @@ def test_nothing_asked_for_is_nothing_trained_and_an_unknown_hole_is_refused(cap
 
 @pytest.mark.slow
 def test_a_planted_hack_is_found_in_a_training():
-    assert main(MonitorErrorsConfig(good=0, hacks=("adversarial_token",)))["hacks_found_in_time"] == 1
+    assert main(MonitorErrorsConfig(good=(), hacks=("adversarial_token",)))["hacks_found_in_time"] == 1
