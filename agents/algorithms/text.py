@@ -99,7 +99,7 @@ class TextAlgorithm(TextAgent):
             config,
             module,
             _collector(envs, module, config, options),
-            reference=starting_policy(envs) if exact else None,
+            reference=starting_policy(envs) if exact or config.branches else None,
             logger=logger,
             objective=objective,
             verbose=verbose,
