@@ -95,8 +95,8 @@ class TextAdvantageConfig:
     """PPO: GAE's lambda of the critic's targets, [0, 1]; None: the actor's (VC-PPO, Yuan et al. 2025, arXiv:2503.01491;
     VAPO, arXiv:2504.05118)"""
     branches: int = 0
-    """PPO: so many further tokens are drawn in each state, 2 or more, whose advantages the critic tells: less noise
-    from as many texts, for a pass of each model (``agents.functional.advantages.all_action_advantages``). 0: none"""
+    """PPO: so many further tokens are drawn in each state, whose advantages the critic tells: less noise from as many
+    texts, for a pass of each model (``agents.functional.advantages.all_action_advantages``). 0: none"""
     whiten_rewards: bool = False
     """PPO: scale rewards to standard deviation 1 over the batch's tokens before advantages are computed (Ziegler et al.
     2019; Huang et al. 2024, "The N+ implementation details of RLHF with PPO", arXiv:2403.17031)"""
@@ -235,8 +235,6 @@ class TextAgentConfig(
             "in [0, 1]": "critic_lam gamma_turn async_rollouts correction_low",
         }
         check_values(self, ranges)
-        if self.branches == 1:
-            raise ValueError("branches: expected 0, or 2 and more, of which each is the others' baseline, received 1")
         if self.branches and self.normalize_advantages == "minibatch":
             raise ValueError('branches: expected normalize_advantages "batch" or "none", received "minibatch"')
         if self.microbatch_tokens is not None and self.microbatch_size is not None:
