@@ -48,7 +48,7 @@ MUTANTS = (
     Mutant("P13", "the gradient is never scaled down", "agents/update.py", "gradient.mul_((max_norm / (norm + 1e-6)).clamp_(max=1.0))", "gradient.mul_(1.0)"),
     Mutant("P13", "the value coefficient is forgotten", "agents/update.py", "torch.add(policy, value, alpha=config.value_coef)", "torch.add(policy, value)"),
     Mutant("P13", "the early stop does not come", "agents/update.py", "                return True\n", "                pass\n"),
-    Mutant("P1", "returns without the value", "agents/rollout.py", "advantages + self.values if returns is None", "advantages if returns is None", "tests/agents/control/test_collector.py tests/agents/control/test_ppo.py tests/agents/verification/test_probes.py"),
+    Mutant("P1", "returns without the value", "agents/rollout.py", "advantages + self.values if returns is None", "advantages if returns is None", "tests/agents/control/test_collector.py tests/agents/control/test_ppo.py tests/agents/verification/exact/test_probes.py"),
     Mutant("P4", "fast gradient: the clip is ignored", "agents/control/fast_mlp.py", "plain.mul_((plain <= clipped) & (log_ratio <= LARGEST_LOG_RATIO))", "plain"),
     Mutant("P6", "fast gradient: a ratio beyond all numbers makes it NaN", "agents/control/fast_mlp.py", "log_ratio.clamp(max=LARGEST_LOG_RATIO).exp_()", "log_ratio.exp()"),
     Mutant("P4", "fast gradient: the entropy's sign", "agents/control/fast_mlp.py", "outputs.addcmul_(probabilities, gap, value=entropy_weight)", "outputs.addcmul_(probabilities, gap, value=-entropy_weight)"),

@@ -1,4 +1,4 @@
-"""Compare tiny models of the families in `agents.verification.families`, path by path, with plain transformers."""
+"""Compare tiny models of the families in `families`, path by path, with plain transformers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.generation import generate
 from agents.lm.lora import AdaptedTrunk, LoraOptions
 from agents.verification.checks import Check
-from agents.verification.families import EXACT, MESSAGES, NOT_RECOMPUTED, REFUSED, TOLERANCE, V, build, known
+from agents.verification.models.families import EXACT, MESSAGES, NOT_RECOMPUTED, REFUSED, TOLERANCE, V, build, known
 from reward_models.model import RewardModel
 from textenvs.lm.packed_forward import trunk_of
 from textenvs.tokens.rows import PAD

@@ -1,4 +1,4 @@
-"""The run of ``textenvs verify``; its settings are in `agents.verification.command`."""
+"""The run of ``textenvs verify``; its settings are in `agents.verification.proof.command`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 import textenvs  # noqa: F401 (registers the ids)
 from agents.runs.run_dir import SUMMARY, RunDir
 from agents.verification.checks import Check, Checking, at_most, headings, markdown, not_applicable, printed, run, tally
-from agents.verification.command import CheckFailed, VerifyConfig
+from agents.verification.proof.command import CheckFailed, VerifyConfig
 from reward_models.aside import write_aside
 
 if TYPE_CHECKING:
@@ -74,9 +74,9 @@ def _rooms(config: VerifyConfig) -> list[Callable[[], Sequence[Checking]]]:
     """The groups of checks; each is imported only when needed."""
     rooms: list[Callable[[], Sequence[Checking]]] = []
     if config.env is not None:
-        from agents.verification.dialogue_env import dialogue_checks, speaks_text
-        from agents.verification.env import env_checks
-        from agents.verification.env_subject import Subject
+        from agents.verification.environments.contract import env_checks
+        from agents.verification.environments.dialogues import dialogue_checks, speaks_text
+        from agents.verification.environments.subject import Subject
 
         if speaks_text(config.env):
             dialogues = partial(dialogue_checks, config.env, config.seed)
@@ -88,9 +88,9 @@ def _rooms(config: VerifyConfig) -> list[Callable[[], Sequence[Checking]]]:
         rooms.append(_model_room(config.model, config.seed))
     if rooms:
         return rooms
-    from agents.verification.core import core_checks, language_model_checks
-    from agents.verification.probes import PROBES
-    from agents.verification.training import cart_pole, gap_checks, resumed
+    from agents.verification.exact.probes import PROBES
+    from agents.verification.proof.core import core_checks, language_model_checks
+    from agents.verification.proof.training import cart_pole, gap_checks, resumed
 
     proof: dict[str, Callable[[], Sequence[Checking]]] = {
         "core": core_checks,
@@ -107,7 +107,7 @@ def _rooms(config: VerifyConfig) -> list[Callable[[], Sequence[Checking]]]:
 def _families(*, full: bool) -> Checking:
     from transformers.utils import logging
 
-    from agents.verification.family_paths import family_line
+    from agents.verification.models.family_paths import family_line
 
     logging.set_verbosity_error()  # what tiny configurations lack
     claim = "model families: tiny models are exact in every path, or refused with the reason"
@@ -118,7 +118,7 @@ def _model_room(path: str, seed: int) -> Callable[[], Sequence[Checking]]:
     """The checks of a model; first, that it is deterministic and can be wrapped as a policy."""
     from transformers.utils import logging
 
-    from agents.verification.model_profile import profile_checks
+    from agents.verification.models.profile import profile_checks
     from textenvs.lm.loading import load_causal_lm
     from textenvs.tokens.tokenizers import load_tokenizer
 
@@ -145,8 +145,8 @@ def tokenizer_fits(claim: str, tokenizer: Any, loaded: PreTrainedModel) -> Check
 
 def checks_of_model(loaded: PreTrainedModel, seed: int = 0) -> Sequence[Checking]:
     """All checks of a ``transformers`` model that is in memory."""
-    from agents.verification.model import Model, model_checks, steady
-    from agents.verification.text import text_checks
+    from agents.verification.models.policy import Model, model_checks, steady
+    from agents.verification.models.text import text_checks
 
     claim = "in evaluation mode the model returns the same twice, in finite numbers (T9)"
     plain: Checking = (claim, partial(steady, loaded))

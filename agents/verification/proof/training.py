@@ -19,8 +19,8 @@ from agents.control.presets import preset_for
 from agents.functional.schedules import Linear
 from agents.text.config import Algorithm, Paper
 from agents.verification.checks import Check, Checking, at_least, at_most
-from agents.verification.exact_gap import ALGORITHMS, DIALOGUES, ENVS, train
-from agents.verification.learning import fingerprint
+from agents.verification.environments.learning import fingerprint
+from agents.verification.exact.gap import ALGORITHMS, DIALOGUES, ENVS, train
 
 ROOT = Path(__file__).resolve().parents[2]
 SOLVED = 475.0
@@ -45,7 +45,7 @@ CONTINUE = """
 import sys, torch
 torch.set_num_threads(1)
 from agents import PPO
-from agents.verification.learning import fingerprint
+from agents.verification.environments.learning import fingerprint
 for path in sys.argv[1:]:
     print(fingerprint(PPO.load(path).learn()))
 """

@@ -240,7 +240,7 @@ CHAINS = {
 
 def spelling() -> Check:
     """Spell "c a b" and stop, in token environments: a quarter for each token in its place, paid at the end; V = 1."""
-    from agents.verification.tabular import TabularPolicy
+    from agents.verification.exact.tabular import TabularPolicy
     from textenvs import PreferenceReward, TokenVectorEnv
     from textenvs.exact.enumeration import TokenTree
 

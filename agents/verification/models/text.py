@@ -14,7 +14,7 @@ from agents.rollout import Batch, Rollout
 from agents.text.collector import TextCollector
 from agents.update import update
 from agents.verification.checks import Check, Checking, Part, about, at_most, flat_grad, near, relative_error
-from agents.verification.model import BUDGET, ROWS, TOLERANCE, Model
+from agents.verification.models.policy import BUDGET, ROWS, TOLERANCE, Model
 from textenvs import KLShaping, PreferenceReward, TokenVectorEnv
 from textenvs.tokens.rows import PAD
 

@@ -6,7 +6,7 @@ import torch
 import textenvs  # noqa: F401 (registers the ids)
 from agents import PPO, Linear, PPOConfig
 from agents.interfaces import Policy
-from agents.verification.tabular import TabularPolicy
+from agents.verification.exact.tabular import TabularPolicy
 
 STATES = np.array([[2, -1, -1], [2, 0, -1], [2, 1, -1], [3, -1, -1]])
 

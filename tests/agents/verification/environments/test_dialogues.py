@@ -6,7 +6,7 @@ import gymnasium as gym
 import pytest
 
 from agents.verification.checks import run
-from agents.verification.dialogue_env import dialogue_checks, speaks_text
+from agents.verification.environments.dialogues import dialogue_checks, speaks_text
 from textenvs.dialogues.guess import GuessTheNumber
 
 

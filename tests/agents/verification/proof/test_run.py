@@ -16,15 +16,15 @@ from transformers import GraniteConfig, GraniteForCausalLM, PreTrainedTokenizerF
 
 from agents import PPO, PPOConfig
 from agents.lm.causal_lm import CausalLMPolicy
-from agents.verification import core as verify_core
-from agents.verification import training as verify_training
 from agents.verification.checks import Check, at_most, joint, near, not_applicable, run
-from agents.verification.command import command_line
-from agents.verification.core import core_checks, tiny_models
-from agents.verification.env import env_checks
-from agents.verification.env_subject import Subject
-from agents.verification.model_profile import ENDS, LOGITS, POSITIONS, TEMPLATE, profile_checks
-from agents.verification.run import checks_of_model, tokenizer_fits
+from agents.verification.environments.contract import env_checks
+from agents.verification.environments.subject import Subject
+from agents.verification.models.profile import ENDS, LOGITS, POSITIONS, TEMPLATE, profile_checks
+from agents.verification.proof import core as verify_core
+from agents.verification.proof import training as verify_training
+from agents.verification.proof.command import command_line
+from agents.verification.proof.core import core_checks, tiny_models
+from agents.verification.proof.run import checks_of_model, tokenizer_fits
 
 
 class Walk(gym.Env):

@@ -1,6 +1,6 @@
 """Verify update, advantages, autoreset, ratios and gradients against independent derivations, without training.
 
-Checks that train are in ``agents.verification.training``.
+Checks that train are in ``agents.verification.proof.training``.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from agents.functional.advantages import generalized_advantages
 from agents.rollout import Batch
 from agents.update import update
 from agents.verification.checks import Check, Checking, at_least, at_most, flat_grad, joint, near, relative_error, run
-from agents.verification.env import modes_agree
-from agents.verification.env_subject import Subject
-from agents.verification.kl_bias import TASKS, kl_biases
-from agents.verification.learning import counted
-from agents.verification.model import Model, model_checks
-from agents.verification.peers import NumpyPPO, advantage_difference, advantages_by_definition, update_difference
-from agents.verification.text import text_checks
+from agents.verification.environments.contract import modes_agree
+from agents.verification.environments.learning import counted
+from agents.verification.environments.subject import Subject
+from agents.verification.exact.kl_bias import TASKS, kl_biases
+from agents.verification.models.policy import Model, model_checks
+from agents.verification.models.text import text_checks
+from agents.verification.proof.peers import NumpyPPO, advantage_difference, advantages_by_definition, update_difference
 
 SEEN = spaces.Box(-1, 1, (4,))
 ACTIONS: dict[str, spaces.Space[Any]] = {
@@ -67,7 +67,7 @@ def language_model_checks() -> list[Checking]:
 
 def tiny_models() -> dict[str, Any]:
     """Of `families`; weights large enough for a non-uniform distribution."""
-    from agents.verification.families import build
+    from agents.verification.models.families import build
 
     return {"GPT-2": build("gpt2", {}), "Llama": build("llama", {})}
 

@@ -15,8 +15,8 @@ from agents.text.agent import TextAgent
 from agents.text.collector import TextCollector
 from agents.text.config import TextAgentConfig
 from agents.text.stepwise import generate_by_acting
-from agents.verification.exact_gap import SETTINGS
-from agents.verification.tabular import TabularTextPolicy
+from agents.verification.exact.gap import SETTINGS
+from agents.verification.exact.tabular import TabularTextPolicy
 from textenvs.exact.envs import EOS_TOKEN
 from textenvs.tokens.rows import PAD
 

@@ -16,7 +16,7 @@ from gymnasium.vector import AutoresetMode
 from agents.algorithms.ppo import PPO
 from agents.control.spaces import ObservationEncoder
 from agents.verification.checks import Check, Checking, Part, about, at_most, near, not_applicable
-from agents.verification.env_subject import NUM_ENVS, NUM_STEPS, Subject
+from agents.verification.environments.subject import NUM_ENVS, NUM_STEPS, Subject
 
 
 def learning_checks(subject: Subject) -> list[Checking]:

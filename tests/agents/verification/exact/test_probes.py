@@ -5,7 +5,7 @@ import pytest
 from gymnasium import spaces
 
 from agents.control.ppo import ControlPPO as PPO
-from agents.verification.probes import PROBES, Chain, OneStep, trained, value_and_policy
+from agents.verification.exact.probes import PROBES, Chain, OneStep, trained, value_and_policy
 
 
 @pytest.mark.parametrize("name", PROBES)

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from agents.functional.kl import k3
-from agents.verification.kl_bias import KLBiasConfig, command_line, kl_biases, main
+from agents.verification.exact.kl_bias import KLBiasConfig, command_line, kl_biases, main
 from textenvs.exact.envs import random, spelling
 
 

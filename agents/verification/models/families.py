@@ -1,6 +1,6 @@
 """Tiny models of the families of causal language models in transformers, and what is known of each.
 
-Those of `EXACT` equal plain forward passes of transformers in every path (`agents.verification.family_paths`); those of
+Those of `EXACT` equal plain forward passes of transformers in every path (`family_paths` beside this file); those of
 `REFUSED` are refused when they are loaded.
 """
 

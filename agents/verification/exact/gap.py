@@ -47,7 +47,7 @@ from agents.text.collector import TextCollector
 from agents.text.config import Paper, TextAgentConfig
 from agents.text.kl_controllers import AnnealedKL
 from agents.text.stepwise import generate_by_acting
-from agents.verification.tabular import Table, TabularDialoguePolicy, TabularPolicy, TabularTextPolicy
+from agents.verification.exact.tabular import Table, TabularDialoguePolicy, TabularPolicy, TabularTextPolicy
 from textenvs.exact import enumeration as exact
 from textenvs.exact.dialogues import DialogueTask
 from textenvs.exact.envs import EOS_TOKEN, ExactTask

@@ -18,8 +18,8 @@ from agents.control.environments import autoreset_mode
 from agents.control.episodes import EpisodeStatistics
 from agents.control.spaces import ObservationEncoder
 from agents.verification.checks import Check, Checking, Part, about, at_most, not_applicable
-from agents.verification.env_subject import NUM_STEPS, ByObservation, Subject, collected_steps
-from agents.verification.learning import learning_checks
+from agents.verification.environments.learning import learning_checks
+from agents.verification.environments.subject import NUM_STEPS, ByObservation, Subject, collected_steps
 
 PLAYED = 200
 """Steps that single environments are played for."""

@@ -52,4 +52,6 @@ class VerifyConfig:
             raise ValueError(f"--policy {self.policy} needs an --env to act in")
 
 
-command_line = command(VerifyConfig, "agents.verification.run:main", __doc__, refusals={CheckFailed: 1}, show=False)
+command_line = command(
+    VerifyConfig, "agents.verification.proof.run:main", __doc__, refusals={CheckFailed: 1}, show=False
+)
