@@ -17,10 +17,7 @@ COMMANDS = {
     "train-language-model": ("agents.recipes.sft.config", "fine-tune a language model, or train a small one anew"),
     "serve": ("agents.recipes.commands.serve", "start a vLLM server that train-text --engine writes by"),
     "evaluate": ("agents.recipes.commands.evaluate", "evaluate what a run left behind"),
-    "verify": (
-        "agents.verification.proof.command",
-        "run the proof, or check an environment or a model of your own",
-    ),
+    "verify": ("agents.verification.proof.command", "run the proof, or check an environment or model of your own"),
     "frontier": ("agents.recipes.commands.frontier", "draw reward against KL of one run or several"),
     "best-of-n": ("agents.recipes.commands.best_of_n", "score the best of n texts, which needs no training"),
     "plan": ("agents.recipes.commands.plan", "print memory, network and time of a run on many GPUs, from formulas"),
