@@ -22,6 +22,8 @@ COMMANDS = {
     "best-of-n": ("agents.recipes.commands.best_of_n", "score the best of n texts, which needs no training"),
     "plan": ("agents.recipes.commands.plan", "print memory, network and time of a run on many GPUs, from formulas"),
     "pipeline": ("agents.recipes.commands.pipeline", "fine-tuning, reward model and PPO on a pretrained model"),
+    "guess": ("agents.recipes.commands.guess", "teach a small model to guess a number, by dialogue"),
+    "arena": ("agents.recipes.commands.arena", "teach a small model a game of TextArena"),
     "demo": ("agents.recipes.commands.demo", "CartPole, a reward model and PPO on the shipped language model"),
 }
 """Name to module (its ``command_line`` runs the command) and what it does."""

@@ -20,7 +20,7 @@ import torch
 from agents.runs.cli import command
 from agents.runs.run_dir import SUMMARY, RunDir
 from scripts.benchmarks.processes import run_once
-from scripts.benchmarks.text.models import word_tokenizer
+from scripts.benchmarks.text.models import numbered, word_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,7 @@ def write_random_model(folder: Path) -> Path:
 
     words = ["<end>", "the", "film", "number", "is", "about", "a", *map(str, range(1000))]
     special = {name: "<end>" for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
-    word_tokenizer(words, 49152, **special).save_pretrained(folder)
+    word_tokenizer(numbered(words, 49152), **special).save_pretrained(folder)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=49152,

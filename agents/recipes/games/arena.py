@@ -1,65 +1,33 @@
-"""A game of TextArena: a small GPT-2 that has seen random play learns to win.
-
-    python -m scripts.arena --seed 0
-    python -m scripts.arena --task GuessTheNumber-v0 --opponent None --moves 1 2 3 4 5 --settings '{"max_number": 5}'
-
-Any game will do whose moves are a word each and which lists them, or lets none be said twice. The model's words are
-those that random games write; it is taught the form of the game on random moves, and then trained by PPO with credit by
-turn on the game's own reward. Measured over 512 games: the mean reward and the share of games won, of random moves, of
-the model as taught, and of the trained one.
-"""
+"""What runs at ``textenvs arena``: random play of a TextArena game, supervised learning on it, and PPO on the game."""
 
 from __future__ import annotations
 
 import random
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import torch
 from torch import Tensor
 
+import textenvs  # noqa: F401 (registers the ids)
 from agents import PPO
 from agents.functional.schedules import Linear
 from agents.lm.generation import generate
-from agents.runs.cli import command
+from agents.recipes.commands.arena import ArenaConfig
+from agents.recipes.games.teaching import at_random, taught, word_tokenizer
 from agents.runs.flags import json_object
 from agents.runs.run_dir import measured
 from agents.text.collector import TextCollector
-from scripts.benchmarks.text.guess import at_random, taught, words
 from textenvs.tasks.text_arena import TextArenaGame, legal_moves
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArenaConfig:
-    """Settings of the run."""
-
-    task: str = "TicTacToe-v0"
-    """id of a game of TextArena"""
-    settings: str = "{}"
-    """arguments of the game, a JSON object"""
-    moves: tuple[str, ...] = ()
-    """of a game that lists none"""
-    opponent: str | None = "random"
-    """that it is played against; None: a game for one"""
-    games: int = 6_144
-    """played in training"""
-    seed: int = 0
-    """of weights, games and minibatches"""
-    run_dir: Path | None = None
-    """folder for config.json and summary.json; None writes nothing"""
-    overwrite: bool = False
-    """throw away a finished run in that folder"""
 
 
 def main(config: ArenaConfig) -> dict[str, Any]:
     """Teach, train and measure; returns the summary, one flat object: mean rewards and shares of games won."""
     torch.set_num_threads(1)
-    return measured(partial(measure, config), asdict(config), script="arena")
+    return measured(partial(measure, config), vars(config), script="arena")
 
 
 def measure(config: ArenaConfig) -> dict[str, Any]:
@@ -81,18 +49,10 @@ def measure(config: ArenaConfig) -> dict[str, Any]:
     written = [random_game(game, move, seed) for seed in range(200)]
     listed = {each.strip("[]") for text in written for each in legal_moves(text)}
     known = ["<end>", *sorted({word for text in written for word in text.split()} | listed | {*config.moves})]
-    tokenizer, positions = words(known), max(len(text.split()) for text in written) + 96
-    make = partial(
-        gym.make_vec,
-        "textenvs/TextArena-v0",
-        task=config.task,
-        settings=settings,
-        opponent=config.opponent,
-        tokenizer=tokenizer,
-        max_turns=32,
-        max_turn_tokens=2,
-        max_tokens=positions,
-    )
+    tokenizer, positions = word_tokenizer(known), max(len(text.split()) for text in written) + 96
+    task = {"task": config.task, "settings": settings, "opponent": config.opponent, "tokenizer": tokenizer}
+    limits = {"max_turns": 32, "max_turn_tokens": 2, "max_tokens": positions}
+    make = partial(gym.make_vec, "textenvs/TextArena-v0", **task, **limits)
 
     def legal(rows: Tensor) -> Tensor:
         """The token of a random move in each of ``rows [K, L]``."""
@@ -118,17 +78,8 @@ def learned(
     played("random", generate=partial(at_random, legal))
     played("taught")
     began = time.process_time()
-    agent = PPO(
-        make(num_envs=128),
-        policy=policy,
-        seed=config.seed,
-        credit="turn",
-        learning_rate=Linear(1e-3, 0.0),
-        lam=0.95,
-        minibatch_size=64,
-        epochs=2,
-        entropy_coef=0.01,
-    )
+    settings = {"credit": "turn", "lam": 0.95, "minibatch_size": 64, "epochs": 2, "entropy_coef": 0.01}
+    agent = PPO(make(num_envs=128), policy=policy, seed=config.seed, learning_rate=Linear(1e-3, 0.0), **settings)
     agent.learn(config.games)
     summary["cpu_s"] = time.process_time() - began
     played("trained")
@@ -144,6 +95,3 @@ def random_game(game: TextArenaGame, move: Callable[[str], str], seed: int) -> s
         news, _, over, _, _ = game.step(chosen)
         text = f"{text}\n{chosen}\n{news}"
     return text
-
-
-command_line = command(ArenaConfig, main, __doc__)
