@@ -22,7 +22,7 @@ from agents.verification.checks import Check, Checking, at_least, at_most
 from agents.verification.environments.learning import fingerprint
 from agents.verification.exact.gap import ALGORITHMS, DIALOGUES, ENVS, train
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SOLVED = 475.0
 """CartPole-v1's reward threshold, reward units."""
 GAP: dict[Paper, float] = dict.fromkeys(ALGORITHMS, 0.03) | {"ppo": 0.02}
