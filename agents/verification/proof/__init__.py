@@ -1,1 +1,1 @@
-"""The proof that `textenvs verify` prints, and the command. May import the other rooms of verification, and theirs."""
+"""The proof that `textenvs verify` prints, and its commands. May import the rest of verification, and recipes."""

@@ -9,7 +9,7 @@ from agents.recipes.control import BEST, LAST
 from agents.recipes.control import Config as TrainConfig
 from agents.recipes.control import main as train
 from agents.runs import checkpoint
-from scripts.kill_and_resume import Config, differences, main
+from agents.verification.proof.kills import Config, differences, main
 
 
 def test_two_equal_runs_differ_in_nothing_and_one_bit_more_is_named(tmp_path):
