@@ -50,9 +50,9 @@ def measure(config: ArenaConfig) -> dict[str, Any]:
     listed = {each.strip("[]") for text in written for each in legal_moves(text)}
     known = ["<end>", *sorted({word for text in written for word in text.split()} | listed | {*config.moves})]
     tokenizer, positions = word_tokenizer(known), max(len(text.split()) for text in written) + 96
-    task = {"task": config.task, "settings": settings, "opponent": config.opponent, "tokenizer": tokenizer}
-    limits = {"max_turns": 32, "max_turn_tokens": 2, "max_tokens": positions}
-    make = partial(gym.make_vec, "textenvs/TextArena-v0", **task, **limits)
+    task: dict[str, Any] = {"task": config.task, "settings": settings, "opponent": config.opponent}
+    limits: dict[str, Any] = {"max_turns": 32, "max_turn_tokens": 2, "max_tokens": positions}
+    make = partial(gym.make_vec, "textenvs/TextArena-v0", tokenizer=tokenizer, **task, **limits)
 
     def legal(rows: Tensor) -> Tensor:
         """The token of a random move in each of ``rows [K, L]``."""
@@ -78,8 +78,8 @@ def learned(
     played("random", generate=partial(at_random, legal))
     played("taught")
     began = time.process_time()
-    settings = {"credit": "turn", "lam": 0.95, "minibatch_size": 64, "epochs": 2, "entropy_coef": 0.01}
-    agent = PPO(make(num_envs=128), policy=policy, seed=config.seed, learning_rate=Linear(1e-3, 0.0), **settings)
+    learning: dict[str, Any] = {"credit": "turn", "lam": 0.95, "minibatch_size": 64, "epochs": 2, "entropy_coef": 0.01}
+    agent = PPO(make(num_envs=128), policy=policy, seed=config.seed, learning_rate=Linear(1e-3, 0.0), **learning)
     agent.learn(config.games)
     summary["cpu_s"] = time.process_time() - began
     played("trained")

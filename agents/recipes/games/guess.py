@@ -64,7 +64,7 @@ def measure(config: GuessConfig) -> dict[str, Any]:
 def games(tokenizer: PreTrainedTokenizerFast, number: int, turns: int, *, group_size: int = 1) -> Any:
     """``number`` games side by side, of at most so many ``turns``, each of two tokens."""
     env = partial(GuessTheNumber, MOST, bit_reward=0.25)
-    limits = {"max_turns": turns, "max_turn_tokens": 2, "max_tokens": ROW_TOKENS + TURN_TOKENS * turns}
+    limits: dict[str, Any] = {"max_turns": turns, "max_turn_tokens": 2, "max_tokens": ROW_TOKENS + TURN_TOKENS * turns}
     return gym.make_vec(
         "textenvs/Dialogue-v0", num_envs=number, env=env, tokenizer=tokenizer, group_size=group_size, **limits
     )

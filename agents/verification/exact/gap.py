@@ -69,15 +69,9 @@ DIALOGUES: list[tuple[str, Paper, str]] = [
 NUM_ENVS = 512
 """Episodes side by side, of the table's PPO; texts or dialogues a batch of all others."""
 PPO_TABLE = PPOConfig(
-    num_steps=16,
-    epochs=4,
-    minibatch_size=2048,
-    learning_rate=Linear(0.05, 0.0),
-    gamma=1.0,
-    lam=1.0,
-    value_coef=1.0,
+    num_steps=16, epochs=4, minibatch_size=2048, learning_rate=Linear(0.05, 0.0), gamma=1.0, lam=1.0, value_coef=1.0,
     max_grad_norm=10.0,
-)
+)  # fmt: skip
 """Of the table's PPO, which steps through the environment like any control task."""
 VARIANTS: tuple[Paper, ...] = ("dr_grpo", "dapo", "gspo", "cispo", "reinforce++", "reinforce++_baseline")
 """They differ in what happens off policy: four optimizer steps a batch."""
@@ -97,18 +91,14 @@ SETTINGS: dict[str, dict[Paper, dict[str, Any]]] = {
     },
     "dialogue": {
         "ppo": {
-            "learning_rate": 0.05,
-            "minibatch_size": 128,
-            "epochs": 2,
-            "lam": 0.95,
-            "value_coef": 1.0,
+            "learning_rate": 0.05, "minibatch_size": 128, "epochs": 2, "lam": 0.95, "value_coef": 1.0,
             "max_grad_norm": 10.0,
         },
         "grpo": {"learning_rate": 0.05, "epochs": 1, "group_size": 8},
         "rloo": {"learning_rate": 0.05, "group_size": 8},
         "reinforce": {"learning_rate": 0.05},
     },
-}
+}  # fmt: skip
 """Over the papers' choices, by policy."""
 UPDATES: dict[str, dict[Paper, int]] = {
     "tabular": dict.fromkeys(ALGORITHMS, 400) | {"ppo": 80},

@@ -28,17 +28,9 @@ SOLVED = 475.0
 GAP: dict[Paper, float] = dict.fromkeys(ALGORITHMS, 0.03) | {"ppo": 0.02}
 """Largest accepted gap to the optimum, share of (optimum - start)."""
 RESUMED = PPOConfig(
-    num_envs=3,
-    num_steps=24,
-    minibatch_size=20,
-    epochs=2,
-    learning_rate=Linear(1e-3),
-    clip=Linear(0.2),
-    normalize_observations=True,
-    normalize_rewards=True,
-    hidden=(8, 8),
-    seed=5,
-)
+    num_envs=3, num_steps=24, minibatch_size=20, epochs=2, learning_rate=Linear(1e-3), clip=Linear(0.2),
+    normalize_observations=True, normalize_rewards=True, hidden=(8, 8), seed=5,
+)  # fmt: skip
 DIALOGUE_GAP = 0.03
 """The same for dialogues."""
 CONTINUE = """
