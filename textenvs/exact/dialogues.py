@@ -187,7 +187,7 @@ class ExactDialogueVectorEnv(DialogueVectorEnv):
     """The dialogues of a `DialogueTask`, its attribute ``task``; see `DialogueVectorEnv`."""
 
     def __init__(self, num_envs: int, task: DialogueTask, **options: Any) -> None:
-        limits = {"max_turns": task.max_turns, "max_turn_tokens": TURN_TOKENS}
+        limits: dict[str, Any] = {"max_turns": task.max_turns, "max_turn_tokens": TURN_TOKENS}
         limits["max_tokens"] = 2 + task.max_turns * (TURN_TOKENS + 3)
         budget = "truncate" if task.truncates else "terminate"
         options |= {"env": partial(Game, task), "eos_token_id": EOS_TOKEN, "vocab_size": V, "budget": budget}
