@@ -104,7 +104,9 @@ def mean_gradient(values, lam, monkeypatch):
     return logits.grad.numpy()
 
 
-@pytest.mark.parametrize(("values", "lam"), [(WRONG, 1.0), (RIGHT, 0.5), (RIGHT, 0.0)], ids=str)
+@pytest.mark.parametrize(
+    ("values", "lam"), [(WRONG, 1.0), (RIGHT, 0.5), (RIGHT, 0.0)], ids=["wrong, 1", "right, 0.5", "right, 0"]
+)
 def test_in_the_mean_over_all_draws_it_is_the_gradient_of_the_objective(values, lam, monkeypatch):
     expected = exact.objective_gradient(TREE, LOGPROBS, REFERENCE, SCORES, BETA)[0]
     assert np.abs(expected).max() > 1e-2
