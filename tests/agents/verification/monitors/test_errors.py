@@ -2,8 +2,8 @@
 
 import pytest
 
-from agents.verification import reward_holes as holes
-from agents.verification.monitor_errors import MonitorErrorsConfig, main
+from agents.verification.monitors import rewards as holes
+from agents.verification.monitors.errors import MonitorErrorsConfig, main
 
 
 def test_holes_by_hand():

@@ -1,6 +1,6 @@
 """Rewards with a known hole, each where a hack of another kind begins, and two without; of texts, as scorers are.
 
-``agents.verification.monitor_errors`` trains on the reward model's score and one of these, each with a weight.
+``agents.verification.monitors.errors`` trains on the reward model's score and one of these, each with a weight.
 """
 
 from __future__ import annotations
