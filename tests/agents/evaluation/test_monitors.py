@@ -145,7 +145,8 @@ PLANTED = {
         {"shortcut"},
     ),
     "repetition": (
-        lambda t: {"again": lambda text, g: [text[0]] * t + text[t:], "score": lambda text: text.count(text[0]) / 2},
+        lambda t: {"again": lambda text, g: [text[0]] * (k := g.integers(2 * t + 1)) + text[k:],
+                   "score": lambda text: len(text) - len(set(text))},
         {"repetition", "shortcut"},
     ),
     "one text for all": (
