@@ -52,7 +52,7 @@ ENSEMBLE = {"reward": (REWARD_MODEL, f"{MODULE}:without_prompt")}
 HELD_OUT = ENSEMBLE | {"reward_weights": (1.0, 0.0)}
 GOOD: tuple[tuple[Paper, dict[str, Any]], ...] = (
     ("ppo", PPO),
-    ("ppo", SMALL | {"batch_size": 256}),
+    ("ppo", SMALL | {"batch_size": 256, "learning_rate": 4e-4}),
     ("ppo", PPO | {"memory": "full", "critic_start": "reward-model", "beta": 0.3}),
     ("ppo", PPO | {"max_new_tokens": 24}),
     ("ppo", PPO | {"max_new_tokens": 32, "beta": 0.4}),
