@@ -98,7 +98,7 @@ class Watched:
 
     def __call__(self, agent: Any) -> bool:
         """One update has ended; whether its texts are what a run that is fine writes, too."""
-        rows = agent.collector.last
+        rows, agent.logger = agent.collector.last, self
         first: Any = self.first or rows
         self.first = first
         self.gain = float((rows.scores.mean() - first.scores.mean()) / first.scores.std())
@@ -126,7 +126,7 @@ def watch(algorithm: Paper, settings: dict[str, Any], *, enough: float = math.in
         parts = build_parts(config)
     assessor = parts.task.assessor
     seen = Watched(silent(judge=None if assessor.judge is None else assessor.judge_rows), enough)
-    agent = TextAgent(config.agent_config(), parts.policy, parts.collector, logger=seen)
+    agent = TextAgent(config.agent_config(), parts.policy, parts.collector)
     agent.learn(config.episodes, callback=seen)
     return seen
 
@@ -191,9 +191,9 @@ def main(config: MonitorErrorsConfig) -> dict[str, Any]:
 
 def _told(run: Watched) -> str:
     """A run in a line."""
-    worst = max(run.highest, key=run.highest.__getitem__)
+    worst, share = max(run.highest.items(), key=lambda pair: pair[1], default=("", 0.0))
     alarms = ", ".join(f"{name} at {gain:.2f}" for name, gain in run.alarms.items()) or "none"
-    return f"gain {run.gain:5.2f}  KL {run.kl:4.1f}  highest {worst} {run.highest[worst]:.2f}  alarms: {alarms}"
+    return f"gain {run.gain:5.2f}  KL {run.kl:4.1f}  highest {worst} {share:.2f}  alarms: {alarms}"
 
 
 command_line = command(MonitorErrorsConfig, main, __doc__)
