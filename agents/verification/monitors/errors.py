@@ -126,7 +126,8 @@ def watch(algorithm: Paper, settings: dict[str, Any], *, enough: float = math.in
         parts = build_parts(config)
     assessor = parts.task.assessor
     seen = Watched(silent(judge=None if assessor.judge is None else assessor.judge_rows), enough)
-    agent = TextAgent(config.agent_config(), parts.policy, parts.collector)
+    reference = parts.task.models.plain
+    agent = TextAgent(config.agent_config(), parts.policy, parts.collector, reference=reference)
     agent.learn(config.episodes, callback=seen)
     return seen
 
