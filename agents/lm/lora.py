@@ -6,7 +6,7 @@ The adapters are peft's (see ``textenvs.lm.lora``). This module switches roles; 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,8 +238,8 @@ class RoleTrunk(nn.Module):
         """Directory or name of the trunk's model."""
         return str(self._trunk.model.name_or_path)
 
-    def save(self, folder: str | Path) -> None:
-        """Write the role's adapter for ``PeftModel.from_pretrained``.
+    def save(self, folder: str | Path, whole: Mapping[str, Tensor] | None = None) -> None:
+        """Write the role's adapter, with its own weights, for ``PeftModel.from_pretrained``.
 
         Raises:
             ValueError: if the role is None.

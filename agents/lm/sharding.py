@@ -9,7 +9,7 @@ gather along (``Processes.take_part``).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.decoder import Generation
 from agents.runs import checkpoint
-from agents.runs.distributed import Processes, whole
+from agents.runs.distributed import Processes, is_shard, whole
+from reward_models.lora import AdapterBackbone
+from reward_models.model import RewardModel
+from textenvs.lm.packed_forward import trunk_of
 
 WHOLE = "has_whole_weights"
 """Attribute of a trunk all of whose layers are gathered."""
@@ -55,16 +58,29 @@ def shard(policies: Sequence[CausalLMPolicy], processes: Processes, mesh: Device
         if policy.has_critic:
             value_head = [policy.value_head]
             if policy.critic_trunk is not None:
-                _shard(policy.critic_trunk, value_head, policy, mesh, processes, offload)
+                _shard(policy.critic_trunk, value_head, policy.autocast, mesh, processes, offload)
             else:
                 heads += value_head
-        _shard(policy.trunk, heads, policy, mesh, processes, offload)
+        _shard(policy.trunk, heads, policy.autocast, mesh, processes, offload)
+
+
+def shard_reward_model(
+    model: RewardModel, processes: Processes, mesh: DeviceMesh, autocast: torch.dtype | None
+) -> None:
+    """Shard ``model``, whose layers will multiply in ``autocast``, as ``shard`` does."""
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
+    trunk, heads = model.backbone, [model.head]
+    if isinstance(trunk, AdapterBackbone):
+        language_model: Any = trunk.peft_model.get_base_model()
+        trunk = trunk_of(language_model)
+        heads.append(language_model.get_output_embeddings())  # unused, but it may be the embeddings
+    _shard(trunk, heads, autocast, mesh, processes, offload=False)
 
 
 def _shard(
     trunk: Any,
     heads: Sequence[nn.Module],
-    policy: CausalLMPolicy,
+    autocast: torch.dtype | None,
     mesh: DeviceMesh,
     processes: Processes,
     offload: bool,
@@ -80,7 +96,7 @@ def _shard(
         )
     rest: OffloadPolicy = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offload else OffloadPolicy()
     # Autocast's products, with weights rounded before they are sent and not after; what comes out stays as it is.
-    low = MixedPrecisionPolicy(param_dtype=policy.autocast, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    low = MixedPrecisionPolicy(param_dtype=autocast, reduce_dtype=torch.float32, cast_forward_inputs=False)
     whole = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=low, offload_policy=rest)
@@ -170,10 +186,23 @@ class Shards:
         return found
 
     def _gather(self) -> dict[str, Tensor]:
-        found = {}
-        for name, value in self._policy.state_dict().items():
-            if name.startswith("model."):
-                gathered = whole(value)
-                if self._processes.is_main:
-                    found[name.removeprefix("model.")] = gathered.cpu()
-        return found
+        return _whole_state(self._policy.state_dict(), self._processes, "model.")
+
+
+def gathered(state: Mapping[str, Tensor], processes: Processes, prefix: str = "") -> dict[str, Tensor] | None:
+    """Weights of ``state`` whose names begin with ``prefix``, without it: whole, on the CPU, in the main process.
+
+    All processes call it at the same place. None if nothing is sharded.
+    """
+    processes.all_gather(None)
+    return _whole_state(state, processes, prefix) if any(map(is_shard, state.values())) else None
+
+
+def _whole_state(state: Mapping[str, Tensor], processes: Processes, prefix: str) -> dict[str, Tensor]:
+    found = {}
+    for name, value in state.items():
+        if name.startswith(prefix):
+            tensor = whole(value)
+            if processes.is_main:
+                found[name.removeprefix(prefix)] = tensor.cpu()
+    return found
