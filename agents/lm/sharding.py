@@ -199,10 +199,13 @@ def gathered(state: Mapping[str, Tensor], processes: Processes, prefix: str = ""
 
 
 def _whole_state(state: Mapping[str, Tensor], processes: Processes, prefix: str) -> dict[str, Tensor]:
-    found = {}
+    found, tied = {}, {}
     for name, value in state.items():
         if name.startswith(prefix):
-            tensor = whole(value)
+            local: Any = value.to_local() if is_shard(value) else value  # type: ignore[attr-defined]
+            key = local.untyped_storage()._cdata
+            if key not in tied:
+                tied[key] = whole(value).cpu() if processes.is_main or is_shard(value) else value
             if processes.is_main:
-                found[name.removeprefix(prefix)] = tensor.cpu()
+                found[name.removeprefix(prefix)] = tied[key]
     return found
