@@ -9,7 +9,7 @@ gather along (``Processes.take_part``).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ def _shard(
     """Shard ``trunk`` by layers; ``heads`` are gathered with its embeddings, which one of them may share."""
     if isinstance(trunk, FSDPModule):
         return
-    layers: list[Any] = [module for module in trunk.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = _layers(trunk)
     if len(layers) != trunk.config.num_hidden_layers:
         raise ValueError(
             f"shard: expected {trunk.config.num_hidden_layers} layers that can be told apart, received {len(layers)} "
@@ -122,6 +122,10 @@ def _shard(
     trunk.register_forward_pre_hook(ask, prepend=True)
     trunk.register_forward_hook(need_gradient, prepend=True)
     processes.at_rest.append(trunk.reshard)
+
+
+def _layers(trunk: nn.Module) -> list[Any]:
+    return [module for module in trunk.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def _gather_along(trunk: FSDPModule, layers: Sequence[FSDPModule]) -> None:
@@ -209,3 +213,25 @@ def _whole_state(state: Mapping[str, Tensor], processes: Processes, prefix: str)
             if processes.is_main:
                 found[name.removeprefix(prefix)] = tied[key]
     return found
+
+
+def part_bytes(tensors: Iterable[Tensor], processes: int) -> int:
+    """Bytes that the first of ``processes`` will hold of distinct tensors; of parameters its part, the largest: of the
+    first dimension's rows 1 / processes, rounded up."""
+    distinct = {id(tensor): tensor for tensor in tensors}.values()
+    return sum(
+        (each[: -(-len(each) // processes)] if isinstance(each, nn.Parameter) else each).nbytes for each in distinct
+    )
+
+
+def gathered_bytes(policy: CausalLMPolicy, dtype: torch.dtype) -> int:
+    """Bytes that are whole at a time in an update of ``policy`` once it is sharded: embeddings and heads with their
+    gradients, two layers as ``dtype``, that of products, and the gradients of one."""
+    trunks = [trunk for trunk in (policy.trunk, policy.critic_trunk) if trunk is not None]
+    layers = [list(each.parameters()) for trunk in trunks for each in _layers(trunk)]
+    inside = {id(weight) for layer in layers for weight in layer}
+    rest = [weight for weight in policy.parameters() if id(weight) not in inside]
+    held = sum(weight.nbytes * (2 if weight.requires_grad else 1) for weight in rest)
+    largest = max(sum(weight.numel() for weight in layer) for layer in layers)
+    learned = max(sum(weight.numel() for weight in layer if weight.requires_grad) for layer in layers)
+    return held + 2 * dtype.itemsize * largest + torch.float32.itemsize * learned

@@ -176,7 +176,8 @@ class LayoutSettings:
     offload: bool = False
     """With shard: weights, gradients and optimizer states rest in the CPU's memory."""
     plan: bool = False
-    """Print the bytes that each role will take under each `memory`, and stop; nothing is allocated or written."""
+    """Print the bytes that each role will take under each `memory`, or with shard fsdp in each of 1, 2, 4 and 8
+    processes, and stop; nothing is allocated or written."""
 
     def __post_init__(self) -> None:
         check_values(self, {">= 1": "max_concurrent_rows lora_rank", "> 0": "lora_alpha"})
