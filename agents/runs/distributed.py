@@ -239,8 +239,8 @@ def _refuse_unread(dtype: str, sharded: bool) -> None:
         )
 
 
-START = "torchrun --nproc-per-node N -m agents.cli COMMAND ..."
-"""How several processes are started, from a clone or from the installed package."""
+START = "torchrun --nproc-per-node N --no-python textenvs COMMAND ..."
+"""How several processes are started."""
 
 UNREAD = {
     "ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",

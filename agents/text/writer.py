@@ -27,6 +27,9 @@ from textenvs.envs.base import TokenVectorBase
 from textenvs.envs.wrapper import TokenVectorWrapper
 from textenvs.tokens.rows import Columns, Ids
 
+EVALUATIONS = 2**30
+"""Versions of weights in evaluations begin here, so that none is one of training."""
+
 
 @dataclass(frozen=True, eq=False)
 class Draft:
@@ -77,7 +80,7 @@ class Writer:
         self._seed: int | None = seed
         self.version = 0
         """Updates that the policy has seen, one a rollout."""
-        self._sent: int | None = None
+        self._sent: object = None  # the version that the engine holds, or whose weights in an evaluation
         self._next: Draft | None = None
         self._background = ThreadPoolExecutor(1, "rollout") if ahead else None
 
@@ -151,6 +154,19 @@ class Writer:
                 self.engine.update(named, self.version)
                 self.processes.any(False)  # the others wait until it is sent
             self._sent = self.version
+        return self.engine
+
+    def evaluating(self, policy: CausalLMPolicy) -> Engine:
+        """What writes texts by ``policy`` beside the rollouts: the engine, once it holds its weights, or the policy."""
+        if self.engine is None or self.engine.local:
+            return LocalEngine(policy, partial(generate_completions, with_values=False))
+        held = (id(policy), self.version)
+        if self._sent != held:
+            if self._next is not None:
+                self._next.written.exception()  # it is written by the weights that the engine holds until then
+            named = named_weights(policy, adapter_only=self.engine.adapter_only)
+            self.engine.update(named, EVALUATIONS + self.version)
+            self._sent = held
         return self.engine
 
     def _position(self) -> dict[str, Any]:

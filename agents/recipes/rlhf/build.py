@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -221,6 +221,8 @@ def build_parts(config: TrainTextConfig, processes: Processes = ALONE, began: st
         generate=generate if config.shard_rollouts else with_whole_weights(generate, processes),
         **engine_options(config),
     )
+    if config.engine:
+        task = replace(task, assessor=replace(assessor, engine=collector.writer.evaluating))
     return TextParts(task=task, policy=policy, collector=collector)
 
 

@@ -72,7 +72,7 @@ def as_text(table: dict[str, dict[str, int]], chosen: str) -> str:
     """The plan for a reader: MiB, a column for each ``memory`` or number of processes, a star at the chosen one."""
     heads = [f"{memory}*" if memory == chosen else memory for memory in table]
     lines = [f"{'MiB' if chosen in table else 'MiB, by processes':20}" + "".join(f"{head:>12}" for head in heads)]
-    for role in dict.fromkeys(role for roles in table.values() for role in roles):
+    for role in list(table.values())[-1]:
         lines.append(f"{role:20}" + "".join(f"{roles.get(role, 0) / MIB:12.1f}" for roles in table.values()))
     beyond = [roles["total"] - roles["policy_weights"] for roles in table.values()]
     lines.append(f"{'beyond the policy':20}" + "".join(f"{number / MIB:12.1f}" for number in beyond))
