@@ -22,6 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.decoder import Generation
+from agents.lm.saving import named_weights
 from agents.runs import checkpoint
 from agents.runs.distributed import Processes, is_shard, whole
 from reward_models.lora import AdapterBackbone
@@ -213,6 +214,36 @@ def _whole_state(state: Mapping[str, Tensor], processes: Processes, prefix: str)
             if processes.is_main:
                 found[name.removeprefix(prefix)] = tied[key]
     return found
+
+
+def lent_weights(
+    policies: Sequence[CausalLMPolicy], processes: Processes
+) -> Callable[..., Iterable[tuple[str, Tensor]]]:
+    """``agents.lm.saving.named_weights`` of sharded ``policies``, for the main process while all others wait for it.
+
+    All call this at the same place. Weights are whole, and on the CPU.
+    """
+
+    def gather(policy: CausalLMPolicy, adapter_only: bool) -> dict[str, Tensor]:
+        for rest in processes.at_rest:
+            rest()
+        found = {}
+        for name, weight in named_weights(policy, adapter_only=adapter_only):
+            if processes.is_main:
+                found[name] = weight.cpu()
+        return found
+
+    numbers = {
+        (id(policy), only): processes.offer(partial(gather, policy, only))
+        for policy in policies
+        for only in (False, True)
+    }
+
+    def weights_of(policy: CausalLMPolicy, *, adapter_only: bool = False) -> Iterable[tuple[str, Tensor]]:
+        found: dict[str, Tensor] = processes.call(numbers[id(policy), adapter_only])
+        return found.items()
+
+    return weights_of
 
 
 def part_bytes(tensors: Iterable[Tensor], processes: int) -> int:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from agents.engines.local import LocalEngine
 from agents.engines.protocol import Engine, Sampling, Written
@@ -20,13 +20,15 @@ from agents.lm.decoder import Generation, check_max_concurrent_rows
 from agents.lm.generation import generate as generate_completions
 from agents.lm.sampling import TokenSampling
 from agents.lm.saving import named_weights
-from agents.runs.distributed import ALONE, Processes, is_sharded
+from agents.runs.distributed import ALONE, Processes
 from agents.text.config import TextEngineConfig
 from textenvs.dialogues.vector import DialogueVectorEnv
 from textenvs.envs.base import TokenVectorBase
 from textenvs.envs.wrapper import TokenVectorWrapper
 from textenvs.tokens.rows import Columns, Ids
 
+WeightsOf = Callable[..., Iterable[tuple[str, Tensor]]]
+"""``agents.lm.saving.named_weights`` or a function with its arguments."""
 EVALUATIONS = 2**30
 """Versions of weights in evaluations begin here, so that none is one of training."""
 
@@ -51,7 +53,7 @@ class Writer:
     """The next batch of ``envs``, on request; arguments as `TextCollector`'s.
 
     Raises:
-        ValueError: for ``max_concurrent_rows`` below 1, ``ahead`` other than 0 or 1, or dialogues ahead.
+        ValueError: for ``max_concurrent_rows`` below 1, or ``ahead`` other than 0 or 1.
     """
 
     def __init__(
@@ -64,18 +66,15 @@ class Writer:
         max_concurrent_rows: int | None = None,
         ahead: int = 0,
         processes: Processes = ALONE,
+        weights_of: WeightsOf = named_weights,
     ) -> None:
         check_max_concurrent_rows(max_concurrent_rows)
         self.envs = envs
         self.base = envs if isinstance(envs, TokenVectorBase) else envs.base
         if ahead not in (0, 1):
             raise ValueError(f"async_rollouts: expected 0 or 1 updates, received {ahead!r}")
-        if ahead and isinstance(self.base, DialogueVectorEnv):
-            raise ValueError(
-                "async_rollouts: expected 0 with dialogues, whose environments are played in turn, received 1"
-            )
         self.engine, self.generate, self.max_concurrent_rows = engine, generate, max_concurrent_rows
-        self.ahead, self.processes = ahead, processes
+        self.ahead, self.processes, self._weights_of = ahead, processes, weights_of
         self.generator = torch.Generator().manual_seed(seed)
         self._seed: int | None = seed
         self.version = 0
@@ -146,13 +145,11 @@ class Writer:
             if self.engine.local:
                 self.engine.update(policy.state_dict().items(), self.version)
             else:
-                named = named_weights(policy, adapter_only=self.engine.adapter_only)
-                if not self.processes.is_main:
-                    if is_sharded(policy):
-                        deque(named, maxlen=0)  # takes part in gathering, and keeps none
-                    named = iter(())
+                named: Iterable[tuple[str, Tensor]] = ()
+                if self.processes.is_main:
+                    named = self._weights_of(policy, adapter_only=self.engine.adapter_only)
                 self.engine.update(named, self.version)
-                self.processes.any(False)  # the others wait until it is sent
+                self.processes.any(False)  # the others wait until it is sent, and lend their parts
             self._sent = self.version
         return self.engine
 
@@ -164,7 +161,7 @@ class Writer:
         if self._sent != held:
             if self._next is not None:
                 self._next.written.exception()  # it is written by the weights that the engine holds until then
-            named = named_weights(policy, adapter_only=self.engine.adapter_only)
+            named = self._weights_of(policy, adapter_only=self.engine.adapter_only)
             self.engine.update(named, EVALUATIONS + self.version)
             self._sent = held
         return self.engine
@@ -175,12 +172,13 @@ class Writer:
     def state_dict(self) -> dict[str, Any]:
         """All that the next ``draft`` depends on; waits for what is being written ahead, and keeps it.
 
-        Several processes keep none of it, and write it again after a resume.
+        Several processes keep none of it, nor do dialogues: they are written again after a resume.
         """
         draft, ahead = self._next, None
         if draft is None:
             return {**self._position(), "version": self.version}
-        if draft.written.exception() is None and self.processes.count == 1:
+        whole = not isinstance(self.base, DialogueVectorEnv) and self.processes.count == 1
+        if draft.written.exception() is None and whole:
             ahead = {"written": tuple(draft.written.result()), "generator": self.generator.get_state()}
         return {**draft.position, "version": self.version, "ahead": ahead}
 

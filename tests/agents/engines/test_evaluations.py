@@ -19,7 +19,6 @@ from textenvs import assets
 from textenvs.envs.vector import TokenVectorEnv
 from textenvs.lm.loading import load_causal_lm
 from textenvs.tokens.tokenizers import load_tokenizer
-from textenvs.wrappers.preference import PreferenceReward
 
 OPENINGS = ["the film", "a very good", "nobody", "it is"]
 
@@ -53,7 +52,6 @@ def test_an_engine_writes_evaluations_by_the_weights_of_the_policy_that_is_evalu
     envs = TokenVectorEnv(
         4, prompts=[[5, 6], [7]], eos_token_id=start.eos_token_id, vocab_size=start.vocab_size, max_new_tokens=4
     )
-    envs = PreferenceReward(envs, lambda prompts, completions: np.zeros(len(prompts), np.float32))
     collector = TextCollector(envs, engine=engine)
     served, local = assessor_of(collector.writer.evaluating), assessor_of()
     likeliest = []
