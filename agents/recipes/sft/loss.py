@@ -145,11 +145,12 @@ class FineTuning:
         count = sum(row.num_learned for row in batch)
         total = 0.0
         parts = microbatches(share_of(batch, self.processes), self.limits)
+        idle = self.processes.most(len(parts)) - len(parts)
         for part in parts:
             loss = loss_sum(self.module, part) / count
             loss.backward()
             total += loss.item()
-        for _ in range(self.processes.most(len(parts)) - len(parts)):  # keeps step with other processes
+        for _ in range(idle):  # keeps step with other processes
             (0.0 * loss_sum(self.module, batch[:1])).backward()
         self.processes.all_reduce_gradients(list(self.module.parameters()))
         return StepResult(sum(self.processes.all_gather(total)), sum(len(row.tokens) for row in batch))

@@ -39,7 +39,7 @@ ATOL = 1e-6
 """With STEPS a step is the learning rate, 0.3, times the gradient: see ``tests.agents.runs.test_distributed``."""
 STEPS = dict(lr=0.3, eps=1.0)
 WORDS = ["<end>", "<unknown>", "good", "bad", "dull", "fine", "film", "plot", "actor", "the", "is", "was"]
-SFT = dict(epochs=2, batch_size=7, microbatch_size=2, max_grad_norm=0.5, heldout_share=0.2, num_samples=2)
+SFT = dict(epochs=2, batch_size=7, microbatch_size=3, max_grad_norm=0.5, heldout_share=0.2, num_samples=2)
 PAIRS = {
     "group_size": 8, "training.epochs": 2, "training.chunk-size": 3, "training.eval-every": 2,
     "training.max-grad-norm": 0.5,
