@@ -204,15 +204,17 @@ def gathered(state: Mapping[str, Tensor], processes: Processes, prefix: str = ""
 
 
 def _whole_state(state: Mapping[str, Tensor], processes: Processes, prefix: str) -> dict[str, Tensor]:
-    found, tied = {}, {}
+    found: dict[str, Tensor] = {}
+    gathered_once: dict[int, Tensor | None] = {}  # by storage, which tied weights share
     for name, value in state.items():
         if name.startswith(prefix):
             local: Any = value.to_local() if is_shard(value) else value  # type: ignore[attr-defined]
             key = local.untyped_storage()._cdata
-            if key not in tied:
-                tied[key] = whole(value).cpu() if processes.is_main or is_shard(value) else value
-            if processes.is_main:
-                found[name.removeprefix(prefix)] = tied[key]
+            if key not in gathered_once:
+                tensor = whole(value)
+                gathered_once[key] = tensor.cpu() if processes.is_main else None
+            if (kept := gathered_once[key]) is not None:
+                found[name.removeprefix(prefix)] = kept
     return found
 
 
