@@ -23,7 +23,10 @@ STEPS = ["--learning-rate", "0.03", "--adam-eps", "1"]
 """See ``tests.agents.runs.test_distributed``."""
 
 
-@pytest.mark.parametrize("more", [[], ["--memory", "adapters", "--engine-weights", "adapter", "--async-rollouts", "1"]])
+ADAPTERS = ["--memory", "adapters", "--engine-weights", "adapter", "--async-rollouts", "1"]
+
+
+@pytest.mark.parametrize("more", [[], pytest.param(ADAPTERS, marks=pytest.mark.slow)])
 def test_two_processes_that_share_a_model_learn_by_an_engine(serve, tmp_path, more):
     def outcome(name, run):
         fake = serve(load_causal_lm(assets.language_model_dir()))
@@ -36,7 +39,7 @@ def test_two_processes_that_share_a_model_learn_by_an_engine(serve, tmp_path, mo
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "tests.agents.engines.test_sharded", *arguments, "--shard", "fsdp"]
         root = Path(__file__).parents[3]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root, timeout=300)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root, timeout=900)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
     alone, expected = outcome("one", lambda arguments: command_line(arguments))
