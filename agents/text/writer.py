@@ -82,6 +82,8 @@ class Writer:
         self._sent: object = None  # the version that the engine holds, or whose weights in an evaluation
         self._next: Draft | None = None
         self._background = ThreadPoolExecutor(1, "rollout") if ahead else None
+        shared = ahead and processes.count > 1 and not self.local
+        self._waiting = processes.offer(self._wait) if shared else None
 
     @property
     def local(self) -> bool:
@@ -159,12 +161,19 @@ class Writer:
             return LocalEngine(policy, partial(generate_completions, with_values=False))
         held = (id(policy), self.version)
         if self._sent != held:
-            if self._next is not None:
-                self._next.written.exception()  # it is written by the weights that the engine holds until then
+            if self._waiting is None:
+                self._wait()
+            else:
+                self.processes.call(self._waiting)
             named = self._weights_of(policy, adapter_only=self.engine.adapter_only)
             self.engine.update(named, EVALUATIONS + self.version)
             self._sent = held
         return self.engine
+
+    def _wait(self) -> None:
+        """Until what is written ahead has been, by the weights that the engine holds."""
+        if self._next is not None:
+            self._next.written.exception()
 
     def _position(self) -> dict[str, Any]:
         return {"generator": self.generator.get_state(), "seed": self._seed, "envs": self.envs.state_dict()}
@@ -184,8 +193,7 @@ class Writer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state from ``state_dict``."""
-        if self._next is not None:
-            self._next.written.exception()  # it draws from the generator until it is done
+        self._wait()  # it draws from the generator until it is done
         self._next = self._sent = None
         self.generator.set_state(torch.as_tensor(state["generator"], dtype=torch.uint8).cpu())
         self._seed, self.version = state["seed"], state.get("version", 0)

@@ -204,9 +204,9 @@ def build_parts(config: TrainTextConfig, processes: Processes = ALONE, began: st
         with processes.in_turn():  # of whole models on the CPU only the parts go to the device
             task, policy = _task_and_policy(config, processes, began, "cpu")
             shard([policy, task.models.start], processes, mesh, offload=config.offload)
-    start, lent = task.models.start, {}
+    lent: dict[str, Any] = {}
     if config.engine and config.shard != "none":
-        lent = {"weights_of": lent_weights([policy, start], processes)}
+        lent["weights_of"] = lent_weights([policy, task.models.start], processes)
     assessor = task.assessor
     charge = config.kl_in != "loss"
     assert assessor.reference is not None
