@@ -17,7 +17,7 @@ from agents.lm.saving import save_adapter, save_model, save_pretrained
 from agents.lm.sharding import gathered
 from agents.recipes.sft.build import Rows, build_policy, build_rows
 from agents.recipes.sft.config import TrainLanguageModelConfig
-from agents.recipes.sft.data import read_examples
+from agents.recipes.sft.data import Examples, read_examples
 from agents.recipes.sft.from_scratch import FromScratch, encode_reviews, loss_per_token, new_model, train_tokenizer
 from agents.recipes.sft.loss import BatchLimits, FineTuning
 from agents.recipes.sft.rows import TokenRow
@@ -108,9 +108,9 @@ def fine_tune(config: TrainLanguageModelConfig, run: TrainingRun, processes: Pro
         Interrupted: after Ctrl-C or SIGTERM, once checkpoint, model and samples are written.
     """
     peak = PeakMemory(config.device)
-    kind, tokenizer, rows, learner = _learner(config, processes.broadcast(run.began), processes)
+    examples, tokenizer, rows, learner = _learner(config, processes.broadcast(run.began), processes)
     policy = learner.module
-    print(statement(f"{kind} of {column_names(kind)}", len(rows.train), len(rows.heldout)))
+    print(statement(f"{examples.kind} of {column_names(examples.kind)}", len(rows.train), len(rows.heldout)))
     book = SampleBook(config, tokenizer, policy, rows.heldout)
     before = book.write()
     fit = _fit(config, learner)
@@ -127,7 +127,7 @@ def fine_tune(config: TrainLanguageModelConfig, run: TrainingRun, processes: Pro
     for step, endings in ((0, before), (fit.progress.best_step, after)):
         run.sink.write_samples([row.prompt for row in book.rows], endings, step)
     summary = {
-        "kind": kind,
+        "kind": examples.kind,
         "seed": config.seed,
         **figures(fit),
         **rows.counts,
@@ -145,8 +145,10 @@ def _follow(config: TrainLanguageModelConfig, processes: Processes) -> None:
     processes.all_gather(None)
 
 
-def _learner(config: TrainLanguageModelConfig, began: str, processes: Processes) -> tuple[str, Any, Rows, FineTuning]:
-    """The kind of the data, the tokenizer, the rows, and what learns them."""
+def _learner(
+    config: TrainLanguageModelConfig, began: str, processes: Processes
+) -> tuple[Examples, Any, Rows, FineTuning]:
+    """The data, the tokenizer, the rows, and what learns them."""
     assert config.data is not None
     examples = read_examples(config.data)
     tokenizer, policy = build_policy(config, examples, began, processes)
@@ -158,7 +160,7 @@ def _learner(config: TrainLanguageModelConfig, began: str, processes: Processes)
         micro_positions=config.microbatch_tokens,
     )
     learner = FineTuning(policy, rows.train, rows.heldout, limits=limits, seed=config.seed, processes=processes)
-    return examples.kind, tokenizer, rows, learner
+    return examples, tokenizer, rows, learner
 
 
 def _fit(config: TrainLanguageModelConfig, learner: FineTuning) -> Fit:
