@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from agents.recipes.commands.reward_model import TrainRewardModelConfig
+from agents.reports.page import write_report
 from agents.runs import checkpoint
 from agents.runs.devices import check_device
 from agents.runs.fit_run import drive
 from agents.runs.lifecycle import TrainingRun, training_run
 from agents.runs.logging import MetricSink
-from agents.runs.plots import REWARD_CURVES
 from agents.runs.run_dir import lies_in, write_folder_aside
 from reward_models.data.comparisons import (
     BatchSource,
@@ -43,7 +43,6 @@ from textenvs import assets
 from textenvs.tokens.row_files import left_over, statement
 
 LANGUAGE_MODEL = str(assets.language_model_dir())
-COMMANDS = ("textenvs train-text --run-dir RUN --reward {run}/model",)
 VALIDATION_SEED = 1
 VALIDATION_BATCH = 128
 
@@ -72,7 +71,7 @@ def main(config: TrainRewardModelConfig) -> dict[str, Any]:
     if config.model_dir:
         _refuse_to_bury(Path(config.model_dir), config)
     settings, reads = config.identity(), config.reads
-    with training_run(config, script="train_reward_model", settings=settings, reads=reads) as run:
+    with training_run(config, script="train_reward_model", settings=settings, reads=reads, report=write_report) as run:
         made = new_members(
             config.model or LANGUAGE_MODEL,
             config.members,
@@ -103,7 +102,7 @@ def main(config: TrainRewardModelConfig) -> dict[str, Any]:
             "seed": config.seed,
             "wall_s": sum(end.seconds for end in ends),
         }
-        return run.finish(summary, finished=True, curves=REWARD_CURVES, commands=COMMANDS)
+        return run.finish(summary, finished=True)
 
 
 def _refuse_to_bury(folder: Path, config: TrainRewardModelConfig) -> None:

@@ -19,19 +19,15 @@ from agents.recipes.sft.data import read_examples
 from agents.recipes.sft.from_scratch import FromScratch, encode_reviews, loss_per_token, new_model, train_tokenizer
 from agents.recipes.sft.loss import BatchLimits, FineTuning
 from agents.recipes.sft.rows import TokenRow
+from agents.reports.page import write_report
 from agents.runs.devices import prepare_device
 from agents.runs.fit_run import fit_in
 from agents.runs.lifecycle import TrainingRun, training_run
-from agents.runs.plots import FIT_CURVES
 from reward_models.data.movie_reviews import SHA256, movie_review_splits
 from reward_models.fitting import Fit, perplexity_of
 from textenvs.tokens.row_files import column_names, statement
 
 MODEL, ADAPTER, SAMPLES = "model", "adapter", "samples.json"
-COMMANDS = (
-    "textenvs train-reward-model --run-dir RUN --model {run}/model",
-    "textenvs train-text --run-dir RUN --model {run}/model",
-)
 SHOWN = 3
 """Samples that are printed; all are in the file."""
 
@@ -47,7 +43,9 @@ def main(config: TrainLanguageModelConfig) -> dict[str, Any]:
     config = config.settled()
     prepare_device(config.device, config.dtype)
     reads = (config.model, config.data, config.heldout_data)
-    with training_run(config, script="train_language_model", settings=config.identity(), reads=reads) as run:
+    with training_run(
+        config, script="train_language_model", settings=config.identity(), reads=reads, report=write_report
+    ) as run:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         return movie_reviews(config, run) if config.data is None else fine_tune(config, run)
@@ -86,7 +84,7 @@ def movie_reviews(config: TrainLanguageModelConfig, run: TrainingRun) -> dict[st
         "data_sha256": SHA256,
         "wall_s": fit.progress.seconds,
     }
-    return run.finish(summary, finished=finished, curves=FIT_CURVES, commands=COMMANDS)
+    return run.finish(summary, finished=finished)
 
 
 def fine_tune(config: TrainLanguageModelConfig, run: TrainingRun) -> dict[str, Any]:
@@ -131,7 +129,7 @@ def fine_tune(config: TrainLanguageModelConfig, run: TrainingRun) -> dict[str, A
         "trained_parameters": sum(parameter.numel() for parameter in fit.parameters),
         "peak_memory_bytes": peak_bytes,
     }
-    return run.finish(summary, finished=finished, curves=FIT_CURVES, commands=COMMANDS)
+    return run.finish(summary, finished=finished)
 
 
 def num_steps(config: TrainLanguageModelConfig, learner: FineTuning) -> int:
