@@ -29,9 +29,9 @@ def write_report(folder: Path) -> Path:
     return folder / REPORT
 
 
-def report_page(run: Run, *, live: bool = False) -> str:
-    """The page as HTML; a ``live`` one renews itself from where it was loaded."""
-    return render("report.html", run=run, live=live)
+def report_page(run: Run, *, stamp: str | None = None) -> str:
+    """The page as HTML; one with a ``stamp`` renews itself whenever the stamp of the address it came from changes."""
+    return render("report.html", run=run, stamp=stamp)
 
 
 def render(template: str, **values: Any) -> str:

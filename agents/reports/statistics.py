@@ -29,7 +29,15 @@ def bootstrap(statistic: Callable[..., NDArray[np.float64]], *samples: Values) -
 
 def mean_interval(values: Values) -> Interval:
     """The bootstrap's 95% interval of the mean."""
-    return bootstrap(lambda drawn: drawn.mean(axis=-1), values)
+    return bootstrap(lambda drawn: drawn.mean(axis=1), values)
+
+
+def mean_band(curves: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Low and high ends of the bootstrap's 95% intervals of the mean of ``curves [N, T]``, ``[T]``; rows are drawn."""
+    rng = np.random.default_rng(SEED)
+    means = curves[rng.integers(len(curves), size=(RESAMPLES, len(curves)))].mean(axis=1)
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return low, high
 
 
 def probability_of_improvement(x: Values, y: Values) -> float:

@@ -17,7 +17,8 @@ def test_help_lists_every_command_on_a_line_of_its_own(capsys):
     lines = capsys.readouterr().out.splitlines()
     listed = {line.split()[0]: line for line in lines[lines.index("commands:") + 1 :]}
     assert list(listed) == [
-        "train-control", "train-text", "train-reward-model", "train-language-model", "serve", "evaluate", "verify",
+        "train-control", "train-text", "train-reward-model", "train-language-model", "serve", "evaluate", "compare",
+        "watch", "verify",
         "frontier", "best-of-n", "plan", "pipeline", "demo",
     ]  # fmt: skip
     assert all(len(line.split()) > 4 for line in listed.values())
