@@ -106,7 +106,8 @@ def _by_what_differs(groups: list[Group]) -> list[Group]:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    return {name: value for name, value in flat(run.settings).items() if name.rpartition(".")[2] != "seed"}
+    found = flat(run.settings).items()
+    return {name.removeprefix("settings."): value for name, value in found if name.rpartition(".")[2] != "seed"}
 
 
 def differing(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from agents.reports.page import report_page
 from agents.reports.run_files import TOKENS, read_run
 from agents.runs.run_dir import RunDirError
+from reward_models.aside import PART
 
 HOST = "127.0.0.1"
 
@@ -30,19 +31,15 @@ class WatchServer(ThreadingHTTPServer):
         try:
             super().__init__((HOST, port), _Handler)
         except (OSError, OverflowError) as fault:
-            raise ValueError(
-                f"port: expected one that is free, received {port} ({fault}): --port 0 finds one"
-            ) from fault
+            raise ValueError(f"port: expected one that is free, received {port}: {fault}") from fault
         self.port = int(self.server_address[1])
         self.address = f"http://{HOST}:{self.port}/"
 
     def page(self) -> str:
         """The page as of now; made anew only if a file has changed."""
-        inside = (
-            (self.folder, *(path for path in self.folder.iterdir() if path.is_dir())) if self.folder.is_dir() else ()
-        )
-        times = [(path.name, path.stat().st_mtime_ns) for folder in inside for path in sorted(folder.glob("*.*"))]
-        stamp = f"{hash(tuple(times)):x}"
+        files = (path for pattern in ("*.*", "*/*.*") for path in sorted(self.folder.glob(pattern)))
+        times = tuple((path.name, path.stat().st_mtime_ns) for path in files if path.suffix != PART)
+        stamp = f"{hash(times):x}"
         if stamp != self._kept[0]:
             self._kept = (stamp, report_page(read_run(self.folder), stamp=stamp))
         return self._kept[1]

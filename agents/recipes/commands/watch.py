@@ -1,7 +1,7 @@
 """Serve the report of a run while it trains, on this machine alone; the page renews itself. Ctrl-C ends it.
 
 textenvs watch runs/text
-textenvs watch runs/text --port 8080
+textenvs watch --port 8080 runs/text
 """
 
 from __future__ import annotations
