@@ -8,9 +8,10 @@ setInterval(async () => {
     if (!there || there.dataset.stamp === here.dataset.stamp) return;
     for (const open of here.querySelectorAll("details[open]"))
       there.querySelector("#" + open.id)?.setAttribute("open", "");
-    const focus = document.activeElement.closest("[id]")?.id;
+    const stops = page => [...page.querySelectorAll("a, summary, iframe, [tabindex]")];
+    const focus = stops(here).indexOf(document.activeElement);
     here.replaceWith(there);
-    if (focus) document.getElementById(focus)?.focus({preventScroll: true});
+    stops(there)[focus]?.focus({preventScroll: true});
   } catch {
     document.getElementById("pulse").textContent = "textenvs watch has ended";
   }
