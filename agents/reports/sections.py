@@ -159,8 +159,8 @@ def frontier(run: Run) -> list[Panel]:
         best = read_columns(table)
     made = []
     for name, title, unit in (
-        ("score", "Score of the reward, over KL", "reward units"),
-        ("judge", "Score of the independent judge, over KL", "log-odds"),
+        ("score", "Reward over KL", "reward units"),
+        ("judge", "Independent judge over KL", "log-odds"),
     ):
         series = [
             Series(

@@ -27,7 +27,7 @@ def test_a_finished_run_shows_everything_and_nothing_breaks_out(text_run):
         assert part in page.text
     charts = [each["aria-label"] for each in page.all("svg")]
     assert "Score of the reward, reward units over texts. texts trained on: 0.1 at first, 0.8 at 512" in charts[2]
-    assert any(chart.startswith("Score of the reward, over KL, reward units over KL to the start") for chart in charts)
+    assert any(chart.startswith("Reward over KL, reward units over KL to the start") for chart in charts)
     assert [each["sandbox"] for each in page.all("iframe")] == ["allow-scripts"]
     assert "<p>tokens</p>" in page.all("iframe")[0]["srcdoc"]
 
