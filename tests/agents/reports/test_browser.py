@@ -111,11 +111,15 @@ def test_the_tab_key_reaches_everything_visibly(browser, pages, name):
 
 def test_the_view_of_tokens_opens_by_keyboard_and_works_in_its_frame(browser, pages):
     tab = browser.open(pages["report"].as_uri())
+    tab.run("document.querySelector('iframe').onload = () => { window.isLoaded = true; }")
     tab.run("document.querySelector('#token-view summary').focus()")
     tab.press("Enter")
     assert tab.run("document.querySelector('#token-view').open")
+    tab.until("window.isLoaded && document.querySelector('iframe').srcdoc.includes('the film')")
     tab.press("Tab")
     assert tab.run("document.activeElement.localName") == "iframe"
+    tab.press("Tab")
+    tab.press("Tab")
     assert tab.complaints() == []
 
 
@@ -133,12 +137,14 @@ def test_a_watched_page_renews_itself_and_leaves_open_what_is_open(browser, page
         thread.start()
         tab = browser.open(server.address)
         tab.run("document.querySelector('#all-settings').open = true")
+        tab.run("document.querySelector('#token-view').open = true")
         tab.run("document.querySelector('#token-view summary').focus()")
         with (folder / "progress.csv").open("a") as file:
             file.write("640,77.5,,,,,,\n")
         tab.until("document.body.innerHTML.includes('77.5')")
         assert tab.run("document.querySelector('#all-settings').open")
         assert tab.run("document.activeElement.closest('details').id") == "token-view"
+        tab.until("document.querySelector('iframe').srcdoc.includes('the film')")
         assert tab.complaints() == []
         server.shutdown()
         thread.join()

@@ -18,7 +18,7 @@ def report(folder):
 
 def test_a_finished_run_shows_everything_and_nothing_breaks_out(text_run):
     page = report(text_run)
-    assert not page.all("script")
+    assert len(page.all("script")) == 1  # which opens the view of tokens
     assert 'alert("1")' in page.text  # as text
     for part in (
         "Finished", "train-text", "1 min 15 s", "+2 ", "Before and after", "What a nat bought", "Monitors",
@@ -29,7 +29,7 @@ def test_a_finished_run_shows_everything_and_nothing_breaks_out(text_run):
     assert "Score of the reward, reward units over texts. texts trained on: 0.1 at first, 0.8 at 512" in charts[2]
     assert any(chart.startswith("Reward over KL, reward units over KL to the start") for chart in charts)
     assert [each["sandbox"] for each in page.all("iframe")] == ["allow-scripts"]
-    assert "<p>tokens</p>" in page.all("iframe")[0]["srcdoc"]
+    assert "<p>tokens</p>" in page.all("iframe")[0]["data-page"]
 
 
 def test_what_changed_is_marked_word_by_word(text_run):
