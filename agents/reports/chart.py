@@ -84,9 +84,14 @@ def number(value: float, digits: int = 4) -> str:
 
 
 def chart(
-    series: Sequence[Series], *, title: str, x_label: str, y_label: str, threshold: float | None = None,
+    series: Sequence[Series],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    threshold: float | None = None,
     root: bool = False,
-) -> Markup | None:  # fmt: skip
+) -> Markup | None:
     """The chart as an ``svg`` element that says in words what it shows; None if no value is finite.
 
     ``root``: the horizontal axis is as square roots.

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.reports.chart import MOST, Series
+from agents.reports.figures import measured
 from agents.reports.kinds import Curve, Figure, Line, curves_of
 from agents.reports.page import render
+from agents.reports.panels import Panel, panel
 from agents.reports.run_files import STEPS, Run, read_run
-from agents.reports.sections import Panel, measured, panel
 from agents.reports.statistics import (
     Interval,
     improvement_interval,
@@ -62,10 +63,15 @@ def write_comparison(out: Path, folders: Sequence[Path], named: Sequence[str] = 
     write_aside(
         out,
         render(
-            "compare.html", groups=groups, kind=groups[0].runs[0].kind, script=groups[0].runs[0].script,
-            figures=figures, differing=differing(groups), panels=panels(groups),
+            "compare.html",
+            groups=groups,
+            kind=groups[0].runs[0].kind,
+            script=groups[0].runs[0].script,
+            figures=figures,
+            differing=differing(groups),
+            panels=panels(groups),
         ),
-    )  # fmt: skip
+    )
     return groups
 
 

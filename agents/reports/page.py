@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from agents.reports import sections
+from agents.reports import figures, panels, sections
 from agents.reports.chart import number
 from agents.reports.run_files import Run, read_run
 from agents.reports.statistics import Interval
@@ -42,10 +42,13 @@ def render(template: str, **values: Any) -> str:
 @cache
 def _environment() -> Environment:
     made = Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("templates")), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    made.globals["sections"] = sections
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.globals |= {"sections": sections, "figures": figures, "panels": panels}
     made.filters |= {"number": shown, "change": change, "interval": interval, "flat": flat}
     return made
 

@@ -15,8 +15,12 @@ from agents.runs.own_files import read_marker, script_of
 from agents.runs.run_dir import CONFIG, SUMMARY, RunDirError, in_use_by
 
 PROGRESS, FRONTIER, SAMPLES, TOKENS, MONITORS = (
-    "progress.csv", "frontier.csv", "samples.json", "tokens.html", "monitors.json",
-)  # fmt: skip
+    "progress.csv",
+    "frontier.csv",
+    "samples.json",
+    "tokens.html",
+    "monitors.json",
+)
 STEPS = "time/steps"
 Columns = dict[str, list[float]]
 
@@ -69,12 +73,19 @@ def read_run(folder: Path) -> Run:
     state = "finished" if summary else "running" if owner not in (None, os.getpid()) else "stopped"
     inside = [(folder / name, title) for name, title in KINDS[script].stages]
     return Run(
-        folder=folder, script=script, began=read_marker(folder)[1], state=state, summary=summary,
-        settings=_json(folder / CONFIG, {}), columns=_columns(folder / PROGRESS), points=_columns(folder / FRONTIER),
-        samples=_json(folder / SAMPLES, {}).get("samples", []), monitors=_json(folder / MONITORS, []),
+        folder=folder,
+        script=script,
+        began=read_marker(folder)[1],
+        state=state,
+        summary=summary,
+        settings=_json(folder / CONFIG, {}),
+        columns=_columns(folder / PROGRESS),
+        points=_columns(folder / FRONTIER),
+        samples=_json(folder / SAMPLES, {}).get("samples", []),
+        monitors=_json(folder / MONITORS, []),
         machine=_json(folder / MACHINE, {}),
         stages={title: read_run(path) for path, title in inside if path.is_dir() and script_of(path) in KINDS},
-    )  # fmt: skip
+    )
 
 
 def read_columns(path: Path) -> Columns:

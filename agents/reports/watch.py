@@ -65,9 +65,11 @@ class _Handler(BaseHTTPRequestHandler):
         content = page.encode()
         self.send_response(HTTPStatus.OK)
         for name, value in (
-            ("Content-Type", "text/html; charset=utf-8"), ("Content-Length", str(len(content))),
-            ("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff"),
-        ):  # fmt: skip
+            ("Content-Type", "text/html; charset=utf-8"),
+            ("Content-Length", str(len(content))),
+            ("Cache-Control", "no-store"),
+            ("X-Content-Type-Options", "nosniff"),
+        ):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(content)

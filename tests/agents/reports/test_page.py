@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from agents.reports import sections
+from agents.reports import figures, sections
 from agents.reports.page import write_report
 from agents.reports.run_files import read_columns, read_run
 from agents.runs.run_dir import RunDirError
@@ -39,14 +39,14 @@ def test_what_changed_is_marked_word_by_word(text_run):
 
 
 def test_intervals_are_of_the_samples_only_where_those_are_what_the_figure_was_measured_on(text_run):
-    score, win_rate, *_ = sections.measured(read_run(text_run))
+    score, win_rate, *_ = figures.measured(read_run(text_run))
     assert (score.before, score.after, score.change) == (1.0, 3.0, 2.0)
     # Scores 1, 1.5, ... 5: their standard error is sqrt(60 / 9 / 4 / 9) = 0.43.
     assert score.after_interval == pytest.approx((3 - 1.96 * 0.43, 3 + 1.96 * 0.43), abs=0.1)
     assert win_rate.after_interval == (1.0, 1.0)
     summary = text_run / "summary.json"
     summary.write_text(summary.read_text().replace('"score_after": 3.0', '"score_after": 2.0'))
-    assert all(map(math.isnan, sections.measured(read_run(text_run))[0].after_interval))
+    assert all(map(math.isnan, figures.measured(read_run(text_run))[0].after_interval))
 
 
 def test_an_empty_run_and_one_of_a_single_point_have_a_page(make_run):
@@ -104,13 +104,13 @@ def test_the_newest_check_that_ended_before_is_shown(make_run):
     cart_pole("second", 500.0, 2)
     folder = make_run("text", began="2026-01-01T03:00:00")
     cart_pole("later", 1.0, 4)
-    claims = {"PPO on Dialogue: 0.5% from the optimum": "pass: 0.5%", "resumed": "pass: equal", "bias": "FAIL: 1"}
+    claims = {"optimality gap, PPO": "pass: 0.5%", "resumed": "pass: equal", "vllm": "n/a: none", "bias": "FAIL: 1"}
     make_run("proof", "verify", began="2026-01-01T01:00:00", summary={"passed": 2, "failed": 1, **claims})
     found = {verdict.title: verdict for verdict in sections.verdicts(read_run(folder))}
     assert found["CartPole-v1"].passed
     assert found["CartPole-v1"].folder.name == "second"
     assert not found["Proof"].passed
-    assert [claim for claim, _ in found["Proof"].lines] == ["PPO on Dialogue: 0.5% from the optimum", "bias"]
+    assert [claim for claim, _ in found["Proof"].lines] == ["optimality gap, PPO", "bias"]
     assert "PPO reached a mean return of 500.0 over 100 greedy episodes" in report(folder).text
 
 
@@ -146,9 +146,9 @@ def test_many_long_samples_of_few_words_take_bounded_time_and_stay_within_three_
 
 @pytest.mark.parametrize("script", ["train_control", "train_language_model", "train_reward_model", "pipeline"])
 def test_every_command_has_a_page(make_run, script):
-    figures = dict.fromkeys(("eval_return_mean", "perplexity_before", "perplexity_after", "pair_accuracy"), 0.5)
+    values = dict.fromkeys(("eval_return_mean", "perplexity_before", "perplexity_after", "pair_accuracy"), 0.5)
     rows = [{"time/steps": i, "train/loss": 1 / i, "train/entropy": i} for i in (1, 2, 3)]
-    summary = {**figures, "eval_return_std": 1.0, "eval_episodes": 4, "wall_s": 1.0}
+    summary = {**values, "eval_return_std": 1.0, "eval_episodes": 4, "wall_s": 1.0}
     page = report(make_run("run", script, rows=rows, summary=summary))
     assert f"textenvs {script.replace('_', '-')}" in page.text
     assert page.all("svg") or script == "pipeline"
