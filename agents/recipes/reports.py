@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from agents.recipes.commands.compare import CompareConfig
@@ -26,10 +27,7 @@ def watch(config: WatchConfig) -> dict[str, Any]:
     Raises:
         RunDirError, ValueError: with a message that says what to do.
     """
-    with WatchServer(config.run, config.port) as server:
+    with WatchServer(config.run, config.port) as server, suppress(KeyboardInterrupt):
         print(f"{config.run}: {server.address}   (Ctrl-C ends it)", flush=True)
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            return {}
+        server.serve_forever()
     return {}
