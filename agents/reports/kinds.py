@@ -145,10 +145,10 @@ SECONDS = Figure(key="wall_s", label="Time of training", unit="s", better=-1)
 TEXT_FIGURES = (
     Figure(key="score_after", label="Score of the reward", unit="reward units", better=1),
     Figure(key="accuracy_after", label="Held-out rows right, likeliest tokens", unit="share", better=1),
-    *(Figure(key=f"pass_at_{k}_after", label=f"pass@{k}", unit="share", better=1) for k in (1, 2, 4, 8, 16)),
     Figure(key="judge_win_rate", label="Judge prefers the tuned text", unit="share, ties half", better=1),
     Figure(key="kl_per_sequence", label="KL to the start", unit="nats per sequence"),
     Figure(key="mean_length_after", label="Length", unit="tokens"),
+    *(Figure(key=f"pass_at_{k}_after", label=f"pass@{k}", unit="share", better=1) for k in (1, 2, 4, 8, 16)),
     Figure(key="judge_after", label="Score of the independent judge", unit="log-odds", better=1),
     Figure(key="distinct2_after", label="Distinct bigrams over all texts", unit="share"),
     Figure(key="perplexity_after", label="Perplexity under the start", unit="per token"),
