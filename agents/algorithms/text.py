@@ -97,7 +97,8 @@ class TextAlgorithm(TextAgent):
         exact = config.kl_in != "reward" and config.kl_estimator == "full"
         super().__init__(
             config, module, _collector(envs, module, config, options),
-            reference=starting_policy(envs) if exact else None, logger=logger, objective=objective, verbose=verbose,
+            reference=starting_policy(envs) if exact or config.branches else None, logger=logger, objective=objective,
+            verbose=verbose,
         )  # fmt: skip
         self.env = envs
 
