@@ -81,8 +81,8 @@ def read_run(folder: Path) -> Run:
         settings=_json(folder / CONFIG, {}),
         columns=_columns(folder / PROGRESS),
         points=_columns(folder / FRONTIER),
-        samples=_json(folder / SAMPLES, {}).get("samples", []),
-        monitors=_json(folder / MONITORS, []),
+        samples=_objects(_json(folder / SAMPLES, {}).get("samples")),
+        monitors=_objects(_json(folder / MONITORS, [])),
         machine=_json(folder / MACHINE, {}),
         stages={title: read_run(path) for path, title in inside if path.is_dir() and script_of(path) in KINDS},
     )
@@ -102,6 +102,11 @@ def _columns(path: Path) -> Columns:
         return read_columns(path)
     except (OSError, ValueError, TypeError):
         return {}
+
+
+def _objects(found: Any) -> list[dict[str, Any]]:
+    """The objects in a list."""
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
 
 
 def _json(path: Path, default: Any) -> Any:

@@ -88,7 +88,7 @@ def test_a_run_whose_process_lives_is_running(make_run):
 
 
 def test_damaged_files_are_passed_over(make_run):
-    folder = make_run("text", monitors={"not": "a list"}, samples={"samples": []})
+    folder = make_run("text", monitors={"not": "a list"}, samples={"samples": [None, {"after": None}]})
     for name in ("config.json", "summary.json", "machine.json", "frontier.csv", "progress.csv"):
         (folder / name).write_text('{"a": \n"x')
     assert "Not finished" in report(folder).text
