@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -50,7 +51,8 @@ def main(config: TrainTextConfig) -> dict[str, Any]:
         Interrupted: after Ctrl-C or SIGTERM, once checkpoint, model and samples are written.
     """
     if config.plan:
-        print(as_text(planned_bytes(config), config.memory))
+        if os.environ.get("RANK", "0") == "0":
+            print(as_text(planned_bytes(config), config.memory))
         return {}
     if config.threads is not None:
         torch.set_num_threads(config.threads)
