@@ -14,13 +14,13 @@ import numpy as np
 from agents.lm.sharding import gathered
 from agents.recipes.commands.reward_model import TrainRewardModelConfig
 from agents.recipes.reward_processes import SharedRewards, build_members
+from agents.reports.page import write_report
 from agents.runs import checkpoint
 from agents.runs.devices import check_device
 from agents.runs.distributed import ALONE, Processes
 from agents.runs.fit_run import drive, follow, restore
 from agents.runs.lifecycle import TrainingRun, training_run
 from agents.runs.logging import MetricSink
-from agents.runs.plots import REWARD_CURVES
 from agents.runs.run_dir import lies_in, write_folder_aside
 from reward_models.data.comparisons import (
     BatchSource,
@@ -48,7 +48,6 @@ from textenvs import assets
 from textenvs.tokens.row_files import left_over, statement
 
 LANGUAGE_MODEL = str(assets.language_model_dir())
-COMMANDS = ("textenvs train-text --run-dir RUN --reward {run}/model",)
 VALIDATION_SEED = 1
 VALIDATION_BATCH = 128
 
@@ -89,7 +88,7 @@ def _lead(config: TrainRewardModelConfig, processes: Processes) -> dict[str, Any
     if config.model_dir:
         _refuse_to_bury(Path(config.model_dir), config)
     settings, reads = config.identity(), config.reads
-    with training_run(config, script="train_reward_model", settings=settings, reads=reads) as run:
+    with training_run(config, script="train_reward_model", settings=settings, reads=reads, report=write_report) as run:
         unfitted, data, heldout = _parts(config, processes)
         members, ends, finished = fit_members(unfitted, data, config, run, processes)
         whole = gathered(trained_state(members[0]), processes)
@@ -111,7 +110,7 @@ def _lead(config: TrainRewardModelConfig, processes: Processes) -> dict[str, Any
             "seed": config.seed,
             "wall_s": sum(end.seconds for end in ends),
         }
-        return run.finish(summary, finished=True, curves=REWARD_CURVES, commands=COMMANDS)
+        return run.finish(summary, finished=True)
 
 
 def _follow(config: TrainRewardModelConfig, processes: Processes) -> None:

@@ -24,10 +24,10 @@ from agents.recipes.rlhf.build import TextParts, build_parts
 from agents.recipes.rlhf.config import TrainTextConfig
 from agents.recipes.rlhf.memory_plan import as_text, planned_bytes
 from agents.recipes.rlhf.models import model_path
+from agents.reports.page import write_report
 from agents.runs.devices import prepare_device
 from agents.runs.distributed import Processes
 from agents.runs.lifecycle import TrainingRun, longer, stop_on_signal, training_run
-from agents.runs.plots import TEXT_CURVES
 from agents.runs.progress import headline
 from agents.runs.run_dir import read_json
 from agents.text.agent import TextAgent
@@ -38,11 +38,6 @@ STATE = "state.json"
 SAMPLES = "samples.json"
 MODEL = "model"
 ADAPTER = "adapter"
-COMMANDS = (
-    "textenvs evaluate --agent {run}",
-    "textenvs frontier --run-dir {run}",
-    """python -c "from transformers import AutoModelForCausalLM as M; M.from_pretrained('{run}/model')" """.strip(),
-)
 SHOWN = 8
 """Texts on the page of tokens: as many as GRPO's group has, so that one can be seen whole."""
 
@@ -75,7 +70,9 @@ def main(config: TrainTextConfig) -> dict[str, Any]:
 def _lead(config: TrainTextConfig, processes: Processes, num_parameters: int) -> dict[str, Any]:
     """Run in the main process, or the only one."""
     settings = config.identity()
-    with training_run(config, script="train_text", settings=settings, length="episodes", reads=config.reads) as run:
+    with training_run(
+        config, script="train_text", settings=settings, length="episodes", reads=config.reads, report=write_report
+    ) as run:
         if not config.quiet:
             print(f"learning rate {config.learning_rate} for {num_parameters / 1e6:.1f} million parameters", flush=True)
         peak = PeakMemory(config.device)
@@ -110,7 +107,7 @@ def _lead(config: TrainTextConfig, processes: Processes, num_parameters: int) ->
             **{f"{name}_bytes": size for name, size in held_bytes(parts.policy, agent.optimizer).items()},
             **metrics,
         }
-        return run.finish(summary, finished=finished, curves=TEXT_CURVES, commands=COMMANDS)
+        return run.finish(summary, finished=finished)
 
 
 def _resumed(agent: TextAgent, config: TrainTextConfig, run: TrainingRun, state: dict[str, Any]) -> _Clock:

@@ -21,20 +21,16 @@ from agents.recipes.sft.data import Examples, read_examples
 from agents.recipes.sft.from_scratch import FromScratch, encode_reviews, loss_per_token, new_model, train_tokenizer
 from agents.recipes.sft.loss import BatchLimits, FineTuning
 from agents.recipes.sft.rows import TokenRow
+from agents.reports.page import write_report
 from agents.runs.devices import prepare_device
 from agents.runs.distributed import ALONE, Processes
 from agents.runs.fit_run import fit_in, follow
 from agents.runs.lifecycle import TrainingRun, training_run
-from agents.runs.plots import FIT_CURVES
 from reward_models.data.movie_reviews import SHA256, movie_review_splits
 from reward_models.fitting import Fit, perplexity_of
 from textenvs.tokens.row_files import column_names, statement
 
 MODEL, ADAPTER, SAMPLES = "model", "adapter", "samples.json"
-COMMANDS = (
-    "textenvs train-reward-model --run-dir RUN --model {run}/model",
-    "textenvs train-text --run-dir RUN --model {run}/model",
-)
 SHOWN = 3
 """Samples that are printed; all are in the file."""
 
@@ -60,7 +56,10 @@ def main(config: TrainLanguageModelConfig) -> dict[str, Any]:
         if not processes.is_main:
             _follow(config, processes)
             return {}
-        with training_run(config, script="train_language_model", settings=config.identity(), reads=reads) as run:
+        settings = config.identity()
+        with training_run(
+            config, script="train_language_model", settings=settings, reads=reads, report=write_report
+        ) as run:
             return movie_reviews(config, run) if config.data is None else fine_tune(config, run, processes)
 
 
@@ -97,7 +96,7 @@ def movie_reviews(config: TrainLanguageModelConfig, run: TrainingRun) -> dict[st
         "data_sha256": SHA256,
         "wall_s": fit.progress.seconds,
     }
-    return run.finish(summary, finished=finished, curves=FIT_CURVES, commands=COMMANDS)
+    return run.finish(summary, finished=finished)
 
 
 def fine_tune(config: TrainLanguageModelConfig, run: TrainingRun, processes: Processes = ALONE) -> dict[str, Any]:
@@ -134,7 +133,7 @@ def fine_tune(config: TrainLanguageModelConfig, run: TrainingRun, processes: Pro
         "trained_parameters": sum(parameter.numel() for parameter in fit.parameters),
         "peak_memory_bytes": peak_bytes,
     }
-    return run.finish(summary, finished=finished, curves=FIT_CURVES, commands=COMMANDS)
+    return run.finish(summary, finished=finished)
 
 
 def _follow(config: TrainLanguageModelConfig, processes: Processes) -> None:
