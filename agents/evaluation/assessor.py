@@ -105,6 +105,12 @@ class Assessor:
         assert kl is not None
         return kl.cpu().numpy()
 
+    def judge_rows(self, rows: TokenRows) -> NDArray[Any]:
+        """The independent judge's scores ``[N]`` of finished rows."""
+        assert self.judge is not None
+        openings, endings = self.decode(rows, len(rows.prompts))
+        return self.judge.score([opening + ending for opening, ending in zip(openings, endings, strict=True)])
+
     def decode(self, rows: TokenRows, count: int) -> tuple[list[str], list[str]]:
         """Prompts and completions of the first ``count`` of ``rows`` as text, without chat markup."""
         openings, endings = decode_rows(self.tokenizer, rows.prompts[:count], rows.completions[:count])

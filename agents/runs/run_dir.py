@@ -18,15 +18,9 @@ SUMMARY = "summary.json"
 CONFIG = "config.json"
 LOCK = "in_use.pid"
 TRACES = (
-    CONFIG,
-    MARKER,
-    "machine.json",
-    "report.html",
-    "progress.csv",
-    "frontier.csv",
-    "tokens.html",
+    CONFIG, MARKER, "machine.json", "report.html", "progress.csv", "frontier.csv", "tokens.html", "monitors.json",
     "events.out.tfevents.*",
-)
+)  # fmt: skip
 """What a run leaves that ended before its first checkpoint: it cannot be resumed, so it may be overwritten unasked."""
 
 

@@ -67,8 +67,15 @@ class RunSettings(RunFlags):
     is that of one more text, of the likeliest tokens. Needs `rows`, and a function or a ready reward as the first."""
     pass_score: float = 1.0
     """Least score by the first reward with which a text is right, for accuracy and pass@k."""
+    stop_on: str | None = None
+    """Monitors of reward hacking that end the run at an alarm, at the last checkpoint before it: any, or names such as
+    length,shortcut. None: they only warn."""
 
     def __post_init__(self) -> None:
+        if self.stop_on is not None:
+            from agents.evaluation.monitoring import monitor_names  # brings Gymnasium, for which --help need not wait
+
+            monitor_names(self.stop_on)
         check_values(self, {">= 1": "episodes batch_size checkpoint_every eval_samples", ">= 0": "evaluate_every"})
 
 
