@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -25,11 +26,11 @@ from agents.recipes.rlhf.build import TextParts, build_parts
 from agents.recipes.rlhf.config import TrainTextConfig
 from agents.recipes.rlhf.memory_plan import as_text, planned_bytes
 from agents.recipes.rlhf.models import model_path
+from agents.reports.page import write_report
 from agents.runs import checkpoint
 from agents.runs.devices import prepare_device
 from agents.runs.distributed import Processes
 from agents.runs.lifecycle import TrainingRun, longer, stop_on_signal, training_run
-from agents.runs.plots import TEXT_CURVES
 from agents.runs.progress import headline
 from agents.runs.run_dir import read_json
 from agents.text.agent import TextAgent
@@ -40,11 +41,6 @@ STATE = "state.json"
 SAMPLES = "samples.json"
 MODEL = "model"
 ADAPTER = "adapter"
-COMMANDS = (
-    "textenvs evaluate --agent {run}",
-    "textenvs frontier --run-dir {run}",
-    """python -c "from transformers import AutoModelForCausalLM as M; M.from_pretrained('{run}/model')" """.strip(),
-)
 SHOWN = 8
 """Texts on the page of tokens: as many as GRPO's group has, so that one can be seen whole."""
 
@@ -58,7 +54,8 @@ def main(config: TrainTextConfig) -> dict[str, Any]:
         Interrupted: after Ctrl-C or SIGTERM, once checkpoint, model and samples are written.
     """
     if config.plan:
-        print(as_text(planned_bytes(config), config.memory))
+        if os.environ.get("RANK", "0") == "0":
+            print(as_text(planned_bytes(config), config.memory))
         return {}
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -76,7 +73,9 @@ def main(config: TrainTextConfig) -> dict[str, Any]:
 def _lead(config: TrainTextConfig, processes: Processes, num_parameters: int) -> dict[str, Any]:
     """Run in the main process, or the only one."""
     settings = config.identity()
-    with training_run(config, script="train_text", settings=settings, length="episodes", reads=config.reads) as run:
+    with training_run(
+        config, script="train_text", settings=settings, length="episodes", reads=config.reads, report=write_report
+    ) as run:
         if not config.quiet:
             print(f"learning rate {config.learning_rate} for {num_parameters / 1e6:.1f} million parameters", flush=True)
         peak = PeakMemory(config.device)
@@ -113,7 +112,7 @@ def _lead(config: TrainTextConfig, processes: Processes, num_parameters: int) ->
             **metrics,
             **({"stopped_by": ", ".join(monitors.stopped_by)} if monitors.stopped_by else {}),
         }
-        return run.finish(summary, finished=finished, curves=TEXT_CURVES, commands=COMMANDS)
+        return run.finish(summary, finished=finished)
 
 
 def _resumed(agent: TextAgent, config: TrainTextConfig, run: TrainingRun, state: dict[str, Any]) -> _Clock:

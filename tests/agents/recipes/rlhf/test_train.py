@@ -24,9 +24,9 @@ from agents.recipes import evaluate as evaluate_agent
 from agents.recipes.rlhf.build import build_parts
 from agents.recipes.rlhf.config import TrainTextConfig, command_line
 from agents.recipes.rlhf.memory_plan import planned_bytes
+from agents.reports.run_files import read_columns
 from agents.runs import run_dir as run_dir_module
 from agents.runs.logging import METRICS
-from agents.runs.plots import read_columns
 from agents.text.agent import METRICS as TEXT_AGENT_METRICS
 from agents.text.config import PAPERS, TextAgentConfig
 from agents.text.rollout_metrics import METRICS as TEXT_METRICS
