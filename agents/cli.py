@@ -17,11 +17,13 @@ COMMANDS = {
     "train-language-model": ("agents.recipes.sft.config", "fine-tune a language model, or train a small one anew"),
     "serve": ("agents.recipes.commands.serve", "start a vLLM server that train-text --engine writes by"),
     "evaluate": ("agents.recipes.commands.evaluate", "evaluate what a run left behind"),
-    "verify": ("agents.verification.command", "run the proof, or hold an environment or a model of your own to it"),
+    "verify": ("agents.verification.proof.command", "run the proof, or check an environment or model of your own"),
     "frontier": ("agents.recipes.commands.frontier", "draw reward against KL of one run or several"),
     "best-of-n": ("agents.recipes.commands.best_of_n", "score the best of n texts, which needs no training"),
     "plan": ("agents.recipes.commands.plan", "print memory, network and time of a run on many GPUs, from formulas"),
     "pipeline": ("agents.recipes.commands.pipeline", "fine-tuning, reward model and PPO on a pretrained model"),
+    "guess": ("agents.recipes.commands.guess", "teach a small model to guess a number, by dialogue"),
+    "arena": ("agents.recipes.commands.arena", "teach a small model a game of TextArena"),
     "demo": ("agents.recipes.commands.demo", "CartPole, a reward model and PPO on the shipped language model"),
 }
 """Name to module (its ``command_line`` runs the command) and what it does."""

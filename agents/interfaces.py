@@ -22,6 +22,8 @@ class Evaluation(NamedTuple):
     """``[B, T]`` reward units."""
     kl: Tensor | None = None
     """``[B, T]`` nats, the exact KL to a reference in each state, if there is one."""
+    branch_logprobs: Tensor | None = None
+    """``[B, T, K]`` nats, of a batch's ``branches``."""
 
 
 class Learner(Protocol):

@@ -105,6 +105,12 @@ class Batch:
     """``[B, T]`` nats, as in ``Rollout``."""
     weights: Tensor | None = None
     """``[B, T]`` of the steps' terms in the policy loss, as in ``Rollout``."""
+    branches: Tensor | None = None
+    """``[B, T, K]`` other tokens in the states (``agents.lm.branches``)."""
+    branch_logprobs: Tensor | None = None
+    """``[B, T, K]`` nats, of the policy before the update."""
+    branch_advantages: Tensor | None = None
+    """``[B, T, K]`` as ``advantages``."""
 
     @property
     def num_rows(self) -> int:

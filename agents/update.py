@@ -195,7 +195,8 @@ def _gradient(
     log_ratios = []
     for part, share in _shares(minibatch, config.microbatch_size or minibatch.num_rows, reduction, processes):
         mask = record.mask_of(part)
-        evaluation = policy.evaluate(part.observations, part.actions, mask)
+        others: dict[str, Any] = {} if part.branches is None else {"branches": part.branches}
+        evaluation = policy.evaluate(part.observations, part.actions, mask, **others)
         loss, parts = objective(evaluation, part, mask)
         (loss if share == 1.0 else loss * share).backward()
         if share > 0.0:

@@ -55,21 +55,12 @@ class RewardLearner:
         options = self.options
         torch.manual_seed(options.seed)
         fit_options = FitOptions(
-            num_steps=num_steps(self.train, options),
-            learning_rate=options.learning_rate,
-            warmup_share=options.warmup_share,
-            final_share=0.0,
-            weight_decay=options.weight_decay,
-            betas=(0.9, 0.98),
-            max_grad_norm=options.max_grad_norm,
-            eval_every=options.eval_every,
-            checkpoint_every=checkpoint_every,
-            keep_best=True,
-            average_decay=options.average_decay,
-            patience=options.patience,
-            evaluate_start=False,
+            num_steps=num_steps(self.train, options), learning_rate=options.learning_rate,
+            warmup_share=options.warmup_share, final_share=0.0, weight_decay=options.weight_decay, betas=(0.9, 0.98),
+            max_grad_norm=options.max_grad_norm, eval_every=options.eval_every, checkpoint_every=checkpoint_every,
+            keep_best=True, average_decay=options.average_decay, patience=options.patience, evaluate_start=False,
             unit="pairs",
-        )
+        )  # fmt: skip
         return Fit(self, fit_options, sink, groups=parameter_groups(self.module, options), schedule=warmup_linear)
 
     def batches(self) -> Iterator[tuple[ComparisonBatch, list[list[int]]]]:

@@ -1,6 +1,6 @@
-"""A door: see `scripts.benchmarks.text.arena`."""
+"""The same as ``textenvs arena``; see `agents.cli`."""
 
-from scripts.benchmarks.text.arena import command_line
+from agents.cli import run
 
 if __name__ == "__main__":
-    raise SystemExit(command_line())
+    raise SystemExit(run("arena"))

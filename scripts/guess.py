@@ -1,6 +1,6 @@
-"""A door: see `scripts.benchmarks.text.guess`."""
+"""The same as ``textenvs guess``; see `agents.cli`."""
 
-from scripts.benchmarks.text.guess import command_line
+from agents.cli import run
 
 if __name__ == "__main__":
-    raise SystemExit(command_line())
+    raise SystemExit(run("guess"))

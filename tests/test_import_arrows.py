@@ -17,8 +17,9 @@ ORDER = {
 """A package imports only itself and packages before it."""
 TOKEN_ROOMS = {
     "agents.algorithms", "agents.lm", "agents.text", "agents.evaluation", "agents.recipes", "agents.recipes.rlhf",
-    "agents.recipes.sft",
-    "agents.engines", "agents.verification",
+    "agents.recipes.sft", "agents.recipes.games",
+    "agents.engines", "agents.verification.environments", "agents.verification.exact", "agents.verification.models",
+    "agents.verification.proof",
 }  # fmt: skip
 """Rooms of agents that may know tokens; the core and control are Gymnasium's alone."""
 

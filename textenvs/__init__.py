@@ -14,50 +14,18 @@ from textenvs.wrappers.preference import PreferenceReward
 
 __all__ = ["PAD", "DialogueVectorEnv", "KLShaping", "PreferenceReward", "TokenEnv", "TokenRows", "TokenVectorEnv"]
 
-register(
-    "textenvs/MovieReview-v0",
-    entry_point="reward_models.movie_review:movie_review",
-    vector_entry_point="reward_models.movie_review:movie_review_vec",
-)
-register(
-    "textenvs/TextGeneration-v0",
-    entry_point="textenvs.factories:text_generation",
-    vector_entry_point="textenvs.factories:text_generation_vec",
-)
-register(
-    "textenvs/Dialogue-v0",
-    entry_point="textenvs.factories:dialogue",
-    vector_entry_point="textenvs.factories:dialogue_vec",
-)
-register(
-    "textenvs/ReasoningGym-v0",
-    entry_point="textenvs.tasks.reasoning_gym:reasoning_gym",
-    vector_entry_point="textenvs.tasks.reasoning_gym:reasoning_gym_vec",
-)
-register(
-    "textenvs/TextArena-v0",
-    entry_point="textenvs.tasks.text_arena:text_arena",
-    vector_entry_point="textenvs.tasks.text_arena:text_arena_vec",
-)
-register(
-    "textenvs/TextWorld-v0",
-    entry_point="textenvs.tasks.text_world:text_world",
-    vector_entry_point="textenvs.tasks.text_world:text_world_vec",
-)
-register(
-    "textenvs/OpenEnv-v0",
-    entry_point="textenvs.tasks.open_env:open_env",
-    vector_entry_point="textenvs.tasks.open_env:open_env_vec",
-)
-for _name, _ends in (("", "terminating"), ("Truncated", "truncating")):
-    register(
-        f"textenvs/ExactDialogue{_name}-v0",
-        entry_point=f"textenvs.exact.dialogues:{_ends}",
-        vector_entry_point=f"textenvs.exact.dialogues:{_ends}_vec",
-    )
-for _name in ("Spelling", "Sentiment", "Random"):
-    register(
-        f"textenvs/Exact{_name}-v0",
-        entry_point=f"textenvs.exact.envs:exact_{_name.lower()}",
-        vector_entry_point=f"textenvs.exact.envs:exact_{_name.lower()}_vec",
-    )
+for _id, _module, _name in (
+    ("MovieReview", "reward_models.movie_review", "movie_review"),
+    ("TextGeneration", "textenvs.factories", "text_generation"),
+    ("Dialogue", "textenvs.factories", "dialogue"),
+    ("ReasoningGym", "textenvs.tasks.reasoning_gym", "reasoning_gym"),
+    ("TextArena", "textenvs.tasks.text_arena", "text_arena"),
+    ("TextWorld", "textenvs.tasks.text_world", "text_world"),
+    ("OpenEnv", "textenvs.tasks.open_env", "open_env"),
+    ("ExactDialogue", "textenvs.exact.dialogues", "terminating"),
+    ("ExactDialogueTruncated", "textenvs.exact.dialogues", "truncating"),
+    ("ExactSpelling", "textenvs.exact.envs", "exact_spelling"),
+    ("ExactSentiment", "textenvs.exact.envs", "exact_sentiment"),
+    ("ExactRandom", "textenvs.exact.envs", "exact_random"),
+):
+    register(f"textenvs/{_id}-v0", entry_point=f"{_module}:{_name}", vector_entry_point=f"{_module}:{_name}_vec")

@@ -35,14 +35,7 @@ def text_generation_vec(
     *,
     rows: PromptSource | None = None,
     tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
-    scorer: Scorer | Sequence[Scorer] | None = None,
-    combine: str = "mean",
-    weights: Sequence[float] | None = None,
-    uncertainty_coef: float = 0.1,
     reference: ReferenceSource | None = None,
-    beta: float = BETA,
-    acting: Acting | None = None,
-    charge: bool = True,
     eos_token_id: EndOfText = None,
     max_new_tokens: int = 24,
     autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
@@ -55,35 +48,26 @@ def text_generation_vec(
         rows: what is written after, with the columns that scorers and ``info`` get: a file or data set, a list of
             dicts or of prompts, a ``datasets.Dataset``; see `textenvs.tokens.prompts.load_prompts`.
         tokenizer: a tokenizer, its directory or name. None: the reference's, if it has one; else bare token ids.
-        scorer, combine, weights, uncertainty_coef: see `PreferenceReward`. Without a scorer there is no score.
-        reference, acting, charge: see `KLShaping`. Without a reference there is no penalty.
-        beta: KL coefficient, reward units per nat. Default: Ziegler et al. 2019 (arXiv:1909.08593).
+        reference: see `KLShaping`. Without one there is no penalty.
         eos_token_id: the token that ends an episode, or several. None: those of the reference (see
             `textenvs.tokens.end_of_text`), or the tokenizer's if that is no causal LM.
         max_new_tokens: budget of an episode, tokens. Default: Ziegler et al. 2019.
         autoreset_mode: see `TokenVectorEnv`.
-        **options: of `TokenVectorEnv`: vocab_size, max_prompt_tokens, shuffle, group_size, budget.
+        **options: of `TokenVectorEnv` (vocab_size, max_prompt_tokens, shuffle, group_size, budget), of
+            `PreferenceReward` (scorer, combine, weights, uncertainty_coef; without a scorer there is no score), and of
+            `KLShaping` (beta, reward units per nat, 0.15 as in Ziegler et al. 2019, arXiv:1909.08593; acting; charge).
 
     Raises:
         ValueError: invalid or conflicting parts; see their classes.
     """
-    check_options(options, text_generation_vec, TokenVectorEnv)
+    check_options(options, text_generation_vec, wrapped, TokenVectorEnv)
     if rows is None:
         raise ValueError("rows: expected a list of rows or of prompts, a data set or the path of a file, received none")
     reader, reference, eos = tokens_of(tokenizer, reference, eos_token_id)
+    shaping = taken(options, wrapped)
     options |= {"max_new_tokens": max_new_tokens, "autoreset_mode": autoreset_mode}
     envs = TokenVectorEnv(num_envs, prompts=rows, tokenizer=reader, eos_token_id=eos, **options)
-    return wrapped(
-        envs,
-        scorer=scorer,
-        combine=combine,
-        weights=weights,
-        uncertainty_coef=uncertainty_coef,
-        reference=reference,
-        beta=beta,
-        acting=acting,
-        charge=charge,
-    )
+    return wrapped(envs, reference=reference, **shaping)
 
 
 def tokens_of(
@@ -131,9 +115,9 @@ def check_options(options: dict[str, Any], *takers: Callable[..., Any]) -> None:
             )
 
 
-def text_generation(**options: Any) -> TokenEnv:
-    """``gym.make("textenvs/TextGeneration-v0", ...)``: `text_generation_vec` as one scalar environment."""
-    return scalar(text_generation_vec, **options)
+def taken(options: dict[str, Any], taker: Callable[..., Any]) -> dict[str, Any]:
+    """Those of ``options`` that ``taker`` has a parameter for, removed from there."""
+    return {name: options.pop(name) for name in list(options) if name in inspect.signature(taker).parameters}
 
 
 def scalar(build: Callable[..., TokenVectorBase | TokenVectorWrapper], **options: Any) -> TokenEnv:
@@ -166,8 +150,7 @@ def dialogue_vec(
         ValueError: invalid or conflicting parts; see their classes.
     """
     check_options(options, DialogueVectorEnv, wrapped, ToolEnv)
-    of_tools = {name: options.pop(name) for name in list(options) if name in inspect.signature(ToolEnv).parameters}
-    if of_tools:
+    if of_tools := taken(options, ToolEnv):
         of_tools = {"task": env} | of_tools
         if of_tools.get("rows") is not None:  # read and checked once, not by each environment
             of_tools["rows"] = CheckedRows(of_tools["rows"], needs_prompt=of_tools["task"] is None)
@@ -177,13 +160,11 @@ def dialogue_vec(
     if env is None:
         raise ValueError("env: expected an environment's id, or a class or function that makes one, received none")
     reader, reference, eos = tokens_of(tokenizer, reference, eos_token_id)
-    shaping = {name: options.pop(name) for name in list(options) if name in inspect.signature(wrapped).parameters}
-    envs = DialogueVectorEnv(
-        num_envs, env=env, tokenizer=reader, eos_token_id=eos, autoreset_mode=autoreset_mode, **options
-    )
+    shaping = taken(options, wrapped)
+    options |= {"autoreset_mode": autoreset_mode}
+    envs = DialogueVectorEnv(num_envs, env=env, tokenizer=reader, eos_token_id=eos, **options)
     return wrapped(envs, reference=reference, **shaping)
 
 
-def dialogue(**options: Any) -> TokenEnv:
-    """``gym.make("textenvs/Dialogue-v0", ...)``: `dialogue_vec` as one scalar environment."""
-    return scalar(dialogue_vec, **options)
+text_generation, dialogue = partial(scalar, text_generation_vec), partial(scalar, dialogue_vec)
+"""Entry points of ``gym.make``."""

@@ -54,14 +54,9 @@ def build_policy(
     critic = options.critic or ("shared" if config.uses_critic else "none")
     adapters = None if options.lora is None else AdaptedTrunk(model, options.lora, value=critic == "adapter")
     return CausalLMPolicy(
-        model,
-        eos_token_id=base.eos_token_id,
-        critic=critic,
-        sampling=options.sampling,
-        adapters=adapters,
-        autocast=autocast_of(options.dtype, config.device),
-        recompute=options.gradient_checkpointing,
-    )
+        model, eos_token_id=base.eos_token_id, critic=critic, sampling=options.sampling, adapters=adapters,
+        autocast=autocast_of(options.dtype, config.device), recompute=options.gradient_checkpointing,
+    )  # fmt: skip
 
 
 def starting_policy(envs: TokenVectorLike) -> CausalLMPolicy:

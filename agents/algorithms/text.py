@@ -96,14 +96,10 @@ class TextAlgorithm(TextAgent):
             config = replace(config, learning_rate=_learning_rate(self.name, module))
         exact = config.kl_in != "reward" and config.kl_estimator == "full"
         super().__init__(
-            config,
-            module,
-            _collector(envs, module, config, options),
-            reference=starting_policy(envs) if exact else None,
-            logger=logger,
-            objective=objective,
+            config, module, _collector(envs, module, config, options),
+            reference=starting_policy(envs) if exact or config.branches else None, logger=logger, objective=objective,
             verbose=verbose,
-        )
+        )  # fmt: skip
         self.env = envs
 
     @classmethod
@@ -245,15 +241,9 @@ def _writer(policy: Any) -> Any:
 
 def _collector(envs: TokenVectorLike, policy: Any, config: TextAgentConfig, options: TextOptions) -> TextCollector:
     return TextCollector(
-        envs,
-        seed=config.seed,
-        missing_eos_penalty=options.missing_eos_penalty,
-        overlong_penalty=options.overlong_penalty,
-        overlong_cache=options.overlong_cache,
-        kl_controller=options.kl_controller,
-        score_scaler=options.score_scaler,
-        generate=_writer(policy),
-        max_concurrent_rows=options.max_concurrent_rows,
-        dynamic_sampling=config.dynamic_sampling,
+        envs, seed=config.seed, missing_eos_penalty=options.missing_eos_penalty,
+        overlong_penalty=options.overlong_penalty, overlong_cache=options.overlong_cache,
+        kl_controller=options.kl_controller, score_scaler=options.score_scaler, generate=_writer(policy),
+        max_concurrent_rows=options.max_concurrent_rows, dynamic_sampling=config.dynamic_sampling,
         **engine_options(config),
-    )
+    )  # fmt: skip

@@ -95,14 +95,9 @@ class ControlAgent(Agent):
     def _step_collector(self, envs: VectorEnv, config: Any, generator: torch.Generator) -> StepCollector:
         scaler = RewardScaler(envs.num_envs, config.gamma, self.reward_moments) if config.normalize_rewards else None
         return StepCollector(
-            envs,
-            config.num_steps,
-            generator=generator,
-            seed=config.seed,
-            device=config.device,
-            normalizer=self.normalizer,
-            reward_scaler=scaler,
-        )
+            envs, config.num_steps, generator=generator, seed=config.seed, device=config.device,
+            normalizer=self.normalizer, reward_scaler=scaler,
+        )  # fmt: skip
 
     def set_env(self, env: EnvLike) -> None:
         """Continue in another environment of the same spaces, from its first reset, with the statistics so far.

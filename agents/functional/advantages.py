@@ -64,6 +64,43 @@ def generalized_advantages(
         return fill_masked(advantages.t().contiguous(), mask)
 
 
+def all_action_advantages(
+    advantages: Tensor, values: Tensor, taken: Tensor, comparable: Tensor, others: Tensor, known: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Spread the first step of ``advantages`` over K other actions of each state, whose values a critic tells.
+
+        b_k    = mean of the known q_j, j != k, or V(s) if there are none;  b = mean of the b_k
+        A_k    = (q_k - b_k) / (K + 1)                          for each other action that is known
+        A_t   := A_t + V(s_t) - b - K / (K + 1) (q_t - b)        for the action that was taken
+
+    with the one-step value q = r + gamma V(s'). The others are drawn like the action that was taken, so that all K + 1
+    together have the expected gradient of one, with less variance; A_t keeps what came later, which one step of a
+    critic does not know. Where the taken action cannot be compared (it ended the episode) only the baseline changes.
+
+    Sources: all actions of a state, Ciosek & Whiteson 2018 (arXiv:1706.05374), Allen et al. 2017 (arXiv:1709.00503);
+    the mean of the others as the baseline of each, Kool et al. 2019.
+
+    Args:
+        advantages: ``[B, T]`` reward units, of GAE with ``values``.
+        values: ``[B, T]`` V(s_t).
+        taken: ``[B, T]`` q of the action that was taken.
+        comparable: ``[B, T]`` bool, whether that is a critic's value; elsewhere ``taken`` is ignored.
+        others: ``[B, T, K]`` q of the others.
+        known: ``[B, T, K]`` bool, the others that end nothing; elsewhere ``others`` is ignored.
+
+    Returns:
+        ``[B, T]`` and ``[B, T, K]``, reward units.
+    """
+    count = others.shape[-1]
+    others = others.masked_fill(~known, 0.0)
+    number = known.sum(-1, keepdim=True) - known.long()
+    without = (others.sum(-1, keepdim=True) - others) / number.clamp(min=1)
+    without = torch.where(number > 0, without, values[..., None])
+    baseline = without.mean(-1)
+    shared = (taken - baseline).masked_fill(~comparable, 0.0) * (count / (count + 1))
+    return advantages + values - baseline - shared, (others - without).masked_fill(~known, 0.0) / (count + 1)
+
+
 def ends_of_turns(turns: Tensor) -> Tensor:
     """``[B, T]`` bool: the last step of each turn, of ``turns [B, T]``, -1 where there is no step."""
     following = values_of_next_steps(turns + 1, turns >= 0) - 1

@@ -43,14 +43,9 @@ def categorical_entropy(all_logprobs: Tensor) -> Tensor:
 
 
 def gumbel_noise(shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
-    """Standard Gumbel noise of ``shape``, float32, on the generator's device."""
+    """Standard Gumbel noise of ``shape``, float32, on the generator's device: the argmax of logits + it is a sample."""
     device = generator.device if generator is not None else torch.device("cpu")
     return torch.empty(shape, device=device).exponential_(generator=generator).log_().neg_()
-
-
-def sample_categorical(logits: Tensor, noise: Tensor) -> Tensor:
-    """Actions ``[...]`` int64, distributed as ``softmax(logits)`` where ``noise`` is Gumbel noise of the same shape."""
-    return (logits + noise).argmax(-1)
 
 
 def gaussian_logprob(actions: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 State: prompt and completion so far. Action: the next token id. The value head reads the policy's own trunk
 (``critic="shared"``), a copy of it ("separate"), or the same trunk with a second adapter ("adapter", see
 ``agents.lm.lora``); "none": there is no value head. Generation with a cache is in ``agents.lm.generation``.
-
 Prompt and completion follow each other. Padding is on the right, where no token attends to it: no mask is needed.
 """
 
@@ -133,7 +132,12 @@ class CausalLMPolicy(nn.Module):
         return cast(nn.Linear, self.model.get_output_embeddings())
 
     def evaluate(
-        self, observations: Tensor, actions: Tensor, mask: Tensor | None = None, reference: CausalLMPolicy | None = None
+        self,
+        observations: Tensor,
+        actions: Tensor,
+        mask: Tensor | None = None,
+        reference: CausalLMPolicy | None = None,
+        branches: Tensor | None = None,
     ) -> Evaluation:
         """Log-probabilities, entropies and values of all tokens of a row in one forward pass, with gradient.
 
@@ -142,28 +146,29 @@ class CausalLMPolicy(nn.Module):
             actions: ``[B, T]`` completions, right-padded with PAD.
             mask: ``[B, T]`` True on tokens to evaluate; all others that are not PAD are context. None: all but PAD.
             reference: also return the exact KL to this policy in every state.
+            branches: ``[B, T, K]`` other tokens in every state, whose log-probabilities to return, too.
 
         Returns:
             ``[B, T]`` each, 0 where ``mask`` is False; values are 0 without a critic.
         """
         mask = actions != PAD if mask is None else mask
         decisions = Decisions.find(observations, actions, mask)
-        ref_hidden = None
-        if reference is not None:
-            with torch.no_grad(), reference.forward_context():
-                ref_hidden = decisions.states(reference.trunk)
         with self.forward_context():
             hidden = critic_hidden = decisions.states(self.trunk)
-            logprobs, entropy = self.token_head.logprobs_and_entropy(hidden, decisions.tokens, decisions.steps)
+            head, taken = self.token_head, decisions.tokens[:, None]
+            each = taken if branches is None else torch.cat([taken, branches[mask]], dim=1)
+            each, entropy = head.logprobs_and_entropy(hidden, each, decisions.steps)
             if self.critic in ("separate", "adapter"):
-                with self._critic_context() as trunk:
+                with self.critic_context() as trunk:
                     critic_hidden = decisions.states(trunk)
-            values = self.value_of(critic_hidden) if self.has_critic else torch.zeros_like(logprobs)
+            values = self.value_of(critic_hidden) if self.has_critic else torch.zeros_like(entropy)
             kl = None
-            if ref_hidden is not None and reference is not None:
-                head = reference.token_head
-                kl = self.token_head.exact_kl(hidden, decisions.tokens, decisions.steps, head, ref_hidden)
-        columns = [None if flat is None else spread(flat, mask) for flat in (logprobs, entropy, values, kl)]
+            if reference is not None:
+                with torch.no_grad(), reference.forward_context():
+                    ref_hidden = decisions.states(reference.trunk)
+                kl = head.exact_kl(hidden, decisions.tokens, decisions.steps, reference.token_head, ref_hidden)
+        columns = [None if flat is None else spread(flat, mask) for flat in (each[:, 0], entropy, values, kl)]
+        columns.append(None if branches is None else spread(each[:, 1:], mask))
         return Evaluation(*columns)  # type: ignore[arg-type]
 
     def row_logprobs(self, rows: Tensor, mask: Tensor) -> Tensor:
@@ -215,7 +220,7 @@ class CausalLMPolicy(nn.Module):
         """
         mask = actions != PAD if mask is None else mask
         decisions = Decisions.find(observations, actions, mask)
-        with self.forward_context(), self._critic_context() as trunk:
+        with self.forward_context(), self.critic_context() as trunk:
             return spread(self.value_of(decisions.states(trunk)), mask)
 
     @torch.no_grad()
@@ -230,7 +235,7 @@ class CausalLMPolicy(nn.Module):
     @torch.no_grad()
     def values(self, observations: Tensor) -> Tensor:
         """V of each state: ``[B, L]`` right-padded with PAD to ``[B]``, reward units."""
-        with self.forward_context(), self._critic_context() as trunk:
+        with self.forward_context(), self.critic_context() as trunk:
             return self.value_of(states_at_ends(trunk, observations))
 
     @contextmanager
@@ -244,7 +249,7 @@ class CausalLMPolicy(nn.Module):
             yield
 
     @contextmanager
-    def _critic_context(self) -> Iterator[nn.Module]:
+    def critic_context(self) -> Iterator[nn.Module]:
         """The trunk that the value head reads, with the value's adapter enabled if there is one."""
         value = self.adapters.role(VALUE) if self.adapters is not None and self.critic == "adapter" else nullcontext()
         with value:
@@ -280,9 +285,9 @@ class CausalLMPolicy(nn.Module):
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """As in ``nn.Module``; with adapters only what is trained: adapters and value head."""
         state: dict[str, Any] = super().state_dict(*args, **kwargs)
-        if self.adapters is None:
+        if (adapters := self.adapters) is None:
             return state
-        return {name: value for name, value in state.items() if self._is_trained(name)}
+        return {k: v for k, v in state.items() if k.startswith("value_head.") or adapters.is_trained(k)}
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -291,10 +296,7 @@ class CausalLMPolicy(nn.Module):
         wrong = sorted(set(state_dict) ^ set(self.state_dict())) if self.adapters is not None and strict else []
         if wrong:
             raise RuntimeError(
-                f"expected this policy's adapters and head, received other keys: {', '.join(wrong[:4])} ..."
+                f"expected the keys of adapters and head, received others, too: {', '.join(wrong[:4])} ..."
             )
-        strict = strict and self.adapters is None
-        return cast("_IncompatibleKeys", super().load_state_dict(state_dict, strict=strict, assign=assign))
-
-    def _is_trained(self, name: str) -> bool:
-        return name.startswith("value_head.") or self.adapters is None or self.adapters.is_trained(name)
+        whole = strict and self.adapters is None
+        return cast("_IncompatibleKeys", super().load_state_dict(state_dict, strict=whole, assign=assign))

@@ -83,5 +83,7 @@ def states_at_ends(trunk: nn.Module, rows: Tensor) -> Tensor:
 
 
 def spread(flat: Tensor, mask: Tensor) -> Tensor:
-    """``[N]`` to ``[B, T]``: in order where ``mask``, 0 elsewhere."""
-    return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)
+    """``[N, ...]`` to ``[B, T, ...]``: in order where ``mask``, 0 elsewhere."""
+    shape = mask.shape + flat.shape[1:]
+    where = mask.view(mask.shape + (1,) * (flat.dim() - 1))
+    return torch.zeros(shape, dtype=flat.dtype, device=flat.device).masked_scatter(where, flat)

@@ -55,15 +55,9 @@ def generate(
     with policy.forward_context():
         if dialogue is not None:
             return generate_dialogues(
-                policy,
-                prompts,
-                dialogue,
-                max_turn_tokens=max_new_tokens,
-                generator=generator,
-                deterministic=deterministic,
-                max_concurrent_rows=max_concurrent_rows,
-                other_rows=other_rows,
-            )
+                policy, prompts, dialogue, max_turn_tokens=max_new_tokens, generator=generator,
+                deterministic=deterministic, max_concurrent_rows=max_concurrent_rows, other_rows=other_rows,
+            )  # fmt: skip
         return _generate(
             policy, prompts, max_new_tokens, generator, deterministic, with_values, max_concurrent_rows, other_rows
         )

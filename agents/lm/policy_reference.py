@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class PolicyReference:
-    """Log-probs, nats, of ``policy``; implements `textenvs.wrappers.interfaces.StepReference`.
+    """Log-probs, nats, of ``policy``; a `textenvs.wrappers.interfaces.Reference`.
 
     Logits are computed at the tokens of completions only.
 

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from agents.functional.kl import full_kl
 from agents.lm.fused_logprobs import linear_token_logprobs, rows_at_once
-from agents.lm.sampling import TokenSampling, token_logprobs
+from agents.lm.sampling import TokenSampling, sample_tokens, token_logprobs
 from textenvs.lm.linear_kernels import autocast_off
 from textenvs.tokens.end_tokens import EndOfText
 
@@ -52,28 +52,51 @@ class TokenHead:
     """What the model does to the layer's product."""
 
     def logprobs_and_entropy(self, hidden: Tensor, tokens: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probability of one token in each state, and the distribution's entropy, with gradient.
+        """Log-probability of one token in each state, or of M, and the distribution's entropy, with gradient.
 
         Args:
             hidden: ``[N, D]`` last hidden states.
-            tokens: ``[N]`` taken there.
+            tokens: ``[N]`` taken there, or ``[N, M]``, of which filters keep the first.
             steps: ``[N]`` completion tokens before it.
 
         Returns:
-            ``(logprobs [N], entropy [N])``, nats.
+            ``(logprobs, shaped as tokens, entropy [N])``, nats.
         """
         plain = type(self.layer) is nn.Linear and self.layer.bias is None and not self.sampling.filters
-        if plain and self.transform.cap is None and self.transform.scale > 0:
+        first = tokens if tokens.dim() == 1 else tokens[:, 0]
+        if tokens.numel() > len(tokens):
+
+            def part(hidden: Tensor, tokens: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+                logits = self._logits(hidden, tokens[:, 0], steps)
+                with autocast_off(logits.device):
+                    logprobs = torch.log_softmax(logits, dim=-1)
+                    entropy = -(logprobs.exp() * logprobs.clamp(min=torch.finfo(logprobs.dtype).min)).sum(-1)
+                    return logprobs.gather(1, tokens), entropy
+
+            logprobs, entropy = self._in_chunks(part, 2, hidden, tokens, steps)
+        elif plain and self.transform.cap is None and self.transform.scale > 0:
             temperature = self.sampling.temperature / self.transform.scale
-            return linear_token_logprobs(hidden, self.layer.weight, tokens, temperature=temperature)
+            logprobs, entropy = linear_token_logprobs(hidden, self.layer.weight, first, temperature=temperature)
+        else:
 
-        def part(hidden: Tensor, tokens: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-            logits = self._logits(hidden, tokens, steps)
-            with autocast_off(logits.device):
-                return token_logprobs(logits, tokens)
+            def one(hidden: Tensor, tokens: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+                logits = self._logits(hidden, tokens, steps)
+                with autocast_off(logits.device):
+                    return token_logprobs(logits, tokens)
 
-        logprobs, entropy = self._in_chunks(part, 1, hidden, tokens, steps)
-        return logprobs, entropy
+            logprobs, entropy = self._in_chunks(one, 1, hidden, first, steps)
+        return logprobs.view(tokens.shape), entropy
+
+    def draw(self, hidden: Tensor, steps: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """K tokens ``[N, K]`` in each state by ``noise [N, K]`` in [0, 1), and their log-probabilities, nats."""
+
+        def part(hidden: Tensor, steps: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+            logits = self.sampling.shape(self.transform(self.layer(hidden)), steps, self.eos_token_id)
+            drawn = [sample_tokens(logits, each) for each in noise.unbind(1)]
+            return tuple(torch.stack(column, dim=1) for column in zip(*drawn, strict=True))
+
+        tokens, logprobs = self._in_chunks(part, 2, hidden, steps, noise)
+        return tokens, logprobs
 
     def exact_kl(
         self, hidden: Tensor, tokens: Tensor, steps: Tensor, reference: TokenHead, ref_hidden: Tensor

@@ -91,13 +91,9 @@ class _Trainer:
         self.config, self.agent, self.evaluation, self.run = config, agent, evaluation, run
         self.total_steps = preset.total_steps
         self.keeper = BestKeeper(
-            evaluation,
-            every=preset.evaluate_every,
-            episodes=config.eval_episodes,
-            seed=EVALUATION_SEED,
-            stop_at_return=config.stop_at_return,
-            on_best=lambda best: best.save(run.path / BEST),
-        )
+            evaluation, every=preset.evaluate_every, episodes=config.eval_episodes, seed=EVALUATION_SEED,
+            stop_at_return=config.stop_at_return, on_best=lambda best: best.save(run.path / BEST),
+        )  # fmt: skip
         self.wall_s = self.cpu_s = 0.0
         state = run.checkpoint_state()
         if state is not None:

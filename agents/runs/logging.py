@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from reward_models.fit_options import MetricSink as MetricSink
+
 METRICS: dict[str, str] = {
     "rollout/return_mean": "mean undiscounted return of the last 100 finished episodes, reward units, never normalized",
     "rollout/length_mean": "mean length of the last 100 finished episodes, steps",
@@ -41,14 +43,6 @@ METRICS: dict[str, str] = {
     "eval/return_std": "standard deviation of those returns",
 }
 """Every figure the core logs, with its formula and unit."""
-
-
-class MetricSink(Protocol):
-    """Anything that takes named figures."""
-
-    def write(self, metrics: dict[str, float], step: int) -> None:
-        """Keep ``metrics`` as of ``step``."""
-        ...
 
 
 class ClosableSink(MetricSink, Protocol):

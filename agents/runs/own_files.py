@@ -26,7 +26,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "pipeline": ("base", "fine_tuned", "reward_model", "ppo"),
     "demo": ("cartpole", "reward_model", "text"),
     "benchmark_memory": ("full", "shared", "adapters"),
-    "kill_and_resume": ("undisturbed", "kill_*"),
+    "kill_and_resume": ("uninterrupted", "kill_*"),
 }
 """Runs that a command makes inside its own; any other run that lies there is another one's."""
 WHOLE: dict[str, tuple[str, ...]] = {"benchmark_control": ("runs",), "benchmark_text": ("runs", "rows")}

@@ -30,6 +30,7 @@ from agents.runs.checkpoint import CheckpointError
 from agents.runs.distributed import ALONE, is_sharded
 from agents.runs.logging import MetricSink
 from agents.text.advantages import critic_advantages, group_turn_advantages, turn_rewards_to_go
+from agents.text.branches import branched, check_branches
 from agents.text.collector import TextCollector
 from agents.text.config import GROUP_ALGORITHMS, TextAgentConfig
 from agents.text.objective import REDUCTIONS, WithExactKL, text_objective
@@ -164,10 +165,14 @@ class TextAgent(Agent):
         if config.whiten_rewards:
             rewards = whiten(rewards, rollout.mask, shift_mean=config.whiten_shift_mean)
         advantages = critic_advantages(rollout, rewards, config.lam, config)
-        if config.critic_lam is None:
-            return rollout.to_batch(advantages)
-        targets = critic_advantages(rollout, rewards, config.critic_lam, config) + rollout.values
-        return rollout.to_batch(advantages, targets)
+        targets = None
+        if config.critic_lam is not None:
+            targets = critic_advantages(rollout, rewards, config.critic_lam, config) + rollout.values
+        batch = rollout.to_batch(advantages, targets)
+        if config.branches:
+            beta = 0.0 if self.collector is None else self.collector.beta
+            batch = branched(batch, rollout, config, self.policy, self.reference, beta=beta, generator=self.generator)
+        return batch
 
     def _by_comparison(self, rollout: Rollout) -> Batch:
         if bool((rollout.ended & ~rollout.terminated).any()):
@@ -215,6 +220,8 @@ class TextAgent(Agent):
             longest = int(((batch.observations != PAD).sum(1) + (batch.actions != PAD).sum(1)).max())
             rows = config.microbatch_rows(longest)
             config = replace(config, microbatch_size=rows, microbatch_tokens=None)
+        if config.branches:  # which have been normalized
+            config = replace(config, normalize_advantages="none")
         rate = value_at(config.learning_rate, self.progress) * config.warmup(self.updates)
         clip = value_at(config.clip, self.progress)
         for group in self.optimizer.param_groups:
@@ -261,8 +268,12 @@ def _check(
     if policy.has_critic != config.uses_critic:
         expected = "a policy with a critic" if config.uses_critic else 'a policy without a critic (critic="none")'
         raise ValueError(f"policy: expected {expected} for {config.algorithm}, received the opposite")
-    if config.kl_in != "reward" and config.kl_estimator == "full" and reference is None:
-        raise ValueError('reference: expected a policy for kl_estimator "full", received None')
+    exact = config.kl_in != "reward" and config.kl_estimator == "full"
+    if (exact or config.branches) and reference is None:
+        needed = 'kl_estimator "full"' if exact else "branches"
+        raise ValueError(f"reference: expected a policy for {needed}, received None")
+    if config.branches:
+        check_branches(policy, None if collector is None else collector.base)
     if collector is None:
         return
     for name, place in (("group_size", "environment"), ("dynamic_sampling", "collector")):

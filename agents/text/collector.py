@@ -105,14 +105,9 @@ class TextCollector:
         self.kl_controller, self.score_scaler = kl_controller, score_scaler
         self.processes = processes
         self.writer = Writer(
-            envs,
-            seed=seed,
-            engine=engine,
-            generate=generate,
-            max_concurrent_rows=max_concurrent_rows,
-            ahead=async_rollouts,
-            processes=processes,
-        )
+            envs, seed=seed, engine=engine, generate=generate, max_concurrent_rows=max_concurrent_rows,
+            ahead=async_rollouts, processes=processes,
+        )  # fmt: skip
         self.correction = correction_of(correction, on_policy=self.writer.on_policy)
         self.correction_bounds = correction_bounds
         if self.base.num_envs < processes.count:

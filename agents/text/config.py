@@ -94,6 +94,9 @@ class TextAdvantageConfig:
     critic_lam: float | None = None
     """PPO: GAE's lambda of the critic's targets, [0, 1]; None: the actor's (VC-PPO, Yuan et al. 2025, arXiv:2503.01491;
     VAPO, arXiv:2504.05118)"""
+    branches: int = 0
+    """PPO: so many further tokens are drawn in each state, whose advantages the critic tells: less noise from as many
+    texts, for a pass of each model (``agents.functional.advantages.all_action_advantages``). 0: none"""
     whiten_rewards: bool = False
     """PPO: scale rewards to standard deviation 1 over the batch's tokens before advantages are computed (Ziegler et al.
     2019; Huang et al. 2024, "The N+ implementation details of RLHF with PPO", arXiv:2403.17031)"""
@@ -225,13 +228,15 @@ class TextAgentConfig(
 
     def _check_ranges(self) -> None:
         ranges = {
-            ">= 0": "weight_decay warmup_updates clip_high critic_warmup dynamic_sampling",
+            ">= 0": "weight_decay warmup_updates clip_high critic_warmup dynamic_sampling branches",
             "> 0": "state_weight",
             ">= 1": "group_size correction_high microbatch_tokens",
             "in [0, 1)": "adam_beta1 adam_beta2 baseline_decay",
             "in [0, 1]": "critic_lam gamma_turn async_rollouts correction_low",
         }
         check_values(self, ranges)
+        if self.branches and self.normalize_advantages == "minibatch":
+            raise ValueError('branches: expected normalize_advantages "batch" or "none", received "minibatch"')
         if self.microbatch_tokens is not None and self.microbatch_size is not None:
             raise ValueError("microbatch_tokens and microbatch_size both bound a backward pass: leave one of them out")
         if self.algorithm in GROUP_ALGORITHMS and self.group_size < 2:
@@ -258,9 +263,13 @@ class TextAgentConfig(
             "REINFORCE": (self.algorithm == "reinforce", ("baseline", "reward_to_go")),
             "a critic": (
                 self.uses_critic,
-                ("critic_lam", "critic_warmup", "value_clip", "whiten_rewards", "lam", "value_coef"),
+                ("critic_lam", "critic_warmup", "value_clip", "whiten_rewards", "lam", "value_coef", "branches"),
             ),
             "whiten_rewards": (self.whiten_rewards, ("whiten_shift_mean",)),
+            "the clipped loss, rewards as paid, and texts by the policy itself": (
+                self.policy_loss == "clipped" and not self.whiten_rewards and mode == "none",
+                ("branches",),
+            ),
             "the clipped loss": (self.policy_loss == "clipped", ("dual_clip",)),
             "a clipped loss": (not plain, ("clip", "clip_high")),
             "a KL in the loss": (self.kl_in != "reward", ("kl_estimator",)),

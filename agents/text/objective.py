@@ -48,6 +48,8 @@ def text_objective(config: TextAgentConfig, *, clip: float, beta: float) -> Obje
         else:
             gspo = config.policy_loss == "gspo"
             total = losses.clipped_policy_loss(*given, dual_clip=config.dual_clip, sequence_ratio=gspo, **bounds)
+        if batch.branches is not None:
+            total = total + branch_loss(evaluation, batch, mask, dual_clip=config.dual_clip, **bounds)
         parts = {"policy_loss": total}
         if config.policy_loss == "gspo":
             parts["clip_fraction"] = _clipped_rows(evaluation, batch, mask, clip, config.clip_high)
@@ -65,6 +67,15 @@ def text_objective(config: TextAgentConfig, *, clip: float, beta: float) -> Obje
         return total, parts
 
     return objective
+
+
+def branch_loss(evaluation: Evaluation, batch: Batch, mask: Tensor | None, **bounds: Any) -> Tensor:
+    """The clipped loss of the tokens that were drawn besides, the sum over those of a state; as the taken ones'."""
+    new, old, advantages = evaluation.branch_logprobs, batch.branch_logprobs, batch.branch_advantages
+    if new is None or old is None or advantages is None:
+        raise ValueError(f"branches: expected log-probs and advantages of them, received {new}, {old}, {advantages}")
+    each = zip(new.unbind(-1), old.unbind(-1), advantages.unbind(-1), strict=True)
+    return torch.stack([losses.clipped_policy_loss(*one, mask, **bounds) for one in each]).sum()
 
 
 def _clipped_rows(
@@ -95,6 +106,6 @@ class WithExactKL:
     def __init__(self, policy: CausalLMPolicy, reference: CausalLMPolicy) -> None:
         self.policy, self.reference = policy, reference
 
-    def evaluate(self, observations: Tensor, actions: Tensor, mask: Tensor | None) -> Evaluation:
+    def evaluate(self, observations: Tensor, actions: Tensor, mask: Tensor | None, **options: Any) -> Evaluation:
         """As ``CausalLMPolicy.evaluate`` with ``reference``."""
-        return self.policy.evaluate(observations, actions, mask, reference=self.reference)
+        return self.policy.evaluate(observations, actions, mask, reference=self.reference, **options)

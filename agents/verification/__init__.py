@@ -1,1 +1,1 @@
-"""Verification: claims with an expected and a measured value, also for your own environment, model or policy."""
+"""Verification: claims with an expected and a measured value. Here a check's result, which every sub-room imports."""

@@ -37,7 +37,7 @@ ZERO = {
     "beta_start", "missing_eos_penalty", "heldout_share", "warmup_share", "final_share", "stop_at_return", "dropout",
     "token_noise", "truncation_share", "average_decay", "centring_coef", "head_lr_multiplier", "cg_damping", "log_std",
     "learning_rate", "reward_uncertainty_coef", "overlong_penalty", "dynamic_sampling", "correction_low",
-    "async_rollouts",
+    "async_rollouts", "branches",
 }  # fmt: skip
 """Settings that may be 0."""
 NEGATIVE = {"pass_score", "stop_at_return", "log_std", "reward_weights", "sde_sample_freq"}

@@ -1,9 +1,15 @@
-"""Mutation testing of the project's own tests: a mistake (`Mutant`), the mistakes (`table`), and their run."""
+"""Mutation testing of the project's own tests: a mistake (`Mutant`), the mistakes (`mutants.toml`), and their run."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # which pytest brings
 
 
 @dataclass(frozen=True)
@@ -21,3 +27,9 @@ class Mutant:
         if not self.tests:
             source = PurePosixPath(self.file)
             object.__setattr__(self, "tests", f"tests/{source.parent}/test_{source.name}")
+
+
+def read_mutants() -> tuple[Mutant, ...]:
+    """The mistakes of `mutants.toml`, by the source that they are planted in."""
+    found = tomllib.loads(Path(__file__).with_name("mutants.toml").read_text(encoding="utf-8"))
+    return tuple(Mutant(file=file, **planted) for file, each in found.items() for planted in each)

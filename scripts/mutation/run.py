@@ -4,7 +4,7 @@
     python -m scripts.mutants --only P4 S2       # those of some traps
     python -m scripts.mutants --write-docs       # all of them, and docs/mutants.md
 
-Each mistake of ``scripts.mutation.table`` is a replacement that must fit exactly once; the tested sources are a
+Each mistake of ``scripts/mutation/mutants.toml`` is a replacement that must fit exactly once; the tested sources are a
 temporary copy. Each run is a fork of one process that has loaded the libraries, and nothing of the project, beforehand.
 """
 
@@ -25,11 +25,11 @@ from typing import Any
 
 from agents.runs.cli import command
 from reward_models.aside import write_aside
-from scripts.mutation import Mutant
-from scripts.mutation.table import MUTANTS
+from scripts.mutation import Mutant, read_mutants
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("textenvs", "agents", "reward_models", "scripts")
+MUTANTS = read_mutants()
 PAGE = ROOT / "docs" / "mutants.md"
 LIBRARIES = (
     "gymnasium.vector",

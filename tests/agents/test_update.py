@@ -17,7 +17,7 @@ from agents.functional.masked import explained_variance
 from agents.interfaces import Evaluation
 from agents.rollout import Batch
 from agents.update import update
-from agents.verification.peers import NumpyPPO, update_difference
+from agents.verification.proof.peers import NumpyPPO, update_difference
 
 BOX = spaces.Box(-1, 1, (4,))
 ACTIONS = {

@@ -98,15 +98,9 @@ class DialogueVectorEnv(TokenVectorBase):
         self._played: Conversations | None = None  # of the batch path
         self._widths = (max_tokens, max_tokens - 1, max_tokens - 1)
         super().__init__(
-            num_envs,
-            tokenizer=tokenizer,
-            eos_token_id=eos_token_id,
-            vocab_size=vocab_size,
-            widths=self._widths,
-            group_size=group_size,
-            autoreset_mode=autoreset_mode,
-            budget=budget,
-        )
+            num_envs, tokenizer=tokenizer, eos_token_id=eos_token_id, vocab_size=vocab_size, widths=self._widths,
+            group_size=group_size, autoreset_mode=autoreset_mode, budget=budget,
+        )  # fmt: skip
         self._stepped = Conversations(self._make_envs(), self._bridge, self.limits, self._rows)
 
     @property
@@ -207,16 +201,10 @@ class DialogueVectorEnv(TokenVectorBase):
         turns = along(talk.rows.turns, NO_TURN)
         truncated = talk.truncated[ended]
         return TokenRows(
-            prompts=np.asarray(prompts),
-            completions=completions,
-            rewards=along(talk.rewards, np.float32(0)),
-            terminated=~truncated,
-            truncated=truncated,
-            stop_reason=talk.reasons[ended],
-            turns=turns,
-            states=along(talk.states, 0),
-            logprobs=as_acted(logprobs, completions, turns != NO_TURN),
-        )
+            prompts=np.asarray(prompts), completions=completions, rewards=along(talk.rewards, np.float32(0)),
+            terminated=~truncated, truncated=truncated, stop_reason=talk.reasons[ended], turns=turns,
+            states=along(talk.states, 0), logprobs=as_acted(logprobs, completions, turns != NO_TURN),
+        )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """As in the base, with the number of episodes begun and the seed that their seeds follow."""

@@ -66,15 +66,10 @@ class TokenVectorEnv(TokenVectorBase):
         self.prompts: Prompts = load_prompts(prompts, tokenizer, vocab_size=vocab_size, max_tokens=max_prompt_tokens)
         self.max_prompt_tokens = width = max_prompt_tokens or self.prompts.width
         super().__init__(
-            num_envs,
-            tokenizer=tokenizer,
-            eos_token_id=eos_token_id,
-            vocab_size=vocab_size,
-            widths=(width + max_new_tokens, width, max_new_tokens),
-            group_size=group_size,
-            autoreset_mode=autoreset_mode,
-            budget=budget,
-        )
+            num_envs, tokenizer=tokenizer, eos_token_id=eos_token_id, vocab_size=vocab_size,
+            widths=(width + max_new_tokens, width, max_new_tokens), group_size=group_size,
+            autoreset_mode=autoreset_mode, budget=budget,
+        )  # fmt: skip
 
     def set_group_size(self, group_size: int) -> None:
         """Draw each prompt `group_size` times in a row; before the first reset. Raises as the base's."""

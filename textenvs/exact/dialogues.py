@@ -67,12 +67,8 @@ class DialogueTask:
         draw = np.random.default_rng([self.seed, 5])
         shape = SITUATIONS, len(self.turns)
         logits = draw.normal(size=(len(self.states), V))
-        return (
-            draw.normal(size=shape),
-            draw.uniform(0.7, 1.0, shape),
-            draw.dirichlet(np.ones(SITUATIONS), shape),
-            logits,
-        )
+        rewards, going_on = draw.normal(size=shape), draw.uniform(0.7, 1.0, shape)
+        return rewards, going_on, draw.dirichlet(np.ones(SITUATIONS), shape), logits
 
     @cached_property
     def states(self) -> list[tuple[int, int, tuple[int, ...]]]:
@@ -191,17 +187,11 @@ class ExactDialogueVectorEnv(DialogueVectorEnv):
     """The dialogues of a `DialogueTask`, its attribute ``task``; see `DialogueVectorEnv`."""
 
     def __init__(self, num_envs: int, task: DialogueTask, **options: Any) -> None:
-        super().__init__(
-            num_envs,
-            env=partial(Game, task),
-            eos_token_id=EOS_TOKEN,
-            vocab_size=V,
-            max_turns=task.max_turns,
-            max_turn_tokens=TURN_TOKENS,
-            max_tokens=2 + task.max_turns * (TURN_TOKENS + 3),
-            budget="truncate" if task.truncates else "terminate",
-            **options,
-        )
+        limits: dict[str, Any] = {"max_turns": task.max_turns, "max_turn_tokens": TURN_TOKENS}
+        limits["max_tokens"] = 2 + task.max_turns * (TURN_TOKENS + 3)
+        budget = "truncate" if task.truncates else "terminate"
+        options |= {"env": partial(Game, task), "eos_token_id": EOS_TOKEN, "vocab_size": V, "budget": budget}
+        super().__init__(num_envs, **limits, **options)
         self.task = task
 
 

@@ -18,7 +18,6 @@ import gymnasium as gym
 
 from textenvs.dialogues.bridge import Observation
 from textenvs.envs.base import TokenVectorBase
-from textenvs.envs.scalar import TokenEnv
 from textenvs.envs.wrapper import TokenVectorWrapper
 from textenvs.factories import dialogue_vec, scalar
 from textenvs.tasks.extras import check_name, load
@@ -147,23 +146,14 @@ class OpenEnvSession(gym.Env[Any, str]):
         if answer["type"] != "error":
             info = dict(data.get("metadata") or {})
             done, cut = bool(data["done"]), bool(info.pop("truncated", False))
-            return (
-                self.observation(data["observation"]),
-                float(data["reward"] or 0),
-                done and not cut,
-                done and cut,
-                info,
-            )
+            text, reward = self.observation(data["observation"]), float(data["reward"] or 0)
+            return text, reward, done and not cut, done and cut, info
         if data.get("code") == "CAPACITY_REACHED":
             raise ConnectionError(f"{data['message']}; each sub-environment is a session: serve more, or take fewer")
         wrong = data.get("errors", [])
         blamed = {str(place) for each in wrong for place in each["loc"][:1]}
-        if (
-            message["type"] == "step"
-            and wrong
-            and blamed <= set(message["data"])
-            and all(each["type"] != "extra_forbidden" for each in wrong)
-        ):
+        forbidden = any(each["type"] == "extra_forbidden" for each in wrong)
+        if message["type"] == "step" and wrong and blamed <= set(message["data"]) and not forbidden:
             told = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in wrong)
             return f"error: {'; '.join(told)}", 0.0, False, False, {}
         raise RuntimeError(f"{self.url}: {data['message']} {wrong or ''}".rstrip())
@@ -231,9 +221,8 @@ def open_env_vec(
     return dialogue_vec(num_envs, env=source, **options)
 
 
-def open_env(**options: Any) -> TokenEnv:
-    """``gym.make("textenvs/OpenEnv-v0", ...)``: `open_env_vec` as one scalar environment."""
-    return scalar(open_env_vec, **options)
+open_env = partial(scalar, open_env_vec)
+"""``gym.make("textenvs/OpenEnv-v0", ...)``."""
 
 
 def _patiently(call: Callable[[], Value], url: str, patience: float) -> Value:

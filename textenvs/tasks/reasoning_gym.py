@@ -7,10 +7,10 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 from textenvs.envs.base import TokenVectorBase
-from textenvs.envs.scalar import TokenEnv
 from textenvs.envs.wrapper import TokenVectorWrapper
 from textenvs.factories import scalar, text_generation_vec, tokens_of
 from textenvs.tasks.extras import OwnRandomness, check_name, load
@@ -195,9 +195,8 @@ def reasoning_gym_vec(
     )
 
 
-def reasoning_gym(**options: Any) -> TokenEnv:
-    """``gym.make("textenvs/ReasoningGym-v0", ...)``: `reasoning_gym_vec` as one scalar environment."""
-    return scalar(reasoning_gym_vec, **options)
+reasoning_gym = partial(scalar, reasoning_gym_vec)
+"""``gym.make("textenvs/ReasoningGym-v0", ...)``."""
 
 
 def _questions(source: Any, seed: int) -> list[dict[str, Any]]:

@@ -13,7 +13,6 @@ from typing import Any
 import gymnasium as gym
 
 from textenvs.envs.base import TokenVectorBase
-from textenvs.envs.scalar import TokenEnv
 from textenvs.envs.wrapper import TokenVectorWrapper
 from textenvs.factories import dialogue_vec, scalar
 from textenvs.tasks.extras import OwnRandomness, check_name, load
@@ -186,6 +185,5 @@ def text_arena_vec(
     return dialogue_vec(num_envs, env=make, **options)
 
 
-def text_arena(**options: Any) -> TokenEnv:
-    """``gym.make("textenvs/TextArena-v0", ...)``: `text_arena_vec` as one scalar environment."""
-    return scalar(text_arena_vec, **options)
+text_arena = partial(scalar, text_arena_vec)
+"""``gym.make("textenvs/TextArena-v0", ...)``."""

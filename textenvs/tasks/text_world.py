@@ -17,7 +17,6 @@ from typing import Any
 import gymnasium as gym
 
 from textenvs.envs.base import TokenVectorBase
-from textenvs.envs.scalar import TokenEnv
 from textenvs.envs.wrapper import TokenVectorWrapper
 from textenvs.factories import dialogue_vec, scalar
 from textenvs.tasks.extras import OwnRandomness, check_name, load
@@ -179,9 +178,8 @@ def text_world_vec(
     return dialogue_vec(num_envs, env=partial(TextWorldGame, files), **options)
 
 
-def text_world(**options: Any) -> TokenEnv:
-    """``gym.make("textenvs/TextWorld-v0", ...)``: `text_world_vec` as one scalar environment."""
-    return scalar(text_world_vec, **options)
+text_world = partial(scalar, text_world_vec)
+"""``gym.make("textenvs/TextWorld-v0", ...)``."""
 
 
 def _complete(task: str, add_arguments: Any, settings: dict[str, Any]) -> dict[str, Any]:

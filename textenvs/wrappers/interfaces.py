@@ -6,12 +6,10 @@ import os
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from textenvs.tokens.rows import Floats, Ids, Mask, Numbers
+from textenvs.tokens.rows import Ids, Numbers
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from textenvs.envs.base import TokenVectorBase
 
 Acting: TypeAlias = Callable[[Ids, Ids], Numbers]
 """``(observations [N, L], actions [N]) -> [N]`` log-probs, nats, of the acting agent."""
@@ -50,13 +48,3 @@ class Reference(Protocol):
 
 ReferenceSource: TypeAlias = "Reference | nn.Module | str | os.PathLike[str]"
 """A reference, or a `transformers` causal LM, its directory or name."""
-
-
-class StepReference(Reference, Protocol):
-    """A reference that also scores single steps and checks that it fits an environment."""
-
-    def step(self, tokens: Ids, lengths: Ids, actions: Ids, running: Mask) -> Floats:
-        """Log-probs ``[N]``, nats, of one more token in rows ``[N, L]`` of ``lengths``; 0 where not ``running``."""
-
-    def check_fits(self, envs: TokenVectorBase) -> None:
-        """Raise ValueError unless every row of ``envs`` can be scored."""

@@ -26,12 +26,13 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from agents.functional.schedules import Schedule
 from agents.ranges import check_values
+from agents.recipes.rlhf.presets import ANOTHER_WAY, run_settings
 from agents.recipes.rlhf.task import EpisodeSettings, Memory, TextTask, changed
 from agents.runs.cli import enter, peek
 from agents.runs.flags import RunFlags
 from agents.text.config import PAPERS, Algorithm, Paper, TextAgentConfig, paper_settings
 from agents.text.kl_controllers import AdaptiveKL, AnnealedKL, KLController
-from agents.text.presets import PRESETS, learning_rate_for, preset_settings
+from agents.text.presets import PRESETS, learning_rate_for
 
 if TYPE_CHECKING:
     from agents.text.score_scaling import ScoreScaler
@@ -209,7 +210,7 @@ class TrainTextConfig(
     @classmethod
     def preset(cls, algorithm: Paper = "ppo", **changed: Any) -> TrainTextConfig:
         """The algorithm's preset for movie reviews (``agents.text.presets``), but for what is ``changed``."""
-        return cls(**preset_settings(algorithm, {"learning_rate": None, **changed}))
+        return cls(**run_settings(algorithm, changed))
 
     def __post_init__(self) -> None:
         for part in TrainTextConfig.__bases__:
@@ -260,13 +261,18 @@ class TrainTextConfig(
 
 def command_line(arguments: Sequence[str] | None = None) -> int:
     """Run with command-line arguments; returns the exit code: 0, 2 on bad input, 130 after Ctrl-C."""
-    given = peek(arguments, "algorithm", "kl_estimator")
-    asked = given.pop("algorithm", "ppo")
+    seen = peek(arguments, "algorithm", "kl_estimator", "model", "reward", *ANOTHER_WAY)
+    asked = seen.pop("algorithm", "ppo")
+    given = {name: value or True for name, value in seen.items()}  # a switch at the end has no value
     algorithm: Paper = next((each for each in PRESETS if each == asked), "ppo")  # an unknown one is refused below
     return enter(
         TrainTextConfig,
         "agents.recipes.rlhf.train:main",
         description=__doc__,
         arguments=arguments,
-        defaults=preset_settings(algorithm, {"learning_rate": None, **given}),
+        defaults={
+            name: value
+            for name, value in run_settings(algorithm, given).items()
+            if name not in given or name == "kl_estimator"  # of the others there are only words yet
+        },
     )

@@ -80,23 +80,8 @@ def _lead(config: TrainTextConfig, processes: Processes, num_parameters: int) ->
         parts = build_parts(config, processes, processes.broadcast(run.began))
         print(parts.task.about)
         agent = _agent(config, parts)
-        trained, resume_at = _Clock(), None
         state = run.checkpoint_state()
-        if state is not None:
-            shorter = state.get("progress", {}).get("span", (0, config.episodes))[1]
-            if shorter < config.episodes and config.beta_start is not None:
-                raise ValueError(
-                    f"episodes: expected {shorter}, since beta_start falls over a share of them, received "
-                    f"{config.episodes}: a run with it cannot be made longer"
-                )
-            with run.restoring():
-                agent.load_state_dict(processes.broadcast(state))
-            if shorter < config.episodes:
-                print(longer(shorter, config.episodes, "texts", agent.extend(config.episodes)))
-            resume_at = agent.steps
-            if (run.path / STATE).exists():  # a kill may come between the first checkpoint and it
-                clock = read_json(run.path / STATE, "seconds", "tokens")
-                trained = _Clock(float(clock["seconds"]), float(clock["tokens"]))
+        trained, resume_at = (_Clock(), None) if state is None else (_resumed(agent, config, run, state), agent.steps)
         # Before the run begins: a reward that cannot be used shows here.
         before = parts.task.assessor.assess(parts.task.models.start)
         agent.logger = run.begin(agent.steps)
@@ -124,6 +109,24 @@ def _lead(config: TrainTextConfig, processes: Processes, num_parameters: int) ->
             **metrics,
         }
         return run.finish(summary, finished=finished, curves=TEXT_CURVES, commands=COMMANDS)
+
+
+def _resumed(agent: TextAgent, config: TrainTextConfig, run: TrainingRun, state: dict[str, Any]) -> _Clock:
+    """Restore the agent, whose run may be longer now; the seconds and tokens so far."""
+    shorter = state.get("progress", {}).get("span", (0, config.episodes))[1]
+    if shorter < config.episodes and config.beta_start is not None:
+        raise ValueError(
+            f"episodes: expected {shorter}, since beta_start falls over a share of them, received {config.episodes}: "
+            "a run with it cannot be made longer"
+        )
+    with run.restoring():
+        agent.load_state_dict(agent.processes.broadcast(state))
+    if shorter < config.episodes:
+        print(longer(shorter, config.episodes, "texts", agent.extend(config.episodes)))
+    if not (run.path / STATE).exists():  # a kill may come between the first checkpoint and it
+        return _Clock()
+    clock = read_json(run.path / STATE, "seconds", "tokens")
+    return _Clock(float(clock["seconds"]), float(clock["tokens"]))
 
 
 def _agent(config: TrainTextConfig, parts: TextParts) -> TextAgent:

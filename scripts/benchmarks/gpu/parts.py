@@ -6,6 +6,7 @@ The large model has Qwen2.5-0.5B's shape and random weights.
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -22,11 +23,11 @@ from agents.lm.decoder import Generation
 from agents.lm.generation import generate
 from agents.lm.loading import autocast_of
 from agents.lm.memory import Layout, PeakMemory, Workload, plan
-from scripts.benchmarks.gpu.figure import Figure
+from agents.verification.checks import Check, at_least, at_most, flat_grad, number, relative_error
 from scripts.benchmarks.text.memory import write_random_model
 from scripts.benchmarks.text.models import BenchSizes, write_models
 from scripts.benchmarks.text.peer_environments import PEER_SCRIPT, on_demand, peer_job
-from scripts.benchmarks.text.speed import our_command
+from scripts.benchmarks.text.speed import OF_AN_UPDATE, our_command
 from textenvs.lm import sizes
 
 Part = Literal["equality", "decoding", "bfloat16", "generate", "update", "fsdp", "trl", "vllm"]
@@ -91,35 +92,38 @@ def _texts(config: GpuCheckConfig, policy: CausalLMPolicy, work: Workload) -> tu
     return prompts, found, seconds
 
 
+def _figure(what: str, value: float, unit: str) -> Check:
+    """A measurement without a bound."""
+    return Check(what, "", f"{number(value)} {unit}", None)
+
+
 def _now(config: GpuCheckConfig) -> float:
     if torch.device(config.device).type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def equality(config: GpuCheckConfig) -> list[Figure]:
+def equality(config: GpuCheckConfig) -> list[Check]:
     """A small float32 model on the device beside the CPU."""
     torch.set_float32_matmul_precision("highest")
     found: list[list[Tensor]] = []
     for device in ("cpu", config.device):
         policy = build(dataclasses.replace(config, device=device), "float32", tiny=True)
-        prompts, written, _ = _texts(
-            config, policy, Workload(rollout_rows=16, update_rows=16, prompt_tokens=5, new_tokens=40)
-        )
+        work = Workload(rollout_rows=16, update_rows=16, prompt_tokens=5, new_tokens=40)
+        prompts, written, _ = _texts(config, policy, work)
         tokens = found[0][0].to(device) if found else written.completions
         judged = policy.evaluate(prompts, tokens)
         (judged.logprobs.sum() + judged.entropy.sum()).backward()
-        gradient = torch.cat([each.grad.flatten() for each in policy.model.parameters() if each.grad is not None])
-        found.append([each.detach().cpu() for each in (written.completions, judged.logprobs, gradient)])
+        found.append([each.detach().cpu() for each in (written.completions, judged.logprobs, flat_grad(policy.model))])
     (tokens, logprobs, gradient), (theirs, other, others) = found
     return [
-        Figure(what="tokens written as on the CPU", value=float((tokens == theirs).float().mean()), least=0.98),
-        Figure(what="log-probs beside the CPU's", value=float((logprobs - other).abs().max()), unit="nats", most=1e-4),
-        Figure(what="gradient beside the CPU's", value=float((gradient - others).norm() / gradient.norm()), most=1e-4),
+        at_least("tokens written as on the CPU", float((tokens == theirs).float().mean()), 0.98),
+        at_most("log-probs beside the CPU's", float((logprobs - other).abs().max()), 1e-4, " nats"),
+        at_most("gradient beside the CPU's", relative_error(others, gradient), 1e-4),
     ]
 
 
-def decoding(config: GpuCheckConfig) -> list[Figure]:
+def decoding(config: GpuCheckConfig) -> list[Check]:
     """Cached decoding, with shapes that stay and with growing ones, beside a full forward pass; float32."""
     torch.set_float32_matmul_precision("highest")
     policy = build(config, "float32")
@@ -129,17 +133,12 @@ def decoding(config: GpuCheckConfig) -> list[Figure]:
     _, growing, _ = _texts(config, policy, _workload(config))
     same = float((growing.completions == written.completions).float().mean())
     return [
-        Figure(
-            what="decoding beside full passes",
-            value=float((written.logprobs - full).abs().max()),
-            unit="nats",
-            most=2e-3,
-        ),
-        Figure(what="tokens by graph as by a growing cache", value=same, least=0.95),
+        at_most("decoding beside full passes", float((written.logprobs - full).abs().max()), 2e-3, " nats"),
+        at_least("tokens by graph as by a growing cache", same, 0.95),
     ]
 
 
-def bfloat16(config: GpuCheckConfig) -> list[Figure]:
+def bfloat16(config: GpuCheckConfig) -> list[Check]:
     """What bfloat16 costs: the sampler's log-probs beside the trainer's, and the trainer's beside float32's."""
     policy = build(config, "bfloat16")
     prompts, written, _ = _texts(config, policy, _workload(config))
@@ -148,15 +147,13 @@ def bfloat16(config: GpuCheckConfig) -> list[Figure]:
     exact = policy.completion_logprobs(prompts, written.completions)
     drift = (written.logprobs - trained).abs()
     return [
-        Figure(what="bfloat16: sampler beside trainer, mean", value=float(drift.mean()), unit="nats", most=0.05),
-        Figure(what="bfloat16: sampler beside trainer, largest", value=float(drift.max()), unit="nats"),
-        Figure(
-            what="bfloat16 beside float32, mean", value=float((trained - exact).abs().mean()), unit="nats", most=0.05
-        ),
+        at_most("bfloat16: sampler beside trainer, mean", float(drift.mean()), 0.05, " nats"),
+        _figure("bfloat16: sampler beside trainer, largest", float(drift.max()), "nats"),
+        at_most("bfloat16 beside float32, mean", float((trained - exact).abs().mean()), 0.05, " nats"),
     ]
 
 
-def generating(config: GpuCheckConfig) -> list[Figure]:
+def generating(config: GpuCheckConfig) -> list[Check]:
     """Tokens a second of our decoder and of transformers' ``generate`` with the same weights."""
     work, policy = _workload(config), build(config)
     prompts, _, seconds = _texts(config, policy, work)
@@ -167,15 +164,15 @@ def generating(config: GpuCheckConfig) -> list[Figure]:
         began = _now(config)
         model.generate(input_ids=prompts, attention_mask=torch.ones_like(prompts), **options)
         theirs = _now(config) - began
-    number = work.rollout_rows * work.new_tokens
+    tokens = work.rollout_rows * work.new_tokens
     return [
-        Figure(what="written by ours", value=number / seconds, unit="tokens/s"),
-        Figure(what="written by transformers", value=number / theirs, unit="tokens/s"),
-        Figure(what="ours beside transformers", value=theirs / seconds, least=None if config.tiny else 1.0),
+        _figure("written by ours", tokens / seconds, "tokens/s"),
+        _figure("written by transformers", tokens / theirs, "tokens/s"),
+        at_least("ours beside transformers", theirs / seconds, 0.0 if config.tiny else 1.0),
     ]
 
 
-def updating(config: GpuCheckConfig) -> list[Figure]:
+def updating(config: GpuCheckConfig) -> list[Check]:
     """An update's products beside the card's, and its memory beside the plan."""
     work, peak = _workload(config), PeakMemory(config.device)
     policy = build(config)
@@ -204,17 +201,15 @@ def updating(config: GpuCheckConfig) -> list[Figure]:
         one @ one
         card = 2 * size**3 / (_now(config) - began)
     return [
-        Figure(what="update", value=seconds, unit="s"),
-        Figure(what="the card's product", value=card / 1e12, unit="TFLOP/s"),
-        Figure(
-            what="an update's products beside it", value=flops / seconds / card, least=None if config.tiny else 0.25
-        ),
-        Figure(what="peak memory", value=measured / 2**20, unit="MiB"),
-        Figure(what="peak memory beside the plan", value=measured / expected, most=None if config.tiny else 1.1),
+        _figure("update", seconds, "s"),
+        _figure("the card's product", card / 1e12, "TFLOP/s"),
+        at_least("an update's products beside it", flops / seconds / card, 0.0 if config.tiny else 0.25),
+        _figure("peak memory", measured / 2**20, "MiB"),
+        at_most("peak memory beside the plan", measured / expected, math.inf if config.tiny else 1.1),
     ]
 
 
-def fsdp(config: GpuCheckConfig) -> list[Figure]:
+def fsdp(config: GpuCheckConfig) -> list[Check]:
     """FSDP2 with one rank beside no FSDP: loss of a pass and norm of its gradient."""
     import torch.distributed as dist
     from torch.distributed.fsdp import fully_shard
@@ -234,10 +229,10 @@ def fsdp(config: GpuCheckConfig) -> list[Figure]:
         grads = [getattr(each.grad, "_local_tensor", each.grad) for each in model.parameters()]
         norms.append(float(torch.nn.utils.get_total_norm(grads)))
     dist.destroy_process_group()
-    return [Figure(what="FSDP2, one rank: norm of the gradient", value=abs(norms[1] / norms[0] - 1), most=1e-4)]
+    return [at_most("FSDP2, one rank: norm of the gradient", abs(norms[1] / norms[0] - 1), 1e-4)]
 
 
-def trl(config: GpuCheckConfig) -> list[Figure]:
+def trl(config: GpuCheckConfig) -> list[Check]:
     """GRPO of ours and of TRL, if it is installed: response tokens a second of whole updates."""
     tiny = dict(layers=1, width=32, vocabulary=99, rows=8, new_tokens=8, minibatches=2, epochs=1, group_size=4)
     large = dict(layers=24, width=1280, heads=20, vocabulary=50257, positions=512, prompt_tokens=128, new_tokens=256)
@@ -247,9 +242,7 @@ def trl(config: GpuCheckConfig) -> list[Figure]:
     ours = [*our_command(models, shape, threads=4), "--algorithm", "grpo", "--device", config.device, "--dtype", "auto"]
     commands = {"ours": ours}
     if find_spec("trl"):
-        of_update = {
-            name: getattr(shape, name) for name in ("rows", "minibatches", "epochs", "new_tokens", "group_size")
-        }
+        of_update = {name: getattr(shape, name) for name in OF_AN_UPDATE}
         job = peer_job(folder, "grpo", models=models, on_demand=True, device=config.device, **of_update)
         commands["TRL"] = [sys.executable, "-I", str(PEER_SCRIPT), str(job)]
     rates = {}
@@ -258,13 +251,13 @@ def trl(config: GpuCheckConfig) -> list[Figure]:
             update()
             figures = update()
         rates[side] = figures["response_tokens"] / figures["seconds"]
-    found = [Figure(what=f"GRPO by {side}", value=rate, unit="response tokens/s") for side, rate in rates.items()]
+    found = [_figure(f"GRPO by {side}", rate, "response tokens/s") for side, rate in rates.items()]
     if "TRL" in rates:
-        found.append(Figure(what="GRPO: ours beside TRL's", value=rates["ours"] / rates["TRL"], least=2.0))
+        found.append(at_least("GRPO: ours beside TRL's", rates["ours"] / rates["TRL"], 2.0))
     return found
 
 
-def vllm(config: GpuCheckConfig) -> list[Figure]:
+def vllm(config: GpuCheckConfig) -> list[Check]:
     """vLLM's log-probs of what it samples beside ours, if it is installed; no figure if not."""
     if not find_spec("vllm"):
         return []
@@ -274,20 +267,18 @@ def vllm(config: GpuCheckConfig) -> list[Figure]:
     engine = LLM(model=str(folder), dtype="float32", enforce_eager=True, gpu_memory_utilization=0.3, max_model_len=512)
     prompts = torch.arange(1, 8 * 16 + 1).view(8, 16)
     asked = SamplingParams(temperature=1.0, max_tokens=64, ignore_eos=True, logprobs=0, seed=0)
-    written = [
-        each.outputs[0] for each in engine.generate([{"prompt_token_ids": row} for row in prompts.tolist()], asked)
-    ]
+    rows = [{"prompt_token_ids": row} for row in prompts.tolist()]
+    written = [each.outputs[0] for each in engine.generate(rows, asked)]
     tokens = torch.tensor([list(each.token_ids) for each in written])
-    theirs = torch.tensor(
-        [[step[token].logprob for step, token in zip(each.logprobs, each.token_ids, strict=True)] for each in written]
-    )
+    steps = [zip(each.logprobs, each.token_ids, strict=True) for each in written]
+    theirs = torch.tensor([[step[token].logprob for step, token in row] for row in steps])
     policy = CausalLMPolicy.from_pretrained(folder, critic="none").to(config.device)
     ours = policy.completion_logprobs(prompts.to(config.device), tokens.to(config.device)).cpu()
     difference = float((ours - theirs).abs().mean())
-    return [Figure(what="vLLM's log-probs beside ours, float32, mean", value=difference, unit="nats", most=1e-3)]
+    return [at_most("vLLM's log-probs beside ours, float32, mean", difference, 1e-3, " nats")]
 
 
-PARTS: dict[Part, Callable[[GpuCheckConfig], list[Figure]]] = {
+PARTS: dict[Part, Callable[[GpuCheckConfig], list[Check]]] = {
     "equality": equality, "decoding": decoding, "bfloat16": bfloat16, "generate": generating, "update": updating,
     "fsdp": fsdp, "trl": trl, "vllm": vllm,
 }  # fmt: skip

@@ -10,7 +10,6 @@ left, is run by the next call; one that is there is not.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -21,21 +20,20 @@ from typing import Any
 from agents.runs.cli import command
 from agents.runs.devices import prepare_device
 from agents.runs.run_dir import SUMMARY
+from agents.verification.checks import Check, markdown
 from reward_models.aside import write_aside
 from reward_models.files import write_json
-from scripts.benchmarks.gpu.figure import Figure
 from scripts.benchmarks.gpu.parts import PARTS, GpuCheckConfig
 from scripts.benchmarks.processes import run_process
 
 
 def main(config: GpuCheckConfig) -> dict[str, Any]:
-    """Run the parts that are missing; returns the verdicts' counts."""
+    """Run the parts that are missing; how many checks passed, and which failed."""
     folder = Path(config.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     prepare_device(config.device, "auto")
     if config.part is not None:
-        figures = [dataclasses.asdict(each) for each in PARTS[config.part](config)]
-        write_aside(folder / f"{config.part}.json", json.dumps(figures, indent=2) + "\n")
+        write_aside(folder / f"{config.part}.json", json.dumps(PARTS[config.part](config), indent=2) + "\n")
         return {}
     end = time.monotonic() + config.total_s
     missing: dict[str, str] = {}
@@ -63,18 +61,18 @@ def _run(config: GpuCheckConfig, part: str, seconds: float) -> str:
 
 
 def _write_table(folder: Path, missing: dict[str, str]) -> dict[str, Any]:
-    lines, verdicts = ["| part | what | value | bound | |", "|---|---|---|---|---|"], []
+    checks: list[Check] = []
     for part in PARTS:
         if (folder / f"{part}.json").exists():
-            for figure in (Figure(**each) for each in json.loads((folder / f"{part}.json").read_text())):
-                cells = [part, figure.what, f"{figure.value:.4g} {figure.unit}", figure.bound, figure.verdict]
-                lines.append(f"| {' | '.join(cells)} |")
-                verdicts.append(figure.verdict)
+            found = (Check(*each) for each in json.loads((folder / f"{part}.json").read_text()))
+            checks += [check._replace(claim=f"{part}: {check.claim}") for check in found]
         elif missing.get(part):
-            lines.append(f"| {part} | {missing[part]} | | | failed |")
-            verdicts.append("failed")
-    summary = {name: verdicts.count(name) for name in ("kept", "MISSED", "failed")}
-    write_aside(folder / "table.md", "\n".join(lines) + "\n")
+            checks.append(Check(part, "a result", missing[part], False))
+    summary = {
+        "passed": sum(check.passed is True for check in checks),
+        "failed": [c.claim for c in checks if c.passed is False],
+    }
+    write_aside(folder / "table.md", markdown("Checks of a GPU", checks))
     write_json(folder / SUMMARY, summary)
     return summary
 

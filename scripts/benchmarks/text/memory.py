@@ -17,10 +17,11 @@ from typing import Any, Literal
 
 import torch
 
+from agents.recipes.games.teaching import word_tokenizer
 from agents.runs.cli import command
 from agents.runs.run_dir import SUMMARY, RunDir
 from scripts.benchmarks.processes import run_once
-from scripts.benchmarks.text.models import word_tokenizer
+from scripts.benchmarks.text.models import numbered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,21 +122,13 @@ def write_random_model(folder: Path) -> Path:
 
     words = ["<end>", "the", "film", "number", "is", "about", "a", *map(str, range(1000))]
     special = {name: "<end>" for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
-    word_tokenizer(words, 49152, **special).save_pretrained(folder)
+    word_tokenizer(numbered(words, 49152), **special).save_pretrained(folder)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
-        bos_token_id=0,
-        eos_token_id=0,
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
+        num_key_value_heads=3, max_position_embeddings=8192, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0,
         pad_token_id=0,
-    )
+    )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from agents.recipes.games.teaching import word_tokenizer
 from reward_models.aside import write_aside
 
 PAD_ID, EOS_ID = 0, 1
@@ -65,7 +66,7 @@ def write_models(folder: Path, sizes: BenchSizes, *, mean_length: float | None) 
     from reward_models import RewardModel
 
     special = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
-    tokenizer = word_tokenizer(list(special.values()), sizes.vocabulary, padding_side="left", **special)
+    tokenizer = word_tokenizer(numbered(list(special.values()), sizes.vocabulary), padding_side="left", **special)
     config = GPT2Config(
         vocab_size=sizes.vocabulary, n_positions=sizes.positions, n_embd=sizes.width, n_layer=sizes.layers,
         n_head=sizes.heads, pad_token_id=PAD_ID, eos_token_id=EOS_ID, bos_token_id=EOS_ID,
@@ -85,15 +86,9 @@ def write_models(folder: Path, sizes: BenchSizes, *, mean_length: float | None) 
     return folder
 
 
-def word_tokenizer(words: list[str], vocabulary: int, **options: Any) -> Any:
-    """``words`` between blanks, and ``w3``, ``w4``, ... up to ``vocabulary``; with options of transformers'."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    numbers = {word: i for i, word in enumerate([*words, *(f"w{i}" for i in range(len(words), vocabulary))])}
-    core = Tokenizer(models.WordLevel(numbers, unk_token=options["unk_token"]))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=core, **options)
+def numbered(words: list[str], count: int) -> list[str]:
+    """``words``, and ``w3``, ``w4``, ... after them, ``count`` in all."""
+    return [*words, *(f"w{i}" for i in range(len(words), count))]
 
 
 @torch.no_grad()

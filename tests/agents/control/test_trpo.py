@@ -235,7 +235,7 @@ def test_every_figure_is_explained():
 
 
 def test_a_policy_without_outputs_is_refused():
-    from agents.verification.tabular import TabularPolicy
+    from agents.verification.exact.tabular import TabularPolicy
 
     with pytest.raises(ValueError, match="TabularPolicy without outputs, head, critic"):
         TRPO(None, TRPOConfig(), TabularPolicy(np.arange(3)[:, None], 2))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.functional.advantages import generalized_advantages, values_of_next_steps
-from agents.verification.peers import advantage_difference, advantages_by_definition
+from agents.verification.proof.peers import advantage_difference, advantages_by_definition
 
 
 def row(*values):

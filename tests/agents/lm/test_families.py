@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from agents.lm.causal_lm import CausalLMPolicy
-from agents.verification import family_paths
-from agents.verification.families import EXACT, MESSAGES, NOT_RECOMPUTED, REFUSED, REPRESENTATIVE, build, known
-from agents.verification.family_paths import path_errors, refused_with_reason
+from agents.verification.models import family_paths
+from agents.verification.models.families import EXACT, MESSAGES, NOT_RECOMPUTED, REFUSED, REPRESENTATIVE, build, known
+from agents.verification.models.family_paths import path_errors, refused_with_reason
 from textenvs.wrappers.reference import CausalLMReference
 
 DOCS = Path(__file__).parents[3] / "docs" / "verification.md"

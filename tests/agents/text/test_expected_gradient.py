@@ -18,7 +18,7 @@ from agents.rollout import Rollout
 from agents.runs.distributed import ALONE
 from agents.text.agent import TextAgent
 from agents.text.config import TextAgentConfig
-from agents.verification.tabular import TabularTextPolicy
+from agents.verification.exact.tabular import TabularTextPolicy
 from textenvs.exact import enumeration as exact
 
 TREE = exact.TokenTree.build(3, 0, 2)

@@ -507,7 +507,7 @@ def test_every_algorithm_resumes_where_an_undisturbed_run_ends_and_has_no_critic
         (["--kl-target", "3", "--kl-horizon", "50"], "kl_horizon must exceed a fifth of batch_size 256, received 50"),
         (["--kl-horizon", "999"], "kl_horizon is of kl_target, which is not given"),
         (["--beta-share", "0.2"], "beta_share is of beta_start, which is not given"),
-        (["--lora-rank", "4"], "lora_rank: this needs memory adapters, received memory shared"),
+        (["--lora-rank", "4"], "lora_rank: this needs memory adapters, received memory full"),
         (["--memory", "full", "--no-value-adapter"], "value_adapter: this needs memory adapters"),
         (["--memory", "adapters", "--adapter", "x", "--lora-rank", "9"], "the adapter that training starts from"),
         (["--reward-uncertainty-coef", "3"], "reward_uncertainty_coef is of reward_combine uncertainty, received mean"),

@@ -6,6 +6,7 @@ import subprocess
 import pytest
 import torch
 
+from agents.verification.checks import at_least, at_most
 from scripts.benchmarks.gpu import run as gpu
 from scripts.benchmarks.gpu.parts import PARTS, GpuCheckConfig
 from scripts.benchmarks.gpu.run import main
@@ -19,9 +20,9 @@ def test_a_part_measures_on_the_cpu(part, tmp_path, monkeypatch):
     precision = torch.get_float32_matmul_precision()
     assert main(GpuCheckConfig(run_dir=str(tmp_path), device="cpu", tiny=True, part=part)) == {}
     torch.set_float32_matmul_precision(precision)
-    figures = json.loads((tmp_path / f"{part}.json").read_text())
-    assert len(figures) >= 2
-    assert all(figure["value"] == figure["value"] for figure in figures)
+    checks = json.loads((tmp_path / f"{part}.json").read_text())
+    assert len(checks) >= 2
+    assert not any("nan" in measured for _, _, measured, _ in checks)
 
 
 @pytest.mark.slow
@@ -40,19 +41,19 @@ def test_parts_that_are_there_stay_and_others_are_told_with_their_reason(tmp_pat
             raise subprocess.TimeoutExpired(command, timeout)
         if part == "trl":
             raise RuntimeError("trl ended with 1: Traceback\nValueError: no such thing")
-        bound = {"least": 2.0} if part == "generate" else {"most": 2.0}
-        (tmp_path / f"{part}.json").write_text(json.dumps([{"what": "a figure", "value": 1.5, **bound}]))
+        check = (at_least if part == "generate" else at_most)("a figure", 1.5, 2.0)
+        (tmp_path / f"{part}.json").write_text(json.dumps([check]))
 
     monkeypatch.setattr(gpu, "run_process", run)
     (tmp_path / "equality.json").write_text("[]")
     summary = main(GpuCheckConfig(run_dir=str(tmp_path), device="cpu", part_s=7))
     assert "equality" not in asked
     assert len(asked) == len(PARTS) - 1
-    assert summary == {"kept": 4, "MISSED": 1, "failed": 2}
+    assert summary == {"passed": 4, "failed": ["generate: a figure", "update", "trl"]}
     table = (tmp_path / "table.md").read_text()
-    assert "| update | given up after 7 s | | | failed |" in table
-    assert "| trl | ValueError: no such thing | | | failed |" in table
-    assert "| generate | a figure | 1.5  | ≥ 2 | MISSED |" in table
+    assert "| update | a result | given up after 7 s | FAIL |" in table
+    assert "| trl | a result | ValueError: no such thing | FAIL |" in table
+    assert "| generate: a figure | >= 2 | 1.5 | FAIL |" in table
     asked.clear()
     main(GpuCheckConfig(run_dir=str(tmp_path), device="cpu", total_s=0.5))
     assert asked == []

@@ -1,0 +1,80 @@
+"""Training batches with further tokens in each state, whose advantages the critic tells; see ``agents.lm.branches``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from agents.functional.advantages import all_action_advantages
+from agents.functional.masked import fill_masked, masked_var
+from agents.lm.branches import draw_branches
+from agents.lm.causal_lm import CausalLMPolicy
+from agents.rollout import Batch, Rollout
+from agents.runs.distributed import is_sharded
+from agents.text.config import TextAgentConfig
+from agents.text.stepwise import TextPolicy
+from textenvs.dialogues.vector import DialogueVectorEnv
+
+
+def branched(
+    batch: Batch,
+    rollout: Rollout,
+    config: TextAgentConfig,
+    policy: CausalLMPolicy,
+    reference: CausalLMPolicy | None,
+    *,
+    beta: float,
+    generator: torch.Generator,
+) -> Batch:
+    """``batch`` with further tokens and their advantages, and what is left for the tokens that were taken.
+
+    A token that ends the text, and every token of the last step, has a value that only the reward tells: such ones get
+    no advantage, and are not compared. Normalized advantages are divided by the deviation of those by GAE; no mean is
+    subtracted, since each state has a baseline of its own.
+
+    Args:
+        batch: with advantages by GAE.
+        rollout: that it was made of.
+        config: number of tokens, discount, where the KL is charged, and whether advantages are normalized.
+        policy, reference: that acted, and that the KL is measured against.
+        beta: price of the KL, reward units per nat.
+        generator: of the tokens.
+    """
+    assert reference is not None  # as `check_branches` has seen
+    drawn = draw_branches(
+        policy, reference, rollout.observations, rollout.actions, rollout.mask,
+        count=config.branches, generator=generator,
+    )  # fmt: skip
+    width = rollout.mask.shape[1]
+    goes_on = torch.arange(width, device=rollout.mask.device) < width - 1
+    price = 0.0 if config.kl_in == "loss" else beta
+    advantages, others = all_action_advantages(
+        batch.advantages,
+        rollout.values,
+        rollout.rewards + config.gamma * rollout.next_values,
+        comparable=goes_on & ~rollout.ended,
+        others=config.gamma * drawn.values - price * (drawn.logprobs - drawn.ref_logprobs),
+        known=~drawn.ends & goes_on[:, None],
+    )
+    scale = 1.0
+    if config.normalize_advantages == "batch":
+        scale = float(masked_var(batch.advantages, batch.mask, unbiased=False).sqrt()) + 1e-8
+    return replace(
+        batch,
+        advantages=fill_masked(advantages, rollout.mask) / scale,
+        branches=drawn.tokens,
+        branch_logprobs=drawn.logprobs,
+        branch_advantages=others.masked_fill(~rollout.mask[..., None], 0.0) / scale,
+    )
+
+
+def check_branches(policy: TextPolicy, envs: object) -> None:
+    """Raise ValueError unless ``policy``, in ``envs`` (None: unknown), can draw further tokens in each state."""
+    if not isinstance(policy, CausalLMPolicy) or policy.sampling.filters or is_sharded(policy):
+        raise ValueError(
+            "branches: expected a CausalLMPolicy that is whole and samples from all tokens, received a "
+            f"{type(policy).__name__} with {getattr(policy, 'sampling', None)}"
+        )
+    if isinstance(envs, DialogueVectorEnv):
+        raise ValueError("branches: expected texts of one turn, received an environment of dialogues")

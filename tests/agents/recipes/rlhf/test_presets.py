@@ -1,0 +1,50 @@
+"""What a run starts from where its settings leave it open."""
+
+import json
+import shutil
+
+import pytest
+
+from agents.recipes.rlhf.config import TrainTextConfig
+from agents.recipes.rlhf.presets import REWARD_CRITIC, critic_can_start_as_reward, run_settings
+from textenvs import assets
+
+
+def test_movie_reviews_start_their_critic_as_the_reward_model():
+    config = TrainTextConfig.preset(run_dir="x")
+    assert {name: getattr(config, name) for name in REWARD_CRITIC} == REWARD_CRITIC
+    again = TrainTextConfig.preset(run_dir="x", reward=(str(assets.reward_model_dir()),))
+    assert {name: getattr(again, name) for name in REWARD_CRITIC} == REWARD_CRITIC
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"memory": "shared"}, {"branches": 2}, {"engine": "http://here:8000"}, {"shard": "fsdp"},
+        {"rows": "r", "reward": ("number",)},
+        {"env": "module:Game"}, {"model": "nowhere"}, {"whiten_rewards": True},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_who_asks_for_another_way_gets_it(asked):
+    assert not critic_can_start_as_reward(asked)
+
+
+def test_only_a_reward_model_of_the_models_shape_and_words(tmp_path):
+    reward = tmp_path / "reward"
+    shutil.copytree(assets.reward_model_dir(), reward)
+    assert critic_can_start_as_reward({"reward": (str(reward),)})
+    assert critic_can_start_as_reward({"reward": str(reward), "model": str(assets.language_model_dir())})
+    config = json.loads((reward / "config.json").read_text())
+    (reward / "config.json").write_text(json.dumps(config | {"n_layer": 2}))
+    assert not critic_can_start_as_reward({"reward": (str(reward),)})
+    (reward / "config.json").write_text(json.dumps(config))
+    words = json.loads((reward / "tokenizer.json").read_text())
+    words["model"]["vocab"] = dict(list(words["model"]["vocab"].items())[:-1])
+    (reward / "tokenizer.json").write_text(json.dumps(words))
+    assert not critic_can_start_as_reward({"reward": (str(reward),)})
+
+
+def test_other_algorithms_have_no_critic_to_start():
+    assert "critic_start" not in run_settings("grpo", {})
+    assert run_settings("ppo", {"beta": 0.4})["beta"] == 0.4
