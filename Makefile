@@ -3,6 +3,7 @@
 # make verify set up, then run the proof and print it: claim, expected, measured, verdict (a few minutes)
 # make test   set everything up, then lint, format check, type check and the default tests
 # make test-extras   install the packages of other people's tasks, and run the tests that need them
+# make test-browser   open the report pages in a headless Chromium (apt-get install chromium)
 # make test-vllm   install vLLM for CPUs in an environment of its own and write texts by it (ten minutes)
 # make mutants   plant known mistakes one by one; the tests must catch each
 # make gpu-check  eight minutes on a CUDA machine: equal results, speed, memory; parts that are done are kept
@@ -21,7 +22,7 @@ EXTRAS := reasoning-gym,textarena,openenv,textworld
 # Where bytecode is switched off, every process would compile its libraries and tests again, seconds each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install data demo pretrained verify test test-slow test-extras test-vllm mutants kills benchmark-control benchmark-text gpu-check docs lint format clean
+.PHONY: install data demo pretrained verify test test-slow test-extras test-browser test-vllm mutants kills benchmark-control benchmark-text gpu-check docs lint format clean
 
 install: $(VENV)/installed
 
@@ -60,6 +61,9 @@ test-slow: data
 test-extras: install
 	$(BIN)/python -m pip install --quiet --no-compile --editable '.[demo,dev,$(EXTRAS)]' 'trl==1.16.0; python_version >= "3.11"'
 	$(BIN)/python -m pytest tests/textenvs/tasks tests/textenvs/dialogues/test_environment_factory.py 'tests/docs/test_snippets.py::test_the_page_runs[docs/recipes/tasks.md]' -rs
+
+test-browser: install
+	$(BIN)/python -m pytest -m browser -rs tests/agents/reports
 
 # Its torchvision and torchaudio are builds for another torch.
 test-vllm: install

@@ -17,6 +17,8 @@ COMMANDS = {
     "train-language-model": ("agents.recipes.sft.config", "fine-tune a language model, or train a small one anew"),
     "serve": ("agents.recipes.commands.serve", "start a vLLM server that train-text --engine writes by"),
     "evaluate": ("agents.recipes.commands.evaluate", "evaluate what a run left behind"),
+    "compare": ("agents.recipes.commands.compare", "put runs on one page: curves over seeds, figures with intervals"),
+    "watch": ("agents.recipes.commands.watch", "serve the report of a run while it trains, on this machine alone"),
     "verify": ("agents.verification.proof.command", "run the proof, or check an environment or model of your own"),
     "frontier": ("agents.recipes.commands.frontier", "draw reward against KL of one run or several"),
     "best-of-n": ("agents.recipes.commands.best_of_n", "score the best of n texts, which needs no training"),

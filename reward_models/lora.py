@@ -6,6 +6,7 @@ Only the adapter is trained and saved; the language model is loaded again by its
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -31,8 +32,8 @@ class Adapter(Protocol):
     def base_name(self) -> str:
         """Directory or name of the model below the adapter; empty if it has none."""
 
-    def save(self, folder: Path) -> None:
-        """Write the adapter for ``PeftModel.from_pretrained``."""
+    def save(self, folder: Path, whole: Mapping[str, Tensor] | None = None) -> None:
+        """Write the adapter for ``PeftModel.from_pretrained``; ``whole``: weights of the reward model above."""
 
 
 class AdapterBackbone(nn.Module):
@@ -87,9 +88,11 @@ class AdapterBackbone(nn.Module):
         """Directory or name of the model below the adapter."""
         return str(self.peft_model.get_base_model().name_or_path)
 
-    def save(self, folder: Path) -> None:
-        """Write the adapter for ``PeftModel.from_pretrained``."""
-        write_adapter(self.peft_model, self.name, folder)
+    def save(self, folder: Path, whole: Mapping[str, Tensor] | None = None) -> None:
+        """Write the adapter for ``PeftModel.from_pretrained``; ``whole``: weights of the reward model above."""
+        inside = "backbone.peft_model.base_model.model."
+        own = None if whole is None else {name.removeprefix(inside): part for name, part in whole.items()}
+        write_adapter(self.peft_model, self.name, folder, own)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None, use_cache: bool = False

@@ -7,7 +7,7 @@ cut has no ``eos``; training covers this case by cutting texts at random.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -218,11 +218,12 @@ class RewardModel(nn.Module):
         self.mean.fill_(raw.mean())
         self.std.fill_(raw.std())
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, whole: Mapping[str, Tensor] | None = None) -> None:
         """Write a model that ``AutoModelForSequenceClassification`` loads, with the head's raw output as its logit.
 
         The calibration is in ``reward_model.json``: ``score = (logit - mean) / std``. An adapter is saved in
-        ``adapter/`` with the name of the model below, and only `load` reads it.
+        ``adapter/`` with the name of the model below, and only `load` reads it. ``whole`` are weights in place of the
+        model's own, by its ``state_dict``'s names.
 
         Raises:
             ValueError: an adapter over a model without a name, or a shared trunk without an adapter.
@@ -230,17 +231,18 @@ class RewardModel(nn.Module):
         folder = Path(path)
         about: dict[str, Any] = {name: float(getattr(self, name)) for name in CALIBRATION}
         config, tokenizer = self.backbone.config, self.tokenizer
-        weights: dict[str, Tensor] = {"head.weight": self.head.weight}
+        own = self.state_dict() if whole is None else whole
+        weights: dict[str, Tensor] = {"head.weight": own["head.weight"]}
         if isinstance(self.backbone, Adapter):
             about["base"] = lasting_name(self.backbone.base_name)
         else:
-            weights |= {f"backbone.{name}": part for name, part in self.backbone.state_dict().items()}
+            weights |= {name: part for name, part in own.items() if name.startswith("backbone.")}
             config, tokenizer, weights = as_classifier(self.backbone, tokenizer, weights)
         folder.mkdir(parents=True, exist_ok=True)
         config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         if "base" in about:
-            self.backbone.save(folder / ADAPTER)
+            self.backbone.save(folder / ADAPTER, whole)
         write_model(folder, weights, max_length=self.max_length, **about)
 
     @classmethod

@@ -6,7 +6,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -36,15 +36,45 @@ class FitResult:
     interrupted: bool = False  # whether Ctrl-C ended it
 
 
+class Workers(Protocol):
+    """Who computes the rewards of a batch's texts: this process, or several that share them."""
+
+    def rewards(self, model: RewardModel, rows: Sequence[list[int]], chunk_size: int) -> Tensor:
+        """Of all ``rows`` ``[N]``, in their order; carries the gradient of those that are this process's."""
+
+    def add_gradients(self, model: RewardModel) -> None:
+        """Make the model's gradients the sum of all processes'."""
+
+
+class OneWorker:
+    """This process alone."""
+
+    def rewards(self, model: RewardModel, rows: Sequence[list[int]], chunk_size: int) -> Tensor:
+        """Encode each row once, in chunks of like length."""
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        chunks = [order[start : start + chunk_size] for start in range(0, len(order), chunk_size)]
+        rewards = torch.cat([model.raw(*model.pad([rows[i] for i in chunk])) for chunk in chunks])
+        return rewards[torch.argsort(torch.tensor(order, device=rewards.device))]
+
+    def add_gradients(self, model: RewardModel) -> None:
+        """There is nothing to add."""
+
+
 class RewardLearner:
     """A reward model and its comparisons, as `reward_models.fitting.Fit` trains it; arguments and errors as `fit`."""
 
     def __init__(
-        self, model: RewardModel, train: BatchSource, heldout: Sequence[ComparisonBatch], options: TrainingOptions
+        self,
+        model: RewardModel,
+        train: BatchSource,
+        heldout: Sequence[ComparisonBatch],
+        options: TrainingOptions,
+        workers: Workers | None = None,
     ) -> None:
         if not len(heldout):
             raise ValueError("heldout: expected at least one batch, whose loss chooses the weights; received 0")
         self.module, self.train, self.heldout, self.options = model, train, heldout, options
+        self.workers = workers or OneWorker()
         model.mean.zero_()
         model.std.fill_(1.0)
         model.autocast = torch.bfloat16 if options.dtype == "bfloat16" else None
@@ -74,13 +104,15 @@ class RewardLearner:
         """Add the gradient of a batch's Bradley–Terry loss."""
         comparisons, rows = batch
         self.module.train(self.options.dropout > 0)
-        loss = batch_loss(self.module, rows, comparisons, self.options.chunk_size, self.options.centring_coef)
+        options = self.options
+        loss = batch_loss(self.module, rows, comparisons, options.chunk_size, options.centring_coef, self.workers)
         torch.autograd.backward(loss)
+        self.workers.add_gradients(self.module)
         return StepResult(loss.item(), comparisons.num_pairs)
 
     def heldout_loss(self) -> float:
         """Mean loss, nats, of the held-out batches."""
-        return heldout_loss(self.module, self.heldout, self._rows)
+        return heldout_loss(self.module, self.heldout, self._rows, self.workers)
 
     def fingerprint(self) -> int:
         """A checksum of the held-out texts and of the first training batch."""
@@ -140,13 +172,15 @@ def fit(
 
 
 def batch_loss(
-    model: RewardModel, rows: Sequence[list[int]], batch: ComparisonBatch, chunk_size: int, centring_coef: float = 0.0
+    model: RewardModel,
+    rows: Sequence[list[int]],
+    batch: ComparisonBatch,
+    chunk_size: int,
+    centring_coef: float = 0.0,
+    workers: Workers | None = None,
 ) -> Tensor:
     """The Bradley–Terry loss (nats) of one batch, each of its texts encoded once, in chunks of like length."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    chunks = [order[start : start + chunk_size] for start in range(0, len(order), chunk_size)]
-    rewards = torch.cat([model.raw(*model.pad([rows[i] for i in chunk])) for chunk in chunks])
-    rewards = rewards[torch.argsort(torch.tensor(order, device=rewards.device))]
+    rewards = (workers or OneWorker()).rewards(model, rows, chunk_size)
     chosen, rejected, weights, margins = (
         torch.as_tensor(x, device=rewards.device) for x in (batch.chosen, batch.rejected, batch.weights, batch.margins)
     )
@@ -156,11 +190,17 @@ def batch_loss(
 
 
 @torch.no_grad()
-def heldout_loss(model: RewardModel, batches: Iterable[ComparisonBatch], rows: _RowCache | None = None) -> float:
+def heldout_loss(
+    model: RewardModel,
+    batches: Iterable[ComparisonBatch],
+    rows: _RowCache | None = None,
+    workers: Workers | None = None,
+) -> float:
     """Mean loss (nats) over batches, without dropout, noise or centring."""
     rows = rows or _RowCache(model)
     model.eval()
-    return float(np.mean([batch_loss(model, rows(batch.texts), batch, 64).item() for batch in batches]))
+    losses = [batch_loss(model, rows(batch.texts), batch, 64, workers=workers).item() for batch in batches]
+    return float(np.mean(losses))
 
 
 def disturb(row: list[int], model: RewardModel, options: TrainingOptions, rng: np.random.Generator) -> list[int]:

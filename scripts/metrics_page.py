@@ -6,6 +6,7 @@ python -m scripts.metrics_page > docs/metrics.md
 from __future__ import annotations
 
 from agents.evaluation.curve import METRICS as FRONTIER_METRICS
+from agents.evaluation.monitoring import METRICS as MONITOR_METRICS
 from agents.runs.logging import METRICS
 from agents.text.agent import METRICS as TEXT_AGENT_METRICS
 from agents.text.behavior import METRICS as ENGINE_METRICS
@@ -32,7 +33,7 @@ def page() -> str:
     ]
     for title, table in (
         ("PPO, everywhere", METRICS),
-        ("Text", TEXT_METRICS | ENGINE_METRICS | TEXT_AGENT_METRICS | FRONTIER_METRICS),
+        ("Text", TEXT_METRICS | ENGINE_METRICS | TEXT_AGENT_METRICS | FRONTIER_METRICS | MONITOR_METRICS),
         ("Reward model and language model", OTHER_METRICS),
     ):
         lines += [f"## {title}", "", "| name | what it is |", "|---|---|"]

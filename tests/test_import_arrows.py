@@ -19,7 +19,7 @@ TOKEN_ROOMS = {
     "agents.algorithms", "agents.lm", "agents.text", "agents.evaluation", "agents.recipes", "agents.recipes.rlhf",
     "agents.recipes.sft", "agents.recipes.games",
     "agents.engines", "agents.verification.environments", "agents.verification.exact", "agents.verification.models",
-    "agents.verification.proof",
+    "agents.verification.monitors", "agents.verification.proof",
 }  # fmt: skip
 """Rooms of agents that may know tokens; the core and control are Gymnasium's alone."""
 

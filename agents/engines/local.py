@@ -35,6 +35,8 @@ class LocalEngine:
         options = {name: value for name, value in options.items() if value is not None}
         if sampling.other_rows != (0, 0):
             options["other_rows"] = sampling.other_rows
+        if sampling.greedy:
+            options["deterministic"] = True
         found = self._generate(
             self.policy, prompts, max_new_tokens=sampling.max_new_tokens, generator=sampling.generator, **options
         )

@@ -38,6 +38,8 @@ class Sampling:
     """Rows that are written at a time; None: all."""
     other_rows: tuple[int, int] = (0, 0)
     """Rows of the same batch before and after these that are written elsewhere: their random numbers are drawn, too."""
+    greedy: bool = False
+    """The likeliest tokens instead of samples."""
     dialogue: Dialogue | None = None
     """Answers turns; None: a row is one completion."""
 

@@ -121,7 +121,7 @@ class VLLMEngine:
         """Each row's request, as text, which is also the row's name."""
         rules, ends = sampling.rules, list(end_tokens(sampling.eos_token_id))
         shared: dict[str, Any] = {
-            "temperature": rules.temperature,
+            "temperature": 0.0 if sampling.greedy else rules.temperature,
             "top_k": rules.top_k or 0,
             "top_p": rules.top_p,
             "min_tokens": rules.min_new_tokens,

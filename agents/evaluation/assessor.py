@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from agents.engines.local import LocalEngine
+from agents.engines.protocol import Engine, Sampling
 from agents.evaluation.metrics import Assessment, Passed, PassingRule, TextJudge
 from agents.evaluation.samples import EVAL_SEED, Samples, write_samples
 from agents.lm.causal_lm import CausalLMPolicy
@@ -44,12 +47,14 @@ class Assessor:
     chat: ChatTemplate | None = None  # the template of the prompts
     judge: TextJudge | None = None  # independent of the reward
     passing: PassingRule | None = None  # None: right and wrong are not told apart
+    engine: Callable[[CausalLMPolicy], Engine] | None = None  # that writes by a policy's weights; None: the policy
 
     def write(self, policy: CausalLMPolicy, *, seed: int = EVAL_SEED, deterministic: bool = False) -> Samples:
         """One completion by ``policy`` for every prompt, from a separate generator; without chat markup."""
         samples = write_samples(
             policy, self.tokenizer, self.prompts, max_new_tokens=self.max_new_tokens, seed=seed,
             max_concurrent_rows=self.max_concurrent_rows, deterministic=deterministic,
+            engine=self.engine and self.engine(policy),
         )  # fmt: skip
         return samples if self.chat is None else replace(samples, openings=self.chat.plain(samples.openings))
 
@@ -100,6 +105,12 @@ class Assessor:
         assert kl is not None
         return kl.cpu().numpy()
 
+    def judge_rows(self, rows: TokenRows) -> NDArray[Any]:
+        """The independent judge's scores ``[N]`` of finished rows."""
+        assert self.judge is not None
+        openings, endings = self.decode(rows, len(rows.prompts))
+        return self.judge.score([opening + ending for opening, ending in zip(openings, endings, strict=True)])
+
     def decode(self, rows: TokenRows, count: int) -> tuple[list[str], list[str]]:
         """Prompts and completions of the first ``count`` of ``rows`` as text, without chat markup."""
         openings, endings = decode_rows(self.tokenizer, rows.prompts[:count], rows.completions[:count])
@@ -121,12 +132,14 @@ class EpisodeAssessor(Assessor):
         base = self.envs.unwrapped
         assert isinstance(base, TokenVectorBase)
         prompts = self.envs.draw_prompts(seed=EVAL_EPISODES)
-        written = generate(
-            policy, torch.from_numpy(prompts).to(policy.device), max_new_tokens=base.max_new_tokens, with_values=False,
+        engine = self.engine(policy) if self.engine else LocalEngine(policy, partial(generate, with_values=False))
+        sampling = Sampling(
+            max_new_tokens=base.max_new_tokens, rules=policy.sampling, eos_token_id=policy.eos_token_id,
             generator=torch.Generator().manual_seed(seed), max_concurrent_rows=self.max_concurrent_rows,
-            deterministic=deterministic, dialogue=base if isinstance(base, DialogueVectorEnv) else None,
+            greedy=deterministic, dialogue=base if isinstance(base, DialogueVectorEnv) else None,
         )  # fmt: skip
-        completions, logprobs = written.completions.cpu().numpy(), written.logprobs.cpu().numpy()
+        written = engine.generate(torch.from_numpy(prompts).to(policy.device), sampling)
+        completions, logprobs = written.ids.cpu().numpy(), written.logprobs.cpu().numpy()
         played = self.envs.play(prompts, completions, logprobs, columns=base.drawn_columns)
         if isinstance(base, DialogueVectorEnv):
             dialogues = [told(each["messages"]) for each in base.drawn_columns]

@@ -49,9 +49,14 @@ class FrontierFollower:
         self.path, self.start, self.logger = path, start, logger
         self.points: list[dict[str, float | None]] = []
         if resume_at is not None and path.exists():
-            self.points = [point for point in read_points(path) if (point[STEP] or 0) <= resume_at]
+            self.points = read_points(path)
+            self.cut(resume_at)
         if not self.points:
             self.add(0, start)
+
+    def cut(self, episodes: int) -> None:
+        """Forget the points after ``episodes`` texts."""
+        self.points = [point for point in self.points if (point[STEP] or 0) <= episodes]
 
     def add(self, episodes: int, now: Assessment) -> None:
         """Save and log the metrics after ``episodes`` texts; the judge's are None without one."""

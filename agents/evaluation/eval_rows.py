@@ -49,6 +49,7 @@ class EvalRows:
             prompts=load_prompts(self.rows, tokenizer, vocab_size=agent.policy.vocab_size),
             max_new_tokens=base.max_new_tokens,
             max_concurrent_rows=agent.options.max_concurrent_rows,
+            engine=agent.collector.writer.evaluating,
         )
         found = assessor.figures(agent.policy, self.rule)
         self.points.append({"steps": agent.steps, **found})

@@ -12,6 +12,7 @@ import numpy as np
 
 from agents.evaluation.best_of_n_estimate import pass_at_k
 from agents.evaluation.samples import Samples
+from textenvs.tokens.rows import TokenRows
 from textenvs.wrappers.preference import ScoredRows, mean_where_it_applies
 
 
@@ -101,7 +102,7 @@ class Assessment:
         return None if self.judged is None or rival.judged is None else win_rate(self.judged, rival.judged)
 
 
-def distinct_bigrams_of_all(samples: Samples) -> float:
+def distinct_bigrams_of_all(samples: Samples | TokenRows) -> float:
     """Distinct bigrams of token ids / bigrams, over all completions together (Li et al. 2016, distinct-2).
 
     Unlike an average over texts it also falls when texts become similar. It depends on the number of texts, so compare

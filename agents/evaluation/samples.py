@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from agents.engines.local import LocalEngine
+from agents.engines.protocol import Engine, Sampling
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.generation import generate
 from textenvs.tokens.prompts import PromptSource, load_prompts
@@ -49,22 +51,23 @@ class Samples:
 
 def write_samples(
     policy: CausalLMPolicy, tokenizer: PreTrainedTokenizerBase, prompts: PromptSource, *, max_new_tokens: int,
-    seed: int, max_concurrent_rows: int | None = None, deterministic: bool = False,
+    seed: int, max_concurrent_rows: int | None = None, deterministic: bool = False, engine: Engine | None = None,
 ) -> Samples:  # fmt: skip
     """One completion by ``policy`` for every prompt; the same seed means the same random numbers for every policy.
 
     ``prompts`` are N texts or another source for `load_prompts`, ``max_new_tokens`` the budget of a completion, and
     ``max_concurrent_rows`` the rows decoded at a time; None: all of a batch. ``deterministic``: the likeliest tokens.
+    ``engine`` holds the policy's weights and writes in its place; None: the policy itself.
     """
     read = load_prompts(prompts, tokenizer, vocab_size=policy.vocab_size)
     tokens = read.tokens
-    generator = torch.Generator().manual_seed(seed)
-    write = partial(
-        generate, policy, max_new_tokens=max_new_tokens, generator=generator, with_values=False,
-        max_concurrent_rows=max_concurrent_rows, deterministic=deterministic,
+    sampling = Sampling(
+        max_new_tokens=max_new_tokens, rules=policy.sampling, eos_token_id=policy.eos_token_id, greedy=deterministic,
+        generator=torch.Generator().manual_seed(seed), max_concurrent_rows=max_concurrent_rows,
     )  # fmt: skip
-    parts = [write(rows.to(policy.device)) for rows in torch.from_numpy(tokens).split(BATCH_SIZE)]
-    completions = torch.cat([part.completions for part in parts]).cpu().numpy()
+    engine = engine or LocalEngine(policy, partial(generate, with_values=False))
+    parts = [engine.generate(rows.to(policy.device), sampling) for rows in torch.from_numpy(tokens).split(BATCH_SIZE)]
+    completions = torch.cat([part.ids for part in parts]).cpu().numpy()
     openings, endings = decode_rows(tokenizer, tokens, completions)
     return Samples(
         prompts=tokens, completions=completions, logprobs=torch.cat([part.logprobs for part in parts]).cpu().numpy(),

@@ -6,7 +6,7 @@ The adapters are peft's (see ``textenvs.lm.lora``). This module switches roles; 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,8 +182,9 @@ class AdaptedTrunk:
         """True if a parameter of that name (in the model, or in a module around it) is trained."""
         return any(belongs(name, role) for role in self.trained)
 
-    def merged(self) -> PreTrainedModel:
-        """A float32 copy of the transformers model with the policy's adapter merged into its weights."""
+    def merged(self, role: str | None = POLICY) -> PreTrainedModel:
+        """A float32 copy of the transformers model with the adapter of ``role``, if any, merged into its weights."""
+        names = [] if role is None else [role]
         # One layer at a time, so that at most one copy of the model is held; a deep copy takes what the memo has.
         merged: dict[int, Any] = {}
         layers: list[Any] = list(self._layers)
@@ -191,18 +192,20 @@ class AdaptedTrunk:
         for layer in (each for each in layers if each not in inside):
             copied: Any = copy.deepcopy(layer).float()
             if hasattr(copied, "unload_and_optionally_merge_module"):  # experts, with an adapter around another one
-                merged[id(layer)] = copied.unload_and_optionally_merge_module(True, False, [POLICY])
+                merged[id(layer)] = copied.unload_and_optionally_merge_module(bool(names), False, names)
             else:
-                copied.merge(adapter_names=[POLICY])
+                copied.merge(adapter_names=names)
                 merged[id(layer)] = copied.get_base_layer()
         whole = copy.deepcopy(self.model, merged).float()
         vars(whole).pop("peft_config", None)
         return whole
 
-    def named_tensors(self, role: str = POLICY) -> list[tuple[str, Tensor]]:
-        """One role's adapter under the names in peft's files, with ``B`` scaled so that alpha equals the rank."""
-        config: Any = self.peft.peft_config[role]
-        state, scale = get_peft_model_state_dict(self.peft, adapter_name=role), config.lora_alpha / config.r
+    def named_tensors(self, role: str | None = POLICY) -> list[tuple[str, Tensor]]:
+        """One role's adapter under the names in peft's files, with ``B`` scaled so that alpha equals the rank; without
+        a role the policy's with ``B`` zero."""
+        config: Any = self.peft.peft_config[role or POLICY]
+        state = get_peft_model_state_dict(self.peft, adapter_name=role or POLICY)
+        scale = 0.0 if role is None else config.lora_alpha / config.r
         return [(name, each.detach() * (scale if ".lora_B." in name else 1.0)) for name, each in state.items()]
 
     def save(self, folder: str | Path, role: str = POLICY, trained: dict[str, Tensor] | None = None) -> None:
@@ -238,8 +241,8 @@ class RoleTrunk(nn.Module):
         """Directory or name of the trunk's model."""
         return str(self._trunk.model.name_or_path)
 
-    def save(self, folder: str | Path) -> None:
-        """Write the role's adapter for ``PeftModel.from_pretrained``.
+    def save(self, folder: str | Path, whole: Mapping[str, Tensor] | None = None) -> None:
+        """Write the role's adapter, with its own weights, for ``PeftModel.from_pretrained``.
 
         Raises:
             ValueError: if the role is None.

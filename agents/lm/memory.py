@@ -9,6 +9,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.fused_logprobs import rows_at_once
 from agents.lm.lora import AdaptedTrunk, LoraOptions
+from agents.lm.sharding import gathered_bytes, part_bytes
 from textenvs.lm.packed_attention import OURS
 from textenvs.lm.packed_forward import recompute_layers, trunk_forward
 from textenvs.lm.sizes import sizes
@@ -69,18 +71,23 @@ class Layout:
     """Of matrix products, and of the trunk that adapters share."""
     recompute: bool = False
     """Layers are recomputed in the backward pass."""
+    processes: int = 1
+    """That share each weight (``agents.lm.sharding``)."""
+    gathers: bool = False
+    """The policy's weights are whole while texts are written."""
 
 
 def plan(model_config: PretrainedConfig, layout: Layout, workload: Workload, *, reward: int = 0) -> dict[str, int]:
     """Bytes of each role. Weights, gradients and Adam's states are exact; activations, cache and sampling estimated.
 
     Update, rollout and checkpoint (copied before it is written) take turns, so the total includes the largest of the
-    three. Excluded: the program, its libraries, and fragmentation.
+    three. Excluded: the program, its libraries, and fragmentation. Of several processes it is the first one's part,
+    which is the largest, and what is gathered at a time.
 
     Args:
         model_config: of a causal LM.
         layout: how the models share weights.
-        workload: the run's shapes.
+        workload: the run's shapes, of one process.
         reward: bytes of the reward models' weights.
     """
     policy = _on_meta(model_config, layout)
@@ -90,22 +97,26 @@ def plan(model_config: PretrainedConfig, layout: Layout, workload: Workload, *, 
     model = [*policy.model.parameters(), *policy.model.buffers()]
     actor = [tensor for tensor in model if id(tensor) not in own]
     critic_buffers = [] if policy.critic_trunk is None else list(policy.critic_trunk.buffers())
-    adapter = num_bytes(policy.actor_parameters()) if layout.starts_from_adapter else 0
-    adam = 2 * num_bytes(trained) + FLOAT32 * len(trained)
+    size = partial(part_bytes, processes=layout.processes)
+    adapter = size(policy.actor_parameters()) if layout.starts_from_adapter else 0
+    adam = 2 * size(trained) + FLOAT32 * len(trained)
     roles = {
-        "policy_weights": num_bytes(actor),
-        "critic_weights": num_bytes([*critic, *critic_buffers]),
-        "reference_weights": adapter if layout.memory == "adapters" else num_bytes(model),
+        "policy_weights": size(actor),
+        "critic_weights": size([*critic, *critic_buffers]),
+        "reference_weights": adapter if layout.memory == "adapters" else size(model),
         "reward_weights": reward,
-        "gradients": num_bytes(trained),
+        "gradients": size(trained),
         "adam_states": adam,
+        **({} if layout.processes == 1 else {"gathered": gathered_bytes(policy, layout.dtype)}),
         "update_activations": activation_bytes(model_config, layout, workload),
         "rollout_cache": cache_bytes(model_config, layout.dtype, workload),
-        "checkpoint_copy": num_bytes(policy.state_dict().values()) + adam,
+        "checkpoint_copy": size(policy.state_dict(keep_vars=layout.processes > 1).values()) + adam,
         "rollout_sampling": SAMPLING_COPIES * FLOAT32 * workload.rollout_rows * policy.vocab_size,
         "rollout_passes": pass_bytes(model_config, layout, workload),
     }
-    rollout = sum(roles[f"rollout_{name}"] for name in ("cache", "sampling", "passes"))
+    if layout.gathers:
+        roles["rollout_weights"] = num_bytes([*model, *critic])
+    rollout = sum(size for name, size in roles.items() if name.startswith("rollout_"))
     turns = rollout, roles["update_activations"], roles["checkpoint_copy"]
     return roles | {"total": sum(roles.values()) - sum(turns) + max(turns)}
 

@@ -71,9 +71,9 @@ def named_weights(policy: CausalLMPolicy, *, adapter_only: bool = False) -> Iter
     if adapter_only:
         if policy.adapters is None:
             raise ValueError('engine_weights "adapter": expected a policy with adapters, received one without')
-        named: Iterable[tuple[str, Tensor]] = policy.adapters.named_tensors()
+        named: Iterable[tuple[str, Tensor]] = policy.adapters.named_tensors(policy.role)
     else:
-        named = (policy.model if policy.adapters is None else policy.adapters.merged()).named_parameters()
+        named = (policy.model if policy.adapters is None else policy.adapters.merged(policy.role)).named_parameters()
     for name, weight in named:
         yield name, whole(weight).detach()
 

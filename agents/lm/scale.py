@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,8 @@ class Run:
     """Passes without gradients over all texts: the reference, a reward model of this size, old log-probs."""
     critic: bool = False
     """A critic of its own, of the policy's size."""
+    shard: Literal["fsdp", "none"] = "fsdp"
+    """What GPUs hold of weights, gradients and states: "fsdp", a part of each; "none", all of them in each GPU."""
 
 
 def update_parts(shape: Shape, run: Run, machine: Machine, gpus: int) -> dict[str, float]:
@@ -88,6 +91,9 @@ def update_parts(shape: Shape, run: Run, machine: Machine, gpus: int) -> dict[st
     forward = tokens * (2 * weights + 2 * shape.layers * shape.hidden * width)  # causal attention: half of all pairs
     passes = run.epochs * max(1, math.ceil(tokens / gpus / run.pass_tokens))
     gathered, reduced = 2 * 2 * weights * others * passes, 4 * weights * others * passes  # bfloat16 twice, float32 once
+    shards = gpus
+    if run.shard == "none":  # gradients are summed once a step, there and back
+        gathered, reduced, shards = 0.0, 2 * 4 * weights * others * run.epochs, 1
 
     split = min(gpus, 2 ** max(0, math.ceil(math.log2(2 * weights / (0.5e9 * machine.memory_gb)))))
     replicas = max(1, gpus // split)
@@ -101,9 +107,9 @@ def update_parts(shape: Shape, run: Run, machine: Machine, gpus: int) -> dict[st
 
     layer = (weights - shape.vocabulary * shape.hidden) / shape.layers
     held = {
-        "gb_weights_gradients_adam": 16 * trained * weights / gpus,
-        "gb_frozen": 2 * run.scoring_passes * weights / gpus,
-        "gb_gathered": 2 * (2 * layer + shape.vocabulary * shape.hidden) if gpus > 1 else 0.0,
+        "gb_weights_gradients_adam": 16 * trained * weights / shards,
+        "gb_frozen": 2 * run.scoring_passes * weights / shards,
+        "gb_gathered": 2 * (2 * layer + shape.vocabulary * shape.hidden) if shards > 1 else 0.0,
         "gb_activations": 2.0 * run.pass_tokens * shape.hidden * (shape.layers + 32),  # layers' inputs, and one layer
         "gb_engine": 2 * weights / split + at_once * cache_of_row / split,
     }
@@ -113,7 +119,7 @@ def update_parts(shape: Shape, run: Run, machine: Machine, gpus: int) -> dict[st
         "s_generate": prefill + waves * run.new_tokens * step,
         "s_score": run.scoring_passes * forward / products,
         "s_update": max(4 * trained * run.epochs * forward / products, trained * (gathered + reduced) / link),
-        "s_adam": 28 * trained * weights / gpus / memory,
+        "s_adam": 28 * trained * weights / shards / memory,
         "s_weights_to_engine": 2 * weights * others / link,
     }
     return {

@@ -9,7 +9,7 @@ gather along (``Processes.take_part``).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.decoder import Generation
+from agents.lm.saving import named_weights
 from agents.runs import checkpoint
-from agents.runs.distributed import Processes, whole
+from agents.runs.distributed import Processes, is_shard, whole
+from reward_models.lora import AdapterBackbone
+from reward_models.model import RewardModel
+from textenvs.lm.packed_forward import trunk_of
 
 WHOLE = "has_whole_weights"
 """Attribute of a trunk all of whose layers are gathered."""
@@ -55,16 +59,29 @@ def shard(policies: Sequence[CausalLMPolicy], processes: Processes, mesh: Device
         if policy.has_critic:
             value_head = [policy.value_head]
             if policy.critic_trunk is not None:
-                _shard(policy.critic_trunk, value_head, policy, mesh, processes, offload)
+                _shard(policy.critic_trunk, value_head, policy.autocast, mesh, processes, offload)
             else:
                 heads += value_head
-        _shard(policy.trunk, heads, policy, mesh, processes, offload)
+        _shard(policy.trunk, heads, policy.autocast, mesh, processes, offload)
+
+
+def shard_reward_model(
+    model: RewardModel, processes: Processes, mesh: DeviceMesh, autocast: torch.dtype | None
+) -> None:
+    """Shard ``model``, whose layers will multiply in ``autocast``, as ``shard`` does."""
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
+    trunk, heads = model.backbone, [model.head]
+    if isinstance(trunk, AdapterBackbone):
+        language_model: Any = trunk.peft_model.get_base_model()
+        trunk = trunk_of(language_model)
+        heads.append(language_model.get_output_embeddings())  # unused, but it may be the embeddings
+    _shard(trunk, heads, autocast, mesh, processes, offload=False)
 
 
 def _shard(
     trunk: Any,
     heads: Sequence[nn.Module],
-    policy: CausalLMPolicy,
+    autocast: torch.dtype | None,
     mesh: DeviceMesh,
     processes: Processes,
     offload: bool,
@@ -72,7 +89,7 @@ def _shard(
     """Shard ``trunk`` by layers; ``heads`` are gathered with its embeddings, which one of them may share."""
     if isinstance(trunk, FSDPModule):
         return
-    layers: list[Any] = [module for module in trunk.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = _layers(trunk)
     if len(layers) != trunk.config.num_hidden_layers:
         raise ValueError(
             f"shard: expected {trunk.config.num_hidden_layers} layers that can be told apart, received {len(layers)} "
@@ -80,7 +97,7 @@ def _shard(
         )
     rest: OffloadPolicy = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offload else OffloadPolicy()
     # Autocast's products, with weights rounded before they are sent and not after; what comes out stays as it is.
-    low = MixedPrecisionPolicy(param_dtype=policy.autocast, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    low = MixedPrecisionPolicy(param_dtype=autocast, reduce_dtype=torch.float32, cast_forward_inputs=False)
     whole = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=low, offload_policy=rest)
@@ -106,6 +123,10 @@ def _shard(
     trunk.register_forward_pre_hook(ask, prepend=True)
     trunk.register_forward_hook(need_gradient, prepend=True)
     processes.at_rest.append(trunk.reshard)
+
+
+def _layers(trunk: nn.Module) -> list[Any]:
+    return [module for module in trunk.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def _gather_along(trunk: FSDPModule, layers: Sequence[FSDPModule]) -> None:
@@ -170,10 +191,80 @@ class Shards:
         return found
 
     def _gather(self) -> dict[str, Tensor]:
+        return _whole_state(self._policy.state_dict(), self._processes, "model.")
+
+
+def gathered(state: Mapping[str, Tensor], processes: Processes, prefix: str = "") -> dict[str, Tensor] | None:
+    """Weights of ``state`` whose names begin with ``prefix``, without it: whole, on the CPU, in the main process.
+
+    All processes call it at the same place. None if nothing is sharded.
+    """
+    processes.all_gather(None)
+    return _whole_state(state, processes, prefix) if any(map(is_shard, state.values())) else None
+
+
+def _whole_state(state: Mapping[str, Tensor], processes: Processes, prefix: str) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    gathered_once: dict[int, Tensor | None] = {}  # by storage, which tied weights share
+    for name, value in state.items():
+        if name.startswith(prefix):
+            local: Any = value.to_local() if is_shard(value) else value  # type: ignore[attr-defined]
+            key = local.untyped_storage()._cdata
+            if key not in gathered_once:
+                tensor = whole(value)
+                gathered_once[key] = tensor.cpu() if processes.is_main else None
+            if (kept := gathered_once[key]) is not None:
+                found[name.removeprefix(prefix)] = kept
+    return found
+
+
+def lent_weights(
+    policies: Sequence[CausalLMPolicy], processes: Processes
+) -> Callable[..., Iterable[tuple[str, Tensor]]]:
+    """``agents.lm.saving.named_weights`` of sharded ``policies``, for the main process while all others wait for it.
+
+    All call this at the same place. Weights are whole, and on the CPU.
+    """
+
+    def gather(policy: CausalLMPolicy, adapter_only: bool) -> dict[str, Tensor]:
+        for rest in processes.at_rest:
+            rest()
         found = {}
-        for name, value in self._policy.state_dict().items():
-            if name.startswith("model."):
-                gathered = whole(value)
-                if self._processes.is_main:
-                    found[name.removeprefix("model.")] = gathered.cpu()
+        for name, weight in named_weights(policy, adapter_only=adapter_only):
+            if processes.is_main:
+                found[name] = weight.cpu()
         return found
+
+    numbers = {
+        (id(policy), only): processes.offer(partial(gather, policy, only))
+        for policy in policies
+        for only in (False, True)
+    }
+
+    def weights_of(policy: CausalLMPolicy, *, adapter_only: bool = False) -> Iterable[tuple[str, Tensor]]:
+        found: dict[str, Tensor] = processes.call(numbers[id(policy), adapter_only])
+        return found.items()
+
+    return weights_of
+
+
+def part_bytes(tensors: Iterable[Tensor], processes: int) -> int:
+    """Bytes that the first of ``processes`` will hold of distinct tensors; of parameters its part, the largest: of the
+    first dimension's rows 1 / processes, rounded up."""
+    distinct = {id(tensor): tensor for tensor in tensors}.values()
+    return sum(
+        (each[: -(-len(each) // processes)] if isinstance(each, nn.Parameter) else each).nbytes for each in distinct
+    )
+
+
+def gathered_bytes(policy: CausalLMPolicy, dtype: torch.dtype) -> int:
+    """Bytes that are whole at a time in an update of ``policy`` once it is sharded: embeddings and heads with their
+    gradients, two layers as ``dtype``, that of products, and the gradients of one."""
+    trunks = [trunk for trunk in (policy.trunk, policy.critic_trunk) if trunk is not None]
+    layers = [list(each.parameters()) for trunk in trunks for each in _layers(trunk)]
+    inside = {id(weight) for layer in layers for weight in layer}
+    rest = [weight for weight in policy.parameters() if id(weight) not in inside]
+    held = sum(weight.nbytes * (2 if weight.requires_grad else 1) for weight in rest)
+    largest = max(sum(weight.numel() for weight in layer) for layer in layers)
+    learned = max(sum(weight.numel() for weight in layer if weight.requires_grad) for layer in layers)
+    return held + 2 * dtype.itemsize * largest + torch.float32.itemsize * learned

@@ -18,14 +18,13 @@ from agents.control.ppo import ControlPPO
 from agents.control.presets import DEFAULT, TRPO_DEFAULT, Preset, preset_for
 from agents.control.trpo import TRPO
 from agents.recipes.commands.control import Config
+from agents.reports.page import write_report
 from agents.runs import checkpoint
 from agents.runs.devices import check_device
 from agents.runs.lifecycle import TrainingRun, longer, training_run
-from agents.runs.plots import CONTROL_CURVES
 from agents.runs.progress import ProgressBar, headline
 
 LAST, BEST = "last.safetensors", "best.safetensors"
-COMMANDS = ("textenvs evaluate --agent {run} --episodes 100",)
 EVALUATION_SEED, FINAL_SEED = 1_000_003, 2_000_003
 """Of the episodes that choose the best weights, and of those that measure them."""
 
@@ -53,7 +52,9 @@ def main(config: Config) -> dict[str, Any]:
     task = {field.name for field in fields(Config)}
     settings = {name: value for name, value in config.identity().items() if name in task} | changed
     settings["settings"] = preset.config.to_dict() | {"device": None}
-    with training_run(config, script="train_control", settings=settings, checkpoint=LAST, length="total_steps") as run:
+    with training_run(
+        config, script="train_control", settings=settings, checkpoint=LAST, length="total_steps", report=write_report
+    ) as run:
         if not config.quiet:
             print(_statement(config, preset), flush=True)
         trainer = _Trainer(config, preset, agent, evaluation, run)
@@ -61,7 +62,7 @@ def main(config: Config) -> dict[str, Any]:
         if finished and not config.quiet:
             print(f"evaluating the best weights over {config.eval_episodes} episodes", flush=True)
         summary = trainer.summary() if finished else {}
-        return run.finish(summary, finished=finished, curves=CONTROL_CURVES, commands=COMMANDS)
+        return run.finish(summary, finished=finished)
 
 
 def _agent_config(config: Config, preset: Preset) -> AgentConfig:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,13 @@ from agents.recipes.commands.demo import DemoConfig, NotValidated
 from agents.recipes.commands.reward_model import TrainRewardModelConfig
 from agents.recipes.rlhf import train as train_text
 from agents.recipes.rlhf.config import TrainTextConfig
+from agents.reports.kinds import CARTPOLE, CARTPOLE_THRESHOLD
+from agents.reports.page import write_report
 from agents.runs.devices import check_device
-from agents.runs.plots import CONTROL_CURVES, TEXT_CURVES, plot_run
 from agents.runs.run_dir import SUMMARY, RunDir
 from textenvs import assets
 from textenvs.tokens.tokenizers import load_tokenizer
 
-CARTPOLE_THRESHOLD = 475.0
 SHOWN = 5
 
 
@@ -50,16 +49,11 @@ def main(config: DemoConfig) -> dict[str, Any]:
         show_language_model(config, console)
         reward = fit_reward_model(config, run.path / "reward_model", console)
         text = tune(config, run.path / "text", run.path / "reward_model" / "model", console)
-        plots = [
-            plot_control(run.path / "cartpole", run.path / "cartpole.png"),
-            plot_run(
-                run.path / "text", TEXT_CURVES, run.path / "text.png", title="PPO on the language model", unit="texts"
-            ),
-        ]
         report(text, run.path / "text" / train_text.SAMPLES, console)
         summary = {"cartpole": control, "reward_model": reward, "text": text, "wall_s": time.perf_counter() - began}
         run.write_json(SUMMARY, summary)
-        console.print(f"\nplots: {', '.join(map(str, plots))}")
+        page = write_report(run.path)
+        console.print(f"\nreport: {page}")
         console.print(f"tuned model: {run.path / 'text' / train_text.MODEL}   curves: tensorboard --logdir {run.path}")
         console.print(f"all of it took {summary['wall_s']:.0f} s")
         return summary
@@ -69,7 +63,7 @@ def validate_ppo(config: DemoConfig, folder: Path, console: Console) -> dict[str
     """Stage 1: CartPole, before a language model is touched."""
     console.rule("1  PPO on CartPole-v1")
     threads = torch.get_num_threads()
-    summary = train_control.main(Config(env="CartPole-v1", seed=config.seed, run_dir=str(folder), device=config.device))
+    summary = train_control.main(Config(env=CARTPOLE, seed=config.seed, run_dir=str(folder), device=config.device))
     torch.set_num_threads(threads)  # control runs on one; the language models want them all
     mean = summary["eval_return_mean"]
     console.print(
@@ -82,13 +76,6 @@ def validate_ppo(config: DemoConfig, folder: Path, console: Console) -> dict[str
             "so no language model is trained with it"
         )
     return summary
-
-
-def plot_control(folder: Path, out: Path) -> Path:
-    """CartPole's curves, with the greedy evaluations that count and the threshold that they must reach."""
-    returns, *others = CONTROL_CURVES
-    curves = [replace(returns, threshold=CARTPOLE_THRESHOLD), *others]
-    return plot_run(folder, curves, out, title="PPO on CartPole-v1", unit="transitions")
 
 
 def show_language_model(config: DemoConfig, console: Console) -> None:

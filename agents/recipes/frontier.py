@@ -15,6 +15,8 @@ from agents.recipes import best_of_n
 from agents.recipes.best_of_n import task_of
 from agents.recipes.commands.best_of_n import BestOfNConfig
 from agents.recipes.commands.frontier import FrontierConfig
+from agents.reports.page import write_report
+from agents.runs.own_files import script_of
 from agents.runs.run_dir import CONFIG, SUMMARY, RunDir, read_json
 
 JSON, PICTURE = "frontier.json", "frontier.png"
@@ -77,6 +79,8 @@ def main(config: FrontierConfig) -> dict[str, Any]:
         out.write_json(JSON, {BEST_OF_N: rival.as_dict(), "runs": {run.name: run.as_dict() for run in runs}})
         draw(out.path / PICTURE, runs, rival, config.budget)
         out.write_json(SUMMARY, summary)
+        if script_of(config.run_dir[0]) == "train_text":
+            write_report(config.run_dir[0])  # which now has best-of-n
         for name, of in found.items():
             print(f"{name}: {advice(of)}")
         return summary

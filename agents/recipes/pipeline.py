@@ -19,9 +19,9 @@ from agents.recipes.rlhf import train as train_text
 from agents.recipes.rlhf.config import TrainTextConfig
 from agents.recipes.sft import train as train_language_model
 from agents.recipes.sft.config import TrainLanguageModelConfig
+from agents.reports.page import write_report
 from agents.runs.devices import check_device
 from agents.runs.lifecycle import CHECKPOINT
-from agents.runs.plots import TEXT_CURVES, plot_run
 from agents.runs.run_dir import SUMMARY, RunDir, read_json
 from reward_models.aside import write_aside
 from reward_models.data.movie_reviews import movie_review_splits
@@ -50,12 +50,9 @@ def main(config: PipelineConfig) -> dict[str, Any]:
         summary: dict[str, Any] = {}
         for name, stage in (("base", base), (FINE_TUNED, fine_tune), (REWARD, fit_reward), (PPO, tune)):
             summary |= {f"{name}/{key}": value for key, value in _once(run.path / name, stage, config).items()}
-        curves = plot_run(
-            run.path / PPO, TEXT_CURVES, run.path / "ppo.png", title="PPO on a pretrained model", unit="texts"
-        )
         summary["wall_s"] = time.perf_counter() - began
         run.write_json(SUMMARY, summary)
-        print(f"curves: {curves}   tuned model: {run.path / PPO / MODEL}")
+        print(f"report: {write_report(run.path)}   tuned model: {run.path / PPO / MODEL}")
         return summary
 
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from agents.lm.sharding import gathered
 from agents.recipes.commands.reward_model import TrainRewardModelConfig
+from agents.recipes.reward_processes import SharedRewards, build_members
+from agents.reports.page import write_report
 from agents.runs import checkpoint
 from agents.runs.devices import check_device
-from agents.runs.fit_run import drive
+from agents.runs.distributed import ALONE, Processes
+from agents.runs.fit_run import drive, follow, restore
 from agents.runs.lifecycle import TrainingRun, training_run
 from agents.runs.logging import MetricSink
-from agents.runs.plots import REWARD_CURVES
 from agents.runs.run_dir import lies_in, write_folder_aside
 from reward_models.data.comparisons import (
     BatchSource,
@@ -33,17 +37,17 @@ from reward_models.data.comparisons import (
 from reward_models.data.movie_ratings import RatedSnippet, load_rated_snippets, load_rated_words, normalize_text
 from reward_models.data.movie_reviews import judge_sentences
 from reward_models.data.pairs import PreferencePair, read_pairs
-from reward_models.ensemble import RewardEnsemble, is_ensemble, new_members
+from reward_models.ensemble import RewardEnsemble, is_ensemble
 from reward_models.evaluation.report import BINS, PICTURE, bins_table, draw_bins, pair_report, rating_report
 from reward_models.files import DESCRIPTION
 from reward_models.fit_options import Progress
+from reward_models.fitting import Fit, trained_state
 from reward_models.model import RewardModel
 from reward_models.training import RewardLearner, num_steps, restore_dropout, set_dropout
 from textenvs import assets
 from textenvs.tokens.row_files import left_over, statement
 
 LANGUAGE_MODEL = str(assets.language_model_dir())
-COMMANDS = ("textenvs train-text --run-dir RUN --reward {run}/model",)
 VALIDATION_SEED = 1
 VALIDATION_BATCH = 128
 
@@ -60,7 +64,7 @@ class Data:
 
 
 def main(config: TrainRewardModelConfig) -> dict[str, Any]:
-    """Train; returns the content of ``summary.json``.
+    """Train; returns the content of ``summary.json``, or nothing in processes other than the main one.
 
     Raises:
         RunDirError: if the run directory cannot be used.
@@ -68,30 +72,33 @@ def main(config: TrainRewardModelConfig) -> dict[str, Any]:
         TrainingDiverged: if the loss is no longer a number.
         Interrupted: after Ctrl-C or SIGTERM, once checkpoint and model are written.
     """
+    processes = Processes.launched(config.device, config.training.dtype, sharded=config.shard != "none")
     check_device(config.device)
+    if processes.count > 1:
+        config.check_shared()
+    with processes.together():
+        if processes.is_main:
+            return _lead(config, processes)
+        _follow(config, processes)
+        return {}
+
+
+def _lead(config: TrainRewardModelConfig, processes: Processes) -> dict[str, Any]:
+    """Run in the main process, or the only one."""
     if config.model_dir:
         _refuse_to_bury(Path(config.model_dir), config)
     settings, reads = config.identity(), config.reads
-    with training_run(config, script="train_reward_model", settings=settings, reads=reads) as run:
-        made = new_members(
-            config.model or LANGUAGE_MODEL,
-            config.members,
-            seed=config.seed,
-            lora_rank=config.lora_rank,
-            device=config.device,
-        )
-        first = next(made)  # what is wrong with the model shows here
-        unfitted = chain([first], made)
-        if config.pairs:
-            data, heldout = pair_data(config, first[1])
-        else:
-            data, snippets = rating_data(config)
-        members, ends, finished = fit_members(unfitted, data, config, run)
-        kept = members[0] if config.members == 1 else RewardEnsemble(members)
-        write_folder_aside(Path(config.model_dir or run.path / "model"), kept.save)
+    with training_run(config, script="train_reward_model", settings=settings, reads=reads, report=write_report) as run:
+        unfitted, data, heldout = _parts(config, processes)
+        members, ends, finished = fit_members(unfitted, data, config, run, processes)
+        whole = gathered(trained_state(members[0]), processes)
+        save = partial(members[0].save, whole=whole) if config.members == 1 else RewardEnsemble(members).save
+        write_folder_aside(Path(config.model_dir or run.path / "model"), save)
+        if finished:
+            metrics, bins = pair_report(members, heldout) if config.pairs else rating_report(members, heldout)
+        processes.all_gather(None)  # until here they took part in passes
         if not finished:
             return run.finish({}, finished=False)
-        metrics, bins = pair_report(members, heldout) if config.pairs else rating_report(members, snippets)
         run.folder.write_json(BINS, bins_table(bins))
         draw_bins(bins, run.path / PICTURE)
         summary: dict[str, Any] = {
@@ -103,7 +110,34 @@ def main(config: TrainRewardModelConfig) -> dict[str, Any]:
             "seed": config.seed,
             "wall_s": sum(end.seconds for end in ends),
         }
-        return run.finish(summary, finished=True, curves=REWARD_CURVES, commands=COMMANDS)
+        return run.finish(summary, finished=True)
+
+
+def _follow(config: TrainRewardModelConfig, processes: Processes) -> None:
+    """Run in every process but the main one: take part in every step, and write nothing."""
+    unfitted, data, _ = _parts(config, processes)
+    _, model = next(unfitted)
+    follow(_new_fit(model, data, config, processes, seed=config.seed), processes, save_end=True)
+    gathered(trained_state(model), processes)
+    processes.all_gather(None)
+
+
+def _parts(
+    config: TrainRewardModelConfig, processes: Processes
+) -> tuple[Iterator[tuple[int, RewardModel]], Data, list[Any]]:
+    """Unfitted members, what they learn from, and pairs or snippets for the figures."""
+    members = build_members(config, config.model or LANGUAGE_MODEL, processes)
+    first = next(members)  # what is wrong with the model shows here
+    data, heldout = pair_data(config, first[1]) if config.pairs else rating_data(config)
+    return chain([first], members), data, list(heldout)
+
+
+def _new_fit(
+    model: RewardModel, data: Data, config: TrainRewardModelConfig, processes: Processes, *, seed: int, sink: Any = None
+) -> Fit:
+    options, workers = replace(config.training, seed=seed), SharedRewards(processes) if processes.count > 1 else None
+    learner = RewardLearner(model, data.train, data.validation, options, workers)
+    return learner.new_fit(sink, checkpoint_every=config.checkpoint_every)
 
 
 def _refuse_to_bury(folder: Path, config: TrainRewardModelConfig) -> None:
@@ -199,7 +233,11 @@ class MemberSink:
 
 
 def fit_members(
-    unfitted: Iterator[tuple[int, RewardModel]], data: Data, config: TrainRewardModelConfig, run: TrainingRun
+    unfitted: Iterator[tuple[int, RewardModel]],
+    data: Data,
+    config: TrainRewardModelConfig,
+    run: TrainingRun,
+    processes: Processes = ALONE,
 ) -> tuple[list[RewardModel], list[Progress], bool]:
     """Fit and calibrate one member after the other, all on the same texts; a signal ends it after the step in progress.
 
@@ -210,6 +248,7 @@ def fit_members(
         data: what they learn from.
         config: of the run.
         run: not begun yet.
+        processes: that fit together.
 
     Returns:
         The members so far, with their best weights; where each fit ended; and whether all were fitted.
@@ -217,7 +256,7 @@ def fit_members(
     # Each member's state stays where it was saved once the member is fitted.
     first = run.checkpoint
     paths = [first, *(first.with_stem(f"{first.stem}_{member}") for member in range(1, config.members))]
-    states = [checkpoint.load(path) if config.resume and path.exists() else None for path in paths]
+    states = [checkpoint.read(path) if config.resume and path.exists() else None for path in paths]
     with run.restoring():
         steps_before = sum(state["progress"]["step"] for state in states if state is not None)
     members: list[RewardModel] = []
@@ -228,17 +267,14 @@ def fit_members(
         sink = run.begin(steps_before)
         for index, (seed, model) in enumerate(unfitted):
             label = "reward model" if config.members == 1 else f"member {index + 1} of {config.members}"
-            learner = RewardLearner(model, data.train, data.validation, replace(config.training, seed=seed))
             before = sum(end.step for end in ends)
-            fit = learner.new_fit(MemberSink(sink, index, before), checkpoint_every=config.checkpoint_every)
-            state = states[index]
-            if state is not None:
-                with run.restoring(paths[index]):
-                    fit.load_state_dict(state)
+            fit = _new_fit(model, data, config, processes, seed=seed, sink=MemberSink(sink, index, before))
+            with run.restoring(paths[index]):
+                restore(fit, states[index], paths[index], processes)
             usual_dropout = set_dropout(model, config.training.dropout)
             try:
-                finished = drive(fit, run, bar, paths[index], done=index * total, label=label)
-                checkpoint.save(paths[index], fit.state_dict())
+                finished = drive(fit, run, bar, paths[index], processes, done=index * total, label=label)
+                checkpoint.save(paths[index], fit.state_dict(), processes)
                 fit.settle()
             finally:
                 restore_dropout(usual_dropout)

@@ -35,6 +35,8 @@ if TYPE_CHECKING:  # these take seconds, and only sharded models need them
 
 VERSION = 1
 KIND = "textenvs-checkpoint"
+PARTS = ("policy", "module", "optimizer", "best", "average")
+"""Keys of an agent's and of a fit's state that hold weights, or are as large."""
 SHARDS = re.compile(r"shards_(\d+)(\.part)?")
 """Folders of sharded tensors beside a checkpoint; with the ending, unfinished ones."""
 
@@ -147,7 +149,7 @@ def load(path: str | Path) -> dict[str, Any]:
 def filled(state: dict[str, Any], mesh: DeviceMesh | None = None) -> dict[str, Any]:
     """``state`` with the tensors that ``read`` left where they are: whole, or with ``mesh`` this process's shards.
 
-    With ``mesh`` the whole tensors of policy and optimizer become shards, too.
+    With ``mesh`` the whole tensors of ``PARTS`` become shards, too.
     """
     wanted: dict[Sharded, Tensor] = {}
     if mesh is not None:
@@ -163,7 +165,7 @@ def filled(state: dict[str, Any], mesh: DeviceMesh | None = None) -> dict[str, A
             return distribute_tensor(leaf.to(mesh.device_type), mesh, [Shard(0)], src_data_rank=None)
         return leaf
 
-    found = state | {key: pytree.tree_map(tensor, state[key]) for key in ("policy", "optimizer") if key in state}
+    found = state | {key: pytree.tree_map(tensor, state[key]) for key in PARTS if key in state}
     if wanted:
         from torch.distributed.checkpoint import hf_storage, state_dict_loader
 

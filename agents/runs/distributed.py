@@ -61,6 +61,8 @@ class Processes:
         from accelerate import PartialState
 
         _refuse_unread(dtype, sharded)
+        if sharded and os.environ.get("WORLD_SIZE", "1") == "1":
+            print(f"--shard fsdp: one process, which holds all parts; start several by {START}", flush=True)
         if sharded and not dist.is_initialized():  # what rests on the CPU is added up there, so both backends
             alone: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1}  # type: ignore[attr-defined]
             dist.init_process_group(timeout=PATIENCE, **({} if "RANK" in os.environ else alone))
@@ -129,18 +131,21 @@ class Processes:
         finally:
             self._in_step = before
 
-    def _meet(self) -> None:
+    def _meet(self, *, between: bool = True) -> None:
         self.take_part()
-        for rest in self.at_rest:
+        for rest in self.at_rest if between else ():
             rest()
 
     def most(self, mine: int) -> int:
         """The largest of all numbers, where all must take equally many steps; ``mine`` where there is no such need."""
         return max(self.all_gather(mine)) if self.operations else mine
 
-    def all_gather(self, mine: T) -> list[T]:
-        """What each process has, in their order, on all of them."""
-        self._meet()
+    def all_gather(self, mine: T, *, between: bool = True) -> list[T]:
+        """What each process has, in their order, on all of them.
+
+        ``between`` is False from a pass that builds a graph to its backward pass, where gathered weights have to stay.
+        """
+        self._meet(between=between)
         if self.count == 1:
             return [mine]
         found: list[T | None] = [None] * self.count
@@ -233,6 +238,9 @@ def _refuse_unread(dtype: str, sharded: bool) -> None:
             "holds the whole model, or with --shard fsdp its part; leave it out in `accelerate config`"
         )
 
+
+START = "torchrun --nproc-per-node N --no-python textenvs COMMAND ..."
+"""How several processes are started."""
 
 UNREAD = {
     "ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +22,14 @@ from typing import Any
 from agents.runs import checkpoint
 from agents.runs.flags import RunFlags
 from agents.runs.logging import FileSink
-from agents.runs.plots import Curve
+from agents.runs.machine import MACHINE, machine
 from agents.runs.progress import ProgressBar
-from agents.runs.report import write_report
 from agents.runs.run_dir import SUMMARY, RunDir
 from agents.runs.trackers import open_trackers, tracker_module
 
 CHECKPOINT = "checkpoint.safetensors"
+Report = Callable[[Path], object]
+"""Writes the page of the run in a folder."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -82,12 +83,14 @@ def longer(before: int, now: int, unit: str, schedules: Sequence[str]) -> str:
 class TrainingRun:
     """A claimed run of a training command, made by `training_run`; ``stop`` is set once a signal came."""
 
-    def __init__(self, folder: RunDir, flags: RunFlags, settings: Mapping[str, Any], checkpoint: str) -> None:
+    def __init__(
+        self, folder: RunDir, flags: RunFlags, settings: Mapping[str, Any], checkpoint: str, report: Report | None
+    ) -> None:
         self.folder, self.path, self.began = folder, folder.path, folder.began
         self.stop = Stop()
         self.sink: FileSink  # from `begin` on
         self.checkpoint = self.path / checkpoint
-        self._flags, self._settings, self._unit = flags, settings, "steps"
+        self._flags, self._settings, self._report = flags, settings, report
 
     def checkpoint_state(self) -> dict[str, Any] | None:
         """What the checkpoint to resume from holds, but for sharded tensors; None for a new run; CheckpointError if it
@@ -106,6 +109,7 @@ class TrainingRun:
     def begin(self, step: int = 0) -> FileSink:
         """Delete the old run or, resuming, continue its files after ``step``; open and return the sink."""
         self.folder.begin(dict(self._settings))
+        self.folder.write_json(MACHINE, machine())
         trackers = open_trackers(self._flags.log_to, self.path.resolve().name, self._settings)
         self.sink = FileSink(self.path, resume_at=step if self._flags.resume else None, trackers=trackers)
         return self.sink
@@ -113,27 +117,23 @@ class TrainingRun:
     @contextmanager
     def training(self, total: int, unit: str, *, done: int = 0, label: str = "training") -> Iterator[ProgressBar]:
         """Show progress, and let a signal set ``stop`` instead of raising."""
-        self._unit = unit
         bar = ProgressBar(total, unit, done=done, label=label, quiet=self._flags.quiet)
         with bar, stop_on_signal() as self.stop:
             yield bar
 
-    def finish(
-        self, summary: dict[str, Any], *, finished: bool, curves: Sequence[Curve] = (), commands: Sequence[str] = ()
-    ) -> dict[str, Any]:
-        """Write report.html and then summary.json, which marks the run as finished; the summary.
-
-        The report has ``curves``, and ``commands`` to run next, in which ``{run}`` is the folder.
+    def finish(self, summary: dict[str, Any], *, finished: bool) -> dict[str, Any]:
+        """Write summary.json, which marks the run as finished, and then the report; the summary.
 
         Raises:
             Interrupted: if training is not ``finished``; no summary is written, and the run can be resumed.
         """
+        if finished:
+            self.folder.write_json(SUMMARY, summary)
+        if self._report is not None:
+            self._report(self.path)
         if not finished:
             message = f"{self.path} holds what was trained so far; --resume continues it"
             raise Interrupted(message, self.stop.signum or signal.SIGINT)
-        script, unit = self.folder.script, self._unit
-        write_report(self.path, script, self._settings, summary, curves=curves, unit=unit, commands=commands)
-        self.folder.write_json(SUMMARY, summary)
         return summary
 
     def close(self) -> None:
@@ -151,6 +151,7 @@ def training_run(
     checkpoint: str = CHECKPOINT,
     length: str | None = None,
     reads: Iterable[str | Path | None] = (),
+    report: Report | None = None,
 ) -> Iterator[TrainingRun]:
     """Claim ``flags.run_dir`` for a training command.
 
@@ -161,6 +162,7 @@ def training_run(
         checkpoint: name of the file that it resumes from.
         length: name of the setting that a resumed run may have larger, also a finished one.
         reads: files and folders that it reads.
+        report: writes its page, at the end and when a signal ended it.
 
     Raises:
         RunDirError: if the folder cannot be used, or holds no unfinished run with the same settings to resume.
@@ -171,5 +173,5 @@ def training_run(
     with RunDir(flags.run_dir, script=script, reads=reads, overwrite=flags.overwrite, resume=flags.resume) as folder:
         if flags.resume:
             folder.check_resumable(settings, checkpoint, length)
-        with closing(TrainingRun(folder, flags, settings, checkpoint)) as run:
+        with closing(TrainingRun(folder, flags, settings, checkpoint, report)) as run:
             yield run

@@ -13,8 +13,9 @@ MARKER = "made_by.txt"
 """The script whose run it is, and a line with when it began. Written first; a folder without it is no run."""
 RUN_FILES = (
     "summary.json", "config.json", "state.json", "samples.json", "progress.csv", "events.out.tfevents.*", "report.html",
+    "machine.json", "monitors.json",
     "last.safetensors", "best.safetensors", "checkpoint.safetensors", "checkpoint_[0-9]*.safetensors",
-    "tokens.html", "frontier.csv", "frontier.json",
+    "tokens.html", "monitors.json", "frontier.csv", "frontier.json",
     "frontier.png", "best_of_n.csv", "reliability.json", "reliability.png", "sentences.jsonl", "ppo.png", "text.png",
     "cartpole.png", "curves.png", "table.md", "verify.md", "prompts.txt", "prompts.json", MARKER,
 )  # fmt: skip

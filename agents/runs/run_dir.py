@@ -17,7 +17,10 @@ from reward_models.aside import PART, write_aside
 SUMMARY = "summary.json"
 CONFIG = "config.json"
 LOCK = "in_use.pid"
-TRACES = (CONFIG, MARKER, "progress.csv", "frontier.csv", "tokens.html", "events.out.tfevents.*")
+TRACES = (
+    CONFIG, MARKER, "machine.json", "report.html", "progress.csv", "frontier.csv", "tokens.html", "monitors.json",
+    "events.out.tfevents.*",
+)  # fmt: skip
 """What a run leaves that ended before its first checkpoint: it cannot be resumed, so it may be overwritten unasked."""
 
 
@@ -74,13 +77,10 @@ class RunDir:
         (self.path / LOCK).write_text(str(os.getpid()))
 
     def _refuse_if_in_use(self) -> None:
-        lock = self.path / LOCK
-        if not lock.exists():
-            return
-        owner = lock.read_text().strip()
-        if owner.isdigit() and int(owner) != os.getpid() and _is_alive(int(owner)):
+        owner = in_use_by(self.path)
+        if owner not in (None, os.getpid()):
             raise RunDirError(f"{self.path} is in use by process {owner}: choose another {self._flag}")
-        lock.unlink(missing_ok=True)
+        (self.path / LOCK).unlink(missing_ok=True)
 
     def _refuse_to_resume(self) -> None:
         made_by = script_of(self.path)
@@ -142,7 +142,8 @@ class RunDir:
         """
         self._begun = True
         if self._resume:
-            (self.path / SUMMARY).unlink(missing_ok=True)  # a finished run that is made longer
+            for name in (SUMMARY, "report.html"):  # of a finished run that is made longer
+                (self.path / name).unlink(missing_ok=True)
         write_aside(self.path / MARKER, f"{self.script}\n{self.began}\n")
         delete_own_files(self.path, keep=(CONFIG, MARKER), parts_only=self._resume)
         if settings is not None:
@@ -174,7 +175,7 @@ class RunDir:
 
     def check_same(self, settings: Mapping[str, Any]) -> None:
         """Raise RunDirError, which names them, for ``settings`` other than those in config.json."""
-        before, now = _flat(read_json(self.path / CONFIG)), _flat(json.loads(json.dumps(settings, default=str)))
+        before, now = flat(read_json(self.path / CONFIG)), flat(json.loads(json.dumps(settings, default=str)))
         differing = [name for name in now if before.get(name) != now[name]]
         other = [f"{name}={_short(before.get(name))} (now {_short(now[name])})" for name in differing]
         if other:
@@ -226,11 +227,11 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings as "group.name" to value."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return found
 
 
@@ -249,6 +250,15 @@ def write_folder_aside(path: Path, write: Callable[[Path], object]) -> None:
         put_in_place(aside, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def in_use_by(folder: Path) -> int | None:
+    """The live process that uses ``folder`` for a run; None if there is none."""
+    try:
+        owner = (folder / LOCK).read_text().strip()
+    except OSError:
+        return None
+    return int(owner) if owner.isdigit() and _is_alive(int(owner)) else None
 
 
 def _is_alive(pid: int) -> bool:

@@ -97,6 +97,8 @@ class TextAgent(Agent):
         """Running average of the returns, reward units; None before the first rollout."""
         self.newest: tuple[Rollout, Batch] | None = None
         """The newest rollout and its training batch, for inspection; None before the first."""
+        self.monitors: dict[str, Any] | None = None
+        """State of `agents.evaluation.monitoring.Monitors`, kept in checkpoints; None without it."""
         _check(self.config, self.policy, collector, reference)
 
     def _learning_parts(self) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -244,8 +246,9 @@ class TextAgent(Agent):
         return {**metrics, **self._advantage_metrics, "train/learning_rate": rate, "train/clip": clip}
 
     def state_dict(self) -> dict[str, Any]:
-        """As in ``Agent``, with the name of the algorithm and the running baseline."""
-        return {**super().state_dict(), "algorithm": self.config.algorithm, "moving_baseline": self.moving_baseline}
+        """As in ``Agent``, with the name of the algorithm, the running baseline and the monitors' state."""
+        own = {"algorithm": self.config.algorithm, "moving_baseline": self.moving_baseline, "monitors": self.monitors}
+        return {**super().state_dict(), **own}
 
     def save(self, path: str | Path) -> Path:
         """As in ``Agent``; what is sharded all processes save, which do so while they wait for the main one."""
@@ -255,6 +258,7 @@ class TextAgent(Agent):
         """As in ``Agent``, from a run of any number of processes."""
         super().load_state_dict(checkpoint.filled(state, None if self.shards is None else self.shards.mesh))
         self.moving_baseline = state["moving_baseline"]
+        self.monitors = state.get("monitors")
 
     @classmethod
     def _refuse_other(cls, state: dict[str, Any]) -> None:

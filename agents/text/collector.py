@@ -23,6 +23,7 @@ from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.decoder import Generation
 from agents.lm.generation import generate as generate_completions
 from agents.lm.sampling import uniform
+from agents.lm.saving import named_weights
 from agents.rollout import Rollout
 from agents.runs.distributed import ALONE, Processes
 from agents.text.behavior import corrected, texts_of
@@ -31,7 +32,7 @@ from agents.text.dynamic_sampling import fill_rollout
 from agents.text.kl_controllers import KLController
 from agents.text.rollout_metrics import rollout_metrics
 from agents.text.score_scaling import ScoreScaler, overlong_punishment
-from agents.text.writer import Writer
+from agents.text.writer import WeightsOf, Writer
 from textenvs.envs.base import TokenVectorBase
 from textenvs.envs.wrapper import TokenVectorWrapper, found_in
 from textenvs.lm.packed_forward import pack_rows
@@ -60,6 +61,7 @@ class TextCollector:
         max_concurrent_rows: rows decoded at a time, passed to ``generate`` unless it is None; None: all at once.
         dynamic_sampling: most batches drawn beside the first; see ``agents.text.dynamic_sampling``.
         processes: that share the work, each with its own collector; see ``agents.runs.distributed``.
+        weights_of: what an engine is sent of the policy; ``agents.lm.sharding.lent_weights`` of a sharded one.
 
     Raises:
         ValueError: for another environment, a negative penalty, ``max_concurrent_rows`` below 1, a controller over an
@@ -86,6 +88,7 @@ class TextCollector:
         max_concurrent_rows: int | None = None,
         dynamic_sampling: int = 0,
         processes: Processes = ALONE,
+        weights_of: WeightsOf = named_weights,
     ) -> None:
         for name, penalty in (("missing_eos_penalty", missing_eos_penalty), ("overlong_penalty", overlong_penalty)):
             if not penalty >= 0:
@@ -106,7 +109,7 @@ class TextCollector:
         self.processes = processes
         self.writer = Writer(
             envs, seed=seed, engine=engine, generate=generate, max_concurrent_rows=max_concurrent_rows,
-            ahead=async_rollouts, processes=processes,
+            ahead=async_rollouts, processes=processes, weights_of=weights_of,
         )  # fmt: skip
         self.correction = correction_of(correction, on_policy=self.writer.on_policy)
         self.correction_bounds = correction_bounds

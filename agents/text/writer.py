@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from agents.engines.local import LocalEngine
 from agents.engines.protocol import Engine, Sampling, Written
@@ -20,12 +20,17 @@ from agents.lm.decoder import Generation, check_max_concurrent_rows
 from agents.lm.generation import generate as generate_completions
 from agents.lm.sampling import TokenSampling
 from agents.lm.saving import named_weights
-from agents.runs.distributed import ALONE, Processes, is_sharded
+from agents.runs.distributed import ALONE, Processes
 from agents.text.config import TextEngineConfig
 from textenvs.dialogues.vector import DialogueVectorEnv
 from textenvs.envs.base import TokenVectorBase
 from textenvs.envs.wrapper import TokenVectorWrapper
 from textenvs.tokens.rows import Columns, Ids
+
+WeightsOf = Callable[..., Iterable[tuple[str, Tensor]]]
+"""``agents.lm.saving.named_weights`` or a function with its arguments."""
+EVALUATIONS = 2**30
+"""Versions of weights in evaluations begin here, so that none is one of training."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +53,7 @@ class Writer:
     """The next batch of ``envs``, on request; arguments as `TextCollector`'s.
 
     Raises:
-        ValueError: for ``max_concurrent_rows`` below 1, ``ahead`` other than 0 or 1, or dialogues ahead.
+        ValueError: for ``max_concurrent_rows`` below 1, or ``ahead`` other than 0 or 1.
     """
 
     def __init__(
@@ -61,25 +66,24 @@ class Writer:
         max_concurrent_rows: int | None = None,
         ahead: int = 0,
         processes: Processes = ALONE,
+        weights_of: WeightsOf = named_weights,
     ) -> None:
         check_max_concurrent_rows(max_concurrent_rows)
         self.envs = envs
         self.base = envs if isinstance(envs, TokenVectorBase) else envs.base
         if ahead not in (0, 1):
             raise ValueError(f"async_rollouts: expected 0 or 1 updates, received {ahead!r}")
-        if ahead and isinstance(self.base, DialogueVectorEnv):
-            raise ValueError(
-                "async_rollouts: expected 0 with dialogues, whose environments are played in turn, received 1"
-            )
         self.engine, self.generate, self.max_concurrent_rows = engine, generate, max_concurrent_rows
-        self.ahead, self.processes = ahead, processes
+        self.ahead, self.processes, self._weights_of = ahead, processes, weights_of
         self.generator = torch.Generator().manual_seed(seed)
         self._seed: int | None = seed
         self.version = 0
         """Updates that the policy has seen, one a rollout."""
-        self._sent: int | None = None
+        self._sent: object = None  # the version that the engine holds, or whose weights in an evaluation
         self._next: Draft | None = None
         self._background = ThreadPoolExecutor(1, "rollout") if ahead else None
+        shared = ahead and processes.count > 1 and not self.local
+        self._waiting = processes.offer(self._wait) if shared else None
 
     @property
     def local(self) -> bool:
@@ -143,15 +147,33 @@ class Writer:
             if self.engine.local:
                 self.engine.update(policy.state_dict().items(), self.version)
             else:
-                named = named_weights(policy, adapter_only=self.engine.adapter_only)
-                if not self.processes.is_main:
-                    if is_sharded(policy):
-                        deque(named, maxlen=0)  # takes part in gathering, and keeps none
-                    named = iter(())
+                named: Iterable[tuple[str, Tensor]] = ()
+                if self.processes.is_main:
+                    named = self._weights_of(policy, adapter_only=self.engine.adapter_only)
                 self.engine.update(named, self.version)
-                self.processes.any(False)  # the others wait until it is sent
+                self.processes.any(False)  # the others wait until it is sent, and lend their parts
             self._sent = self.version
         return self.engine
+
+    def evaluating(self, policy: CausalLMPolicy) -> Engine:
+        """What writes texts by ``policy`` beside the rollouts: the engine, once it holds its weights, or the policy."""
+        if self.engine is None or self.engine.local:
+            return LocalEngine(policy, partial(generate_completions, with_values=False))
+        held = (id(policy), self.version)
+        if self._sent != held:
+            if self._waiting is None:
+                self._wait()
+            else:
+                self.processes.call(self._waiting)
+            named = self._weights_of(policy, adapter_only=self.engine.adapter_only)
+            self.engine.update(named, EVALUATIONS + self.version)
+            self._sent = held
+        return self.engine
+
+    def _wait(self) -> None:
+        """Until what is written ahead has been, by the weights that the engine holds."""
+        if self._next is not None:
+            self._next.written.exception()
 
     def _position(self) -> dict[str, Any]:
         return {"generator": self.generator.get_state(), "seed": self._seed, "envs": self.envs.state_dict()}
@@ -159,19 +181,19 @@ class Writer:
     def state_dict(self) -> dict[str, Any]:
         """All that the next ``draft`` depends on; waits for what is being written ahead, and keeps it.
 
-        Several processes keep none of it, and write it again after a resume.
+        Several processes keep none of it, nor do dialogues: they are written again after a resume.
         """
         draft, ahead = self._next, None
         if draft is None:
             return {**self._position(), "version": self.version}
-        if draft.written.exception() is None and self.processes.count == 1:
+        whole = not isinstance(self.base, DialogueVectorEnv) and self.processes.count == 1
+        if draft.written.exception() is None and whole:
             ahead = {"written": tuple(draft.written.result()), "generator": self.generator.get_state()}
         return {**draft.position, "version": self.version, "ahead": ahead}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state from ``state_dict``."""
-        if self._next is not None:
-            self._next.written.exception()  # it draws from the generator until it is done
+        self._wait()  # it draws from the generator until it is done
         self._next = self._sent = None
         self.generator.set_state(torch.as_tensor(state["generator"], dtype=torch.uint8).cpu())
         self._seed, self.version = state["seed"], state.get("version", 0)

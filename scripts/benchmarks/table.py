@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from agents.runs.plots import read_columns
+from agents.reports.run_files import read_columns
 from reward_models.aside import save_figure
 
 CONFIDENCE = 0.95

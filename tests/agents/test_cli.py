@@ -17,8 +17,8 @@ def test_help_lists_every_command_on_a_line_of_its_own(capsys):
     lines = capsys.readouterr().out.splitlines()
     listed = {line.split()[0]: line for line in lines[lines.index("commands:") + 1 :]}
     assert list(listed) == [
-        "train-control", "train-text", "train-reward-model", "train-language-model", "serve", "evaluate", "verify",
-        "frontier", "best-of-n", "plan", "pipeline", "guess", "arena", "demo",
+        "train-control", "train-text", "train-reward-model", "train-language-model", "serve", "evaluate", "compare",
+        "watch", "verify", "frontier", "best-of-n", "plan", "pipeline", "guess", "arena", "demo",
     ]  # fmt: skip
     assert all(len(line.split()) > 4 for line in listed.values())
     assert main([]) == 0

@@ -78,6 +78,16 @@ class PreferenceReward(TokenVectorWrapper):
         self._combine, self._uncertainty_coef = combine, uncertainty_coef
         self._weights = None if weights is None else self._scorers.member_weights(weights)
 
+    @property
+    def is_ensemble(self) -> bool:
+        """Whether there are several scorers that answer the same question: they have no weights."""
+        return self._weights is None and len(self._scorers.names) > 1
+
+    @property
+    def held_out(self) -> list[str]:
+        """Names of the members of weight 0, whose scores are only reported."""
+        return [name for name, weight in zip(self._scorers.names, self._weights or (), strict=False) if weight == 0]
+
     def step(self, actions: Ids) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step the inner environment, and add the scores of the episodes that end."""
         observations, rewards, terminated, truncated, infos = self.env.step(actions)

@@ -57,6 +57,9 @@ class TrainRewardModelConfig(RunFlags):
     lora_rank: int | None = None
     """Train a LoRA adapter of this rank and the head only; `train_text --memory adapters` shares its trunk then. None:
     all weights."""
+    shard: Literal["none", "fsdp"] = "none"
+    """What each of several processes holds: "none", the whole model; "fsdp", its part of each layer (torch's FSDP2),
+    weights, gradients and optimizer states; see docs/recipes/processes.md."""
     checkpoint_every: int = 100
     """Optimizer steps between checkpoints to resume from."""
     training: TrainingOptions = field(default_factory=TrainingOptions)
@@ -65,10 +68,25 @@ class TrainRewardModelConfig(RunFlags):
     def __post_init__(self) -> None:
         check_values(self, {">= 1": "members group_size checkpoint_every lora_rank", ">= 0": "seed"})
         check_values(self.training)
+        if self.shard != "none":
+            self.check_shared()
         if self.heldout_pairs and not self.pairs:
             raise ValueError("heldout_pairs needs pairs: movie ratings have held-out snippets of their own")
         if self.pairs and not self.words:
             raise ValueError("words are of the movie ratings, and pairs are learned from instead: leave no-words out")
+
+    def check_shared(self) -> None:
+        """Raise ValueError for settings under which several processes would not fit what one does."""
+        if self.members > 1:
+            raise ValueError(
+                f"members: expected 1 where processes share a model, received {self.members}: fit each with a "
+                "seed of its own, and score by all of them (train-text --reward, repeated)"
+            )
+        if self.training.dropout:
+            raise ValueError(
+                f"training.dropout: expected 0 where processes share a model, received {self.training.dropout}: each "
+                "would drop other units than one process does"
+            )
 
     @property
     def reads(self) -> tuple[str, ...]:

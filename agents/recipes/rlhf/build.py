@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.generation import generate
 from agents.lm.lora import LoraOptions
 from agents.lm.policy_reference import PolicyReference
-from agents.lm.sharding import mesh_of, shard, with_whole_weights
+from agents.lm.sharding import lent_weights, mesh_of, shard, with_whole_weights
 from agents.recipes.rlhf.config import TrainTextConfig
 from agents.recipes.rlhf.episodes import build_episodes
 from agents.recipes.rlhf.models import StartModels, build_policy, build_start, model_path
@@ -204,6 +204,9 @@ def build_parts(config: TrainTextConfig, processes: Processes = ALONE, began: st
         with processes.in_turn():  # of whole models on the CPU only the parts go to the device
             task, policy = _task_and_policy(config, processes, began, "cpu")
             shard([policy, task.models.start], processes, mesh, offload=config.offload)
+    lent: dict[str, Any] = {}
+    if config.engine and config.shard != "none":
+        lent["weights_of"] = lent_weights([policy, task.models.start], processes)
     assessor = task.assessor
     charge = config.kl_in != "loss"
     assert assessor.reference is not None
@@ -219,8 +222,11 @@ def build_parts(config: TrainTextConfig, processes: Processes = ALONE, began: st
         dynamic_sampling=config.dynamic_sampling,
         processes=processes,
         generate=generate if config.shard_rollouts else with_whole_weights(generate, processes),
+        **lent,
         **engine_options(config),
     )
+    if config.engine:
+        task = replace(task, assessor=replace(assessor, engine=collector.writer.evaluating))
     return TextParts(task=task, policy=policy, collector=collector)
 
 

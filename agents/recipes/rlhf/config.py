@@ -67,8 +67,15 @@ class RunSettings(RunFlags):
     is that of one more text, of the likeliest tokens. Needs `rows`, and a function or a ready reward as the first."""
     pass_score: float = 1.0
     """Least score by the first reward with which a text is right, for accuracy and pass@k."""
+    stop_on: str | None = None
+    """Monitors of reward hacking that end the run at an alarm, at the last checkpoint before it: any, or names such as
+    length,shortcut. None: they only warn."""
 
     def __post_init__(self) -> None:
+        if self.stop_on is not None:
+            from agents.evaluation.monitoring import monitor_names  # brings Gymnasium, for which --help need not wait
+
+            monitor_names(self.stop_on)
         check_values(self, {">= 1": "episodes batch_size checkpoint_every eval_samples", ">= 0": "evaluate_every"})
 
 
@@ -177,7 +184,8 @@ class LayoutSettings:
     offload: bool = False
     """With shard: weights, gradients and optimizer states rest in the CPU's memory."""
     plan: bool = False
-    """Print the bytes that each role will take under each `memory`, and stop; nothing is allocated or written."""
+    """Print the bytes that each role will take under each `memory`, or with shard fsdp in each of 1, 2, 4 and 8
+    processes, and stop; nothing is allocated or written."""
 
     def __post_init__(self) -> None:
         check_values(self, {">= 1": "max_concurrent_rows lora_rank", "> 0": "lora_alpha"})
@@ -218,8 +226,12 @@ class TrainTextConfig(
         check_values(self, {"> 0": "learning_rate"})
         if self.batch_size % self.group_size:
             raise ValueError(f"batch_size {self.batch_size} is no multiple of group_size {self.group_size}")
-        if self.shard != "none" and (unread := changed(self, "engine", "async_rollouts")):
-            raise ValueError(f"{', '.join(unread)}: expected shard none, since sharded weights are not handed over yet")
+        if self.shard != "none" and self.async_rollouts and self.engine is None:
+            raise ValueError(
+                "async_rollouts: expected 0 with shard fsdp and no engine: a copy would gather layers, too"
+            )
+        if self.shard != "none" and self.engine and self.memory == "adapters" and self.engine_weights == "full":
+            raise ValueError('engine_weights: expected "adapter" with shard fsdp: a sharded trunk is not merged')
         if self.policy_loss == "plain" and (self.minibatch_size or self.batch_size) < self.batch_size:
             raise ValueError(
                 f"the plain policy gradient holds for one step a batch: minibatch_size {self.minibatch_size} is "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import get_args
 
@@ -23,42 +24,56 @@ from textenvs.tokens.tokenizers import load_tokenizer
 MIB = 2**20
 
 
+PROCESSES = 1, 2, 4, 8
+"""Numbers that a sharded run is planned for, beside that of the launcher."""
+
+
 def planned_bytes(config: TrainTextConfig) -> dict[str, dict[str, int]]:
     """Bytes of each role under each ``memory``: ``{"full": {"policy_weights": ..., "total": ...}, ...}``.
+
+    Of a sharded run those of one process, by the number of processes: ``{"2": {"policy_weights": ...}, ...}``.
 
     Raises:
         ValueError, OSError: if model, tokenizer or prompts cannot be read.
     """
     path = model_path(config)
     longest = _longest_prompt(config, path)
+    sharded, launched = config.shard != "none", int(os.environ.get("WORLD_SIZE", "1"))
+    if sharded:
+        return {str(n): _roles(config, path, longest, config.memory, n) for n in sorted({*PROCESSES, launched})}
+    return {memory: _roles(config, path, longest, memory, 1) for memory in get_args(Memory)}
+
+
+def _roles(config: TrainTextConfig, path: str, longest: int, memory: Memory, processes: int) -> dict[str, int]:
+    """Bytes of each role in one of ``processes``."""
     by_tokens = config.microbatch_rows(longest + config.max_new_tokens)
-    update_rows = by_tokens or config.microbatch_size or config.minibatch_size or config.batch_size
+    own = min(-(-config.batch_size // processes), config.max_concurrent_rows or config.batch_size)
+    minibatch = -(-min(config.minibatch_size or config.batch_size, config.batch_size) // processes)
     workload = Workload(
-        rollout_rows=min(config.batch_size, config.max_concurrent_rows or config.batch_size),
-        update_rows=min(update_rows, config.minibatch_size or config.batch_size, config.batch_size),
+        rollout_rows=own,
+        update_rows=min(by_tokens or config.microbatch_size or minibatch, minibatch),
         prompt_tokens=longest,
         new_tokens=config.max_new_tokens,
     )
-    table = {}
-    for memory in get_args(Memory):
-        layout = Layout(
-            memory=memory,
-            critic=config.critic(memory),
-            lora=LoraOptions(rank=config.lora_rank, alpha=config.lora_alpha),
-            starts_from_adapter=memory == "adapters" and config.adapter is not None,
-            dtype=DTYPES[resolved(config.dtype, config.device)],
-            recompute=config.gradient_checkpointing,
-        )
-        table[memory] = plan(weightless(path).config, layout, workload, reward=_reward_bytes(config, memory, path))
-    return table
+    layout = Layout(
+        memory=memory,
+        critic=config.critic(memory),
+        lora=LoraOptions(rank=config.lora_rank, alpha=config.lora_alpha),
+        starts_from_adapter=memory == "adapters" and config.adapter is not None,
+        dtype=DTYPES[resolved(config.dtype, config.device)],
+        recompute=config.gradient_checkpointing,
+        processes=processes,
+        gathers=processes > 1 and not config.shard_rollouts,
+    )
+    return plan(weightless(path).config, layout, workload, reward=_reward_bytes(config, memory, path))
 
 
 def as_text(table: dict[str, dict[str, int]], chosen: str) -> str:
-    """The plan for a reader: MiB, a column for each ``memory``, a star at the chosen one."""
+    """The plan for a reader: MiB, a column for each ``memory`` or number of processes, a star at the chosen one."""
     heads = [f"{memory}*" if memory == chosen else memory for memory in table]
-    lines = [f"{'MiB':20}" + "".join(f"{head:>12}" for head in heads)]
-    for role in table[chosen]:
-        lines.append(f"{role:20}" + "".join(f"{roles[role] / MIB:12.1f}" for roles in table.values()))
+    lines = [f"{'MiB' if chosen in table else 'MiB, by processes':20}" + "".join(f"{head:>12}" for head in heads)]
+    for role in list(table.values())[-1]:
+        lines.append(f"{role:20}" + "".join(f"{roles.get(role, 0) / MIB:12.1f}" for roles in table.values()))
     beyond = [roles["total"] - roles["policy_weights"] for roles in table.values()]
     lines.append(f"{'beyond the policy':20}" + "".join(f"{number / MIB:12.1f}" for number in beyond))
     lines.append("total: update, rollout and checkpoint take turns, only the largest counts; libraries are not in it")

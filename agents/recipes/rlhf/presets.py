@@ -11,10 +11,9 @@ from typing import Any
 
 from agents.text.config import Paper
 from agents.text.presets import preset_settings
-from textenvs import assets
 
 REWARD_CRITIC: dict[str, Any] = {
-    "memory": "full", "critic_start": "reward-model", "value_coef": 0.5, "beta": 0.21, "lam": 0.5, "critic_lam": 1.0,
+    "memory": "full", "critic_start": "reward-model", "value_coef": 0.5, "beta": 0.225, "lam": 0.5, "critic_lam": 1.0,
     "branches": 4,
 }  # fmt: skip
 """PPO's where the critic can begin as the reward model: docs/results/ablation.md has each setting's part."""
@@ -45,6 +44,8 @@ def critic_can_start_as_reward(given: dict[str, Any]) -> bool:
     reward = rewards if isinstance(rewards, str) else next(iter(rewards), None)
     if reward is None and given.get("model") is None:
         return True
+    from textenvs import assets  # which imports gymnasium, and --help does not
+
     folders = Path(given.get("model") or assets.language_model_dir()), Path(reward or assets.reward_model_dir())
     if not (folders[1] / "reward_model.json").exists():
         return False

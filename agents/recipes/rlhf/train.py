@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ import torch
 from agents.engines.protocol import EngineError
 from agents.evaluation.curve import FRONTIER, STEP, FrontierFollower, updates_between_points
 from agents.evaluation.metrics import compare
+from agents.evaluation.monitoring import FILE, Monitors
 from agents.evaluation.token_page import PAGE, Snapshot, write_token_page
 from agents.evaluation.token_table import token_tables
 from agents.lm.loading import resolved, weightless
@@ -23,10 +26,11 @@ from agents.recipes.rlhf.build import TextParts, build_parts
 from agents.recipes.rlhf.config import TrainTextConfig
 from agents.recipes.rlhf.memory_plan import as_text, planned_bytes
 from agents.recipes.rlhf.models import model_path
+from agents.reports.page import write_report
+from agents.runs import checkpoint
 from agents.runs.devices import prepare_device
 from agents.runs.distributed import Processes
 from agents.runs.lifecycle import TrainingRun, longer, stop_on_signal, training_run
-from agents.runs.plots import TEXT_CURVES
 from agents.runs.progress import headline
 from agents.runs.run_dir import read_json
 from agents.text.agent import TextAgent
@@ -37,11 +41,6 @@ STATE = "state.json"
 SAMPLES = "samples.json"
 MODEL = "model"
 ADAPTER = "adapter"
-COMMANDS = (
-    "textenvs evaluate --agent {run}",
-    "textenvs frontier --run-dir {run}",
-    """python -c "from transformers import AutoModelForCausalLM as M; M.from_pretrained('{run}/model')" """.strip(),
-)
 SHOWN = 8
 """Texts on the page of tokens: as many as GRPO's group has, so that one can be seen whole."""
 
@@ -55,7 +54,8 @@ def main(config: TrainTextConfig) -> dict[str, Any]:
         Interrupted: after Ctrl-C or SIGTERM, once checkpoint, model and samples are written.
     """
     if config.plan:
-        print(as_text(planned_bytes(config), config.memory))
+        if os.environ.get("RANK", "0") == "0":
+            print(as_text(planned_bytes(config), config.memory))
         return {}
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -73,7 +73,9 @@ def main(config: TrainTextConfig) -> dict[str, Any]:
 def _lead(config: TrainTextConfig, processes: Processes, num_parameters: int) -> dict[str, Any]:
     """Run in the main process, or the only one."""
     settings = config.identity()
-    with training_run(config, script="train_text", settings=settings, length="episodes", reads=config.reads) as run:
+    with training_run(
+        config, script="train_text", settings=settings, length="episodes", reads=config.reads, report=write_report
+    ) as run:
         if not config.quiet:
             print(f"learning rate {config.learning_rate} for {num_parameters / 1e6:.1f} million parameters", flush=True)
         peak = PeakMemory(config.device)
@@ -86,7 +88,8 @@ def _lead(config: TrainTextConfig, processes: Processes, num_parameters: int) ->
         before = parts.task.assessor.assess(parts.task.models.start)
         agent.logger = run.begin(agent.steps)
         frontier = FrontierFollower(run.path / FRONTIER, before, agent.logger, resume_at=resume_at)
-        finished = _train(agent, config, parts, run, trained, frontier)
+        monitors = _monitors(config, parts, run)
+        finished = _Training(agent, config, parts, run, trained, frontier, monitors).learn()
         peak_bytes = peak.bytes()
         weights = None if agent.shards is None else agent.shards.trained()
         save_adapter(parts.policy, run.path / ADAPTER, weights)  # first: merging takes the memory of one more model
@@ -107,8 +110,9 @@ def _lead(config: TrainTextConfig, processes: Processes, num_parameters: int) ->
             "peak_memory_bytes": peak_bytes,
             **{f"{name}_bytes": size for name, size in held_bytes(parts.policy, agent.optimizer).items()},
             **metrics,
+            **({"stopped_by": ", ".join(monitors.stopped_by)} if monitors.stopped_by else {}),
         }
-        return run.finish(summary, finished=finished, curves=TEXT_CURVES, commands=COMMANDS)
+        return run.finish(summary, finished=finished)
 
 
 def _resumed(agent: TextAgent, config: TrainTextConfig, run: TrainingRun, state: dict[str, Any]) -> _Clock:
@@ -143,6 +147,7 @@ def _follow(config: TrainTextConfig, processes: Processes) -> None:
         agent.extend(config.episodes)
     with stop_on_signal() as stop:
         _learn(agent, config, lambda agent: not agent.processes.any(stop.is_set()))
+    _go_back(agent, None)
     processes.all_gather(None)
 
 
@@ -154,58 +159,92 @@ class _Clock:
     tokens: float = 0.0
 
 
-def _train(
-    agent: TextAgent,
-    config: TrainTextConfig,
-    parts: TextParts,
-    run: TrainingRun,
-    clock: _Clock,
-    frontier: FrontierFollower,
-) -> bool:
-    """Learn to the end, a signal or a reward that fails; True if it was the end. A checkpoint is always written."""
-    evaluate_every = updates_between_points(config.evaluate_every, config.episodes, config.batch_size)
+@dataclass
+class _Training:
+    """A run in the main process between its two evaluations."""
 
-    def keep() -> None:
-        agent.save(run.checkpoint)
-        run.folder.write_json(STATE, dataclasses.asdict(clock))
-        if agent.newest is not None:
-            write_token_page(run.path / PAGE, _snapshot(agent, parts))
+    agent: TextAgent
+    config: TrainTextConfig
+    parts: TextParts
+    run: TrainingRun
+    clock: _Clock
+    frontier: FrontierFollower
+    monitors: Monitors
 
-    def evaluate() -> None:
+    def learn(self) -> bool:
+        """Learn to the end, a signal, an alarm or a reward that fails; True unless it is to be resumed.
+
+        A checkpoint is always written, but for an alarm that ends the run: then the last one before it is restored.
+        """
+        agent, run = self.agent, self.run
+        with run.training(self.config.episodes, "texts", done=agent.steps) as self.bar:
+            self.began = time.perf_counter()
+            try:
+                if self.monitors.stop_on and agent.updates == 0:
+                    agent.extend(self.config.episodes)  # what a run that goes back to here ends at
+                    self.keep()
+                self.evaluate()
+                _learn(agent, self.config, self.after_update)
+            except (RewardError, DialogueError, EngineError):
+                self.keep()
+                print(f"{run.path} holds what was trained so far; --resume continues it", file=sys.stderr)
+                raise
+            stopped_by = ", ".join(self.monitors.stopped_by)
+            _go_back(agent, checkpoint.read(run.checkpoint) if stopped_by else None)
+            if stopped_by:
+                self.frontier.cut(agent.steps)
+                print(f"stopped by {stopped_by}: back at the checkpoint after {agent.steps} texts", file=sys.stderr)
+            else:
+                self.keep()
+        return bool(stopped_by) or agent.steps >= self.config.episodes
+
+    def after_update(self, agent: TextAgent) -> bool:
+        """Log, watch, evaluate and save; False if this update is to be the last."""
+        now = time.perf_counter()
+        self.clock.seconds, self.began = self.clock.seconds + now - self.began, now
+        self.clock.tokens += agent.metrics["rollout/length_mean"] * self.config.batch_size
+        self.bar.show(agent.steps, headline(agent.metrics))
+        if agent.updates % 10 == 1 and self.parts.collector.last is not None:
+            rows = self.parts.collector.last
+            self.run.sink.write_samples(*self.parts.task.assessor.decode(rows, 4), agent.steps)
+        if agent.updates == 1:
+            write_token_page(self.run.path / PAGE, _snapshot(agent, self.parts))
+        goes_on = self.monitors(agent)
+        paused = time.perf_counter()
+        self.evaluate()
+        self.began += time.perf_counter() - paused
+        if agent.updates % self.config.checkpoint_every == 0 and self.monitors.calm:
+            self.keep()
+        return not agent.processes.any(self.run.stop.is_set() or not goes_on)
+
+    def keep(self) -> None:
+        """Save what a resumed run continues, and the page of tokens."""
+        self.agent.save(self.run.checkpoint)
+        self.run.folder.write_json(STATE, dataclasses.asdict(self.clock))
+        if self.agent.newest is not None:
+            write_token_page(self.run.path / PAGE, _snapshot(self.agent, self.parts))
+
+    def evaluate(self) -> None:
         """At its time; a resumed run also where the last one's reward failed."""
-        due = evaluate_every and agent.updates % evaluate_every == 0 and 0 < agent.steps < config.episodes
-        if due and frontier.points[-1][STEP] != agent.steps:
-            frontier.add(agent.steps, parts.task.assessor.assess(parts.policy))
+        config, agent = self.config, self.agent
+        every = updates_between_points(config.evaluate_every, config.episodes, config.batch_size)
+        due = every and agent.updates % every == 0 and 0 < agent.steps < config.episodes
+        if due and self.frontier.points[-1][STEP] != agent.steps:
+            self.frontier.add(agent.steps, self.parts.task.assessor.assess(self.parts.policy))
 
-    with run.training(config.episodes, "texts", done=agent.steps) as bar:
-        began = time.perf_counter()
 
-        def after_update(agent: TextAgent) -> bool:
-            nonlocal began
-            now = time.perf_counter()
-            clock.seconds, began = clock.seconds + now - began, now
-            clock.tokens += agent.metrics["rollout/length_mean"] * config.batch_size
-            bar.show(agent.steps, headline(agent.metrics))
-            if agent.updates % 10 == 1 and parts.collector.last is not None:
-                run.sink.write_samples(*parts.task.assessor.decode(parts.collector.last, 4), agent.steps)
-            if agent.updates == 1:
-                write_token_page(run.path / PAGE, _snapshot(agent, parts))
-            paused = time.perf_counter()
-            evaluate()
-            began += time.perf_counter() - paused
-            if agent.updates % config.checkpoint_every == 0:
-                keep()
-            return not agent.processes.any(run.stop.is_set())
+def _go_back(agent: TextAgent, good: dict[str, Any] | None) -> None:
+    """Restore the checkpoint that the main process passes, if it passes one, in all of them."""
+    state = agent.processes.all_gather(good)[0]
+    if state is not None:
+        agent.load_state_dict(state)
 
-        try:
-            evaluate()
-            _learn(agent, config, after_update)
-        except (RewardError, DialogueError, EngineError):
-            keep()
-            print(f"{run.path} holds what was trained so far; --resume continues it", file=sys.stderr)
-            raise
-        keep()
-    return agent.steps >= config.episodes
+
+def _monitors(config: TrainTextConfig, parts: TextParts, run: TrainingRun) -> Monitors:
+    """The monitors of reward hacking of a run, which print their alarms."""
+    judge = None if parts.task.assessor.judge is None else parts.task.assessor.judge_rows
+    say = partial(print, file=sys.stderr, flush=True)
+    return Monitors(config.stop_on or (), judge=judge, path=run.path / FILE, warn=say)
 
 
 def _learn(agent: TextAgent, config: TrainTextConfig, after_update: Callable[[TextAgent], bool]) -> None:

@@ -10,10 +10,12 @@ import torch
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.loading import DTYPES, autocast_of, resolved
 from agents.lm.lora import POLICY, AdaptedTrunk, LoraOptions
+from agents.lm.sharding import mesh_of, shard
 from agents.recipes.sft.config import TrainLanguageModelConfig
 from agents.recipes.sft.data import Examples, read_examples
 from agents.recipes.sft.from_scratch import new_model, train_tokenizer
 from agents.recipes.sft.rows import RowEncoder, TokenRow, check_vocabulary, limit_rows, split_rows
+from agents.runs.distributed import ALONE, Processes
 from agents.runs.flags import json_object
 from textenvs.lm.loading import load_causal_lm
 from textenvs.tokens.end_of_text import find_end_tokens
@@ -33,11 +35,28 @@ class Rows:
 
 
 def build_policy(
-    config: TrainLanguageModelConfig, examples: Examples, began: str | None = None
+    config: TrainLanguageModelConfig, examples: Examples, began: str | None = None, processes: Processes = ALONE
 ) -> tuple[Any, CausalLMPolicy]:
-    """Tokenizer and model: those that ``config`` names, or new ones as large as it says.
+    """Tokenizer and model: those that ``config`` names, or new ones as large as it says, sharded if it says so.
 
     ``began`` is the time that chat templates read, ISO; None: the present.
+
+    Raises:
+        ValueError: if they cannot be loaded, or name no token, or not the same one, as the end of a text.
+    """
+    if config.shard == "none":
+        return _whole_policy(config, examples, began, config.device)
+    mesh = mesh_of(processes, config.device)
+    with processes.in_turn():  # of whole models on the CPU only the parts go to the device
+        tokenizer, policy = _whole_policy(config, examples, began, "cpu")
+        shard([policy], processes, mesh)
+    return tokenizer, policy
+
+
+def _whole_policy(
+    config: TrainLanguageModelConfig, examples: Examples, began: str | None, device: str
+) -> tuple[Any, CausalLMPolicy]:
+    """As ``build_policy``, on ``device``.
 
     Raises:
         ValueError: if they cannot be loaded, or name no token, or not the same one, as the end of a text.
@@ -56,7 +75,7 @@ def build_policy(
         dtype = torch.float32 if config.lora_rank is None else DTYPES[resolved(config.dtype, config.device)]
         model = load_causal_lm(config.model, dtype=dtype)
     eos_token_id = agree_on_end_of_text(model, tokenizer, frozen=config.lora_rank is not None)
-    model.to(config.device)
+    model.to(device)
     trunk = None
     if config.lora_rank is not None:
         options = LoraOptions(rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed)

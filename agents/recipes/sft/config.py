@@ -48,7 +48,7 @@ NEW_MODELS = ("vocab_size", "num_layers", "width", "num_heads")
 PRETRAINED = ("chat_template", "template_kwargs", "lora_rank", "lora_alpha")
 OWN_DATA = (
     "heldout_data", "heldout_share", "heldout_rows", "too_long", "epochs", "batch_size", "microbatch_size",
-    "microbatch_tokens", "dtype", "gradient_checkpointing", "keep", "num_samples", "sample_tokens",
+    "microbatch_tokens", "dtype", "gradient_checkpointing", "keep", "num_samples", "sample_tokens", "shard",
 )  # fmt: skip
 
 
@@ -109,6 +109,9 @@ class _Optimization:
     `lora_rank` the frozen model is loaded as this type, too. auto: bfloat16 on a CUDA device that has it."""
     gradient_checkpointing: bool = False
     """Keep only each layer's input for the backward pass and compute the rest again: less memory, a third more time."""
+    shard: Literal["none", "fsdp"] = "none"
+    """What each of several processes holds: "none", the whole model; "fsdp", its part of each layer (torch's FSDP2),
+    weights, gradients and optimizer states; see docs/recipes/processes.md."""
     lora_rank: int | None = None
     """Train a LoRA adapter of this rank; `train_text --memory adapters --adapter` starts from it. None: all weights."""
     lora_alpha: float = 32.0

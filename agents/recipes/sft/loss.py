@@ -21,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.recipes.sft.rows import TokenRow
+from agents.runs.distributed import ALONE, Processes
 from reward_models.fit_options import StepResult
 from textenvs.tokens.rows import PAD
 
@@ -97,13 +98,20 @@ def epoch_of(rows: Sequence[TokenRow], limits: BatchLimits, rng: random.Random) 
     return batches
 
 
-def mean_loss(policy: CausalLMPolicy, rows: Sequence[TokenRow], limits: BatchLimits) -> float:
-    """Nats per learned token over all ``rows``, without gradient."""
+def share_of(rows: Sequence[TokenRow], processes: Processes) -> list[TokenRow]:
+    """This process's rows: as long as those of each other."""
+    return sorted(rows, key=lambda row: len(row.tokens))[processes.index :: processes.count]
+
+
+def mean_loss(
+    policy: CausalLMPolicy, rows: Sequence[TokenRow], limits: BatchLimits, processes: Processes = ALONE
+) -> float:
+    """Nats per learned token over all ``rows``, which ``processes`` share, without gradient."""
     unlimited = limits.micro_rows is None and limits.micro_positions is None
     limits = BatchLimits(rows=1, micro_positions=EVALUATION_POSITIONS) if unlimited else limits
     with torch.no_grad():
-        total = sum(loss_sum(policy, part).item() for part in microbatches(rows, limits))
-    return total / sum(row.num_learned for row in rows)
+        total = sum(loss_sum(policy, part).item() for part in microbatches(share_of(rows, processes), limits))
+    return sum(processes.all_gather(total)) / sum(row.num_learned for row in rows)
 
 
 @dataclass(eq=False)
@@ -119,6 +127,8 @@ class FineTuning:
     limits: BatchLimits = field(kw_only=True)
     seed: int = field(kw_only=True)
     """Of the rows' order."""
+    processes: Processes = field(default=ALONE, kw_only=True)
+    """That share each batch."""
 
     def steps_in(self, epochs: float) -> int:
         """Optimizer steps that ``epochs`` passes over the rows take, at least 1."""
@@ -134,15 +144,20 @@ class FineTuning:
         """Of the mean over all learned tokens of ``batch``, microbatch by microbatch."""
         count = sum(row.num_learned for row in batch)
         total = 0.0
-        for part in microbatches(batch, self.limits):
+        parts = microbatches(share_of(batch, self.processes), self.limits)
+        idle = self.processes.most(len(parts)) - len(parts)
+        for part in parts:
             loss = loss_sum(self.module, part) / count
             loss.backward()
             total += loss.item()
-        return StepResult(total, sum(len(row.tokens) for row in batch))
+        for _ in range(idle):  # keeps step with other processes
+            (0.0 * loss_sum(self.module, batch[:1])).backward()
+        self.processes.all_reduce_gradients(list(self.module.parameters()))
+        return StepResult(sum(self.processes.all_gather(total)), sum(len(row.tokens) for row in batch))
 
     def heldout_loss(self) -> float | None:
         """Nats per learned token of the held-out rows."""
-        return mean_loss(self.module, self.heldout, self.limits) if self.heldout else None
+        return mean_loss(self.module, self.heldout, self.limits, self.processes) if self.heldout else None
 
     def fingerprint(self) -> int:
         """A checksum of all rows' tokens and of what is learned of them."""

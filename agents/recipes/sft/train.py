@@ -11,33 +11,32 @@ import torch
 
 from agents.evaluation.samples import EVAL_SEED, write_samples
 from agents.lm.causal_lm import CausalLMPolicy
+from agents.lm.loading import resolved
 from agents.lm.memory import PeakMemory
 from agents.lm.saving import save_adapter, save_model, save_pretrained
-from agents.recipes.sft.build import build_policy, build_rows
+from agents.lm.sharding import gathered
+from agents.recipes.sft.build import Rows, build_policy, build_rows
 from agents.recipes.sft.config import TrainLanguageModelConfig
-from agents.recipes.sft.data import read_examples
+from agents.recipes.sft.data import Examples, read_examples
 from agents.recipes.sft.from_scratch import FromScratch, encode_reviews, loss_per_token, new_model, train_tokenizer
 from agents.recipes.sft.loss import BatchLimits, FineTuning
 from agents.recipes.sft.rows import TokenRow
+from agents.reports.page import write_report
 from agents.runs.devices import prepare_device
-from agents.runs.fit_run import fit_in
+from agents.runs.distributed import ALONE, Processes
+from agents.runs.fit_run import fit_in, follow
 from agents.runs.lifecycle import TrainingRun, training_run
-from agents.runs.plots import FIT_CURVES
 from reward_models.data.movie_reviews import SHA256, movie_review_splits
 from reward_models.fitting import Fit, perplexity_of
 from textenvs.tokens.row_files import column_names, statement
 
 MODEL, ADAPTER, SAMPLES = "model", "adapter", "samples.json"
-COMMANDS = (
-    "textenvs train-reward-model --run-dir RUN --model {run}/model",
-    "textenvs train-text --run-dir RUN --model {run}/model",
-)
 SHOWN = 3
 """Samples that are printed; all are in the file."""
 
 
 def main(config: TrainLanguageModelConfig) -> dict[str, Any]:
-    """Train; returns the content of ``summary.json``.
+    """Train; returns the content of ``summary.json``, or nothing in processes other than the main one.
 
     Raises:
         RunDirError: if the run directory cannot be used.
@@ -45,12 +44,23 @@ def main(config: TrainLanguageModelConfig) -> dict[str, Any]:
         Interrupted: after Ctrl-C or SIGTERM, once checkpoint and model are written.
     """
     config = config.settled()
+    dtype = resolved(config.dtype, config.device)
+    processes = Processes.launched(config.device, dtype, sharded=config.shard != "none")
+    if config.data is None and processes.count > 1:
+        raise ValueError(f"data: expected a file, since movie reviews are for one process, received {processes.count}")
     prepare_device(config.device, config.dtype)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     reads = (config.model, config.data, config.heldout_data)
-    with training_run(config, script="train_language_model", settings=config.identity(), reads=reads) as run:
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
-        return movie_reviews(config, run) if config.data is None else fine_tune(config, run)
+    with processes.together():
+        if not processes.is_main:
+            _follow(config, processes)
+            return {}
+        settings = config.identity()
+        with training_run(
+            config, script="train_language_model", settings=settings, reads=reads, report=write_report
+        ) as run:
+            return movie_reviews(config, run) if config.data is None else fine_tune(config, run, processes)
 
 
 def movie_reviews(config: TrainLanguageModelConfig, run: TrainingRun) -> dict[str, Any]:
@@ -86,37 +96,29 @@ def movie_reviews(config: TrainLanguageModelConfig, run: TrainingRun) -> dict[st
         "data_sha256": SHA256,
         "wall_s": fit.progress.seconds,
     }
-    return run.finish(summary, finished=finished, curves=FIT_CURVES, commands=COMMANDS)
+    return run.finish(summary, finished=finished)
 
 
-def fine_tune(config: TrainLanguageModelConfig, run: TrainingRun) -> dict[str, Any]:
-    """Fine-tune; returns the content of ``summary.json``.
+def fine_tune(config: TrainLanguageModelConfig, run: TrainingRun, processes: Processes = ALONE) -> dict[str, Any]:
+    """Fine-tune in the main process; returns the content of ``summary.json``.
 
     Raises:
         ValueError, CheckpointError, FloatingPointError: with a message that says what to do.
         Interrupted: after Ctrl-C or SIGTERM, once checkpoint, model and samples are written.
     """
     peak = PeakMemory(config.device)
-    assert config.data is not None
-    examples = read_examples(config.data)
-    tokenizer, policy = build_policy(config, examples, run.began)
-    rows = build_rows(config, examples, tokenizer, policy)
+    examples, tokenizer, rows, learner = _learner(config, processes.broadcast(run.began), processes)
+    policy = learner.module
     print(statement(f"{examples.kind} of {column_names(examples.kind)}", len(rows.train), len(rows.heldout)))
-    limits = BatchLimits(
-        rows=config.batch_size,
-        tokens=config.batch_tokens,
-        micro_rows=config.microbatch_size,
-        micro_positions=config.microbatch_tokens,
-    )
-    learner = FineTuning(policy, rows.train, rows.heldout, limits=limits, seed=config.seed)
     book = SampleBook(config, tokenizer, policy, rows.heldout)
     before = book.write()
-    fit = Fit(learner, config.fit_options(num_steps(config, learner)))
-    finished = fit_in(run, fit)
-    peak_bytes = peak.bytes()
-    save_adapter(policy, run.path / ADAPTER)  # first: merging takes the memory of one more model
-    save_model(policy, tokenizer, run.path / MODEL)
+    fit = _fit(config, learner)
+    finished = fit_in(run, fit, processes)
+    peak_bytes, weights = peak.bytes(), gathered(policy.state_dict(), processes, "model.")
+    save_adapter(policy, run.path / ADAPTER, weights)  # first: merging takes the memory of one more model
+    save_model(policy, tokenizer, run.path / MODEL, weights)
     after = book.write()
+    processes.all_gather(None)  # until here they took part in passes
     samples = book.compare(before, after)
     run.folder.write_json(SAMPLES, {"samples": samples})
     for sample in samples[:SHOWN]:
@@ -131,7 +133,38 @@ def fine_tune(config: TrainLanguageModelConfig, run: TrainingRun) -> dict[str, A
         "trained_parameters": sum(parameter.numel() for parameter in fit.parameters),
         "peak_memory_bytes": peak_bytes,
     }
-    return run.finish(summary, finished=finished, curves=FIT_CURVES, commands=COMMANDS)
+    return run.finish(summary, finished=finished)
+
+
+def _follow(config: TrainLanguageModelConfig, processes: Processes) -> None:
+    """Run in every process but the main one: take part in every step, and write nothing."""
+    *_, learner = _learner(config, processes.broadcast(None), processes)
+    follow(_fit(config, learner), processes)
+    gathered(learner.module.state_dict(), processes, "model.")
+    processes.all_gather(None)
+
+
+def _learner(
+    config: TrainLanguageModelConfig, began: str, processes: Processes
+) -> tuple[Examples, Any, Rows, FineTuning]:
+    """The data, the tokenizer, the rows, and what learns them."""
+    assert config.data is not None
+    examples = read_examples(config.data)
+    tokenizer, policy = build_policy(config, examples, began, processes)
+    rows = build_rows(config, examples, tokenizer, policy)
+    limits = BatchLimits(
+        rows=config.batch_size,
+        tokens=config.batch_tokens,
+        micro_rows=config.microbatch_size,
+        micro_positions=config.microbatch_tokens,
+    )
+    learner = FineTuning(policy, rows.train, rows.heldout, limits=limits, seed=config.seed, processes=processes)
+    return examples, tokenizer, rows, learner
+
+
+def _fit(config: TrainLanguageModelConfig, learner: FineTuning) -> Fit:
+    learner.processes.all_gather(None)  # whose parts are at rest
+    return Fit(learner, config.fit_options(num_steps(config, learner)))
 
 
 def num_steps(config: TrainLanguageModelConfig, learner: FineTuning) -> int:

@@ -132,11 +132,13 @@ def train(
     seed: int = 0,
     updates: int | None = None,
     num_envs: int = NUM_ENVS,
+    callback: Any = None,
 ) -> GapResult:
     """Train what starts as the reference, by whole texts or dialogues; PPO's table of texts by steps.
 
     ``policy`` is "tabular", "gpt2" or "dialogue", whose ``credit`` is as in `TextAgentConfig`; ``updates`` are rollouts
-    to learn from, None: ``UPDATES``; ``num_envs`` episodes side by side are a multiple of the group size.
+    to learn from, None: ``UPDATES``; ``num_envs`` episodes side by side are a multiple of the group size;
+    ``callback`` is of `learn`, by whole texts.
     """
     number = UPDATES[policy][algorithm] if updates is None else updates
     if (policy, algorithm) == ("tabular", "ppo"):
@@ -163,7 +165,7 @@ def train(
         start, horizon = ANNEALED * task.beta, SHARE * number * num_envs
         how |= {"generate": generate, "kl_controller": AnnealedKL(start=start, end=task.beta, horizon=horizon)}
     agent = TextAgent(config, policy=learner, collector=TextCollector(envs, seed=seed, **how))
-    return _learn(agent, learner, task, number * num_envs)
+    return _learn(agent, learner, task, number * num_envs, callback)
 
 
 def _train_by_steps(env_id: str, seed: int, updates: int, num_envs: int) -> GapResult:
@@ -186,9 +188,11 @@ def tiny_gpt2(env_id: str, *, seed: int) -> PreTrainedModel:
         return GPT2LMHeadModel(config).eval()
 
 
-def _learn(agent: Agent, policy: Any, task: ExactTask | DialogueTask, total_steps: int) -> GapResult:
+def _learn(
+    agent: Agent, policy: Any, task: ExactTask | DialogueTask, total_steps: int, callback: Any = None
+) -> GapResult:
     began = time.perf_counter()
-    agent.learn(total_steps)
+    agent.learn(total_steps, callback=callback)
     train_s = time.perf_counter() - began
     if isinstance(policy, Table):
         trained = policy.logits[:-1].detach().double().log_softmax(-1).numpy().reshape(task.ref_logprobs.shape)

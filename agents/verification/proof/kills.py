@@ -26,9 +26,9 @@ import numpy as np
 import torch
 
 from agents.recipes.control import BEST, LAST
+from agents.reports.run_files import read_columns
 from agents.runs import checkpoint
 from agents.runs.cli import command
-from agents.runs.plots import read_columns
 from agents.runs.run_dir import CONFIG, SUMMARY, RunDir
 
 TRAIN = "from agents.cli import run; raise SystemExit(run('train-control'))"

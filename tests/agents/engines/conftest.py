@@ -145,14 +145,15 @@ class FakeVLLM:
             critic="none",
             eos_token_id=asked["stop_token_ids"] or None,
             sampling=TokenSampling(
-                temperature=asked["temperature"], top_k=asked["top_k"] or None, top_p=asked["top_p"],
+                temperature=asked["temperature"] or 1.0, top_k=asked["top_k"] or None, top_p=asked["top_p"],
                 min_new_tokens=asked["min_tokens"], allowed_tokens=asked["allowed_token_ids"],
             ),
         )  # fmt: skip
         generator = torch.Generator().manual_seed(asked["seed"])
         found = generate(
-            policy, torch.tensor([body["token_ids"]]), max_new_tokens=asked["max_tokens"], generator=generator
-        )
+            policy, torch.tensor([body["token_ids"]]), max_new_tokens=asked["max_tokens"], generator=generator,
+            deterministic=asked["temperature"] == 0,
+        )  # fmt: skip
         tokens = found.completions[0][found.completions[0] >= 0].tolist()
         ended = tokens[-1] in asked["stop_token_ids"]
         logprobs = [

@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -165,3 +166,19 @@ def test_peak_memory_sees_what_was_held_and_given_back():
     done = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, check=False)
     assert len(held)
     assert done.returncode == 0, done.stderr
+
+
+def test_several_processes_hold_a_part_each_and_gather_a_layer_at_a_time():
+    """By hand: a Llama of 2 layers of 24 x 24 x 2 + 24 x 12 x 2 + 3 x 24 x 32 + 2 x 24 weights."""
+    layout = Layout(memory="shared", critic="shared", dtype=torch.bfloat16)
+    alone, parts = (plan(CONFIGS["llama"], replace(layout, processes=n), WORK) for n in (1, 4))
+    layer = 2 * 24 * 24 + 2 * 24 * 12 + 3 * 24 * 32 + 2 * 24
+    rest = 2 * V * 24 + 24 + 24 + 1  # embeddings, output, last norm, value head and its bias
+    rows_up = 2 * (10 * 24) + 6 + 24 + 1  # 37 rows in parts of 10; the value head has one row
+    buffers = alone["policy_weights"] + alone["critic_weights"] - 4 * (2 * layer + rest)
+    assert parts["policy_weights"] + parts["critic_weights"] == 4 * (2 * layer / 4 + rows_up) + buffers
+    assert parts["gathered"] == 2 * 4 * rest + (2 * 2 + 4) * layer
+    assert parts["gradients"] == 4 * (2 * layer / 4 + rows_up)
+    assert "gathered" not in alone
+    whole = plan(CONFIGS["llama"], replace(layout, processes=4, gathers=True), WORK)
+    assert whole["rollout_weights"] == alone["policy_weights"] + alone["critic_weights"]

@@ -42,6 +42,13 @@ def test_what_is_sent_by_hand():
     assert both["s_update"] == pytest.approx(2 * across["s_update"])
 
 
+def test_unsharded_gpus_hold_all_and_sum_gradients_once_a_step():
+    found = update_parts(SHAPE, Run(**{**vars(RUN), "shard": "none"}), ROUND, 4)
+    assert (found["gb_weights_gradients_adam"], found["gb_frozen"], found["gb_gathered"]) == (16, 2, 0)
+    assert found["sent_gb_gathered"] == 0
+    assert found["sent_gb_gradients"] == pytest.approx(2 * 2 * 4 * 0.75)  # two epochs; there and back; float32
+
+
 def test_weights_gradients_and_states_are_those_of_the_meta_device():
     config = LlamaConfig(
         vocab_size=50, hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, bos_token_id=0,

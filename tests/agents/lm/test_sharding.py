@@ -25,7 +25,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.generation import generate
 from agents.lm.lora import AdaptedTrunk, LoraOptions
-from agents.lm.memory import PeakMemory, held_bytes, resident_bytes
+from agents.lm.memory import Layout, PeakMemory, Workload, held_bytes, plan, resident_bytes
 from agents.lm.sharding import mesh_of, shard, with_whole_weights
 from agents.recipes.rlhf.config import command_line
 from agents.runs import checkpoint
@@ -237,6 +237,11 @@ def test_a_process_holds_its_part(count, tmp_path, request):
     alone = memory(ALONE)
     for held in found:
         assert sum(held["held"].values()) <= 1.25 / count * sum(alone["held"].values())
+    work = Workload(rollout_rows=4, update_rows=4, prompt_tokens=3, new_tokens=T)
+    planned = plan(wide(64), Layout(memory="full", critic="separate", processes=count), work)
+    held = found[0]["held"]
+    assert planned["policy_weights"] + planned["critic_weights"] == held["weights"]
+    assert (planned["gradients"], planned["adam_states"]) == (held["gradients"], held["adam_states"])
 
 
 @pytest.mark.slow
@@ -285,12 +290,15 @@ def types_of(processes, memory):
     }
 
 
+def wide(width):
+    return GPT2Config(n_positions=16, n_embd=width, n_layer=8, n_head=2, **IDS)
+
+
 def memory(processes, width=64):
     """Bytes that a process holds after two updates, and those that it grew by at the peak of the second one."""
     torch.manual_seed(0)
     before = resident_bytes()
-    shape = dict(n_positions=16, n_embd=width, n_layer=8, n_head=2)
-    agent = agent_of(processes, "ppo", memory="full", model=GPT2LMHeadModel(GPT2Config(**shape, **IDS)), rows=8)
+    agent = agent_of(processes, "ppo", memory="full", model=GPT2LMHeadModel(wide(width)), rows=8)
     agent.iterate()
     peak = PeakMemory()
     agent.iterate()

@@ -260,7 +260,7 @@ def test_a_damaged_checkpoint_is_a_message(tmp_path, capsys):
 
 
 def test_progress_csv_holds_the_whole_run_and_other_settings_are_refused(tmp_path, monkeypatch, capsys):
-    from agents.runs.plots import read_columns
+    from agents.reports.run_files import read_columns
 
     folder = tmp_path / "run"
     write = train_control._Trainer.save

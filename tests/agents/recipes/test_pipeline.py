@@ -63,7 +63,7 @@ def test_each_stage_stands_on_the_ones_before(stages, tmp_path):
     assert len(rows) == 20
     assert all(row["text"] == row["text"].lower() for row in rows)
     assert summary["fine_tuned/figure"] == 2
-    assert (tmp_path / "run" / "ppo.png").exists()
+    assert (tmp_path / "run" / "report.html").exists()
 
 
 def test_a_model_of_ones_own_is_not_unpacked(stages, tmp_path, model_dir):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from agents.cli import main
 from agents.recipes.commands.serve import PLUGIN, ServeConfig, server_command, write_plugin
 
 ROOT = Path(__file__).parents[3]
@@ -85,6 +86,14 @@ def test_it_waits_for_an_answer_and_ends_the_server_with_itself(tmp_path):
     finally:
         process.kill()
         process.communicate()
+
+
+def test_without_vllm_the_command_that_installs_it_is_named(tmp_path, capsys):
+    none = tmp_path / "python"
+    none.write_text("#!/bin/sh\necho None\n")
+    none.chmod(none.stat().st_mode | stat.S_IXUSR)
+    assert main(["serve", "--model", "m", "--python", str(none)]) == 2
+    assert f"serve needs vLLM: {none} -m pip install vllm==" in capsys.readouterr().err
 
 
 def test_a_server_that_ends_is_an_error(tmp_path):

@@ -88,13 +88,14 @@ def together(request, tmp_path_factory):
 
 
 def assert_same(one, other):
-    """But for the seconds, and what rounding does; ``logprob_drift`` is of the first process's share."""
+    """But for the seconds, and for rounding, on which it hangs whether returns that are nearly equal are so; and
+    ``logprob_drift`` is of the first process's share."""
     for ours, theirs in zip(one["rows"], other["rows"], strict=True):
         assert (ours["completions"] == theirs["completions"]).all()
         for name in ("rewards", "kl", "scores", "logprobs"):
             np.testing.assert_allclose(ours[name], theirs[name], atol=ATOL)
     for ours, theirs in zip(one["figures"], other["figures"], strict=True):
-        names = {name for name in ours if not name.startswith("time/")} - {"train/logprob_drift"}
+        names = {name for name in ours if not name.startswith("time/")} - {"train/logprob_drift", "train/flat_groups"}
         assert names <= set(theirs)
         expected = {name: theirs[name] for name in names}
         assert {name: ours[name] for name in names} == pytest.approx(expected, rel=1e-4, abs=ATOL)

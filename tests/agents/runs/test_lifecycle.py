@@ -1,5 +1,6 @@
 """The life of a training command: signals, resume, progress, trackers and the report."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -12,9 +13,9 @@ from rich.console import Console
 
 from agents.runs.flags import RunFlags
 from agents.runs.lifecycle import CHECKPOINT, Interrupted, stop_on_signal, training_run
-from agents.runs.plots import Curve
+from agents.runs.machine import MACHINE
 from agents.runs.progress import ProgressBar, headline
-from agents.runs.run_dir import SUMMARY, RunDirError
+from agents.runs.run_dir import SUMMARY, RunDirError, read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +29,7 @@ def life(flags, *, finished=True, **settings):
         sink.write({"train/loss": 2.0, "rollout/score": 1.5}, 8)
         sink.write({"train/loss": 1.0}, 16)
         run.checkpoint.touch()
-        curves = (Curve(column="train/loss", title="Loss", unit="nats"),)
-        return run.finish({"score": 0.125}, finished=finished, curves=curves, commands=("go on with {run}",))
+        return run.finish({"score": 0.125}, finished=finished)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -73,19 +73,20 @@ def test_without_its_checkpoint_a_run_is_not_resumed(tmp_path):
         life(Flags(run_dir=str(tmp_path), resume=True))
 
 
-def test_the_report_is_one_file_without_network(tmp_path):
-    (tmp_path / "run").mkdir()
-    with training_run(Flags(run_dir=str(tmp_path / "run")), script="train_text", settings={"rate": "<0.5>"}) as run:
-        run.begin().write({"train/loss": 2.0}, 8)
-        run.folder.write_json("samples.json", {"samples": [{"prompt": "the film", "after": "is <b>good</b>"}]})
-        curves = (Curve(column="train/loss", title="Loss", unit="nats"),)
-        run.finish({"score": 0.125}, finished=True, curves=curves, commands=("textenvs evaluate --agent {run}",))
-    page = (tmp_path / "run" / "report.html").read_text()
-    for part in ("<td>score</td><td>0.125</td>", "&lt;0.5&gt;", "is &lt;b&gt;good&lt;/b&gt;", "data:image/png;base64,"):
-        assert part in page
-    assert f"textenvs evaluate --agent {tmp_path / 'run'}" in page
-    assert "://" not in page
-    assert "<script" not in page
+def test_a_run_knows_its_machine_and_writes_its_page_also_when_it_was_stopped(tmp_path):
+    pages = []
+    for finished in (False, True):
+        flags = Flags(run_dir=str(tmp_path), resume=finished)
+        with (
+            contextlib.suppress(Interrupted),
+            training_run(flags, script="train_text", settings=flags.identity(), report=pages.append) as run,
+        ):
+            run.begin()
+            run.checkpoint.touch()
+            assert read_json(tmp_path / MACHINE, "processor", "cores", "torch")["cores"] == os.cpu_count()
+            run.finish({"score": 0.125}, finished=finished)
+        assert (tmp_path / SUMMARY).exists() == finished
+    assert pages == [tmp_path, tmp_path]
 
 
 class Stub(types.ModuleType):

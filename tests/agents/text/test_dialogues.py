@@ -407,3 +407,24 @@ def test_no_slots_are_refused():
             dialogue=envs,
             max_concurrent_rows=0,
         )
+
+
+def test_dialogues_ahead_are_those_of_the_same_weights_and_are_written_anew_after_a_resume():
+    policy = policy_of()
+    now, ahead = (TextCollector(envs_of(), seed=1, async_rollouts=n, correction="none") for n in (0, 1))
+
+    def same(one, other):
+        names = ("observations", "actions", "logprobs", "values", "rewards", "mask", "turns", "ended")
+        return all(torch.equal(getattr(one, name), getattr(other, name)) for name in names)
+
+    for number in range(3):
+        expected, _ = now.collect(policy)
+        found, metrics = ahead.collect(policy)
+        assert same(found, expected)
+        assert metrics["rollout/staleness"] == min(number, 1)
+    resumed = TextCollector(envs_of(), seed=1, async_rollouts=1, correction="none")
+    resumed.load_state_dict(ahead.state_dict())
+    expected, _ = now.collect(policy)
+    found, metrics = resumed.collect(policy)
+    assert same(found, expected)
+    assert metrics["rollout/staleness"] == 0

@@ -21,7 +21,6 @@ from agents.text.agent import TextAgent
 from agents.text.collector import TextCollector
 from agents.text.config import TextAgentConfig
 from agents.text.objective import text_objective
-from textenvs.dialogues.vector import DialogueVectorEnv
 from textenvs.envs.vector import TokenVectorEnv
 from textenvs.wrappers.kl_shaping import KLShaping
 from textenvs.wrappers.preference import PreferenceReward
@@ -225,19 +224,9 @@ def test_a_fault_in_the_background_is_raised_by_the_next_rollout_and_training_go
     assert agent.updates == 4
 
 
-class Silent:
-    def reset(self, seed=None):
-        return [1], {}
-
-    def step(self, said):
-        return [2], 0.0, False, False, {}
-
-
 def test_what_cannot_be_written_ahead_is_refused():
     with pytest.raises(ValueError, match="async_rollouts: expected 0 or 1"):
         agent_of(async_rollouts=2)
-    with pytest.raises(ValueError, match="async_rollouts: expected 0 with dialogues"):
-        TextCollector(DialogueVectorEnv(4, env=Silent, eos_token_id=EOS, vocab_size=V), async_rollouts=1)
     for settings, message in (
         ({"async_rollouts": 2}, "async_rollouts: expected a number in"),
         ({"correction": "token"}, "correction: expected one of|correction"),

@@ -24,9 +24,9 @@ from agents.recipes import evaluate as evaluate_agent
 from agents.recipes.rlhf.build import build_parts
 from agents.recipes.rlhf.config import TrainTextConfig, command_line
 from agents.recipes.rlhf.memory_plan import planned_bytes
+from agents.reports.run_files import read_columns
 from agents.runs import run_dir as run_dir_module
 from agents.runs.logging import METRICS
-from agents.runs.plots import read_columns
 from agents.text.agent import METRICS as TEXT_AGENT_METRICS
 from agents.text.config import PAPERS, TextAgentConfig
 from agents.text.rollout_metrics import METRICS as TEXT_METRICS
@@ -111,7 +111,9 @@ def test_a_run_leaves_everything_it_promises(inputs, tmp_path, pictures):
     updates = [row for row in rows if row["train/updates"]]
     assert len(updates) == 4
     assert {"rollout/score", "rollout/kl_per_sequence", "train/clip_fraction"} <= set(rows[0])
-    assert {*METRICS, *TEXT_METRICS, *TEXT_AGENT_METRICS} >= {name for name in rows[0] if not name.startswith("eval/")}
+    assert {*METRICS, *TEXT_METRICS, *TEXT_AGENT_METRICS} >= {
+        name for name in rows[0] if not name.startswith(("eval/", "monitor/"))
+    }
     assert list(folder.glob("events.out.tfevents.*"))
     assert not list(folder.glob("*.part"))
     assert not (folder / "in_use.pid").exists()
@@ -685,3 +687,27 @@ def test_a_checkpoint_of_another_command_is_refused_by_name(inputs, tmp_path, ca
     checkpoint.save(out / "checkpoint.safetensors", {"module": {}})
     assert run(stopping, out, "--resume") == 2
     assert f"{out / 'checkpoint.safetensors'} is not of this run" in capsys.readouterr().err
+
+
+def test_stop_on_an_alarm_leaves_the_run_at_the_last_checkpoint_before_it(inputs, tmp_path, capsys):
+    sizes = {"episodes": 2048, "batch_size": 128, "minibatch_size": 64, "max_new_tokens": 16, "learning_rate": 0.003}
+    given = sizes | {"checkpoint_every": 2, "evaluate_every": 0, "beta": 0.0}
+    assert run(inputs, tmp_path / "watched", stop_on="shortcut", **given) == 0
+    said = capsys.readouterr().err
+    summary = json.loads((tmp_path / "watched" / "summary.json").read_text())
+    lines = {line["name"]: line for line in json.loads((tmp_path / "watched" / "monitors.json").read_text())}
+    assert summary["stopped_by"] == "shortcut"
+    assert summary["episodes"] % 256 == 0
+    assert summary["episodes"] < lines["shortcut"]["fired_at"] < 2048
+    assert f"stopped by shortcut: back at the checkpoint after {summary['episodes']} texts" in said
+    assert "monitor shortcut after" in said
+    assert run(inputs, tmp_path / "short", **(given | {"episodes": summary["episodes"] or 128})) == 0
+    assert summary["episodes"] > 0
+    assert_same_weights(tmp_path / "watched", tmp_path / "short")
+    columns = read_columns(tmp_path / "watched" / "progress.csv")["monitor/shortcut"]
+    assert max(value for value in columns if value == value) > 1.0
+    with pytest.raises(SystemExit):
+        run(inputs, tmp_path / "typo", stop_on="shortcuts")
+    assert "did you mean shortcut?" in capsys.readouterr().err
+    assert run(inputs, tmp_path / "watched", "--resume", **(given | {"episodes": 2560})) == 0
+    assert json.loads((tmp_path / "watched" / "summary.json").read_text())["episodes"] == 2560

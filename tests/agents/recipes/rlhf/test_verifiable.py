@@ -23,7 +23,7 @@ from agents.evaluation.metrics import Passed, PassingRule
 from agents.recipes import evaluate as evaluate_agent
 from agents.recipes.rlhf.build import build_parts
 from agents.recipes.rlhf.config import TrainTextConfig, command_line
-from agents.runs.plots import read_columns
+from agents.reports.run_files import read_columns
 from textenvs.wrappers.scorers import RewardError
 
 ROOT = Path(__file__).parents[4]

@@ -40,7 +40,7 @@ class OffEngine(LocalEngine):
             self.policy.logits += self.shift
 
 
-def gap(env_id, algorithm, mode, *, seed, updates, num_envs, **changed):
+def gap(env_id, algorithm, mode, *, seed, updates, num_envs, high=3.0, **changed):
     """Share of the way to the optimum that is left after training, and the first rollout's mismatch in nats."""
     asked = {"minibatch_size": num_envs, "max_grad_norm": 1.0, "kl_in": "reward", "kl_estimator": None, "seed": seed}
     asked |= SETTINGS["tabular"][algorithm] | changed
@@ -52,7 +52,12 @@ def gap(env_id, algorithm, mode, *, seed, updates, num_envs, **changed):
     policy = TabularTextPolicy(task.states, logits, prompt_length=task.prompts.shape[1], eos_token_id=EOS_TOKEN)
     engine = None if mode == "no engine" else OffEngine(policy, seed)
     collector = TextCollector(
-        envs, seed=seed, engine=engine, generate=generate_by_acting, correction=None if mode == "no engine" else mode
+        envs,
+        seed=seed,
+        engine=engine,
+        generate=generate_by_acting,
+        correction=None if mode == "no engine" else mode,
+        correction_bounds=(0.0, high),
     )
     agent = TextAgent(config, policy=policy, collector=collector)
     agent.learn(updates * num_envs)
@@ -91,3 +96,20 @@ def test_table(env_id):
     for mode in modes:
         gaps = [gap(env_id, "rloo", mode, seed=seed, updates=400, num_envs=512) for seed in range(3)]
         print(f"{env_id} {mode}: " + ", ".join(f"{100 * each:.2f}" for each in gaps) + " %", flush=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_truncation_costs_time_and_leads_nowhere_else(seed):
+    """At the optimum the return, score less the KL's price, is that of every text: no weight moves it from there."""
+    torch.set_num_threads(1)
+
+    def left(mode, **options):
+        options = {"updates": 400, **options}
+        found = gap("textenvs/ExactSentiment-v0", "rloo", mode, seed=seed, num_envs=512, **options)
+        print(f"seed {seed} {mode} {options}: {100 * found:.2f} %", flush=True)
+        return found
+
+    short, wide = left("sequence_truncate"), left("sequence_truncate", high=10.0)
+    assert abs(short - wide) < 0.01
+    assert left("sequence_truncate", updates=1600) < left("none", updates=1600) / 10
