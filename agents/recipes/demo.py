@@ -109,7 +109,8 @@ def fit_reward_model(config: DemoConfig, folder: Path, console: Console) -> dict
 def tune(config: DemoConfig, folder: Path, reward_model: Path, console: Console) -> dict[str, Any]:
     """Stage 4: token-level PPO with KL shaping towards the model it started from."""
     console.rule("4  PPO on the language model")
-    options: dict[str, Any] = {"model": config.model, "seed": config.seed, "device": config.device}
+    # A higher price than the preset's, which a reward model that is new each time may overrun in variety.
+    options: dict[str, Any] = {"model": config.model, "seed": config.seed, "device": config.device, "beta": 0.225}
     return train_text.main(TrainTextConfig.preset(run_dir=str(folder), reward=(str(reward_model),), **options))
 
 

@@ -106,13 +106,9 @@ class TextAgent(Agent):
         rate = value_at(self.config.learning_rate, 0.0)
         config = self.config
         return self.policy, torch.optim.AdamW(
-            trained,
-            lr=rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            eps=config.adam_eps,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+            trained, lr=rate, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_eps,
+            weight_decay=config.weight_decay, fused=True,
+        )  # fmt: skip
 
     def iterate(self) -> None:
         """One rollout and its update; also logs tokens per second, and warns of a start that runs away.

@@ -13,7 +13,7 @@ from agents.text.config import Paper
 from agents.text.presets import preset_settings
 
 REWARD_CRITIC: dict[str, Any] = {
-    "memory": "full", "critic_start": "reward-model", "value_coef": 0.5, "beta": 0.225, "lam": 0.5, "critic_lam": 1.0,
+    "memory": "full", "critic_start": "reward-model", "value_coef": 0.5, "beta": 0.21, "lam": 0.5, "critic_lam": 1.0,
     "branches": 4,
 }  # fmt: skip
 """PPO's where the critic can begin as the reward model: docs/results/ablation.md has each setting's part."""
