@@ -198,8 +198,7 @@ class CausalLMPolicy(nn.Module):
             generator: of the samples; one uniform number per row.
 
         Raises:
-            ValueError: if the policy has ``min_new_tokens``, since a state does not separate prompt and completion: use
-                ``agents.lm.generation.generate``.
+            ValueError: if the policy has ``min_new_tokens``, which a state does not tell: use ``agents.lm.generation``.
         """
         if self.sampling.min_new_tokens > 0:
             raise ValueError("min_new_tokens depends on the completion's length: use agents.lm.generation.generate")
