@@ -168,8 +168,7 @@ class CausalLMPolicy(nn.Module):
                     ref_hidden = decisions.states(reference.trunk)
                 kl = head.exact_kl(hidden, decisions.tokens, decisions.steps, reference.token_head, ref_hidden)
         columns = [None if flat is None else spread(flat, mask) for flat in (each[:, 0], entropy, values, kl)]
-        columns.append(None if branches is None else spread(each[:, 1:], mask))
-        return Evaluation(*columns)  # type: ignore[arg-type]
+        return Evaluation(*columns, None if branches is None else spread(each[:, 1:], mask))  # type: ignore[arg-type]
 
     def row_logprobs(self, rows: Tensor, mask: Tensor) -> Tensor:
         """Log-probabilities ``[N]``, nats, of tokens in whole rows given their prefix, in row order; with gradient.
