@@ -167,8 +167,8 @@ class CausalLMPolicy(nn.Module):
                 with torch.no_grad(), reference.forward_context():
                     ref_hidden = decisions.states(reference.trunk)
                 kl = head.exact_kl(hidden, decisions.tokens, decisions.steps, reference.token_head, ref_hidden)
-        columns = [None if flat is None else spread(flat, mask) for flat in (each[:, 0], entropy, values, kl)]
-        return Evaluation(*columns, None if branches is None else spread(each[:, 1:], mask))  # type: ignore[arg-type]
+        parts = each[:, 0], entropy, values, kl, None if branches is None else each[:, 1:]
+        return Evaluation(*(None if part is None else spread(part, mask) for part in parts))  # type: ignore[arg-type]
 
     def row_logprobs(self, rows: Tensor, mask: Tensor) -> Tensor:
         """Log-probabilities ``[N]``, nats, of tokens in whole rows given their prefix, in row order; with gradient.
