@@ -176,7 +176,9 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if more := padded_rows(rows) - rows:
         x = pad(x, (0, 0, 0, more))
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
-    return out[:rows] if more else out
+    if more:  # no view of it, which must not be added to in place where an autograd function returned it
+        out = out.new_empty(0).set_(out.untyped_storage(), 0, (rows, out.shape[1]), out.stride())
+    return out
 
 
 def padded_rows(rows: int) -> int:

@@ -96,7 +96,7 @@ def test_any_mask_gives_the_numbers_of_a_plain_pass_over_the_whole_row(policies,
                 policy.value_head(hidden)[:, 0],
                 (logprobs.exp() * (logprobs - other)).sum(1),
             )
-            for got, right in zip(judged, expected, strict=True):
+            for got, right in zip(judged[:4], expected, strict=True):
                 wanted = torch.zeros(8, dtype=right.dtype).masked_scatter(mask[i], right[mask[i, :length]])
                 # Logits here reach some 30; thirty roundings of that size in the type that the number comes in.
                 close = 1e3 * torch.finfo(got.dtype).eps
