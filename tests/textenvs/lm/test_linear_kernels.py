@@ -54,6 +54,17 @@ def test_a_frozen_weight_gets_no_gradient_and_passes_it_on():
     assert weight.grad is None
 
 
+@pytest.mark.parametrize("rows", [33, 64])
+def test_a_model_may_add_to_the_product_in_place(rows):
+    """Llama 4's experts do; 33 rows are padded for the kernel."""
+    x, weight = torch.randn(rows, 3), torch.randn(4, 3, requires_grad=True)
+    out = affine(x, weight, None)
+    out.add_(1.0)
+    torch.testing.assert_close(out, x @ weight.t() + 1.0)
+    out.view(1, rows, 4).sum().backward()
+    torch.testing.assert_close(weight.grad, x.sum(0).expand(4, 3))
+
+
 def test_padding_is_small_and_leaves_few_different_numbers_of_rows():
     padded = [padded_rows(rows) for rows in range(1, 5000)]
     for rows, more in enumerate(padded, start=1):
