@@ -146,7 +146,8 @@ class _Affine(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(x if weight.requires_grad else None, weight)
-        return _product(x, weight, bias)
+        # The same memory, but no view of anything: what an autograd function returned must not be one to be added to.
+        return x.new_empty(0).set_(_product(x, weight, bias))  # type: ignore[call-overload]
 
     @staticmethod
     @once_differentiable
@@ -176,9 +177,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if more := padded_rows(rows) - rows:
         x = pad(x, (0, 0, 0, more))
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
-    if more:  # no view of it, which must not be added to in place where an autograd function returned it
-        out = out.new_empty(0).set_(out.untyped_storage(), 0, (rows, out.shape[1]), out.stride())
-    return out
+    return out[:rows] if more else out
 
 
 def padded_rows(rows: int) -> int:
