@@ -77,9 +77,9 @@ def main(config: Config) -> dict[str, Any]:
                 shutil.rmtree(folder, ignore_errors=True)
                 moment = rng.uniform(-0.1, 0.6 if in_mid_write else 0.95) * seconds
                 after, parts = kill(config, folder, moment, in_mid_write=in_mid_write)
-            resumable = (folder / CONFIG).exists()  # before it is written there is nothing to resume
-            last = folder / LAST  # missing until the first is written
-            updates = int(checkpoint.load(last)["agent"]["progress"]["updates"]) if last.exists() else 0
+            last = folder / LAST
+            resumable = last.exists()  # before the first is written there is nothing to resume, and the run starts anew
+            updates = int(checkpoint.load(last)["agent"]["progress"]["updates"]) if resumable else 0
             if train(config, folder, *(["--resume"] if resumable else [])).wait() != 0:
                 raise RuntimeError(f"{folder} could not be resumed; its standard error says why")
             found = differences(uninterrupted, folder)
