@@ -84,12 +84,17 @@ def whiten(values: Tensor, mask: Tensor | None, *, shift_mean: bool = True, epsi
     Constant values, or a single one, become 0 rather than NaN or amplified rounding errors. ``shift_mean=False`` keeps
     the (scaled) mean; ``epsilon`` is added to the standard deviation.
     """
+    mean, scale = mean_and_scale(values, mask, epsilon=epsilon)
+    centered = (values - mean) / scale
+    return fill_masked(centered if shift_mean else centered + mean, mask)
+
+
+def mean_and_scale(values: Tensor, mask: Tensor | None, *, epsilon: float = 1e-8) -> tuple[Tensor, Tensor]:
+    """What `whiten` subtracts and what it divides by: the deviation, or infinity where there is none but rounding's."""
     mean = masked_mean(values, mask)
     deviation = masked_var(values, mask).sqrt()
     rounding = 8.0 * torch.finfo(values.dtype).eps * mean.abs()
-    deviation = torch.where(deviation > rounding, deviation + epsilon, torch.inf)
-    centered = (values - mean) / deviation
-    return fill_masked(centered if shift_mean else centered + mean, mask)
+    return mean, torch.where(deviation > rounding, deviation + epsilon, torch.inf)
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor | None) -> Tensor:

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.decoder import Generation
@@ -27,7 +26,7 @@ from agents.runs import checkpoint
 from agents.runs.distributed import Processes, is_shard, whole
 from reward_models.lora import AdapterBackbone
 from reward_models.model import RewardModel
-from textenvs.lm.packed_forward import trunk_of
+from textenvs.lm.packed_forward import layers_of, trunk_of
 
 WHOLE = "has_whole_weights"
 """Attribute of a trunk all of whose layers are gathered."""
@@ -89,7 +88,7 @@ def _shard(
     """Shard ``trunk`` by layers; ``heads`` are gathered with its embeddings, which one of them may share."""
     if isinstance(trunk, FSDPModule):
         return
-    layers = _layers(trunk)
+    layers: list[Any] = layers_of(trunk)  # which `fully_shard` makes modules of FSDP
     if len(layers) != trunk.config.num_hidden_layers:
         raise ValueError(
             f"shard: expected {trunk.config.num_hidden_layers} layers that can be told apart, received {len(layers)} "
@@ -123,10 +122,6 @@ def _shard(
     trunk.register_forward_pre_hook(ask, prepend=True)
     trunk.register_forward_hook(need_gradient, prepend=True)
     processes.at_rest.append(trunk.reshard)
-
-
-def _layers(trunk: nn.Module) -> list[Any]:
-    return [module for module in trunk.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def _gather_along(trunk: FSDPModule, layers: Sequence[FSDPModule]) -> None:
@@ -261,7 +256,7 @@ def gathered_bytes(policy: CausalLMPolicy, dtype: torch.dtype) -> int:
     """Bytes that are whole at a time in an update of ``policy`` once it is sharded: embeddings and heads with their
     gradients, two layers as ``dtype``, that of products, and the gradients of one."""
     trunks = [trunk for trunk in (policy.trunk, policy.critic_trunk) if trunk is not None]
-    layers = [list(each.parameters()) for trunk in trunks for each in _layers(trunk)]
+    layers = [list(each.parameters()) for trunk in trunks for each in layers_of(trunk)]
     inside = {id(weight) for layer in layers for weight in layer}
     rest = [weight for weight in policy.parameters() if id(weight) not in inside]
     held = sum(weight.nbytes * (2 if weight.requires_grad else 1) for weight in rest)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from agents.functional.advantages import all_action_advantages
-from agents.functional.masked import fill_masked, masked_var
+from agents.functional.masked import fill_masked, mean_and_scale
 from agents.lm.branches import draw_branches
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.rollout import Batch, Rollout
@@ -57,9 +57,9 @@ def branched(
         others=config.gamma * drawn.values - price * (drawn.logprobs - drawn.ref_logprobs),
         known=~drawn.ends & goes_on[:, None],
     )
-    scale = 1.0
+    scale = torch.ones(())
     if config.normalize_advantages == "batch":
-        scale = float(masked_var(batch.advantages, batch.mask, unbiased=False).sqrt()) + 1e-8
+        _, scale = mean_and_scale(batch.advantages, batch.mask)
     return replace(
         batch,
         advantages=fill_masked(advantages, rollout.mask) / scale,

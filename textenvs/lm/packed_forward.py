@@ -148,7 +148,7 @@ def _run_packed(trunk: Any, rows: Tensor, layout: RowLayout, reads: Tensor | Non
 @contextmanager
 def _last_mlp_where_read(trunk: nn.Module, layout: RowLayout, reads: Tensor | None) -> Iterator[None]:
     """Compute the last layer's MLP, whose output no later layer uses, only where it is read; 0 elsewhere."""
-    layers = _layers(trunk)
+    layers = layers_of(trunk)
     # A checkpointed layer is recomputed in the backward pass, outside of this context.
     mlp = getattr(layers[-1], "mlp", None) if layers and not hasattr(layers[-1], RECOMPUTED) else None
     needed = None
@@ -260,7 +260,7 @@ def recompute_layers(
     Raises:
         ValueError: if transformers does not support it for this model.
     """
-    layers = _layers(trunk)
+    layers = layers_of(trunk)
     if not layers:
         raise ValueError(f"expected layers that support gradient checkpointing, {type(trunk).__name__} has none")
 
@@ -276,7 +276,7 @@ def recompute_layers(
 @contextmanager
 def _recomputing(trunk: nn.Module) -> Iterator[None]:
     """Recompute layers while a graph is built. transformers does so in training mode only, which enables dropout."""
-    layers = [layer for layer in _layers(trunk) if hasattr(layer, RECOMPUTED)] if torch.is_grad_enabled() else []
+    layers = [layer for layer in layers_of(trunk) if hasattr(layer, RECOMPUTED)] if torch.is_grad_enabled() else []
     for layer in layers:
         layer.forward = getattr(layer, RECOMPUTED)
     try:
@@ -286,7 +286,8 @@ def _recomputing(trunk: nn.Module) -> Iterator[None]:
             del layer.forward
 
 
-def _layers(trunk: nn.Module) -> list[GradientCheckpointingLayer]:
+def layers_of(trunk: nn.Module) -> list[GradientCheckpointingLayer]:
+    """The layers of ``trunk`` that can be told apart, from the first to the last."""
     return [module for module in trunk.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 

@@ -113,6 +113,25 @@ def test_in_the_mean_over_all_draws_it_is_the_gradient_of_the_objective(values, 
     np.testing.assert_allclose(mean_gradient(values, lam, monkeypatch), expected, rtol=0, atol=1e-12)
 
 
+def test_equal_advantages_teach_nothing_however_they_are_normalized(monkeypatch):
+    """As in `whiten`: their deviation is rounding at most, and not to be divided by."""
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    ended = torch.arange(3).expand(2, 3) == 2
+    drawn = Branches(*(torch.zeros(2, 3, K, dtype=each) for each in (torch.int64, *[torch.float32] * 3, torch.bool)))
+    monkeypatch.setattr(branches, "draw_branches", lambda *given, **options: drawn)
+    zeros = torch.zeros(2, 3)
+    rollout = Rollout(
+        observations=torch.ones(2, 1, dtype=torch.int64), actions=torch.ones(2, 3, dtype=torch.int64), logprobs=zeros,
+        values=zeros, next_values=zeros, rewards=zeros + 0.3, terminated=ended, ended=ended, mask=mask,
+    )  # fmt: skip
+    batch = branches.branched(
+        rollout.to_batch(zeros + 0.3), rollout, TextAgentConfig(branches=K), None, object(), beta=0.0,
+        generator=torch.Generator(),
+    )  # fmt: skip
+    assert torch.equal(batch.advantages, zeros)
+    assert torch.equal(batch.branch_advantages, torch.zeros(2, 3, K))
+
+
 def test_training_with_them_goes_on_bit_for_bit(tmp_path):
     options = {"seed": 0, "batch_size": 16, "branches": 2, "critic": "separate"}
     straight = PPO("textenvs/MovieReview-v0", **options).learn(48)
