@@ -117,7 +117,7 @@ def rows(
 
 
 def scorer(
-    task: str, *, answer: str = "text", allow_eval: bool = False, **difficulty: Any
+    task: str, *, answer: str = "text", allow_eval: bool = False, partial_credit: bool = True, **difficulty: Any
 ) -> Callable[..., list[float]]:
     """A scorer by reasoning-gym's own ``score_answer``, in [0, 1], for rows with a column ``_entry``.
 
@@ -127,6 +127,8 @@ def scorer(
         task: see `dataset`.
         answer: "text", "tags" or "line"; see `READERS`.
         allow_eval: take tasks of `RUNS_ANSWERS`: what a model writes there is run, and may take for ever.
+        partial_credit: pay what the verdict gives for an answer that is nearly right, or has the right one in it, too;
+            if False, everything below 1 is 0.
         **difficulty: level and settings, of `dataset`.
 
     Raises:
@@ -142,7 +144,8 @@ def scorer(
 
     def score(completions: list[str], *, _entry: list[dict[str, Any]]) -> list[float]:
         with OwnRandomness(0).active():
-            return [_verdict(judge, read(text), each) for text, each in zip(completions, _entry, strict=True)]
+            found = [_verdict(judge, read(text), each) for text, each in zip(completions, _entry, strict=True)]
+        return found if partial_credit else [float(each == 1) for each in found]
 
     score.__name__ = task
     return score
@@ -160,6 +163,7 @@ def reasoning_gym_vec(
     prompt: str = "{question}",
     answer: str = "text",
     allow_eval: bool = False,
+    partial_credit: bool = True,
     chat: bool | None = None,
     tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
     reference: ReferenceSource | None = None,
@@ -172,7 +176,7 @@ def reasoning_gym_vec(
         num_envs: sub-environments.
         task, size, seed, level, settings: see `dataset`.
         held_out, prompt: see `rows`.
-        answer, allow_eval: see `scorer`.
+        answer, allow_eval, partial_credit: see `scorer`.
         chat: write questions in the tokenizer's chat template; None: if it has one.
         tokenizer, reference, eos_token_id: as in `text_generation_vec`.
         **options: of `text_generation_vec`; a ``scorer``, or several, is added behind the task's own.
@@ -184,7 +188,7 @@ def reasoning_gym_vec(
     if task is None:
         raise ValueError("task: expected the name of a data set of reasoning-gym, received none")
     difficulty = {"level": level, "settings": settings}
-    verdict = scorer(task, answer=answer, allow_eval=allow_eval, **difficulty)
+    verdict = scorer(task, answer=answer, allow_eval=allow_eval, partial_credit=partial_credit, **difficulty)
     reader, reference, eos = tokens_of(tokenizer, reference, eos_token_id)
     chat = bool(getattr(reader, "chat_template", None)) if chat is None else chat
     found = rows(task, size=size, seed=seed, held_out=held_out, prompt=prompt, chat=chat, **difficulty)

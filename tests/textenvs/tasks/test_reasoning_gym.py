@@ -115,6 +115,8 @@ def test_an_answer_is_read_where_it_is_looked_for(package, answer, text, found):
         tasks.scorer("last_word")(["w1"], _entry=["w1"])
     [score] = tasks.scorer("last_word", answer=answer)([text], _entry=[{"answer": "w3"}])
     assert score == (1.0 if found else 0.01)
+    [score] = tasks.scorer("last_word", answer=answer, partial_credit=False)([text], _entry=[{"answer": "w3"}])
+    assert score == (1.0 if found else 0.0)
 
 
 def test_held_out_questions_are_never_among_those_to_train_on(package):
