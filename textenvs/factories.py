@@ -26,9 +26,6 @@ from textenvs.wrappers.interfaces import Acting, ReferenceSource, Scorer
 from textenvs.wrappers.kl_shaping import KLShaping, as_reference
 from textenvs.wrappers.preference import PreferenceReward
 
-BETA = 0.15
-"""KL coefficient, reward units per nat: Ziegler et al. 2019 (arXiv:1909.08593)."""
-
 
 def text_generation_vec(
     num_envs: int = 1,
@@ -55,7 +52,8 @@ def text_generation_vec(
         autoreset_mode: see `TokenVectorEnv`.
         **options: of `TokenVectorEnv` (vocab_size, max_prompt_tokens, shuffle, group_size, budget), of
             `PreferenceReward` (scorer, combine, weights, uncertainty_coef; without a scorer there is no score), and of
-            `KLShaping` (beta, reward units per nat, 0.15 as in Ziegler et al. 2019, arXiv:1909.08593; acting; charge).
+            `KLShaping` (beta, reward units per nat, 0.15 as in Ziegler et al. 2019, arXiv:1909.08593, unless the preset
+            of an agent suggests another; acting; charge).
 
     Raises:
         ValueError: invalid or conflicting parts; see their classes.
@@ -90,7 +88,7 @@ def wrapped(
     *,
     scorer: Scorer | Sequence[Scorer] | None = None,
     reference: ReferenceSource | None = None,
-    beta: float = BETA,
+    beta: float | None = None,
     acting: Acting | None = None,
     charge: bool = True,
     combine: str = "mean",

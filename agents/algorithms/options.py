@@ -4,7 +4,7 @@ checkpoints."""
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from agents.lm.lora import LoraOptions
 from agents.lm.sampling import TokenSampling
@@ -22,8 +22,11 @@ class TextOptions:
     critic: str | None = None
     """where values come from: "shared", "separate", "adapter", "none"; see ``CausalLMPolicy``. None: as the
     algorithm"""
+    critic_start: Literal["model", "reward-model"] = "model"
+    """what a critic of its own begins as: the language model with a head of zeros, or the environment's reward model,
+    head included (Stiennon et al. 2020, arXiv:2009.01325, section 3.4); with it ``critic`` None is "separate" """
     beta: float | None = None
-    """KL coefficient, reward units per nat. None: the environment's"""
+    """KL coefficient, reward units per nat. None: the environment's; where that chose none, the preset's"""
     sampling: TokenSampling | None = None
     """how logits become the distribution that acts. None: as they are"""
     lora: LoraOptions | None = None
@@ -47,8 +50,11 @@ class TextOptions:
     """what the score is turned into before it is paid"""
 
     def to_dict(self) -> dict[str, Any]:
-        """The options as JSON values; the state of a score scaler is the collector's."""
+        """The options as JSON values; the state of a score scaler is the collector's, and a critic that has begun as
+        the reward model is the policy's."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
+        if found.pop("critic_start") == "reward-model":
+            found["critic"] = self.critic or "separate"
         for name in ("sampling", "lora"):
             found[name] = None if found[name] is None else asdict(found[name])
         if self.kl_controller is not None:

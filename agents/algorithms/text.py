@@ -15,7 +15,7 @@ import torch
 
 from agents.agent import EnvLike
 from agents.algorithms.options import TextOptions
-from agents.algorithms.policies import PolicyLike, build_policy, starting_policy
+from agents.algorithms.policies import PolicyLike, build_policy, language_model, reward_critic, starting_policy
 from agents.algorithms.token_environments import TokenVectorLike, token_vector
 from agents.config import check_settings, with_settings
 from agents.functional.schedules import Linear
@@ -75,30 +75,29 @@ class TextAlgorithm(TextAgent):
         if config is not None and not isinstance(config, TextAgentConfig):
             raise ValueError(f"config: expected a TextAgentConfig, received {type(config).__name__}")
         start = self._preset(preset, config)
-        own = {field.name for field in fields(TextOptions)}
-        self.options = options = TextOptions(**{key: value for key, value in settings.items() if key in own})
-        settings = {key: value for key, value in settings.items() if key not in own}
-        group_size = settings.get("group_size", PAPERS[start].get("group_size", 1))
+        options, given = _split(settings)
+        group_size = given.get("group_size", PAPERS[start].get("group_size", 1))
         envs = token_vector(env, options.batch_size, group_size if config is None else config.group_size)
-        own_rate = config is None and "learning_rate" not in settings
-        config = self._config(envs.num_envs, start, config, settings)
+        model, beta = language_model(envs, policy), None
+        own_rate = config is None and "learning_rate" not in given
+        if config is None:
+            more = reward_critic(start, envs, model, settings | {"objective": objective})
+            beta = more.pop("beta", None)
+            options, given = _split(more | settings)
+        self.options = options
+        config = self._config(envs.num_envs, start, config, given)
         self.env_id = env if isinstance(env, str) else None
         self.policy_source = os.fspath(policy) if isinstance(policy, str | os.PathLike) else None
         self._own_policy = policy is None
-        shaping = kl_shaping_of(envs)
-        if shaping is not None:
-            shaping.charge = config.kl_in != "loss"
-            shaping.beta = shaping.beta if options.beta is None else options.beta
-        elif options.beta is not None:
-            raise ValueError("beta: the environment has no KLShaping, so there is no KL to be charged; pass reference=")
-        module = build_policy(envs, policy, config, options)
+        _set_kl(envs, config, options.beta, suggested=beta)
+        module = build_policy(envs, model, config, options)
         if own_rate:
             config = replace(config, learning_rate=_learning_rate(self.name, module))
         exact = config.kl_in != "reward" and config.kl_estimator == "full"
         super().__init__(
             config, module, _collector(envs, module, config, options),
-            reference=starting_policy(envs) if exact or config.branches else None, logger=logger, objective=objective,
-            verbose=verbose,
+            reference=starting_policy(envs, config, options) if exact or config.branches else None, logger=logger,
+            objective=objective, verbose=verbose,
         )  # fmt: skip
         self.env = envs
 
@@ -125,12 +124,15 @@ class TextAlgorithm(TextAgent):
         return TextAgentConfig(**chosen)
 
     def set_env(self, env: EnvLike) -> None:
-        """Learn in another token environment from its first prompts on.
+        """Learn in another token environment from its first prompts on, at the price of the KL that is chosen there, or
+        else at the one so far.
 
         Raises:
             ValueError: if the policy does not fit it.
         """
         envs = token_vector(env, self.options.batch_size, self.config.group_size)
+        old = None if self.env is None else kl_shaping_of(self.env)
+        _set_kl(envs, self.config, None, suggested=None if old is None else old.beta)
         collector = _collector(envs, self.policy, self.config, self.options)
         self.env, self.env_id, self.collector = envs, env if isinstance(env, str) else None, collector
 
@@ -227,6 +229,26 @@ class TextAlgorithm(TextAgent):
         super()._refuse_other(state)
         if state["algorithm"] != cls.name:
             raise checkpoint.CheckpointError(f"the checkpoint is of {state['algorithm']!r}, not {cls.name!r}")
+
+
+def _split(settings: dict[str, Any]) -> tuple[TextOptions, dict[str, Any]]:
+    """The options among ``settings``, and the rest, which are of the algorithm."""
+    own = {field.name for field in fields(TextOptions)} & settings.keys()
+    options = TextOptions(**{name: settings[name] for name in own})
+    return options, {name: value for name, value in settings.items() if name not in own}
+
+
+def _set_kl(envs: TokenVectorLike, config: TextAgentConfig, beta: float | None, *, suggested: float | None) -> None:
+    """Have ``envs`` charge the KL as ``config`` says, at ``beta``; None: its own, or else ``suggested``."""
+    shaping = kl_shaping_of(envs)
+    if shaping is None:
+        if beta is not None:
+            raise ValueError("beta: the environment has no KLShaping, so there is no KL to be charged; pass reference=")
+        return
+    shaping.charge = config.kl_in != "loss"
+    shaping.suggest_beta(suggested)
+    if beta is not None:
+        shaping.beta = beta
 
 
 def _learning_rate(algorithm: Algorithm, policy: torch.nn.Module) -> Linear:

@@ -83,9 +83,9 @@ def branch_states(trunk: nn.Module, decisions: Decisions, tokens: Tensor) -> Ten
     """``[N, K, D]`` last hidden states at ``tokens [N, K]``, each read right after the state of its decision.
 
     Raises:
-        ValueError: if ``trunk`` does not read them as it reads whole rows; found on a few short ones, once.
+        ValueError: unless ``reads_branches(trunk)``.
     """
-    if not _reads_branches(trunk):
+    if not reads_branches(trunk):
         raise ValueError(
             "branches: expected a model whose layers attend to all earlier tokens and take a four-dimensional mask, "
             f"received a {type(trunk).__name__}: leave branches at 0"
@@ -132,7 +132,8 @@ def _read(trunk: Any, rows: Tensor, row: Tensor, position: Tensor, tokens: Tenso
 
 
 @torch.no_grad()
-def _reads_branches(trunk: Any) -> bool:
+def reads_branches(trunk: Any) -> bool:
+    """Whether ``trunk`` reads branches as it reads whole rows; found on a few short ones, once."""
     if not hasattr(trunk, BRANCHES):
         setattr(trunk, BRANCHES, _test(trunk))
     return bool(getattr(trunk, BRANCHES))
@@ -149,7 +150,9 @@ def _test(trunk: Any) -> bool:
         found = _read(trunk, rows, row, position, tokens)
         for at, (of, place) in enumerate(zip(row.tolist(), position.tolist(), strict=True)):
             whole = torch.cat([rows[of, : place + 1].expand(2, -1), tokens[at][:, None]], dim=1)
-            read = trunk(input_ids=whole, use_cache=False).last_hidden_state[:, -1]
+            read = trunk(input_ids=whole, attention_mask=torch.ones_like(whole), use_cache=False).last_hidden_state[
+                :, -1
+            ]
             if not torch.allclose(found[at], read, rtol=1e-3, atol=1e-3):
                 return False
     return True

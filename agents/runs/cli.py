@@ -90,14 +90,15 @@ def imported(path: str) -> Any:
     return getattr(import_module(module), name)
 
 
-def peek(arguments: Sequence[str] | None, *names: str) -> dict[str, str]:
-    """The values of a few flags before all are parsed, where other flags' defaults depend on them."""
+def peek(arguments: Sequence[str] | None, *names: str, first: str | None = None) -> dict[str, str]:
+    """The values of a few flags before all are parsed, where other flags' defaults depend on them: of one that is given
+    again the last, but of ``first`` the first."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     found: dict[str, str] = {}
     for argument, following in zip(given, [*given[1:], ""], strict=True):
         flag, equals, value = argument.partition("=")
         name = flag.removeprefix("--").replace("-", "_")
-        if flag.startswith("--") and name in names:
+        if flag.startswith("--") and name in names and not (name == first and name in found):
             found[name] = value if equals else following
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from agents.functional.schedules import Linear
@@ -27,6 +28,36 @@ GRPO charges the KL in the reward and is otherwise Dr. GRPO. With its paper's se
 group's standard deviation) three seeds reached 42-49 nats at the same KL coefficient: in expectation the gradient of k3
 is that of KL(reference || policy), which hardly penalizes tokens that are rare under the reference.
 """
+
+REWARD_CRITIC: dict[str, Any] = {
+    "critic_start": "reward-model", "value_coef": 0.5, "lam": 0.5, "critic_lam": 1.0, "branches": 4, "beta": 0.21,
+}  # fmt: skip
+"""PPO's where a critic of its own can begin as the reward model: docs/results/ablation.md has each setting's part."""
+ANOTHER_WAY = (
+    "critic", "lora", "memory", "critic_start", "shard", "env", "tools", "branches", "engine", "async_rollouts",
+    "correction", "policy_loss", "whiten_rewards", "normalize_advantages", "objective",
+)  # fmt: skip
+"""Settings, of Python or a command, that are about the same things, or that ``branches`` does not go with: who gives
+one gives the others."""
+SHAPE = (
+    "model_type", "vocab_size", "hidden_size", "n_embd", "num_hidden_layers", "n_layer", "num_attention_heads",
+    "n_head", "intermediate_size",
+)  # fmt: skip
+
+
+def described(config: Mapping[str, Any], known: object) -> dict[str, Any]:
+    """What must be equal of a language model and of a reward model for a critic of the one to begin as the other: the
+    shape in ``config``, the content of its ``config.json``, and what else is ``known``: vocabulary or weights."""
+    return {name: config.get(name) for name in SHAPE} | {"known": known}
+
+
+def critic_starts_as_reward(
+    algorithm: Paper, given: Mapping[str, Any], model: dict[str, Any] | None, reward: dict[str, Any] | None
+) -> bool:
+    """True if ``REWARD_CRITIC`` is the preset: ``algorithm`` is PPO, ``model`` and ``reward``, as ``described`` (None:
+    there is none), are alike, and no setting in ``given`` asks for another way."""
+    asked = any(given.get(name) is not None and given[name] is not False for name in ANOTHER_WAY)
+    return algorithm == "ppo" and not asked and model is not None and model == reward
 
 
 def learning_rate_for(algorithm: Algorithm, num_parameters: int, *, adapters: bool = False) -> Linear:

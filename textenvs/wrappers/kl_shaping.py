@@ -26,6 +26,9 @@ from textenvs.tokens.rows import (
 )
 from textenvs.wrappers.interfaces import Acting, ReferenceSource
 
+BETA = 0.15
+"""KL coefficient, reward units per nat: Ziegler et al. 2019 (arXiv:1909.08593)."""
+
 
 def as_reference(source: Any) -> Any:  # what a user passes: checked where it is used
     """``source`` itself, or for a causal LM, its directory or name: a `CausalLMReference`."""
@@ -54,7 +57,8 @@ class KLShaping(TokenVectorWrapper):
         reference: a `transformers` causal LM, its directory or name, a `CausalLMReference`, or any callable
             ``(prompts [N, P], completions [N, T]) -> [N, T]`` log-probs in nats. A model is used without a copy: train
             another object.
-        beta, charge: see the properties.
+        beta: see the property. None: 0.15, or what the preset of an agent suggests.
+        charge: see the property.
         acting: ``(observations [N, L], actions [N]) -> [N]`` log-probs of the agent, nats, for steps without
             `hand_logprobs`.
 
@@ -67,13 +71,14 @@ class KLShaping(TokenVectorWrapper):
         self,
         envs: VectorEnv[Any, Any, Any],
         reference: ReferenceSource,
-        beta: float,
+        beta: float | None = None,
         *,
         acting: Acting | None = None,
         charge: bool = True,
     ) -> None:
         super().__init__(envs)
-        self.beta, self.charge, self._acting = beta, charge, acting
+        self.beta, self.charge, self._acting = BETA if beta is None else beta, charge, acting
+        self._beta_chosen = beta is not None
         source = as_reference(reference)
         if hasattr(source, "check_fits"):
             source.check_fits(self.base)
@@ -90,7 +95,13 @@ class KLShaping(TokenVectorWrapper):
     def beta(self, value: float) -> None:
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"beta: expected a finite number of 0 or more, received {value!r}")
-        self._beta = float(value)
+        self._beta, self._beta_chosen = float(value), True
+
+    def suggest_beta(self, value: float | None) -> None:
+        """Set beta to ``value``, or to 0.15 for None, unless it was chosen: by an argument, or by setting it."""
+        if not self._beta_chosen:
+            self.beta = BETA if value is None else value
+            self._beta_chosen = False
 
     @property
     def charge(self) -> bool:

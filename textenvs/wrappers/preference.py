@@ -79,6 +79,11 @@ class PreferenceReward(TokenVectorWrapper):
         self._weights = None if weights is None else self._scorers.member_weights(weights)
 
     @property
+    def scorers(self) -> tuple[Scorer, ...]:
+        """The scorers, in the order listed; an ensemble is its members."""
+        return self._scorers.scorers
+
+    @property
     def is_ensemble(self) -> bool:
         """Whether there are several scorers that answer the same question: they have no weights."""
         return self._weights is None and len(self._scorers.names) > 1

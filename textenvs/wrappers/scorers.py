@@ -103,6 +103,11 @@ class Scorers:
         self.names = tuple(found)
         """The members' names; "name/0", "name/1" and so on for an ensemble "name"."""
 
+    @property
+    def scorers(self) -> tuple[Scorer, ...]:
+        """The members themselves."""
+        return tuple(member.scorer for member in self._members)
+
     def member_weights(self, weights: Sequence[float]) -> list[float]:
         """Weights of the members from those of the listed scorers; an ensemble's is split evenly."""
         sizes = np.bincount([member.listed for member in self._members])

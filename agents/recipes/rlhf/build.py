@@ -11,6 +11,7 @@ from agents.algorithms.token_environments import TokenVectorLike
 from agents.evaluation.assessor import Assessor, EpisodeAssessor
 from agents.evaluation.metrics import PassingRule, TextJudge
 from agents.lm.causal_lm import CausalLMPolicy
+from agents.lm.critic import start_critic_as_reward
 from agents.lm.generation import generate
 from agents.lm.lora import LoraOptions
 from agents.lm.policy_reference import PolicyReference
@@ -19,7 +20,7 @@ from agents.recipes.rlhf.config import TrainTextConfig
 from agents.recipes.rlhf.episodes import build_episodes
 from agents.recipes.rlhf.models import StartModels, build_policy, build_start, model_path
 from agents.recipes.rlhf.prompts import prompt_reader, prompt_sets
-from agents.recipes.rlhf.rewards import build_scorers, is_checked, passing_rule, start_critic_as_reward
+from agents.recipes.rlhf.rewards import build_scorers, is_checked, passing_rule
 from agents.recipes.rlhf.task import TextTask
 from agents.runs.distributed import ALONE, Processes
 from agents.runs.flags import json_object

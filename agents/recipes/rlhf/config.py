@@ -26,13 +26,13 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from agents.functional.schedules import Schedule
 from agents.ranges import check_values
-from agents.recipes.rlhf.presets import ANOTHER_WAY, run_settings
+from agents.recipes.rlhf.presets import run_settings
 from agents.recipes.rlhf.task import EpisodeSettings, Memory, TextTask, changed
 from agents.runs.cli import enter, peek
 from agents.runs.flags import RunFlags
 from agents.text.config import PAPERS, Algorithm, Paper, TextAgentConfig, paper_settings
 from agents.text.kl_controllers import AdaptiveKL, AnnealedKL, KLController
-from agents.text.presets import PRESETS, learning_rate_for
+from agents.text.presets import ANOTHER_WAY, PRESETS, learning_rate_for
 
 if TYPE_CHECKING:
     from agents.text.score_scaling import ScoreScaler
@@ -273,7 +273,7 @@ class TrainTextConfig(
 
 def command_line(arguments: Sequence[str] | None = None) -> int:
     """Run with command-line arguments; returns the exit code: 0, 2 on bad input, 130 after Ctrl-C."""
-    seen = peek(arguments, "algorithm", "kl_estimator", "model", "reward", *ANOTHER_WAY)
+    seen = peek(arguments, "algorithm", "kl_estimator", "model", "reward", *ANOTHER_WAY, first="reward")
     asked = seen.pop("algorithm", "ppo")
     given = {name: value or True for name, value in seen.items()}  # a switch at the end has no value
     algorithm: Paper = next((each for each in PRESETS if each == asked), "ppo")  # an unknown one is refused below

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from agents.evaluation.metrics import PassingRule
-from agents.lm.causal_lm import CausalLMPolicy
-from agents.lm.critic import start_critic
 from agents.lm.loading import autocast_of
-from agents.lm.lora import REWARD, VALUE, AdaptedTrunk, RoleTrunk
+from agents.lm.lora import REWARD, AdaptedTrunk, RoleTrunk
 from agents.recipes.rlhf.task import TextTask, changed
 from agents.runs.cli import imported
 from reward_models import RewardClassifier, RewardModel
@@ -24,12 +21,9 @@ from reward_models.files import base_of, is_foreign
 from reward_models.lora import ADAPTER
 from textenvs import assets
 from textenvs.rewards import by_name, is_ready
-from textenvs.tokens.tokenizers import same_tokenizer
 from textenvs.wrappers.interfaces import Scorer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from agents.recipes.rlhf.config import TrainTextConfig
 
 
@@ -159,44 +153,3 @@ def stands_on(folder: Path, model: str) -> bool:
     if base is None:
         return False
     return base == model or (Path(base).is_dir() and Path(model).is_dir() and Path(base).samefile(model))
-
-
-def start_critic_as_reward(
-    policy: CausalLMPolicy, tokenizer: PreTrainedTokenizerBase, scorer: Scorer, first_prompt: Sequence[int]
-) -> None:
-    """Initialize the policy's critic from a reward model (an ensemble's first member): trunk or adapter, and head.
-
-    Its values are then the reward model's scores if both read the same tokens. The reward model opens a text with its
-    tokenizer's bos; where prompts have none (GPT-2's own tokenizer adds none) the critic reads the text without it, and
-    its values are near the scores, not equal, and a warning says so.
-
-    Args:
-        policy: whose critic.
-        tokenizer: the policy's.
-        scorer: a reward model or an ensemble.
-        first_prompt: token ids of a prompt of the run.
-
-    Raises:
-        ValueError: if it is no reward model, reads other tokens, or is of another shape than the critic.
-    """
-    one = scorer.members[0] if isinstance(scorer, RewardEnsemble) else scorer
-    if not isinstance(one, RewardModel):
-        raise ValueError(f"critic_start reward-model: the first --reward must be one, not {type(one).__name__}")
-    if not same_tokenizer(one.tokenizer, tokenizer):
-        raise ValueError("critic_start reward-model: the reward model's tokenizer is not the language model's")
-    weight, bias = one.head.weight / one.std, float(-one.mean / one.std)
-    trunk: Any = one.backbone
-    if policy.adapters is None:
-        start_critic(policy, weight, bias, trunk)
-    elif isinstance(trunk, RoleTrunk) and trunk.role is not None:
-        policy.adapters.copy_adapter(trunk.role, VALUE)
-        start_critic(policy, weight, bias)
-    else:
-        raise ValueError("critic_start reward-model: with memory adapters the reward model is one over the same trunk")
-    bos = one.tokenizer.bos_token_id
-    if bos is not None and first_prompt[0] != bos:
-        warnings.warn(
-            f"critic_start reward-model: the reward model opens a text with {one.tokenizer.bos_token!r}, the prompts "
-            "do not, so the critic's first values are near the rewards, not equal",
-            stacklevel=2,
-        )
