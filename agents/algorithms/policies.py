@@ -18,6 +18,7 @@ from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.critic import start_critic_as_reward
 from agents.lm.loading import autocast_of
 from agents.lm.lora import AdaptedTrunk
+from agents.lm.sampling import TokenSampling
 from agents.text.collector import kl_shaping_of
 from agents.text.config import Paper, TextAgentConfig
 from agents.text.presets import REWARD_CRITIC, critic_starts_as_reward, described
@@ -90,7 +91,8 @@ def build_policy(
 def reward_critic(algorithm: Paper, envs: TokenVectorLike, model: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     """``REWARD_CRITIC`` where it is the preset in ``envs`` (see ``critic_starts_as_reward``), or else nothing.
 
-    It is not where there are several scorers, a policy that was handed over whole, or no causal LM as the reference.
+    It is not where there are several scorers, a policy that was handed over whole, no causal LM as the reference, or a
+    sampling that leaves tokens out.
 
     Args:
         algorithm: or variant.
@@ -98,8 +100,8 @@ def reward_critic(algorithm: Paper, envs: TokenVectorLike, model: Any, given: Ma
         model: what ``language_model`` found.
         given: settings by name.
     """
-    base, scorers = _base(envs), scorers_of(envs)
-    if len(scorers) != 1 or not isinstance(base, TokenVectorEnv) or _reference_model(envs) is None:
+    base, scorers, sampling = _base(envs), scorers_of(envs), given.get("sampling") or TokenSampling()
+    if len(scorers) != 1 or not isinstance(base, TokenVectorEnv) or _reference_model(envs) is None or sampling.filters:
         return {}
     scorer: Any = scorers[0]
     if _is_policy(model) or not isinstance(scorer, RewardModel) or not same_tokenizer(scorer.tokenizer, base.tokenizer):

@@ -160,6 +160,19 @@ def test_charge_is_a_checked_setting_that_the_next_step_obeys(make_envs):
         envs.charge = "loss"
 
 
+def test_a_suggested_beta_holds_where_none_was_chosen(make_envs):
+    envs = KLShaping(make_envs(), by_column)
+    assert envs.beta == 0.15
+    for suggested, expected in ((0.2, 0.2), (None, 0.15), (0.4, 0.4)):
+        envs.suggest_beta(suggested)
+        assert envs.beta == expected
+    envs.beta = 0.3
+    chosen = KLShaping(make_envs(), by_column, 0.3)
+    for each in (envs, chosen):
+        each.suggest_beta(0.2)
+        assert each.beta == 0.3
+
+
 def test_beta_can_be_set_and_is_part_of_the_state(make_envs):
     envs = KLShaping(make_envs(1, max_new_tokens=1), by_column, beta=0.0)
     rows = envs.play(envs.draw_prompts(), np.array([[5]]))

@@ -6,8 +6,13 @@ import shutil
 import pytest
 
 from agents.recipes.rlhf.config import TrainTextConfig
-from agents.recipes.rlhf.presets import REWARD_CRITIC, critic_can_start_as_reward, run_settings
+from agents.recipes.rlhf.presets import run_settings
+from agents.text.presets import REWARD_CRITIC
 from textenvs import assets
+
+
+def starts_as_reward(given):
+    return "critic_start" in run_settings("ppo", given) and "critic_start" not in given
 
 
 def test_movie_reviews_start_their_critic_as_the_reward_model():
@@ -20,29 +25,36 @@ def test_movie_reviews_start_their_critic_as_the_reward_model():
 @pytest.mark.parametrize(
     "asked",
     [
-        {"memory": "shared"}, {"branches": 2}, {"engine": "http://here:8000"}, {"shard": "fsdp"},
+        {"memory": "shared"}, {"branches": 2}, {"branches": 0}, {"engine": "http://here:8000"}, {"shard": "fsdp"},
+        {"correction": "token_truncate"}, {"critic_start": "model"},
         {"rows": "r", "reward": ("number",)},
         {"env": "module:Game"}, {"model": "nowhere"}, {"whiten_rewards": True},
     ],
     ids=str,
 )  # fmt: skip
 def test_who_asks_for_another_way_gets_it(asked):
-    assert not critic_can_start_as_reward(asked)
+    assert not starts_as_reward(asked)
 
 
 def test_only_a_reward_model_of_the_models_shape_and_words(tmp_path):
     reward = tmp_path / "reward"
     shutil.copytree(assets.reward_model_dir(), reward)
-    assert critic_can_start_as_reward({"reward": (str(reward),)})
-    assert critic_can_start_as_reward({"reward": str(reward), "model": str(assets.language_model_dir())})
+    assert starts_as_reward({"reward": (str(reward),)})
+    assert starts_as_reward({"reward": str(reward), "model": str(assets.language_model_dir())})
+    assert not starts_as_reward({"reward": ("number", str(reward))})  # the first one counts
+    assert starts_as_reward({"reward": (str(reward), "length")})
+    about = json.loads((reward / "reward_model.json").read_text())
+    (reward / "reward_model.json").write_text(json.dumps(about | {"base": "model"}))  # an adapter has no trunk
+    assert not starts_as_reward({"reward": str(reward)})
+    (reward / "reward_model.json").write_text(json.dumps(about))
     config = json.loads((reward / "config.json").read_text())
     (reward / "config.json").write_text(json.dumps(config | {"n_layer": 2}))
-    assert not critic_can_start_as_reward({"reward": (str(reward),)})
+    assert not starts_as_reward({"reward": (str(reward),)})
     (reward / "config.json").write_text(json.dumps(config))
     words = json.loads((reward / "tokenizer.json").read_text())
     words["model"]["vocab"] = dict(list(words["model"]["vocab"].items())[:-1])
     (reward / "tokenizer.json").write_text(json.dumps(words))
-    assert not critic_can_start_as_reward({"reward": (str(reward),)})
+    assert not starts_as_reward({"reward": (str(reward),)})
 
 
 def test_other_algorithms_have_no_critic_to_start():
