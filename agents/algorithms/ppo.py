@@ -19,9 +19,10 @@ Self = TypeVar("Self", bound="PPO")
 class PPO(Agent):
     """Proximal policy optimization (Schulman et al. 2017, arXiv:1707.06347) on whatever ``env`` is.
 
-    For a token environment (``textenvs/...``) the policy is a causal LM that writes whole texts, with a critic, and
-    ``learn`` counts texts: see ``agents.algorithms.text.TextAlgorithm``. For any other environment the policy is a pair
-    of small networks and ``learn`` counts transitions: see ``agents.control.agent.ControlAgent``.
+    For a token environment (``textenvs/...``) the policy is a causal LM that writes whole texts, with a critic, which
+    starts as the environment's reward model if that is of the policy's shape (``agents.text.presets.REWARD_CRITIC``),
+    and ``learn`` counts texts: see ``agents.algorithms.text.TextAlgorithm``. For any other environment the policy is a
+    pair of small networks and ``learn`` counts transitions: see ``agents.control.agent.ControlAgent``.
 
     Args:
         env: an id, an ``Env`` or a ``VectorEnv``.

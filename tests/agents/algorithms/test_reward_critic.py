@@ -21,11 +21,11 @@ from agents.text.kl_controllers import AdaptiveKL
 from agents.text.presets import REWARD_CRITIC
 from reward_models import RewardModel
 from reward_models.ensemble import RewardEnsemble
-from textenvs import KLShaping, PreferenceReward, assets
+from textenvs import KLShaping, PreferenceReward
 from textenvs.wrappers.kl_shaping import BETA
 
 PRICE = REWARD_CRITIC["beta"]
-OPENINGS = ["the film", "i think this", "a very", "the acting is", "what a", "this movie", "it is", "the plot"]
+OPENINGS = ["good film", "the plot is", "a", "very", "the film", "bad", "is a good", "the plot"]
 
 
 @pytest.fixture
@@ -66,31 +66,32 @@ def test_the_two_doors_have_the_same_settings():
         assert agent.policy.critic == command.critic(command.memory) == "separate"
 
 
-def test_the_two_doors_train_the_same_weights(tmp_path):
+def test_the_two_doors_train_the_same_weights(make, model_dir, reward, tmp_path):
     """Bit for bit, with the reference of the command; the environment's own differs from it by rounding."""
-    for name, rows in (("train", OPENINGS), ("held_out", ["and so", "we see"])):
+    reward.save(tmp_path / "reward")
+    for name, rows in (("train", OPENINGS), ("held_out", ["is very good", "and the"])):
         (tmp_path / f"{name}.txt").write_text("\n".join(rows) + "\n")
-    train, held_out = (str(tmp_path / f"{name}.txt") for name in ("train", "held_out"))
-    same = {"batch_size": 8, "minibatch_size": 4, "seed": 3}
-    config = TrainTextConfig.preset(run_dir="x", rows=train, eval_rows=held_out, judge=False, **same).settled(1)
-    parts = build_parts(config)
-    command = _agent(config, parts).learn(16)
-
-    start = CausalLMPolicy.from_pretrained(assets.language_model_dir(), critic="none")
+    files = {name: str(tmp_path / f"{name}.txt") for name in ("train", "held_out")}
     settings = {"minibatch_size": 4, "seed": 3}
-    envs = gym.make_vec(
-        "textenvs/MovieReview-v0", num_envs=8, rows=train, reference=PolicyReference(start, assets.load_tokenizer())
-    )
-    agent = PPO(envs, **settings).learn(16)
+    config = TrainTextConfig.preset(
+        run_dir="x", model=str(model_dir), reward=(str(tmp_path / "reward"),), max_new_tokens=4, judge=False,
+        rows=files["train"], eval_rows=files["held_out"], batch_size=8, **settings,
+    ).settled(1)  # fmt: skip
+    command = _agent(config, build_parts(config)).learn(16)
+
+    start = CausalLMPolicy.from_pretrained(model_dir, critic="none")
+    own = make(rows=files["train"])
+    shared = make(rows=files["train"], reference=PolicyReference(start, own.base.tokenizer))
+    agent = PPO(shared, **settings).learn(16)
     assert agent.updates == command.updates == 2
     assert equal(agent.policy, command.policy)
 
-    own = PPO(gym.make_vec("textenvs/MovieReview-v0", num_envs=8, rows=train), **settings)
-    mine, theirs = (each.collector.collect(each.policy)[0] for each in (own, _agent(config, build_parts(config))))
+    first, theirs = PPO(own, **settings), _agent(config, build_parts(config))
+    mine, theirs = (each.collector.collect(each.policy)[0] for each in (first, theirs))
     for field in ("observations", "actions", "logprobs", "values", "mask", "terminated"):
         assert torch.equal(getattr(mine, field), getattr(theirs, field)), field
-    torch.testing.assert_close(mine.ref_logprobs, theirs.ref_logprobs, rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(mine.rewards, theirs.rewards, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(mine.ref_logprobs, theirs.ref_logprobs, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(mine.rewards, theirs.rewards, rtol=1e-5, atol=1e-5)
 
 
 def test_the_critics_first_values_are_the_rewards_of_unfinished_texts(make, reward):
