@@ -21,6 +21,7 @@ import torch
 from agents.lm.saving import save_pretrained
 from agents.runs.cli import command
 from agents.runs.run_dir import SUMMARY, RunDir
+from textenvs.tasks import extras
 
 MODEL = "model"
 
@@ -43,6 +44,7 @@ def main(config: PretrainedConfig) -> dict[str, Any]:
     """Run it; returns what ``summary.json`` holds.
 
     Raises:
+        ImportError: without the package gguf.
         ValueError: if there is no such package, or not exactly one GGUF file in it.
         RunDirError: if the run directory cannot be used.
     """
@@ -80,8 +82,10 @@ def find_gguf(package: str) -> Path:
 
 
 def unpack(source: Path) -> tuple[Any, Any]:
-    """``(model, tokenizer)`` of a GGUF file, the model a plain float32 one."""
+    """``(model, tokenizer)`` of a GGUF file, the model a plain float32 one; ImportError without the package gguf."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    extras.load("gguf", "pretrained")
 
     model: Any = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
     # What was read is unpacked; the marks of the packed form would make save_pretrained refuse.

@@ -148,7 +148,9 @@ def _episodes(
     scorers, names = build_scorers(config, models.adapters) if config.reward else ([], [])
     start, tokenizer, count = models.start, models.tokenizer, config.num_eval_rows
     tokens: dict[str, Any] = dict(tokenizer=tokenizer, vocab_size=start.vocab_size, eos_token_id=start.eos_token_id)
-    build = partial(build_episodes, config, scorers=scorers, reward=_reward(config, names), **tokens)
+    build = partial(
+        build_episodes, config, scorers=scorers, reward=_reward(config, names), positions=start.max_positions, **tokens
+    )
     assessor = EpisodeAssessor(
         tokenizer=tokenizer,
         reference=PolicyReference(models.plain, tokenizer),

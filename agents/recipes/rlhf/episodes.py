@@ -29,6 +29,7 @@ def build_episodes(
     scorers: Sequence[Scorer],
     reward: Callable[..., TokenVectorLike],
     *,
+    positions: int | None,
     held_out: bool = False,
     **tokens: Any,
 ) -> TokenVectorLike:
@@ -39,6 +40,7 @@ def build_episodes(
         num_envs: sub-environments.
         scorers: of ``--reward``; of tools the one that pays the answer.
         reward: wraps an environment to pay ``scorers``.
+        positions: of the model, which bound a dialogue's tokens where no flag does; None: any number.
         held_out: whether it is the one to evaluate in.
         **tokens: tokenizer, vocab_size, eos_token_id and group_size.
 
@@ -53,7 +55,7 @@ def build_episodes(
         if unread := changed(config, "tools", "rows", "eval_rows"):
             raise ValueError(f"{', '.join(unread)}: {config.env} has its own, leave it out")
         options |= {name: getattr(config, name) for name in changed(config, "max_new_tokens")}
-        made: Any = gym.make_vec(config.env, num_envs=num_envs, **options | tokens)
+        made = _fitting(partial(gym.make_vec, config.env, num_envs=num_envs), options | tokens, positions)
         return reward(made, scorers) if scorers else made
     if changed(config, "max_new_tokens"):
         raise ValueError("max_new_tokens: expected turn_tokens, as the model writes turns, received the former")
@@ -74,8 +76,17 @@ def build_episodes(
         if unread := changed(config, "reward_combine", "reward_weights", "reward_uncertainty_coef"):
             raise ValueError(f"{', '.join(unread)}: of several rewards, and one pays the answer after rows")
         options["reward"] = next(iter(scorers), None)
-    envs = dialogue_vec(num_envs, env=source, **options | tokens)
+    envs = _fitting(partial(dialogue_vec, num_envs, env=source), options | tokens, positions)
     return reward(envs, scorers) if scorers and config.rows is None else envs
+
+
+def _fitting(make: Callable[..., Any], options: dict[str, Any], positions: int | None) -> Any:
+    """The environment of ``options``; where they leave its tokens open, with no more than there are ``positions``."""
+    made = make(**options)
+    if positions is None or "max_tokens" in options or getattr(made.unwrapped, "max_tokens", 0) <= positions:
+        return made
+    made.close()
+    return make(**options, max_tokens=positions)
 
 
 def _source(env: str, own: dict[str, Any]) -> Callable[..., Any]:

@@ -91,7 +91,8 @@ class EpisodeSettings:
     turn_tokens: int | None = None
     """Most tokens of a turn. None: the environment's own, mostly 32."""
     max_tokens: int | None = None
-    """Most tokens of a dialogue, what the environment writes included. None: the environment's own, mostly 512."""
+    """Most tokens of a dialogue, what the environment writes included. None: the environment's own, mostly 512, and no
+    more than the model has positions."""
     env_options: str | None = None
     """More arguments of the environment, its own or those of textenvs/Dialogue-v0: a JSON object such as
     '{"most": 8, "threads": 4}'."""
