@@ -15,6 +15,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from reward_models.aside import write_aside
 from textenvs.lm.loading import check_numbers
+from textenvs.tokens.tokenizers import HUB_NAME
 
 FORMAT = "textenvs reward model"
 VERSION = 2
@@ -75,7 +76,7 @@ def is_foreign(path: str | Path) -> bool:
     folder = Path(path)
     if folder.is_dir():
         return (folder / "config.json").exists() and not (folder / DESCRIPTION).exists()
-    return not folder.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(path)) is not None
+    return not folder.exists() and re.fullmatch(HUB_NAME, str(path)) is not None
 
 
 def first_line(error: Exception) -> str:

@@ -23,7 +23,8 @@ from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.decoder import Generation
 from agents.lm.saving import named_weights
 from agents.runs import checkpoint
-from agents.runs.distributed import Processes, is_shard, whole
+from agents.runs.distributed import Processes
+from reward_models.gradients import is_shard, whole
 from reward_models.lora import AdapterBackbone
 from reward_models.model import RewardModel
 from textenvs.lm.packed_forward import layers_of, trunk_of

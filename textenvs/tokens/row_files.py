@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from textenvs.tokens.tokenizers import HUB_NAME
+
 Source: TypeAlias = "str | os.PathLike[str]"
 Kind = Literal["chats", "completions", "prompts", "texts"]
 COLUMNS: dict[Kind, tuple[str, ...]] = {
@@ -23,7 +25,7 @@ COLUMNS: dict[Kind, tuple[str, ...]] = {
     "texts": ("text",),
 }
 """What rows are, by the columns that they have; where a row has the columns of several, the first of these counts."""
-ON_THE_HUB = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+){0,2}")
+ON_THE_HUB = re.compile(HUB_NAME + r"(:[\w.-]+){0,2}")
 """"owner/name", "owner/name:split" or "owner/name:configuration:split"."""
 
 

@@ -16,7 +16,8 @@ from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.critic import start_critic
 from agents.lm.loading import autocast_of
 from agents.lm.lora import REWARD, VALUE, AdaptedTrunk, RoleTrunk
-from agents.recipes.rlhf.task import TextTask, changed
+from agents.ranges import refuse_changed
+from agents.recipes.rlhf.task import TextTask
 from agents.runs.cli import imported
 from reward_models import RewardClassifier, RewardModel
 from reward_models.ensemble import RewardEnsemble, is_ensemble, member_folders
@@ -67,8 +68,8 @@ def passing_rule(config: TrainTextConfig) -> PassingRule | None:
     """
     if config.plays or is_checked(config):
         return PassingRule(least=config.pass_score, samples=config.eval_samples)
-    if unread := changed(config, "eval_samples", "pass_score"):
-        raise ValueError(f"{', '.join(unread)}: expected --rows, and a function or ready reward as the first --reward")
+    why = "expected --rows, and a function or ready reward as the first --reward"
+    refuse_changed(config, ("eval_samples", "pass_score"), why)
     return None
 
 
