@@ -40,11 +40,7 @@ def check_model(path: str) -> None:
 
 
 def weightless(path: str) -> Any:
-    """The causal LM that ``path`` describes, on the meta device: shapes and no numbers.
-
-    Raises:
-        ValueError: if there is none.
-    """
+    """The causal LM that ``path`` describes, on the meta device: shapes and no numbers; ValueError if there is none."""
     check_source(path)
     try:
         with torch.device("meta"):

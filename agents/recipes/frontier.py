@@ -57,11 +57,7 @@ class Trail:
 
 
 def main(config: FrontierConfig) -> dict[str, Any]:
-    """Draw; returns what ``summary.json`` holds.
-
-    Raises:
-        RunDirError, ValueError, OSError: each with a message that says what to do.
-    """
+    """Draw; returns what ``summary.json`` holds."""
     tables = {name: columns_of(folder / FRONTIER) for name, folder in _named(config.run_dir).items()}
     wanted = _best_of_n_wanted(config)
     folder, reads = config.out or config.run_dir[0] / "frontier", (*config.run_dir, Path(wanted.run_dir))

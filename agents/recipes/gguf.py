@@ -41,13 +41,7 @@ class PretrainedConfig:
 
 
 def main(config: PretrainedConfig) -> dict[str, Any]:
-    """Run it; returns what ``summary.json`` holds.
-
-    Raises:
-        ImportError: without the package gguf.
-        ValueError: if there is no such package, or not exactly one GGUF file in it.
-        RunDirError: if the run directory cannot be used.
-    """
+    """Run it; returns what ``summary.json`` holds."""
     source = find_gguf(config.package) if config.file is None else Path(config.file)
     if not source.is_file():
         raise ValueError(f"there is no file {source}")

@@ -34,16 +34,11 @@ def build_episodes(
     held_out: bool = False,
     **tokens: Any,
 ) -> TokenVectorLike:
-    """The environment that ``config`` names.
+    """The environment that ``config`` names, to train in or, ``held_out``, to evaluate in.
 
-    Args:
-        config: of the run.
-        num_envs: sub-environments.
-        scorers: of ``--reward``; of tools the one that pays the answer.
-        reward: wraps an environment to pay ``scorers``.
-        positions: of the model, which bound a dialogue's tokens where no flag does; None: any number.
-        held_out: whether it is the one to evaluate in.
-        **tokens: tokenizer, vocab_size, eos_token_id and group_size.
+    ``reward`` wraps an environment to pay ``scorers``, which are those of ``--reward``; of tools the one that pays the
+    answer. The model's ``positions`` bound a dialogue's tokens where no flag does. ``tokens``: tokenizer, vocab_size,
+    eos_token_id and group_size.
 
     Raises:
         ValueError: if a flag names nothing, or does not apply to the environment.

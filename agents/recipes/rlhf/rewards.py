@@ -168,14 +168,8 @@ def start_critic_as_reward(
     """Initialize the policy's critic from a reward model (an ensemble's first member): trunk or adapter, and head.
 
     Its values are then the reward model's scores if both read the same tokens. The reward model opens a text with its
-    tokenizer's bos; where prompts have none (GPT-2's own tokenizer adds none) the critic reads the text without it, and
-    its values are near the scores, not equal, and a warning says so.
-
-    Args:
-        policy: whose critic.
-        tokenizer: the policy's.
-        scorer: a reward model or an ensemble.
-        first_prompt: token ids of a prompt of the run.
+    tokenizer's bos; where prompts, such as ``first_prompt``, have none (GPT-2's own tokenizer adds none) the critic
+    reads the text without it, and its values are near the scores, not equal, and a warning says so.
 
     Raises:
         ValueError: if it is no reward model, reads other tokens, or is of another shape than the critic.
