@@ -125,11 +125,7 @@ class TextAlgorithm(TextAgent):
         return TextAgentConfig(**chosen)
 
     def set_env(self, env: EnvLike) -> None:
-        """Learn in another token environment from its first prompts on.
-
-        Raises:
-            ValueError: if the policy does not fit it.
-        """
+        """Learn in another token environment from its first prompts on; ValueError if the policy does not fit it."""
         envs = token_vector(env, self.options.batch_size, self.config.group_size)
         collector = _collector(envs, self.policy, self.config, self.options)
         self.env, self.env_id, self.collector = envs, env if isinstance(env, str) else None, collector

@@ -19,11 +19,7 @@ LLAMA = {
 
 
 def main(config: PlanConfig) -> dict[str, Any]:
-    """Print the table; returns nothing more to print.
-
-    Raises:
-        ValueError: if ``model`` cannot be read.
-    """
+    """Print the table; returns nothing more to print; ValueError if ``model`` cannot be read."""
     shape, columns = shape_of(config), {}
     for gpus in config.gpus:
         columns[gpus] = update_parts(shape, config, config, gpus)

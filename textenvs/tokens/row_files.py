@@ -119,11 +119,7 @@ def check_unicode(value: object, name: str) -> None:
 
 
 def kind_of(columns: Mapping[str, Any], kinds: Sequence[Kind]) -> Kind:
-    """The first of `COLUMNS`, and of ``kinds``, whose columns a row has.
-
-    Raises:
-        ValueError: it has none of them.
-    """
+    """The first of `COLUMNS`, and of ``kinds``, whose columns a row has; ValueError if it has none of them."""
     allowed = {kind: names for kind, names in COLUMNS.items() if kind in kinds}
     for kind, names in allowed.items():
         if all(name in columns for name in names):

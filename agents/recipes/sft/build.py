@@ -117,11 +117,7 @@ def agree_on_end_of_text(model: Any, tokenizer: Any, *, frozen: bool) -> tuple[i
 
 
 def build_rows(config: TrainLanguageModelConfig, examples: Examples, tokenizer: Any, policy: CausalLMPolicy) -> Rows:
-    """Rows to learn and rows to evaluate on.
-
-    Raises:
-        ValueError: naming the file and line of what cannot be used.
-    """
+    """Rows to learn and rows to evaluate on; ValueError names the file and line of what cannot be used."""
     assert policy.eos_token_id is not None
     encode = RowEncoder(tokenizer, eos_token_id=policy.eos_token_id, wrap=config.chat_template)
     positions = policy.max_positions

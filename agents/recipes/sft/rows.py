@@ -260,11 +260,8 @@ def split_rows(rows: list[TokenRow], *, share: float, most: int, seed: int) -> t
 
 
 def check_vocabulary(rows: Sequence[TokenRow], vocab_size: int) -> None:
-    """Whether the model has an embedding for every token.
-
-    Raises:
-        ValueError: naming the first row that holds another one.
-    """
+    """Raise ValueError, with the first row that holds another one, unless the model has an embedding for every
+    token."""
     for row in rows:
         if int(row.tokens.max()) >= vocab_size:
             raise ValueError(
