@@ -13,7 +13,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
-from reward_models.aside import write_aside
+from reward_models.aside import write_aside, write_json
 from textenvs.lm.loading import check_numbers
 from textenvs.tokens.tokenizers import HUB_NAME
 
@@ -21,11 +21,6 @@ FORMAT = "textenvs reward model"
 VERSION = 2
 DESCRIPTION = "reward_model.json"
 WEIGHTS = "model.safetensors"
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write one JSON object atomically."""
-    write_aside(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_model(folder: Path, weights: dict[str, Tensor], **description: Any) -> None:

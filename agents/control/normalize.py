@@ -57,13 +57,8 @@ class RewardScaler:
     """Rewards divided by the standard deviation of the discounted return; never shifted, so signs keep their meaning.
 
     Source: Engstrom et al. 2020 (arXiv:2005.12729), sec. 3, as OpenAI baselines' VecNormalize does it, with the
-    accumulator zeroed at every end of an episode, termination or time limit.
-
-    Args:
-        num_envs: environments side by side; the accumulators are theirs, the statistic is shared.
-        gamma: discount per step, [0, 1].
-        moments: statistics to go on from; None: new ones.
-        limit: clip of the scaled reward.
+    accumulator zeroed at every end of an episode, termination or time limit. The accumulators are those of ``num_envs``
+    environments, the statistic is shared; ``limit`` clips the scaled reward.
     """
 
     def __init__(

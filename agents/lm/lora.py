@@ -214,12 +214,8 @@ class AdaptedTrunk:
 
 
 class RoleTrunk(nn.Module):
-    """The trunk in one role as a module without parameters, e.g. the backbone of a reward model.
-
-    Args:
-        trunk: holds the role's adapter.
-        role: active in ``forward``; None: no adapter.
-    """
+    """The trunk in one role (None: without an adapter) as a module without parameters, e.g. a reward model's
+    backbone."""
 
     def __init__(self, trunk: AdaptedTrunk, role: str | None) -> None:
         super().__init__()

@@ -29,12 +29,8 @@ PATIENCE = timedelta(hours=2)
 
 
 class Processes:
-    """This process and those beside it.
-
-    Args:
-        index: this one's place, ``[0, count)``.
-        count: how many there are. With 1, the default, no other is ever waited for.
-    """
+    """This process, the one at ``index``, and those beside it, ``count`` in all. Of one, no other is ever waited
+    for."""
 
     def __init__(self, index: int = 0, count: int = 1) -> None:
         if not 0 <= index < count:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.runs.own_files import MARKER, delete_own_files, put_in_place, read_marker, script_of
-from reward_models.aside import PART, write_aside
+from reward_models.aside import PART, write_aside, write_json
 
 SUMMARY = "summary.json"
 CONFIG = "config.json"
@@ -184,7 +184,7 @@ class RunDir:
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write one JSON object under ``name``, whole or not at all."""
-        write_aside(self.path / name, json.dumps(content, indent=2, default=str) + "\n")
+        write_json(self.path / name, content)
 
 
 def measured(
