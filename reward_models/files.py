@@ -31,11 +31,8 @@ def write_model(folder: Path, weights: dict[str, Tensor], **description: Any) ->
 
 
 def read_description(path: Path, kind: str = FORMAT, version: int = VERSION) -> dict[str, Any]:
-    """The content of a description file of format ``kind`` and ``version``.
-
-    Raises:
-        ValueError: it is missing, damaged or of another format or version.
-    """
+    """The content of a description file; ValueError if it is missing, damaged or not of format ``kind`` and
+    ``version``."""
     what = kind.partition(" ")[2]
     if not path.exists():
         raise ValueError(f"{path.parent} holds no {what}: {path.name} is missing")

@@ -60,11 +60,8 @@ def build_policy(
 
 
 def starting_policy(envs: TokenVectorLike) -> CausalLMPolicy:
-    """The environment's reference as a policy, for the exact KL to it.
-
-    Raises:
-        ValueError: if the environment's reference is no causal LM of transformers.
-    """
+    """The environment's reference as a policy, for the exact KL to it; ValueError if the environment's reference is no
+    causal LM of transformers."""
     model = _reference_model(envs)
     if model is None:
         raise ValueError('kl_estimator "full" needs an environment whose KLShaping has a causal LM as its reference')

@@ -36,11 +36,8 @@ METRICS = {
 
 
 def monitor_names(given: str | Iterable[str]) -> frozenset[str]:
-    """The monitors that ``given`` names: "any" is all of them, "length,kl" these two.
-
-    Raises:
-        ValueError: for an unknown name; it has the nearest.
-    """
+    """The monitors that ``given`` names: "any" is all of them, "length,kl" these two; ValueError, with the nearest, for
+    an unknown name."""
     names = [each.strip() for each in (given.split(",") if isinstance(given, str) else given)]
     for name in names:
         if name not in MONITORS and name != "any":

@@ -134,11 +134,8 @@ def advice(found: dict[str, Any]) -> str:
 
 
 def columns_of(path: Path) -> Points:
-    """The columns of a table of points that are filled in all of its lines.
-
-    Raises:
-        ValueError: if there is no such table, or it has fewer than three points.
-    """
+    """The columns of a table of points that are filled in all of its lines; ValueError if there is no such table, or it
+    has fewer than three points."""
     points = read_points(path)
     if len(points) < 3:
         raise ValueError(f"{path} has {len(points)} points, too few for a curve: train on, or --evaluate-every less")
@@ -147,11 +144,8 @@ def columns_of(path: Path) -> Points:
 
 
 def _best_of_n_wanted(config: FrontierConfig) -> BestOfNConfig:
-    """Best-of-n of the runs' task, which lies there or is to be measured.
-
-    Raises:
-        ValueError: if a run, or what lies there, is of another task, or what lies there is of another n or N.
-    """
+    """Best-of-n of the runs' task, which lies there or is to be measured; ValueError if a run, or what lies there, is
+    of another task, or what lies there is of another n or N."""
     settings = [read_json(folder / CONFIG) for folder in config.run_dir]
     folder = config.best_of_n or config.run_dir[0] / BEST_OF_N
     size: dict[str, Any] = {} if config.samples is None else {"samples": config.samples}

@@ -61,11 +61,8 @@ def main(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def find_gguf(package: str) -> Path:
-    """The one GGUF file in an installed package's folder; the package is not imported.
-
-    Raises:
-        ValueError: if the package is not installed, or does not hold exactly one.
-    """
+    """The one GGUF file in an installed package's folder; the package is not imported; ValueError if the package is not
+    installed, or does not hold exactly one."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(f"no package {package!r} is installed here: see `python -m scripts.pretrained --help`")

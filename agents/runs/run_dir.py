@@ -194,11 +194,8 @@ def measured(
     script: str,
     reads: Iterable[str | Path | None] = (),
 ) -> dict[str, Any]:
-    """What ``measure`` returns; left with the ``settings`` in their ``run_dir``, unless that is None.
-
-    Raises:
-        RunDirError: if the folder cannot be used.
-    """
+    """What ``measure`` returns; left with the ``settings`` in their ``run_dir``, unless that is None; RunDirError if
+    the folder cannot be used."""
     if settings["run_dir"] is None:
         return measure()
     with RunDir(settings["run_dir"], script=script, overwrite=settings["overwrite"], reads=reads) as run:

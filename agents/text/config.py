@@ -52,11 +52,8 @@ up to 5 are those of ScaleRL (Khatri et al. 2025, arXiv:2510.13786).
 
 
 def paper_settings(name: Paper) -> dict[str, Any]:
-    """The keywords of ``TextAgentConfig`` that ``PAPERS`` has under ``name``, ``algorithm`` included.
-
-    Raises:
-        ValueError: if there is no such paper.
-    """
+    """The keywords of ``TextAgentConfig`` that ``PAPERS`` has under ``name``, ``algorithm`` included; ValueError if
+    there is no such paper."""
     if name not in PAPERS:
         raise ValueError(f"algorithm: expected one of {', '.join(PAPERS)}, received {name!r}")
     return {"algorithm": name, **PAPERS[name]}

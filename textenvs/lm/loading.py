@@ -126,11 +126,8 @@ def load_peft(model: nn.Module, folder: str | Path, role: str, **options: Any) -
 
 
 def load_adapter(peft: PeftModel, folder: str | Path, role: str) -> None:
-    """Add the adapter in ``folder`` to ``peft`` as ``role``, frozen.
-
-    Raises:
-        ValueError: if it cannot be read, or its weights are not exactly those of its layers in this model.
-    """
+    """Add the adapter in ``folder`` to ``peft`` as ``role``, frozen; ValueError if it cannot be read, or its weights
+    are not exactly those of its layers in this model."""
     with _one_error(f"{folder}: no adapter of this model could be loaded from there"):
         peft.load_adapter(str(folder), adapter_name=role)
     check_adapter(peft, folder, role)

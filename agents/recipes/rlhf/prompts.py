@@ -22,11 +22,8 @@ PromptSet: TypeAlias = Sequence[str] | Sequence[list[int]] | Prompts
 
 
 def prompt_reader(task: TextTask, tokenizer: PreTrainedTokenizerBase) -> PromptReader:
-    """What turns prompts into token ids: the tokenizer, or its chat template around it.
-
-    Raises:
-        ValueError: if a chat template is asked for and there is none.
-    """
+    """What turns prompts into token ids: the tokenizer, or its chat template around it; ValueError if a chat template
+    is asked for and there is none."""
     if task.chat_template or getattr(tokenizer, "chat_template", None):
         return ChatTemplate(tokenizer, wrap=task.chat_template)
     return tokenizer

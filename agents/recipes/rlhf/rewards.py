@@ -79,11 +79,8 @@ def reward_sources(task: TextTask) -> list[str]:
 
 
 def scorer_names(given: Sequence[str]) -> list[str]:
-    """Short names that differ: a function's own, or a folder's last part (``model`` aside), or as many as it takes.
-
-    Raises:
-        ValueError: if two are the same.
-    """
+    """Short names that differ: a function's own, or a folder's last part (``model`` aside), or as many as it takes;
+    ValueError if two are the same."""
     if len(set(given)) != len(given):
         raise ValueError(f"--reward names one of these twice: {', '.join(given)}; give it more weight instead")
     parts = [_parts(one) for one in given]

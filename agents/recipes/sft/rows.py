@@ -52,11 +52,8 @@ class TokenRow:
         return (self.tokens if begins == 1 else self.tokens[:begins]).tobytes()
 
     def cut(self, length: int) -> TokenRow:
-        """At most the first ``length`` tokens, up to the last learned one of them.
-
-        Raises:
-            ValueError: if nothing learned is among them.
-        """
+        """At most the first ``length`` tokens, up to the last learned one of them; ValueError if nothing learned is
+        among them."""
         spans = tuple((begin, min(end, length)) for begin, end in self.spans if begin < length)
         if not spans:
             raise ValueError(

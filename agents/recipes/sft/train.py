@@ -64,11 +64,8 @@ def main(config: TrainLanguageModelConfig) -> dict[str, Any]:
 
 
 def movie_reviews(config: TrainLanguageModelConfig, run: TrainingRun) -> dict[str, Any]:
-    """Train a new model on movie-review sentences; returns the content of ``summary.json``.
-
-    Raises:
-        ValueError: if the data is not the data this was measured with.
-    """
+    """Train a new model on movie-review sentences; returns the content of ``summary.json``; ValueError if the data is
+    not the data this was measured with."""
     assert config.max_length is not None
     assert config.train_tokens is not None
     assert config.batch_tokens is not None
