@@ -91,11 +91,7 @@ class SB3Callback:
 @contextmanager
 def called(callback: Any, agent: Agent) -> Iterator[Callback]:
     """One function for whatever ``learn(callback=...)`` was given: None, a function, an SB3 callback, or a list of
-    them.
-
-    Raises:
-        ValueError: for anything else.
-    """
+    them; ValueError for anything else."""
     given = [] if callback is None else list(callback) if isinstance(callback, Sequence) else [callback]
     wrong = [one for one in given if not (callable(one) or hasattr(one, "init_callback"))]
     if wrong:

@@ -42,14 +42,8 @@ commands:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command that the first argument names.
-
-    Args:
-        arguments: instead of ``sys.argv[1:]``.
-
-    Returns:
-        The command's exit code; 2 if there is no such command.
-    """
+    """Run the command that the first argument (None: of ``sys.argv[1:]``) names; its exit code, 2 if there is no such
+    command."""
     sys.path.append(os.getcwd())  # where a user's modules are; an installed script does not look there by itself
     given = list(sys.argv[1:] if arguments is None else arguments)
     name = given[0] if given else "--help"

@@ -86,11 +86,7 @@ class AgentConfig(DiscountConfig, PlacementConfig):
 
     @classmethod
     def from_dict(cls: type[C], values: dict[str, Any]) -> C:
-        """The configuration ``to_dict`` came from.
-
-        Raises:
-            TypeError: if a name is unknown.
-        """
+        """The configuration ``to_dict`` came from; TypeError if a name is unknown."""
         values = dict(values)
         for name in ("learning_rate", "clip"):
             if isinstance(values.get(name), dict):

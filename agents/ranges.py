@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from numbers import Integral, Real
 from pathlib import Path
@@ -37,6 +37,18 @@ def check_values(settings: Any, ranges: Mapping[str, str] | None = None) -> None
             number = value.start if isinstance(value, Linear) else value
             if number is not None and not _inside(number, interval):
                 raise ValueError(f"{name}: expected a number {interval}, received {value}")
+
+
+def changed(settings: Any, *names: str) -> list[str]:
+    """Those of ``names`` that have another value than their default."""
+    defaults = type(settings).__dataclass_fields__
+    return [name for name in names if getattr(settings, name) != defaults[name].default]
+
+
+def refuse_changed(settings: Any, names: Sequence[str], why: str) -> None:
+    """Raise ValueError, with ``why``, if some of ``names`` have another value than their default."""
+    if unread := changed(settings, *names):
+        raise ValueError(f"{', '.join(unread)}: {why}")
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -16,8 +16,9 @@ from agents.functional import losses
 from agents.functional.masked import Reduction, masked_mean, whiten
 from agents.interfaces import Evaluation, Learner
 from agents.rollout import Batch
-from agents.runs.distributed import ALONE, Processes, whole
+from agents.runs.distributed import ALONE, Processes
 from agents.update_record import UpdateRecord, advantage_metrics, mean_k3
+from reward_models.gradients import clip_gradient
 
 Objective = Callable[[Evaluation, Batch, "Tensor | None"], "tuple[Tensor, dict[str, Tensor]]"]
 """``(evaluation, minibatch, mask) -> (loss, parts to log)``: means over valid steps; mask None: all are valid."""
@@ -233,19 +234,6 @@ def minibatches(batch: Batch, size: int, generator: torch.Generator) -> Iterator
     shuffled = batch.rows(order.to(batch.mask.device))
     for i in range(pieces):
         yield shuffled.rows(slice(i * rows // pieces, (i + 1) * rows // pieces))
-
-
-def clip_gradient(parameters: list[Tensor], max_norm: float) -> Tensor:
-    """Scale gradients down to Euclidean norm ``max_norm`` if they exceed it; returns the original norm."""
-    if len(parameters) > 1:
-        norm = whole(torch.nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None]))
-        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-        return norm
-    gradient = parameters[0].grad
-    assert gradient is not None
-    norm = torch.linalg.vector_norm(gradient)
-    gradient.mul_((max_norm / (norm + 1e-6)).clamp_(max=1.0))  # 1e-6 as in torch.nn.utils
-    return norm
 
 
 def _mean_k3_of_all(log_ratio: Tensor, processes: Processes) -> float:

@@ -1,5 +1,6 @@
 """Files are written aside and renamed into place, so that neither a reader nor a kill ever meets half of one."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,11 @@ def write_aside(path: Path, content: str | bytes) -> None:
     """Write text or bytes."""
     with aside(path) as part:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON; what it does not know, a path for instance, becomes text."""
+    write_aside(path, json.dumps(content, indent=2, default=str) + "\n")
 
 
 def save_figure(figure: Any, path: Path) -> Path:

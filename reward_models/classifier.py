@@ -28,10 +28,6 @@ class RewardClassifier:
     With a chat template the prompt is the user's turn and the completion the assistant's. Otherwise the model reads
     ``prompt + completion`` with the special tokens that its tokenizer adds, and ``eos`` if the text is finished.
 
-    Args:
-        model: of transformers, with one label.
-        tokenizer: its tokenizer.
-
     Raises:
         ValueError: more than one label.
     """

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import nn
 
-from reward_models.files import base_of, read_description, write_json
+from reward_models.aside import write_json
+from reward_models.files import base_of, read_description
 from reward_models.lora import ADAPTER, AdapterBackbone
 from reward_models.model import Flags, RewardModel
 

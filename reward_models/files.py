@@ -13,18 +13,14 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
-from reward_models.aside import write_aside
+from reward_models.aside import write_aside, write_json
 from textenvs.lm.loading import check_numbers
+from textenvs.tokens.tokenizers import HUB_NAME
 
 FORMAT = "textenvs reward model"
 VERSION = 2
 DESCRIPTION = "reward_model.json"
 WEIGHTS = "model.safetensors"
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write one JSON object atomically."""
-    write_aside(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_model(folder: Path, weights: dict[str, Tensor], **description: Any) -> None:
@@ -35,11 +31,8 @@ def write_model(folder: Path, weights: dict[str, Tensor], **description: Any) ->
 
 
 def read_description(path: Path, kind: str = FORMAT, version: int = VERSION) -> dict[str, Any]:
-    """The content of a description file of format ``kind`` and ``version``.
-
-    Raises:
-        ValueError: it is missing, damaged or of another format or version.
-    """
+    """The content of a description file; ValueError if it is missing, damaged or not of format ``kind`` and
+    ``version``."""
     what = kind.partition(" ")[2]
     if not path.exists():
         raise ValueError(f"{path.parent} holds no {what}: {path.name} is missing")
@@ -75,7 +68,7 @@ def is_foreign(path: str | Path) -> bool:
     folder = Path(path)
     if folder.is_dir():
         return (folder / "config.json").exists() and not (folder / DESCRIPTION).exists()
-    return not folder.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(path)) is not None
+    return not folder.exists() and re.fullmatch(HUB_NAME, str(path)) is not None
 
 
 def first_line(error: Exception) -> str:

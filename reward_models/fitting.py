@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from reward_models.fit_options import FitOptions, Learner, MetricSink, Progress, warmup_cosine
+from reward_models.gradients import clip_gradient
 
 METRICS: dict[str, str] = {
     "train/loss": "negative log-likelihood of the step's learned tokens, mean over the whole batch, nats per token",
@@ -156,7 +157,7 @@ class Fit:
             group["lr"] = peak * factor
         loss, count = self.learner.gradient(batch)
         self.loss = loss
-        norm = self._clip()
+        norm = float(clip_gradient(self.parameters, options.max_grad_norm))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingDiverged(
                 f"step {progress.step + 1}: expected a finite loss and gradient norm, received {loss} and {norm}: "
@@ -176,13 +177,6 @@ class Fit:
             f"train/{options.unit}": float(progress.count),
             f"train/{options.unit}_per_s": progress.count / progress.step_seconds,
         }
-
-    def _clip(self) -> float:
-        """Scale gradients down; returns the norm that they had, of sharded ones the whole norm."""
-        total: Any = nn.utils.get_total_norm([each.grad for each in self.parameters if each.grad is not None])
-        total = total.full_tensor() if hasattr(total, "full_tensor") else total
-        nn.utils.clip_grads_with_norm_(self.parameters, self.options.max_grad_norm, total)
-        return float(total)
 
     def evaluate(self, *, log: bool = True) -> dict[str, float]:
         """Evaluate on the held-out data, keep the weights if they are the best so far, and return the metrics.

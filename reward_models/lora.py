@@ -105,11 +105,8 @@ class AdapterBackbone(nn.Module):
 
 
 def lasting_name(name: str) -> str:
-    """A name valid in any working directory: a directory's absolute path, else the name.
-
-    Raises:
-        ValueError: ``name`` is empty.
-    """
+    """A directory's absolute path, valid in any working directory, or else the name; ValueError if ``name`` is
+    empty."""
     if not name:
         raise ValueError("expected a model with a name below the adapter, received none: save and load it first")
     return str(Path(name).resolve()) if Path(name).is_dir() else name

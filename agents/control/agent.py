@@ -100,12 +100,10 @@ class ControlAgent(Agent):
         )  # fmt: skip
 
     def set_env(self, env: EnvLike) -> None:
-        """Continue in another environment of the same spaces, from its first reset, with the statistics so far.
+        """Continue in another environment of the same spaces, from its first reset, with the statistics so far;
+        ValueError if its spaces differ.
 
         After a ``load`` without ``env``, the way to continue in environments of another number or type.
-
-        Raises:
-            ValueError: if its spaces differ.
         """
         envs = make_vector(env, self.config.num_envs)
         spaces = (envs.single_observation_space, envs.single_action_space)
@@ -118,19 +116,11 @@ class ControlAgent(Agent):
     def predict(
         self, observation: object, state: object = None, episode_start: object = None, deterministic: bool = False
     ) -> tuple[NDArray[Any], object]:
-        """Actions for one observation or a batch of them; statistics of normalization stay as they are.
+        """Actions for one observation or a batch of them, and ``state``; statistics of normalization stay as they are.
 
-        Args:
-            observation: in the environment's observation space, single or batched.
-            state: passed through (the policy has no memory).
-            episode_start: ignored, as the policy has no memory.
-            deterministic: return the likeliest action, or the mean, instead of a sample.
-
-        Returns:
-            Actions in the environment's action space, and ``state``.
-
-        Raises:
-            ValueError: for an observation of another shape, or one that is not finite.
+        ``deterministic`` returns the likeliest action, or the mean, instead of a sample. The policy has no memory:
+        ``state`` is passed through and ``episode_start`` ignored. ValueError for an observation of another shape, or
+        one that is not finite.
         """
         encode, decode = self._codecs
         fault: Exception | None = None

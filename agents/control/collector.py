@@ -48,14 +48,8 @@ class ActorCritic(Protocol):
 class StepCollector:
     """Steps every environment ``num_steps`` times per rollout; the next rollout continues where the last one stopped.
 
-    Args:
-        envs: a gymnasium vector environment in any autoreset mode.
-        num_steps: T, steps of each environment per rollout, >= 1.
-        generator: source of the policy's randomness; saved by its owner.
-        seed: for the environments' first reset.
-        device: device of the policy.
-        normalizer: of observations, or None.
-        reward_scaler: or None.
+    Any autoreset mode will do. The ``generator`` of the policy's randomness is saved by its owner; ``seed`` is for the
+    environments' first reset.
     """
 
     counts = "steps"

@@ -21,19 +21,10 @@ class Predictor(Protocol):
 def evaluate(
     agent: Predictor, envs: EnvLike, episodes: int = 100, *, seed: int | None = None, deterministic: bool = True
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Returns and lengths of ``episodes`` episodes.
+    """Returns ``[episodes]`` in reward units and lengths ``[episodes]`` in steps.
 
-    Each environment plays a fixed share, so short episodes are not overrepresented.
-
-    Args:
-        agent: chooses the actions.
-        envs: a vector environment in any autoreset mode, an ``Env`` or an id.
-        episodes: how many, >= 1.
-        seed: of the environments' first reset.
-        deterministic: act greedily.
-
-    Returns:
-        returns ``[episodes]`` in reward units, and lengths ``[episodes]`` in steps.
+    Each environment plays a fixed share, so short episodes are not overrepresented. ``envs`` is a vector environment in
+    any autoreset mode, an ``Env`` or an id; ``seed`` is of its first reset; ``deterministic``: act greedily.
     """
     if episodes < 1:
         raise ValueError(f"episodes: expected 1 or more, received {episodes}")

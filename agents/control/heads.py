@@ -178,11 +178,8 @@ class StateDependentHead(NormalHead):
 
 
 def head_for(space: spaces.Space[Any], *, log_std: float = 0.0) -> CategoricalHead | GaussianHead:
-    """The head for an action space.
-
-    Raises:
-        ValueError: for a space that is neither Discrete, MultiDiscrete, MultiBinary nor Box.
-    """
+    """The head for an action space; ValueError for a space that is neither Discrete, MultiDiscrete, MultiBinary nor
+    Box."""
     if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
         return CategoricalHead(space)
     if isinstance(space, spaces.Box):

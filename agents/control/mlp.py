@@ -22,13 +22,8 @@ ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
 def multilayer(sizes: Sequence[int], *, gain: float, activation: str = "tanh") -> nn.Sequential:
     """Linear layers of ``sizes`` with an activation between them, orthogonal weights and zero biases.
 
-    Args:
-        sizes: input, hidden ..., output widths.
-        gain: of the last layer; the hidden ones have sqrt(2).
-        activation: "tanh" or "relu".
-
-    Source: the gains are those of OpenAI baselines (Engstrom et al. 2020, arXiv:2005.12729; Huang et al. 2022, "The
-    37 implementation details of PPO", detail 2).
+    ``gain`` is of the last layer; the hidden ones have sqrt(2). Source: the gains are those of OpenAI baselines
+    (Engstrom et al. 2020, arXiv:2005.12729; Huang et al. 2022, "The 37 implementation details of PPO", detail 2).
     """
     layers: list[nn.Module] = []
     for i, (width_in, width_out) in enumerate(pairwise(sizes)):

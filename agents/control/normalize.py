@@ -9,19 +9,21 @@ from numpy.typing import NDArray
 
 from agents.functional.running_moments import RunningMoments
 
+LIMIT = 10.0
+"""Of what is normalized, in standard deviations."""
+
 
 class ObservationNormalizer:
     """Observations to mean 0 and standard deviation 1, clipped; the statistics grow only when ``update`` is called.
 
     The collector calls ``update`` once a rollout with the observations that were acted on; everything seen during a
     rollout, final observations included, is therefore normalized alike, and evaluation changes nothing. Of ``size``
-    columns the last ``free`` pass unchanged (an action mask); ``limit`` is the clip, in standard deviations.
+    columns the last ``free`` pass unchanged (an action mask).
     """
 
-    def __init__(self, size: int, *, free: int = 0, limit: float = 10.0) -> None:
+    def __init__(self, size: int, *, free: int = 0) -> None:
         self.moments = RunningMoments((size - free,))
         self.free = free
-        self.limit = limit
         self._refresh()
 
     def _refresh(self) -> None:
@@ -36,9 +38,7 @@ class ObservationNormalizer:
     def __call__(self, observations: NDArray[np.float32]) -> NDArray[np.float32]:
         """Normalized copy of raw ``observations`` ``[..., size]``."""
         width = self.moments.mean.shape[0]
-        scaled: NDArray[np.float32] = np.clip(
-            (observations[..., :width] - self._shift) * self._scale, -self.limit, self.limit
-        )
+        scaled: NDArray[np.float32] = np.clip((observations[..., :width] - self._shift) * self._scale, -LIMIT, LIMIT)
         if self.free == 0:
             return scaled
         return np.concatenate([scaled, observations[..., width:]], axis=-1)
@@ -57,22 +57,14 @@ class RewardScaler:
     """Rewards divided by the standard deviation of the discounted return; never shifted, so signs keep their meaning.
 
     Source: Engstrom et al. 2020 (arXiv:2005.12729), sec. 3, as OpenAI baselines' VecNormalize does it, with the
-    accumulator zeroed at every end of an episode, termination or time limit.
-
-    Args:
-        num_envs: environments side by side; the accumulators are theirs, the statistic is shared.
-        gamma: discount per step, [0, 1].
-        moments: statistics to go on from; None: new ones.
-        limit: clip of the scaled reward.
+    accumulator zeroed at every end of an episode, termination or time limit. The accumulators are those of ``num_envs``
+    environments, the statistic is shared.
     """
 
-    def __init__(
-        self, num_envs: int, gamma: float, moments: RunningMoments | None = None, *, limit: float = 10.0
-    ) -> None:
+    def __init__(self, num_envs: int, gamma: float, moments: RunningMoments | None = None) -> None:
         self.moments = RunningMoments() if moments is None else moments
         self.running = np.zeros(num_envs, np.float64)
         self.gamma = gamma
-        self.limit = limit
 
     def __call__(
         self, rewards: NDArray[np.float32], ended: NDArray[np.bool_], mask: NDArray[np.bool_]
@@ -85,7 +77,7 @@ class RewardScaler:
             self.running = np.where(mask[t] & ended[t], 0.0, self.running)
         self.moments.update(seen[mask])
         scaled = rewards / np.sqrt(self.moments.variance + 1e-8)
-        return np.clip(scaled, -self.limit, self.limit).astype(np.float32)
+        return np.clip(scaled, -LIMIT, LIMIT).astype(np.float32)
 
     def state_dict(self) -> dict[str, Any]:
         """Exact state."""

@@ -141,11 +141,8 @@ def _batch_of_one(space: spaces.Space[Any], observation: Any) -> Any:
 
 
 def space_to_dict(space: spaces.Space[Any]) -> dict[str, Any]:
-    """A space as a tree of plain values and arrays, so that a saved agent can predict without its environment.
-
-    Raises:
-        ValueError: for a space other than Box, Discrete, MultiDiscrete, MultiBinary, Dict and Tuple.
-    """
+    """A space as a tree of plain values and arrays, so that a saved agent can predict without its environment;
+    ValueError for a space other than Box, Discrete, MultiDiscrete, MultiBinary, Dict and Tuple."""
     if isinstance(space, spaces.Box):
         return {"kind": "Box", "low": space.low, "high": space.high, "dtype": str(space.dtype)}
     if isinstance(space, spaces.Discrete):

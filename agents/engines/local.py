@@ -16,12 +16,9 @@ from textenvs.tokens.rows import PAD
 
 
 class LocalEngine:
-    """Writes by ``policy``.
+    """Writes by ``policy``, any that ``generate`` takes; its weights, of ``version``, are written over by ``update``.
 
-    Args:
-        policy: any that ``generate`` takes; its weights are written over by ``update``.
-        generate: ``agents.lm.generation.generate`` or a function with its arguments.
-        version: of the weights.
+    ``generate`` is ``agents.lm.generation.generate`` or a function with its arguments.
     """
 
     local, adapter_only = True, False

@@ -68,11 +68,8 @@ class Engine(Protocol):
     """Whether ``update`` takes a LoRA adapter alone."""
 
     def generate(self, prompts: Tensor, sampling: Sampling) -> Written:
-        """Completions of ``prompts [B, P]``, which are right-padded with PAD.
-
-        Raises:
-            EngineError: if it failed more often than it retries.
-        """
+        """Completions of ``prompts [B, P]``, which are right-padded with PAD; EngineError if it failed more often than
+        it retries."""
         ...
 
     def update(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:

@@ -71,11 +71,8 @@ class VLLMEngine:
         self._finished: dict[str, tuple[list[int], list[float], str]] = {}
 
     def generate(self, prompts: Tensor, sampling: Sampling) -> Written:
-        """See `Engine`; a row depends on its seed alone, not on what is written beside it.
-
-        Raises:
-            ValueError: if the server refuses a request, with its reason.
-        """
+        """See `Engine`; a row depends on its seed alone, not on what is written beside it; ValueError if the server
+        refuses a request, with its reason."""
         if sampling.seeds is None:
             before, after = sampling.other_rows
             drawn = torch.randint(2**31, (before + len(prompts) + after,), generator=sampling.generator)
@@ -190,11 +187,8 @@ class VLLMEngine:
         return bool(self._post("/weight_info", get=True)["weight_version"] == str(self.version))
 
     def _row(self, request: dict[str, Any]) -> tuple[list[int], list[float], str]:
-        """Tokens, their log-probs and why they end.
-
-        Raises:
-            EngineError: if the answer is no whole row by the weights that the server was sent.
-        """
+        """Tokens, their log-probs and why they end; EngineError if the answer is no whole row by the weights that the
+        server was sent."""
         answer = self._post("/inference/v1/generate", request)
         try:
             choice = answer["choices"][0]

@@ -36,13 +36,10 @@ METRICS = {
 
 
 class FrontierFollower:
-    """Saves and logs a run's points.
+    """Saves a run's points in the table at ``path``, which is replaced atomically with every point, and logs them.
 
-    Args:
-        path: of the table, which is replaced atomically with every point.
-        start: of the starting model, for win rates.
-        logger: receives each point.
-        resume_at: continue the existing table up to this many episodes; None: a new table, beginning with ``start``.
+    Win rates are against ``start``, of the starting model. With ``resume_at`` the existing table is continued up to so
+    many episodes; None: a new one begins with ``start``.
     """
 
     def __init__(self, path: Path, start: Assessment, logger: MetricSink, *, resume_at: int | None = None) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from agents.evaluation.gao_fit import GaoFit
+from agents.evaluation.gao_fit import Trail
 from reward_models.aside import save_figure
 
 PANELS = (
@@ -19,20 +19,7 @@ PANELS = (
 GREY = "0.35"
 
 
-class _Trail(Protocol):
-    """What is drawn of `agents.recipes.frontier.Trail`."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def points(self) -> dict[str, np.ndarray]: ...
-    @property
-    def gains(self) -> dict[str, np.ndarray]: ...
-    @property
-    def fits(self) -> dict[str, GaoFit]: ...
-
-
-def draw(path: Path, runs: Sequence[_Trail], rival: _Trail, budget: float) -> None:
+def draw(path: Path, runs: Sequence[Trail], rival: Trail, budget: float) -> None:
     """Plot runs, a color each, and best-of-n, gray, as a PNG; the ``budget``, nats, is a dotted line.
 
     Dots are measurements, dashes the fit, a diamond its peak.
@@ -60,7 +47,7 @@ def draw(path: Path, runs: Sequence[_Trail], rival: _Trail, budget: float) -> No
     save_figure(figure, path)
 
 
-def _trail(axis: Any, trail: _Trail, measure: str, *, color: str) -> None:
+def _trail(axis: Any, trail: Trail, measure: str, *, color: str) -> None:
     kl, fit = trail.points["kl_per_sequence"], trail.fits[measure]
     axis.plot(np.sqrt(np.maximum(kl, 0.0)), trail.gains[measure], ".", color=color, markersize=4, label=trail.name)
     along = np.linspace(0.0, float(kl.max()), 200)

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
 CURVES: dict[str, Callable[[np.ndarray], np.ndarray]] = {"best_of_n": lambda d: d, "rl": np.log}
 """R(d) = d (alpha - beta curve(d))."""
+MEASURES = ("score", "judge")
+Points = dict[str, np.ndarray]
+"""Columns of a table of points; a column that was not measured is absent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +75,34 @@ class GaoFit:
         grid = np.linspace(0.0, largest, 4001)
         gains = self(grid)
         return None if gains.max() <= 0 else float(grid[np.argmax(gains >= share * gains.max())])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trail:
+    """Points of a run, or of best-of-n, as gains over the starting model."""
+
+    name: str
+    """Of the run's folder, or of best-of-n."""
+    points: Points
+    gains: dict[str, np.ndarray]
+    """Of `MEASURES`, those that were measured: ``[M]`` reward units."""
+    fits: dict[str, GaoFit]
+    """Gao et al.'s curve for each."""
+
+    @classmethod
+    def of(cls, name: str, curve: str, points: Points, start: dict[str, float]) -> Trail:
+        """The gains of ``points`` over what the starting model has, ``start``, and their fits."""
+        gains = {measure: points[measure] - start[measure] for measure in MEASURES if measure in points}
+        fits = {measure: GaoFit.of(curve, points["kl_per_sequence"], gain) for measure, gain in gains.items()}
+        return cls(name=name, points=points, gains=gains, fits=fits)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return {
+            "points": {name: values.tolist() for name, values in self.points.items()},
+            "gains": {name: values.tolist() for name, values in self.gains.items()},
+            "fits": {name: asdict(fit) | {"peak_kl": fit.peak_kl} for name, fit in self.fits.items()},
+        }
 
 
 def at_budget(kl: np.ndarray, values: np.ndarray, budget: float) -> float | None:

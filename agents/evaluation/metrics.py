@@ -132,11 +132,8 @@ def standard_error(values: np.ndarray) -> float:
 
 
 def compare(before: Assessment, after: Assessment) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Metrics of the starting and the tuned model on the same prompts, and a table of their samples side by side.
-
-    Raises:
-        ValueError: if the prompts differ.
-    """
+    """Metrics of the starting and the tuned model on the same prompts, and a table of their samples side by side;
+    ValueError if the prompts differ."""
     preferred = after.win_rate(before)
     both = {"before": before, "after": after}
     metrics: dict[str, Any] = {

@@ -8,7 +8,6 @@ checkpoints hold them and a resumed run goes on bit for bit.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.evaluation.monitors import MONITORS, Written, measure, written
-from reward_models.aside import write_aside
+from reward_models.aside import write_json
 from textenvs.envs.wrapper import found_in
 from textenvs.tokens.rows import PAD, TokenRows
 from textenvs.wrappers.preference import PreferenceReward
@@ -37,11 +36,8 @@ METRICS = {
 
 
 def monitor_names(given: str | Iterable[str]) -> frozenset[str]:
-    """The monitors that ``given`` names: "any" is all of them, "length,kl" these two.
-
-    Raises:
-        ValueError: for an unknown name; it has the nearest.
-    """
+    """The monitors that ``given`` names: "any" is all of them, "length,kl" these two; ValueError, with the nearest, for
+    an unknown name."""
     names = [each.strip() for each in (given.split(",") if isinstance(given, str) else given)]
     for name in names:
         if name not in MONITORS and name != "any":
@@ -113,7 +109,7 @@ class Monitors:
                 {"name": name, **MONITORS[name]._asdict(), "value": value, "fired_at": fired.get(name)}
                 for name, value in values.items()
             ]
-            write_aside(self.path, json.dumps(lines, indent=2) + "\n")
+            write_json(self.path, lines)
         return not self.stopped_by
 
     def _written(self, rows: TokenRows, reward: PreferenceReward | None) -> Written:

@@ -76,14 +76,10 @@ class Written:
 
 
 def written(rows: TokenRows, judged: Mapping[str, Numbers], *, spread: NDArray[Any] | None = None) -> Written:
-    """The texts of finished ``rows``.
+    """The texts of finished ``rows``; ``judged [N]`` each by who does not train, ``judge`` or ``member``, and ``spread
+    [N]``, the deviation over an ensemble's members.
 
     Without scores a text's is the sum of its rewards, the KL penalty included.
-
-    Args:
-        rows: of a batch.
-        judged: ``[N]`` each: scores by who does not train, ``judge`` or ``member``.
-        spread: ``[N]`` reward units, deviation over an ensemble's members; None: there is no ensemble.
     """
     mask = rows.mask
     tokens = np.where(mask, rows.completions, PAD)

@@ -53,17 +53,9 @@ def draw_branches(
 ) -> Branches:
     """Draw ``count`` tokens in every state that ``mask`` selects, independently and from the whole distribution.
 
-    Args:
-        policy: with a critic.
-        reference: of the KL.
-        observations: ``[B, P]`` prompts, right-padded with PAD.
-        actions: ``[B, T]`` completions, right-padded with PAD.
-        mask: ``[B, T]`` True on the tokens of the policy.
-        count: K.
-        generator: of one uniform number a token; on the CPU.
-
-    Raises:
-        ValueError: if the critic's trunk does not read branches, see ``branch_states``.
+    The policy has a critic; ``observations``, ``actions`` and ``mask`` are as in `CausalLMPolicy.evaluate`. The
+    ``generator``, on the CPU, gives a uniform number a token. ValueError if the critic's trunk does not read branches,
+    see ``branch_states``.
     """
     decisions = Decisions.find(observations, actions, mask)
     with policy.forward_context():

@@ -171,12 +171,9 @@ class CausalLMPolicy(nn.Module):
         return Evaluation(*(None if part is None else spread(part, mask) for part in parts))  # type: ignore[arg-type]
 
     def row_logprobs(self, rows: Tensor, mask: Tensor) -> Tensor:
-        """Log-probabilities ``[N]``, nats, of tokens in whole rows given their prefix, in row order; with gradient.
-
-        Args:
-            rows: ``[B, W]`` token ids, right-padded with PAD.
-            mask: ``[B, W]`` True on the tokens to evaluate; False on the first of a row.
-        """
+        """Log-probabilities ``[N]``, nats, of the tokens of ``rows [B, W]`` that ``mask [B, W]`` selects, in row order,
+        each given all before it; with gradient. Rows are right-padded with PAD, and the mask is False on their first
+        token."""
         row, column = mask.nonzero(as_tuple=True)
         if bool((column == 0).any()):
             raise ValueError("mask: expected False on the first token of a row, which has no prefix, received True")
@@ -189,15 +186,11 @@ class CausalLMPolicy(nn.Module):
     def act(
         self, observations: Tensor, *, deterministic: bool = False, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """One token for each state, and its log-probability.
+        """One token for each state ``[B, L]``, right-padded with PAD, and its log-probability; ``deterministic``: the
+        likeliest.
 
-        Args:
-            observations: ``[B, L]`` prompt and tokens so far, right-padded with PAD.
-            deterministic: take the most likely token.
-            generator: of the samples; one uniform number per row.
-
-        Raises:
-            ValueError: if the policy has ``min_new_tokens``, which a state does not tell: use ``agents.lm.generation``.
+        The ``generator`` gives one uniform number a row. ValueError if the policy has ``min_new_tokens``, which a state
+        does not tell: use ``agents.lm.generation``.
         """
         if self.sampling.min_new_tokens > 0:
             raise ValueError("min_new_tokens depends on the completion's length: use agents.lm.generation.generate")
@@ -209,13 +202,8 @@ class CausalLMPolicy(nn.Module):
 
     @torch.no_grad()
     def completion_values(self, observations: Tensor, actions: Tensor, mask: Tensor | None = None) -> Tensor:
-        """V of the state before each token: ``[B, T]`` reward units, 0 elsewhere; runs the critic only.
-
-        Args:
-            observations: ``[B, P]`` prompts, right-padded with PAD.
-            actions: ``[B, T]`` completions, right-padded with PAD.
-            mask: ``[B, T]`` True on the tokens that are asked for; None: all but PAD.
-        """
+        """V of the state before each token that ``mask`` selects (None: all but PAD): ``[B, T]`` reward units, 0
+        elsewhere; runs the critic only. Prompts and completions are as in ``evaluate``."""
         mask = actions != PAD if mask is None else mask
         decisions = Decisions.find(observations, actions, mask)
         with self.forward_context(), self.critic_context() as trunk:

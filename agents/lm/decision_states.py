@@ -32,12 +32,8 @@ class Decisions(NamedTuple):
 
     @classmethod
     def find(cls, prompts: Tensor, completions: Tensor, mask: Tensor) -> Decisions:
-        """The tokens that ``mask`` selects; all tokens but PAD are context, selected or not.
-
-        Args:
-            prompts: ``[B, P]`` with PAD.
-            completions: ``[B, T]`` with PAD.
-            mask: ``[B, T]`` True on the selected tokens of completions.
+        """The tokens of ``completions [B, T]`` behind ``prompts [B, P]`` that ``mask [B, T]`` selects; all tokens but
+        PAD are context, selected or not.
 
         Raises:
             ValueError: if ``mask`` selects padding, or a prompt is empty where it selects a token.
@@ -70,11 +66,7 @@ class Decisions(NamedTuple):
 
 
 def states_at_ends(trunk: nn.Module, rows: Tensor) -> Tensor:
-    """Hidden states at the last token of ``[B, W]`` right-padded rows: ``[B, D]``.
-
-    Raises:
-        ValueError: if a row is empty.
-    """
+    """Hidden states at the last token of ``[B, W]`` right-padded rows: ``[B, D]``; ValueError if a row is empty."""
     lengths = (rows != PAD).sum(1)
     if bool((lengths == 0).any()):
         raise ValueError("expected observations of a token or more, received an empty one")

@@ -51,13 +51,8 @@ class OneTurn:
 class Rows:
     """The completions of B rows, which policy and environments write in turn.
 
-    Args:
-        dialogue: answers turns.
-        prompt_lengths: ``[B]`` tokens.
-        width: T, tokens of the longest completion.
-        max_turn_tokens: budget of a turn.
-        ends: tokens that end a turn.
-        first: number of the first row among those of ``dialogue``.
+    ``prompt_lengths [B]`` are tokens, ``width`` is T, those of the longest completion, ``ends`` the tokens that end a
+    turn, ``first`` the number of the first row among those of ``dialogue``, which answers.
     """
 
     def __init__(
@@ -158,18 +153,10 @@ def generate_dialogues(
     max_concurrent_rows: int | None,
     other_rows: tuple[int, int],
 ) -> Generation:
-    """One dialogue from every first observation; see ``agents.lm.generation.generate``.
+    """One dialogue from every first observation ``prompts [B, P]``: ``[B, max_tokens - 1]``; log-probs and values are 0
+    on what environments wrote.
 
-    Args:
-        policy: samples by its ``sampling``.
-        prompts: ``[B, P]`` first observations.
-        dialogue: answers the turns.
-        max_turn_tokens: budget of a turn, tokens.
-        generator: of the samples; one uniform number per row and sampled token.
-        deterministic, max_concurrent_rows, other_rows: as there.
-
-    Returns:
-        ``[B, max_tokens - 1]``; log-probs and values are 0 on what environments wrote.
+    Other arguments are as in ``agents.lm.generation.generate``, with one uniform number per row and sampled token.
     """
     if policy.sampling.min_new_tokens:
         raise ValueError(

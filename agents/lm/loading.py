@@ -13,11 +13,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def resolved(dtype: str, device: str | torch.device) -> str:
-    """The setting ``dtype`` with "auto" replaced: "bfloat16" on a CUDA device that has it, "float32" elsewhere.
-
-    Raises:
-        ValueError: for an unknown one.
-    """
+    """The setting ``dtype`` with "auto" replaced: "bfloat16" on a CUDA device that has it, "float32" elsewhere;
+    ValueError for an unknown one."""
     if dtype not in ("auto", *DTYPES):
         raise ValueError(f'dtype: expected "auto", "float32" or "bfloat16", received {dtype!r}')
     if dtype != "auto":
@@ -40,11 +37,7 @@ def check_model(path: str) -> None:
 
 
 def weightless(path: str) -> Any:
-    """The causal LM that ``path`` describes, on the meta device: shapes and no numbers.
-
-    Raises:
-        ValueError: if there is none.
-    """
+    """The causal LM that ``path`` describes, on the meta device: shapes and no numbers; ValueError if there is none."""
     check_source(path)
     try:
         with torch.device("meta"):

@@ -104,11 +104,8 @@ class AdaptedTrunk:
         return peft
 
     def load(self, folder: str | Path, role: str) -> None:
-        """Load the adapter in ``folder``, written by peft or ``save``, for a frozen role.
-
-        Raises:
-            ValueError: if there is no LoRA adapter, or ``role`` is trained.
-        """
+        """Load the adapter in ``folder``, written by peft or ``save``, for a frozen role; ValueError if there is no
+        LoRA adapter, or ``role`` is trained."""
         if role in self.trained:
             raise ValueError(f"role: expected a frozen one, received {role!r}, which is trained")
         _check_adapter(folder)
@@ -117,11 +114,8 @@ class AdaptedTrunk:
 
     @torch.no_grad()
     def copy_adapter(self, source: str, target: str) -> None:
-        """Copy ``source``'s adapter to ``target``, rescaled for its alpha so that the update is the same.
-
-        Raises:
-            ValueError: if the adapters differ in rank or layers.
-        """
+        """Copy ``source``'s adapter to ``target``, rescaled for its alpha so that the update is the same; ValueError if
+        the adapters differ in rank or layers."""
         theirs = {_without(name, source): at for name, at in self.model.named_parameters() if belongs(name, source)}
         ours = {_without(name, target): at for name, at in self.model.named_parameters() if belongs(name, target)}
         if {name: at.shape for name, at in theirs.items()} != {name: at.shape for name, at in ours.items()}:
@@ -152,11 +146,8 @@ class AdaptedTrunk:
 
     @contextmanager
     def role(self, name: str | None) -> Iterator[None]:
-        """Activate the adapter of ``name`` only (None: no adapter) inside the context; then restore the previous role.
-
-        Raises:
-            ValueError: if there is no such adapter.
-        """
+        """Activate the adapter of ``name`` only (None: no adapter) inside the context; then restore the previous role;
+        ValueError if there is no such adapter."""
         if name is not None and name not in self.peft.peft_config:
             raise ValueError(f"role: expected one of {sorted(self.peft.peft_config)}, received {name!r}")
         before = self._active
@@ -214,12 +205,8 @@ class AdaptedTrunk:
 
 
 class RoleTrunk(nn.Module):
-    """The trunk in one role as a module without parameters, e.g. the backbone of a reward model.
-
-    Args:
-        trunk: holds the role's adapter.
-        role: active in ``forward``; None: no adapter.
-    """
+    """The trunk in one role (None: without an adapter) as a module without parameters, e.g. a reward model's
+    backbone."""
 
     def __init__(self, trunk: AdaptedTrunk, role: str | None) -> None:
         super().__init__()
@@ -242,11 +229,8 @@ class RoleTrunk(nn.Module):
         return str(self._trunk.model.name_or_path)
 
     def save(self, folder: str | Path, whole: Mapping[str, Tensor] | None = None) -> None:
-        """Write the role's adapter, with its own weights, for ``PeftModel.from_pretrained``.
-
-        Raises:
-            ValueError: if the role is None.
-        """
+        """Write the role's adapter, with its own weights, for ``PeftModel.from_pretrained``; ValueError if the role is
+        None."""
         if self.role is None:
             raise ValueError("role: expected one with an adapter to save, received None: save the model instead")
         self._trunk.save(folder, self.role)

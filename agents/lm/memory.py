@@ -82,13 +82,8 @@ def plan(model_config: PretrainedConfig, layout: Layout, workload: Workload, *, 
 
     Update, rollout and checkpoint (copied before it is written) take turns, so the total includes the largest of the
     three. Excluded: the program, its libraries, and fragmentation. Of several processes it is the first one's part,
-    which is the largest, and what is gathered at a time.
-
-    Args:
-        model_config: of a causal LM.
-        layout: how the models share weights.
-        workload: the run's shapes, of one process.
-        reward: bytes of the reward models' weights.
+    which is the largest, and what is gathered at a time. The workload is of one process; ``reward`` are bytes of the
+    reward models' weights.
     """
     policy = _on_meta(model_config, layout)
     critic = policy.critic_parameters()

@@ -17,13 +17,9 @@ if TYPE_CHECKING:
 
 
 class PolicyReference:
-    """Log-probs, nats, of ``policy``; a `textenvs.wrappers.interfaces.Reference`.
+    """Log-probs, nats, of ``policy``, frozen and at temperature 1; a `textenvs.wrappers.interfaces.Reference`.
 
     Logits are computed at the tokens of completions only.
-
-    Args:
-        policy: frozen, at temperature 1; typically the model that training starts from.
-        tokenizer: the policy's.
     """
 
     def __init__(self, policy: CausalLMPolicy, tokenizer: PreTrainedTokenizerBase) -> None:

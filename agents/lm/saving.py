@@ -12,8 +12,8 @@ from torch import Tensor
 
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.lora import AdaptedTrunk
-from agents.runs.distributed import whole
 from agents.runs.run_dir import write_folder_aside
+from reward_models.gradients import whole
 from textenvs.lm.loading import load_causal_lm
 
 if TYPE_CHECKING:

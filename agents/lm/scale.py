@@ -71,16 +71,11 @@ class Run:
 
 
 def update_parts(shape: Shape, run: Run, machine: Machine, gpus: int) -> dict[str, float]:
-    """Bytes that a GPU holds (``gb_...``) and sends in an update (``sent_gb_...``), and seconds by part (``s_...``).
+    """Bytes that each of ``gpus`` holds (``gb_...``) and sends in an update (``sent_gb_...``), and seconds by part
+    (``s_...``).
 
     ``s_update`` is the longer of products and gathers, which overlap; ``fits`` is 1 if what is held at a time is below
     nine tenths of the memory.
-
-    Args:
-        shape: of the model.
-        run: of an update.
-        machine: the assumptions.
-        gpus: N, that share the work.
     """
     weights, trained, width = shape.parameters, 2 if run.critic else 1, run.prompt_tokens + run.new_tokens
     tokens, others = run.rows * width, (gpus - 1) / gpus

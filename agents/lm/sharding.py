@@ -23,7 +23,8 @@ from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.decoder import Generation
 from agents.lm.saving import named_weights
 from agents.runs import checkpoint
-from agents.runs.distributed import Processes, is_shard, whole
+from agents.runs.distributed import Processes
+from reward_models.gradients import is_shard, whole
 from reward_models.lora import AdapterBackbone
 from reward_models.model import RewardModel
 from textenvs.lm.packed_forward import layers_of, trunk_of
@@ -40,13 +41,8 @@ def mesh_of(processes: Processes, device: str) -> DeviceMesh:
 def shard(policies: Sequence[CausalLMPolicy], processes: Processes, mesh: DeviceMesh, *, offload: bool = False) -> None:
     """Shard the models of ``policies`` in place: on every process the same, and before there is an optimizer.
 
-    Nothing is sent, and only a layer at a time is whole on the mesh's device.
-
-    Args:
-        policies: the one that learns first; some may share a model.
-        processes: among which each weight is shared out.
-        mesh: of them; see ``mesh_of``.
-        offload: weights, gradients and optimizer states rest in the CPU's memory.
+    Nothing is sent, and only a layer at a time is whole on the mesh's device. The first policy learns; some may share a
+    model. With ``offload`` weights, gradients and optimizer states rest in the CPU's memory.
 
     Raises:
         ValueError: for a model whose layers cannot be told apart, or that is compiled.
@@ -157,13 +153,8 @@ def with_whole_weights(generate: Callable[..., Generation], processes: Processes
 
 
 class Shards:
-    """A sharded policy's weights, for what all processes do together when the main one calls for it.
-
-    Args:
-        policy: sharded.
-        processes: among which it is.
-        state: what a checkpoint holds of the agent.
-    """
+    """A sharded policy's weights, for what all processes do together when the main one calls for it; ``state`` gives
+    what a checkpoint holds of the agent."""
 
     def __init__(self, policy: CausalLMPolicy, processes: Processes, state: Callable[[], dict[str, Any]]) -> None:
         self._policy, self._processes, self._state, self._path = policy, processes, state, Path()

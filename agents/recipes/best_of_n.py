@@ -29,11 +29,7 @@ def task_of(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(config: BestOfNConfig) -> dict[str, Any]:
-    """Run it; returns what ``summary.json`` holds.
-
-    Raises:
-        RunDirError, ValueError, OSError: each with a message that says what to do.
-    """
+    """Run it; returns what ``summary.json`` holds."""
     check_device(config.device)
     with RunDir(config.run_dir, script="best_of_n", overwrite=config.overwrite, reads=config.reads) as run:
         if config.threads is not None:
@@ -52,15 +48,8 @@ def main(config: BestOfNConfig) -> dict[str, Any]:
 def measure(
     assessor: Assessor, policy: CausalLMPolicy, *, samples: int, max_n: int, seed: int
 ) -> list[dict[str, float | None]]:
-    """A point for every n up to ``max_n``, with the columns of `best_of_n.csv`.
-
-    Args:
-        assessor: of the task.
-        policy: what writes.
-        samples: N texts for every prompt.
-        max_n: largest n, at most N.
-        seed: of the draws, which are others than those of `Assessor.assess`.
-    """
+    """A point for every n up to ``max_n``, with the columns of `best_of_n.csv`, from ``samples`` texts of every prompt,
+    whose draws are others than those of `Assessor.assess`."""
     judge = assessor.judge
     rival = None if judge is None else judge.score(assessor.write(policy).texts)
     columns: list[tuple[np.ndarray, np.ndarray | None]] = []

@@ -32,12 +32,7 @@ SHOWN = 5
 
 
 def main(config: DemoConfig) -> dict[str, Any]:
-    """Run it; returns what ``summary.json`` holds.
-
-    Raises:
-        NotValidated: if CartPole was not solved.
-        RunDirError, ValueError, OSError: as the stages raise them.
-    """
+    """Run it; returns what ``summary.json`` holds; NotValidated if CartPole was not solved."""
     check_device(config.device)
     if config.model is not None:
         check_model(config.model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from agents.evaluation.curve import FRONTIER, read_points
 from agents.evaluation.frontier_plot import draw
-from agents.evaluation.gao_fit import GaoFit, at_budget
+from agents.evaluation.gao_fit import MEASURES, Points, Trail, at_budget
 from agents.recipes import best_of_n
 from agents.recipes.best_of_n import task_of
 from agents.recipes.commands.best_of_n import BestOfNConfig
@@ -21,47 +21,12 @@ from agents.runs.run_dir import CONFIG, SUMMARY, RunDir, read_json
 
 JSON, PICTURE = "frontier.json", "frontier.png"
 BEST_OF_N = "best_of_n"
-MEASURES = ("score", "judge")
 ENOUGH = 0.95
 """Share of the judge's highest gain of which it is said how few nats it takes."""
-Points = dict[str, np.ndarray]
-"""Columns of a table of points; a column that was not measured is absent."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Trail:
-    """Points of a run, or of best-of-n, as gains over the starting model."""
-
-    name: str
-    """Of the run's folder, or of best-of-n."""
-    points: Points
-    gains: dict[str, np.ndarray]
-    """Of `MEASURES`, those that were measured: ``[M]`` reward units."""
-    fits: dict[str, GaoFit]
-    """Gao et al.'s curve for each."""
-
-    @classmethod
-    def of(cls, name: str, curve: str, points: Points, start: dict[str, float]) -> Trail:
-        """The gains of ``points`` over what the starting model has, ``start``, and their fits."""
-        gains = {measure: points[measure] - start[measure] for measure in MEASURES if measure in points}
-        fits = {measure: GaoFit.of(curve, points["kl_per_sequence"], gain) for measure, gain in gains.items()}
-        return cls(name=name, points=points, gains=gains, fits=fits)
-
-    def as_dict(self) -> dict[str, Any]:
-        """All of it, for JSON."""
-        return {
-            "points": {name: values.tolist() for name, values in self.points.items()},
-            "gains": {name: values.tolist() for name, values in self.gains.items()},
-            "fits": {name: asdict(fit) | {"peak_kl": fit.peak_kl} for name, fit in self.fits.items()},
-        }
 
 
 def main(config: FrontierConfig) -> dict[str, Any]:
-    """Draw; returns what ``summary.json`` holds.
-
-    Raises:
-        RunDirError, ValueError, OSError: each with a message that says what to do.
-    """
+    """Draw; returns what ``summary.json`` holds."""
     tables = {name: columns_of(folder / FRONTIER) for name, folder in _named(config.run_dir).items()}
     wanted = _best_of_n_wanted(config)
     folder, reads = config.out or config.run_dir[0] / "frontier", (*config.run_dir, Path(wanted.run_dir))
@@ -138,11 +103,8 @@ def advice(found: dict[str, Any]) -> str:
 
 
 def columns_of(path: Path) -> Points:
-    """The columns of a table of points that are filled in all of its lines.
-
-    Raises:
-        ValueError: if there is no such table, or it has fewer than three points.
-    """
+    """The columns of a table of points that are filled in all of its lines; ValueError if there is no such table, or it
+    has fewer than three points."""
     points = read_points(path)
     if len(points) < 3:
         raise ValueError(f"{path} has {len(points)} points, too few for a curve: train on, or --evaluate-every less")
@@ -151,11 +113,8 @@ def columns_of(path: Path) -> Points:
 
 
 def _best_of_n_wanted(config: FrontierConfig) -> BestOfNConfig:
-    """Best-of-n of the runs' task, which lies there or is to be measured.
-
-    Raises:
-        ValueError: if a run, or what lies there, is of another task, or what lies there is of another n or N.
-    """
+    """Best-of-n of the runs' task, which lies there or is to be measured; ValueError if a run, or what lies there, is
+    of another task, or what lies there is of another n or N."""
     settings = [read_json(folder / CONFIG) for folder in config.run_dir]
     folder = config.best_of_n or config.run_dir[0] / BEST_OF_N
     size: dict[str, Any] = {} if config.samples is None else {"samples": config.samples}

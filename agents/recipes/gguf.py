@@ -21,6 +21,7 @@ import torch
 from agents.lm.saving import save_pretrained
 from agents.runs.cli import command
 from agents.runs.run_dir import SUMMARY, RunDir
+from textenvs.tasks import extras
 
 MODEL = "model"
 
@@ -40,12 +41,7 @@ class PretrainedConfig:
 
 
 def main(config: PretrainedConfig) -> dict[str, Any]:
-    """Run it; returns what ``summary.json`` holds.
-
-    Raises:
-        ValueError: if there is no such package, or not exactly one GGUF file in it.
-        RunDirError: if the run directory cannot be used.
-    """
+    """Run it; returns what ``summary.json`` holds."""
     source = find_gguf(config.package) if config.file is None else Path(config.file)
     if not source.is_file():
         raise ValueError(f"there is no file {source}")
@@ -65,11 +61,8 @@ def main(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def find_gguf(package: str) -> Path:
-    """The one GGUF file in an installed package's folder; the package is not imported.
-
-    Raises:
-        ValueError: if the package is not installed, or does not hold exactly one.
-    """
+    """The one GGUF file in an installed package's folder; the package is not imported; ValueError if the package is not
+    installed, or does not hold exactly one."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(f"no package {package!r} is installed here: see `python -m scripts.pretrained --help`")
@@ -80,8 +73,10 @@ def find_gguf(package: str) -> Path:
 
 
 def unpack(source: Path) -> tuple[Any, Any]:
-    """``(model, tokenizer)`` of a GGUF file, the model a plain float32 one."""
+    """``(model, tokenizer)`` of a GGUF file, the model a plain float32 one; ImportError without the package gguf."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    extras.load("gguf", "pretrained")
 
     model: Any = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
     # What was read is unpacked; the marks of the packed form would make save_pretrained refuse.

@@ -241,17 +241,8 @@ def fit_members(
 ) -> tuple[list[RewardModel], list[Progress], bool]:
     """Fit and calibrate one member after the other, all on the same texts; a signal ends it after the step in progress.
 
-    A resumed run restores the members that were fitted, and the one that was not, from their checkpoints.
-
-    Args:
-        unfitted: the members, as `new_members` makes them.
-        data: what they learn from.
-        config: of the run.
-        run: not begun yet.
-        processes: that fit together.
-
-    Returns:
-        The members so far, with their best weights; where each fit ended; and whether all were fitted.
+    A resumed run restores the members that were fitted, and the one that was not, from their checkpoints. Returns the
+    members so far, with their best weights; where each fit ended; and whether all were fitted.
     """
     # Each member's state stays where it was saved once the member is fitted.
     first = run.checkpoint

@@ -20,11 +20,7 @@ REPORT = "report.html"
 
 
 def write_report(folder: Path) -> Path:
-    """Write the page of the run in ``folder``, finished or not; its path.
-
-    Raises:
-        RunDirError: if there is no run of a training command.
-    """
+    """Write the page of the run in ``folder``, finished or not; its path. Errors as `read_run`."""
     write_aside(folder / REPORT, report_page(read_run(folder)))
     return folder / REPORT
 

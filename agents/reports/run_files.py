@@ -59,11 +59,7 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read the run in ``folder``.
-
-    Raises:
-        RunDirError: if there is no run of a training command.
-    """
+    """Read the run in ``folder``; RunDirError if there is no run of a training command."""
     script = script_of(folder)
     if script not in KINDS:
         what = f"a run of {script}" if script else "no run"

@@ -26,8 +26,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from agents.runs.distributed import ALONE, Processes, is_shard, objects_group
+from agents.runs.distributed import ALONE, Processes, objects_group
 from reward_models.aside import aside
+from reward_models.gradients import is_shard
 
 if TYPE_CHECKING:  # these take seconds, and only sharded models need them
     from torch.distributed.device_mesh import DeviceMesh

@@ -13,11 +13,8 @@ def prepare_device(name: str, dtype: str) -> None:
 
 
 def check_device(name: str) -> None:
-    """Refuse a device, as torch writes it (cpu, cuda, cuda:1, mps, ...), that torch or the machine does not have.
-
-    Raises:
-        ValueError: naming the device and what to pass instead.
-    """
+    """Raise ValueError, with what to pass instead, for a device (cpu, cuda, cuda:1, mps, ...) that torch or the machine
+    lacks."""
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from agents.runs.watching import watched
+from reward_models.gradients import is_shard
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=2)
@@ -28,12 +29,8 @@ PATIENCE = timedelta(hours=2)
 
 
 class Processes:
-    """This process and those beside it.
-
-    Args:
-        index: this one's place, ``[0, count)``.
-        count: how many there are. With 1, the default, no other is ever waited for.
-    """
+    """This process, the one at ``index``, and those beside it, ``count`` in all. Of one, no other is ever waited
+    for."""
 
     def __init__(self, index: int = 0, count: int = 1) -> None:
         if not 0 <= index < count:
@@ -204,16 +201,6 @@ def _on_cpu(value: T) -> T:
 def objects_group() -> dist.ProcessGroup:
     """The group that pickles travel in, from memory to memory: NCCL would send a checkpoint through a GPU."""
     return dist.new_group(backend="gloo", timeout=PATIENCE)
-
-
-def is_shard(tensor: Tensor) -> bool:
-    """Whether processes have shared ``tensor`` out among them: a DTensor, whose import takes seconds."""
-    return hasattr(tensor, "full_tensor")
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """``tensor``, gathered from all processes if it is a shard, which all have to ask for."""
-    return tensor.full_tensor() if is_shard(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def is_sharded(module: nn.Module) -> bool:

@@ -153,11 +153,9 @@ def training_run(
     reads: Iterable[str | Path | None] = (),
     report: Report | None = None,
 ) -> Iterator[TrainingRun]:
-    """Claim ``flags.run_dir`` for a training command.
+    """Claim ``flags.run_dir`` for a training command, the name of which is ``script``.
 
     Args:
-        flags: of the command.
-        script: its name.
         settings: content of config.json; a resumed run must have the same.
         checkpoint: name of the file that it resumes from.
         length: name of the setting that a resumed run may have larger, also a finished one.

@@ -25,14 +25,8 @@ def headline(metrics: Mapping[str, float]) -> str:
 class ProgressBar:
     """Shows how far a training is; a context manager.
 
-    Args:
-        total: amount of work, in ``unit``.
-        unit: plural noun.
-        label: in front.
-        done: amount that was done before.
-        quiet: show nothing.
-        seconds: least time between two lines where there is no terminal.
-        console: to write to; None: standard error.
+    The ``total`` amount of work, of which some was ``done`` before, is in ``unit``, a plural noun. Where there is no
+    terminal, lines are ``seconds`` apart at least. ``console`` None: standard error.
     """
 
     def __init__(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.runs.own_files import MARKER, delete_own_files, put_in_place, read_marker, script_of
-from reward_models.aside import PART, write_aside
+from reward_models.aside import PART, write_aside, write_json
 
 SUMMARY = "summary.json"
 CONFIG = "config.json"
@@ -184,7 +184,7 @@ class RunDir:
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write one JSON object under ``name``, whole or not at all."""
-        write_aside(self.path / name, json.dumps(content, indent=2, default=str) + "\n")
+        write_json(self.path / name, content)
 
 
 def measured(
@@ -194,11 +194,8 @@ def measured(
     script: str,
     reads: Iterable[str | Path | None] = (),
 ) -> dict[str, Any]:
-    """What ``measure`` returns; left with the ``settings`` in their ``run_dir``, unless that is None.
-
-    Raises:
-        RunDirError: if the folder cannot be used.
-    """
+    """What ``measure`` returns; left with the ``settings`` in their ``run_dir``, unless that is None; RunDirError if
+    the folder cannot be used."""
     if settings["run_dir"] is None:
         return measure()
     with RunDir(settings["run_dir"], script=script, overwrite=settings["overwrite"], reads=reads) as run:

@@ -138,14 +138,9 @@ class TextAgent(Agent):
     def predict(
         self, observation: object, state: object = None, episode_start: object = None, deterministic: bool = False
     ) -> tuple[NDArray[np.int64], object]:
-        """One token for one observation or a batch of them, as in Stable-Baselines3.
-
-        Args:
-            observation: token ids right-padded with -1, ``[L]`` or ``[B, L]``, as the token environments give them.
-            state: passed through.
-            episode_start: ignored.
-            deterministic: the most likely token instead of a sample.
-        """
+        """One token for one observation or a batch of them, as in Stable-Baselines3: ``[L]`` or ``[B, L]`` token ids
+        right-padded with -1, as the token environments give them; ``deterministic``: the most likely one instead of a
+        sample."""
         rows = torch.as_tensor(np.asarray(observation), dtype=torch.int64, device=self.policy.device)
         batch = rows[None] if rows.dim() == 1 else rows
         tokens, _ = self.policy.act(batch, deterministic=deterministic, generator=self.predict_generator)

@@ -185,11 +185,8 @@ class TextCollector:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the state from ``state_dict``.
-
-        Raises:
-            ValueError: if it has another penalty, score scaler or KL controller.
-        """
+        """Restore the state from ``state_dict``; ValueError if it has another penalty, score scaler or KL
+        controller."""
         ours, theirs = self._settings(), {"overlong": None, **state["settings"]}
         other = [f"{name} {theirs[name]!r} (here {ours[name]!r})" for name in ours if theirs[name] != ours[name]]
         if other:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from agents.config import AgentConfig, UpdateConfig
 from agents.functional.schedules import value_at
-from agents.ranges import check_values
+from agents.ranges import changed, check_values
 
 Algorithm = Literal["ppo", "grpo", "rloo", "reinforce"]
 Paper = Literal[
@@ -52,11 +52,8 @@ up to 5 are those of ScaleRL (Khatri et al. 2025, arXiv:2510.13786).
 
 
 def paper_settings(name: Paper) -> dict[str, Any]:
-    """The keywords of ``TextAgentConfig`` that ``PAPERS`` has under ``name``, ``algorithm`` included.
-
-    Raises:
-        ValueError: if there is no such paper.
-    """
+    """The keywords of ``TextAgentConfig`` that ``PAPERS`` has under ``name``, ``algorithm`` included; ValueError if
+    there is no such paper."""
     if name not in PAPERS:
         raise ValueError(f"algorithm: expected one of {', '.join(PAPERS)}, received {name!r}")
     return {"algorithm": name, **PAPERS[name]}
@@ -247,10 +244,6 @@ class TextAgentConfig(
         if not self.uses_critic and self.gamma != 1.0:
             raise ValueError(f"gamma: expected 1 for {self.algorithm}, which has no critic, received {self.gamma}")
 
-    def _changed(self, name: str) -> bool:
-        """True if a field differs from its default."""
-        return bool(getattr(self, name) != type(self).__dataclass_fields__[name].default)
-
     def _check_applicable(self) -> None:
         """Raise ValueError if a setting was changed that this algorithm, or another setting, makes irrelevant."""
         plain = self.policy_loss == "plain"
@@ -281,8 +274,7 @@ class TextAgentConfig(
         reasons = [
             f"{name} needs {needed}"
             for needed, (holds, names) in needs.items()
-            for name in names
-            if not holds and self._changed(name)
+            for name in ([] if holds else changed(self, *names))
         ]
         if plain and self.epochs > 1:
             reasons.append(f"the plain policy gradient holds for one pass over a batch, received epochs {self.epochs}")

@@ -35,19 +35,7 @@ def generate_by_acting(
     deterministic: bool = False,
     dialogue: Dialogue | None = None,
 ) -> Generation:
-    """One completion or dialogue of each prompt; arguments and result as ``agents.lm.generation.generate``.
-
-    Args:
-        policy: acts on rows of tokens.
-        prompts: ``[B, P]`` right-padded with PAD.
-        max_new_tokens: budget of each completion, or of a turn.
-        generator: of the samples.
-        deterministic: take the most likely token.
-        dialogue: answers turns; see ``agents.lm.dialogues.generate_dialogues``.
-
-    Returns:
-        ``[B, max_new_tokens]``, or of dialogues ``[B, max_tokens - 1]``; PAD, or 0, after the end of a row.
-    """
+    """One completion or dialogue of each prompt; arguments and result as ``agents.lm.generation.generate``."""
     lengths, every = (prompts != PAD).sum(1), torch.arange(len(prompts), device=prompts.device)
     ends = end_tensor(policy.eos_token_id, prompts.device)
     completion = max_new_tokens if dialogue is None else dialogue.max_tokens - 1

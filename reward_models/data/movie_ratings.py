@@ -83,9 +83,9 @@ def _verify(path: Path) -> None:
         raise ValueError(f"{path} has SHA-256 {digest}, expected {SHA256}; delete it to fetch it again")
 
 
-def load_rated_snippets(archive: Path | None = None) -> list[RatedSnippet]:
+def load_rated_snippets() -> list[RatedSnippet]:
     """The 10,605 rated movie-review snippets in the order of their ids."""
-    with tarfile.open(archive or fetch_ratings_archive()) as outer:
+    with tarfile.open(fetch_ratings_archive()) as outer:
         inner_bytes = _member(outer, _INNER)
     with tarfile.open(fileobj=io.BytesIO(inner_bytes)) as inner:
         texts, ratings = _table(_member(inner, _TEXTS)), _table(_member(inner, _RATINGS))
@@ -98,9 +98,9 @@ def _table(content: bytes) -> list[list[str]]:
     return [row for row in csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if row]
 
 
-def load_rated_words(archive: Path | None = None) -> list[RatedSnippet]:
+def load_rated_words() -> list[RatedSnippet]:
     """The lower-case words and short phrases of the same study's lexicon, each with ten ratings on the same scale."""
-    with tarfile.open(archive or fetch_ratings_archive()) as outer:
+    with tarfile.open(fetch_ratings_archive()) as outer:
         lines = _member(outer, _WORDS).decode("utf-8").splitlines()
     rows = [line.split("\t") for line in lines if line.strip()]
     rated = [row for row in rows if _WORD.fullmatch(row[0])]

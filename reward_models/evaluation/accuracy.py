@@ -11,22 +11,24 @@ from reward_models.data.comparisons import RATINGS, ComparisonBatch, rating_coun
 from reward_models.data.movie_ratings import RatedSnippet
 
 NUM_BINS = 10
+GAP = 1.0
+"""Between the mean ratings of two snippets that are compared, at least."""
 
 
-def gap_pairs(snippets: Sequence[RatedSnippet], gap: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Indices ``(better [M], worse [M])`` of all pairs of snippets whose mean ratings differ by at least ``gap``.
+def gap_pairs(snippets: Sequence[RatedSnippet]) -> tuple[np.ndarray, np.ndarray]:
+    """Indices ``(better [M], worse [M])`` of all pairs of snippets whose mean ratings differ by at least `GAP`.
 
     Raises:
         ValueError: no pair is that far apart.
     """
     means = np.array([snippet.mean for snippet in snippets])
-    better, worse = np.nonzero(means[:, None] - means[None, :] >= gap)
+    better, worse = np.nonzero(means[:, None] - means[None, :] >= GAP)
     if not len(better):
-        raise ValueError(f"no pair of the {len(snippets)} snippets differs by {gap} in its mean rating")
+        raise ValueError(f"no pair of the {len(snippets)} snippets differs by {GAP} in its mean rating")
     return better, worse
 
 
-def gap_accuracy(scores: np.ndarray, snippets: Sequence[RatedSnippet], gap: float = 1.0) -> float:
+def gap_accuracy(scores: np.ndarray, snippets: Sequence[RatedSnippet]) -> float:
     """Share of the pairs of `gap_pairs` that ``scores [N]`` put in the order of the mean ratings; ties count half.
 
     Raises:
@@ -34,7 +36,7 @@ def gap_accuracy(scores: np.ndarray, snippets: Sequence[RatedSnippet], gap: floa
     """
     if len(scores) != len(snippets):
         raise ValueError(f"scores: expected {len(snippets)}, one for each snippet, received {len(scores)}")
-    better, worse = gap_pairs(snippets, gap)
+    better, worse = gap_pairs(snippets)
     return float(((scores[better] > scores[worse]) + 0.5 * (scores[better] == scores[worse])).mean())
 
 
@@ -84,7 +86,7 @@ def _accuracy_where(scores: np.ndarray, comparisons: ComparisonBatch, which: np.
     return float((weights * ((lead > 0) + 0.5 * (lead == 0))).sum() / weights.sum())
 
 
-def human_pair_accuracy(snippets: Sequence[RatedSnippet], gap: float = 1.0) -> float:
+def human_pair_accuracy(snippets: Sequence[RatedSnippet]) -> float:
     """How often single raters order a pair as the other raters do; in [0, 1].
 
     Over all pairs ``(a, b)`` of `gap_pairs`, and all raters i of a and j of b: the prediction is the sign of
@@ -99,7 +101,7 @@ def human_pair_accuracy(snippets: Sequence[RatedSnippet], gap: float = 1.0) -> f
     num = counts.sum(axis=1)
     if num.min() < 2:
         raise ValueError("snippets: expected at least two ratings of each, received fewer")
-    better, worse = gap_pairs(snippets, gap)
+    better, worse = gap_pairs(snippets)
     shares = (counts / num[:, None]).astype(np.float32)
     sums = counts @ RATINGS
     others = ((sums[:, None] - RATINGS) / (num[:, None] - 1)).astype(np.float32)

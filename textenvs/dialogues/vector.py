@@ -149,11 +149,8 @@ class DialogueVectorEnv(TokenVectorBase):
         return prompts
 
     def answer(self, indices: Ids, said: list[Ids]) -> Answers:
-        """The environments' answers to turns of the batch path that have ended, in the order of ``indices [K]``.
-
-        Args:
-            indices: rows of the newest `draw_prompts`.
-            said: of each the tokens of the turn, its end token included.
+        """The environments' answers to turns of the batch path that have ended, in the order of ``indices [K]``, rows
+        of the newest `draw_prompts`; ``said`` has the tokens of each turn, its end token included.
 
         Raises:
             DialogueError: as the class.

@@ -132,7 +132,7 @@ class TokenVectorEnv(TokenVectorBase):
         return {
             **super().state_dict(),
             "sampler": self._sampler.state_dict(),
-            "prompts": self.prompts.fingerprint(),
+            "prompts": self.prompts.fingerprint,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -141,7 +141,7 @@ class TokenVectorEnv(TokenVectorBase):
         Raises:
             ValueError: the state belongs to an environment with other prompts or another shape.
         """
-        if state.get("prompts", self.prompts.fingerprint()) != self.prompts.fingerprint():
+        if state.get("prompts", self.prompts.fingerprint) != self.prompts.fingerprint:
             raise ValueError("state: expected the same prompts, received a state of other prompts")
         super().load_state_dict(state)
         self._sampler.load_state_dict(state["sampler"])

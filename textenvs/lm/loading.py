@@ -41,25 +41,25 @@ def load_causal_lm(path: str | os.PathLike[str], *, dtype: torch.dtype = torch.f
     return _load(AutoModelForCausalLM, "causal language model", path, dtype, use_safetensors=True)
 
 
-def load_trunk(path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> Any:
+def load_trunk(path: str | os.PathLike[str]) -> Any:
     """A transformers model of text without a head, as `load_causal_lm`; heads in its checkpoint are not read."""
     from transformers import AutoModel
 
-    return trunk_of(_load(AutoModel, "model", path, dtype, unread=HEADS, absent=POOLERS))
+    return trunk_of(_load(AutoModel, "model", path, unread=HEADS, absent=POOLERS))
 
 
-def load_classifier(path: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> Any:
+def load_classifier(path: str | os.PathLike[str]) -> Any:
     """A sequence classifier of transformers, as `load_causal_lm`."""
     from transformers import AutoModelForSequenceClassification
 
-    return _load(AutoModelForSequenceClassification, "sequence classifier", path, dtype)
+    return _load(AutoModelForSequenceClassification, "sequence classifier", path)
 
 
 def _load(
     auto: Any,
     kind: str,
     path: str | os.PathLike[str],
-    dtype: torch.dtype,
+    dtype: torch.dtype = torch.float32,
     *,
     unread: str | None = None,
     absent: str | None = None,
@@ -126,11 +126,8 @@ def load_peft(model: nn.Module, folder: str | Path, role: str, **options: Any) -
 
 
 def load_adapter(peft: PeftModel, folder: str | Path, role: str) -> None:
-    """Add the adapter in ``folder`` to ``peft`` as ``role``, frozen.
-
-    Raises:
-        ValueError: if it cannot be read, or its weights are not exactly those of its layers in this model.
-    """
+    """Add the adapter in ``folder`` to ``peft`` as ``role``, frozen; ValueError if it cannot be read, or its weights
+    are not exactly those of its layers in this model."""
     with _one_error(f"{folder}: no adapter of this model could be loaded from there"):
         peft.load_adapter(str(folder), adapter_name=role)
     check_adapter(peft, folder, role)

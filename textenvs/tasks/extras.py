@@ -19,9 +19,6 @@ class OwnRandomness:
     """The state of Python's and numpy's global generators that one task sees, apart from that of everything else.
 
     One task at a time, whatever the thread; code outside of tasks that draws in another thread is not kept out.
-
-    Args:
-        seed: 0 or more.
     """
 
     def __init__(self, seed: int) -> None:

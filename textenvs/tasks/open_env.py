@@ -206,14 +206,8 @@ def open_env_vec(
 ) -> TokenVectorBase | TokenVectorWrapper:
     """``gym.make_vec("textenvs/OpenEnv-v0", url=..., ...)``: dialogues with the environments of an OpenEnv server.
 
-    Args:
-        num_envs: sub-environments, each a session.
-        url, action, observation: see `sessions`.
-        settings, patience, time_limit: see `OpenEnvSession`.
-        **options: of `textenvs.factories.dialogue_vec`.
-
-    Raises:
-        ImportError, ValueError, ConnectionError: as `sessions` and `dialogue_vec`.
+    Each of ``num_envs`` is a session. Arguments are those of `sessions`, of `OpenEnvSession` and, as ``options``, of
+    `textenvs.factories.dialogue_vec`; so are errors.
     """
     source = sessions(
         url, action=action, observation=observation, settings=settings, patience=patience, time_limit=time_limit

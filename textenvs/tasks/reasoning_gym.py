@@ -172,18 +172,9 @@ def reasoning_gym_vec(
 ) -> TokenVectorBase | TokenVectorWrapper:
     """``gym.make_vec("textenvs/ReasoningGym-v0", task=..., ...)``: a task of reasoning-gym, paid by its own verdict.
 
-    Args:
-        num_envs: sub-environments.
-        task, size, seed, level, settings: see `dataset`.
-        held_out, prompt: see `rows`.
-        answer, allow_eval, partial_credit: see `scorer`.
-        chat: write questions in the tokenizer's chat template; None: if it has one.
-        tokenizer, reference, eos_token_id: as in `text_generation_vec`.
-        **options: of `text_generation_vec`; a ``scorer``, or several, is added behind the task's own.
-
-    Raises:
-        ImportError: reasoning-gym is not installed.
-        ValueError: invalid or conflicting parts; see `rows`, `scorer` and `text_generation_vec`.
+    Arguments are those of `dataset`, `rows` and `scorer`, and, as ``options``, of `text_generation_vec`, whose
+    ``scorer``, or several, is added behind the task's own; so are errors. ``chat`` writes questions in the tokenizer's
+    chat template; None: if it has one.
     """
     if task is None:
         raise ValueError("task: expected the name of a data set of reasoning-gym, received none")

@@ -168,13 +168,7 @@ def text_arena_vec(
 ) -> TokenVectorBase | TokenVectorWrapper:
     """``gym.make_vec("textenvs/TextArena-v0", task=..., ...)``: dialogues with a game of TextArena.
 
-    Args:
-        num_envs: sub-environments.
-        task, settings, opponent, player: see `TextArenaGame`.
-        **options: of `textenvs.factories.dialogue_vec`.
-
-    Raises:
-        ImportError, ValueError: as `TextArenaGame` and `dialogue_vec`.
+    Arguments are those of `TextArenaGame` and, as ``options``, of `textenvs.factories.dialogue_vec`; so are errors.
     """
     if task is None:
         raise ValueError("task: expected the id of a game of TextArena, received none")

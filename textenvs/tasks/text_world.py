@@ -164,13 +164,8 @@ def text_world_vec(
 ) -> TokenVectorBase | TokenVectorWrapper:
     """``gym.make_vec("textenvs/TextWorld-v0", task=..., ...)``: dialogues with games that TextWorld generates.
 
-    Args:
-        num_envs: sub-environments; each episode draws one of the games.
-        task, settings, grammar, games, seed, folder: see `generate`.
-        **options: of `textenvs.factories.dialogue_vec`.
-
-    Raises:
-        ImportError, ValueError: as `generate` and `dialogue_vec`.
+    Each episode draws one of the games. Arguments are those of `generate` and, as ``options``, of
+    `textenvs.factories.dialogue_vec`; so are errors.
     """
     if task is None:
         raise ValueError("task: expected 'custom' or the name of a challenge of TextWorld, received none")

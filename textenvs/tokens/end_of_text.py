@@ -46,11 +46,7 @@ def template_end(tokenizer: Any) -> tuple[int, ...]:
 
 
 def end_of_text(model: Any, tokenizer: Any = None) -> tuple[int, ...]:
-    """All tokens that end the model's texts, sorted; see `find_end_tokens`.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """All tokens that end the model's texts, sorted, as `find_end_tokens` finds them; ValueError if there is none."""
     found = find_end_tokens(model, tokenizer)
     if not found:
         raise ValueError(

@@ -112,12 +112,9 @@ class Prompts:
             found |= {name: values, f"_{name}": has}
         return found
 
+    @cached_property
     def fingerprint(self) -> int:
         """A checksum of tokens and columns, compared when a saved state is loaded."""
-        return self._checksum
-
-    @cached_property
-    def _checksum(self) -> int:
         columns = json.dumps(self.columns, default=lambda value: type(value).__name__, skipkeys=True)
         tokens = zlib.crc32(self.lengths.tobytes(), zlib.crc32(self.flat.tobytes()))
         return zlib.crc32(columns.encode(), tokens) if self.names else tokens

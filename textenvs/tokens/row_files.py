@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from textenvs.tokens.tokenizers import HUB_NAME
+
 Source: TypeAlias = "str | os.PathLike[str]"
 Kind = Literal["chats", "completions", "prompts", "texts"]
 COLUMNS: dict[Kind, tuple[str, ...]] = {
@@ -23,7 +25,7 @@ COLUMNS: dict[Kind, tuple[str, ...]] = {
     "texts": ("text",),
 }
 """What rows are, by the columns that they have; where a row has the columns of several, the first of these counts."""
-ON_THE_HUB = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w.-]+){0,2}")
+ON_THE_HUB = re.compile(HUB_NAME + r"(:[\w.-]+){0,2}")
 """"owner/name", "owner/name:split" or "owner/name:configuration:split"."""
 
 
@@ -117,11 +119,7 @@ def check_unicode(value: object, name: str) -> None:
 
 
 def kind_of(columns: Mapping[str, Any], kinds: Sequence[Kind]) -> Kind:
-    """The first of `COLUMNS`, and of ``kinds``, whose columns a row has.
-
-    Raises:
-        ValueError: it has none of them.
-    """
+    """The first of `COLUMNS`, and of ``kinds``, whose columns a row has; ValueError if it has none of them."""
     allowed = {kind: names for kind, names in COLUMNS.items() if kind in kinds}
     for kind, names in allowed.items():
         if all(name in columns for name in names):

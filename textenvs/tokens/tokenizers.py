@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+HUB_NAME = r"[\w-][\w.-]*/[\w-][\w.-]*"
+"""A regular expression: "owner/name"."""
+
+
 class Tokenizer(Protocol):
     """The part of a `transformers` tokenizer that environments use."""
 
@@ -100,7 +104,7 @@ def check_source(name: str) -> None:
 
     if Path(name).is_file():
         raise ValueError(f"{name}: expected a model's folder or name, received a file")
-    named = re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name) is not None
+    named = re.fullmatch(rf"{HUB_NAME}|[\w-][\w.-]*", name) is not None
     if Path(name).is_dir():
         return check_whole(name)
     if named and isinstance(try_to_load_from_cache(name, "config.json"), str):

@@ -44,11 +44,8 @@ def unsaved(state: dict[str, Any]) -> list[str]:
 
 
 def restore(envs: VectorEnv | gym.Env, state: dict[str, Any]) -> None:
-    """Load a captured state into ``envs``, which must have been reset once.
-
-    Raises:
-        ValueError: if the layers of ``envs`` differ from the captured ones, or their state could not be captured.
-    """
+    """Load a captured state into ``envs``, which must have been reset once; ValueError if the layers of ``envs`` differ
+    from the captured ones, or their state could not be captured."""
     layers = plain_state.layers(envs)
     kinds = [type(layer).__name__ for layer in layers]
     if kinds != state["kinds"]:
@@ -126,11 +123,8 @@ class Recorder(gym.Wrapper):
         return {"replay": {"start": start, "actions": actions, "last": last, "total": self._total}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replay the recording.
-
-        Raises:
-            ValueError: if the result differs: the environment is not deterministic, or is another version.
-        """
+        """Replay the recording; ValueError if the result differs: the environment is not deterministic, or is another
+        version."""
         if "refused" in state:
             raise ValueError(state["refused"])
         replay = state["replay"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -30,4 +30,12 @@ class CompareConfig:
     """the page; one that is there is replaced"""
 
 
-command_line = command(CompareConfig, "agents.recipes.reports:compare", __doc__)
+def main(config: CompareConfig) -> dict[str, Any]:
+    """Write the page; its path, and the number of runs in each group."""
+    from agents.reports.compare import write_comparison
+
+    groups = write_comparison(config.out, config.runs, config.group)
+    return {"page": str(config.out)} | {group.name: f"{len(group.runs)} runs" for group in groups}
+
+
+command_line = command(CompareConfig, main, __doc__)

@@ -6,8 +6,10 @@ textenvs watch --port 8080 runs/text
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 
@@ -28,4 +30,14 @@ class WatchConfig:
         check_values(self, {">= 0": "port"})
 
 
-command_line = command(WatchConfig, "agents.recipes.reports:watch", __doc__)
+def main(config: WatchConfig) -> dict[str, Any]:
+    """Serve until Ctrl-C."""
+    from agents.reports.watch import WatchServer
+
+    with WatchServer(config.run, config.port) as server, suppress(KeyboardInterrupt):
+        print(f"{config.run}: {server.address}   (Ctrl-C ends it)", flush=True)
+        server.serve_forever()
+    return {}
+
+
+command_line = command(WatchConfig, main, __doc__)

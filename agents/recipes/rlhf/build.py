@@ -75,15 +75,10 @@ def build_task(
 ) -> Task:
     """Load the starting model, prompts and scorers; whatever is wrong with an input is found here.
 
-    Args:
-        config: of the task.
-        num_envs: sub-environments.
-        group_size: of them in a row that share a prompt.
-        max_concurrent_rows: texts decoded at a time in evaluations; None: all.
-        lora, value_adapter, compile, device: see ``build_start``.
-        judge: False leaves the independent judge out, whatever ``config`` says.
-        passing: when a text is right, for accuracy and pass@k.
-        began: the time that chat templates read, ISO; None: the present.
+    ``group_size`` sub-environments in a row share a prompt; ``max_concurrent_rows`` texts are decoded at a time in
+    evaluations; ``lora``, ``value_adapter``, ``compile`` and ``device`` are of ``build_start``; without ``judge`` the
+    independent judge is left out, whatever ``config`` says; ``began`` is the time that chat templates read, ISO, None:
+    the present.
 
     Raises:
         ValueError, OSError: with a message that names the input.
@@ -149,7 +144,9 @@ def _episodes(
     scorers, names = build_scorers(config, models.adapters) if config.reward else ([], [])
     start, tokenizer, count = models.start, models.tokenizer, config.num_eval_rows
     tokens: dict[str, Any] = dict(tokenizer=tokenizer, vocab_size=start.vocab_size, eos_token_id=start.eos_token_id)
-    build = partial(build_episodes, config, scorers=scorers, reward=_reward(config, names), **tokens)
+    build = partial(
+        build_episodes, config, scorers=scorers, reward=_reward(config, names), positions=start.max_positions, **tokens
+    )
     assessor = EpisodeAssessor(
         tokenizer=tokenizer,
         reference=PolicyReference(models.plain, tokenizer),
@@ -188,15 +185,9 @@ def _task_and_policy(
 
 
 def build_parts(config: TrainTextConfig, processes: Processes = ALONE, began: str | None = None) -> TextParts:
-    """Build the task of ``config`` with its learner.
+    """Build the task of ``config`` with its learner; arguments and errors as ``build_task``.
 
-    Args:
-        config: the run's settings.
-        processes: among which the run is sharded; the main one alone evaluates, so it alone has the judge.
-        began: the time that chat templates read, ISO, of the first process; None: the present.
-
-    Raises:
-        ValueError, OSError: with a message that names the input.
+    Of ``processes``, among which the run is sharded, the main one alone evaluates, so it alone has the judge.
     """
     if config.shard == "none":
         task, policy = _task_and_policy(config, processes, began)

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.constructors import PrimitiveConstructorSpec
 
 from agents.functional.schedules import Schedule
-from agents.ranges import check_values
+from agents.ranges import changed, check_values, refuse_changed
 from agents.recipes.rlhf.presets import run_settings
-from agents.recipes.rlhf.task import EpisodeSettings, Memory, TextTask, changed
+from agents.recipes.rlhf.task import EpisodeSettings, Memory, TextTask
 from agents.runs.cli import enter, peek
 from agents.runs.flags import RunFlags
 from agents.text.config import PAPERS, Algorithm, Paper, TextAgentConfig, paper_settings
@@ -189,9 +189,9 @@ class LayoutSettings:
 
     def __post_init__(self) -> None:
         check_values(self, {">= 1": "max_concurrent_rows lora_rank", "> 0": "lora_alpha"})
-        if self.shard == "none" and (unread := changed(self, "shard_rollouts", "offload")):
-            raise ValueError(f"{', '.join(unread)}: this needs shard fsdp, received shard none")
-        if self.shard != "none" and self.compile:
+        if self.shard == "none":
+            refuse_changed(self, ("shard_rollouts", "offload"), "this needs shard fsdp, received shard none")
+        elif self.compile:
             raise ValueError("compile: expected False with shard fsdp, whose layers come and go, received True")
 
     def critic(self, memory: Memory) -> str:
@@ -242,12 +242,11 @@ class TrainTextConfig(
                 f"kl_horizon must exceed a fifth of batch_size {self.batch_size}, received {self.kl_horizon}: the "
                 "price could fall below 0"
             )
-        unread = [] if self.memory == "adapters" or self.plan else changed(self, *OF_ADAPTERS)
-        if unread:
-            raise ValueError(f"{', '.join(unread)}: this needs memory adapters, received memory {self.memory}")
-        unread = [] if self.adapter is None else changed(self, "lora_rank", "lora_alpha")
-        if unread:
-            raise ValueError(f"{', '.join(unread)}: the adapter that training starts from has its own; leave this out")
+        if self.memory != "adapters" and not self.plan:
+            refuse_changed(self, OF_ADAPTERS, f"this needs memory adapters, received memory {self.memory}")
+        if self.adapter is not None:
+            why = "the adapter that training starts from has its own; leave this out"
+            refuse_changed(self, ("lora_rank", "lora_alpha"), why)
         own = self.uses_critic and self.critic(self.memory) in ("separate", "adapter")
         if self.critic_start == "reward-model" and not own:
             raise ValueError(

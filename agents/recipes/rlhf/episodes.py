@@ -11,9 +11,10 @@ import gymnasium as gym
 
 import textenvs  # noqa: F401 (registers the ids)
 from agents.algorithms.token_environments import TokenVectorLike, is_token_environment
+from agents.ranges import changed, refuse_changed
 from agents.recipes.rlhf.config import TrainTextConfig
 from agents.recipes.rlhf.rewards import named
-from agents.recipes.rlhf.task import changed
+from agents.recipes.rlhf.task import OF_SEVERAL
 from agents.runs.flags import json_object
 from textenvs.dialogues.tools import ToolEnv
 from textenvs.dialogues.vector import DialogueVectorEnv
@@ -29,18 +30,15 @@ def build_episodes(
     scorers: Sequence[Scorer],
     reward: Callable[..., TokenVectorLike],
     *,
+    positions: int | None,
     held_out: bool = False,
     **tokens: Any,
 ) -> TokenVectorLike:
-    """The environment that ``config`` names.
+    """The environment that ``config`` names, to train in or, ``held_out``, to evaluate in.
 
-    Args:
-        config: of the run.
-        num_envs: sub-environments.
-        scorers: of ``--reward``; of tools the one that pays the answer.
-        reward: wraps an environment to pay ``scorers``.
-        held_out: whether it is the one to evaluate in.
-        **tokens: tokenizer, vocab_size, eos_token_id and group_size.
+    ``reward`` wraps an environment to pay ``scorers``, which are those of ``--reward``; of tools the one that pays the
+    answer. The model's ``positions`` bound a dialogue's tokens where no flag does. ``tokens``: tokenizer, vocab_size,
+    eos_token_id and group_size.
 
     Raises:
         ValueError: if a flag names nothing, or does not apply to the environment.
@@ -50,10 +48,9 @@ def build_episodes(
     options |= json_object(config.env_options, "env_options")
     options |= json_object(config.eval_env_options, "eval_env_options") if held_out else {}
     if config.env is not None and is_token_environment(config.env):
-        if unread := changed(config, "tools", "rows", "eval_rows"):
-            raise ValueError(f"{', '.join(unread)}: {config.env} has its own, leave it out")
+        refuse_changed(config, ("tools", "rows", "eval_rows"), f"{config.env} has its own, leave it out")
         options |= {name: getattr(config, name) for name in changed(config, "max_new_tokens")}
-        made: Any = gym.make_vec(config.env, num_envs=num_envs, **options | tokens)
+        made = _fitting(partial(gym.make_vec, config.env, num_envs=num_envs), options | tokens, positions)
         return reward(made, scorers) if scorers else made
     if changed(config, "max_new_tokens"):
         raise ValueError("max_new_tokens: expected turn_tokens, as the model writes turns, received the former")
@@ -71,11 +68,19 @@ def build_episodes(
         options["rows"] = _rows(config)[held_out]
         if len(scorers) > 1 or any(hasattr(scorer, "score_tokens") for scorer in scorers):
             raise ValueError(f"reward: expected one function to pay the answer after rows, received {config.reward}")
-        if unread := changed(config, "reward_combine", "reward_weights", "reward_uncertainty_coef"):
-            raise ValueError(f"{', '.join(unread)}: of several rewards, and one pays the answer after rows")
+        refuse_changed(config, OF_SEVERAL, "of several rewards, and one pays the answer after rows")
         options["reward"] = next(iter(scorers), None)
-    envs = dialogue_vec(num_envs, env=source, **options | tokens)
+    envs = _fitting(partial(dialogue_vec, num_envs, env=source), options | tokens, positions)
     return reward(envs, scorers) if scorers and config.rows is None else envs
+
+
+def _fitting(make: Callable[..., Any], options: dict[str, Any], positions: int | None) -> Any:
+    """The environment of ``options``; where they leave its tokens open, with no more than there are ``positions``."""
+    made = make(**options)
+    if positions is None or "max_tokens" in options or getattr(made.unwrapped, "max_tokens", 0) <= positions:
+        return made
+    made.close()
+    return make(**options, max_tokens=positions)
 
 
 def _source(env: str, own: dict[str, Any]) -> Callable[..., Any]:

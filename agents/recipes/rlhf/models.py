@@ -51,16 +51,8 @@ def build_start(
 ) -> StartModels:
     """The task's starting model, laid out as ``task.memory`` says; it ends texts where ``tokenizer`` does.
 
-    Args:
-        task: whose settings count.
-        tokenizer: the model's.
-        lora: shape of the adapters that a learner will train (memory adapters).
-        value_adapter: whether it will have one for the value.
-        compile: run the passes through torch.compile.
-        device: of the weights; None: the task's.
-
-    Raises:
-        ValueError: if no model or adapter can be loaded.
+    With memory adapters a learner will train those of ``lora``, also one for the value with ``value_adapter``;
+    ``device`` None is the task's. ValueError if no model or adapter can be loaded.
     """
     path, trunk, device = model_path(task), None, device or task.device
     if task.memory == "adapters":

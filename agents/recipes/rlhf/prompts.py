@@ -22,26 +22,16 @@ PromptSet: TypeAlias = Sequence[str] | Sequence[list[int]] | Prompts
 
 
 def prompt_reader(task: TextTask, tokenizer: PreTrainedTokenizerBase) -> PromptReader:
-    """What turns prompts into token ids: the tokenizer, or its chat template around it.
-
-    Raises:
-        ValueError: if a chat template is asked for and there is none.
-    """
+    """What turns prompts into token ids: the tokenizer, or its chat template around it; ValueError if a chat template
+    is asked for and there is none."""
     if task.chat_template or getattr(tokenizer, "chat_template", None):
         return ChatTemplate(tokenizer, wrap=task.chat_template)
     return tokenizer
 
 
 def prompt_sets(task: TextTask, reader: PromptReader) -> tuple[PromptSet, PromptSet]:
-    """Training prompts and evaluation prompts.
-
-    Args:
-        task: names their files, or none for openings of movie reviews.
-        reader: what `prompt_reader` returned.
-
-    Raises:
-        ValueError: if a file holds too few.
-    """
+    """Training prompts and evaluation prompts, as ``reader`` of `prompt_reader` reads them: of the task's files, or
+    openings of movie reviews; ValueError if a file holds too few."""
     if task.rows is None:
         splits = movie_review_splits()
         counts = ((splits.prompt_train, NUM_OPENINGS), (splits.prompt_test, task.num_eval_rows))

@@ -13,7 +13,8 @@ import torch
 from agents.evaluation.metrics import PassingRule
 from agents.lm.loading import autocast_of
 from agents.lm.lora import REWARD, AdaptedTrunk, RoleTrunk
-from agents.recipes.rlhf.task import TextTask, changed
+from agents.ranges import refuse_changed
+from agents.recipes.rlhf.task import TextTask
 from agents.runs.cli import imported
 from reward_models import RewardClassifier, RewardModel
 from reward_models.ensemble import RewardEnsemble, is_ensemble, member_folders
@@ -61,8 +62,8 @@ def passing_rule(config: TrainTextConfig) -> PassingRule | None:
     """
     if config.plays or is_checked(config):
         return PassingRule(least=config.pass_score, samples=config.eval_samples)
-    if unread := changed(config, "eval_samples", "pass_score"):
-        raise ValueError(f"{', '.join(unread)}: expected --rows, and a function or ready reward as the first --reward")
+    why = "expected --rows, and a function or ready reward as the first --reward"
+    refuse_changed(config, ("eval_samples", "pass_score"), why)
     return None
 
 
@@ -72,11 +73,8 @@ def reward_sources(task: TextTask) -> list[str]:
 
 
 def scorer_names(given: Sequence[str]) -> list[str]:
-    """Short names that differ: a function's own, or a folder's last part (``model`` aside), or as many as it takes.
-
-    Raises:
-        ValueError: if two are the same.
-    """
+    """Short names that differ: a function's own, or a folder's last part (``model`` aside), or as many as it takes;
+    ValueError if two are the same."""
     if len(set(given)) != len(given):
         raise ValueError(f"--reward names one of these twice: {', '.join(given)}; give it more weight instead")
     parts = [_parts(one) for one in given]

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from agents.config import PlacementConfig
-from agents.ranges import check_values
+from agents.ranges import changed, check_values, refuse_changed
 from agents.runs.flags import json_object
 
 Memory = Literal["full", "shared", "adapters"]
-
-
-def changed(settings: Any, *names: str) -> list[str]:
-    """Those of ``names`` that have another value than their default."""
-    defaults = type(settings).__dataclass_fields__
-    return [name for name in names if getattr(settings, name) != defaults[name].default]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +68,8 @@ class PromptSettings:
 
 OF_PROMPTS = ("chat_template", "max_prompt_tokens", "too_long", "judge", "plan", "critic_start")
 """Settings of texts after prompts, which episodes of an environment have no use for."""
+OF_SEVERAL = ("reward_combine", "reward_weights", "reward_uncertainty_coef")
+"""Settings of several rewards."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +87,8 @@ class EpisodeSettings:
     turn_tokens: int | None = None
     """Most tokens of a turn. None: the environment's own, mostly 32."""
     max_tokens: int | None = None
-    """Most tokens of a dialogue, what the environment writes included. None: the environment's own, mostly 512."""
+    """Most tokens of a dialogue, what the environment writes included. None: the environment's own, mostly 512, and no
+    more than the model has positions."""
     env_options: str | None = None
     """More arguments of the environment, its own or those of textenvs/Dialogue-v0: a JSON object such as
     '{"most": 8, "threads": 4}'."""
@@ -100,15 +97,13 @@ class EpisodeSettings:
 
     def __post_init__(self) -> None:
         check_values(self, {">= 1": "turns turn_tokens", ">= 2": "max_tokens"})
-        own = [field.name for field in fields(EpisodeSettings)]
         for name in ("env_options", "eval_env_options"):
             json_object(getattr(self, name), name)
         if self.plays:
-            unread = changed(self, *OF_PROMPTS)
-            if unread:
-                raise ValueError(f"{', '.join(unread)}: of texts after prompts; leave it out with env or tools")
-        elif unread := changed(self, *own):
-            raise ValueError(f"{', '.join(unread)}: expected env or tools, received neither")
+            refuse_changed(self, OF_PROMPTS, "of texts after prompts; leave it out with env or tools")
+        else:
+            own = [field.name for field in fields(EpisodeSettings)]
+            refuse_changed(self, own, "expected env or tools, received neither")
 
     @property
     def plays(self) -> bool:
@@ -144,7 +139,7 @@ class RewardSettings:
         for name in ("reward", "reward_weights"):  # lists, where they come out of a config.json
             object.__setattr__(self, name, tuple(getattr(self, name)))
         check_values(self, {">= 0": "reward_uncertainty_coef"})
-        if not changed(self, "reward_combine", "reward_weights", "reward_uncertainty_coef"):
+        if not changed(self, *OF_SEVERAL):
             return
         from textenvs.wrappers.preference import check_combination  # brings Gymnasium, for which --help need not wait
 

@@ -56,11 +56,7 @@ def build_policy(
 def _whole_policy(
     config: TrainLanguageModelConfig, examples: Examples, began: str | None, device: str
 ) -> tuple[Any, CausalLMPolicy]:
-    """As ``build_policy``, on ``device``.
-
-    Raises:
-        ValueError: if they cannot be loaded, or name no token, or not the same one, as the end of a text.
-    """
+    """As ``build_policy``, on ``device``."""
     if config.model is None:
         if examples.kind == "chats":
             raise ValueError("rows with messages need --model: a new model's tokenizer has no chat template")
@@ -95,13 +91,9 @@ def _whole_policy(
 def agree_on_end_of_text(model: Any, tokenizer: Any, *, frozen: bool) -> tuple[int, ...]:
     """The tokens that end a text, the tokenizer's among them, which the model's configuration names from now on.
 
-    Args:
-        model: whose configuration the later stages read.
-        tokenizer: its tokenizer.
-        frozen: whether the model is kept as it is, so that its configuration cannot be corrected.
-
     Raises:
-        ValueError: if the tokenizer has none, or a frozen model ends its texts with another one.
+        ValueError: if the tokenizer has none, or a ``frozen`` model, whose configuration stays, ends its texts with
+            another one.
     """
     token = tokenizer.eos_token_id
     if token is None:
@@ -125,11 +117,7 @@ def agree_on_end_of_text(model: Any, tokenizer: Any, *, frozen: bool) -> tuple[i
 
 
 def build_rows(config: TrainLanguageModelConfig, examples: Examples, tokenizer: Any, policy: CausalLMPolicy) -> Rows:
-    """Rows to learn and rows to evaluate on.
-
-    Raises:
-        ValueError: naming the file and line of what cannot be used.
-    """
+    """Rows to learn and rows to evaluate on; ValueError names the file and line of what cannot be used."""
     assert policy.eos_token_id is not None
     encode = RowEncoder(tokenizer, eos_token_id=policy.eos_token_id, wrap=config.chat_template)
     positions = policy.max_positions

@@ -21,7 +21,7 @@ import dataclasses
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from agents.ranges import check_values
+from agents.ranges import changed, check_values
 from agents.runs.cli import command
 from agents.runs.flags import RunFlags, json_object
 
@@ -161,15 +161,13 @@ class TrainLanguageModelConfig(RunFlags, _Data, _Optimization):
     def _refuse_what_does_not_apply(self) -> None:
         if self.model is not None and self.data is None:
             raise ValueError("model needs data: a JSONL file to fine-tune it on")
-        changed = {field.name for field in fields(self) if getattr(self, field.name) != field.default}
         for names, given, reason in (
             (NEW_MODELS, self.model is not None, "is of a new model, and model names one that has its sizes"),
             (("lora_alpha",), self.lora_rank is None, "needs lora_rank: without an adapter there is nothing to scale"),
             (PRETRAINED, self.model is None, "needs model: a new model has neither chats nor weights worth freezing"),
             (OWN_DATA, self.data is None, "needs data: a JSONL file of your own; movie reviews have a fixed recipe"),
         ):
-            wrong = [name for name in names if name in changed]
-            if given and wrong:
+            if given and (wrong := changed(self, *names)):
                 raise ValueError(f"{wrong[0]} {reason}")
 
     def settled(self) -> TrainLanguageModelConfig:

@@ -24,15 +24,11 @@ class Examples:
 
 
 def read_examples(source: Source, kind: Kind | None = None) -> Examples:
-    """Read and check rows to learn from.
-
-    Args:
-        source: see `textenvs.tokens.row_files.iterate_rows`.
-        kind: that all rows have to be of; None: the first one tells.
+    """Read and check rows to learn from, all of ``kind``; None: of the first one's.
 
     Raises:
         ValueError: a row is not of the kind or has nothing to learn; the message names file and line.
-        FileNotFoundError, ImportError: as `iterate_rows`.
+        FileNotFoundError, ImportError: as `textenvs.tokens.row_files.iterate_rows`.
     """
     rows = []
     for row in read_rows(source):

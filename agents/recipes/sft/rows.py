@@ -52,11 +52,8 @@ class TokenRow:
         return (self.tokens if begins == 1 else self.tokens[:begins]).tobytes()
 
     def cut(self, length: int) -> TokenRow:
-        """At most the first ``length`` tokens, up to the last learned one of them.
-
-        Raises:
-            ValueError: if nothing learned is among them.
-        """
+        """At most the first ``length`` tokens, up to the last learned one of them; ValueError if nothing learned is
+        among them."""
         spans = tuple((begin, min(end, length)) for begin, end in self.spans if begin < length)
         if not spans:
             raise ValueError(
@@ -260,11 +257,8 @@ def split_rows(rows: list[TokenRow], *, share: float, most: int, seed: int) -> t
 
 
 def check_vocabulary(rows: Sequence[TokenRow], vocab_size: int) -> None:
-    """Whether the model has an embedding for every token.
-
-    Raises:
-        ValueError: naming the first row that holds another one.
-    """
+    """Raise ValueError, with the first row that holds another one, unless the model has an embedding for every
+    token."""
     for row in rows:
         if int(row.tokens.max()) >= vocab_size:
             raise ValueError(

@@ -64,11 +64,8 @@ def main(config: TrainLanguageModelConfig) -> dict[str, Any]:
 
 
 def movie_reviews(config: TrainLanguageModelConfig, run: TrainingRun) -> dict[str, Any]:
-    """Train a new model on movie-review sentences; returns the content of ``summary.json``.
-
-    Raises:
-        ValueError: if the data is not the data this was measured with.
-    """
+    """Train a new model on movie-review sentences; returns the content of ``summary.json``; ValueError if the data is
+    not the data this was measured with."""
     assert config.max_length is not None
     assert config.train_tokens is not None
     assert config.batch_tokens is not None
@@ -100,12 +97,7 @@ def movie_reviews(config: TrainLanguageModelConfig, run: TrainingRun) -> dict[st
 
 
 def fine_tune(config: TrainLanguageModelConfig, run: TrainingRun, processes: Processes = ALONE) -> dict[str, Any]:
-    """Fine-tune in the main process; returns the content of ``summary.json``.
-
-    Raises:
-        ValueError, CheckpointError, FloatingPointError: with a message that says what to do.
-        Interrupted: after Ctrl-C or SIGTERM, once checkpoint, model and samples are written.
-    """
+    """Fine-tune in the main process; returns the content of ``summary.json``."""
     peak = PeakMemory(config.device)
     examples, tokenizer, rows, learner = _learner(config, processes.broadcast(run.began), processes)
     policy = learner.module
@@ -194,13 +186,9 @@ def figures(fit: Fit) -> dict[str, Any]:
 
 
 class SampleBook:
-    """What a policy writes on a few held-out prompts, with the same luck each time.
+    """What a policy, as it is at the time, writes on a few held-out prompts, with the same luck each time.
 
-    Args:
-        config: says how many and how long.
-        tokenizer: of the policy.
-        policy: what writes, as it is at the time.
-        heldout: rows whose openings are the prompts; a row that fills the model's positions is passed over.
+    The prompts are openings of ``heldout``; a row that fills the model's positions is passed over.
     """
 
     def __init__(

@@ -110,9 +110,9 @@ def advantages_by_definition(
     return advantages
 
 
-def update_difference(env_id: str, *, fast: bool, seed: int = 1) -> float:
+def update_difference(env_id: str, *, fast: bool) -> float:
     """Largest absolute difference of any parameter after SB3's ``PPO.train()`` and our ``update``."""
-    peer = _peer(env_id, seed)
+    peer = _peer(env_id)
     ours = _same_weights(peer)
     batch = _same_rollout(peer)
     orders = [torch.randperm(STEPS, generator=torch.Generator().manual_seed(i)) for i in range(EPOCHS)]
@@ -130,14 +130,14 @@ def update_difference(env_id: str, *, fast: bool, seed: int = 1) -> float:
     return max(float((one - other).detach().abs().max()) for one, other in zip(mine, theirs, strict=True))
 
 
-def advantage_difference(*, seed: int = 5, rows: int = 3, steps: int = 12) -> float:
+def advantage_difference() -> float:
     """Largest absolute difference of advantages and returns between SB3's RolloutBuffer and ours.
 
     SB3 knows one flag, so every end is a termination here; it computes in float32.
     """
     from stable_baselines3.common.buffers import RolloutBuffer
 
-    rng = np.random.default_rng(seed)
+    rng, rows, steps = np.random.default_rng(5), 3, 12
     rewards, values = rng.normal(size=(2, rows, steps)).astype(np.float32)
     terminated = rng.random((rows, steps)) < 0.2
     last = rng.normal(size=rows).astype(np.float32)
@@ -159,13 +159,13 @@ def advantage_difference(*, seed: int = 5, rows: int = 3, steps: int = 12) -> fl
     )
 
 
-def _peer(env_id: str, seed: int) -> Any:
+def _peer(env_id: str) -> Any:
     from stable_baselines3 import PPO
     from stable_baselines3.common.logger import Logger
 
     sizes: dict[str, Any] = {"n_steps": STEPS, "batch_size": MINIBATCH, "n_epochs": EPOCHS}
     coefs: dict[str, Any] = {"ent_coef": ENTROPY_COEF, "vf_coef": VALUE_COEF, "clip_range": CLIP}
-    peer: Any = PPO("MlpPolicy", gym.make(env_id), seed=seed, device="cpu", **sizes, **coefs)
+    peer: Any = PPO("MlpPolicy", gym.make(env_id), seed=1, device="cpu", **sizes, **coefs)
     peer.set_logger(Logger(None, []))
     _, callback = peer._setup_learn(STEPS)
     peer.collect_rollouts(peer.env, callback, peer.rollout_buffer, STEPS)

@@ -21,8 +21,7 @@ from agents.runs.cli import command
 from agents.runs.devices import prepare_device
 from agents.runs.run_dir import SUMMARY
 from agents.verification.checks import Check, markdown
-from reward_models.aside import write_aside
-from reward_models.files import write_json
+from reward_models.aside import write_aside, write_json
 from scripts.benchmarks.gpu.parts import PARTS, GpuCheckConfig
 from scripts.benchmarks.processes import run_process
 
@@ -33,7 +32,7 @@ def main(config: GpuCheckConfig) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     prepare_device(config.device, "auto")
     if config.part is not None:
-        write_aside(folder / f"{config.part}.json", json.dumps(PARTS[config.part](config), indent=2) + "\n")
+        write_json(folder / f"{config.part}.json", PARTS[config.part](config))
         return {}
     end = time.monotonic() + config.total_s
     missing: dict[str, str] = {}

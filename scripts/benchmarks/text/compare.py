@@ -23,7 +23,7 @@ from typing import Any
 from agents.ranges import check_values
 from agents.runs.cli import command
 from agents.runs.run_dir import SUMMARY, RunDir
-from reward_models.aside import write_aside
+from reward_models.aside import write_aside, write_json
 from scripts.benchmarks.table import Row, to_markdown
 from scripts.benchmarks.text.models import BenchSizes
 from scripts.benchmarks.text.rows import ALGORITHMS, POLICIES, gap_row, kl_row, learning_row, memory_row, reviews_row
@@ -114,7 +114,7 @@ def measure(config: Config, name: str, folder: Path) -> None:
         load = os.getloadavg()[0]
         rows = MEASUREMENTS[name](config, folder / "runs")
         described = [asdict(replace(row, details=row.details | {"load_before": load})) for row in rows]
-        write_aside(kept, json.dumps(described, indent=2) + "\n")
+        write_json(kept, described)
 
 
 command_line = command(Config, main, __doc__, show=False)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from reward_models.aside import write_aside
+from reward_models.aside import write_json
 from scripts.benchmarks.processes import run_process
 from scripts.benchmarks.text.models import LM, PROMPTS, REWARD_MODEL
 
@@ -61,7 +61,7 @@ def peer_job(folder: Path, algorithm: str, *, models: Path, **job: Any) -> Path:
     paths = {"lm": models / LM, "reward_model": models / REWARD_MODEL, "prompts": models / PROMPTS}
     paths |= {"scratch": folder / "scratch"}
     whole = {"algorithm": algorithm, **{name: str(path.resolve()) for name, path in paths.items()}, **job}
-    write_aside(folder / "job.json", json.dumps(whole, indent=2) + "\n")
+    write_json(folder / "job.json", whole)
     return folder / "job.json"
 
 

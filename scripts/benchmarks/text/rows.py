@@ -17,8 +17,7 @@ from agents.evaluation.curve import FRONTIER, read_points
 from agents.functional.schedules import value_at
 from agents.recipes.rlhf.config import TrainTextConfig
 from agents.runs.run_dir import SUMMARY
-from reward_models.aside import write_aside
-from reward_models.files import write_json
+from reward_models.aside import write_aside, write_json
 from scripts.benchmarks.processes import run_once, run_process
 from scripts.benchmarks.table import Row, row_of
 from scripts.benchmarks.text.models import LM, PROMPTS, REWARD_MODEL

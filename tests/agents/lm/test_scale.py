@@ -76,7 +76,7 @@ def test_the_command_prints_a_column_for_each_number_of_gpus(capsys, model_dir):
     ("1B", 16, 2048, 8192, 32, True), ("8B", 32, 4096, 14336, 32, False), ("70B", 80, 8192, 28672, 64, False),
 ])  # fmt: skip
 def test_sizes_are_those_of_the_shapes(name, layers, hidden, inner, heads, tied):
-    from agents.recipes.plan import LLAMA
+    from agents.recipes.commands.plan import LLAMA
 
     keys, vocabulary = 8 * hidden // heads, 128_256
     layer = 2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * inner + 2 * hidden

@@ -1,5 +1,7 @@
 """A GGUF file in a package becomes a folder that transformers loads (a tiny one, written here)."""
 
+import sys
+
 import pytest
 import torch
 
@@ -24,6 +26,14 @@ def test_bad_input_leaves_exit_code_two(tmp_path, capsys):
     assert command_line(["--run-dir", str(tmp_path / "run"), "--package", "not_installed"]) == 2
     assert "not_installed" in capsys.readouterr().err
     assert command_line(["--run-dir", str(tmp_path / "run"), "--file", str(tmp_path / "none.gguf")]) == 2
+
+
+def test_without_gguf_the_command_that_installs_it_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
+    assert command_line(["--run-dir", str(tmp_path / "run"), "--file", str(tmp_path / "tiny.gguf")]) == 2
+    assert "pip install 'textenvs[pretrained]'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -190,6 +190,16 @@ def test_options_reach_the_environment_and_a_class_in_trls_shape_is_taken(inputs
     assert shaped.task.assessor.assess(shaped.policy).scores.shape == (6,)
 
 
+def test_a_dialogue_is_no_longer_than_the_model_has_positions(inputs):
+    del inputs["--max-tokens"]
+    parts = build_parts(config_of(inputs))
+    assert parts.policy.max_positions == 24
+    assert parts.task.envs.unwrapped.max_tokens == parts.task.assessor.envs.unwrapped.max_tokens == 24
+    asked = build_parts(config_of(inputs, env_options='{"max_tokens": 12}'))
+    assert asked.task.envs.unwrapped.max_tokens == 12
+    parts.collector.collect(parts.policy)
+
+
 @pytest.mark.parametrize(
     "changed, message",
     [
