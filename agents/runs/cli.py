@@ -90,16 +90,17 @@ def imported(path: str) -> Any:
     return getattr(import_module(module), name)
 
 
-def peek(arguments: Sequence[str] | None, *names: str, first: str | None = None) -> dict[str, str]:
+def peek(arguments: Sequence[str] | None, *names: str, repeated: str | None = None) -> dict[str, Any]:
     """The values of a few flags before all are parsed, where other flags' defaults depend on them: of one that is given
-    again the last, but of ``first`` the first."""
+    again the last, of ``repeated`` a list of all."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    found: dict[str, str] = {}
+    found: dict[str, Any] = {}
     for argument, following in zip(given, [*given[1:], ""], strict=True):
         flag, equals, value = argument.partition("=")
         name = flag.removeprefix("--").replace("-", "_")
-        if flag.startswith("--") and name in names and not (name == first and name in found):
-            found[name] = value if equals else following
+        if flag.startswith("--") and name in names:
+            value = value if equals else following
+            found[name] = [*found.get(name, ()), value] if name == repeated else value
     return found
 
 

@@ -272,7 +272,7 @@ class TrainTextConfig(
 
 def command_line(arguments: Sequence[str] | None = None) -> int:
     """Run with command-line arguments; returns the exit code: 0, 2 on bad input, 130 after Ctrl-C."""
-    seen = peek(arguments, "algorithm", "kl_estimator", "model", "reward", *ANOTHER_WAY, first="reward")
+    seen = peek(arguments, "algorithm", "kl_estimator", "model", "reward", *ANOTHER_WAY, repeated="reward")
     asked = seen.pop("algorithm", "ppo")
     given = {name: value or True for name, value in seen.items()}  # a switch at the end has no value
     algorithm: Paper = next((each for each in PRESETS if each == asked), "ppo")  # an unknown one is refused below

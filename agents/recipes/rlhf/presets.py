@@ -27,14 +27,17 @@ def run_settings(algorithm: Paper, changed: dict[str, Any]) -> dict[str, Any]:
 
 
 def _models(given: dict[str, Any]) -> Iterator[dict[str, Any] | None]:
-    """The language model and the first reward model that ``given`` names, as ``described``; None if there is none."""
-    rewards = given.get("reward") or ()
-    reward = rewards if isinstance(rewards, str) else next(iter(rewards), None)
-    if reward is None and given.get("model") is None:
+    """The language model and the one reward model that ``given`` names, as ``described``; None if there is none."""
+    asked = given.get("reward") or ()
+    rewards = [asked] if isinstance(asked, str) else list(asked)
+    if len(rewards) > 1:
+        return iter((None, None))
+    if not rewards and given.get("model") is None:
         return iter(({}, {}))  # the shipped ones are alike
     from textenvs import assets  # which imports gymnasium, and --help does not
 
-    folders = Path(given.get("model") or assets.language_model_dir()), Path(reward or assets.reward_model_dir())
+    scorer = rewards[0] if rewards else assets.reward_model_dir()
+    folders = Path(given.get("model") or assets.language_model_dir()), Path(scorer)
     try:
         if "base" in _json(folders[1], "reward_model"):  # an adapter has no trunk to be copied
             return iter((None, None))

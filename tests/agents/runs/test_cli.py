@@ -125,4 +125,4 @@ def test_a_grouped_configuration_out_of_range_ends_with_two(capsys):
 def test_a_flag_can_be_read_ahead_in_every_way_it_is_written():
     assert peek(["--kl-in", "loss", "--a=b", "x"], "kl_in", "a", "c") == {"kl_in": "loss", "a": "b"}
     assert peek(["--kl_in=loss"], "kl_in") == {"kl_in": "loss"}
-    assert peek(["--a", "1", "--b=2", "--a=3", "--b", "4"], "a", "b", first="b") == {"a": "3", "b": "2"}
+    assert peek(["--a", "1", "--b=2", "--a=3", "--b", "4"], "a", "b", repeated="b") == {"a": "3", "b": ["2", "4"]}

@@ -41,8 +41,8 @@ def test_only_a_reward_model_of_the_models_shape_and_words(tmp_path):
     shutil.copytree(assets.reward_model_dir(), reward)
     assert starts_as_reward({"reward": (str(reward),)})
     assert starts_as_reward({"reward": str(reward), "model": str(assets.language_model_dir())})
-    assert not starts_as_reward({"reward": ("number", str(reward))})  # the first one counts
-    assert starts_as_reward({"reward": (str(reward), "length")})
+    assert not starts_as_reward({"reward": ("number",)})
+    assert not starts_as_reward({"reward": (str(reward), "length")})  # a critic of one does not know the other
     about = json.loads((reward / "reward_model.json").read_text())
     (reward / "reward_model.json").write_text(json.dumps(about | {"base": "model"}))  # an adapter has no trunk
     assert not starts_as_reward({"reward": str(reward)})
