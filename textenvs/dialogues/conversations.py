@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textenvs.dialogues.bridge import Bridge
-from textenvs.dialogues.sub_environments import DialogueError, Reply, SubEnvironments
+from textenvs.dialogues.processes import Environments
+from textenvs.dialogues.sub_environments import DialogueError, Reply
 from textenvs.envs.base import NOBODY
 from textenvs.envs.row_buffer import RowBuffer
 from textenvs.tokens.chats import Turn
@@ -51,7 +52,7 @@ class Answer:
 class Conversations:
     """Dialogues in the rows of a `RowBuffer`, each with a sub-environment."""
 
-    def __init__(self, envs: SubEnvironments, bridge: Bridge, limits: Limits, rows: RowBuffer) -> None:
+    def __init__(self, envs: Environments, bridge: Bridge, limits: Limits, rows: RowBuffer) -> None:
         self.envs, self.bridge, self.limits, self.rows = envs, bridge, limits, rows
         self.rewards: Floats = np.zeros(rows.tokens.shape, dtype=np.float32)
         """``[N, L]`` reward units, at the last token of each turn."""

@@ -34,11 +34,16 @@ class DialogueError(RuntimeError):
 class SubEnvironments:
     """``number`` environments of one kind; ``threads`` of them are called side by side, 0: one after the other.
 
+    ``numbers`` are what messages call them, None: 0, 1, ...
+
     Raises:
         ValueError: the source is neither an id nor a callable, or makes no environment.
     """
 
-    def __init__(self, source: EnvSource, number: int, *, threads: int = 0) -> None:
+    def __init__(
+        self, source: EnvSource, number: int, *, threads: int = 0, numbers: Sequence[int] | None = None
+    ) -> None:
+        self._numbers = range(number) if numbers is None else numbers
         self._envs = [make_env(source) for _ in range(number)]
         self._turns = [0] * number
         self._pool = ThreadPoolExecutor(threads) if threads else None
@@ -104,11 +109,20 @@ class SubEnvironments:
 
     def place(self, index: int) -> str:
         """Names an environment and its turn, from 1 on, in messages."""
-        where = f"in turn {self._turns[index]}" if self._turns[index] else "in reset"
-        return f"sub-environment {index} ({type(self._envs[index]).__name__}), {where}"
+        return placed(self._numbers[index], self.names[index], self._turns[index])
+
+    @property
+    def names(self) -> list[str]:
+        """Type of each environment."""
+        return [type(env).__name__ for env in self._envs]
 
     def _error(self, index: int, what: str) -> DialogueError:
         return DialogueError(f"{self.place(index)}: {what}")
+
+
+def placed(index: int, name: str, turn: int) -> str:
+    """Names environment ``index``, of type ``name``, and its ``turn``, 0 before the first, in messages."""
+    return f"sub-environment {index} ({name}), {f'in turn {turn}' if turn else 'in reset'}"
 
 
 def make_env(source: EnvSource) -> Any:

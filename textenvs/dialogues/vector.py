@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from textenvs.dialogues.bridge import Bridge
 from textenvs.dialogues.conversations import Answer, Conversations, Limits
+from textenvs.dialogues.processes import Environments, ProcessEnvironments
 from textenvs.dialogues.sub_environments import EnvSource, SubEnvironments
 from textenvs.envs.base import Judged, TokenVectorBase, as_acted, vocabulary
 from textenvs.envs.row_buffer import RowBuffer
@@ -57,7 +59,9 @@ class DialogueVectorEnv(TokenVectorBase):
         max_turn_tokens: tokens of a turn.
         max_tokens: tokens of a whole row, what environments write included.
         chat: see `Bridge`.
-        threads: environments that are called side by side; 0: one after the other. Results do not depend on it.
+        threads: environments that are called side by side, for those that wait; 0: one after the other.
+        processes: that hold the environments and work side by side, for those that compute (`ProcessEnvironments`); 0:
+            none but this one. Results depend on neither.
         group_size: episodes in a row that begin with the same seed.
         autoreset_mode: see `TokenVectorEnv`.
         budget: "terminate", or "truncate" to make both limits time limits.
@@ -80,6 +84,7 @@ class DialogueVectorEnv(TokenVectorBase):
         max_tokens: int = 512,
         chat: bool | None = None,
         threads: int = 0,
+        processes: int = 0,
         group_size: int = 1,
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
         budget: str = "terminate",
@@ -92,7 +97,15 @@ class DialogueVectorEnv(TokenVectorBase):
         self.limits = Limits(max_turns, max_turn_tokens, max_tokens, budget == "truncate")
         self.max_new_tokens, self.max_tokens = max_turn_tokens, max_tokens
         self._bridge = Bridge(tokenizer, eos_token_id, vocab_size, chat=chat)
-        self._make_envs = partial(SubEnvironments, env, num_envs, threads=threads)
+        if threads < 0 or processes < 0 or (threads and processes):
+            raise ValueError(
+                f"threads, processes: expected one of them, or 0, received threads {threads}, processes {processes}"
+            )
+        self._make_envs: Callable[[], Environments] = (
+            partial(ProcessEnvironments, env, num_envs, processes=processes)
+            if processes
+            else partial(SubEnvironments, env, num_envs, threads=threads)
+        )
         self._episodes = 0
         self._episode_seed: int | None = None
         self._played: Conversations | None = None  # of the batch path

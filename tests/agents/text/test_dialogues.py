@@ -142,11 +142,12 @@ def test_decoding_with_a_cache_across_turns_equals_a_full_forward_pass(build, co
     torch.testing.assert_close(found.values, rollout.values, rtol=1e-4, atol=1e-4)
 
 
-def test_neither_slots_nor_threads_change_a_dialogue():
+def test_neither_slots_nor_threads_nor_processes_change_a_dialogue():
     first, rows, _ = collected()
-    for options, slots in (({"threads": 4}, None), ({}, 3)):
+    for options, slots in (({"threads": 4}, None), ({"processes": 2}, None), ({}, 3)):
         collector = TextCollector(envs_of(**options), seed=1, max_concurrent_rows=slots)
         other, _ = collector.collect(policy_of())
+        collector.base.close()
         assert torch.equal(first.actions, other.actions)
         torch.testing.assert_close(first.rewards, other.rewards, rtol=1e-4, atol=1e-4)
         assert collector.last.stop_reason.tolist() == rows.stop_reason.tolist()
