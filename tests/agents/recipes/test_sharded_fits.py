@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -59,6 +60,8 @@ MORE = {
     "reward, whole in each": ("train-reward-model", "llama", PAIRS),
 }
 """What the slow one fits besides, in three."""
+KILLED = ("sft", "reward")
+"""Of which a process is killed."""
 LEARNERS = {"sft": FineTuning, "reward": RewardLearner}
 CLOCKS = {"wall_s", "tokens_per_s", "peak_memory_bytes"}
 """What equal runs may differ in."""
@@ -100,15 +103,15 @@ def arguments(folder, case, name):
     return [command, [*paths, *data, *flags, "--checkpoint-every=2", "--quiet"]]
 
 
-def train(folder, case, name, *more, stop_at=None):
-    """Run a case; with ``stop_at`` Ctrl-C reaches one process in that gradient. Returns the exit code."""
+def train(folder, case, name, *more, stop_at=None, by=signal.SIGINT, rank="0"):
+    """Run a case; with ``stop_at`` a signal, Ctrl-C's, reaches one process in that gradient. Returns the exit code."""
     learner = LEARNERS[case[: 3 if "sft" in case else 6]]
     usual, calls = learner.gradient, []
 
     def gradient(self, batch):
         calls.append(1)
-        if len(calls) == stop_at and os.environ.get("RANK", "0") == "0":
-            os.kill(os.getpid(), signal.SIGINT)
+        if len(calls) == stop_at and os.environ.get("RANK", "0") == rank:
+            os.kill(os.getpid(), by)
         return usual(self, batch)
 
     learner.gradient = gradient
@@ -119,10 +122,15 @@ def train(folder, case, name, *more, stop_at=None):
         learner.gradient = usual
 
 
-def all_cases(folder, name, cases):
+def prepare():
+    """Steps that rounding does not turn, and plots that take no time."""
     torch.optim.AdamW = partial(Steps, torch.optim.AdamW)
     Figure.savefig = lambda figure, out, **options: out.write(b"") if hasattr(out, "write") else Path(out).touch()
     Figure.tight_layout = lambda figure: None
+
+
+def all_cases(folder, name, cases):
+    prepare()
     for case in cases:
         assert train(folder, case, name) == 0
     if name == "two":
@@ -131,6 +139,22 @@ def all_cases(folder, name, cases):
             assert train(folder, case, "stopped", "--resume") == 0
         train(folder, "sft, adapter", "from two", stop_at=4)
         train(folder, "reward", "from two", stop_at=4)
+
+
+def kill_one(folder, case):
+    """Kill the second of two processes in the fifth gradient, and leave how both ended."""
+
+    def killed():
+        prepare()
+        sys.exit(train(folder, case, "killed", stop_at=5, by=signal.SIGKILL, rank="1"))
+
+    running, said = forked(killed, 2)
+    running[1].join()
+    began = time.monotonic()
+    running[0].join(timeout=100)
+    outcome = {"seconds": time.monotonic() - began, "codes": [each.exitcode for each in running]}
+    running[0].kill()
+    (folder / "killed" / f"{case}.json").write_text(json.dumps(outcome | {"said": said[0].read_text()}))
 
 
 def Steps(usual, groups, **options):
@@ -189,6 +213,16 @@ def test_a_stopped_fit_goes_on_bit_for_bit(runs, case):
     assert [each.name for each in (runs / "two" / case).glob("*.part")] == []
 
 
+@pytest.mark.parametrize("case", KILLED)
+def test_a_process_that_is_killed_ends_the_other_and_the_fit_goes_on_bit_for_bit(runs, case):
+    outcome = json.loads((runs / "killed" / f"{case}.json").read_text())
+    assert outcome["codes"][1] == -signal.SIGKILL
+    assert outcome["codes"][0] not in (0, None)
+    assert outcome["seconds"] < 60
+    assert "process 0 stops, as process 1 (pid" in outcome["said"]
+    assert_same(runs / "killed" / case, runs / "two" / case, atol=0)
+
+
 @pytest.mark.parametrize("case", ["sft, adapter", "reward"])
 def test_one_process_goes_on_with_what_two_began(runs, case):
     assert_same(runs / "from two" / case, runs / "one" / case)
@@ -242,7 +276,17 @@ def main(folder, count):
         for case in ("sft, adapter", "reward"):
             assert train(folder, case, "from two", "--resume") == 0
 
+    def resumed():
+        prepare()
+        for case in KILLED:
+            assert train(folder, case, "killed", "--resume") == 0
+        torch.distributed.destroy_process_group()
+
     finish(several, count)
+    if count == 2:
+        for case in KILLED:
+            kill_one(folder, case)
+        finish(resumed, 2)
     finish(alone, 1)
 
 
