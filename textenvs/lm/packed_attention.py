@@ -3,7 +3,7 @@
 Concatenated rows, ``[1, N]`` tokens, pass through every layer without padding; only here they are unpacked to
 ``[B, W]``, so that rows do not attend to each other, and packed again. For padded float32 rows it equals torch's scaled
 dot-product attention bit for bit. On a CPU bfloat16 and float16 are computed in float32, which is several times as fast
-with one query per row, and rounded once.
+with one query per row, and rounded once. On a CUDA device in half precision rows stay packed (``textenvs.lm.varlen``).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from textenvs.lm.linear_kernels import HALF, padded_rows
+from textenvs.lm.varlen import varlen_attention
 
 SDPA, OURS = "sdpa", "textenvs"
 """``attn_implementation`` of torch's attention, and of this one."""
@@ -73,6 +74,7 @@ class RowLayout:
         places: ``[N]``, index in the flat ``[B x W]`` of each packed token; 0 at the end.
         sources: ``[B x W]`` the inverse; token 0 at padding, to which no valid position attends. None: the identity.
         twins: ``[M]`` places of prefix tokens that are packed with another row, or None.
+        bounds: ``[B + 1]`` int32, where rows begin in the packed ones, and where the last one ends; None with twins.
         layers: number of attention layers that used this layout.
     """
 
@@ -97,6 +99,8 @@ class RowLayout:
                 self.twins = (real & ~own).flatten().nonzero()[:, 0]
                 numbers = torch.where(own, numbers, numbers[first])
             self.sources = torch.where(real, numbers, 0).flatten()
+        whole = pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
+        self.bounds = whole if self.twins is None else None
         self.layers = 0
 
     def at(self, row: Tensor, position: Tensor) -> Tensor:
@@ -164,6 +168,10 @@ def _attention(
     if layout is None:
         return _in_float32(module, query, key, value, attention_mask, **options), None
     layout.layers += getattr(module, "is_causal", True)  # a bidirectional layer cannot be packed
+    if layout.bounds is not None:
+        found = varlen_attention(query, key, value, layout.bounds, layout.width, real=layout.real, **options)
+        if found is not None:
+            return found, None
     query, key, value = (layout.spread(part) for part in (query, key, value))
     return layout.pack(_in_float32(module, query, key, value, None, is_causal=True, **options)), None
 

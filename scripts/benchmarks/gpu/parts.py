@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ from scripts.benchmarks.text.memory import write_random_model
 from scripts.benchmarks.text.models import BenchSizes, write_models
 from scripts.benchmarks.text.peer_environments import PEER_SCRIPT, on_demand, peer_job
 from scripts.benchmarks.text.speed import OF_AN_UPDATE, our_command
-from textenvs.lm import sizes
+from textenvs.lm import sizes, varlen
 
 Part = Literal["equality", "decoding", "bfloat16", "generate", "update", "fsdp", "trl", "vllm"]
 
@@ -143,12 +144,20 @@ def bfloat16(config: GpuCheckConfig) -> list[Check]:
     policy = build(config, "bfloat16")
     prompts, written, _ = _texts(config, policy, _workload(config))
     trained = policy.completion_logprobs(prompts, written.completions)
+    with patch.object(varlen, "runs_on", return_value=False):
+        unpacked = policy.completion_logprobs(prompts, written.completions)
     policy.autocast = None
     exact = policy.completion_logprobs(prompts, written.completions)
     drift = (written.logprobs - trained).abs()
     return [
         at_most("bfloat16: sampler beside trainer, mean", float(drift.mean()), 0.05, " nats"),
         _figure("bfloat16: sampler beside trainer, largest", float(drift.max()), "nats"),
+        at_most(
+            "bfloat16: torch's varlen kernel beside rows apart, mean",
+            float((trained - unpacked).abs().mean()),
+            0.02,
+            " nats",
+        ),
         at_most("bfloat16 beside float32, mean", float((trained - exact).abs().mean()), 0.05, " nats"),
     ]
 
