@@ -148,7 +148,7 @@ def bfloat16(config: GpuCheckConfig) -> list[Check]:
         unpacked = policy.completion_logprobs(prompts, written.completions)
     policy.autocast = None
     exact = policy.completion_logprobs(prompts, written.completions)
-    drift = (written.logprobs - trained).abs()
+    drift, between = (written.logprobs - trained).abs(), float((trained - unpacked).abs().mean())
     return [
         at_most("bfloat16: sampler beside trainer, mean", float(drift.mean()), 0.05, " nats"),
         _figure("bfloat16: sampler beside trainer, largest", float(drift.max()), "nats"),
