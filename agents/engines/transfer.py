@@ -1,7 +1,7 @@
-"""vLLM's side of a weight update through a folder: its plugin "textenvs_folder", which runs in the server's workers.
+"""vLLM's side of a weight update, through a folder or by broadcast: its plugin, which runs in the server's workers.
 
-It stands alone, since the server's environment need not have this package: ``textenvs serve`` copies this file beside
-an entry point (group ``vllm.general_plugins``) and puts both on the server's path.
+It stands alone, since the server's environment need not have this package: ``textenvs serve`` copies this file and
+``group.py`` beside an entry point (group ``vllm.general_plugins``) and puts them on the server's path.
 """
 
 # mypy: disable-error-code="misc"
@@ -19,7 +19,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
-BACKEND = "textenvs_folder"
+from .group import Group, join
 
 
 @dataclass
@@ -76,7 +76,61 @@ class FolderTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
         """Nothing is held."""
 
 
+@dataclass
+class GroupInfo(WeightTransferInitInfo):
+    """How the workers join the trainer's group."""
+
+    address: str
+    port: int
+    rank_offset: int
+    """Rank of the first worker."""
+    world_size: int
+    timeout_s: float
+
+
+@dataclass
+class PackInfo(WeightTransferUpdateInfo):
+    """What the next broadcast holds."""
+
+    names: list[str]
+    dtype: str
+    shapes: list[list[int]]
+
+
+class BroadcastTransfer(FolderTransfer):
+    """Loads what the trainer broadcasts."""
+
+    init_info_cls, update_info_cls = GroupInfo, PackInfo
+    group: Group | None = None
+
+    def init_transfer_engine(self, init_info: GroupInfo) -> None:
+        """Join the trainer, who waits for all workers."""
+        from vllm.utils.nccl import unpinned_nccl_env  # vLLM's own settings of NCCL are not the trainer's
+
+        self.shutdown()
+        parallel = self.parallel_config
+        worker = parallel.data_parallel_index * parallel.world_size + parallel.rank
+        rank, size = init_info.rank_offset + worker, init_info.world_size
+        with unpinned_nccl_env():
+            self.group = join(
+                init_info.address, init_info.port, rank, size, device=self.device, timeout_s=init_info.timeout_s
+            )
+
+    def receive_weights(self, update_info: PackInfo) -> None:
+        """Load the tensors of one broadcast."""
+        if self.group is None:
+            raise RuntimeError("expected a worker that joined the trainer's group, received an update before")
+        self.model.load_weights(self.group.receive(update_info.names, update_info.dtype, update_info.shapes))
+
+    def shutdown(self) -> None:
+        """Leave the group."""
+        if self.group is not None:
+            self.group.close()
+            self.group = None
+
+
 def register() -> None:
-    """Make the backend known; vLLM calls this in each of its processes."""
-    if BACKEND not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(BACKEND, FolderTransfer)
+    """Make the backends known; vLLM calls this in each of its processes."""
+    for name, backend in (("textenvs_folder", FolderTransfer), ("textenvs_broadcast", BroadcastTransfer)):
+        if name not in WeightTransferEngineFactory._registry:
+            WeightTransferEngineFactory.register_engine(name, backend)

@@ -1,6 +1,7 @@
-"""A vLLM server as an engine, over its native protocol: token ids in, token ids and log-probs out, weights by a folder.
+"""A vLLM server as an engine, over its native protocol: token ids in, token ids and log-probs out, weights by files or
+by broadcast.
 
-Weights go as ``agents.engines.transfer`` reads them, or as a LoRA adapter (``/v1/load_lora_adapter``). The server needs
+Weights go as ``agents.engines.transfer`` takes them, or as a LoRA adapter (``/v1/load_lora_adapter``). The server needs
 the flags that ``textenvs serve`` gives it. Written against vLLM 0.32.
 """
 
@@ -19,12 +20,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from agents.engines.broadcast import Broadcast
 from agents.engines.protocol import EngineError, Sampling, Written
 from agents.engines.turns import write_dialogues
 from textenvs.tokens.end_tokens import end_tokens
@@ -42,11 +44,15 @@ class VLLMEngine:
 
     Args:
         url: of the server, such as "http://host:8000".
+        transfer: how weights get there: through a folder, or by `Broadcast`; as the server was started.
         folder: that both sides reach; None: a temporary one.
-        adapter_only: ``update`` takes a LoRA adapter, by peft's names and with alpha equal to its rank.
+        adapter_only: ``update`` takes a LoRA adapter, by peft's names and with alpha equal to its rank; by a folder.
         timeout_s: seconds for an answer.
         retries: times that a row or an update is asked for again.
         patience_s: seconds to wait for a server that does not answer before each retry.
+
+    Raises:
+        ValueError: for no URL, or an adapter by broadcast.
     """
 
     local = False
@@ -55,6 +61,7 @@ class VLLMEngine:
         self,
         url: str,
         *,
+        transfer: Literal["folder", "broadcast"] = "folder",
         folder: str | Path | None = None,
         adapter_only: bool = False,
         timeout_s: float = 600.0,
@@ -63,10 +70,13 @@ class VLLMEngine:
     ) -> None:
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"engine: expected the URL of a server, such as http://host:8000, received {url!r}")
+        if transfer == "broadcast" and adapter_only:
+            raise ValueError('transfer: expected "folder" for adapters alone, received "broadcast"')
         self.url, self.timeout_s, self.retries, self.patience_s = url.rstrip("/"), timeout_s, retries, patience_s
         self._own = tempfile.TemporaryDirectory(prefix="textenvs-weights-")
         self.folder = Path(self._own.name if folder is None else folder).resolve()
         self.adapter_only = adapter_only
+        self._broadcast = Broadcast(self.url, self._post, timeout_s) if transfer == "broadcast" else None
         self.version, self._sends = 0, False
         self._finished: dict[str, tuple[list[int], list[float], str]] = {}
 
@@ -93,9 +103,15 @@ class VLLMEngine:
 
     def update(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """See `Engine`; without tensors another process sends them, and this one only expects their version."""
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in named_tensors}
-        before, self.version, self._sends = self.version, version, bool(tensors)
+        before, self.version = self.version, version
         self._finished.clear()
+        if self._broadcast is not None:
+            self._sends = self._broadcast.take(named_tensors)
+            if self._sends:
+                self._again(self._send, loads=False)
+            return
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in named_tensors}
+        self._sends = bool(tensors)
         if not tensors:
             return
         target = self._path(version)
@@ -111,8 +127,10 @@ class VLLMEngine:
                     self._post("/v1/unload_lora_adapter", {"lora_name": f"version-{before}"})
 
     def close(self) -> None:
-        """Delete the temporary folder."""
+        """Delete the temporary folder, and leave the group."""
         self._own.cleanup()
+        if self._broadcast is not None:
+            self._broadcast.drop()
 
     def _requests(self, prompts: Tensor, sampling: Sampling) -> list[str]:
         """Each row's request, as text, which is also the row's name."""
@@ -208,16 +226,22 @@ class VLLMEngine:
         return tokens, logprobs, reason
 
     def _send(self) -> None:
-        """Load what the folder holds."""
+        """Have the server load the weights."""
         path = self._path(self.version)
         if self.adapter_only:
             self._post("/v1/load_lora_adapter", {"lora_name": path.name, "lora_path": str(path), "load_inplace": True})
             return
-        self._post("/init_weight_transfer_engine", {"init_info": {}})
+        if self._broadcast is None:
+            self._post("/init_weight_transfer_engine", {"init_info": {}})
+        else:
+            self._broadcast.join()
         self._post("/pause?mode=wait")  # clears the cache of prefixes, too
         try:
             self._post("/start_weight_update")
-            self._post("/update_weights", {"update_info": {"path": str(path / "model.safetensors")}})
+            if self._broadcast is None:
+                self._post("/update_weights", {"update_info": {"path": str(path / "model.safetensors")}})
+            else:
+                self._broadcast.send()
             self._post("/finish_weight_update", {"weight_version": str(self.version)})
         except EngineError:
             with suppress(EngineError):  # an update that is left open would be in the next one's way

@@ -13,7 +13,7 @@ Tracker = Literal["wandb", "trackio", "mlflow"]
 NEUTRAL = (
     "run_dir", "overwrite", "resume", "quiet", "log_to", "threads", "device", "checkpoint_every", "save_every",
     "shard", "shard_rollouts", "offload", "stop_on",
-    "engine", "engine_folder",
+    "engine", "engine_transfer", "engine_folder",
 )  # fmt: skip
 """Settings that the trained weights do not depend on, but for rounding, so that a resumed run may change them."""
 

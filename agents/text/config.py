@@ -173,6 +173,9 @@ class TextEngineConfig:
     """URL of a vLLM server that writes, as ``textenvs serve`` starts one; None: the project's own decoder"""
     engine_weights: Literal["full", "adapter"] = "full"
     """what an engine is sent after an update: the whole model, or its LoRA adapter alone"""
+    engine_transfer: Literal["folder", "broadcast"] = "folder"
+    """how whole weights get to an engine, as ``textenvs serve --transfer``: through a folder, or over NCCL (gloo
+    without GPUs)"""
     engine_folder: str | None = None
     """folder that the engine reads weights from; None: a temporary one, for an engine on this machine"""
     async_rollouts: int = 0
@@ -266,7 +269,9 @@ class TextAgentConfig(
             "the clipped loss": (self.policy_loss == "clipped", ("dual_clip",)),
             "a clipped loss": (not plain, ("clip", "clip_high")),
             "a KL in the loss": (self.kl_in != "reward", ("kl_estimator",)),
-            "an engine": (self.engine is not None, ("engine_weights", "engine_folder")),
+            "an engine": (self.engine is not None, ("engine_weights", "engine_transfer", "engine_folder")),
+            'engine_weights "full"': (self.engine_weights == "full", ("engine_transfer",)),
+            'engine_transfer "folder"': (self.engine_transfer == "folder", ("engine_folder",)),
             "a correction": (mode != "none", ("correction_high",)),
             "a correction by a mask": (mode.endswith("mask"), ("correction_low",)),
             "the moving baseline": (self.baseline == "moving", ("baseline_decay",)),

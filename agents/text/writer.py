@@ -209,8 +209,12 @@ class Writer:
 
 def engine_options(config: TextEngineConfig) -> dict[str, Any]:
     """The arguments of `TextCollector` that ``config`` asks for."""
-    adapter_only = config.engine_weights == "adapter"
-    engine = config.engine and VLLMEngine(config.engine, folder=config.engine_folder, adapter_only=adapter_only)
+    engine = config.engine and VLLMEngine(
+        config.engine,
+        transfer=config.engine_transfer,
+        folder=config.engine_folder,
+        adapter_only=config.engine_weights == "adapter",
+    )
     return {
         "engine": engine,
         "async_rollouts": config.async_rollouts,

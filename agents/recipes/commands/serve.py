@@ -5,8 +5,8 @@
     textenvs train-text --run-dir runs/served --model DIR --engine http://127.0.0.1:8000
 
 vLLM may live in an environment of its own, whose Python is then given. The server takes token ids, returns the
-log-probs of the distribution that it samples, and loads new weights from a folder that both sides reach. Its
-development routes are open: let nobody but the trainer reach it.
+log-probs of the distribution that it samples, and loads new weights from a folder that both sides reach, or receives
+them by broadcast. Its development routes are open: let nobody but the trainer reach it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any, Literal
 from agents.ranges import check_values
 from agents.runs.cli import command
 
-PLUGIN = "textenvs_vllm_transfer"
+PLUGIN = "textenvs_vllm"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,8 @@ class ServeConfig:
     """Python of the environment that has vLLM; default: this one"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """of weights and products; float32 agrees best with a float32 trainer. "auto": as the model is saved"""
+    transfer: Literal["folder", "broadcast"] = "folder"
+    """how it gets new weights, as the trainer's `--engine-transfer`: from a folder, or over NCCL (gloo without GPUs)"""
     lora_rank: int | None = None
     """largest rank of adapters, for `--engine-weights adapter`; None: whole models only"""
     patience_s: float = 900.0
@@ -59,7 +61,7 @@ def server_command(config: ServeConfig, *, on_cpu: bool) -> list[str]:
     words = [config.python, "-m", "vllm.entrypoints.openai.api_server", "--model", config.model]
     words += ["--host", config.host, "--port", str(config.port), "--dtype", config.dtype, "--enable-scale-out"]
     words += ["--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"]
-    words += ["--weight-transfer-config", '{"backend": "textenvs_folder"}']
+    words += ["--weight-transfer-config", f'{{"backend": "textenvs_{config.transfer}"}}']
     if on_cpu:
         words.append("--enforce-eager")
     if config.lora_rank is not None:
@@ -68,13 +70,15 @@ def server_command(config: ServeConfig, *, on_cpu: bool) -> list[str]:
 
 
 def write_plugin(folder: Path) -> None:
-    """Write what makes vLLM load ``agents.engines.transfer``: a module, and a distribution with its entry point."""
-    source = Path(__file__).parents[2] / "engines" / "transfer.py"
-    (folder / f"{PLUGIN}.py").write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    """Write what makes vLLM load ``agents.engines.transfer``: a package, and a distribution with its entry point."""
+    (folder / PLUGIN).mkdir()
+    for name in ("transfer.py", "group.py"):
+        source = (Path(__file__).parents[2] / "engines" / name).read_text(encoding="utf-8")
+        (folder / PLUGIN / name).write_text(source, encoding="utf-8")
     about = folder / f"{PLUGIN}-0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {PLUGIN}\nVersion: 0\n")
-    (about / "entry_points.txt").write_text(f"[vllm.general_plugins]\n{PLUGIN} = {PLUGIN}:register\n")
+    (about / "entry_points.txt").write_text(f"[vllm.general_plugins]\n{PLUGIN} = {PLUGIN}.transfer:register\n")
 
 
 def main(config: ServeConfig) -> dict[str, Any]:

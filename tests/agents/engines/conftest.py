@@ -13,21 +13,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from agents.engines.group import join
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.generation import generate
 from agents.lm.sampling import TokenSampling
 
 
 class FakeVLLM:
-    """Serves ``model`` at a free port.
+    """Serves ``model`` at a free port; ``received`` are the weights of each broadcast, ``joined`` how many groups.
 
     ``faults`` maps a path to what its next answers are: "short", "garbage", "oom", "slow", "hang up", "refuse", "kill"
-    (the server ends with the request), "stale" (by other weights), or None for a right one.
+    (the server ends with the request), "stale" (by other weights), "absent" (says yes and does nothing), or None for a
+    right one.
     """
 
-    def __init__(self, model):
+    def __init__(self, model, port=0):
+        self.received, self.joined = [], 0
         self.start_model, self.faults, self.calls, self.requests = model, {}, Counter(), []
-        self.lock, self.port, self.stopped = threading.Lock(), 0, threading.Event()
+        self.lock, self.port, self.stopped = threading.Lock(), port, threading.Event()
         self.start()
 
     def start(self):
@@ -35,6 +38,7 @@ class FakeVLLM:
         self.model, self.version, self.updating, self.paused, self.adapters = (
             copy.deepcopy(self.start_model), "default", False, False, {},
         )  # fmt: skip
+        self.group = None
         fake = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -65,6 +69,8 @@ class FakeVLLM:
     def stop(self):
         self.server.shutdown()
         self.server.server_close()
+        if self.group is not None:
+            self.group.close()
         self.stopped.set()
 
     def answer(self, handler, body):
@@ -83,6 +89,8 @@ class FakeVLLM:
             time.sleep(4.0)
         if fault == "oom":
             return self.send(handler, 500, {"error": {"message": "out of memory", "code": 500}})
+        if fault == "absent":
+            return self.send(handler, 200, {})
         if fault == "refuse":
             return self.send(handler, 400, {"error": {"message": "the prompt is too long", "code": 400}})
         with self.lock:
@@ -113,7 +121,10 @@ class FakeVLLM:
             return 200, {"data": [{"id": name} for name in ("model", *self.adapters)]}
         if path in ("/pause", "/resume", "/init_weight_transfer_engine"):
             self.paused = path == "/pause"
-            return 200, {}
+            about = body.get("init_info")
+            return self.join(**about) if about else (200, {})
+        if path == "/get_world_size":
+            return 200, {"world_size": 1}
         if path == "/start_weight_update":
             wrong = self.updating or not self.paused
             self.updating = True
@@ -121,8 +132,7 @@ class FakeVLLM:
         if path == "/update_weights":
             if not self.updating:
                 return 500, {"error": "start_weight_update must be called before update_weights"}
-            self.model.load_state_dict(load_file(body["update_info"]["path"]), strict=False)
-            return 200, {}
+            return self.update(**body["update_info"])
         if path == "/finish_weight_update":
             wrong, self.updating = not self.updating, False
             self.version = body.get("weight_version") or self.version
@@ -136,6 +146,21 @@ class FakeVLLM:
         if body["model"] is not None and body["model"] not in self.adapters:
             return 404, {"error": f"the model {body['model']} does not exist"}
         return 200, self.write(body)
+
+    def join(self, address, port, rank_offset, world_size, timeout_s):
+        if self.group is not None:
+            self.group.close()
+        self.joined += 1
+        self.group = join(address, port, rank_offset, world_size, device=torch.device("cpu"), timeout_s=timeout_s)
+        return 200, {}
+
+    def update(self, path=None, **about):
+        if path is None and self.group is None:
+            return 500, {"error": "no group"}
+        weights = load_file(path) if path is not None else dict(self.group.receive(**about))
+        self.received.append({} if path is not None else weights)
+        self.model.load_state_dict(weights, strict=False)
+        return 200, {}
 
     def write(self, body):
         asked = body["sampling_params"]

@@ -56,6 +56,12 @@ def test_the_server_gets_what_the_engine_needs():
         ("--tensor-parallel-size", "4"),
     ):
         assert words[words.index(flag) + 1] == value
+    words = server_command(ServeConfig(model="m", transfer="broadcast"), on_cpu=True)
+    assert words[words.index("--weight-transfer-config") + 1] == '{"backend": "textenvs_broadcast"}'
+
+
+def test_a_server_on_cpus_compiles_nothing():
+    words = server_command(ServeConfig(model="m", lora_rank=8), on_cpu=True)
     assert {"--enable-scale-out", "--enforce-eager", "--enable-lora"} <= set(words)
     assert "--enforce-eager" not in server_command(ServeConfig(model="m"), on_cpu=False)
 
@@ -64,11 +70,15 @@ def test_the_plugin_stands_alone_and_names_its_entry_point(tmp_path):
     write_plugin(tmp_path)
     points = ConfigParser()
     points.read(tmp_path / f"{PLUGIN}-0.dist-info" / "entry_points.txt")
-    assert dict(points["vllm.general_plugins"]) == {PLUGIN: f"{PLUGIN}:register"}
-    source = (tmp_path / f"{PLUGIN}.py").read_text()
+    assert dict(points["vllm.general_plugins"]) == {PLUGIN: f"{PLUGIN}.transfer:register"}
+    source, group = ((tmp_path / PLUGIN / f"{name}.py").read_text() for name in ("transfer", "group"))
     assert "def register" in source
-    assert "from agents" not in source
-    assert "from textenvs" not in source
+    for each in (source, group):
+        assert "from agents" not in each
+        assert "from textenvs" not in each
+    imports = [sys.executable, "-c", f"import {PLUGIN}.group as g; print(g.Group)"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    assert PLUGIN in subprocess.run(imports, env=environment, capture_output=True, text=True, cwd=tmp_path).stdout
 
 
 def test_it_waits_for_an_answer_and_ends_the_server_with_itself(tmp_path):
@@ -76,7 +86,7 @@ def test_it_waits_for_an_answer_and_ends_the_server_with_itself(tmp_path):
     try:
         _, pid, dev_mode, plugins = process.stdout.readline().split()
         assert dev_mode == "1"
-        assert (Path(plugins) / f"{PLUGIN}.py").is_file()
+        assert (Path(plugins) / PLUGIN / "transfer.py").is_file()
         assert process.stdout.readline() == f"ready: --engine http://127.0.0.1:{port}\n"
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 130
