@@ -3,7 +3,7 @@
 Rank 0 is the trainer. Both sides use this file, so like ``transfer.py`` it stands alone: ``textenvs serve`` copies it.
 """
 
-# mypy: disable-error-code="attr-defined"  # torch's stubs lack much of this
+# mypy: disable-error-code="attr-defined"
 
 from __future__ import annotations
 

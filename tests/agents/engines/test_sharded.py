@@ -24,9 +24,10 @@ STEPS = ["--learning-rate", "0.03", "--adam-eps", "1"]
 
 
 ADAPTERS = ["--memory", "adapters", "--engine-weights", "adapter", "--async-rollouts", "1"]
+BROADCAST = ["--engine-transfer", "broadcast"]
 
 
-@pytest.mark.parametrize("more", [[], pytest.param(ADAPTERS, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("more", [[], *(pytest.param(each, marks=pytest.mark.slow) for each in (ADAPTERS, BROADCAST))])
 def test_two_processes_that_share_a_model_learn_by_an_engine(serve, tmp_path, more):
     def outcome(name, run):
         fake = serve(load_causal_lm(assets.language_model_dir()))

@@ -255,7 +255,7 @@ def envs_of(num_envs=8, beta=0.1):
 
 def agent_of(fake, policy, **options):
     config = TextAgentConfig.for_algorithm("rloo", group_size=2, learning_rate=0.01, epochs=1)
-    collector = TextCollector(envs_of(), seed=1, engine=engine_of(fake), **options)
+    collector = TextCollector(envs_of(), **{"seed": 1, "engine": engine_of(fake), **options})
     return TextAgent(config, policy, collector)
 
 
