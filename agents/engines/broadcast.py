@@ -111,7 +111,7 @@ class Broadcast:
         def run() -> None:
             try:
                 done.set_result(work())
-            except RuntimeError as fault:
+            except Exception as fault:
                 done.set_exception(fault)
 
         Thread(target=run, daemon=True).start()  # one that is stuck holds up nothing
@@ -121,7 +121,7 @@ class Broadcast:
         except (EngineError, ValueError):
             self.drop()
             raise
-        except (RuntimeError, FutureTimeout) as fault:
+        except (RuntimeError, OSError, FutureTimeout) as fault:
             self.drop()
             raise EngineError(f"{self.url}{path}: the broadcast failed: {str(fault) or 'timed out'}") from fault
 

@@ -211,6 +211,33 @@ def test_a_server_that_is_killed_while_it_writes_costs_no_text(tmp_path):
         server.stop()
 
 
+def test_weights_by_broadcast_are_the_trainers_also_after_a_kill():
+    server = Server(assets.language_model_dir(), free_port(), "--transfer", "broadcast")
+    port = int(server.url.rpartition(":")[2])
+    try:
+        engine = VLLMEngine(server.url, transfer="broadcast", timeout_s=120, patience_s=300)
+        for version in range(3):
+            policy = moved(policy_of(), seed=version, scale=0.01 * version)
+            begun = time.monotonic()
+            engine.update(named_weights(policy), version)
+            took = time.monotonic() - begun
+            mean, largest = gap(policy, engine)
+            print(f"broadcast, float32, update {version}: {took:.2f} s, mean {mean:.2e}, max {largest:.2e} nats")
+            assert mean < 1e-4
+        server.kill()
+        server = Server(assets.language_model_dir(), port, "--transfer", "broadcast")
+        with pytest.warns(UserWarning, match=r"expected weights of version 2"):
+            assert gap(policy, engine)[0] < 1e-4
+        server.kill()
+        server = Server(assets.language_model_dir(), port, "--transfer", "broadcast")
+        policy = moved(policy_of(), seed=3)
+        with pytest.warns(UserWarning, match=r"trying again"):  # it has no group yet
+            engine.update(named_weights(policy), 3)
+        assert gap(policy, engine)[0] < 1e-4
+    finally:
+        server.stop()
+
+
 def sampling_of(policy, **options):
     generator = torch.Generator().manual_seed(1)
     return Sampling(max_new_tokens=T, eos_token_id=policy.eos_token_id, generator=generator, **options)
