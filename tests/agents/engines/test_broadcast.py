@@ -11,11 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.distributed import TCPStore
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from agents.engines import broadcast
-from agents.engines.group import Group, join
 from agents.engines.protocol import EngineError
 from agents.engines.vllm import VLLMEngine
 from agents.lm.saving import named_weights
@@ -23,9 +21,8 @@ from agents.recipes.rlhf.config import TrainTextConfig
 from agents.text.config import TextEngineConfig
 from agents.text.writer import engine_options
 from tests.agents.engines.conftest import FakeVLLM
+from tests.agents.engines.test_group import alike
 from tests.agents.engines.test_vllm import agent_of, agrees, model_of, policy_of, prompts_of, same, sampling_of
-
-CPU = torch.device("cpu")
 
 
 def engine_of(fake, **options):
@@ -34,13 +31,6 @@ def engine_of(fake, **options):
 
 def merged(packs):
     return {name: weight for pack in packs for name, weight in pack.items()}
-
-
-def alike(found, sent):
-    assert list(found) == list(sent)
-    for name, weight in sent.items():
-        assert found[name].dtype == weight.dtype
-        assert torch.equal(found[name], weight), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -70,25 +60,6 @@ def test_dtypes_do_not_mix_in_a_broadcast_and_numbers_keep_their_shape(serve):
     engine_of(fake).update(sent.items(), 0)
     alike(merged(fake.received), sent)
     assert [list(pack) for pack in fake.received] == [["a"], ["b", "c", "d"], ["e"]]
-
-
-def test_several_workers_get_the_same():
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    found, sent = {}, [torch.randn(4, 3), torch.randn(5)]
-
-    def work(rank):
-        group = join("127.0.0.1", store.port, rank, 4, device=CPU, timeout_s=20)
-        found[rank] = dict(group.receive(["x", "y"], "float32", [[4, 3], [5]]))
-
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in (3, 1, 2)]
-    for thread in threads:
-        thread.start()
-    Group(store, 0, 4, address="127.0.0.1", device=CPU, timeout_s=20).send(sent)
-    for thread in threads:
-        thread.join()
-    assert sorted(found) == [1, 2, 3]
-    for each in found.values():
-        alike(each, {"x": sent[0], "y": sent[1]})
 
 
 def test_a_group_lasts_and_texts_are_by_the_newest_weights(serve):
