@@ -1,7 +1,7 @@
 """vLLM's side of a weight update, through a folder or by broadcast: its plugin, which runs in the server's workers.
 
 It stands alone, since the server's environment need not have this package: ``textenvs serve`` copies this file and
-``group.py`` beside an entry point (group ``vllm.general_plugins``) and puts them on the server's path.
+``group.py`` into a package beside an entry point (group ``vllm.general_plugins``) and puts it on the server's path.
 """
 
 # mypy: disable-error-code="misc"
@@ -19,7 +19,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
-from .group import Group, join
+from agents.engines.group import Group, join
 
 
 @dataclass

@@ -74,7 +74,7 @@ def write_plugin(folder: Path) -> None:
     (folder / PLUGIN).mkdir()
     for name in ("transfer.py", "group.py"):
         source = (Path(__file__).parents[2] / "engines" / name).read_text(encoding="utf-8")
-        (folder / PLUGIN / name).write_text(source, encoding="utf-8")
+        (folder / PLUGIN / name).write_text(source.replace("agents.engines.", f"{PLUGIN}."), encoding="utf-8")
     about = folder / f"{PLUGIN}-0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {PLUGIN}\nVersion: 0\n")

@@ -75,7 +75,7 @@ def test_the_plugin_stands_alone_and_names_its_entry_point(tmp_path):
     assert "def register" in source
     for each in (source, group):
         assert "from agents" not in each
-        assert "from textenvs" not in each
+        assert "from textenvs." not in each
     imports = [sys.executable, "-c", f"import {PLUGIN}.group as g; print(g.Group)"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     assert PLUGIN in subprocess.run(imports, env=environment, capture_output=True, text=True, cwd=tmp_path).stdout
