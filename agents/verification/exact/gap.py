@@ -99,11 +99,9 @@ def train(
     number = UPDATES[policy][algorithm] if updates is None else updates
     if (policy, algorithm) == ("tabular", "ppo"):
         return _train_by_steps(env_id, seed, number, num_envs or NUM_ENVS["stepped"])
-    settings = {"num_envs": NUM_ENVS[policy], **SETTINGS[policy][algorithm]}
-    num_envs = num_envs or settings["num_envs"]
+    num_envs = num_envs or NUM_ENVS[policy]
     asked: dict[str, Any] = {"minibatch_size": num_envs, "max_grad_norm": 1.0, "kl_in": "reward", "kl_estimator": None}
-    asked |= settings | {"credit": credit, "seed": seed}
-    del asked["num_envs"]
+    asked |= SETTINGS[policy][algorithm] | {"credit": credit, "seed": seed}
     config = TextAgentConfig.for_algorithm(
         algorithm, **(asked | {"learning_rate": Linear(asked["learning_rate"], 0.0)})
     )

@@ -21,20 +21,20 @@ DIALOGUES: list[tuple[str, Paper, str]] = [
 ]
 """Environment, algorithm and credit."""
 NUM_ENVS = {"tabular": 128, "stepped": 512, "gpt2": 512, "dialogue": 512}
-"""Texts or dialogues a batch, if ``SETTINGS`` has none; "stepped": episodes of a table's PPO side by side."""
+"""Texts or dialogues a batch; "stepped": episodes of the table's PPO side by side."""
 PPO_TABLE = PPOConfig(
     num_steps=4, epochs=8, minibatch_size=512, learning_rate=Linear(0.05, 0.0), gamma=1.0, lam=1.0, value_coef=1.0,
     max_grad_norm=10.0,
 )  # fmt: skip
 """Of the table's PPO, which steps through the environment like any control task."""
 VARIANTS: tuple[Paper, ...] = ("dr_grpo", "dapo", "gspo", "cispo", "reinforce++", "reinforce++_baseline")
-"""They differ in what happens off policy: four optimizer steps a batch."""
+"""They differ in what happens off policy: several optimizer steps a batch."""
 SETTINGS: dict[str, dict[Paper, dict[str, Any]]] = {
     "tabular": {
         "grpo": {"learning_rate": 0.1, "epochs": 1, "group_size": 8},
         "rloo": {"learning_rate": 0.1, "group_size": 8},
         "reinforce": {"learning_rate": 0.1},
-        **{name: {"learning_rate": 0.1, "minibatch_size": 64, "num_envs": 256} for name in VARIANTS},
+        **{name: {"learning_rate": 0.1, "minibatch_size": 64} for name in VARIANTS},
     },
     "gpt2": {
         "ppo": {"learning_rate": 1e-3, "minibatch_size": 128, "epochs": 4, "lam": 1.0, "value_coef": 0.2},
@@ -55,7 +55,7 @@ SETTINGS: dict[str, dict[Paper, dict[str, Any]]] = {
 }  # fmt: skip
 """Over the papers' choices, by policy."""
 UPDATES: dict[str, dict[Paper, int]] = {
-    "tabular": dict.fromkeys(ALGORITHMS, 400) | {"ppo": 64} | dict.fromkeys(VARIANTS, 200),
+    "tabular": dict.fromkeys(ALGORITHMS, 400) | {"ppo": 64},
     "gpt2": dict.fromkeys(ALGORITHMS, 600) | {"ppo": 240},
     "dialogue": dict.fromkeys(ALGORITHMS, 400) | {"ppo": 60},
 }
