@@ -23,7 +23,7 @@ DIALOGUES: list[tuple[str, Paper, str]] = [
 NUM_ENVS = {"tabular": 128, "stepped": 512, "gpt2": 512, "dialogue": 512}
 """Texts or dialogues a batch; "stepped": episodes of the table's PPO side by side."""
 PPO_TABLE = PPOConfig(
-    num_steps=4, epochs=8, minibatch_size=512, learning_rate=Linear(0.05, 0.0), gamma=1.0, lam=1.0, value_coef=1.0,
+    num_steps=8, epochs=4, minibatch_size=1024, learning_rate=Linear(0.05, 0.0), gamma=1.0, lam=1.0, value_coef=1.0,
     max_grad_norm=10.0,
 )  # fmt: skip
 """Of the table's PPO, which steps through the environment like any control task."""
