@@ -55,7 +55,7 @@ SETTINGS: dict[str, dict[Paper, dict[str, Any]]] = {
 }  # fmt: skip
 """Over the papers' choices, by policy."""
 UPDATES: dict[str, dict[Paper, int]] = {
-    "tabular": dict.fromkeys(ALGORITHMS, 400) | {"ppo": 64},
+    "tabular": dict.fromkeys(ALGORITHMS, 800) | {"ppo": 64},
     "gpt2": dict.fromkeys(ALGORITHMS, 600) | {"ppo": 240},
     "dialogue": dict.fromkeys(ALGORITHMS, 400) | {"ppo": 60},
 }
