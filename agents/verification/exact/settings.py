@@ -35,6 +35,7 @@ SETTINGS: dict[str, dict[Paper, dict[str, Any]]] = {
         "rloo": {"learning_rate": 0.1, "group_size": 8},
         "reinforce": {"learning_rate": 0.1},
         **{name: {"learning_rate": 0.1, "minibatch_size": 64} for name in VARIANTS},
+        "reinforce++": {"learning_rate": 0.05},
     },
     "gpt2": {
         "ppo": {"learning_rate": 1e-3, "minibatch_size": 128, "epochs": 4, "lam": 1.0, "value_coef": 0.2},
@@ -55,7 +56,7 @@ SETTINGS: dict[str, dict[Paper, dict[str, Any]]] = {
 }  # fmt: skip
 """Over the papers' choices, by policy."""
 UPDATES: dict[str, dict[Paper, int]] = {
-    "tabular": dict.fromkeys(ALGORITHMS, 800) | {"ppo": 64},
+    "tabular": dict.fromkeys(ALGORITHMS, 800) | {"ppo": 64, "reinforce++": 1600},
     "gpt2": dict.fromkeys(ALGORITHMS, 600) | {"ppo": 240},
     "dialogue": dict.fromkeys(ALGORITHMS, 400) | {"ppo": 60},
 }
