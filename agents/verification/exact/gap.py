@@ -9,8 +9,8 @@ The gap is (optimum - attained) / (optimum - start) of the objective ``E[score] 
 enumeration: no sampling enters the measurement. The start is the reference, as in the tuning of a language model: the
 table starts as the task's own, the GPT-2 as itself before training. 0 % is optimal, 100 % has learned nothing.
 
-Two policies: a table that can represent any policy, so that a remaining gap is due to the algorithm; and a tiny GPT-2,
-whose KL coefficient is annealed: at a constant one, training collapses to one of the best policy's modes. The KL is a
+Two policies: a table that can represent any policy, so that a remaining gap is due to the algorithm; and a tiny GPT-2.
+The KL coefficient is annealed: at a constant one, training collapses to one of the best policy's modes. The KL is a
 penalty in the reward, as in the objective (a KL in the loss, as in GRPO's paper, is biased: ``scripts.kl_bias``).
 
 Dialogues are of a table of every state, neither of the objectives sampled either. PPO learns where the limit of turns
@@ -25,7 +25,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -35,7 +35,6 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 import textenvs  # noqa: F401 (registers the ids)
 from agents.agent import Agent
 from agents.algorithms.ppo import PPO
-from agents.config import PPOConfig
 from agents.functional.schedules import Linear
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.generation import generate
@@ -47,67 +46,24 @@ from agents.text.collector import TextCollector
 from agents.text.config import Paper, TextAgentConfig
 from agents.text.kl_controllers import AnnealedKL
 from agents.text.stepwise import generate_by_acting
+from agents.verification.exact.settings import (
+    ALGORITHMS,
+    ANNEALED,
+    DIALOGUES,
+    ENVS,
+    NUM_ENVS,
+    PPO_TABLE,
+    SETTINGS,
+    UPDATES,
+)
 from agents.verification.exact.tabular import Table, TabularDialoguePolicy, TabularPolicy, TabularTextPolicy
+from textenvs.envs.wrapper import found_in
 from textenvs.exact import enumeration as exact
 from textenvs.exact.dialogues import DialogueTask
 from textenvs.exact.envs import EOS_TOKEN, ExactTask
 from textenvs.tokens.rows import Ids
+from textenvs.wrappers.kl_shaping import KLShaping
 from textenvs.wrappers.reference import CausalLMReference
-
-ENVS = ("textenvs/ExactSpelling-v0", "textenvs/ExactSentiment-v0", "textenvs/ExactRandom-v0")
-ENDS, TRUNCATES = "textenvs/ExactDialogue-v0", "textenvs/ExactDialogueTruncated-v0"
-ALGORITHMS: tuple[Paper, ...] = get_args(Paper)
-GROUPS = ("token", "turn", "state")
-CREDITS: dict[Paper, tuple[str, ...]] = {"ppo": GROUPS[:2], "grpo": GROUPS, "rloo": GROUPS, "reinforce": GROUPS[:2]}
-DIALOGUES: list[tuple[str, Paper, str]] = [
-    (env_id, algorithm, credit)
-    for algorithm, credits in CREDITS.items()
-    for env_id in ((ENDS, TRUNCATES) if algorithm == "ppo" else (ENDS,))
-    for credit in credits
-]
-"""Environment, algorithm and credit."""
-NUM_ENVS = 512
-"""Episodes side by side, of the table's PPO; texts or dialogues a batch of all others."""
-PPO_TABLE = PPOConfig(
-    num_steps=16, epochs=4, minibatch_size=2048, learning_rate=Linear(0.05, 0.0), gamma=1.0, lam=1.0, value_coef=1.0,
-    max_grad_norm=10.0,
-)  # fmt: skip
-"""Of the table's PPO, which steps through the environment like any control task."""
-VARIANTS: tuple[Paper, ...] = ("dr_grpo", "dapo", "gspo", "cispo", "reinforce++", "reinforce++_baseline")
-"""They differ in what happens off policy: four optimizer steps a batch."""
-SETTINGS: dict[str, dict[Paper, dict[str, Any]]] = {
-    "tabular": {
-        "grpo": {"learning_rate": 0.05, "epochs": 1, "group_size": 8},
-        "rloo": {"learning_rate": 0.05, "group_size": 8},
-        "reinforce": {"learning_rate": 0.05},
-        **{name: {"learning_rate": 0.05, "minibatch_size": NUM_ENVS // 4} for name in VARIANTS},
-    },
-    "gpt2": {
-        "ppo": {"learning_rate": 1e-3, "minibatch_size": 128, "epochs": 4, "lam": 1.0, "value_coef": 0.2},
-        "grpo": {"learning_rate": 5e-4, "minibatch_size": 128, "epochs": 2, "group_size": 8},
-        "rloo": {"learning_rate": 1e-3, "group_size": 8},
-        "reinforce": {"learning_rate": 1e-3},
-        **{name: {"learning_rate": 5e-4, "minibatch_size": NUM_ENVS // 4} for name in VARIANTS},
-    },
-    "dialogue": {
-        "ppo": {
-            "learning_rate": 0.05, "minibatch_size": 128, "epochs": 2, "lam": 0.95, "value_coef": 1.0,
-            "max_grad_norm": 10.0,
-        },
-        "grpo": {"learning_rate": 0.05, "epochs": 1, "group_size": 8},
-        "rloo": {"learning_rate": 0.05, "group_size": 8},
-        "reinforce": {"learning_rate": 0.05},
-    },
-}  # fmt: skip
-"""Over the papers' choices, by policy."""
-UPDATES: dict[str, dict[Paper, int]] = {
-    "tabular": dict.fromkeys(ALGORITHMS, 400) | {"ppo": 80},
-    "gpt2": dict.fromkeys(ALGORITHMS, 600) | {"ppo": 240},
-    "dialogue": dict.fromkeys(ALGORITHMS, 400) | {"ppo": 60},
-}
-"""Rollouts that each training learns from."""
-ANNEALED, SHARE = 3.0, 0.5
-"""The GPT-2's initial KL coefficient over the task's own, and the share of episodes in which it falls to that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,18 +87,19 @@ def train(
     credit: str = "token",
     seed: int = 0,
     updates: int | None = None,
-    num_envs: int = NUM_ENVS,
+    num_envs: int | None = None,
     callback: Any = None,
 ) -> GapResult:
     """Train what starts as the reference, by whole texts or dialogues; PPO's table of texts by steps.
 
     ``policy`` is "tabular", "gpt2" or "dialogue", whose ``credit`` is as in `TextAgentConfig`; ``updates`` are rollouts
-    to learn from, None: ``UPDATES``; ``num_envs`` episodes side by side are a multiple of the group size;
-    ``callback`` is of `learn`, by whole texts.
+    to learn from, None: ``UPDATES``; ``num_envs`` episodes side by side, None: ``NUM_ENVS``, are a multiple of the
+    group size; ``callback`` is of `learn`, by whole texts.
     """
     number = UPDATES[policy][algorithm] if updates is None else updates
     if (policy, algorithm) == ("tabular", "ppo"):
-        return _train_by_steps(env_id, seed, number, num_envs)
+        return _train_by_steps(env_id, seed, number, num_envs or NUM_ENVS["stepped"])
+    num_envs = num_envs or NUM_ENVS[policy]
     asked: dict[str, Any] = {"minibatch_size": num_envs, "max_grad_norm": 1.0, "kl_in": "reward", "kl_estimator": None}
     asked |= SETTINGS[policy][algorithm] | {"credit": credit, "seed": seed}
     config = TextAgentConfig.for_algorithm(
@@ -153,6 +110,8 @@ def train(
     envs = gym.make_vec(env_id, num_envs=num_envs, group_size=config.group_size, **reference)
     task: ExactTask | DialogueTask = envs.unwrapped.task  # type: ignore[attr-defined]
     how: dict[str, Any] = {"generate": generate_by_acting, "dynamic_sampling": config.dynamic_sampling}
+    if policy in ANNEALED:
+        how["kl_controller"] = _annealed(policy, task.beta, number * num_envs)
     learner: Any
     if isinstance(task, DialogueTask):
         config = replace(config, gamma_turn=task.gamma_turn) if algorithm == "ppo" else config
@@ -162,8 +121,7 @@ def train(
         learner = TabularTextPolicy(task.states, logits, prompt_length=width, eos_token_id=EOS_TOKEN)
     else:
         learner = CausalLMPolicy(model, eos_token_id=EOS_TOKEN, critic="shared" if config.uses_critic else "none")
-        start, horizon = ANNEALED * task.beta, SHARE * number * num_envs
-        how |= {"generate": generate, "kl_controller": AnnealedKL(start=start, end=task.beta, horizon=horizon)}
+        how["generate"] = generate
     agent = TextAgent(config, policy=learner, collector=TextCollector(envs, seed=seed, **how))
     return _learn(agent, learner, task, number * num_envs, callback)
 
@@ -175,7 +133,21 @@ def _train_by_steps(env_id: str, seed: int, updates: int, num_envs: int) -> GapR
     num_actions = len(task.words)
     policy = TabularPolicy(task.states, num_actions, task.ref_logprobs.reshape(-1, num_actions))
     agent = PPO(envs, replace(PPO_TABLE, seed=seed), policy=policy)
-    return _learn(agent, policy, task, updates * num_envs * PPO_TABLE.num_steps)
+    steps = num_envs * PPO_TABLE.num_steps
+    controller = _annealed("tabular", task.beta, updates * steps)
+
+    def anneal(_: Agent) -> None:
+        shaping.beta = controller.updated(shaping.beta, 0.0, steps)
+
+    shaping: Any = found_in(envs, KLShaping)
+    shaping.beta = controller.start
+    return _learn(agent, policy, task, updates * steps, anneal)
+
+
+def _annealed(policy: str, beta: float, horizon: int) -> AnnealedKL:
+    """To ``beta``, in a share of ``horizon`` episodes or steps."""
+    multiple, share = ANNEALED[policy]
+    return AnnealedKL(start=multiple * beta, end=beta, horizon=share * horizon)
 
 
 def tiny_gpt2(env_id: str, *, seed: int) -> PreTrainedModel:
@@ -228,7 +200,7 @@ class ExactGapConfig:
     seed: int = 0
     """of actions, prompts and minibatches; and of the GPT-2's weights"""
     updates: int | None = None
-    """rollouts to learn from, each of 512 episodes side by side; None: as ``UPDATES`` has it"""
+    """rollouts to learn from; None: as ``UPDATES`` has it"""
     run_dir: Path | None = None
     """folder for config.json and summary.json; None writes nothing"""
     overwrite: bool = False

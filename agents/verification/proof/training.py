@@ -20,7 +20,8 @@ from agents.functional.schedules import Linear
 from agents.text.config import Algorithm, Paper
 from agents.verification.checks import Check, Checking, at_least, at_most
 from agents.verification.environments.learning import fingerprint
-from agents.verification.exact.gap import ALGORITHMS, DIALOGUES, ENVS, train
+from agents.verification.exact.gap import train
+from agents.verification.exact.settings import ALGORITHMS, DIALOGUES, ENVS
 
 ROOT = Path(__file__).resolve().parents[3]
 SOLVED = 475.0

@@ -4,7 +4,8 @@ from typing import get_args
 import pytest
 
 from agents.text.config import Algorithm
-from agents.verification.exact.gap import ALGORITHMS, ExactGapConfig, command_line, train
+from agents.verification.exact.gap import ExactGapConfig, command_line, train
+from agents.verification.exact.settings import ALGORITHMS
 
 
 def test_a_run_leaves_its_gap_behind_and_is_not_overwritten(tmp_path, capsys):

@@ -15,7 +15,6 @@ from agents.text.agent import TextAgent
 from agents.text.collector import TextCollector
 from agents.text.config import TextAgentConfig
 from agents.text.stepwise import generate_by_acting
-from agents.verification.exact.gap import SETTINGS
 from agents.verification.exact.tabular import TabularTextPolicy
 from textenvs.exact.envs import EOS_TOKEN
 from textenvs.tokens.rows import PAD
@@ -43,7 +42,7 @@ class OffEngine(LocalEngine):
 def gap(env_id, algorithm, mode, *, seed, updates, num_envs, high=3.0, **changed):
     """Share of the way to the optimum that is left after training, and the first rollout's mismatch in nats."""
     asked = {"minibatch_size": num_envs, "max_grad_norm": 1.0, "kl_in": "reward", "kl_estimator": None, "seed": seed}
-    asked |= SETTINGS["tabular"][algorithm] | changed
+    asked |= {"learning_rate": 0.05, "group_size": 8} | changed
     asked["learning_rate"] = Linear(asked["learning_rate"], 0.0)
     config = TextAgentConfig.for_algorithm(algorithm, **asked)
     envs = gym.make_vec(env_id, num_envs=num_envs, group_size=config.group_size)
