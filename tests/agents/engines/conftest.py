@@ -33,6 +33,15 @@ class FakeVLLM:
         self.lock, self.port, self.stopped = threading.Lock(), port, threading.Event()
         self.start()
 
+    def start_when_stopped(self):
+        """Start anew, in a thread, once this server is killed."""
+
+        def start():
+            self.stopped.wait()
+            self.start()
+
+        threading.Thread(target=start, daemon=True).start()
+
     def start(self):
         """Start, or start anew after a kill: with the weights that it began with."""
         self.model, self.version, self.updating, self.paused, self.adapters = (

@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -114,12 +113,7 @@ def test_a_server_started_anew_is_joined_again_and_gets_the_weights_that_wrote(s
         for parameter in policy.model.parameters():
             parameter.add_(1)
     fake.faults["/inference/v1/generate"] = [None, None, "kill"]
-
-    def revive():
-        fake.stopped.wait()
-        fake.start()
-
-    threading.Thread(target=revive, daemon=True).start()
+    fake.start_when_stopped()
     with pytest.warns(UserWarning, match="no answer"):
         same(engine.generate(prompts_of(), sampling_of(max_concurrent_rows=1)), undisturbed)
     assert fake.version == "2"

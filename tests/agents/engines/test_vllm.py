@@ -1,7 +1,5 @@
 """A vLLM server as an engine, against a small one that speaks its protocol: agreement, faults, updates, dialogues."""
 
-import threading
-
 import numpy as np
 import pytest
 import torch
@@ -152,12 +150,7 @@ def test_a_server_that_was_killed_and_started_anew_gets_the_weights_again(serve)
     engine = loaded(fake, policy, version=2)
     undisturbed = engine.generate(prompts_of(), sampling_of())
     fake.faults[PATH] = [None, None, "kill"]
-
-    def revive():
-        fake.stopped.wait()
-        fake.start()
-
-    threading.Thread(target=revive, daemon=True).start()
+    fake.start_when_stopped()
     with pytest.warns(UserWarning, match="no answer"):
         same(engine.generate(prompts_of(), sampling_of(max_concurrent_rows=1)), undisturbed)
     assert fake.version == "2"
