@@ -26,7 +26,7 @@ from agents.runs import checkpoint
 from agents.runs.devices import check_device
 from agents.runs.distributed import is_sharded
 from agents.runs.flags import NEUTRAL
-from agents.runs.logging import MetricSink, NullSink
+from agents.runs.logging import MetricSink, as_sink
 from agents.update import Objective, own_objective
 
 Self = TypeVar("Self", bound="Agent")
@@ -78,7 +78,7 @@ class Agent:
         self.env = env
         self.objective = own_objective(objective)
         self.learner, self.optimizer = self._learning_parts()
-        self.logger: MetricSink = logger or NullSink()
+        self.logger = as_sink(logger)
         self.metrics: dict[str, float] = {}
         self.steps = 0
         self.updates = 0

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from agents.lm.lora import LoraOptions
 from agents.lm.sampling import TokenSampling
+from agents.ranges import check_values
 from agents.text import kl_controllers
 from agents.text.kl_controllers import KLController
 from agents.text.score_scaling import ScoreScaler
@@ -48,6 +49,10 @@ class TextOptions:
     """what moves the KL coefficient; see ``agents.text.kl_controllers``"""
     score_scaler: ScoreScaler | None = None
     """what the score is turned into before it is paid"""
+
+    def __post_init__(self) -> None:
+        ranges = {">= 1": "batch_size max_concurrent_rows overlong_cache"}
+        check_values(self, ranges | {">= 0": "beta missing_eos_penalty overlong_penalty"})
 
     def to_dict(self) -> dict[str, Any]:
         """The options as JSON values; the state of a score scaler is the collector's, and a critic that has begun as

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
+from gymnasium.vector import VectorEnv
 
 from agents.agent import EnvLike
 from agents.algorithms.options import TextOptions
@@ -23,8 +24,9 @@ from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.generation import generate
 from agents.lm.saving import save_model
 from agents.runs import checkpoint
+from agents.runs.devices import check_device
 from agents.runs.logging import MetricSink
-from agents.text.agent import TextAgent
+from agents.text.agent import TextAgent, check_parts
 from agents.text.collector import TextCollector, kl_shaping_of
 from agents.text.config import PAPERS, Algorithm, Paper, TextAgentConfig, paper_settings
 from agents.text.presets import learning_rate_for, preset_settings
@@ -78,14 +80,19 @@ class TextAlgorithm(TextAgent):
         options, given = _split(settings)
         group_size = given.get("group_size", PAPERS[start].get("group_size", 1))
         envs = token_vector(env, options.batch_size, group_size if config is None else config.group_size)
+        if "batch_size" in settings and options.batch_size != envs.num_envs:
+            raise ValueError(
+                f"batch_size: expected {envs.num_envs}, the environment's number of rows, received {options.batch_size}"
+            )
         model, beta = language_model(envs, policy), None
         own_rate = config is None and "learning_rate" not in given
         if config is None:
             more = reward_critic(start, envs, model, settings | {"objective": objective})
             beta = more.pop("beta", None)
             options, given = _split(more | settings)
-        self.options = options
+        self.options = options = replace(options, batch_size=envs.num_envs)
         config = self._config(envs.num_envs, start, config, given)
+        check_device(config.device)
         self.env_id = env if isinstance(env, str) else None
         self.policy_source = os.fspath(policy) if isinstance(policy, str | os.PathLike) else None
         self._own_policy = policy is None
@@ -93,11 +100,9 @@ class TextAlgorithm(TextAgent):
         module = build_policy(envs, model, config, options)
         if own_rate:
             config = replace(config, learning_rate=_learning_rate(self.name, module))
-        exact = config.kl_in != "reward" and config.kl_estimator == "full"
         super().__init__(
-            config, module, _collector(envs, module, config, options),
-            reference=starting_policy(envs, config, options) if exact or config.branches else None, logger=logger,
-            objective=objective, verbose=verbose,
+            config, module, _collector(envs, module, config, options), reference=_reference(envs, config, options),
+            logger=logger, objective=objective, verbose=verbose,
         )  # fmt: skip
         self.env = envs
 
@@ -133,8 +138,15 @@ class TextAlgorithm(TextAgent):
         envs = token_vector(env, self.options.batch_size, self.config.group_size)
         old = None if self.env is None else kl_shaping_of(self.env)
         _set_kl(envs, self.config, None, suggested=None if old is None else old.beta)
+        new = kl_shaping_of(envs)
+        price = None if new is None else new.beta
         collector = _collector(envs, self.policy, self.config, self.options)
-        self.env, self.env_id, self.collector = envs, env if isinstance(env, str) else None, collector
+        if new is not None and price is not None and self.options.kl_controller is not None:
+            new.beta = price  # where a controller's line has come to, not its start
+        reference = _reference(envs, self.config, self.options)
+        check_parts(self.config, self.policy, collector, reference)
+        self.collector, self.reference = collector, reference
+        self.env, self.env_id = envs, env if isinstance(env, str) else None
 
     @property
     def _base(self) -> TokenVectorBase:
@@ -159,12 +171,16 @@ class TextAlgorithm(TextAgent):
         base = self._base
         if base.tokenizer is None:
             raise ValueError("generate needs text, and this environment has no tokenizer: call policy's own generation")
+        if isinstance(prompts, str):
+            raise ValueError(
+                f"prompts: expected a list of texts, received the text {prompts!r:.80}: write [{prompts!r:.80}]"
+            )
         rows = load_prompts(list(prompts), base.tokenizer, vocab_size=base.vocab_size)
         tokens = torch.from_numpy(rows.tokens).to(self.policy.device)
         written = _writer(self.policy)(
             self.policy,
             tokens,
-            max_new_tokens=max_new_tokens or base.max_new_tokens,
+            max_new_tokens=base.max_new_tokens if max_new_tokens is None else max_new_tokens,
             generator=self.predict_generator,
             deterministic=deterministic,
         )
@@ -218,7 +234,9 @@ class TextAlgorithm(TextAgent):
         if policy is None and not known["own_policy"]:
             raise checkpoint.CheckpointError("the agent's policy was handed over as an object: pass policy=")
         config = TextAgentConfig.from_dict(state["config"] | ({} if device is None else {"device": device}))
-        options = vars(TextOptions.from_dict(known["options"]))
+        options = dict(vars(TextOptions.from_dict(known["options"])))
+        if isinstance(env, VectorEnv):  # which has a number of rows
+            del options["batch_size"]
         agent = cls(env, config, policy, logger=logger, objective=objective, **options)
         state["config"] = agent.config.to_dict()
         agent.load_state_dict(state)
@@ -249,6 +267,12 @@ def _set_kl(envs: TokenVectorLike, config: TextAgentConfig, beta: float | None, 
     shaping.suggest_beta(suggested)
     if beta is not None:
         shaping.beta = beta
+
+
+def _reference(envs: TokenVectorLike, config: TextAgentConfig, options: TextOptions) -> CausalLMPolicy | None:
+    """What ``config`` measures an exact KL or branches against; None if it does neither."""
+    exact = config.kl_in != "reward" and config.kl_estimator == "full"
+    return starting_policy(envs, config, options) if exact or config.branches else None
 
 
 def _learning_rate(algorithm: Algorithm, policy: torch.nn.Module) -> Linear:

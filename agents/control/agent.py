@@ -67,6 +67,8 @@ class ControlAgent(Agent):
         chosen: Any = with_settings(self.config_type, config, settings)  # a subclass has settings of its own
         self.env_id = env if isinstance(env, str) else None
         envs = None if env is None else make_vector(env, chosen.num_envs)
+        if envs is not None and "num_envs" in settings and chosen.num_envs != envs.num_envs:
+            raise ValueError(f"num_envs: expected {envs.num_envs}, as env has, or an id, received {chosen.num_envs}")
         self.spaces = spaces if envs is None else (envs.single_observation_space, envs.single_action_space)
         generator = torch.Generator().manual_seed(chosen.seed)
         if isinstance(policy, str) and policy != MLP_POLICY:

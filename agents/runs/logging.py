@@ -60,6 +60,13 @@ class NullSink:
         """Do nothing."""
 
 
+def as_sink(logger: MetricSink | None) -> MetricSink:
+    """``logger``, or for None a `NullSink`; ValueError for what has no ``write``."""
+    if logger is not None and not callable(getattr(logger, "write", None)):
+        raise ValueError(f"logger: expected a sink such as FileSink(folder), received {logger!r}")
+    return logger or NullSink()
+
+
 class FileSink:
     """Stable-Baselines3's logger over a folder; every line has its step, evaluations included.
 

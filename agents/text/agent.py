@@ -99,7 +99,7 @@ class TextAgent(Agent):
         """The newest rollout and its training batch, for inspection; None before the first."""
         self.monitors: dict[str, Any] | None = None
         """State of `agents.evaluation.monitoring.Monitors`, kept in checkpoints; None without it."""
-        _check(self.config, self.policy, collector, reference)
+        check_parts(self.config, self.policy, collector, reference)
 
     def _learning_parts(self) -> tuple[nn.Module, torch.optim.Optimizer]:
         trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
@@ -257,9 +257,10 @@ class TextAgent(Agent):
             raise CheckpointError(f"expected a checkpoint of a text agent, received one of {state['algorithm']!r}")
 
 
-def _check(
+def check_parts(
     config: TextAgentConfig, policy: TextPolicy, collector: TextCollector | None, reference: CausalLMPolicy | None
 ) -> None:
+    """Raise ValueError unless policy, collector and reference are what ``config`` needs, and fit one another."""
     if policy.has_critic != config.uses_critic:
         expected = "a policy with a critic" if config.uses_critic else 'a policy without a critic (critic="none")'
         raise ValueError(f"policy: expected {expected} for {config.algorithm}, received the opposite")
@@ -271,6 +272,7 @@ def _check(
         check_branches(policy, None if collector is None else collector.base)
     if collector is None:
         return
+    collector.check_fits(policy)
     for name, place in (("group_size", "environment"), ("dynamic_sampling", "collector")):
         expected, received = getattr(config, name), getattr(collector, name)
         if expected != received:
@@ -279,6 +281,10 @@ def _check(
         raise ValueError(
             f'credit "{config.credit}", gamma_turn {config.gamma_turn}: expected an environment of dialogues, received '
             f"a {type(collector.base).__name__}, whose texts are of one turn"
+        )
+    if not config.uses_critic and collector.base.budget == "truncate":
+        raise ValueError(
+            f'budget: expected "terminate" for {config.algorithm}, which has no critic, received "truncate"'
         )
     rows = collector.base.num_envs
     if config.policy_loss == "plain" and (config.minibatch_size or rows) < rows:

@@ -147,7 +147,7 @@ class TextCollector:
             ValueError: if the policy's end-of-text token or vocabulary is not the environment's, or if the rows of a
                 group do not share their prompt (the environment was stepped before).
         """
-        self._check(policy)
+        self.check_fits(policy)
         draw = partial(self._draw, policy)
         rollout, self.last, metrics = fill_rollout(draw, self.group_size, self.dynamic_sampling)
         metrics |= self._update_kl_coef(metrics, rollout.num_rows)
@@ -263,7 +263,8 @@ class TextCollector:
             self._kl_shaping.beta = self.kl_controller.updated(beta, metrics["rollout/kl_per_sequence"], episodes)
         return {"rollout/beta": beta}
 
-    def _check(self, policy: CausalLMPolicy) -> None:
+    def check_fits(self, policy: Any) -> None:  # a `CausalLMPolicy`, or with its members
+        """Raise ValueError unless ``policy`` has the environment's end of text and vocabulary."""
         if end_tokens(policy.eos_token_id) != end_tokens(self.base.eos_token_id):
             raise ValueError(
                 f"policy: expected the environment's end of text {self.base.eos_token_id}, received "

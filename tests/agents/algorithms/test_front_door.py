@@ -94,8 +94,11 @@ def test_the_environment_decides_what_ppo_is():
     assert isinstance(control, PPO)
     assert isinstance(control, ControlPPO)
     assert control.config == PPOConfig(**SMALL)
-    for env in (gym.make("CartPole-v1"), gym.make_vec("CartPole-v1", num_envs=2, vectorization_mode="sync")):
-        assert isinstance(PPO(env, **SMALL), ControlPPO)
+    scalar, vector = gym.make("CartPole-v1"), gym.make_vec("CartPole-v1", num_envs=2, vectorization_mode="sync")
+    for env, number in ((scalar, 1), (vector, 2)):
+        assert isinstance(PPO(env, **SMALL | {"num_envs": number}), ControlPPO)
+        with pytest.raises(ValueError, match=f"num_envs: expected {number}, as env has, or an id, received 3"):
+            PPO(env, num_envs=3)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +198,16 @@ def test_an_environment_without_a_language_model_says_what_to_pass(model_dir):
         (lambda d: PPO(text_envs(d)).learn(float("nan")), "expected a whole number of 1 or more, received nan"),
         (lambda d: PPO(text_envs(d)).learn(8, log_interval=0), "expected 1 or more updates, received 0"),
         (lambda d: PPO(text_envs(d)).learn(8, callback="x"), "expected a function"),
+        (lambda d: PPO(text_envs(d), logger="runs/mine"), "logger: expected a sink such as .*'runs/mine'"),
+        (lambda d: PPO(text_envs(d), device="nosuch"), "device nosuch"),
+        (lambda d: PPO(text_envs(d), batch_size=4), "batch_size: expected 8, the environment's .* received 4"),
+        (lambda d: PPO(text_envs(d), critic_start="reward"), "critic_start: expected one of model, reward-model, rec"),
+        (lambda d: PPO(text_envs(d), sampling={"top_k": 3}), "sampling: expected TokenSampling or None, received"),
+        (lambda d: PPO(text_envs(d), kl_controller="adaptive"), "kl_controller: expected KLController or None, rec"),
+        (lambda d: PPO(text_envs(d), missing_eos_penalty="1"), "missing_eos_penalty: expected a finite number, rec"),
+        (lambda d: GRPO(text_envs(d, budget="truncate")), 'budget: expected "terminate" for grpo.*"truncate"'),
+        (lambda d: PPO(text_envs(d)).generate("good film"), "prompts: expected a list of texts.*'good film'"),
+        (lambda d: PPO(text_envs(d)).generate(["good film"], max_new_tokens=0), "max_new_tokens: .*received 0"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_refused_with_what_would(model_dir, build, said):

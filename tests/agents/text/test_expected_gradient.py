@@ -56,10 +56,11 @@ def agent_of(algorithm, logprobs, rows, **options):
     with torch.no_grad():
         policy.logits[:-1] = torch.from_numpy(logprobs.reshape(-1, SHAPE[2]))  # as they were before float32
     charged = config.kl_in != "loss"
-    base = SimpleNamespace(num_envs=rows)
+    base = SimpleNamespace(num_envs=rows, budget="terminate")
     collector = SimpleNamespace(
-        beta=BETA, group_size=config.group_size, dynamic_sampling=0, charges_kl=charged, base=base, processes=ALONE
-    )
+        beta=BETA, group_size=config.group_size, dynamic_sampling=0, charges_kl=charged, base=base, processes=ALONE,
+        check_fits=lambda policy: None,
+    )  # fmt: skip
     return TextAgent(config, policy, collector=collector)
 
 
