@@ -95,7 +95,18 @@ def wrapped(
     weights: Sequence[float] | None = None,
     uncertainty_coef: float = 0.1,
 ) -> TokenVectorBase | TokenVectorWrapper:
-    """``envs`` in the wrappers that ``scorer`` and ``reference`` ask for; see their classes."""
+    """``envs`` in the wrappers that ``scorer`` and ``reference`` ask for; see their classes.
+
+    Raises:
+        ValueError: an option of one of them without it.
+    """
+    usual = {name: each.default for name, each in inspect.signature(wrapped).parameters.items()}
+    scoring = {"combine": combine, "weights": weights, "uncertainty_coef": uncertainty_coef}
+    shaping = {"beta": beta, "acting": acting, "charge": charge}
+    for owner, part, given in (("scorer", scorer, scoring), ("reference", reference, shaping)):
+        unread = [name for name, each in given.items() if type(each) is not type(usual[name]) or each != usual[name]]
+        if part is None and unread:
+            raise ValueError(f"{', '.join(unread)}: expected a {owner} beside it, received none")
     shaped: TokenVectorBase | TokenVectorWrapper = envs
     if scorer is not None:
         shaped = PreferenceReward(shaped, scorer, combine=combine, weights=weights, uncertainty_coef=uncertainty_coef)
@@ -149,6 +160,10 @@ def dialogue_vec(
     """
     check_options(options, DialogueVectorEnv, wrapped, ToolEnv)
     if of_tools := taken(options, ToolEnv):
+        if isinstance(env, str) or hasattr(env, "step"):
+            raise ValueError(
+                f"{', '.join(of_tools)}: expected no env, or a class with reset and without step, received {env!r:.200}"
+            )
         of_tools = {"task": env} | of_tools
         if of_tools.get("rows") is not None:  # read and checked once, not by each environment
             of_tools["rows"] = CheckedRows(of_tools["rows"], needs_prompt=of_tools["task"] is None)

@@ -6,6 +6,7 @@ import multiprocessing
 import signal
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
+from multiprocessing.util import Finalize
 from typing import Any, TypeAlias
 
 from gymnasium.vector.utils import CloudpickleWrapper
@@ -13,6 +14,8 @@ from gymnasium.vector.utils import CloudpickleWrapper
 from textenvs.dialogues.bridge import Observation
 from textenvs.dialogues.sub_environments import DialogueError, EnvSource, Reply, SubEnvironments, placed
 
+Worker: TypeAlias = tuple[Any, Connection]
+"""A process, and the line to it."""
 Outcome: TypeAlias = tuple[str, Any]
 """Of a process: "done" with what it found, "invalid" with a `ValueError`'s text, "failed" with a `DialogueError`'s."""
 
@@ -28,7 +31,9 @@ class ProcessEnvironments:
         self._source: Any = CloudpickleWrapper(source)  # type: ignore[arg-type] # which may be an id
         self._shares = [range(start, number, processes) for start in range(min(processes, number))]
         self._turns, self._names = [0] * number, ["environment"] * number
-        self._workers: list[tuple[Any, Connection]] = []
+        self._workers: list[Worker] = []
+        # At exit before multiprocessing's own end of daemons, which a process that ignores SIGTERM would hold up.
+        Finalize(self, _end, (self._workers,), exitpriority=1)
 
     def reset(self, indices: Sequence[int], seeds: Sequence[int | None]) -> list[tuple[Observation, dict[str, Any]]]:
         """See `SubEnvironments.reset`; ValueError, at first, as `SubEnvironments` raises it.
@@ -54,16 +59,7 @@ class ProcessEnvironments:
 
     def close(self) -> None:
         """End the processes, which close their environments."""
-        for _, connection in self._workers:
-            try:
-                connection.send(None)
-            except OSError:  # it has ended
-                continue
-        for process, connection in self._workers:
-            process.join(timeout=10)
-            process.kill()
-            connection.close()
-        self._workers = []
+        _end(self._workers)
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in the middle of their work
@@ -85,6 +81,13 @@ class ProcessEnvironments:
         """A message to each process that has some of ``indices``, and all answers; then the first fault."""
         if not self._workers:
             raise DialogueError("expected a reset before the first step, and after a process has ended")
+        try:
+            return self._answers(call, indices, values)
+        except KeyboardInterrupt:  # answers that are on their way would be taken for later ones
+            self.close()
+            raise
+
+    def _answers(self, call: str, indices: Sequence[int], values: Sequence[Any]) -> list[Any]:
         positions = [[at for at, index in enumerate(indices) if index in share] for share in self._shares]
         asked = [(worker, own) for worker, own in enumerate(positions) if own]
         for worker, own in asked:
@@ -129,18 +132,32 @@ class ProcessEnvironments:
         )
 
 
+def _end(workers: list[Worker]) -> None:
+    for _, connection in workers:
+        try:
+            connection.send(None)
+        except OSError:  # it has ended
+            continue
+    for process, connection in workers:
+        process.join(timeout=10)
+        process.kill()
+        connection.close()
+    workers.clear()
+
+
 Environments: TypeAlias = SubEnvironments | ProcessEnvironments
 
 
 def _serve(connection: Connection, source: CloudpickleWrapper, share: range) -> None:
     """A process: make the environments of ``share``, say what they are, and answer until None is sent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends training after its update, which needs the answers
+    for each in (signal.SIGINT, signal.SIGTERM):  # they end training after its update, which needs the answers
+        signal.signal(each, lambda *_: None)  # which what an environment starts does not inherit
     try:
         envs = SubEnvironments(source.fn, len(share), numbers=share)
     except ValueError as fault:
         return connection.send(("invalid", str(fault)))
     except Exception as fault:  # of whatever kind
-        return connection.send(("failed", f"sub-environments {share}: {type(fault).__name__}: {fault}"))
+        return connection.send(("failed", f"sub-environment {share[0]}, made: {type(fault).__name__}: {fault}"))
     _tell(connection, ("done", envs.names))
     try:
         while (message := connection.recv()) is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, NamedTuple, TypeVar
 
 import gymnasium as gym
@@ -80,7 +80,9 @@ class SubEnvironments:
     def _map(self, call: Callable[[int, Any], Value], indices: Sequence[int], values: Sequence[Any]) -> list[Value]:
         if self._pool is None:
             return [call(index, value) for index, value in zip(indices, values, strict=True)]
-        return list(self._pool.map(call, indices, values))
+        calls = [self._pool.submit(call, index, value) for index, value in zip(indices, values, strict=True)]
+        wait(calls)  # also after a fault: the next call is not to meet one that still runs
+        return [each.result() for each in calls]
 
     def _call(self, index: int, call: Callable[[], Value]) -> Value:
         try:

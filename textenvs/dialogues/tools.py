@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from difflib import get_close_matches
 from functools import partial
+from math import isfinite
+from numbers import Real
 from threading import Thread
 from typing import Any, get_args
 
@@ -37,6 +39,8 @@ class CheckedRows(list[Row]):
 
     def __init__(self, rows: RowSource, *, needs_prompt: bool) -> None:
         super().__init__(rows_of(rows))
+        if not self:
+            raise ValueError("rows: expected at least one row, received none")
         for row in self if needs_prompt else ():
             with at(row.place):
                 kind_of(row.columns, ("chats", "prompts"))
@@ -86,14 +90,21 @@ class ToolEnv(gym.Env[Any, str]):
     ) -> None:
         if parse not in get_args(Format):
             raise ValueError(f"parse: expected one of {', '.join(get_args(Format))}, received {parse!r}")
-        if time_limit is not None and not time_limit > 0:
+        if time_limit is not None and not (isinstance(time_limit, Real) and time_limit > 0):
             raise ValueError(f"time_limit: expected a number of seconds above 0, or None, received {time_limit!r}")
+        if not (isinstance(error_reward, Real) and isfinite(error_reward)):
+            raise ValueError(f"error_reward: expected a finite number, received {error_reward!r}")
+        for name, given in (("reward", reward), ("task", task)):
+            if given is not None and not callable(given):
+                raise ValueError(f"{name}: expected a function, received {given!r:.200}")
         if rows is None and task is None:
             raise ValueError("rows: expected rows with a prompt, or a task whose reset writes one, received none")
         self.task: Any = None if task is None else task()
-        given: RowSource = [{}] if rows is None else rows
-        self.rows = given if isinstance(given, CheckedRows) else CheckedRows(given, needs_prompt=task is None)
+        source: RowSource = [{}] if rows is None else rows
+        self.rows = source if isinstance(source, CheckedRows) else CheckedRows(source, needs_prompt=task is None)
         self.reward, self.parse, self.error_reward, self.time_limit = reward, parse, error_reward, time_limit
+        if callable(tools):
+            raise ValueError(f"tools: expected a list of functions, received {tools!r:.200}")
         every = [*tools, *_methods(self.task)]
         schemas = [_schema(tool) for tool in every]
         self.tools = {schema["name"]: (tool, schema) for tool, schema in zip(every, schemas, strict=True)}

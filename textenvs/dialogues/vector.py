@@ -15,7 +15,7 @@ from textenvs.dialogues.bridge import Bridge
 from textenvs.dialogues.conversations import Answer, Conversations, Limits
 from textenvs.dialogues.processes import Environments, ProcessEnvironments
 from textenvs.dialogues.sub_environments import EnvSource, SubEnvironments
-from textenvs.envs.base import Judged, TokenVectorBase, as_acted, vocabulary
+from textenvs.envs.base import Judged, TokenVectorBase, as_acted, check_whole, vocabulary
 from textenvs.envs.row_buffer import RowBuffer
 from textenvs.tokens.end_tokens import EndOfText, is_end
 from textenvs.tokens.rows import EOS, LENGTH, NO_TURN, PAD, Columns, Ids, Mask, TokenRows, pad_rows
@@ -89,15 +89,14 @@ class DialogueVectorEnv(TokenVectorBase):
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
         budget: str = "terminate",
     ) -> None:
-        limits = {"max_turns": max_turns, "max_turn_tokens": max_turn_tokens, "max_tokens": max_tokens - 1}
-        for name, value in limits.items():
-            if value < 1:
-                raise ValueError(f"{name}: expected {1 + (name == 'max_tokens')} or more, received {value!r}")
+        check_whole(1, max_turns=max_turns, max_turn_tokens=max_turn_tokens)
+        check_whole(2, max_tokens=max_tokens)
+        check_whole(0, threads=threads, processes=processes)
         vocab_size = vocabulary(vocab_size, tokenizer)
         self.limits = Limits(max_turns, max_turn_tokens, max_tokens, budget == "truncate")
         self.max_new_tokens, self.max_tokens = max_turn_tokens, max_tokens
         self._bridge = Bridge(tokenizer, eos_token_id, vocab_size, chat=chat)
-        if threads < 0 or processes < 0 or (threads and processes):
+        if threads and processes:
             raise ValueError(
                 f"threads, processes: expected one of them, or 0, received threads {threads}, processes {processes}"
             )

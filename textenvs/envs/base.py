@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -57,9 +58,7 @@ class TokenVectorBase(VectorEnv[Ids, Ids, NDArray[Any]]):
         budget: str,
     ) -> None:
         vocab_size = vocabulary(vocab_size, tokenizer)
-        for name, value in {"num_envs": num_envs, "vocab_size": vocab_size}.items():
-            if value < 1:
-                raise ValueError(f"{name}: expected 1 or more, received {value!r}")
+        check_whole(1, num_envs=num_envs, vocab_size=vocab_size)
         if budget not in ("terminate", "truncate"):
             raise ValueError(f'budget: expected "terminate" or "truncate", received {budget!r}')
         self.num_envs, self.budget = num_envs, budget
@@ -128,7 +127,8 @@ class TokenVectorBase(VectorEnv[Ids, Ids, NDArray[Any]]):
         Raises:
             ValueError: `num_envs` is no multiple of it, or episodes were begun already.
         """
-        if group_size < 1 or self.num_envs % group_size:
+        check_whole(1, group_size=group_size)
+        if self.num_envs % group_size:
             raise ValueError(f"group_size: expected a divisor of num_envs {self.num_envs}, received {group_size!r}")
         if self._rows.started.any():
             raise ValueError(f"group_size: expected before the first reset, received {group_size} after it")
@@ -254,6 +254,13 @@ class TokenVectorBase(VectorEnv[Ids, Ids, NDArray[Any]]):
         }
         finals = {"final_obs": final_obs, "final_info": self._row_info(ended) | final_info}
         return finals | {f"_{name}": ended.copy() for name in finals}
+
+
+def check_whole(least: int, **given: object) -> None:
+    """Raise ValueError unless each of ``given`` is a whole number of ``least`` or more."""
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+            raise ValueError(f"{name}: expected a whole number of {least} or more, received {value!r}")
 
 
 def vocabulary(vocab_size: int | None, tokenizer: Tokenizer | None) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import ArrayLike
 
-from textenvs.envs.base import Judged, TokenVectorBase, as_acted, vocabulary
+from textenvs.envs.base import Judged, TokenVectorBase, as_acted, check_whole, vocabulary
 from textenvs.tokens.end_tokens import EndOfText, is_end
 from textenvs.tokens.prompts import Prompts, PromptSampler, PromptSource, load_prompts
 from textenvs.tokens.rows import EOS, LENGTH, PAD, Columns, Ids, Mask, TokenRows, check_completions
@@ -60,8 +60,7 @@ class TokenVectorEnv(TokenVectorBase):
         budget: str = "terminate",
     ) -> None:
         vocab_size = vocabulary(vocab_size, tokenizer)
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens: expected 1 or more, received {max_new_tokens!r}")
+        check_whole(1, max_new_tokens=max_new_tokens)
         self.max_new_tokens, self._shuffle = max_new_tokens, shuffle
         self.prompts: Prompts = load_prompts(prompts, tokenizer, vocab_size=vocab_size, max_tokens=max_prompt_tokens)
         self.max_prompt_tokens = width = max_prompt_tokens or self.prompts.width

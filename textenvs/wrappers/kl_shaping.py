@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,7 @@ class KLShaping(TokenVectorWrapper):
 
     @beta.setter
     def beta(self, value: float) -> None:
-        if not (math.isfinite(value) and value >= 0):
+        if not (isinstance(value, Real) and math.isfinite(value) and value >= 0):
             raise ValueError(f"beta: expected a finite number of 0 or more, received {value!r}")
         self._beta, self._beta_chosen = float(value), True
 

@@ -23,6 +23,14 @@ from textenvs.tokens.prompts import rows_of
 from textenvs.tokens.row_files import Row, hold_out, left_over
 from textenvs.wrappers.interfaces import Scorer
 
+OF_THE_COMMAND = (
+    "num_envs", "group_size", "tokenizer", "vocab_size", "eos_token_id", "autoreset_mode", "reference", "beta",
+    "charge", "acting",
+)  # fmt: skip
+"""Arguments of environments that the command gives, and no option may."""
+OF_OTHER_FLAGS = ("env", "tools", "task", "rows", "reward", "scorer", "combine", "weights", "uncertainty_coef")
+"""Those of a dialogue's that have flags of their own."""
+
 
 def build_episodes(
     config: TrainTextConfig,
@@ -41,15 +49,22 @@ def build_episodes(
     eos_token_id and group_size.
 
     Raises:
-        ValueError: if a flag names nothing, or does not apply to the environment.
+        ValueError: if a flag names nothing, does not apply to the environment, or is given as an option, too.
     """
     flags = {"max_turns": config.turns, "max_turn_tokens": config.turn_tokens, "max_tokens": config.max_tokens}
     options: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
-    options |= json_object(config.env_options, "env_options")
-    options |= json_object(config.eval_env_options, "eval_env_options") if held_out else {}
-    if config.env is not None and is_token_environment(config.env):
-        refuse_changed(config, ("tools", "rows", "eval_rows"), f"{config.env} has its own, leave it out")
+    registered = config.env is not None and is_token_environment(config.env)
+    if registered:
         options |= {name: getattr(config, name) for name in changed(config, "max_new_tokens")}
+    own = json_object(config.env_options, "env_options")
+    others = json_object(config.eval_env_options, "eval_env_options")
+    given = {*OF_THE_COMMAND, *(() if registered else OF_OTHER_FLAGS)}
+    for flag, names in (("env_options", own.keys() & {*given, *options}), ("eval_env_options", others.keys() & given)):
+        if names:
+            raise ValueError(f"{flag}: {', '.join(sorted(names))}: expected only as a flag of the command")
+    options |= own | (others if held_out else {})
+    if registered:
+        refuse_changed(config, ("tools", "rows", "eval_rows"), f"{config.env} has its own, leave it out")
         made = _fitting(partial(gym.make_vec, config.env, num_envs=num_envs), options | tokens, positions)
         return reward(made, scorers) if scorers else made
     if changed(config, "max_new_tokens"):

@@ -172,7 +172,7 @@ def test_small_networks_on_token_ids_only_when_asked_for(model_dir):
 
 def test_an_environment_without_a_language_model_says_what_to_pass(model_dir):
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    envs = text_envs(model_dir, reference=None, tokenizer=tokenizer)
+    envs = text_envs(model_dir, reference=None, beta=None, tokenizer=tokenizer)
     with pytest.raises(ValueError, match=r"names no language model.*pass policy=.*MlpPolicy"):
         PPO(envs)
     assert PPO(envs, policy=model_dir).learn(8).steps == 8
@@ -194,7 +194,7 @@ def test_an_environment_without_a_language_model_says_what_to_pass(model_dir):
         (lambda d: PPO("CartPole-v1", preset="dapo"), "'preset' is no setting of PPOConfig"),
         (lambda d: GRPO("CartPole-v1"), "expected the id of a token environment.*'CartPole-v1'"),
         (lambda d: GRPO(text_envs(d, num_envs=6)), "expected a divisor of num_envs 6, received 8"),
-        (lambda d: PPO(text_envs(d, reference=None, tokenizer=str(d)), policy=d, beta=0.1), "no KLShaping"),
+        (lambda d: PPO(text_envs(d, reference=None, beta=None, tokenizer=str(d)), policy=d, beta=0.1), "no KLShaping"),
         (lambda d: PPO(text_envs(d)).learn(float("nan")), "expected a whole number of 1 or more, received nan"),
         (lambda d: PPO(text_envs(d)).learn(8, log_interval=0), "expected 1 or more updates, received 0"),
         (lambda d: PPO(text_envs(d)).learn(8, callback="x"), "expected a function"),

@@ -260,6 +260,11 @@ def test_bad_settings_are_refused():
         ({"rows": [{"question": "x"}]}, r"rows\[0\]: expected .*prompt"),
         ({"parse": "xml"}, "parse: expected one of auto, hermes, json, plain, received 'xml'"),
         ({"time_limit": 0}, "time_limit: expected a number of seconds above 0"),
+        ({"time_limit": "1"}, "time_limit: expected a number of seconds above 0, or None, received '1'"),
+        ({"error_reward": "x"}, "error_reward: expected a finite number, received 'x'"),
+        ({"reward": 3}, "reward: expected a function, received 3"),
+        ({"tools": add}, "tools: expected a list of functions, received <function add"),
+        ({"rows": []}, "rows: expected at least one row, received none"),
         ({"reward": lambda prompts, completions, key: [0]}, "no row has 'key'"),
     ):
         with pytest.raises(ValueError, match=message):

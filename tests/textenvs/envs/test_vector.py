@@ -119,7 +119,9 @@ def test_bad_actions_are_refused_and_change_nothing(make_envs, actions, said):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"num_envs": 0}, "num_envs: expected 1 or more, received 0"),
+        ({"num_envs": 0}, "num_envs: expected a whole number of 1 or more, received 0"),
+        ({"num_envs": 2.0}, "num_envs: expected a whole number of 1 or more, received 2.0"),
+        ({"group_size": "2"}, "group_size: expected a whole number of 1 or more, received '2'"),
         ({"max_new_tokens": 0}, "max_new_tokens: .* received 0"),
         ({"eos_token_id": 40}, "eos_token_id: expected ids in .*, received 40"),
         ({"budget": "stop"}, "budget: .* received 'stop'"),

@@ -141,9 +141,9 @@ def test_kl_of_final_steps_is_in_the_final_info_too(make_envs):
     assert infos["final_info"]["_kl"].tolist() == [True, False]
 
 
-@pytest.mark.parametrize("beta", [-0.1, float("nan"), float("inf")])
+@pytest.mark.parametrize("beta", [-0.1, float("nan"), float("inf"), "much"])
 def test_a_beta_below_zero_or_not_finite_is_refused(make_envs, beta):
-    with pytest.raises(ValueError, match=f"beta: .* received {beta}"):
+    with pytest.raises(ValueError, match=f"beta: .* received {beta!r}"):
         KLShaping(make_envs(), by_column, beta)
     envs = KLShaping(make_envs(), by_column, 0.0)
     with pytest.raises(ValueError, match="beta"):

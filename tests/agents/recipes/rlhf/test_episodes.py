@@ -195,8 +195,9 @@ def test_a_dialogue_is_no_longer_than_the_model_has_positions(inputs):
     parts = build_parts(config_of(inputs))
     assert parts.policy.max_positions == 24
     assert parts.task.envs.unwrapped.max_tokens == parts.task.assessor.envs.unwrapped.max_tokens == 24
-    asked = build_parts(config_of(inputs, env_options='{"max_tokens": 12}'))
+    asked = build_parts(config_of(inputs, env_options='{"max_tokens": 12}', eval_env_options='{"max_turns": 1}'))
     assert asked.task.envs.unwrapped.max_tokens == 12
+    assert asked.task.assessor.envs.unwrapped.limits.max_turns == 1
     parts.collector.collect(parts.policy)
 
 
@@ -208,6 +209,9 @@ def test_a_dialogue_is_no_longer_than_the_model_has_positions(inputs):
         ({"env": "Nothing-v7"}, "Nothing"),
         ({"env_options": "[1]"}, "env_options: expected a JSON object"),
         ({"env_options": '{"prise": 1}'}, "env_options: own_games:Echo: got an unexpected keyword argument 'prise'"),
+        ({"env_options": '{"num_envs": 3, "beta": 1}'}, "env_options: beta, num_envs: expected only as a flag"),
+        ({"env_options": '{"max_turns": 3}'}, "env_options: max_turns: expected only as a flag"),
+        ({"eval_env_options": '{"weights": [1]}'}, "eval_env_options: weights: expected only as a flag"),
         ({"max_new_tokens": "5"}, "max_new_tokens: expected turn_tokens"),
         ({"max_prompt_tokens": "5"}, "max_prompt_tokens: of texts after prompts"),
         ({"rows": "rows.jsonl", "reward": "own_games:answered"}, "rows: expected tools"),
