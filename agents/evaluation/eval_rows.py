@@ -6,7 +6,7 @@ from typing import Any
 
 from agents.evaluation.assessor import Assessor
 from agents.evaluation.metrics import PassingRule
-from textenvs.envs.base import TokenVectorBase
+from textenvs.envs.base import TokenVectorBase, check_whole
 from textenvs.envs.wrapper import found_in
 from textenvs.tokens.prompts import PromptSource, load_prompts
 from textenvs.wrappers.preference import PreferenceReward
@@ -27,11 +27,9 @@ class EvalRows:
     """
 
     def __init__(self, rows: PromptSource, *, every: int = 1, samples: int = 4, pass_score: float = 1.0) -> None:
-        for name, value in (("every", every), ("samples", samples)):
-            if value < 1:
-                raise ValueError(f"{name}: expected 1 or more, received {value}")
+        check_whole(1, every=every, samples=samples)
         self.rows, self.every = rows, every
-        self.rule = PassingRule(least=pass_score, samples=samples)
+        self.rule = PassingRule(least=float(pass_score), samples=samples)
         self.points: list[dict[str, float]] = []
         """Of each evaluation: ``steps``, ``score``, ``accuracy`` and ``pass_at_K``, as ``eval/...`` in the log."""
 

@@ -151,7 +151,7 @@ def _refuse_to_bury(folder: Path, config: TrainRewardModelConfig) -> None:
         return
     if not (folder / DESCRIPTION).exists() and not is_ensemble(folder):
         raise ValueError(f"{folder} holds files but no reward model: choose another --model-dir")
-    if not config.overwrite:
+    if not (config.overwrite or config.resume):  # a run that was stopped left its best so far there
         raise ValueError(f"{folder} holds a reward model: choose another --model-dir or pass --overwrite")
 
 

@@ -68,6 +68,8 @@ class TrainRewardModelConfig(RunFlags):
     def __post_init__(self) -> None:
         check_values(self, {">= 1": "members group_size checkpoint_every lora_rank", ">= 0": "seed"})
         check_values(self.training)
+        if self.training.seed:
+            raise ValueError(f"training.seed: expected --seed, which takes its place, received {self.training.seed}")
         if self.shard != "none":
             self.check_shared()
         if self.heldout_pairs and not self.pairs:

@@ -13,11 +13,13 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedT
 
 import agents.recipes.reward_model as script
 from agents import cli
+from agents.recipes.commands.reward_model import TrainRewardModelConfig
 from agents.runs.checkpoint import load
 from agents.runs.run_dir import RunDir
 from reward_models import PreferencePair, RewardModel, write_pairs
 from reward_models.data.movie_ratings import RatedSnippet
 from reward_models.ensemble import RewardEnsemble
+from reward_models.options import TrainingOptions
 from reward_models.training import RewardLearner
 
 RATINGS = {"good": (3, 2, 4), "fine": (1, 2, 1), "plain": (0, 1, -1), "dull": (-1, -2, 0), "bad": (-3, -2, -4)}
@@ -208,6 +210,22 @@ def test_ctrl_c_keeps_the_best_so_far_and_resume_ends_where_an_undisturbed_run_e
     assert cli.run("train-reward-model", [*flags, "--resume"]) == 0
     assert_same_run(tmp_path / "whole", tmp_path / "run")
     assert cli.run("train-reward-model", [*flags, "--resume"]) == 2  # it is finished
+
+
+def test_a_run_that_was_stopped_is_resumed_into_its_own_model_dir(few_ratings, language_model, tmp_path, monkeypatch):
+    flags = arguments(tmp_path / "run", language_model, "--model-dir", str(tmp_path / "mine"), epochs=0.5)
+    interrupt_at_gradient(monkeypatch, 3)
+    assert cli.run("train-reward-model", flags) == 130
+    RewardModel.load(tmp_path / "mine")
+    monkeypatch.undo()
+    few_ratings()
+    assert cli.run("train-reward-model", [*flags, "--resume"]) == 0
+    assert cli.run("train-reward-model", [*arguments(tmp_path / "other", language_model), *flags[-2:]]) == 2
+
+
+def test_the_seed_is_given_in_one_place():
+    with pytest.raises(ValueError, match=r"training.seed: expected --seed, which takes its place, received 3"):
+        TrainRewardModelConfig(run_dir="run", training=TrainingOptions(seed=3))
 
 
 def test_pairs_that_the_model_cannot_read_whole_are_refused_or_counted(language_model, tmp_path, capsys):
