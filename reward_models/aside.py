@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 PART = ".part"
 
 
@@ -15,10 +17,20 @@ def aside(path: Path) -> Iterator[Path]:
     """A neighbor of ``path``, of this process alone, which takes its place at the end; not after an exception."""
     part = path.with_name(f"{path.name}.{os.getpid()}{PART}")
     try:
-        yield part
+        with named_faults(path):
+            yield part
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def named_faults(path: Path) -> Iterator[None]:
+    """Let safetensors report what the disk refuses, a full one for instance, as an OSError that names ``path``."""
+    try:
+        yield
+    except SafetensorError as fault:
+        raise OSError(f"cannot write {path}: {fault}") from fault
 
 
 def write_aside(path: Path, content: str | bytes) -> None:

@@ -29,6 +29,7 @@ from torch import Tensor
 from agents.engines.broadcast import Broadcast
 from agents.engines.protocol import EngineError, Sampling, Written
 from agents.engines.turns import write_dialogues
+from reward_models.aside import named_faults
 from textenvs.tokens.end_tokens import end_tokens
 from textenvs.tokens.rows import PAD, pad_rows
 
@@ -118,7 +119,8 @@ class VLLMEngine:
         target.mkdir(parents=True, exist_ok=True)
         if self.adapter_only:
             (target / "adapter_config.json").write_text(json.dumps(_adapter_config(tensors)))
-        save_file(tensors, target / ("adapter_model.safetensors" if self.adapter_only else "model.safetensors"))
+        with named_faults(target):
+            save_file(tensors, target / ("adapter_model.safetensors" if self.adapter_only else "model.safetensors"))
         self._again(self._send, loads=False)
         if before != version and self._path(before).is_dir():
             shutil.rmtree(self._path(before))

@@ -89,15 +89,10 @@ def save(path: str | Path, state: dict[str, Any], processes: Processes = ALONE) 
 
 def _write(path: Path, tensors: dict[str, Tensor], tree: str) -> None:
     metadata = {"kind": KIND, "version": str(VERSION), "state": tree, "checksum": _checksum(tensors, tree)}
-    try:
-        with aside(path) as part:
-            save_file(tensors, part, metadata=metadata)
-            with open(part, "rb") as written:
-                os.fsync(written.fileno())
-    except OSError:
-        raise
-    except Exception as error:  # safetensors reports a full disk as its own error
-        raise OSError(f"cannot write the checkpoint {path}: {error}") from error
+    with aside(path) as part:
+        save_file(tensors, part, metadata=metadata)
+        with open(part, "rb") as written:
+            os.fsync(written.fileno())
 
 
 def _save_shards(path: Path, shards: list[DTensor], processes: Processes) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.runs.own_files import MARKER, delete_own_files, put_in_place, read_marker, script_of
-from reward_models.aside import PART, write_aside, write_json
+from reward_models.aside import PART, named_faults, write_aside, write_json
 
 SUMMARY = "summary.json"
 CONFIG = "config.json"
@@ -243,7 +243,8 @@ def write_folder_aside(path: Path, write: Callable[[Path], object]) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        write(aside)
+        with named_faults(path):
+            write(aside)
         put_in_place(aside, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

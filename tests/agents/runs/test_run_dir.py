@@ -3,9 +3,11 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from agents.runs.own_files import MARKER
 from agents.runs.run_dir import CONFIG, LOCK, SUMMARY, RunDir, RunDirError, write_folder_aside
@@ -200,12 +202,16 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
 
     write_folder_aside(tmp_path / "model", write)
 
-    def fails(folder):
+    def fails(folder, error):
         (folder / "model.safetensors").write_text("ne")
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
 
-    with pytest.raises(OSError, match="No space left"):
-        write_folder_aside(tmp_path / "model", fails)
+    for error, said in (
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left"),
+        (SafetensorError("No space left on device"), "cannot write .*model: No space left"),
+    ):
+        with pytest.raises(OSError, match=said):
+            write_folder_aside(tmp_path / "model", partial(fails, error=error))
     assert (tmp_path / "model" / "model.safetensors").read_text() == "old"
     assert os.listdir(tmp_path) == ["model"]
     write_folder_aside(tmp_path / "model", lambda folder: (folder / "config.json").write_text("new"))
