@@ -9,6 +9,7 @@ from typing import Any, Literal
 from agents.lm.lora import LoraOptions
 from agents.lm.sampling import TokenSampling
 from agents.ranges import check_values
+from agents.runs.checkpoint import CheckpointError
 from agents.text import kl_controllers
 from agents.text.kl_controllers import KLController
 from agents.text.score_scaling import ScoreScaler
@@ -70,7 +71,7 @@ class TextOptions:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TextOptions:
-        """The options that ``to_dict`` came from."""
+        """The options that ``to_dict`` came from; CheckpointError for a KL controller of a user's own."""
         found = dict(values)
         if found["sampling"] is not None:
             allowed = found["sampling"]["allowed_tokens"]
@@ -78,8 +79,12 @@ class TextOptions:
         if found["lora"] is not None:
             found["lora"] = LoraOptions(**found["lora"])
         if found["kl_controller"] is not None:
-            kind, settings = found["kl_controller"]
-            found["kl_controller"] = getattr(kl_controllers, kind)(**settings)
+            name, state = found["kl_controller"]
+            kind = getattr(kl_controllers, name, None)
+            if kind is None:
+                raise CheckpointError(f"kl_controller: expected one of agents.text.kl_controllers, received {name}")
+            found["kl_controller"] = controller = kind.__new__(kind)
+            vars(controller).update(state)
         if found["score_scaler"] is not None:
             standardize, limit = found["score_scaler"]
             found["score_scaler"] = ScoreScaler(standardize=standardize, limit=limit)

@@ -22,7 +22,7 @@ from agents.lm.lora import LoraOptions
 from agents.runs.checkpoint import CheckpointError
 from agents.text.collector import TextCollector
 from agents.text.config import TextAgentConfig
-from agents.text.kl_controllers import AdaptiveKL
+from agents.text.kl_controllers import AdaptiveKL, AnnealedKL
 from textenvs.tokens.rows import PAD
 
 PARTS = dict(rows=["good film", "the plot is", "a", "very"], max_new_tokens=4, beta=0.1)
@@ -40,6 +40,13 @@ def text_envs(model_dir, num_envs=8, **changed):
 
 def same_weights(one, other):
     return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+class OwnController:
+    start = None
+
+    def updated(self, beta, kl, episodes):
+        return beta
 
 
 class LSTMPolicy(nn.Module):
@@ -220,6 +227,7 @@ OPTIONS = {
     "lora and a controller": (
         PPO, dict(lora=LoraOptions(rank=2), critic="adapter", kl_controller=AdaptiveKL(target=1.0, horizon=64)),
     ),
+    "a falling price": (PPO, dict(kl_controller=AnnealedKL(start=0.5, end=0.1, horizon=50))),
     "separate": (PPO, dict(critic="separate", missing_eos_penalty=0.5, max_concurrent_rows=3)),
     "grpo": (GRPO, dict(kl_estimator="full")),
     "rloo": (RLOO, {}),
@@ -251,6 +259,9 @@ def test_what_cannot_be_built_again_says_what_to_pass(model_dir, tmp_path):
     with pytest.raises(CheckpointError, match="pass policy="):
         PPO.load(path, env=text_envs(model_dir))
     with pytest.raises(CheckpointError, match="'ppo', not 'grpo'"):
+        GRPO.load(path, env=text_envs(model_dir))
+    path = GRPO(text_envs(model_dir), kl_controller=OwnController()).save(tmp_path / "own.safetensors")
+    with pytest.raises(CheckpointError, match=r"expected one of agents.text.kl_controllers, received OwnController"):
         GRPO.load(path, env=text_envs(model_dir))
 
 
