@@ -21,6 +21,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import torch
 from safetensors.torch import save_file
@@ -69,10 +70,13 @@ class VLLMEngine:
         retries: int = 3,
         patience_s: float = 300.0,
     ) -> None:
-        if not url.startswith(("http://", "https://")):
+        known = False
+        with suppress(ValueError):  # of a port that is no number
+            known = bool(urlsplit(url).hostname) and urlsplit(url).port != 0 and url.startswith(("http://", "https://"))
+        if not known:
             raise ValueError(f"engine: expected the URL of a server, such as http://host:8000, received {url!r}")
-        if transfer == "broadcast" and adapter_only:
-            raise ValueError('transfer: expected "folder" for adapters alone, received "broadcast"')
+        if transfer not in ("folder", "broadcast") or (transfer == "broadcast" and adapter_only):
+            raise ValueError(f'transfer: expected "folder", or "broadcast" of whole models, received {transfer!r}')
         self.url, self.timeout_s, self.retries, self.patience_s = url.rstrip("/"), timeout_s, retries, patience_s
         self._own = tempfile.TemporaryDirectory(prefix="textenvs-weights-")
         self.folder = Path(self._own.name if folder is None else folder).resolve()

@@ -6,7 +6,8 @@ from typing import Any
 
 from agents.evaluation.assessor import Assessor
 from agents.evaluation.metrics import PassingRule
-from textenvs.envs.base import TokenVectorBase, check_whole
+from textenvs.envs.base import check_whole
+from textenvs.envs.vector import TokenVectorEnv
 from textenvs.envs.wrapper import found_in
 from textenvs.tokens.prompts import PromptSource, load_prompts
 from textenvs.wrappers.preference import PreferenceReward
@@ -23,7 +24,7 @@ class EvalRows:
 
     Raises:
         ValueError: if ``every`` or ``samples`` is below 1; when called, if the agent's environment has no tokenizer or
-            no scorer.
+            no scorer, or plays dialogues.
     """
 
     def __init__(self, rows: PromptSource, *, every: int = 1, samples: int = 4, pass_score: float = 1.0) -> None:
@@ -38,8 +39,8 @@ class EvalRows:
         if agent.updates % self.every:
             return
         base, reward = agent.env.unwrapped, found_in(agent.env, PreferenceReward)
-        if reward is None or not isinstance(base, TokenVectorBase) or base.tokenizer is None:
-            raise ValueError(f"EvalRows: expected an environment with a tokenizer and a scorer, received {agent.env}")
+        if reward is None or not isinstance(base, TokenVectorEnv) or base.tokenizer is None:
+            raise ValueError(f"EvalRows: expected texts after prompts, a tokenizer and a scorer, received {agent.env}")
         tokenizer: Any = base.tokenizer  # of transformers, as the policy's
         assessor = Assessor(
             tokenizer=tokenizer,

@@ -6,6 +6,7 @@ import multiprocessing
 import signal
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from multiprocessing.util import Finalize
 from typing import Any, TypeAlias
 
@@ -158,11 +159,17 @@ def _serve(connection: Connection, source: CloudpickleWrapper, share: range) -> 
         return connection.send(("invalid", str(fault)))
     except Exception as fault:  # of whatever kind
         return connection.send(("failed", f"sub-environment {share[0]}, made: {type(fault).__name__}: {fault}"))
-    _tell(connection, ("done", envs.names))
+    connection.send(("done", envs.names))
     try:
         while (message := connection.recv()) is not None:
-            _tell(connection, _outcome(envs, *message))
-    except EOFError:  # the other side has ended
+            outcome = _outcome(envs, *message)
+            try:
+                connection.send(outcome)
+            except BrokenPipeError:  # the other side has ended
+                break
+            except Exception:  # pickle raises what the objects do
+                connection.send(("failed", _unpicklable(envs, message[1], outcome[1])))
+    except EOFError:
         pass
     envs.close()
 
@@ -174,9 +181,12 @@ def _outcome(envs: SubEnvironments, call: str, numbers: list[int], values: list[
         return "failed", str(fault)
 
 
-def _tell(connection: Connection, outcome: Outcome) -> None:
-    try:
-        connection.send(outcome)
-    except Exception as fault:  # pickle raises what the objects do
-        why = f"expected observations and infos that can be pickled: {type(fault).__name__}: {fault}"
-        connection.send(("failed", why))
+def _unpicklable(envs: SubEnvironments, numbers: list[int], found: list[Any]) -> str:
+    """Which of the environments ``numbers`` wrote what cannot be sent, and why."""
+    for number, each in zip(numbers, found, strict=True):
+        try:
+            ForkingPickler.dumps(each)
+        except Exception as fault:
+            why = f"expected an observation and an info that can be pickled: {type(fault).__name__}: {fault}"
+            return f"{envs.place(number)}: {why}"
+    return "expected observations and infos that can be pickled together"

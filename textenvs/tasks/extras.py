@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
 from threading import RLock
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,19 @@ def load(module: str, extra: str) -> Any:
             return import_module(module)
     except ImportError as fault:
         raise ImportError(f"the extra {extra} is not installed: pip install 'textenvs[{extra}]' ({fault})") from fault
+
+
+def as_settings(what: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A copy of ``given``, None: an empty one; ValueError for what is no mapping of names to values."""
+    if not isinstance(given, Mapping | NoneType):
+        raise ValueError(f"{what}: expected a mapping of names to values, received {given!r:.200}")
+    return dict(given or {})
+
+
+def refuse_own(options: Mapping[str, Any], name: str) -> None:
+    """Raise ValueError if ``options`` have the part ``name``, which the task makes itself."""
+    if name in options:
+        raise ValueError(f"{name}: expected none, since the task has its own, received {options[name]!r:.200}")
 
 
 def check_name(what: str, given: object, known: Iterable[str]) -> None:

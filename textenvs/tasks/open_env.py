@@ -20,7 +20,7 @@ from textenvs.dialogues.bridge import Observation
 from textenvs.envs.base import TokenVectorBase
 from textenvs.envs.wrapper import TokenVectorWrapper
 from textenvs.factories import dialogue_vec, scalar
-from textenvs.tasks.extras import check_name, load
+from textenvs.tasks.extras import as_settings, check_name, load, refuse_own
 from textenvs.tokens.row_files import at
 
 Value = TypeVar("Value")
@@ -74,7 +74,7 @@ class OpenEnvSession(gym.Env[Any, str]):
             if not value >= 0:
                 raise ValueError(f"{name}: expected seconds, 0 or more, received {value!r}")
         self.url, self.action, self.observation = url, action, observation
-        self.settings, self.patience, self.time_limit = dict(settings or {}), patience, time_limit
+        self.settings, self.patience, self.time_limit = as_settings("settings", settings), patience, time_limit
         self._connect = load("websockets.sync.client", "openenv").connect
         self._faults = load("websockets.exceptions", "openenv")
         self._socket: Any = None
@@ -209,6 +209,7 @@ def open_env_vec(
     Each of ``num_envs`` is a session. Arguments are those of `sessions`, of `OpenEnvSession` and, as ``options``, of
     `textenvs.factories.dialogue_vec`; so are errors.
     """
+    refuse_own(options, "env")
     source = sessions(
         url, action=action, observation=observation, settings=settings, patience=patience, time_limit=time_limit
     )

@@ -10,10 +10,10 @@ from dataclasses import fields
 from functools import partial
 from typing import Any
 
-from textenvs.envs.base import TokenVectorBase
+from textenvs.envs.base import TokenVectorBase, check_whole
 from textenvs.envs.wrapper import TokenVectorWrapper
 from textenvs.factories import scalar, text_generation_vec, tokens_of
-from textenvs.tasks.extras import OwnRandomness, check_name, load
+from textenvs.tasks.extras import OwnRandomness, as_settings, check_name, load, refuse_own
 from textenvs.tokens.end_tokens import EndOfText
 from textenvs.tokens.row_files import at
 from textenvs.tokens.tokenizers import Tokenizer
@@ -55,11 +55,11 @@ def dataset(
     factory = load("reasoning_gym.factory", "reasoning-gym")
     check_name("task", task, factory.DATASETS)
     made, configuration = factory.DATASETS[task]
-    for name in settings or ():
+    own = as_settings("settings", settings)
+    for name in own:
         check_name(f"settings of {task}", name, {each.name for each in fields(configuration)} - {"seed", "size"})
-    for name, value, least in (("size", size, 1), ("seed", seed, 0), ("level", level or 0, 0)):
-        if not least <= value < 2 * HELD_OUT:
-            raise ValueError(f"{name}: expected {least} or more, received {value!r}")
+    check_whole(1, size=size)
+    check_whole(0, seed=seed, level=0 if level is None else level)
     with at(f"task {task}"), OwnRandomness(seed).active():
         values: dict[str, Any] = {}
         if level is not None:
@@ -68,7 +68,7 @@ def dataset(
             curriculum = factory.create_curriculum(task)
             curriculum.set_global_level(level)
             values = vars(curriculum.generate_configuration())
-        return made(configuration(**{**values, **(settings or {}), "seed": seed, "size": size}))
+        return made(configuration(**{**values, **own, "seed": seed, "size": size}))
 
 
 def rows(
@@ -93,10 +93,11 @@ def rows(
     Raises:
         ImportError, ValueError: as `dataset`; a prompt without the question; a task with too few different questions.
     """
-    if "{question}" not in prompt:
+    if not isinstance(prompt, str) or "{question}" not in prompt:
         raise ValueError(f"prompt: expected a text with '{{question}}' in it, received {prompt!r}")
-    if held_out < 0 or seed >= HELD_OUT:
-        raise ValueError(f"expected held_out of 0 or more and a seed below 2**30, received {held_out!r} and {seed!r}")
+    check_whole(0, held_out=held_out, seed=seed)
+    if seed >= HELD_OUT:
+        raise ValueError(f"seed: expected a number below 2**30, received {seed!r}")
     if task in HASH_ORDERED and os.environ.get("PYTHONHASHSEED", "random") == "random":
         warnings.warn(f"{task}: other processes make other questions, unless all have one PYTHONHASHSEED", stacklevel=2)
     found = _questions(dataset(task, size=size, seed=seed, **difficulty), seed)
@@ -135,6 +136,9 @@ def scorer(
         ImportError, ValueError: as `dataset`; a task that runs answers, without ``allow_eval``.
     """
     check_name("answer", answer, READERS)
+    for name, value in (("allow_eval", allow_eval), ("partial_credit", partial_credit)):
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}: expected True or False, received {value!r}")
     judge = dataset(task, size=1, **difficulty)
     if task in RUNS_ANSWERS and not allow_eval:
         raise ValueError(
@@ -178,12 +182,13 @@ def reasoning_gym_vec(
     """
     if task is None:
         raise ValueError("task: expected the name of a data set of reasoning-gym, received none")
+    refuse_own(options, "rows")
     difficulty = {"level": level, "settings": settings}
     verdict = scorer(task, answer=answer, allow_eval=allow_eval, partial_credit=partial_credit, **difficulty)
     reader, reference, eos = tokens_of(tokenizer, reference, eos_token_id)
     chat = bool(getattr(reader, "chat_template", None)) if chat is None else chat
     found = rows(task, size=size, seed=seed, held_out=held_out, prompt=prompt, chat=chat, **difficulty)
-    more = options.pop("scorer", ())
+    more = options.pop("scorer", None) or ()
     scorers = [verdict, *(more if isinstance(more, list | tuple) else [more])]
     return text_generation_vec(
         num_envs, rows=found, tokenizer=reader, reference=reference, eos_token_id=eos, scorer=scorers, **options

@@ -15,7 +15,7 @@ import gymnasium as gym
 from textenvs.envs.base import TokenVectorBase
 from textenvs.envs.wrapper import TokenVectorWrapper
 from textenvs.factories import dialogue_vec, scalar
-from textenvs.tasks.extras import OwnRandomness, check_name, load
+from textenvs.tasks.extras import OwnRandomness, as_settings, check_name, load, refuse_own
 from textenvs.tokens.chats import Turn
 from textenvs.tokens.row_files import at
 
@@ -94,7 +94,7 @@ class TextArenaGame(gym.Env[str, str]):
         known = self._arena.envs.registration.ENV_REGISTRY
         check_name("task", task, {name for name in known if "-raw" not in name and "-train" not in name})
         with at(f"task {task}"), self._random.active(), redirect_stdout(StringIO()):
-            self._env = self._game = self._arena.make(task, **(settings or {}))
+            self._env = self._game = self._arena.make(task, **as_settings("settings", settings))
         while isinstance(self._game, self._arena.Wrapper):  # which repeat the history in every observation
             self._game = self._game.env
 
@@ -172,6 +172,7 @@ def text_arena_vec(
     """
     if task is None:
         raise ValueError("task: expected the id of a game of TextArena, received none")
+    refuse_own(options, "env")
     make = partial(TextArenaGame, task, settings, opponent=opponent, player=player)
     game = make()
     with at(f"task {task}"):

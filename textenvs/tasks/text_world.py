@@ -16,10 +16,10 @@ from typing import Any
 
 import gymnasium as gym
 
-from textenvs.envs.base import TokenVectorBase
+from textenvs.envs.base import TokenVectorBase, check_whole
 from textenvs.envs.wrapper import TokenVectorWrapper
 from textenvs.factories import dialogue_vec, scalar
-from textenvs.tasks.extras import OwnRandomness, check_name, load
+from textenvs.tasks.extras import OwnRandomness, as_settings, check_name, load, refuse_own
 from textenvs.tokens.row_files import at
 
 CUSTOM = {"nb_rooms", "nb_objects", "nb_parallel_quests", "quest_length", "quest_breadth"}
@@ -128,25 +128,25 @@ def generate(
     """
     world, challenges = load("textworld", "textworld"), load("textworld.challenges", "textworld").CHALLENGES
     check_name("task", task, {"custom", *challenges})
-    settings = dict(settings or {})
+    settings, grammar = as_settings("settings", settings), as_settings("grammar", grammar)
     if task == "custom":
         for name in settings:
             check_name("settings of custom", name, CUSTOM)
     else:
         settings = _complete(task, challenges[task][2], settings)
-    for name in grammar or {}:
+    for name in grammar:
         check_name("grammar", name, world.GameOptions().grammar.__slots__)
-    if games < 1 or seed < 0:
-        raise ValueError(f"expected 1 game or more and a seed of 0 or more, received {games!r} and {seed!r}")
+    check_whole(1, games=games)
+    check_whole(0, seed=seed)
     kept = mkdtemp(prefix="textworld-") if folder is None else os.fspath(folder)
     files = GameFiles([], kept if folder is None else None)
-    written = repr((world.__version__, sorted(settings.items()), sorted((grammar or {}).items())))
+    written = repr((world.__version__, sorted(settings.items()), sorted(grammar.items())))
     name = f"{task}-{blake2b(written.encode(), digest_size=6).hexdigest()}"
     for number in range(seed, seed + games):
         path = Path(kept, f"{name}-{number}.z8")
         if not path.exists():
             with at(f"task {task}, seed {number}"), OwnRandomness(number).active():
-                _compile(world, challenges, task, settings, grammar or {}, number, path)
+                _compile(world, challenges, task, settings, grammar, number, path)
         files.append(str(path))
     return files
 
@@ -169,6 +169,7 @@ def text_world_vec(
     """
     if task is None:
         raise ValueError("task: expected 'custom' or the name of a challenge of TextWorld, received none")
+    refuse_own(options, "env")
     files = generate(task, settings=settings, grammar=grammar, games=games, seed=seed, folder=folder)
     return dialogue_vec(num_envs, env=partial(TextWorldGame, files), **options)
 

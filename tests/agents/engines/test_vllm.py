@@ -197,8 +197,12 @@ def test_a_server_that_is_not_there_is_named():
     engine = VLLMEngine("http://127.0.0.1:9", retries=0, patience_s=0.1)
     with pytest.raises(EngineError, match=r"127\.0\.0\.1:9.*no answer"):
         engine.update(named_weights(policy_of()), 0)
-    with pytest.raises(ValueError, match="expected the URL of a server"):
-        VLLMEngine("localhost:8000")
+    for url in ("localhost:8000", "http://", "http://:8000", "http://host:port", "http://host:99999"):
+        with pytest.raises(ValueError, match="expected the URL of a server"):
+            VLLMEngine(url)
+    for wrong in ({"transfer": "brodcast"}, {"transfer": "broadcast", "adapter_only": True}):
+        with pytest.raises(ValueError, match='transfer: expected "folder", or "broadcast" of whole models'):
+            VLLMEngine("http://host:8000", **wrong)
 
 
 def test_an_adapter_alone_is_sent_and_writes_as_the_policy_does(serve):

@@ -57,8 +57,8 @@ def test_faults_are_named_and_the_others_answers_are_not_mixed_up(envs):
         envs.step([0, 3, 1], ["a", "fail", "b"])
     [reply] = envs.step([2], ["c"])
     assert reply.observation.startswith("c ")
-    with pytest.raises(DialogueError, match=r"expected observations and infos that can be pickled: .*lock"):
-        envs.step([1], ["odd"])
+    with pytest.raises(DialogueError, match=r"sub-environment 1 \(Counter\), in turn 1: .* can be pickled: .*lock"):
+        envs.step([3, 1], ["even", "odd"])
     with pytest.raises(DialogueError, match="sub-environments 0, 2, 4: their process ended with exit code -9"):
         envs.step([0, 1], ["die", "d"])
     with pytest.raises(DialogueError, match="expected a reset"):

@@ -187,7 +187,8 @@ def test_a_game_is_a_dialogue(package, tokenizer):
      ({"settings": {"level": 99}}, "task tw-chest, seed 0: AssertionError: too many rooms"),
      ({"task": "custom", "settings": {"nb_room": 2}}, "settings of custom: .*did you mean 'nb_rooms'"),
      ({"grammar": {"them": "house"}}, "grammar: received 'them'; did you mean 'theme'"),
-     ({"games": 0}, "expected 1 game or more"), ({"seed": -1}, "seed of 0 or more, received 1 and -1"),
+     ({"games": 0}, "games: expected a whole number of 1 or more"), ({"seed": -1}, "seed: .*received -1"),
+     ({"settings": ["x"]}, "settings: expected a mapping of names to values"), ({"env": "x"}, "env: expected none"),
      ({"gruop_size": 2}, "did you mean 'group_size'")],
 )  # fmt: skip
 def test_wrong_options_are_refused_by_name(package, tokenizer, options, message):

@@ -278,5 +278,5 @@ def test_along_learn_the_same_figures_are_measured_and_training_is_as_without(in
         torch.equal(one, other)
         for one, other in zip(watched.policy.parameters(), plain.policy.parameters(), strict=True)
     )
-    with pytest.raises(ValueError, match="every: expected 1 or more, received 0"):
+    with pytest.raises(ValueError, match="every: expected a whole number of 1 or more, received 0"):
         EvalRows(rows, every=0)
