@@ -24,7 +24,7 @@ from textenvs.tokens.prompts import PromptSource
 from textenvs.tokens.tokenizers import Tokenizer, load_tokenizer
 from textenvs.wrappers.interfaces import Acting, ReferenceSource, Scorer
 from textenvs.wrappers.kl_shaping import KLShaping, as_reference
-from textenvs.wrappers.preference import PreferenceReward
+from textenvs.wrappers.preference import UNCERTAINTY_COEF, PreferenceReward
 
 
 def text_generation_vec(
@@ -93,7 +93,7 @@ def wrapped(
     charge: bool = True,
     combine: str = "mean",
     weights: Sequence[float] | None = None,
-    uncertainty_coef: float = 0.1,
+    uncertainty_coef: float = UNCERTAINTY_COEF,
 ) -> TokenVectorBase | TokenVectorWrapper:
     """``envs`` in the wrappers that ``scorer`` and ``reference`` ask for; see their classes.
 

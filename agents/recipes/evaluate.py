@@ -45,7 +45,8 @@ def _evaluate(config: EvaluateAgentConfig) -> dict[str, Any]:
             f"{config.agent} holds neither {BEST} (train_control) nor {MODEL}/ (train_text): pass the run directory of "
             "one of them, not a folder in it, or a file that an agent's save wrote"
         )
-    unread = [flag for flag, given in (("--env", config.env is not None), ("--stochastic", config.stochastic)) if given]
+    flags = (("--env", config.env is not None), ("--stochastic", config.stochastic), ("--seed", config.seed != 0))
+    unread = [flag for flag, given in flags if given]
     if unread:
         raise ValueError(
             f"{config.agent} is a run of train_text: {', '.join(unread)} is of control agents, leave it out"

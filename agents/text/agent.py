@@ -38,7 +38,7 @@ from agents.text.stepwise import TextPolicy
 from agents.update import Objective, frozen, update
 from textenvs.dialogues.sub_environments import DialogueError
 from textenvs.dialogues.vector import DialogueVectorEnv
-from textenvs.tokens.rows import PAD
+from textenvs.tokens.rows import PAD, as_token_ids
 from textenvs.wrappers.scorers import RewardError
 
 METRICS: dict[str, str] = {
@@ -103,11 +103,10 @@ class TextAgent(Agent):
 
     def _learning_parts(self) -> tuple[nn.Module, torch.optim.Optimizer]:
         trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
-        rate = value_at(self.config.learning_rate, 0.0)
         config = self.config
         return self.policy, torch.optim.AdamW(
-            trained, lr=rate, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_eps,
-            weight_decay=config.weight_decay, fused=True,
+            trained, lr=value_at(config.learning_rate, 0.0), betas=(config.adam_beta1, config.adam_beta2),
+            eps=config.adam_eps, weight_decay=config.weight_decay, fused=True,
         )  # fmt: skip
 
     def iterate(self) -> None:
@@ -141,7 +140,7 @@ class TextAgent(Agent):
         """One token for one observation or a batch of them, as in Stable-Baselines3: ``[L]`` or ``[B, L]`` token ids
         right-padded with -1, as the token environments give them; ``deterministic``: the most likely one instead of a
         sample."""
-        rows = torch.as_tensor(np.asarray(observation), dtype=torch.int64, device=self.policy.device)
+        rows = torch.from_numpy(as_token_ids(observation)).to(self.policy.device)
         batch = rows[None] if rows.dim() == 1 else rows
         tokens, _ = self.policy.act(batch, deterministic=deterministic, generator=self.predict_generator)
         actions = tokens.cpu().numpy()

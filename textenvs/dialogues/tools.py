@@ -90,13 +90,13 @@ class ToolEnv(gym.Env[Any, str]):
     ) -> None:
         if parse not in get_args(Format):
             raise ValueError(f"parse: expected one of {', '.join(get_args(Format))}, received {parse!r}")
-        if time_limit is not None and not (isinstance(time_limit, Real) and time_limit > 0):
+        if time_limit is not None and not (_is_real(time_limit) and time_limit > 0):
             raise ValueError(f"time_limit: expected a number of seconds above 0, or None, received {time_limit!r}")
-        if not (isinstance(error_reward, Real) and isfinite(error_reward)):
+        if not (_is_real(error_reward) and isfinite(error_reward)):
             raise ValueError(f"error_reward: expected a finite number, received {error_reward!r}")
-        for name, given in (("reward", reward), ("task", task)):
-            if given is not None and not callable(given):
-                raise ValueError(f"{name}: expected a function, received {given!r:.200}")
+        for name, each in (("reward", reward), ("task", task)):
+            if each is not None and not callable(each):
+                raise ValueError(f"{name}: expected a function, received {each!r:.200}")
         if rows is None and task is None:
             raise ValueError("rows: expected rows with a prompt, or a task whose reset writes one, received none")
         self.task: Any = None if task is None else task()
@@ -230,3 +230,7 @@ def _run(call: Callable[[], Any], seconds: float | None) -> Future[str] | None:
     # Not a pool's thread: one that hangs would keep the program alive.
     Thread(target=run, name="tool", daemon=True).start()
     return done if wait([done], seconds).done else None
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, Real)

@@ -184,6 +184,14 @@ def check_logprobs(logprobs: Floats, name: str) -> None:
         raise ValueError(f"{name}: expected finite log-probabilities in nats, at most 0; received {logprobs[wrong][0]}")
 
 
+def as_token_ids(observation: object) -> Ids:
+    """``[L]`` or ``[B, L]``, int64; ValueError for what holds no whole numbers, or has another shape."""
+    ids = np.asarray(observation)
+    if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2) or not ids.size:
+        raise ValueError(f"observation: expected token ids [L] or [B, L], received {observation!r:.200}")
+    return ids.astype(np.int64)
+
+
 def as_array(values: Numbers) -> NDArray[Any]:
     """A torch tensor (of any device and type), array or list, maybe of tensors, as an array."""
     parts: Any = values

@@ -94,7 +94,8 @@ class KLShaping(TokenVectorWrapper):
 
     @beta.setter
     def beta(self, value: float) -> None:
-        if not (isinstance(value, Real) and math.isfinite(value) and value >= 0):
+        given: object = value
+        if not (isinstance(given, Real) and math.isfinite(value) and value >= 0):
             raise ValueError(f"beta: expected a finite number of 0 or more, received {value!r}")
         self._beta, self._beta_chosen = float(value), True
 

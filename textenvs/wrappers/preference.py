@@ -17,6 +17,8 @@ from textenvs.wrappers.interfaces import Scorer
 from textenvs.wrappers.scorers import Scorers
 
 COMBINATIONS = ("mean", "worst", "uncertainty")
+UNCERTAINTY_COEF = 0.1
+"""Coefficient of the variance, per reward unit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,7 @@ class PreferenceReward(TokenVectorWrapper):
         *,
         combine: str = "mean",
         weights: Sequence[float] | None = None,
-        uncertainty_coef: float = 0.1,
+        uncertainty_coef: float = UNCERTAINTY_COEF,
         names: Sequence[str] | None = None,
     ) -> None:
         super().__init__(envs)
@@ -125,7 +127,11 @@ class PreferenceReward(TokenVectorWrapper):
 
 
 def combine_scores(
-    scores: Floats, combine: str = "mean", *, weights: Sequence[float] | None = None, uncertainty_coef: float = 0.1
+    scores: Floats,
+    combine: str = "mean",
+    *,
+    weights: Sequence[float] | None = None,
+    uncertainty_coef: float = UNCERTAINTY_COEF,
 ) -> Floats:
     """One score ``[N]`` from the scores ``[K, N]`` of K members.
 
@@ -179,12 +185,14 @@ def check_combination(
 
     Raises:
         ValueError: an unknown ``combine``; weights without "mean", of another number than the scorers', not finite, or
-            all 0; a coefficient that is negative or not finite.
+            all 0; a coefficient that is negative, not finite, or without "uncertainty".
     """
     if combine not in COMBINATIONS:
         raise ValueError(f"combine: expected one of {', '.join(COMBINATIONS)}, received {combine!r}")
     if not (math.isfinite(uncertainty_coef) and uncertainty_coef >= 0):
         raise ValueError(f"uncertainty_coef: expected a finite number of 0 or more, received {uncertainty_coef!r}")
+    if combine != "uncertainty" and uncertainty_coef != UNCERTAINTY_COEF:
+        raise ValueError(f'uncertainty_coef: expected combine="uncertainty" beside it, received combine={combine!r}')
     if weights is None:
         return
     if combine != "mean":

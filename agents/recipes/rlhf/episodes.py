@@ -63,7 +63,7 @@ def build_episodes(
         if names:
             raise ValueError(f"{flag}: {', '.join(sorted(names))}: expected only as a flag of the command")
     options |= own | (others if held_out else {})
-    if registered:
+    if config.env is not None and registered:
         refuse_changed(config, ("tools", "rows", "eval_rows"), f"{config.env} has its own, leave it out")
         made = _fitting(partial(gym.make_vec, config.env, num_envs=num_envs), options | tokens, positions)
         return reward(made, scorers) if scorers else made
@@ -72,6 +72,8 @@ def build_episodes(
     makers = (dialogue_vec, DialogueVectorEnv, ToolEnv, wrapped)
     known = {name for maker in makers for name in inspect.signature(maker).parameters}
     source = None
+    if config.env is None and not scorers and not options.get("error_reward"):
+        raise ValueError("reward: expected one that pays the answer, as nothing else is learned from, received none")
     if config.env is not None:
         source = _source(config.env, {name: options.pop(name) for name in list(options) if name not in known})
     if config.tools is not None:

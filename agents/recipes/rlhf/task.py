@@ -149,10 +149,6 @@ class RewardSettings:
             self.reward_uncertainty_coef,
             num_scorers=max(1, len(self.reward)),
         )
-        if self.reward_combine != "uncertainty" and changed(self, "reward_uncertainty_coef"):
-            raise ValueError(
-                f"reward_uncertainty_coef is of reward_combine uncertainty, received {self.reward_combine}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

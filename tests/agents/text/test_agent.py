@@ -590,6 +590,9 @@ def test_an_agent_predicts_tokens_for_what_the_environment_shows():
     assert tokens.tolist() == likeliest
     assert agent.predict(observations[3], deterministic=True)[0] == likeliest[3]
     envs.step(agent.predict(observations)[0])
+    for wrong in ("the film", [0.5, 1.2], [[[1]]], []):
+        with pytest.raises(ValueError, match=r"observation: expected token ids .* received"):
+            agent.predict(wrong)
 
 
 def test_an_agent_whose_parts_disagree_is_refused():

@@ -407,6 +407,7 @@ def test_a_column_that_the_prompts_lack_is_refused_at_once(make_envs):
         ({"weights": (0.0, 0.0)}, "not all 0"),
         ({"weights": (1.0, np.nan)}, "finite"),
         ({"combine": "uncertainty", "uncertainty_coef": -1.0}, "0 or more, received -1.0"),
+        ({"uncertainty_coef": 0.5}, 'uncertainty_coef: expected combine="uncertainty" beside it'),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_at_once(make_envs, options, said):

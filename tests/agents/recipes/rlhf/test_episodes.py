@@ -216,6 +216,7 @@ def test_a_dialogue_is_no_longer_than_the_model_has_positions(inputs):
         ({"max_prompt_tokens": "5"}, "max_prompt_tokens: of texts after prompts"),
         ({"rows": "rows.jsonl", "reward": "own_games:answered"}, "rows: expected tools"),
         ({"tools": "own_games"}, "--tools own_games"),
+        ({"env": None, "tools": "own_games:look", "rows": "rows.jsonl"}, "reward: expected one that pays the answer"),
     ],
 )
 def test_flags_that_do_not_apply_are_refused(inputs, tmp_path, capsys, changed, message):

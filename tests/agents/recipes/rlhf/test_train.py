@@ -134,7 +134,7 @@ def test_evaluating_what_a_run_left_behind_repeats_its_figures_and_only_such_run
         assert message in capsys.readouterr().err
 
     agent = ["--agent", str(tmp_path / "run")]
-    complains("run of train_text: --env, --stochastic", *agent, "--env", "CartPole-v1", "--stochastic")
+    complains("run of train_text: --env, --stochastic, --seed", *agent, "--env", "X", "--stochastic", "--seed", "1")
     complains("run of train_text, not of evaluate_agent", *agent, "--run-dir", str(tmp_path / "run"))
     complains("pass the run directory", "--agent", str(tmp_path / "run" / "model"))
     for script in ("train_reward_model", "train_language_model"):
@@ -512,7 +512,7 @@ def test_every_algorithm_resumes_where_an_undisturbed_run_ends_and_has_no_critic
         (["--lora-rank", "4"], "lora_rank: this needs memory adapters, received memory full"),
         (["--memory", "full", "--no-value-adapter"], "value_adapter: this needs memory adapters"),
         (["--memory", "adapters", "--adapter", "x", "--lora-rank", "9"], "the adapter that training starts from"),
-        (["--reward-uncertainty-coef", "3"], "reward_uncertainty_coef is of reward_combine uncertainty, received mean"),
+        (["--reward-uncertainty-coef", "3"], "uncertainty_coef: expected combine"),
         (["--max-concurrent-rows", "0"], "max_concurrent_rows: expected a number >= 1, received 0"),
     ],
 )
