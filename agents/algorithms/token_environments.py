@@ -6,6 +6,7 @@ from typing import Any
 
 import gymnasium as gym
 from gymnasium.vector import VectorEnv
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
 
 from agents.agent import EnvLike
 from textenvs.envs.base import TokenVectorBase
@@ -39,15 +40,15 @@ def token_vector(env: EnvLike, num_envs: int, group_size: int) -> TokenVectorLik
         ValueError: if it is no token environment, is wrapped by something that hides `play`, or has begun with other
             groups.
     """
-    spec = None if isinstance(env, str) else getattr(env, "spec", None)
-    if isinstance(env, gym.Env) and spec is not None:
-        return _made(spec.id, num_envs, group_size, dict(spec.kwargs))
+    if isinstance(env, gym.Env) and isinstance(env.unwrapped, TokenEnv):
+        _refuse_wrappers(env)
+        if env.spec is not None:
+            return _made(env.spec.id, num_envs, group_size, dict(env.spec.kwargs))
+        env = env.unwrapped.envs
     if isinstance(env, str):
         if not is_token_environment(env):
             raise ValueError(f"env: expected the id of a token environment (textenvs/...), received {env!r}")
         return _made(env, num_envs, group_size, {})
-    if isinstance(env, gym.Env) and isinstance(env.unwrapped, TokenEnv):
-        env = env.unwrapped.envs
     if not isinstance(env, TokenVectorBase | TokenVectorWrapper):
         raise ValueError(
             "env: expected an id, a TokenEnv, a TokenVectorEnv or one of textenvs' wrappers, received "
@@ -58,6 +59,17 @@ def token_vector(env: EnvLike, num_envs: int, group_size: int) -> TokenVectorLik
     if base.group_size != group_size:
         base.set_group_size(group_size)
     return env
+
+
+def _refuse_wrappers(env: gym.Env[Any, Any]) -> None:
+    """Raise ValueError for wrappers of a scalar environment that would be lost, that is all but `gymnasium.make`'s."""
+    while isinstance(env, gym.Wrapper):
+        if not isinstance(env, OrderEnforcing | PassiveEnvChecker):
+            raise ValueError(
+                f"env: expected none of Gymnasium's wrappers, received {type(env).__name__}, which the batch path passes "
+                "by: pay in a scorer, and bound texts by max_new_tokens"
+            )
+        env = env.env
 
 
 def _made(env_id: str, num_envs: int, group_size: int, kwargs: dict[str, Any]) -> TokenVectorLike:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import TimeLimit, TransformReward
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
@@ -23,6 +24,7 @@ from agents.runs.checkpoint import CheckpointError
 from agents.text.collector import TextCollector
 from agents.text.config import TextAgentConfig
 from agents.text.kl_controllers import AdaptiveKL, AnnealedKL
+from textenvs.envs.scalar import TokenEnv
 from textenvs.tokens.rows import PAD
 
 PARTS = dict(rows=["good film", "the plot is", "a", "very"], max_new_tokens=4, beta=0.1)
@@ -142,6 +144,22 @@ def test_the_scalar_environment_trains_as_a_vector_of_what_was_registered(model_
     agent = PPO(env, batch_size=6)
     assert agent.env.num_envs == 6
     assert agent.env.unwrapped.max_new_tokens == 4
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_a_wrapper_of_the_scalar_environment_is_refused_and_not_lost(model_dir, made):
+    parts = PARTS | {"scorer": bad_words, "reference": str(model_dir)}
+    kind = "textenvs/TextGeneration-v0"
+    env = (
+        gym.make(kind, **parts)
+        if made
+        else TokenEnv(gym.make_vec(kind, num_envs=1, autoreset_mode="Disabled", **parts))
+    )
+    assert PPO(env, batch_size=1).env.num_envs == 1
+    for wrapped in (TransformReward(env, lambda reward: 2 * reward), TimeLimit(env, 2)):
+        name = type(wrapped).__name__
+        with pytest.raises(ValueError, match=f"expected none of Gymnasium's wrappers, .* received {name}"):
+            PPO(wrapped, batch_size=1)
 
 
 @pytest.mark.parametrize("policy", ["directory", "path", "model", "policy"])
