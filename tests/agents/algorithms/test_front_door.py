@@ -149,16 +149,12 @@ def test_the_scalar_environment_trains_as_a_vector_of_what_was_registered(model_
 @pytest.mark.parametrize("made", [True, False])
 def test_a_wrapper_of_the_scalar_environment_is_refused_and_not_lost(model_dir, made):
     parts = PARTS | {"scorer": bad_words, "reference": str(model_dir)}
-    kind = "textenvs/TextGeneration-v0"
-    env = (
-        gym.make(kind, **parts)
-        if made
-        else TokenEnv(gym.make_vec(kind, num_envs=1, autoreset_mode="Disabled", **parts))
-    )
+    kind, one = "textenvs/TextGeneration-v0", {"num_envs": 1, "autoreset_mode": "Disabled"}
+    env = gym.make(kind, **parts) if made else TokenEnv(gym.make_vec(kind, **one, **parts))
     assert PPO(env, batch_size=1).env.num_envs == 1
     for wrapped in (TransformReward(env, lambda reward: 2 * reward), TimeLimit(env, 2)):
         name = type(wrapped).__name__
-        with pytest.raises(ValueError, match=f"expected none of Gymnasium's wrappers, .* received {name}"):
+        with pytest.raises(ValueError, match=f"expected none of Gymnasium's wrappers, received {name}"):
             PPO(wrapped, batch_size=1)
 
 
