@@ -152,8 +152,8 @@ def dialogue_vec(
             `ToolEnv` (tools, rows, reward, parse, error_reward, time_limit, system): none, or its ``task``.
         tokenizer, reference, eos_token_id, autoreset_mode: as in `text_generation_vec`.
         **options: of `DialogueVectorEnv` (max_turns, max_turn_tokens, max_tokens, chat, threads, processes, group_size,
-            budget, vocab_size), and of `text_generation_vec`: scorer, combine, weights, uncertainty_coef, of whole dialogues,
-            added to the environment's rewards; beta, acting, charge.
+            budget, vocab_size), and of `text_generation_vec`: scorer, combine, weights, uncertainty_coef, of whole
+            dialogues, added to the environment's rewards; beta, acting, charge.
 
     Raises:
         ValueError: invalid or conflicting parts; see their classes.
