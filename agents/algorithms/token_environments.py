@@ -66,8 +66,8 @@ def _refuse_wrappers(env: gym.Env[Any, Any]) -> None:
     while isinstance(env, gym.Wrapper):
         if not isinstance(env, OrderEnforcing | PassiveEnvChecker):
             raise ValueError(
-                f"env: expected none of Gymnasium's wrappers, received {type(env).__name__}: whole texts pass it by; pay "
-                "in a scorer, bound texts by max_new_tokens"
+                f"env: expected none of Gymnasium's wrappers, received {type(env).__name__}: whole texts pass it by, "
+                "so pay in a scorer, and bound texts by max_new_tokens"
             )
         env = env.env
 

@@ -64,6 +64,9 @@ class TokenVectorBase(VectorEnv[Ids, Ids, NDArray[Any]]):
         self.num_envs, self.budget = num_envs, budget
         self.tokenizer, self.vocab_size = tokenizer, vocab_size
         self.eos_token_id = as_eos_token_id(eos_token_id, vocab_size)
+        modes = [mode.value for mode in AutoresetMode]
+        if autoreset_mode not in modes and not isinstance(autoreset_mode, AutoresetMode):
+            raise ValueError(f"autoreset_mode: expected one of {', '.join(modes)}, received {autoreset_mode!r}")
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {"render_modes": [], "autoreset_mode": self.autoreset_mode}
         self.single_observation_space = spaces.Box(PAD, vocab_size - 1, (widths[0],), np.int64)

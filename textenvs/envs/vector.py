@@ -61,6 +61,8 @@ class TokenVectorEnv(TokenVectorBase):
     ) -> None:
         vocab_size = vocabulary(vocab_size, tokenizer)
         check_whole(1, max_new_tokens=max_new_tokens)
+        if max_prompt_tokens is not None:
+            check_whole(1, max_prompt_tokens=max_prompt_tokens)
         self.max_new_tokens, self._shuffle = max_new_tokens, shuffle
         self.prompts: Prompts = load_prompts(prompts, tokenizer, vocab_size=vocab_size, max_tokens=max_prompt_tokens)
         self.max_prompt_tokens = width = max_prompt_tokens or self.prompts.width
