@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -43,11 +44,13 @@ def varlen_attention(
         **options: further ones of the layer.
 
     Returns:
-        ``[1, N, H, D]``; None on another device, in another precision, without the kernel, or for a layer that
-        asks for more.
+        ``[1, N, H, D]``; None on another device, in another precision, without the kernel, for heads that it does not
+        take, or for a layer that asks for more.
     """
     kernel = _kernel()
     if kernel is None or not runs_on(query) or any(options.get(name) for name in OTHER_ATTENTION):
+        return None
+    if not takes_heads(query.shape[-1], value.shape[-1]):
         return None
     tokens = query.shape[2]
     query, key, value = (part[0].transpose(0, 1)[:real] for part in (query, key, value))
@@ -59,8 +62,13 @@ def varlen_attention(
 
 
 def runs_on(query: Tensor) -> bool:
-    """True on a CUDA device in half precision."""
-    return query.is_cuda and query.dtype in HALF
+    """True on a CUDA device of compute capability 8.0 (Ampere) or more, in half precision."""
+    return query.is_cuda and query.dtype in HALF and torch.cuda.get_device_capability(query.device) >= (8, 0)
+
+
+def takes_heads(query: int, value: int) -> bool:
+    """Whether the kernel, unlike scaled dot-product attention, takes heads of so many numbers as they are."""
+    return query == value <= 256 and query % 8 == 0
 
 
 @cache

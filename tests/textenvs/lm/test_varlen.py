@@ -45,6 +45,7 @@ def calls(monkeypatch):
 
     monkeypatch.setattr(varlen, "_kernel", lambda: by_row)
     monkeypatch.setattr(varlen, "runs_on", lambda query: True)
+    monkeypatch.setattr(varlen, "takes_heads", lambda query, value: True)
     return found
 
 
@@ -72,6 +73,17 @@ def test_what_the_kernel_cannot_do_is_left_to_torchs_attention(calls):
         assert varlen.varlen_attention(query, query, query, bounds, 9, real=18, **other) is None
     out = varlen.varlen_attention(query, query, query, bounds, 9, real=18, dropout=0.0)
     assert out.shape == (1, 20, 2, 4)
+
+
+def test_heads_that_the_kernel_does_not_take_are_left_to_torchs_attention(monkeypatch):
+    """FlashAttention's limits; DeepSeek's heads, for one, have 192 and 128 numbers."""
+    taken = [(8, 8), (64, 64), (80, 80), (256, 256)]
+    assert all(varlen.takes_heads(*each) for each in taken)
+    assert not any(varlen.takes_heads(*each) for each in [(4, 4), (20, 20), (192, 128), (264, 264), (512, 512)])
+    monkeypatch.setattr(varlen, "_kernel", lambda: pytest.fail)
+    monkeypatch.setattr(varlen, "runs_on", lambda query: True)
+    query, value = torch.zeros(1, 2, 18, 16), torch.zeros(1, 2, 18, 8)
+    assert varlen.varlen_attention(query, query, value, RowLayout(LENGTHS).bounds, 9, real=18) is None
 
 
 def test_without_a_cuda_device_there_is_no_kernel_call():
