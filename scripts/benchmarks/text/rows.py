@@ -160,10 +160,12 @@ def tuned_by_peer(runs: Path, peers: Path, algorithm: str, seed: int, *, threads
 def peer_settings(preset: TrainTextConfig) -> dict[str, Any]:
     """Our preset in TRL's words; lambda, gamma, the weight of the value loss and the clip are TRL's defaults, too.
 
-    GRPO's preset is Dr. GRPO but for the KL, which TRL has in the loss only.
+    GRPO's preset is Dr. GRPO but for the KL, which TRL has in the loss only. Its PPO counts tokens up to the padding,
+    which no text may contain; its GRPO counts to the first end of text, and embeds the padding.
     """
     from textenvs.lm.loading import load_causal_lm
 
+    config = load_causal_lm(assets.language_model_dir()).config
     assert preset.learning_rate is not None
     return {
         "rows": preset.batch_size,
@@ -178,7 +180,7 @@ def peer_settings(preset: TrainTextConfig) -> dict[str, Any]:
         "kl_coef": preset.beta,
         "updates": preset.episodes // preset.batch_size,
         "seed": preset.seed,
-        "pad_token_id": load_causal_lm(assets.language_model_dir()).config.vocab_size,
+        "pad_token_id": config.vocab_size if preset.algorithm == "ppo" else config.eos_token_id,
     }
 
 

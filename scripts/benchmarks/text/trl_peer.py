@@ -110,7 +110,7 @@ def grpo(job: dict[str, Any]) -> tuple[Any, Meter]:
 
     meter = Meter(tokens=0, steps=job["minibatches"] * job["epochs"])
     tokenizer, rows = _tokenizer(job), json.loads(Path(job["prompts"]).read_text())
-    prompts = [tokenizer.decode(ids) for ids in rows]
+    prompts = tokenizer.batch_decode(rows, skip_special_tokens=True)
     if not job["free_reward"] and tokenizer(prompts)["input_ids"] != rows:
         raise ValueError("TRL takes prompts as text, and these do not become the same tokens again")
     model = None if job["free_reward"] else scorer(job["reward_model"])

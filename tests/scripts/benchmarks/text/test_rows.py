@@ -218,8 +218,10 @@ def test_the_peer_is_paid_what_our_reward_model_scores():
     assert scores(scorer(assets.reward_model_dir()), rows) == pytest.approx(own.score_rows(rows).tolist(), abs=1e-5)
 
 
-def test_the_padding_of_the_peer_is_no_token_of_the_model():
+def test_the_padding_of_the_peers_ppo_is_no_token_of_the_model():
     assert peer_settings(TrainTextConfig.preset(run_dir="x").settled(1))["pad_token_id"] == 2048
+    grpo = peer_settings(TrainTextConfig.preset("grpo", run_dir="x").settled(1))
+    assert grpo["pad_token_id"] == 0  # which it embeds, so one of the model's: the end of a text
 
 
 def test_the_start_itself_is_judged_to_be_the_start(tmp_path):
