@@ -56,10 +56,6 @@ class TrainingOptions:
                 continue
             if not (isinstance(value, int | float) and least <= value <= most):
                 raise ValueError(f"{name}: expected a number in [{least:g}, {most:g}], received {value!r}")
-        if self.attention_dropout and not self.dropout:
-            raise ValueError(
-                f"attention_dropout: expected a dropout above 0 beside {self.attention_dropout}, received 0"
-            )
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype: expected float32 or bfloat16, received {self.dtype!r}")
 
@@ -73,7 +69,8 @@ _MOST, _BELOW_1 = 1e9, 1 - 1e-6
 _RANGES = {
     "epochs": (1e-6, _MOST), "learning_rate": (1e-12, _MOST), "max_grad_norm": (1e-12, _MOST),
     "layer_decay": (1e-6, 1.0), "dropout": (0.0, _BELOW_1), "attention_dropout": (0.0, _BELOW_1),
-    "token_noise": (0.0, _BELOW_1), "average_decay": (0.0, _BELOW_1), "truncation_share": (0.0, 1.0), "warmup_share": (0.0, 1.0),
-    "centring_coef": (0.0, _MOST), "weight_decay": (0.0, _MOST), "head_lr_multiplier": (0.0, _MOST),
-    "chunk_size": (1, _MOST), "eval_every": (1, _MOST), "patience": (1, _MOST), "seed": (0, 2**63),
+    "token_noise": (0.0, _BELOW_1), "average_decay": (0.0, _BELOW_1), "truncation_share": (0.0, 1.0),
+    "warmup_share": (0.0, 1.0), "centring_coef": (0.0, _MOST), "weight_decay": (0.0, _MOST),
+    "head_lr_multiplier": (0.0, _MOST), "chunk_size": (1, _MOST), "eval_every": (1, _MOST), "patience": (1, _MOST),
+    "seed": (0, 2**63),
 }  # fmt: skip
