@@ -17,6 +17,7 @@ from agents.evaluation.curve import FRONTIER, read_points
 from agents.functional.schedules import value_at
 from agents.recipes.rlhf.config import TrainTextConfig
 from agents.runs.run_dir import SUMMARY
+from agents.text.config import Paper
 from reward_models.aside import write_aside, write_json
 from scripts.benchmarks.processes import run_once, run_process
 from scripts.benchmarks.table import Row, row_of
@@ -104,7 +105,7 @@ def kl_row(runs: Path, *, seeds: int, threads: int) -> Row:
     return row_of(name, "reward", gains, peer=best["score_best_of_64"] - start, must=0.92, aim=1.0, details=details)
 
 
-def learning_row(runs: Path, peers: Path, algorithm: str, *, seeds: int, threads: int) -> Row:
+def learning_row(runs: Path, peers: Path, algorithm: Paper, *, seeds: int, threads: int) -> Row:
     """The judge's win rate of ours and of TRL's after the same texts, with the same models, reward and settings.
 
     ``algorithm`` is "ppo" or "grpo".
@@ -138,7 +139,7 @@ def _figures(side: str, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {f"{side}_{name}_by_seed": [summary[name] for summary in found] for name in names}
 
 
-def tuned_by_peer(runs: Path, peers: Path, algorithm: str, seed: int, *, threads: int) -> dict[str, Any]:
+def tuned_by_peer(runs: Path, peers: Path, algorithm: Paper, seed: int, *, threads: int) -> dict[str, Any]:
     """TRL's training on movie reviews with our preset's settings, compared with the start as our runs are."""
     folder = runs / f"reviews-trl-{algorithm}-{seed}"
     if (folder / SUMMARY).exists():
