@@ -23,8 +23,10 @@ class TrainingOptions:
     warmup_share: float = 0.1
     """Share of the steps in which the learning rate rises."""
     dropout: float = 0.0
-    """Rate of all dropout in the backbone during training, in place of its configuration's, in [0, 1); with 0 it is
+    """Rate of dropout in the backbone during training, in place of its configuration's, in [0, 1); without any it is
     trained in evaluation mode."""
+    attention_dropout: float | None = None
+    """That of attention weights, which costs as much as all the rest, in [0, 1); None: as `dropout`."""
     token_noise: float = 0.05
     """Share of the tokens replaced by random ones in training, in [0, 1)."""
     truncation_share: float = 0.15
@@ -50,17 +52,25 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
+            if value is None and name == "attention_dropout":
+                continue
             if not (isinstance(value, int | float) and least <= value <= most):
                 raise ValueError(f"{name}: expected a number in [{least:g}, {most:g}], received {value!r}")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype: expected float32 or bfloat16, received {self.dtype!r}")
 
+    @property
+    def drops(self) -> bool:
+        """Whether there is any dropout."""
+        return bool(self.dropout or self.attention_dropout)
+
 
 _MOST, _BELOW_1 = 1e9, 1 - 1e-6
 _RANGES = {
     "epochs": (1e-6, _MOST), "learning_rate": (1e-12, _MOST), "max_grad_norm": (1e-12, _MOST),
-    "layer_decay": (1e-6, 1.0), "dropout": (0.0, _BELOW_1), "token_noise": (0.0, _BELOW_1),
-    "average_decay": (0.0, _BELOW_1), "truncation_share": (0.0, 1.0), "warmup_share": (0.0, 1.0),
-    "centring_coef": (0.0, _MOST), "weight_decay": (0.0, _MOST), "head_lr_multiplier": (0.0, _MOST),
-    "chunk_size": (1, _MOST), "eval_every": (1, _MOST), "patience": (1, _MOST), "seed": (0, 2**63),
+    "layer_decay": (1e-6, 1.0), "dropout": (0.0, _BELOW_1), "attention_dropout": (0.0, _BELOW_1),
+    "token_noise": (0.0, _BELOW_1), "average_decay": (0.0, _BELOW_1), "truncation_share": (0.0, 1.0),
+    "warmup_share": (0.0, 1.0), "centring_coef": (0.0, _MOST), "weight_decay": (0.0, _MOST),
+    "head_lr_multiplier": (0.0, _MOST), "chunk_size": (1, _MOST), "eval_every": (1, _MOST), "patience": (1, _MOST),
+    "seed": (0, 2**63),
 }  # fmt: skip

@@ -21,8 +21,8 @@ from reward_models.options import TrainingOptions
 
 DROPOUT_NAMES = ("dropout", "pdrop")
 """Every dropout rate has one of these in its name; ``layerdrop`` is no dropout rate."""
-DropoutRate: TypeAlias = "tuple[Any, str, float]"
-"""A module or configuration, the attribute that holds the rate, and the rate, in [0, 1)."""
+DropoutRate: TypeAlias = "tuple[Any, str, float, bool]"
+"""A module or configuration, the attribute that holds the rate, the rate, in [0, 1), and if it is attention's."""
 
 
 @dataclass(kw_only=True)
@@ -103,7 +103,7 @@ class RewardLearner:
     def gradient(self, batch: tuple[ComparisonBatch, list[list[int]]]) -> StepResult:
         """Add the gradient of a batch's Bradley–Terry loss."""
         comparisons, rows = batch
-        self.module.train(self.options.dropout > 0)
+        self.module.train(self.options.drops)
         options = self.options
         loss = batch_loss(self.module, rows, comparisons, options.chunk_size, options.centring_coef, self.workers)
         torch.autograd.backward(loss)
@@ -153,7 +153,7 @@ def fit(
         if on_step is not None:
             on_step(progress.step, fitting.options.num_steps, fitting.loss, best())
 
-    old_dropout = set_dropout(model, options.dropout)
+    old_dropout = set_dropout(model, options.dropout, options.attention_dropout)
     try:
         fitting.run(stopped=lambda: False, checkpoint=lambda: None, show=show)
     except KeyboardInterrupt:
@@ -256,25 +256,35 @@ def dropout_rates(model: nn.Module) -> list[DropoutRate]:
     A rate is in a dropout layer (GPT-2), in a float of an attention or decoder layer that calls the function (Llama's
     ``attention_dropout``, OPT's ``dropout``), or in a configuration that a layer reads at each call (GPT-Neo, Falcon).
     """
-    found: list[DropoutRate] = [(module, "p", module.p) for module in model.modules() if isinstance(module, nn.Dropout)]
+    found: list[DropoutRate] = []
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Dropout):
+            above, _, name = path.rpartition(".")
+            found.append((module, "p", module.p, _is_attentions(name, model.get_submodule(above))))
     configs = {id(config): config for module in model.modules() if (config := vars(module).get("config")) is not None}
     for place in (*model.modules(), *configs.values()):
         for name, value in vars(place).items():
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if number and any(part in name for part in DROPOUT_NAMES):
-                found.append((place, name, value))
+                found.append((place, name, value, _is_attentions(name, place)))
     return found
 
 
-def set_dropout(model: nn.Module, rate: float) -> list[DropoutRate]:
-    """Set every dropout rate of ``model``; returns the old ones for `restore_dropout`."""
+def _is_attentions(name: str, place: object) -> bool:
+    """Whether a rate of that ``name`` in ``place`` is of attention weights: its name says so, or has no other word."""
+    return "att" in name or (name == "dropout" and "Attention" in type(place).__name__)
+
+
+def set_dropout(model: nn.Module, rate: float, attention: float | None = None) -> list[DropoutRate]:
+    """Set every dropout rate of ``model``, to ``attention`` those of attention weights unless it is None; returns the
+    old ones for `restore_dropout`."""
     old = dropout_rates(model)
-    for place, name, _ in old:
-        setattr(place, name, rate)
+    for place, name, _, is_attentions in old:
+        setattr(place, name, attention if is_attentions and attention is not None else rate)
     return old
 
 
 def restore_dropout(old: list[DropoutRate]) -> None:
     """Undo `set_dropout`."""
-    for place, name, rate in old:
+    for place, name, rate, _ in old:
         setattr(place, name, rate)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.decision_states import Decisions, spread
-from agents.lm.sampling import uniform
 from textenvs.lm.packed_attention import has_full_attention
 from textenvs.lm.packed_forward import few_tokens, without_dropout
 from textenvs.tokens.end_tokens import end_tensor
@@ -48,19 +47,17 @@ def draw_branches(
     actions: Tensor,
     mask: Tensor,
     *,
-    count: int,
-    generator: torch.Generator,
+    noise: Tensor,
 ) -> Branches:
-    """Draw ``count`` tokens in every state that ``mask`` selects, independently and from the whole distribution.
+    """Draw K tokens in each of the N states that ``mask`` selects, independently and from the whole distribution.
 
-    The policy has a critic; ``observations``, ``actions`` and ``mask`` are as in `CausalLMPolicy.evaluate`. The
-    ``generator``, on the CPU, gives a uniform number a token. ValueError if the critic's trunk does not read branches,
-    see ``branch_states``.
+    The policy has a critic; ``observations``, ``actions`` and ``mask`` are as in `CausalLMPolicy.evaluate`. ``noise
+    [N, K]`` are uniform numbers in [0, 1), one a token, by state in the order of rows. ValueError if the critic's
+    trunk does not read branches, see ``branch_states``.
     """
     decisions = Decisions.find(observations, actions, mask)
     with policy.forward_context():
         hidden = decisions.states(policy.trunk)
-        noise = uniform(len(hidden) * count, generator, hidden.device).view(-1, count)
         tokens, logprobs = policy.token_head.draw(hidden, decisions.steps, noise)
     with reference.forward_context():
         ref_hidden = decisions.states(reference.trunk)

@@ -262,7 +262,7 @@ def fit_members(
             fit = _new_fit(model, data, config, processes, seed=seed, sink=MemberSink(sink, index, before))
             with run.restoring(paths[index]):
                 restore(fit, states[index], paths[index], processes)
-            usual_dropout = set_dropout(model, config.training.dropout)
+            usual_dropout = set_dropout(model, config.training.dropout, config.training.attention_dropout)
             try:
                 finished = drive(fit, run, bar, paths[index], processes, done=index * total, label=label)
                 checkpoint.save(paths[index], fit.state_dict(), processes)

@@ -163,7 +163,8 @@ class TextAgent(Agent):
         batch = rollout.to_batch(advantages, targets)
         if config.branches:
             beta = 0.0 if self.collector is None else self.collector.beta
-            batch = branched(batch, rollout, config, self.policy, self.reference, beta=beta, generator=self.generator)
+            how: Any = {"beta": beta, "generator": self.generator, "processes": self.processes}
+            batch = branched(batch, rollout, config, self.policy, self.reference, **how)
         return batch
 
     def _by_comparison(self, rollout: Rollout) -> Batch:

@@ -8,10 +8,11 @@ import torch
 
 from agents.functional.advantages import all_action_advantages
 from agents.functional.masked import fill_masked, mean_and_scale
-from agents.lm.branches import draw_branches
+from agents.lm.branches import Branches, draw_branches
 from agents.lm.causal_lm import CausalLMPolicy
+from agents.lm.sampling import uniform
 from agents.rollout import Batch, Rollout
-from agents.runs.distributed import is_sharded
+from agents.runs.distributed import ALONE, Processes, is_sharded
 from agents.text.config import TextAgentConfig
 from agents.text.stepwise import TextPolicy
 from textenvs.dialogues.vector import DialogueVectorEnv
@@ -26,6 +27,7 @@ def branched(
     *,
     beta: float,
     generator: torch.Generator,
+    processes: Processes = ALONE,
 ) -> Batch:
     """``batch`` with further tokens and their advantages, and what is left for the tokens that were taken.
 
@@ -40,12 +42,16 @@ def branched(
         policy, reference: that acted, and that the KL is measured against.
         beta: price of the KL, reward units per nat.
         generator: of the tokens.
+        processes: with the same batch; each draws the tokens of its share of the rows.
     """
     assert reference is not None  # as `check_branches` has seen
-    drawn = draw_branches(
-        policy, reference, rollout.observations, rollout.actions, rollout.mask,
-        count=config.branches, generator=generator,
-    )  # fmt: skip
+    noise = uniform(int(rollout.mask.sum()) * config.branches, generator, rollout.mask.device).view(-1, config.branches)
+    ours = processes.shard(len(rollout.mask))
+    before, within = (int(rollout.mask[rows].sum()) for rows in (slice(ours.start), ours))
+    inputs = (each[ours] for each in (rollout.observations, rollout.actions, rollout.mask))
+    share = draw_branches(policy, reference, *inputs, noise=noise[before : before + within])
+    shares = zip(*processes.all_gather(share), strict=True)
+    drawn = Branches(*(torch.cat(each).to(noise.device) for each in shares))
     width = rollout.mask.shape[1]
     goes_on = torch.arange(width, device=rollout.mask.device) < width - 1
     price = 0.0 if config.kl_in == "loss" else beta

@@ -84,10 +84,11 @@ class TrainRewardModelConfig(RunFlags):
                 f"members: expected 1 where processes share a model, received {self.members}: fit each with a "
                 "seed of its own, and score by all of them (train-text --reward, repeated)"
             )
-        if self.training.dropout:
+        if self.training.drops:
+            rate = self.training.dropout or self.training.attention_dropout
             raise ValueError(
-                f"training.dropout: expected 0 where processes share a model, received {self.training.dropout}: each "
-                "would drop other units than one process does"
+                f"training.dropout: expected 0 where processes share a model, received {rate}: each would drop other "
+                "units than one process does"
             )
 
     @property

@@ -88,13 +88,12 @@ def train(
     seed: int = 0,
     updates: int | None = None,
     num_envs: int | None = None,
-    callback: Any = None,
 ) -> GapResult:
     """Train what starts as the reference, by whole texts or dialogues; PPO's table of texts by steps.
 
     ``policy`` is "tabular", "gpt2" or "dialogue", whose ``credit`` is as in `TextAgentConfig`; ``updates`` are rollouts
     to learn from, None: ``UPDATES``; ``num_envs`` episodes side by side, None: ``NUM_ENVS``, are a multiple of the
-    group size; ``callback`` is of `learn`, by whole texts.
+    group size.
     """
     number = UPDATES[policy][algorithm] if updates is None else updates
     if (policy, algorithm) == ("tabular", "ppo"):
@@ -123,7 +122,7 @@ def train(
         learner = CausalLMPolicy(model, eos_token_id=EOS_TOKEN, critic="shared" if config.uses_critic else "none")
         how["generate"] = generate
     agent = TextAgent(config, policy=learner, collector=TextCollector(envs, seed=seed, **how))
-    return _learn(agent, learner, task, number * num_envs, callback)
+    return _learn(agent, learner, task, number * num_envs)
 
 
 def _train_by_steps(env_id: str, seed: int, updates: int, num_envs: int) -> GapResult:

@@ -26,7 +26,16 @@ from agents.runs.run_dir import SUMMARY, RunDir
 from reward_models.aside import write_aside, write_json
 from scripts.benchmarks.table import Row, to_markdown
 from scripts.benchmarks.text.models import BenchSizes
-from scripts.benchmarks.text.rows import ALGORITHMS, POLICIES, gap_row, kl_row, learning_row, memory_row, reviews_row
+from scripts.benchmarks.text.rows import (
+    ALGORITHMS,
+    POLICIES,
+    best_of_n_row,
+    gap_row,
+    kl_row,
+    learning_row,
+    memory_row,
+    reviews_row,
+)
 from scripts.benchmarks.text.speed import arithmetic_row, speed_rows
 
 HOW = ("run_dir", "rows", "resume", "overwrite", "peers")
@@ -75,7 +84,10 @@ MEASUREMENTS: dict[str, Callable[[Config, Path], list[Row]]] = {
     "gap": lambda c, runs: [gap_row(runs, name, policy, seeds=c.seeds) for policy in POLICIES for name in ALGORITHMS],
     "reviews": lambda c, runs: [reviews_row(runs, name, seeds=c.seeds, threads=c.threads) for name in ("ppo", "grpo")],
     "kl": lambda c, runs: [kl_row(runs, seeds=c.seeds, threads=c.threads)],
-    "learning": lambda c, runs: [learning_row(runs, c.peers, seeds=c.seeds, threads=c.threads)],
+    "learning": lambda c, runs: [
+        *(learning_row(runs, c.peers, name, seeds=c.seeds, threads=c.threads) for name in ("ppo", "grpo")),
+        best_of_n_row(runs, seeds=c.seeds, threads=c.threads),
+    ],
 }
 """By name, in the table's order; each gives one row or more."""
 

@@ -17,6 +17,7 @@ from agents.evaluation.curve import FRONTIER, read_points
 from agents.functional.schedules import value_at
 from agents.recipes.rlhf.config import TrainTextConfig
 from agents.runs.run_dir import SUMMARY
+from agents.text.config import Paper
 from reward_models.aside import write_aside, write_json
 from scripts.benchmarks.processes import run_once, run_process
 from scripts.benchmarks.table import Row, row_of
@@ -31,8 +32,10 @@ SHIPPED_PARAMETERS = 2_400_000
 """Of the shipped language model: they decide the preset's learning rate."""
 KL_BUDGET = 8.0
 """Nats per sequence; a text model further away from where it began has won nothing."""
-REWARD_CRITIC = ("--memory", "full", "--critic-start", "reward-model")
-"""Flags of the critic that the peer has: a trunk of its own that starts as the reward model."""
+SAME_AS_PEER: dict[str, tuple[str, ...]] = {
+    "ppo": ("--memory", "full", "--critic-start", "reward-model"), "grpo": ()
+}  # fmt: skip
+"""Flags of what TRL has: PPO's critic is a trunk of its own that starts as the reward model."""
 KL_POINT = 3.2
 """Nats per sequence where gains are compared; best-of-64 is at most 3.17 from the start."""
 KL_SETTINGS = ("--beta", 0.235, "--episodes", 16384, "--evaluate-every", 4)
@@ -102,16 +105,33 @@ def kl_row(runs: Path, *, seeds: int, threads: int) -> Row:
     return row_of(name, "reward", gains, peer=best["score_best_of_64"] - start, must=0.92, aim=1.0, details=details)
 
 
-def learning_row(runs: Path, peers: Path, *, seeds: int, threads: int) -> Row:
-    """The judge's win rate of our PPO and of TRL's after the same episodes, with the same models, reward, settings."""
+def learning_row(runs: Path, peers: Path, algorithm: Paper, *, seeds: int, threads: int) -> Row:
+    """The judge's win rate of ours and of TRL's after the same texts, with the same models, reward and settings.
+
+    ``algorithm`` is "ppo" or "grpo".
+    """
+    flags = ("--algorithm", algorithm, *SAME_AS_PEER[algorithm])
+    numbers = range(seeds)
     sides = {
-        "ours": [tuned(runs / f"learning-ppo-{seed}", REWARD_CRITIC, seed, threads=threads) for seed in range(seeds)],
-        "peer": [tuned_by_peer(runs, peers, seed, threads=threads) for seed in range(seeds)],
+        "ours": [tuned(runs / f"learning-{algorithm}-{seed}", flags, seed, threads=threads) for seed in numbers],
+        "peer": [tuned_by_peer(runs, peers, algorithm, seed, threads=threads) for seed in numbers],
     }
     rates = {side: [summary["judge_win_rate"] for summary in found] for side, found in sides.items()}
     details = _figures("ours", sides["ours"]) | _figures("peer", sides["peer"])
-    name = "learning: judge prefers the tuned model after the same episodes, PPO"
+    name = f"learning: judge prefers the tuned model after the same texts, {algorithm}"
     return row_of(name, "share", rates, must=1.0, details=details)
+
+
+def best_of_n_row(runs: Path, *, seeds: int, threads: int) -> Row:
+    """The judge's win rate of the preset's PPO beside that of the best of 64 texts by the reward model."""
+    best = run_once(runs / "best_of_n", ["scripts.best_of_n"], threads=threads)
+    found = [
+        tuned(runs / f"reviews-ppo-{seed}", ("--algorithm", "ppo"), seed, threads=threads) for seed in range(seeds)
+    ]
+    rates = {"ours": [summary["judge_win_rate"] for summary in found]}
+    details = _figures("ours", found) | {"peer_kl_per_sequence": best["kl_per_sequence_best_of_64"]}
+    name = "learning: judge prefers the tuned model, the preset's ppo ÷ best-of-64"
+    return row_of(name, "share", rates, peer=best["judge_win_rate_best_of_64"], details=details)
 
 
 def _figures(side: str, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -119,19 +139,19 @@ def _figures(side: str, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {f"{side}_{name}_by_seed": [summary[name] for summary in found] for name in names}
 
 
-def tuned_by_peer(runs: Path, peers: Path, seed: int, *, threads: int) -> dict[str, Any]:
-    """TRL's PPO on movie reviews with our preset's settings, compared with the start as our runs are."""
-    folder = runs / f"reviews-trl-{seed}"
+def tuned_by_peer(runs: Path, peers: Path, algorithm: Paper, seed: int, *, threads: int) -> dict[str, Any]:
+    """TRL's training on movie reviews with our preset's settings, compared with the start as our runs are."""
+    folder = runs / f"reviews-trl-{algorithm}-{seed}"
     if (folder / SUMMARY).exists():
         return json.loads((folder / SUMMARY).read_text())
     shutil.rmtree(folder, ignore_errors=True)
     print(f"{folder.name} ...", flush=True)
     # As our runs of the row are: TRL draws no branches.
-    same: dict[str, Any] = {"memory": "full", "critic_start": "reward-model"}
-    preset = TrainTextConfig.preset(run_dir=str(folder), seed=seed, **same).settled(SHIPPED_PARAMETERS)
+    critic: dict[str, Any] = {"memory": "full", "critic_start": "reward-model"} if algorithm == "ppo" else {}
+    preset = TrainTextConfig.preset(algorithm, run_dir=str(folder), seed=seed, **critic).settled(SHIPPED_PARAMETERS)
     models, saved = write_review_inputs(folder / "inputs", preset), folder / "model"
     job = peer_settings(preset) | {"threads": threads, "save": str(saved.resolve())}
-    command = peer_command(peers, folder, "ppo", models=models, **job)
+    command = peer_command(peers, folder, algorithm, models=models, **job)
     said = run_process(command, folder.name, env=quiet_environment(threads))
     summary = judged(saved, preset) | json.loads(said.splitlines()[-1])
     write_json(folder / SUMMARY, summary)
@@ -139,20 +159,29 @@ def tuned_by_peer(runs: Path, peers: Path, seed: int, *, threads: int) -> dict[s
 
 
 def peer_settings(preset: TrainTextConfig) -> dict[str, Any]:
-    """Our preset in TRL's words; lambda, gamma, the weight of the value loss and the clip are TRL's defaults, too."""
+    """Our preset in TRL's words; lambda, gamma, the weight of the value loss and the clip are TRL's defaults, too.
+
+    GRPO's preset is Dr. GRPO but for the KL, which TRL has in the loss only. Its PPO counts tokens up to the padding,
+    which no text may contain; its GRPO counts to the first end of text, and embeds the padding.
+    """
     from textenvs.lm.loading import load_causal_lm
 
+    config = load_causal_lm(assets.language_model_dir()).config
     assert preset.learning_rate is not None
     return {
         "rows": preset.batch_size,
         "minibatches": preset.batch_size // (preset.minibatch_size or preset.batch_size),
         "epochs": preset.epochs,
+        "group_size": preset.group_size,
+        "free_reward": False,
+        "loss_type": "dr_grpo",
+        "scale_rewards": "none",
         "new_tokens": preset.max_new_tokens,
         "learning_rate": value_at(preset.learning_rate, 0.0),
         "kl_coef": preset.beta,
         "updates": preset.episodes // preset.batch_size,
         "seed": preset.seed,
-        "pad_token_id": load_causal_lm(assets.language_model_dir()).config.vocab_size,
+        "pad_token_id": config.vocab_size if preset.algorithm == "ppo" else config.eos_token_id,
     }
 
 

@@ -23,14 +23,17 @@ from torch import Tensor, nn
 JOB: dict[str, Any] = {
     "algorithm": "ppo",  # or "grpo"
     "lm": None,  # folder of the language model and tokenizer
-    "reward_model": None,  # folder of the reward model, as ours saves it; PPO only
+    "reward_model": None,  # folder of the reward model, as ours saves it
+    "free_reward": True,  # whether a reward that costs nothing takes its place; GRPO only, as the next three
     "prompts": None,  # JSON file: lists of token ids
     "pad_token_id": 0,  # one that no text contains
     "rows": 64,  # texts an update
     "minibatches": 4,  # optimizer steps a pass
     "epochs": 4,  # passes over each batch
     "new_tokens": 48,  # budget of a completion
-    "group_size": 8,  # texts of a prompt; GRPO only
+    "group_size": 8,  # texts of a prompt
+    "loss_type": "dapo",  # this and the next are TRL's defaults
+    "scale_rewards": "group",
     "learning_rate": 1e-6,  # at the start, linear to 0
     "adam_eps": 1e-8,
     "kl_coef": 0.05,  # reward units per nat
@@ -100,28 +103,34 @@ def ppo(job: dict[str, Any]) -> tuple[Any, Meter]:
 
 
 def grpo(job: dict[str, Any]) -> tuple[Any, Meter]:
-    """TRL's GRPO with the KL in the loss, and a reward that costs nothing."""
+    """TRL's GRPO, which has the KL in the loss."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM
     from trl import GRPOConfig, GRPOTrainer
 
     meter = Meter(tokens=0, steps=job["minibatches"] * job["epochs"])
-    tokenizer = _tokenizer(job)
+    tokenizer, rows = _tokenizer(job), json.loads(Path(job["prompts"]).read_text())
+    prompts = tokenizer.batch_decode(rows, skip_special_tokens=True)
+    if not job["free_reward"] and tokenizer(prompts)["input_ids"] != rows:
+        raise ValueError("TRL takes prompts as text, and these do not become the same tokens again")
+    model = None if job["free_reward"] else scorer(job["reward_model"])
 
-    def length_modulo_seven(completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
+    def reward(prompts: list[str], completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
         meter.tokens += sum(len(ids) for ids in completion_ids)
-        return [float(len(completion) % 7) for completion in completions]
+        if model is None:
+            return [float(len(completion) % 7) for completion in completions]
+        read = tokenizer(prompts)["input_ids"]
+        return scores(model, [prompt + ids for prompt, ids in zip(read, completion_ids, strict=True)])
 
     config = GRPOConfig(
         per_device_train_batch_size=job["rows"] // job["minibatches"], steps_per_generation=job["minibatches"],
         num_iterations=job["epochs"], num_generations=job["group_size"], max_completion_length=job["new_tokens"],
-        max_steps=job["updates"] * meter.steps, top_k=0, beta=job["kl_coef"], **_common(job),
+        max_steps=job["updates"] * meter.steps, top_k=0, beta=job["kl_coef"], loss_type=job["loss_type"],
+        scale_rewards=job["scale_rewards"], **_common(job),
     )  # fmt: skip
-    prompts = [tokenizer.decode(ids) for ids in json.loads(Path(job["prompts"]).read_text())]
     trainer = GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(job["lm"], dtype=torch.float32), args=config,
-        processing_class=tokenizer, reward_funcs=length_modulo_seven,
-        train_dataset=Dataset.from_dict({"prompt": prompts}),
+        processing_class=tokenizer, reward_funcs=reward, train_dataset=Dataset.from_dict({"prompt": prompts}),
     )  # fmt: skip
     return trainer, meter
 
@@ -207,6 +216,17 @@ def scorer(folder: str | Path) -> Any:
     mean, std = (torch.tensor(about[name]) for name in ("mean", "std"))
     model.score = Calibrated(model.score.weight.detach(), mean, std)
     return model.eval()
+
+
+@torch.no_grad()
+def scores(model: Any, rows: list[list[int]]) -> list[float]:
+    """Of token rows, by a `scorer`, each read at its last token."""
+    lengths = torch.tensor([len(row) for row in rows])
+    padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+    real = torch.arange(padded.shape[1]) < lengths[:, None]
+    states = model.transformer(input_ids=padded, attention_mask=real.long()).last_hidden_state
+    found: list[float] = model.score(states[torch.arange(len(rows)), lengths - 1])[:, 0].tolist()
+    return found
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from agents.lm.branches import branch_states, draw_branches
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.decision_states import Decisions
-from agents.lm.sampling import TokenSampling
+from agents.lm.sampling import TokenSampling, uniform
 from textenvs.tokens.rows import PAD
 
 EOS, V = 0, 11
@@ -31,6 +31,10 @@ def policy_of(family, critic="separate", **options):
     if policy.has_critic:
         torch.nn.init.normal_(policy.value_head.weight)
     return policy
+
+
+def noise(states, count):
+    return uniform(states * count, torch.Generator().manual_seed(0), torch.device("cpu")).view(states, count)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -59,9 +63,7 @@ def test_a_model_with_a_window_is_refused():
 def test_draws_have_the_probabilities_of_both_models_and_the_values_of_what_follows(critic):
     policy, reference = policy_of("gpt2", critic, sampling=TokenSampling(temperature=0.7)), policy_of("llama", "none")
     mask = COMPLETIONS != PAD
-    drawn = draw_branches(
-        policy, reference, PROMPTS, COMPLETIONS, mask, count=4, generator=torch.Generator().manual_seed(0)
-    )
+    drawn = draw_branches(policy, reference, PROMPTS, COMPLETIONS, mask, noise=noise(8, 4))
     for row, prompt in enumerate(PROMPTS):
         prompt = prompt[prompt != PAD]
         for step in range(int(mask[row].sum())):
@@ -81,9 +83,7 @@ def test_tokens_are_drawn_as_often_as_they_are_likely():
     policy = policy_of("gpt2")
     count = 20_000
     one = torch.tensor([[3, 5]]), torch.tensor([[7]])
-    drawn = draw_branches(
-        policy, policy, *one, torch.tensor([[True]]), count=count, generator=torch.Generator().manual_seed(0)
-    )
+    drawn = draw_branches(policy, policy, *one, torch.tensor([[True]]), noise=noise(1, count))
     with torch.no_grad():
         likely = torch.softmax(policy.model(one[0]).logits[0, -1], -1)
     share = torch.bincount(drawn.tokens.flatten(), minlength=V) / count
@@ -94,9 +94,7 @@ def test_tokens_are_drawn_as_often_as_they_are_likely():
 
 def test_evaluating_them_gives_the_log_probabilities_that_were_drawn():
     policy, mask = policy_of("gpt2"), COMPLETIONS != PAD
-    drawn = draw_branches(
-        policy, policy, PROMPTS, COMPLETIONS, mask, count=3, generator=torch.Generator().manual_seed(0)
-    )
+    drawn = draw_branches(policy, policy, PROMPTS, COMPLETIONS, mask, noise=noise(8, 3))
     with_them = policy.evaluate(PROMPTS, COMPLETIONS, mask, branches=drawn.tokens)
     without = policy.evaluate(PROMPTS, COMPLETIONS, mask)
     torch.testing.assert_close(with_them.branch_logprobs, drawn.logprobs, rtol=1e-4, atol=1e-5)

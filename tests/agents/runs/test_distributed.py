@@ -36,6 +36,7 @@ CASES = {
     "max_concurrent_rows": dict(
         algorithm="ppo", kind="llama", rows=ROWS, collecting=dict(max_concurrent_rows=3, missing_eos_penalty=0.5)
     ),
+    "branches": dict(algorithm="ppo", rows=ROWS - 1, minibatch_size=8, branches=2),
     "empty shares": dict(algorithm="ppo", rows=4, minibatch_size=1, epochs=1),
     "early stop": dict(algorithm="ppo", rows=ROWS, minibatch_size=8, epochs=4, target_kl=1e-3),
     "grpo": dict(

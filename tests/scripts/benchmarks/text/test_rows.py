@@ -12,7 +12,15 @@ from agents.recipes.rlhf.config import TrainTextConfig
 from scripts.benchmarks.text import peer_environments as bench_text_peers
 from scripts.benchmarks.text import rows as bench_text_rows
 from scripts.benchmarks.text import speed as bench_text_speed
-from scripts.benchmarks.text.rows import gap_row, kl_row, learning_row, memory_row, peer_settings, reviews_row
+from scripts.benchmarks.text.rows import (
+    best_of_n_row,
+    gap_row,
+    kl_row,
+    learning_row,
+    memory_row,
+    peer_settings,
+    reviews_row,
+)
 from scripts.benchmarks.text.speed import speed_row
 
 
@@ -153,25 +161,40 @@ def test_kl_efficiency_divides_gains_over_the_same_start_at_the_last_point_withi
     assert row.details["ours_kl_per_sequence_by_seed"] == [3.2]
 
 
-def test_learning_sets_our_runs_beside_those_of_the_peer(runs, tmp_path, monkeypatch):
-    runs.answers["learning-ppo"] = [tuned(0.9, 6.0), tuned(0.8, 6.0)]
-    theirs = [tuned(0.6, 3.0), tuned(0.5, 3.0)]
-    monkeypatch.setattr(bench_text_rows, "tuned_by_peer", lambda runs, peers, seed, *, threads: theirs[seed])
-    row = learning_row(tmp_path, tmp_path, seeds=2, threads=1)
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+def test_learning_sets_our_runs_beside_those_of_the_peer(runs, tmp_path, monkeypatch, algorithm):
+    runs.answers[f"learning-{algorithm}"] = [tuned(0.9, 6.0), tuned(0.8, 6.0)]
+    theirs = {algorithm: [tuned(0.6, 3.0), tuned(0.5, 3.0)]}
+    monkeypatch.setattr(
+        bench_text_rows, "tuned_by_peer", lambda runs, peers, algorithm, seed, *, threads: theirs[algorithm][seed]
+    )
+    row = learning_row(tmp_path, tmp_path, algorithm, seeds=2, threads=1)
     assert (row.ours, row.peer) == (pytest.approx(0.85), pytest.approx(0.55))
     assert row.verdict == "must"
-    assert "--critic-start reward-model" in " ".join(runs.commands[0])  # as the peer's does
+    assert ("--critic-start reward-model" in " ".join(runs.commands[0])) == (algorithm == "ppo")  # as the peer's does
 
 
-def test_the_peer_is_trained_with_our_preset_and_its_model_judged(tmp_path, monkeypatch):
+def test_the_preset_is_set_beside_the_best_of_64(runs, tmp_path):
+    runs.answers["best_of_n"] = {"judge_win_rate_best_of_64": 0.8, "kl_per_sequence_best_of_64": 3.17}
+    runs.answers["reviews-ppo"] = [tuned(0.9, 4.0), tuned(0.7, 4.0)]
+    row = best_of_n_row(tmp_path, seeds=2, threads=1)
+    assert (row.ours, row.peer, row.ratio, row.verdict) == (pytest.approx(0.8), 0.8, pytest.approx(1.0), "")
+    assert row.details["peer_kl_per_sequence"] == 3.17
+
+
+@pytest.mark.parametrize(("algorithm", "beta", "groups"), [("ppo", 0.155, 1), ("grpo", 0.155, 8)])
+def test_the_peer_is_trained_with_our_preset_and_its_model_judged(tmp_path, monkeypatch, algorithm, beta, groups):
     from scripts.benchmarks.text.trl_peer import JOB
 
+    folder = tmp_path / f"reviews-trl-{algorithm}-1"
+
     def train(command, **options):
-        job = json.loads((tmp_path / "reviews-trl-1" / "job.json").read_text())
+        job = json.loads((folder / "job.json").read_text())
         assert set(job) <= set(JOB)
         assert (job["rows"] * job["updates"], job["rows"] // job["minibatches"]) == (8192, 64)
-        assert (job["learning_rate"], job["kl_coef"], job["seed"]) == (4e-4, 0.155, 1)
-        assert min(map(len, json.loads((tmp_path / "reviews-trl-1/inputs/prompts.json").read_text()))) > 1
+        assert (job["learning_rate"], job["kl_coef"], job["seed"]) == (4e-4, beta, 1)
+        assert (job["algorithm"], job["group_size"], job["free_reward"]) == (algorithm, groups, False)
+        assert min(map(len, json.loads((folder / "inputs/prompts.json").read_text()))) > 1
         return subprocess.CompletedProcess(command, 0, stdout='{"ready": true}\n{"train_s": 7.0}\n', stderr="")
 
     from agents.recipes.rlhf import prompts as text_parts
@@ -180,13 +203,25 @@ def test_the_peer_is_trained_with_our_preset_and_its_model_judged(tmp_path, monk
     monkeypatch.setattr(subprocess, "run", train)
     monkeypatch.setattr(bench_text_peers, "peer_python", lambda peers, algorithm: "python")
     monkeypatch.setattr(bench_text_rows, "judged", lambda model, preset: tuned(0.5, 2.0))
-    found = bench_text_rows.tuned_by_peer(tmp_path, tmp_path / "peers", 1, threads=1)
+    found = bench_text_rows.tuned_by_peer(tmp_path, tmp_path / "peers", algorithm, 1, threads=1)
     assert found["train_s"] == 7.0
-    assert json.loads((tmp_path / "reviews-trl-1" / "summary.json").read_text()) == found
+    assert json.loads((folder / "summary.json").read_text()) == found
 
 
-def test_the_padding_of_the_peer_is_no_token_of_the_model():
+def test_the_peer_is_paid_what_our_reward_model_scores():
+    from reward_models import RewardModel
+    from scripts.benchmarks.text.trl_peer import scorer, scores
+    from textenvs import assets
+
+    own = RewardModel.load(assets.reward_model_dir())
+    rows = own.encode(["the film is good", "no", "a long and rather dull film , which i liked"], finished=True)
+    assert scores(scorer(assets.reward_model_dir()), rows) == pytest.approx(own.score_rows(rows).tolist(), abs=1e-5)
+
+
+def test_the_padding_of_the_peers_ppo_is_no_token_of_the_model():
     assert peer_settings(TrainTextConfig.preset(run_dir="x").settled(1))["pad_token_id"] == 2048
+    grpo = peer_settings(TrainTextConfig.preset("grpo", run_dir="x").settled(1))
+    assert grpo["pad_token_id"] == 0  # which it embeds, so one of the model's: the end of a text
 
 
 def test_the_start_itself_is_judged_to_be_the_start(tmp_path):
