@@ -178,7 +178,7 @@ def test_what_is_no_vllm_server_is_named(serve):
 
 
 def test_adapters_do_not_go_by_broadcast():
-    with pytest.raises(ValueError, match='transfer: expected "folder" for adapters'):
+    with pytest.raises(ValueError, match='transfer: expected "folder", or "broadcast" of whole models'):
         VLLMEngine("http://x", transfer="broadcast", adapter_only=True)
     engine = {"run_dir": "x", "engine": "http://x", "engine_transfer": "broadcast"}
     with pytest.raises(ValueError, match='engine_transfer needs engine_weights "full"'):
