@@ -39,6 +39,7 @@ from textenvs.lm.packed_forward import pack_rows
 from textenvs.tokens.end_tokens import end_tokens
 from textenvs.tokens.rows import TokenRows, join_rows, last_action_index
 from textenvs.wrappers.kl_shaping import KLShaping
+from textenvs.wrappers.preference import PreferenceReward
 
 
 class TextCollector:
@@ -65,7 +66,7 @@ class TextCollector:
 
     Raises:
         ValueError: for another environment, a negative penalty, ``max_concurrent_rows`` below 1, a controller over an
-            environment without KLShaping, or fewer sub-environments than processes.
+            environment without KLShaping, a scaler over one without a scorer, or fewer sub-environments than processes.
     """
 
     counts = "rows"
@@ -104,6 +105,10 @@ class TextCollector:
         self.overlong_cache = max(1, budget // 5) if overlong_cache is None else overlong_cache
         if not 1 <= self.overlong_cache <= budget:
             raise ValueError(f"overlong_cache: expected 1 to {budget} tokens, the budget, received {overlong_cache}")
+        if score_scaler is not None and found_in(envs, PreferenceReward) is None:
+            raise ValueError(
+                "score_scaler (normalize_scores, score_clip): expected an environment with a scorer, received none"
+            )
         self.dynamic_sampling = dynamic_sampling
         self.kl_controller, self.score_scaler = kl_controller, score_scaler
         self.processes = processes
@@ -224,8 +229,7 @@ class TextCollector:
         last = last_action_index(rows.mask)
         rewards = rows.rewards.copy()
         if self.score_scaler is not None:
-            if rows.scores is None:
-                raise ValueError("score_scaler needs scores: wrap the environment in a PreferenceReward, or pass None")
+            assert rows.scores is not None
             rewards[np.arange(len(last)), last] += self.score_scaler(rows.scores) - rows.scores
         rewards[np.arange(len(last)), last] -= self.missing_eos_penalty * (rows.stop_reason == "length")
         if self.overlong_penalty:

@@ -282,8 +282,8 @@ def test_a_policy_of_another_vocabulary_or_end_is_refused():
     envs = TokenVectorEnv(2, prompts=[[1]], eos_token_id=EOS, vocab_size=V - 1, max_new_tokens=T)
     with pytest.raises(ValueError, match=f"vocabulary of {V - 1} tokens, received {V}"):
         TextCollector(envs).collect(policy_of())
-    with pytest.raises(ValueError, match="score_scaler needs scores"):
-        TextCollector(envs_of().env.env, score_scaler=ScoreScaler(limit=1.0)).collect(policy_of())
+    with pytest.raises(ValueError, match=r"score_scaler .*: expected an environment with a scorer"):
+        TextCollector(envs_of().env.env, score_scaler=ScoreScaler(limit=1.0))
     with pytest.raises(ValueError, match="KLShaping"):
         TextCollector(envs, kl_controller=AdaptiveKL(target=1.0, horizon=1.0))
     with pytest.raises(ValueError, match="missing_eos_penalty"):
