@@ -29,7 +29,7 @@ USUAL = {
 """Each command's settings, and flags with which it would run, or nearly."""
 CONSTRUCTORS = (
     "agents.config:PPOConfig", "agents.config:TRPOConfig", "agents.text.config:TextAgentConfig",
-    "reward_models.options:TrainingOptions",
+    "agents.algorithms.options:TextOptions", "reward_models.options:TrainingOptions",
 )  # fmt: skip
 ZERO = {
     "seed", "evaluate_every", "num_samples", "warmup_updates", "critic_warmup", "value_coef", "entropy_coef", "gamma",
@@ -37,7 +37,7 @@ ZERO = {
     "beta_start", "missing_eos_penalty", "heldout_share", "warmup_share", "final_share", "stop_at_return", "dropout",
     "token_noise", "truncation_share", "average_decay", "centring_coef", "head_lr_multiplier", "cg_damping", "log_std",
     "learning_rate", "reward_uncertainty_coef", "overlong_penalty", "dynamic_sampling", "correction_low",
-    "async_rollouts", "branches",
+    "async_rollouts", "branches", "attention_dropout",
 }  # fmt: skip
 """Settings that may be 0."""
 NEGATIVE = {"pass_score", "stop_at_return", "log_std", "reward_weights", "sde_sample_freq"}
