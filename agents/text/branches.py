@@ -12,7 +12,7 @@ from agents.lm.branches import Branches, draw_branches
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.sampling import uniform
 from agents.rollout import Batch, Rollout
-from agents.runs.distributed import ALONE, Processes, is_sharded
+from agents.runs.distributed import ALONE, Processes
 from agents.text.config import TextAgentConfig
 from agents.text.stepwise import TextPolicy
 from textenvs.dialogues.vector import DialogueVectorEnv
@@ -77,9 +77,9 @@ def branched(
 
 def check_branches(policy: TextPolicy, envs: object) -> None:
     """Raise ValueError unless ``policy``, in ``envs`` (None: unknown), can draw further tokens in each state."""
-    if not isinstance(policy, CausalLMPolicy) or policy.sampling.filters or is_sharded(policy):
+    if not isinstance(policy, CausalLMPolicy) or policy.sampling.filters:
         raise ValueError(
-            "branches: expected a CausalLMPolicy that is whole and samples from all tokens, received a "
+            "branches: expected a CausalLMPolicy that samples from all tokens, received a "
             f"{type(policy).__name__} with {getattr(policy, 'sampling', None)}"
         )
     if isinstance(envs, DialogueVectorEnv):

@@ -54,10 +54,13 @@ CASES = {
     "reinforce, a row each": dict(algorithm="reinforce", rows=5, microbatch_size=1, recompute=True),
     "ppo, full": dict(algorithm="ppo", kind="llama", memory="full", minibatch_size=8, recompute=True),
     "ppo, adapters": dict(algorithm="ppo", memory="adapters", critic="adapter", microbatch_size=5),
+    "ppo, full, branches": dict(algorithm="ppo", memory="full", minibatch_size=8, branches=2),
 }
 """What the default tests train in two processes."""
 MORE = {
     "empty shares": dict(algorithm="ppo", rows=4, minibatch_size=1),
+    "empty shares, branches": dict(algorithm="ppo", rows=4, minibatch_size=1, branches=2),
+    "adapters, branches": dict(algorithm="ppo", memory="adapters", critic="adapter", branches=3, recompute=True),
     "early stop": dict(algorithm="ppo", minibatch_size=8, epochs=4, target_kl=1e-3),
     "whole weights in rollouts": dict(algorithm="ppo", memory="full", whole=True),
     "whole weights in rollouts, adapters": dict(algorithm="ppo", memory="adapters", critic="adapter", whole=True),
