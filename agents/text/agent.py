@@ -49,7 +49,6 @@ METRICS: dict[str, str] = {
 }
 """Every metric this agent adds to those of ``agents.runs.logging`` and ``agents.text.rollout_metrics``."""
 
-
 EARLY_UPDATES, EARLY_NATS = 5, 5.0
 """In so many updates the policy is expected to move by less than so many nats per sequence."""
 
