@@ -91,7 +91,7 @@ def build_policy(
 def reward_critic(algorithm: Paper, envs: TokenVectorLike, model: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     """``REWARD_CRITIC`` where it is the preset in ``envs`` (see ``critic_starts_as_reward``), or else nothing.
 
-    It is not where there are several scorers, a policy that was handed over whole, no causal LM as the reference, or a
+    It is not where there are several scorers or a weight, a policy that was handed over whole, no causal LM as the reference, or a
     sampling that leaves tokens out.
 
     Args:
@@ -101,7 +101,15 @@ def reward_critic(algorithm: Paper, envs: TokenVectorLike, model: Any, given: Ma
         given: settings by name.
     """
     base, scorers, sampling = _base(envs), scorers_of(envs), given.get("sampling") or TokenSampling()
-    if len(scorers) != 1 or not isinstance(base, TokenVectorEnv) or _reference_model(envs) is None or sampling.filters:
+    reward = found_in(envs, PreferenceReward)
+    if (
+        reward is None
+        or len(scorers) != 1
+        or reward.weights is not None
+        or not isinstance(base, TokenVectorEnv)
+        or _reference_model(envs) is None
+        or sampling.filters
+    ):
         return {}
     scorer: Any = scorers[0]
     if _is_policy(model) or not isinstance(scorer, RewardModel) or not same_tokenizer(scorer.tokenizer, base.tokenizer):

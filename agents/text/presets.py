@@ -39,6 +39,8 @@ ANOTHER_WAY = (
 )  # fmt: skip
 """Settings, of Python or a command, that are about the same things, or that ``branches`` does not go with: who gives
 one gives the others."""
+ITS_OWN = {"critic": "separate", "memory": "full", "shard": "none", "async_rollouts": 0}
+"""Values of these that are the preset's, too."""
 SHAPE = (
     "model_type", "vocab_size", "hidden_size", "n_embd", "num_hidden_layers", "n_layer", "num_attention_heads",
     "n_head", "intermediate_size",
@@ -56,7 +58,8 @@ def critic_starts_as_reward(
 ) -> bool:
     """True if ``REWARD_CRITIC`` is the preset: ``algorithm`` is PPO, ``model`` and ``reward``, as ``described`` (None:
     there is none), are alike, and no setting in ``given`` asks for another way."""
-    asked = any(given.get(name) is not None and given[name] is not False for name in ANOTHER_WAY)
+    values = ((name, given[name]) for name in ANOTHER_WAY if given.get(name) is not None and given[name] is not False)
+    asked = any(value != ITS_OWN.get(name) for name, value in values)
     return algorithm == "ppo" and not asked and model is not None and model == reward
 
 

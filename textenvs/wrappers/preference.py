@@ -78,7 +78,8 @@ class PreferenceReward(TokenVectorWrapper):
         )
         check_combination(combine, weights, uncertainty_coef, num_scorers=self._scorers.num_listed)
         self._combine, self._uncertainty_coef = combine, uncertainty_coef
-        self._weights = None if weights is None else self._scorers.member_weights(weights)
+        self.weights = None if weights is None else self._scorers.member_weights(weights)
+        """One factor for each of ``scorers``; None: their mean is paid."""
 
     @property
     def scorers(self) -> tuple[Scorer, ...]:
@@ -88,12 +89,12 @@ class PreferenceReward(TokenVectorWrapper):
     @property
     def is_ensemble(self) -> bool:
         """Whether there are several scorers that answer the same question: they have no weights."""
-        return self._weights is None and len(self._scorers.names) > 1
+        return self.weights is None and len(self._scorers.names) > 1
 
     @property
     def held_out(self) -> list[str]:
         """Names of the members of weight 0, whose scores are only reported."""
-        return [name for name, weight in zip(self._scorers.names, self._weights or (), strict=False) if weight == 0]
+        return [name for name, weight in zip(self._scorers.names, self.weights or (), strict=False) if weight == 0]
 
     def step(self, actions: Ids) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step the inner environment, and add the scores of the episodes that end."""
@@ -121,7 +122,7 @@ class PreferenceReward(TokenVectorWrapper):
     def score_rows(self, prompts: Ids, completions: Ids, columns: Columns = ()) -> ScoredRows:
         """Score finished rows ``[N, P]`` and ``[N, T]``, padded with PAD; ``columns`` as in `TokenVectorEnv.play`."""
         each = self._scorers(prompts, completions, columns)
-        combined = combine_scores(each, self._combine, weights=self._weights, uncertainty_coef=self._uncertainty_coef)
+        combined = combine_scores(each, self._combine, weights=self.weights, uncertainty_coef=self._uncertainty_coef)
         members = dict(zip(self._scorers.names, each, strict=True))
         return ScoredRows(scores=combined, std=score_spread(each), members=members)
 

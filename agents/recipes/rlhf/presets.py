@@ -30,7 +30,7 @@ def _models(given: dict[str, Any]) -> Iterator[dict[str, Any] | None]:
     """The language model and the one reward model that ``given`` names, as ``described``; None if there is none."""
     asked = given.get("reward") or ()
     rewards = [asked] if isinstance(asked, str) else list(asked)
-    if len(rewards) > 1:
+    if len(rewards) > 1 or given.get("reward_weights"):
         return iter((None, None))
     if not rewards and given.get("model") is None:
         return iter(({}, {}))  # the shipped ones are alike

@@ -109,7 +109,7 @@ def test_the_critics_first_values_are_the_rewards_of_unfinished_texts(make, rewa
 @pytest.mark.parametrize(
     "settings",
     [
-        {"critic": "shared"}, {"critic": "separate"}, {"branches": 0}, {"whiten_rewards": True, "branches": 0},
+        {"critic": "shared"}, {"branches": 0}, {"whiten_rewards": True, "branches": 0},
         {"lora": LoraOptions(rank=2), "critic": "adapter"}, {"async_rollouts": 1}, {"correction": "token_truncate"},
         {"normalize_advantages": "none"}, {"policy_loss": "cispo", "clip": 1.0}, {"config": TextAgentConfig()},
         {"objective": lambda parts: {}}, {"sampling": TokenSampling(top_k=3)},
@@ -127,7 +127,7 @@ def test_a_setting_that_asks_for_another_way_gets_what_it_had(make, settings):
 
 
 def test_other_settings_are_the_users_and_the_rest_the_presets(make):
-    agent = PPO(make(), lam=0.8, learning_rate=1e-3, sampling=TokenSampling(temperature=0.7))
+    agent = PPO(make(), critic="separate", lam=0.8, learning_rate=1e-3, sampling=TokenSampling(temperature=0.7))
     assert started(agent)
     assert (agent.config.lam, agent.config.learning_rate, agent.config.critic_lam) == (0.8, 1e-3, 1.0)
     assert PPO(make()).config.learning_rate == Linear(4e-4)
@@ -139,6 +139,7 @@ def test_only_one_reward_model_of_the_policys_shape_with_a_model_as_reference(ma
     assert not started(PPO(make(scorer=RewardEnsemble([reward, reward]))))
     assert not started(PPO(make(), policy=CausalLMPolicy.from_pretrained(model_dir)))
     assert not started(PPO(make(reference=None, tokenizer=str(model_dir)), policy=model_dir))
+    assert not started(PPO(make(weights=[2.0])))  # pays twice what such a critic says
     assert started(PPO(make(), policy=model_dir))
     assert started(PPO(make(), policy=AutoModelForCausalLM.from_pretrained(model_dir)))
     assert started(PPO(make(scorer=RewardEnsemble([reward]))))
