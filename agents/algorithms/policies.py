@@ -91,8 +91,8 @@ def build_policy(
 def reward_critic(algorithm: Paper, envs: TokenVectorLike, model: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     """``REWARD_CRITIC`` where it is the preset in ``envs`` (see ``critic_starts_as_reward``), or else nothing.
 
-    It is not where there are several scorers or a weight, a policy that was handed over whole, no causal LM as the reference, or a
-    sampling that leaves tokens out.
+    It is not where there are several scorers or a weight, a policy that was handed over whole, no causal LM as the
+    reference, or a sampling that leaves tokens out.
 
     Args:
         algorithm: or variant.
@@ -100,18 +100,12 @@ def reward_critic(algorithm: Paper, envs: TokenVectorLike, model: Any, given: Ma
         model: what ``language_model`` found.
         given: settings by name.
     """
-    base, scorers, sampling = _base(envs), scorers_of(envs), given.get("sampling") or TokenSampling()
-    reward = found_in(envs, PreferenceReward)
-    if (
-        reward is None
-        or len(scorers) != 1
-        or reward.weights is not None
-        or not isinstance(base, TokenVectorEnv)
-        or _reference_model(envs) is None
-        or sampling.filters
-    ):
+    base, reward, sampling = _base(envs), found_in(envs, PreferenceReward), given.get("sampling") or TokenSampling()
+    if reward is None or len(reward.scorers) != 1 or reward.weights is not None or sampling.filters:
         return {}
-    scorer: Any = scorers[0]
+    if not isinstance(base, TokenVectorEnv) or _reference_model(envs) is None:
+        return {}
+    scorer: Any = reward.scorers[0]
     if _is_policy(model) or not isinstance(scorer, RewardModel) or not same_tokenizer(scorer.tokenizer, base.tokenizer):
         return {}
     trunk = trunk_of(model)
