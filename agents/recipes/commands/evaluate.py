@@ -29,7 +29,7 @@ class EvaluateAgentConfig:
     env: str | None = None
     """Gymnasium id for a control agent; default: the one it was trained on"""
     episodes: int = 100
-    """episodes to play, or prompts to write on"""
+    """episodes to play, or prompts to write on; a run with --tools plays as many as it held out"""
     seed: int = 0
     """of the environments' first reset (a language model writes with the fixed seed of its own run)"""
     stochastic: bool = False
