@@ -34,11 +34,11 @@ REWARD_CRITIC: dict[str, Any] = {
 }  # fmt: skip
 """PPO's where a critic of its own can begin as the reward model: docs/results/ablation.md has each setting's part."""
 ANOTHER_WAY = (
-    "critic", "lora", "memory", "critic_start", "shard", "env", "tools", "branches", "engine", "async_rollouts",
+    "critic", "lora", "memory", "critic_start", "shard", "env", "tools", "engine", "async_rollouts",
     "correction", "policy_loss", "whiten_rewards", "normalize_advantages", "objective",
 )  # fmt: skip
-"""Settings, of Python or a command, that are about the same things, or that ``branches`` does not go with: who gives
-one gives the others."""
+"""Settings, of Python or a command, that are about the critic, or that ``branches`` does not go with: who gives one
+gives the others."""
 ITS_OWN = {"critic": "separate", "memory": "full", "shard": "none", "async_rollouts": 0}
 """Values of these that are the preset's, too."""
 SHAPE = (

@@ -109,7 +109,7 @@ def test_the_critics_first_values_are_the_rewards_of_unfinished_texts(make, rewa
 @pytest.mark.parametrize(
     "settings",
     [
-        {"critic": "shared"}, {"branches": 0}, {"whiten_rewards": True, "branches": 0},
+        {"critic": "shared"}, {"whiten_rewards": True},
         {"lora": LoraOptions(rank=2), "critic": "adapter"}, {"async_rollouts": 1}, {"correction": "token_truncate"},
         {"normalize_advantages": "none"}, {"policy_loss": "cispo", "clip": 1.0}, {"config": TextAgentConfig()},
         {"objective": lambda parts: {}}, {"sampling": TokenSampling(top_k=3)},
@@ -129,6 +129,7 @@ def test_a_setting_that_asks_for_another_way_gets_what_it_had(make, settings):
 def test_other_settings_are_the_users_and_the_rest_the_presets(make):
     agent = PPO(make(), critic="separate", lam=0.8, learning_rate=1e-3, sampling=TokenSampling(temperature=0.7))
     assert started(agent)
+    assert PPO(make(), branches=2).config.critic_lam == REWARD_CRITIC["critic_lam"]
     assert (agent.config.lam, agent.config.learning_rate, agent.config.critic_lam) == (0.8, 1e-3, 1.0)
     assert PPO(make()).config.learning_rate == Linear(4e-4)
 

@@ -25,7 +25,7 @@ def test_movie_reviews_start_their_critic_as_the_reward_model():
 @pytest.mark.parametrize(
     "asked",
     [
-        {"memory": "shared"}, {"branches": 2}, {"branches": 0}, {"engine": "http://here:8000"}, {"shard": "fsdp"},
+        {"memory": "shared"}, {"engine": "http://here:8000"}, {"shard": "fsdp"},
         {"correction": "token_truncate"}, {"critic_start": "model"},
         {"rows": "r", "reward": ("number",)},
         {"env": "module:Game"}, {"model": "nowhere"}, {"whiten_rewards": True}, {"reward_weights": (2.0,)},
@@ -36,9 +36,12 @@ def test_who_asks_for_another_way_gets_it(asked):
     assert not starts_as_reward(asked)
 
 
-@pytest.mark.parametrize("asked", [{"memory": "full"}, {"shard": "none"}, {"async_rollouts": 0}], ids=str)
-def test_who_asks_for_what_the_preset_has_keeps_it(asked):
+@pytest.mark.parametrize(
+    "asked", [{"memory": "full"}, {"shard": "none"}, {"async_rollouts": 0}, {"branches": 8}, {"beta": 0.3}], ids=str
+)
+def test_who_asks_for_what_the_preset_has_or_for_more_of_it_keeps_it(asked):
     assert starts_as_reward(asked)
+    assert run_settings("ppo", asked).items() >= asked.items()
 
 
 def test_only_a_reward_model_of_the_models_shape_and_words(tmp_path):
