@@ -81,7 +81,7 @@ def test_draws_have_the_probabilities_of_both_models_and_the_values_of_what_foll
 
 def test_tokens_are_drawn_as_often_as_they_are_likely():
     policy = policy_of("gpt2")
-    count = 20_000
+    count = 4_000
     one = torch.tensor([[3, 5]]), torch.tensor([[7]])
     drawn = draw_branches(policy, policy, *one, torch.tensor([[True]]), noise=noise(1, count))
     with torch.no_grad():

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from agents import PPO
 from agents.functional.advantages import all_action_advantages, generalized_advantages
 from agents.lm.branches import Branches
 from agents.rollout import Rollout
@@ -130,31 +129,3 @@ def test_equal_advantages_teach_nothing_however_they_are_normalized(monkeypatch)
     )  # fmt: skip
     assert torch.equal(batch.advantages, zeros)
     assert torch.equal(batch.branch_advantages, torch.zeros(2, 3, K))
-
-
-def test_training_with_them_goes_on_bit_for_bit(tmp_path):
-    options = {"seed": 0, "batch_size": 16, "branches": 2, "critic": "separate"}
-    straight = PPO("textenvs/MovieReview-v0", **options).learn(48)
-    PPO("textenvs/MovieReview-v0", **options).learn(48, callback=lambda agent: agent.steps < 32).save(tmp_path / "a")
-    resumed = PPO.load(tmp_path / "a.safetensors" if not (tmp_path / "a").exists() else tmp_path / "a").learn()
-    assert resumed.steps == straight.steps
-    for mine, other in zip(straight.policy.parameters(), resumed.policy.parameters(), strict=True):
-        assert torch.equal(mine, other)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"branches": 2, "policy_loss": "gspo", "epochs": 1}, "branches needs the clipped loss"),
-        ({"branches": 2, "normalize_advantages": "minibatch"}, 'normalize_advantages "batch" or "none"'),
-        ({"branches": -1}, "branches: expected"),
-    ],
-)
-def test_what_does_not_apply_is_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        TextAgentConfig(**options)
-
-
-def test_only_a_critic_tells():
-    with pytest.raises(ValueError, match="branches needs a critic"):
-        TextAgentConfig.for_algorithm("grpo", branches=2)
