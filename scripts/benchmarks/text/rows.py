@@ -39,7 +39,7 @@ SAME_AS_PEER: dict[str, tuple[str, ...]] = {
 KL_POINT = 3.2
 """Nats per sequence where gains are compared; best-of-64 is at most 3.17 from the start."""
 KL_SETTINGS = (
-    "--beta", 0.23, "--branches", 8, "--batch-size", 512, "--minibatch-size", 128, "--learning-rate", "2e-4:0",
+    "--beta", 0.235, "--branches", 8, "--batch-size", 512, "--minibatch-size", 128, "--learning-rate", "2e-4:0",
     "--episodes", 32768, "--evaluate-every", 16,
 )  # fmt: skip
 """Flags of a PPO that ends near there: the preset with a higher price, smaller steps and more texts."""
