@@ -45,13 +45,7 @@ def branched(
         processes: with the same batch; each draws the tokens of its share of the rows.
     """
     assert reference is not None  # as `check_branches` has seen
-    noise = uniform(int(rollout.mask.sum()) * config.branches, generator, rollout.mask.device).view(-1, config.branches)
-    ours = processes.shard(len(rollout.mask))
-    before, within = (int(rollout.mask[rows].sum()) for rows in (slice(ours.start), ours))
-    inputs = (each[ours] for each in (rollout.observations, rollout.actions, rollout.mask))
-    share = draw_branches(policy, reference, *inputs, noise=noise[before : before + within])
-    shares = zip(*processes.all_gather(share), strict=True)
-    drawn = Branches(*(torch.cat(each).to(noise.device) for each in shares))
+    drawn = _draw(policy, reference, rollout, config.branches, generator, processes)
     width = rollout.mask.shape[1]
     goes_on = torch.arange(width, device=rollout.mask.device) < width - 1
     price = 0.0 if config.kl_in == "loss" else beta
@@ -73,6 +67,24 @@ def branched(
         branch_logprobs=drawn.logprobs,
         branch_advantages=others.masked_fill(~rollout.mask[..., None], 0.0) / scale,
     )
+
+
+def _draw(
+    policy: CausalLMPolicy,
+    reference: CausalLMPolicy,
+    rollout: Rollout,
+    count: int,
+    generator: torch.Generator,
+    processes: Processes,
+) -> Branches:
+    """``count`` tokens in each state, drawn by each process for its share of the rows with the numbers of one alone."""
+    mask, ours = rollout.mask, processes.shard(len(rollout.mask))
+    noise = uniform(int(mask.sum()) * count, generator, mask.device).view(-1, count)
+    before, within = (int(mask[rows].sum()) for rows in (slice(ours.start), ours))
+    inputs = (each[ours] for each in (rollout.observations, rollout.actions, mask))
+    share = draw_branches(policy, reference, *inputs, noise=noise[before : before + within])
+    shares = zip(*processes.all_gather(share), strict=True)
+    return Branches(*(torch.cat(each).to(mask.device) for each in shares))
 
 
 def check_branches(policy: TextPolicy, envs: object) -> None:

@@ -32,10 +32,9 @@ SHIPPED_PARAMETERS = 2_400_000
 """Of the shipped language model: they decide the preset's learning rate."""
 KL_BUDGET = 8.0
 """Nats per sequence; a text model further away from where it began has won nothing."""
-SAME_AS_PEER: dict[str, tuple[str, ...]] = {
-    "ppo": ("--memory", "full", "--critic-start", "reward-model"), "grpo": ()
-}  # fmt: skip
-"""Flags of what TRL has: PPO's critic is a trunk of its own that starts as the reward model."""
+SAME_AS_PEER: dict[str, dict[str, str]] = {"ppo": {"memory": "full", "critic_start": "reward-model"}, "grpo": {}}
+"""Settings of what TRL has, which draws no branches: PPO's critic is a trunk of its own, and starts as the reward
+model."""
 KL_POINT = 3.2
 """Nats per sequence where gains are compared; best-of-64 is at most 3.17 from the start."""
 KL_SETTINGS = (
@@ -113,7 +112,8 @@ def learning_row(runs: Path, peers: Path, algorithm: Paper, *, seeds: int, threa
 
     ``algorithm`` is "ppo" or "grpo".
     """
-    flags = ("--algorithm", algorithm, *SAME_AS_PEER[algorithm])
+    same = SAME_AS_PEER[algorithm] | {"algorithm": algorithm}
+    flags = [part for name, value in same.items() for part in (f"--{name.replace('_', '-')}", value)]
     numbers = range(seeds)
     sides = {
         "ours": [tuned(runs / f"learning-{algorithm}-{seed}", flags, seed, threads=threads) for seed in numbers],
@@ -149,9 +149,8 @@ def tuned_by_peer(runs: Path, peers: Path, algorithm: Paper, seed: int, *, threa
         return json.loads((folder / SUMMARY).read_text())
     shutil.rmtree(folder, ignore_errors=True)
     print(f"{folder.name} ...", flush=True)
-    # As our runs of the row are: TRL draws no branches.
-    critic: dict[str, Any] = {"memory": "full", "critic_start": "reward-model"} if algorithm == "ppo" else {}
-    preset = TrainTextConfig.preset(algorithm, run_dir=str(folder), seed=seed, **critic).settled(SHIPPED_PARAMETERS)
+    asked: dict[str, Any] = {"run_dir": str(folder), "seed": seed, **SAME_AS_PEER[algorithm]}
+    preset = TrainTextConfig.preset(algorithm, **asked).settled(SHIPPED_PARAMETERS)
     models, saved = write_review_inputs(folder / "inputs", preset), folder / "model"
     job = peer_settings(preset) | {"threads": threads, "save": str(saved.resolve())}
     command = peer_command(peers, folder, algorithm, models=models, **job)
