@@ -17,6 +17,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from agents.functional.schedules import Linear, Schedule
 from agents.runs.run_dir import RunDirError
+from agents.runs.signals import sigterm_raises
 
 Config = TypeVar("Config")
 Main = Callable[[Config], "dict[str, Any]"]
@@ -53,7 +54,8 @@ def enter(
     """
     try:
         config = parse(config_type, description=description, arguments=arguments, defaults=defaults or {})
-        summary = (imported(main) if isinstance(main, str) else main)(config)
+        with sigterm_raises():
+            summary = (imported(main) if isinstance(main, str) else main)(config)
     except KeyboardInterrupt as stop:
         print(f"stopped: {str(stop) or 'nothing half-written is left; what was finished is kept'}", file=sys.stderr)
         return 128 + getattr(stop, "signum", 2)

@@ -10,8 +10,9 @@ from typing import Any
 
 from agents.runs import checkpoint
 from agents.runs.distributed import ALONE, Processes
-from agents.runs.lifecycle import TrainingRun, stop_on_signal
+from agents.runs.lifecycle import TrainingRun
 from agents.runs.progress import ProgressBar
+from agents.runs.signals import stop_on_signal
 from reward_models.fitting import Fit, perplexity_of
 
 

@@ -12,10 +12,8 @@ with training_run(config, script="train_text", settings=config.identity()) as ru
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,51 +23,12 @@ from agents.runs.logging import FileSink
 from agents.runs.machine import MACHINE, machine
 from agents.runs.progress import ProgressBar
 from agents.runs.run_dir import SUMMARY, RunDir
+from agents.runs.signals import Interrupted, Stop, stop_on_signal
 from agents.runs.trackers import open_trackers, tracker_module
 
 CHECKPOINT = "checkpoint.safetensors"
 Report = Callable[[Path], object]
 """Writes the page of the run in a folder."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """A signal ended a run after its checkpoint was written; the exit code is 128 + ``signum``."""
-
-    def __init__(self, message: str, signum: int = signal.SIGINT) -> None:
-        super().__init__(message)
-        self.signum = int(signum)
-
-
-@dataclass
-class Stop:
-    """Set by the first signal."""
-
-    signum: int | None = None
-
-    def is_set(self) -> bool:
-        """Whether a signal came."""
-        return self.signum is not None
-
-
-@contextmanager
-def stop_on_signal() -> Iterator[Stop]:
-    """The first Ctrl-C or SIGTERM sets the ``Stop``, so that the update in progress ends; the second one raises."""
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
-        yield stop
-        return
-
-    def handle(signum: int, frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.signum = signum
-
-    usual = {each: signal.signal(each, handle) for each in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for each, handler in usual.items():
-            signal.signal(each, handler)
 
 
 def longer(before: int, now: int, unit: str, schedules: Sequence[str]) -> str:

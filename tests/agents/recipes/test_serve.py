@@ -89,7 +89,7 @@ def test_it_waits_for_an_answer_and_ends_the_server_with_itself(tmp_path):
         assert (Path(plugins) / PLUGIN / "transfer.py").is_file()
         assert process.stdout.readline() == f"ready: --engine http://127.0.0.1:{port}\n"
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 130
+        assert process.wait(20) == 143
         with pytest.raises(ProcessLookupError):
             os.kill(int(pid), 0)
         assert not Path(plugins).exists()

@@ -6,8 +6,8 @@ import pytest
 
 from agents.functional.schedules import Linear
 from agents.runs.cli import enter, parse, peek
-from agents.runs.lifecycle import Interrupted
 from agents.runs.run_dir import RunDirError
+from agents.runs.signals import Interrupted
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 import sys
 import types
 from dataclasses import dataclass
@@ -12,10 +11,11 @@ import pytest
 from rich.console import Console
 
 from agents.runs.flags import RunFlags
-from agents.runs.lifecycle import CHECKPOINT, Interrupted, stop_on_signal, training_run
+from agents.runs.lifecycle import CHECKPOINT, training_run
 from agents.runs.machine import MACHINE
 from agents.runs.progress import ProgressBar, headline
 from agents.runs.run_dir import SUMMARY, RunDirError, read_json
+from agents.runs.signals import Interrupted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,18 +30,6 @@ def life(flags, *, finished=True, **settings):
         sink.write({"train/loss": 1.0}, 16)
         run.checkpoint.touch()
         return run.finish({"score": 0.125}, finished=finished)
-
-
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_waits_and_the_second_does_not(signum):
-    usual = signal.getsignal(signum)
-    with stop_on_signal() as stop:
-        assert not stop.is_set()
-        os.kill(os.getpid(), signum)
-        assert stop.signum == signum
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signum)
-    assert signal.getsignal(signum) is usual
 
 
 def test_a_run_that_did_not_end_has_no_summary_and_can_be_resumed(tmp_path):

@@ -28,8 +28,9 @@ from agents.recipes.sft.from_scratch import (
 from agents.recipes.sft.loss import BatchLimits, FineTuning, mean_loss
 from agents.recipes.sft.rows import RowEncoder
 from agents.runs.checkpoint import load
-from agents.runs.lifecycle import CHECKPOINT, Interrupted
+from agents.runs.lifecycle import CHECKPOINT
 from agents.runs.run_dir import RunDirError
+from agents.runs.signals import Interrupted
 from reward_models.data.movie_reviews import MovieReviewSplits
 
 SENTENCES = ["The film was good.", "The plot was thin.", "A fine cast!", "I liked the end.", "Nobody else did."]
