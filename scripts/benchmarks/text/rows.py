@@ -32,9 +32,12 @@ SHIPPED_PARAMETERS = 2_400_000
 """Of the shipped language model: they decide the preset's learning rate."""
 KL_BUDGET = 8.0
 """Nats per sequence; a text model further away from where it began has won nothing."""
-SAME_AS_PEER: dict[str, dict[str, str]] = {"ppo": {"memory": "full", "critic_start": "reward-model"}, "grpo": {}}
-"""Settings of what TRL has, which draws no branches: PPO's critic is a trunk of its own, and starts as the reward
-model."""
+SAME_AS_PEER: dict[str, dict[str, str]] = {
+    "ppo": {"memory": "full", "critic_start": "reward-model"},
+    "grpo": {"kl_in": "loss", "kl_estimator": "k3"},
+}
+"""Settings of what TRL has. Its PPO draws no branches, and its critic is a trunk of its own, which starts as the reward
+model here; its GRPO has the KL in the loss."""
 KL_POINT = 3.2
 """Nats per sequence where gains are compared; best-of-64 is at most 3.17 from the start."""
 KL_SETTINGS = (
@@ -163,7 +166,7 @@ def tuned_by_peer(runs: Path, peers: Path, algorithm: Paper, seed: int, *, threa
 def peer_settings(preset: TrainTextConfig) -> dict[str, Any]:
     """Our preset in TRL's words; lambda, gamma, the weight of the value loss and the clip are TRL's defaults, too.
 
-    GRPO's preset is Dr. GRPO but for the KL, which TRL has in the loss only. Its PPO counts tokens up to the padding,
+    GRPO's preset is Dr. GRPO but for the KL, which is in the loss here. TRL's PPO counts tokens up to the padding,
     which no text may contain; its GRPO counts to the first end of text, and embeds the padding.
     """
     from textenvs.lm.loading import load_causal_lm

@@ -9,6 +9,7 @@ answered as a line of JSON.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -114,6 +115,7 @@ def grpo(job: dict[str, Any]) -> tuple[Any, Meter]:
     if not job["free_reward"] and tokenizer(prompts)["input_ids"] != rows:
         raise ValueError("TRL takes prompts as text, and these do not become the same tokens again")
     model = None if job["free_reward"] else scorer(job["reward_model"])
+    count_positions_from_the_text()
 
     def reward(prompts: list[str], completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
         meter.tokens += sum(len(ids) for ids in completion_ids)
@@ -133,6 +135,26 @@ def grpo(job: dict[str, Any]) -> tuple[Any, Meter]:
         processing_class=tokenizer, reward_funcs=reward, train_dataset=Dataset.from_dict({"prompt": prompts}),
     )  # fmt: skip
     return trainer, meter
+
+
+def count_positions_from_the_text() -> None:
+    """Give GPT-2 the positions that it has in ``generate``, where it is given none but a mask.
+
+    TRL's GRPO pads prompts on the left and trains without positions: those of GPT-2, which are absolute, would be
+    others than the texts were written with.
+    """
+    from transformers import GPT2LMHeadModel
+
+    plain = GPT2LMHeadModel.forward
+
+    @functools.wraps(plain)  # TRL looks at its parameters
+    def forward(self: Any, *args: Any, **given: Any) -> Any:
+        mask = given.get("attention_mask")
+        if mask is not None and given.get("position_ids") is None and given.get("past_key_values") is None:
+            given["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
+        return plain(self, *args, **given)
+
+    GPT2LMHeadModel.forward = forward
 
 
 def _common(job: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from agents.recipes.rlhf.config import TrainTextConfig
 from scripts.benchmarks.text import peer_environments as bench_text_peers
@@ -171,7 +172,8 @@ def test_learning_sets_our_runs_beside_those_of_the_peer(runs, tmp_path, monkeyp
     row = learning_row(tmp_path, tmp_path, algorithm, seeds=2, threads=1)
     assert (row.ours, row.peer) == (pytest.approx(0.85), pytest.approx(0.55))
     assert row.verdict == "must"
-    assert ("--critic-start reward-model" in " ".join(runs.commands[0])) == (algorithm == "ppo")  # as the peer's does
+    as_the_peer = {"ppo": "--critic-start reward-model", "grpo": "--kl-in loss --kl-estimator k3"}
+    assert as_the_peer[algorithm] in " ".join(runs.commands[0])
 
 
 def test_the_preset_is_set_beside_the_best_of_64(runs, tmp_path):
@@ -216,6 +218,22 @@ def test_the_peer_is_paid_what_our_reward_model_scores():
     own = RewardModel.load(assets.reward_model_dir())
     rows = own.encode(["the film is good", "no", "a long and rather dull film , which i liked"], finished=True)
     assert scores(scorer(assets.reward_model_dir()), rows) == pytest.approx(own.score_rows(rows).tolist(), abs=1e-5)
+
+
+def test_the_peers_positions_are_those_of_the_text_without_its_padding(monkeypatch):
+    from transformers import GPT2LMHeadModel
+
+    from scripts.benchmarks.text.trl_peer import count_positions_from_the_text
+    from textenvs import assets
+
+    monkeypatch.setattr(GPT2LMHeadModel, "forward", GPT2LMHeadModel.forward)
+    model = GPT2LMHeadModel.from_pretrained(assets.language_model_dir())
+    row = torch.tensor([[5, 9, 700, 31]])
+    padded, mask = torch.tensor([[0, 0, 0, 5, 9, 700, 31]]), torch.tensor([[0, 0, 0, 1, 1, 1, 1]])
+    alone = model(row).logits
+    assert not torch.allclose(model(padded, attention_mask=mask).logits[:, 3:], alone, atol=1e-2)
+    count_positions_from_the_text()
+    torch.testing.assert_close(model(padded, attention_mask=mask).logits[:, 3:], alone, atol=1e-4, rtol=1e-4)
 
 
 def test_the_padding_of_the_peers_ppo_is_no_token_of_the_model():
