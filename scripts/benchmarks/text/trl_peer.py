@@ -138,23 +138,23 @@ def grpo(job: dict[str, Any]) -> tuple[Any, Meter]:
 
 
 def count_positions_from_the_text() -> None:
-    """Give GPT-2 the positions that it has in ``generate``, where it is given none but a mask.
+    """Give GPT-2's trunk the positions that it has in ``generate``, where it is given none but a mask.
 
     TRL's GRPO pads prompts on the left and trains without positions: those of GPT-2, which are absolute, would be
     others than the texts were written with.
     """
-    from transformers import GPT2LMHeadModel
+    from transformers import GPT2Model
 
-    plain = GPT2LMHeadModel.forward
+    plain = GPT2Model.forward
 
-    @functools.wraps(plain)  # TRL looks at its parameters
+    @functools.wraps(plain)
     def forward(self: Any, *args: Any, **given: Any) -> Any:
         mask = given.get("attention_mask")
         if mask is not None and given.get("position_ids") is None and given.get("past_key_values") is None:
             given["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
         return plain(self, *args, **given)
 
-    GPT2LMHeadModel.forward = forward
+    GPT2Model.forward = forward
 
 
 def _common(job: dict[str, Any]) -> dict[str, Any]:

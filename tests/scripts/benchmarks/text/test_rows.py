@@ -221,12 +221,12 @@ def test_the_peer_is_paid_what_our_reward_model_scores():
 
 
 def test_the_peers_positions_are_those_of_the_text_without_its_padding(monkeypatch):
-    from transformers import GPT2LMHeadModel
+    from transformers import GPT2LMHeadModel, GPT2Model
 
     from scripts.benchmarks.text.trl_peer import count_positions_from_the_text
     from textenvs import assets
 
-    monkeypatch.setattr(GPT2LMHeadModel, "forward", GPT2LMHeadModel.forward)
+    monkeypatch.setattr(GPT2Model, "forward", GPT2Model.forward)
     model = GPT2LMHeadModel.from_pretrained(assets.language_model_dir())
     row = torch.tensor([[5, 9, 700, 31]])
     padded, mask = torch.tensor([[0, 0, 0, 5, 9, 700, 31]]), torch.tensor([[0, 0, 0, 1, 1, 1, 1]])
