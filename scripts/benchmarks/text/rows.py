@@ -34,10 +34,11 @@ KL_BUDGET = 8.0
 """Nats per sequence; a text model further away from where it began has won nothing."""
 SAME_AS_PEER: dict[str, dict[str, str]] = {
     "ppo": {"memory": "full", "critic_start": "reward-model"},
-    "grpo": {"kl_in": "loss", "kl_estimator": "k3"},
+    "grpo": {"kl_in": "loss", "kl_estimator": "k2"},
 }
 """Settings of what TRL has. Its PPO draws no branches, and its critic is a trunk of its own, which starts as the reward
-model here; its GRPO has the KL in the loss."""
+model here; its GRPO has the KL in the loss: k3 times the ratio of probabilities, whose gradient is k2's where that is
+1."""
 KL_POINT = 3.2
 """Nats per sequence where gains are compared; best-of-64 is at most 3.17 from the start."""
 KL_SETTINGS = (

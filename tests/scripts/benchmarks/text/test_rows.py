@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from agents.functional.kl import k2
 from agents.recipes.rlhf.config import TrainTextConfig
 from scripts.benchmarks.text import peer_environments as bench_text_peers
 from scripts.benchmarks.text import rows as bench_text_rows
@@ -172,7 +173,7 @@ def test_learning_sets_our_runs_beside_those_of_the_peer(runs, tmp_path, monkeyp
     row = learning_row(tmp_path, tmp_path, algorithm, seeds=2, threads=1)
     assert (row.ours, row.peer) == (pytest.approx(0.85), pytest.approx(0.55))
     assert row.verdict == "must"
-    as_the_peer = {"ppo": "--critic-start reward-model", "grpo": "--kl-in loss --kl-estimator k3"}
+    as_the_peer = {"ppo": "--critic-start reward-model", "grpo": "--kl-in loss --kl-estimator k2"}
     assert as_the_peer[algorithm] in " ".join(runs.commands[0])
 
 
@@ -234,6 +235,15 @@ def test_the_peers_positions_are_those_of_the_text_without_its_padding(monkeypat
     assert not torch.allclose(model(padded, attention_mask=mask).logits[:, 3:], alone, atol=1e-2)
     count_positions_from_the_text()
     torch.testing.assert_close(model(padded, attention_mask=mask).logits[:, 3:], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_the_gradient_of_the_peers_kl_is_that_of_ours_on_policy():
+    # TRL's use_bias_correction_kl: k3 times the ratio to the probabilities that the token was drawn with.
+    logprobs, reference = torch.tensor([-0.1, -2.0, -5.0], requires_grad=True), torch.tensor([-0.4, -2.0, -1.5])
+    gap = reference - logprobs
+    theirs = (logprobs - logprobs.detach()).exp() * (gap.exp() - gap - 1.0)
+    found = [torch.autograd.grad(each.sum(), logprobs)[0] for each in (theirs, k2(logprobs, reference))]
+    torch.testing.assert_close(*found)
 
 
 def test_the_padding_of_the_peers_ppo_is_no_token_of_the_model():
