@@ -25,6 +25,7 @@ PAPERS: dict[Paper, dict[str, Any]] = {
     "ppo": {},
     "grpo": {
         "group_size": 8, "normalize_std": True, "normalize_advantages": "none", "average": "sequence", "kl_in": "loss",
+        "epochs": 1,
     },
     "rloo": {
         "group_size": 4, "normalize_advantages": "none", "policy_loss": "plain", "average": "constant", "epochs": 1,
