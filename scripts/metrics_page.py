@@ -24,13 +24,13 @@ OTHER_METRICS = {
 
 
 FIRST = {
-    "`train/logprob_drift`": "must be rounding, some 1e-6 nats in float32 and 0.04 in bfloat16; with more, what learns is "
-    "not what wrote",
-    "`rollout/score`, `rollout/kl_per_sequence`": "what was gained, and for how many nats; nats without a gain: a lower "
-    "learning rate, or a higher beta",
+    "`train/logprob_drift`": "must be rounding, some 1e-6 nats in float32 and 0.04 in bfloat16; with more, what learns "
+    "is not what wrote",
+    "`rollout/score`, `rollout/kl_per_sequence`": "what was gained, and for how many nats; nats without a gain: a "
+    "lower learning rate, or a higher beta",
     "`train/explained_variance`": "PPO: near 0 the critic predicts nothing, and advantages are noisy",
     "`train/flat_groups`": "GRPO, RLOO: near 1 the texts of each prompt earn the same, and nothing is learned",
-    "`rollout/share_length`": "near 1 the budget cuts most texts: is `max_new_tokens` too small, or how to end unlearned?",
+    "`rollout/share_length`": "near 1 the budget cuts most texts: a larger `max_new_tokens`, or a `missing_eos_penalty`",
     "`monitor/NAME`": "above 1 is an alarm of [reward hacking](recipes/monitors.md)",
 }
 """What tells first whether a training is sound."""
