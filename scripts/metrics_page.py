@@ -30,7 +30,7 @@ FIRST = {
     "lower learning rate, or a higher beta",
     "`train/explained_variance`": "PPO: near 0 the critic predicts nothing, and advantages are noisy",
     "`train/flat_groups`": "GRPO, RLOO: near 1 the texts of each prompt earn the same, and nothing is learned",
-    "`rollout/share_length`": "near 1 the budget cuts most texts: a larger `max_new_tokens`, or a `missing_eos_penalty`",
+    "`rollout/share_length`": "near 1 the budget cuts most texts: a larger `max_new_tokens` or a `missing_eos_penalty`",
     "`monitor/NAME`": "above 1 is an alarm of [reward hacking](recipes/monitors.md)",
 }
 """What tells first whether a training is sound."""
