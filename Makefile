@@ -1,5 +1,5 @@
 # make demo   set everything up and run the whole road once: CartPole, reward model, PPO on a language model
-# make pretrained   take SmolLM2-135M-Instruct through fine-tuning, reward model and PPO (half an hour)
+# make pretrained   take SmolLM2-135M-Instruct through fine-tuning, reward model and PPO (40 minutes)
 # make verify set up, then run the proof and print it: claim, expected, measured, verdict (a few minutes)
 # make test   set everything up, then lint, format check, type check and the default tests
 # make test-extras   install the packages of other people's tasks, and run the tests that need them

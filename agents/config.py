@@ -175,6 +175,13 @@ SB3_NAMES = {
     "tensorboard_log": "pass logger=agents.runs.logging.FileSink(folder)",
 }  # fmt: skip
 """Settings of Stable-Baselines3's agents, and what to write here."""
+TRL_NAMES = {
+    "num_generations": "it is group_size", "num_iterations": "it is epochs", "epsilon": "it is clip",
+    "epsilon_high": "it is clip_high", "scale_rewards": "it is normalize_std", "kl_coef": "it is beta",
+    "loss_type": "average, policy_loss and preset say it", "max_completion_length": "it is the env's max_new_tokens",
+    "reward_weights": "it is the env's weights", "temperature": "pass sampling=agents.lm.sampling.TokenSampling(...)",
+}  # fmt: skip
+"""Settings of TRL's trainers, likewise."""
 
 
 def with_settings(kind: type[C], config: C | None, settings: dict[str, Any]) -> C:
@@ -197,5 +204,6 @@ def check_settings(kind: type, settings: Iterable[str]) -> None:
         if name not in known:
             near = get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            hint = f"; here {SB3_NAMES[name]}" if name in SB3_NAMES else hint
+            elsewhere = SB3_NAMES | TRL_NAMES
+            hint = f"; here {elsewhere[name]}" if name in elsewhere else hint
             raise ValueError(f"{name!r} is no setting of {kind.__name__}{hint}")

@@ -31,7 +31,7 @@ class TrainingOptions:
     """Share of the tokens replaced by random ones in training, in [0, 1)."""
     truncation_share: float = 0.15
     """Share of the texts cut at a random place (without eos) in training, in [0, 1]."""
-    centring_coef: float = 0.01
+    centering_coef: float = 0.01
     """Weight of the pull of a pair's rewards to zero, >= 0."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
@@ -70,7 +70,7 @@ _RANGES = {
     "epochs": (1e-6, _MOST), "learning_rate": (1e-12, _MOST), "max_grad_norm": (1e-12, _MOST),
     "layer_decay": (1e-6, 1.0), "dropout": (0.0, _BELOW_1), "attention_dropout": (0.0, _BELOW_1),
     "token_noise": (0.0, _BELOW_1), "average_decay": (0.0, _BELOW_1), "truncation_share": (0.0, 1.0),
-    "warmup_share": (0.0, 1.0), "centring_coef": (0.0, _MOST), "weight_decay": (0.0, _MOST),
+    "warmup_share": (0.0, 1.0), "centering_coef": (0.0, _MOST), "weight_decay": (0.0, _MOST),
     "head_lr_multiplier": (0.0, _MOST), "chunk_size": (1, _MOST), "eval_every": (1, _MOST), "patience": (1, _MOST),
     "seed": (0, 2**63),
 }  # fmt: skip

@@ -105,7 +105,7 @@ class RewardLearner:
         comparisons, rows = batch
         self.module.train(self.options.drops)
         options = self.options
-        loss = batch_loss(self.module, rows, comparisons, options.chunk_size, options.centring_coef, self.workers)
+        loss = batch_loss(self.module, rows, comparisons, options.chunk_size, options.centering_coef, self.workers)
         torch.autograd.backward(loss)
         self.workers.add_gradients(self.module)
         return StepResult(loss.item(), comparisons.num_pairs)
@@ -176,7 +176,7 @@ def batch_loss(
     rows: Sequence[list[int]],
     batch: ComparisonBatch,
     chunk_size: int,
-    centring_coef: float = 0.0,
+    centering_coef: float = 0.0,
     workers: Workers | None = None,
 ) -> Tensor:
     """The Bradley–Terry loss (nats) of one batch, each of its texts encoded once, in chunks of like length."""
@@ -185,7 +185,7 @@ def batch_loss(
         torch.as_tensor(x, device=rewards.device) for x in (batch.chosen, batch.rejected, batch.weights, batch.margins)
     )
     return bradley_terry_loss(
-        rewards[chosen], rewards[rejected], margin=margins, weights=weights, centring_coef=centring_coef
+        rewards[chosen], rewards[rejected], margin=margins, weights=weights, centering_coef=centering_coef
     )
 
 
@@ -196,7 +196,7 @@ def heldout_loss(
     rows: _RowCache | None = None,
     workers: Workers | None = None,
 ) -> float:
-    """Mean loss (nats) over batches, without dropout, noise or centring."""
+    """Mean loss (nats) over batches, without dropout, noise or centering."""
     rows = rows or _RowCache(model)
     model.eval()
     losses = [batch_loss(model, rows(batch.texts), batch, 64, workers=workers).item() for batch in batches]

@@ -23,16 +23,35 @@ OTHER_METRICS = {
 """Of the scripts that do not run PPO."""
 
 
+FIRST = {
+    "`train/logprob_drift`": "must be rounding, some 1e-6 nats in float32 and 0.04 in bfloat16; with more, what learns "
+    "is not what wrote",
+    "`rollout/score`, `rollout/kl_per_sequence`": "what was gained, and for how many nats; nats without a gain: a "
+    "lower learning rate, or a higher beta",
+    "`train/explained_variance`": "PPO: near 0 the critic predicts nothing, and advantages are noisy",
+    "`train/flat_groups`": "GRPO, RLOO: near 1 the texts of each prompt earn the same, and nothing is learned",
+    "`rollout/share_length`": "near 1 the budget cuts most texts: a larger `max_new_tokens` or a `missing_eos_penalty`",
+    "`monitor/NAME`": "above 1 is an alarm of [reward hacking](recipes/monitors.md)",
+}
+"""What tells first whether a training is sound."""
+
+
 def page() -> str:
     """The page, in Markdown."""
     lines = [
         "# What is logged",
         "",
-        "Each name appears in TensorBoard and in `progress.csv`, with its formula and unit.",
+        "Names are those of TensorBoard, of `progress.csv` and of `agent.metrics`, each with its formula and unit.",
+        "",
+        "## What to look at first",
+        "",
+        "| figure | what it says |",
+        "|---|---|",
+        *(f"| {names} | {meaning} |" for names, meaning in FIRST.items()),
         "",
     ]
     for title, table in (
-        ("PPO, everywhere", METRICS),
+        ("All agents", METRICS),
         ("Text", TEXT_METRICS | ENGINE_METRICS | TEXT_AGENT_METRICS | FRONTIER_METRICS | MONITOR_METRICS),
         ("Reward model and language model", OTHER_METRICS),
     ):

@@ -29,7 +29,8 @@ class PPO(Agent):
         config: ``PPOConfig`` for control tasks, ``TextAgentConfig`` for text; None: the defaults or the preset.
         policy: a module; for text also a model, its directory or name. ``"MlpPolicy"`` asks for small networks, also on
             token ids, as does a module that keeps no rows.
-        settings: fields of the configuration as keywords, and ``logger``.
+        settings: fields of the configuration as keywords; ``logger``, ``objective`` and ``verbose`` as in
+            ``agents.agent.Agent``; for text also ``preset`` and fields of ``agents.algorithms.options.TextOptions``.
 
     Raises:
         ValueError: for an environment or settings that do not fit.

@@ -49,7 +49,8 @@ class StepCollector:
     """Steps every environment ``num_steps`` times per rollout; the next rollout continues where the last one stopped.
 
     Any autoreset mode will do. The ``generator`` of the policy's randomness is saved by its owner; ``seed`` is for the
-    environments' first reset.
+    environments' first reset; ``normalizer`` and ``reward_scaler`` (None: neither) change what is learned from, and no
+    reported return. ValueError for ``num_steps`` below 1.
     """
 
     counts = "steps"

@@ -21,6 +21,7 @@ from agents.recipes.commands.control import Config
 from agents.reports.page import write_report
 from agents.runs import checkpoint
 from agents.runs.devices import check_device
+from agents.runs.distributed import alone
 from agents.runs.lifecycle import TrainingRun, longer, training_run
 from agents.runs.progress import ProgressBar, headline
 
@@ -38,11 +39,12 @@ def main(config: Config) -> dict[str, Any]:
     Raises:
         RunDirError: if the run directory cannot be used, or holds no run of these settings to resume.
         gymnasium.error.Error, ModuleNotFoundError: if the id, or its module, is unknown.
-        ValueError: if the spaces are not supported, or there is no such device.
+        ValueError: if the spaces are not supported, there is no such device, or a launcher started several processes.
         CheckpointError: if the checkpoint to resume from cannot be used.
         Interrupted: after Ctrl-C or SIGTERM, once the checkpoint is written.
     """
     check_device(config.device)
+    alone("train-control")
     torch.set_num_threads(config.threads)
     preset = preset_for(config.env, config.algorithm)
     changed = {name: getattr(config, name) or getattr(preset, name) for name in ("total_steps", "evaluate_every")}

@@ -17,6 +17,7 @@ from agents.recipes.rlhf.train import MODEL
 from agents.runs.devices import check_device
 from agents.runs.own_files import script_of
 from agents.runs.run_dir import CONFIG, measured, read_json
+from agents.text.agent import TextAgent
 
 
 def main(config: EvaluateAgentConfig) -> dict[str, Any]:
@@ -37,27 +38,31 @@ def _evaluate(config: EvaluateAgentConfig) -> dict[str, Any]:
         return evaluate_control(config)
     made_by = script_of(config.agent)
     if made_by not in (None, "train_control", "train_text"):
-        raise ValueError(
-            f"{config.agent}: this is a run of {made_by}; evaluate_agent takes runs of train_control and train_text"
-        )
+        command = made_by.replace("_", "-")
+        raise ValueError(f"{config.agent}: expected a run of train-control or train-text, received one of {command}")
     if made_by is None or not (config.agent / MODEL).is_dir():
         raise ValueError(
-            f"{config.agent} holds neither {BEST} (train_control) nor {MODEL}/ (train_text): pass the run directory of "
+            f"{config.agent} holds neither {BEST} (train-control) nor {MODEL}/ (train-text): pass the run directory of "
             "one of them, not a folder in it, or a file that an agent's save wrote"
         )
     flags = (("--env", config.env is not None), ("--stochastic", config.stochastic), ("--seed", config.seed != 0))
     unread = [flag for flag, given in flags if given]
     if unread:
         raise ValueError(
-            f"{config.agent} is a run of train_text: {', '.join(unread)} is of control agents, leave it out"
+            f"{config.agent} is a run of train-text: {', '.join(unread)} is of control agents, leave it out"
         )
     return evaluate_text(config)
 
 
 def evaluate_control(config: EvaluateAgentConfig) -> dict[str, Any]:
-    """Figures of whole episodes, greedy unless ``stochastic``."""
+    """Figures of whole episodes, greedy unless ``stochastic``; ValueError for an agent that writes texts."""
     torch.set_num_threads(1)
     agent = load_agent(config.agent / BEST if config.agent.is_dir() else config.agent, device=config.device)
+    if isinstance(agent, TextAgent):
+        raise ValueError(
+            f"{config.agent} : expected an agent of a control task, received one of text: pass the folder of a run of "
+            "train-text, or measure it in Python by agents.evaluation.eval_rows.EvalRows"
+        )
     env_id = config.env or agent.env_id
     if env_id is None:
         raise ValueError("the agent was not trained on an id: pass --env")

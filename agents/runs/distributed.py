@@ -208,6 +208,13 @@ def is_sharded(module: nn.Module) -> bool:
     return any(is_shard(parameter) for parameter in module.parameters())
 
 
+def alone(command: str) -> None:
+    """Raise ValueError if a launcher started several processes of a ``command`` that has no use for them."""
+    started = os.environ.get("WORLD_SIZE", "1")
+    if started != "1":
+        raise ValueError(f"{command}: expected one process, received {started} by a launcher, each would do all of it")
+
+
 def _refuse_unread(dtype: str, sharded: bool) -> None:
     """Raise ValueError if `accelerate launch`, which says so in the environment, is to do more than start processes."""
     asked = [words for name, words in UNREAD.items() if os.environ.get(name, "false").lower() in ("true", "1")]

@@ -267,7 +267,7 @@ class TextCollector:
             self._kl_shaping.beta = self.kl_controller.updated(beta, metrics["rollout/kl_per_sequence"], episodes)
         return {"rollout/beta": beta}
 
-    def check_fits(self, policy: Any) -> None:  # a `CausalLMPolicy`, or with its members
+    def check_fits(self, policy: Any) -> None:  # a `TextPolicy` with a vocab_size
         """Raise ValueError unless ``policy`` has the environment's end of text and vocabulary."""
         if end_tokens(policy.eos_token_id) != end_tokens(self.base.eos_token_id):
             raise ValueError(
@@ -275,7 +275,8 @@ class TextCollector:
                 f"{policy.eos_token_id}"
             )
         excess = policy.vocab_size - self.base.vocab_size
-        if excess < 0 or (excess > 0 and policy.sampling.allowed_tokens is None):
+        sampling = getattr(policy, "sampling", None)  # a policy of one's own need not have any
+        if excess < 0 or (excess > 0 and getattr(sampling, "allowed_tokens", None) is None):
             raise ValueError(
                 f"policy: expected the environment's vocabulary of {self.base.vocab_size} tokens, received "
                 f"{policy.vocab_size}: build the environment with vocab_size=policy.vocab_size"

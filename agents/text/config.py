@@ -25,6 +25,7 @@ PAPERS: dict[Paper, dict[str, Any]] = {
     "ppo": {},
     "grpo": {
         "group_size": 8, "normalize_std": True, "normalize_advantages": "none", "average": "sequence", "kl_in": "loss",
+        "epochs": 1,
     },
     "rloo": {
         "group_size": 4, "normalize_advantages": "none", "policy_loss": "plain", "average": "constant", "epochs": 1,
@@ -70,7 +71,7 @@ class TextAdvantageConfig:
     one, and groups compare rewards to go of turns of the same number; "state", GRPO and RLOO: whole dialogues, and on
     top of that turns that began in the same state (GiGPO, Feng et al. 2025, arXiv:2505.10978)"""
     gamma_turn: float = 1.0
-    """of dialogues: discount per turn, (0, 1], on top of ``gamma``"""
+    """of dialogues: discount per turn, [0, 1], on top of ``gamma``"""
     state_weight: float = 1.0
     """credit "state": weight of the turns' part (GiGPO's omega)"""
     dynamic_sampling: int = 0
@@ -253,7 +254,7 @@ class TextAgentConfig(
         mode = correction_of(self.correction, on_policy=not (self.engine or self.async_rollouts))
         needs = {
             "GRPO": (self.algorithm == "grpo", ("normalize_std",)),
-            "dialogues of groups": (self.credit != "state" or self.algorithm in GROUP_ALGORITHMS, ("credit",)),
+            'GRPO or RLOO to be "state"': (self.credit != "state" or self.algorithm in GROUP_ALGORITHMS, ("credit",)),
             'credit "state"': (self.credit == "state", ("state_weight",)),
             "GRPO or RLOO": (self.algorithm in GROUP_ALGORITHMS, ("dynamic_sampling",)),
             "REINFORCE": (self.algorithm == "reinforce", ("baseline", "reward_to_go")),

@@ -12,7 +12,7 @@ REPETITION_N = 3
 """Length of the n-grams of ``rollout/repetition``, as in Paulus et al. 2017 (arXiv:1705.04304)."""
 
 METRICS: dict[str, str] = {
-    "rollout/score": "mean score of the finished texts, without penalties, reward units",
+    "rollout/score": "if there is a scorer: mean score of the finished texts, without penalties, reward units",
     "rollout/score_std": "its standard deviation over the texts",
     "rollout/score_disagreement": "several scorers: mean over texts of the standard deviation over their members, "
     "regardless of their weights, reward units",

@@ -35,7 +35,7 @@ ZERO = {
     "seed", "evaluate_every", "num_samples", "warmup_updates", "critic_warmup", "value_coef", "entropy_coef", "gamma",
     "lam", "critic_lam", "clip_high", "adam_beta1", "adam_beta2", "weight_decay", "baseline_decay", "beta",
     "beta_start", "missing_eos_penalty", "heldout_share", "warmup_share", "final_share", "stop_at_return", "dropout",
-    "token_noise", "truncation_share", "average_decay", "centring_coef", "head_lr_multiplier", "cg_damping", "log_std",
+    "token_noise", "truncation_share", "average_decay", "centering_coef", "head_lr_multiplier", "cg_damping", "log_std",
     "learning_rate", "reward_uncertainty_coef", "overlong_penalty", "dynamic_sampling", "correction_low",
     "async_rollouts", "branches", "attention_dropout",
 }  # fmt: skip

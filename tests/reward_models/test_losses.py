@@ -54,9 +54,9 @@ def test_a_lead_of_a_hundred_either_way_is_finite_and_has_the_right_gradient():
     torch.testing.assert_close(lead.grad, torch.tensor([0.0, -0.5]))
 
 
-def test_centring_charges_the_square_of_the_sum_by_hand():
+def test_centering_charges_the_square_of_the_sum_by_hand():
     plain = bradley_terry_loss(torch.tensor([2.0]), torch.tensor([1.0]))
-    centered = bradley_terry_loss(torch.tensor([2.0]), torch.tensor([1.0]), centring_coef=0.1)
+    centered = bradley_terry_loss(torch.tensor([2.0]), torch.tensor([1.0]), centering_coef=0.1)
     torch.testing.assert_close(centered - plain, torch.tensor(0.9))
 
 

@@ -6,6 +6,8 @@ import math
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
+from importlib import import_module
 from typing import Any, NamedTuple, TypeVar
 
 import gymnasium as gym
@@ -13,7 +15,8 @@ import gymnasium as gym
 from textenvs.dialogues.bridge import Observation
 
 EnvSource = str | Callable[[], Any]
-"""An id, or a class or function that makes an environment: an object with `reset` and `step` as in Gymnasium."""
+"""An id, or a class or function that makes an environment, itself or as "module:Class": an object with `reset` and
+`step` as in Gymnasium."""
 Value = TypeVar("Value")
 
 
@@ -127,10 +130,22 @@ def placed(index: int, name: str, turn: int) -> str:
     return f"sub-environment {index} ({name}), {f'in turn {turn}' if turn else 'in reset'}"
 
 
+def source_of(name: str) -> Callable[..., Any]:
+    """What makes the environment of the id ``name``, or what "module:Class" names; ValueError if that is nothing."""
+    module, _, attribute = name.rpartition(":")
+    if not (module and attribute.isidentifier()):
+        return partial(gym.make, name, disable_env_checker=True)
+    try:
+        source: Callable[..., Any] = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as fault:
+        raise ValueError(f"env {name}: {fault}") from fault
+    return source
+
+
 def make_env(source: EnvSource) -> Any:
     """An environment of ``source``; ValueError unless there is one."""
     if isinstance(source, str):
-        return gym.make(source, disable_env_checker=True)
+        source = source_of(source)
     if not callable(source) or (hasattr(source, "step") and not isinstance(source, type)):
         raise ValueError(
             f"env: expected an id, or a class or function that makes an environment, received {source!r:.200}; each "

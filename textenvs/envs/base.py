@@ -271,7 +271,9 @@ def vocabulary(vocab_size: int | None, tokenizer: Tokenizer | None) -> int:
     if vocab_size is not None:
         return vocab_size
     if tokenizer is None:
-        raise ValueError("vocab_size: expected a number or a tokenizer, received neither")
+        raise ValueError(
+            "tokenizer: expected one, a reference that brings it, or vocab_size for bare ids; received none"
+        )
     return len(tokenizer)
 
 

@@ -10,7 +10,7 @@ score, and what the independent judge says of it, are averaged over all subsets 
 `kl_per_sequence` is the bound log n - (n - 1) / n, and the win rate is against one more text of the same model.
 
 The bound is of best-of-n against what the texts were drawn from: with a temperature other than 1, that is not the
-model itself, against which `scripts.train_text` measures.
+model itself, against which `textenvs train-text` measures.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def main(config: CompareConfig) -> dict[str, Any]:
     from agents.reports.compare import write_comparison
 
     groups = write_comparison(config.out, config.runs, config.group)
-    return {"page": str(config.out)} | {group.name: f"{len(group.runs)} runs" for group in groups}
+    return {"page": str(config.out)} | {group.name: f"runs: {len(group.runs)}" for group in groups}
 
 
 command_line = command(CompareConfig, main, __doc__)

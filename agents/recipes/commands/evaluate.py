@@ -4,7 +4,7 @@
     textenvs evaluate --agent runs/text --episodes 400
 
 A control agent plays whole episodes. A language model writes on as many prompts that its training never saw, and is
-compared with the model it started from, as in `scripts.train_text`. With --run-dir the figures are kept there, too.
+compared with the model it started from, as in `textenvs train-text`. With --run-dir the figures are kept there, too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class EvaluateAgentConfig:
     """Evaluate a saved agent."""
 
     agent: Path
-    """run directory of train_control or train_text, or a file that an agent's `save` wrote"""
+    """run directory of train-control or train-text, or a file that a control agent's `save` wrote"""
     run_dir: Path | None = None
     """folder for config.json and summary.json; default: the figures are only printed"""
     overwrite: bool = False

@@ -3,7 +3,7 @@
     textenvs frontier --run-dir runs/text
     textenvs frontier --run-dir runs/ppo runs/grpo --out runs/frontier
 
-A run that was trained with `scripts.train_text` has measured itself on held-out prompts along the way (`frontier.csv`,
+A run that was trained with `textenvs train-text` has measured itself on held-out prompts along the way (`frontier.csv`,
 `--evaluate-every`). Shown against d = sqrt(KL): the gain in the reward that was trained on (the proxy), and in what the
 independent judge says of the same texts, with the curves of Gao et al. 2022 (arXiv:2210.10760) fitted to both. Where
 the judge's curve turns down, more KL buys reward that is not real. Gains are over the mean of all the texts that the
@@ -33,13 +33,13 @@ class FrontierConfig:
     """Draw the frontier between KL and reward."""
 
     run_dir: tuple[Path, ...]
-    """runs of scripts.train_text, of one task"""
+    """runs of train-text, of one task"""
     out: Path | None = None
     """folder for frontier.png, frontier.json and summary.json; None: `frontier` in the first run's folder"""
     overwrite: bool = False
     """throw away what was drawn there before"""
     best_of_n: Path | None = None
-    """folder of scripts.best_of_n; measured if there is nothing. None: `best_of_n` in the first run's folder"""
+    """folder of best-of-n; measured if there is nothing. None: `best_of_n` in the first run's folder"""
     samples: int | None = None
     """texts to write for every prompt, 64 or more, if best-of-n is to be measured, or that it was measured with. None:
     128, or as many as it was"""

@@ -52,10 +52,10 @@ class TrainRewardModelConfig(RunFlags):
     device: str = "cpu"
     """Torch device."""
     members: int = 1
-    """Models to fit, each with a seed of its own. More than 1: the folder holds an ensemble, which `train_text` takes
+    """Models to fit, each with a seed of its own. More than 1: the folder holds an ensemble, which `train-text` takes
     like a single model (4 or 5 are usual: Coste et al. 2023, arXiv:2310.02743)."""
     lora_rank: int | None = None
-    """Train a LoRA adapter of this rank and the head only; `train_text --memory adapters` shares its trunk then. None:
+    """Train a LoRA adapter of this rank and the head only; `train-text --memory adapters` shares its trunk then. None:
     all weights."""
     shard: Literal["none", "fsdp"] = "none"
     """What each of several processes holds: "none", the whole model; "fsdp", its part of each layer (torch's FSDP2),

@@ -16,6 +16,7 @@ from agents.recipes.rlhf.config import TrainTextConfig
 from agents.recipes.rlhf.rewards import named
 from agents.recipes.rlhf.task import OF_SEVERAL
 from agents.runs.flags import json_object
+from textenvs.dialogues.sub_environments import source_of
 from textenvs.dialogues.tools import ToolEnv
 from textenvs.dialogues.vector import DialogueVectorEnv
 from textenvs.factories import dialogue_vec, wrapped
@@ -102,9 +103,7 @@ def _fitting(make: Callable[..., Any], options: dict[str, Any], positions: int |
 
 def _source(env: str, own: dict[str, Any]) -> Callable[..., Any]:
     """What makes the environment that ``--env`` names, with arguments of its ``own``."""
-    source: Callable[..., Any] = partial(gym.make, env, disable_env_checker=True)
-    if ":" in env and env.rpartition(":")[2].isidentifier():
-        source = named("--env", env)
+    source = source_of(env)
     try:
         inspect.signature(source).bind_partial(**own)
     except (TypeError, ValueError) as fault:

@@ -8,7 +8,7 @@ With `--model` and `--data` any causal LM with a key-value cache that transforme
 answer in chats or to go on with texts. The held-out perplexity before, along and after, and what the model writes on
 held-out prompts before and after, are in `summary.json`, `samples.json` and TensorBoard; `model/` is a checkpoint that
 the later stages and `AutoModelForCausalLM.from_pretrained` load (with `--lora-rank` the merged one; `adapter/` holds
-the change alone, for `train_text --memory adapters --adapter`).
+the change alone, for `train-text --memory adapters --adapter`).
 
 Without `--model` a small GPT-2 and a lower-case byte-pair tokenizer are made anew: for movie-review sentences (what
 the package ships), or for `--data`. Ctrl-C ends training after the step in progress, keeps what was learned, and leaves
@@ -68,7 +68,7 @@ class _Data:
     """Most rows that are held out, or read of `heldout_data`."""
     chat_template: bool = False
     """Put each prompt and completion into a chat as user's and assistant's turn, in the tokenizer's own template, as
-    `train_text --chat-template` does with prompts."""
+    `train-text --chat-template` does with prompts."""
     template_kwargs: str | None = None
     """Variables of the chat template, a JSON object such as '{"enable_thinking": false}'; give each stage the same."""
     max_length: int | None = None
@@ -113,7 +113,7 @@ class _Optimization:
     """What each of several processes holds: "none", the whole model; "fsdp", its part of each layer (torch's FSDP2),
     weights, gradients and optimizer states; see docs/recipes/processes.md."""
     lora_rank: int | None = None
-    """Train a LoRA adapter of this rank; `train_text --memory adapters --adapter` starts from it. None: all weights."""
+    """Train a LoRA adapter of this rank; `train-text --memory adapters --adapter` starts from it. None: all weights."""
     lora_alpha: float = 32.0
     """The adapter's change is scaled by lora_alpha / lora_rank."""
     eval_every: int | None = None

@@ -9,12 +9,11 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
 from agents.verification.checks import Check, Checking, about
-from textenvs.dialogues.sub_environments import SubEnvironments
+from textenvs.dialogues.sub_environments import SubEnvironments, make_env
 
 EPISODES, TURNS = 8, 12
 WORDS = ("yes", "no", "1", "2", "8", "left", "open the door", "")
@@ -24,9 +23,10 @@ Episode = list[tuple[str, Any, float, bool, bool]]
 
 
 def speaks_text(env_id: str) -> bool:
-    """Whether the environment's actions are text, or it declares none and begins with text."""
+    """Whether the environment of an id or a "module:Class" takes text, or declares no actions and begins with text."""
     try:
-        env = gym.make(env_id, disable_env_checker=True).unwrapped
+        env = make_env(env_id)
+        env = getattr(env, "unwrapped", env)
         space = getattr(env, "action_space", None)
         return isinstance(space, spaces.Text) if space is not None else isinstance(env.reset(seed=0)[0], str)
     except Exception:  # what is wrong is said where it is checked
@@ -35,7 +35,7 @@ def speaks_text(env_id: str) -> bool:
 
 def dialogue_checks(env_id: str, seed: int) -> list[Checking]:
     """All checks, cheapest first."""
-    make = partial(gym.make, env_id, disable_env_checker=True)
+    make = partial(make_env, env_id)
     parts = [
         ("reset and step keep their contract: text, finite rewards, one kind of end", contract),
         ("the same seed and turns give the same dialogue (S1)", repeats),

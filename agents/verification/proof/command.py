@@ -3,6 +3,7 @@
     textenvs verify                                          all checks, a few minutes
     textenvs verify --env CartPole-v1                        an environment: any Gymnasium id
     textenvs verify --env my_module:MyEnv-v0 --policy agent  with an agent that PPO.save wrote
+    textenvs verify --env my_module:MyGame                   an environment over strings, for dialogues
     textenvs verify --model path/or/name                     a causal language model
 
 Prints a table: claim, expected, measured, verdict. The exit code is 1 if a check fails. With --run-dir the table is
@@ -29,7 +30,8 @@ class VerifyConfig:
     """Settings of the verification."""
 
     env: str | None = None
-    """Gymnasium id of an environment of your own, single or vector; "module:Env-v0" imports the module first"""
+    """Gymnasium id of an environment of your own, single or vector; "module:Env-v0" imports the module first. Of an
+    environment over strings also "module:Class"."""
     policy: Path | None = None
     """an agent that PPO.save wrote, to act in --env; default: a fresh network"""
     model: str | None = None

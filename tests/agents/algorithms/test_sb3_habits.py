@@ -8,8 +8,8 @@ import pytest
 from stable_baselines3 import PPO as SB3
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents import PPO
-from agents.config import SB3_NAMES
+from agents import PPO, TextAgentConfig
+from agents.config import SB3_NAMES, TRL_NAMES, check_settings
 from agents.runs.checkpoint import CheckpointError
 
 SMALL = dict(num_envs=2, num_steps=8, minibatch_size=8, epochs=1, hidden=(4,), seed=3)
@@ -20,6 +20,12 @@ def test_names_of_settings_are_answered_with_ours():
     for name, here in SB3_NAMES.items():
         with pytest.raises(ValueError, match=re.escape(f"'{name}' is no setting of PPOConfig; here {here}")):
             PPO("CartPole-v1", **{name: 1})
+
+
+def test_names_of_trls_settings_are_answered_with_ours():
+    for name, here in TRL_NAMES.items():
+        with pytest.raises(ValueError, match=re.escape(f"'{name}' is no setting of TextAgentConfig; here {here}")):
+            check_settings(TextAgentConfig, [name])
 
 
 def test_a_callback_knows_the_total_and_is_told_what_it_cannot_have():

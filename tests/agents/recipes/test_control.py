@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from agents import load_agent
+from agents import GRPO, load_agent
 from agents.control.agent import ControlAgent
 from agents.control.presets import preset_for
 from agents.functional.schedules import Linear
@@ -182,6 +182,19 @@ def test_each_algorithm_trains_says_its_name_and_refuses_to_go_on_with_the_other
     (folder / "summary.json").unlink()
     assert run(config(folder, algorithm=other, resume=True)) == 2
     assert f"algorithm='{algorithm}' (now '{other}')" in capsys.readouterr().err
+
+
+def test_an_agent_that_writes_texts_is_not_measured_as_one_for_control(tmp_path):
+    path = GRPO("textenvs/MovieReview-v0", batch_size=8).save(tmp_path / "agent.safetensors")
+    with pytest.raises(ValueError, match="expected an agent of a control task, received one of text"):
+        evaluate_agent.main(evaluate_agent.EvaluateAgentConfig(agent=path, episodes=3))
+
+
+def test_several_processes_of_a_launcher_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run(config(tmp_path / "run")) == 2
+    assert "train-control: expected one process, received 2" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_environment_of_ones_own_is_taken_by_module_and_id(tmp_path, monkeypatch, capsys):

@@ -175,11 +175,11 @@ def test_margins_in_the_file_and_the_pull_to_zero_reach_the_loss(language_model,
 
     (good, bad), (asked_good, asked_bad) = raw_rewards("plain"), raw_rewards("asked", 5.0)
     assert (asked_good - asked_bad > good - bad + 1).all()
-    pulled = raw_rewards("pulled", 0.0, "--training.centring-coef", "10")
-    free = raw_rewards("free", 0.0, "--training.centring-coef", "0")
+    pulled = raw_rewards("pulled", 0.0, "--training.centering-coef", "10")
+    free = raw_rewards("free", 0.0, "--training.centering-coef", "0")
     assert (pulled.sum(0) ** 2).mean() < (free.sum(0) ** 2).mean()
     with pytest.raises(SystemExit):
-        raw_rewards("wrong", 0.0, "--training.centring-coef", "-1")
+        raw_rewards("wrong", 0.0, "--training.centering-coef", "-1")
 
 
 def test_pairs_of_a_users_own_go_through_the_same_loop(language_model, pairs_file, tmp_path):

@@ -525,6 +525,7 @@ def test_a_name_stands_for_its_papers_settings_and_the_preset_keeps_them(name):
         assert found == PAPERS_BY_HAND[name]
         assert config.epochs == 1
     assert TextAgentConfig.for_algorithm("reinforce++").reward_to_go
+    assert TextAgentConfig.for_algorithm("grpo").epochs == 1  # a single update a batch (section 4.2)
     assert TextAgentConfig.for_algorithm("reinforce++_baseline").kl_estimator == "k2"
     assert TextAgentConfig.for_algorithm(name, epochs=3).epochs == 3
 

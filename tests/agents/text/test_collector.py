@@ -1,6 +1,7 @@
 """Whole episodes of text as rollouts: where reward lands, bootstrapping, seeds and resume (T4-T7, T17, S1, S2)."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -270,6 +271,12 @@ def test_an_ensembles_own_disagreement_is_told_where_it_is_not_alone():
 def test_one_scorer_has_no_disagreement_to_log():
     metrics, _ = collected_with(Scores(1))
     assert [name for name in metrics if name.startswith("rollout/score")] == ["rollout/score", "rollout/score_std"]
+
+
+def test_a_policy_without_sampling_rules_and_of_a_larger_vocabulary_is_refused():
+    policy = SimpleNamespace(eos_token_id=EOS, vocab_size=V + 1)
+    with pytest.raises(ValueError, match=f"vocabulary of {V} tokens, received {V + 1}"):
+        TextCollector(envs_of()).check_fits(policy)
 
 
 def test_a_policy_of_another_vocabulary_or_end_is_refused():

@@ -261,6 +261,7 @@ def test_bad_settings_are_refused(tokenizer):
     for settings, message in (
         ({"env": Guess()}, "env: expected an id, or a class or function"),
         ({"env": 3}, "env: expected an id, or a class or function"),
+        ({"env": "textenvs.dialogues.guess:Nope"}, "env textenvs.dialogues.guess:Nope: .* no attribute 'Nope'"),
         ({"env": dict}, "expected an environment with reset and step"),
         ({"max_turns": 0}, "max_turns: expected a whole number of 1 or more, received 0"),
         ({"max_turns": 2.5}, "max_turns: expected a whole number of 1 or more, received 2.5"),

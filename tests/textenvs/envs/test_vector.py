@@ -126,7 +126,10 @@ def test_bad_actions_are_refused_and_change_nothing(make_envs, actions, said):
         ({"eos_token_id": 40}, "eos_token_id: expected ids in .*, received 40"),
         ({"budget": "stop"}, "budget: .* received 'stop'"),
         ({"max_prompt_tokens": 2}, r"rows\[0\]: expected a prompt of at most 2 tokens, received 4"),
-        ({"prompts": [[1]], "tokenizer": None}, "vocab_size: expected a number or a tokenizer, received neither"),
+        (
+            {"prompts": [[1]], "tokenizer": None},
+            "tokenizer: expected one, a reference that brings it, or vocab_size",
+        ),
         ({"max_prompt_tokens": 0}, "max_prompt_tokens: expected a whole number of 1 or more, received 0"),
         ({"autoreset_mode": "SAME_STEP"}, "autoreset_mode: expected one of NextStep, SameStep, Disabled"),
         ({"num_envs": 4, "group_size": 3}, "group_size: expected a divisor of num_envs 4, received 3"),

@@ -205,7 +205,7 @@ def test_a_dialogue_is_no_longer_than_the_model_has_positions(inputs):
     "changed, message",
     [
         ({"env": None}, "turns, turn_tokens, max_tokens: expected env or tools"),
-        ({"env": "own_games:Nothing"}, "--env own_games:Nothing: module 'own_games' has no attribute"),
+        ({"env": "own_games:Nothing"}, "env own_games:Nothing: module 'own_games' has no attribute"),
         ({"env": "Nothing-v7"}, "Nothing"),
         ({"env_options": "[1]"}, "env_options: expected a JSON object"),
         ({"env_options": '{"prise": 1}'}, "env_options: own_games:Echo: got an unexpected keyword argument 'prise'"),

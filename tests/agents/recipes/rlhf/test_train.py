@@ -134,12 +134,12 @@ def test_evaluating_what_a_run_left_behind_repeats_its_figures_and_only_such_run
         assert message in capsys.readouterr().err
 
     agent = ["--agent", str(tmp_path / "run")]
-    complains("run of train_text: --env, --stochastic, --seed", *agent, "--env", "X", "--stochastic", "--seed", "1")
+    complains("run of train-text: --env, --stochastic, --seed", *agent, "--env", "X", "--stochastic", "--seed", "1")
     complains("run of train_text, not of evaluate_agent", *agent, "--run-dir", str(tmp_path / "run"))
     complains("pass the run directory", "--agent", str(tmp_path / "run" / "model"))
     for script in ("train_reward_model", "train_language_model"):
         (tmp_path / "run" / "made_by.txt").write_text(script)
-        complains(f"this is a run of {script}; evaluate_agent takes runs of train_control and train_text", *agent)
+        complains(f"train-control or train-text, received one of {script.replace('_', '-')}", *agent)
     (tmp_path / "run" / "made_by.txt").unlink()
     complains("pass the run directory", *agent)
     assert (tmp_path / "run" / "summary.json").exists()

@@ -77,6 +77,12 @@ def test_each_mistake_fails_its_own_check(kind):
         gym.registry.pop(name)
 
 
+def test_a_class_is_played_by_module_and_name():
+    name = f"{GuessTheNumber.__module__}:{GuessTheNumber.__name__}"
+    assert speaks_text(name)
+    assert {check.passed for check in run(dialogue_checks(name, seed=0)[:2])} == {True}
+
+
 def test_other_environments_do_not_speak_text():
     assert not speaks_text("CartPole-v1")
     assert not speaks_text("textenvs/MovieReview-v0")
