@@ -11,7 +11,7 @@ from typing import Any
 _HOMES = {
     "PPO": "agents.algorithms.ppo",
     "PPOConfig": "agents.config",
-    "TRPO": "agents.control.trpo",
+    "TRPO": "agents.algorithms.trpo",
     "TRPOConfig": "agents.config",
     "GRPO": "agents.algorithms.comparing",
     "RLOO": "agents.algorithms.comparing",

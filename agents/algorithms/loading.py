@@ -9,8 +9,8 @@ from torch import nn
 from agents.agent import Agent
 from agents.algorithms.comparing import GRPO, REINFORCE, RLOO
 from agents.algorithms.ppo import PPO
+from agents.algorithms.trpo import TRPO
 from agents.control.environments import EnvLike
-from agents.control.trpo import TRPO
 from agents.runs import checkpoint
 from agents.runs.logging import MetricSink
 

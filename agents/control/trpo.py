@@ -24,8 +24,8 @@ from agents.rollout import Batch
 from agents.update import minibatches
 
 
-class TRPO(ControlAgent):
-    """An agent trained with TRPO; arguments are ``ControlAgent``'s, settings are ``TRPOConfig``'s.
+class ControlTRPO(ControlAgent):
+    """TRPO over steps; arguments are ``ControlAgent``'s, settings are ``TRPOConfig``'s.
 
     Raises:
         ValueError: also for a policy without ``outputs``, ``head`` and ``critic``, as ``MLPPolicy`` has them.

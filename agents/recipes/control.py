@@ -16,7 +16,7 @@ from agents.control.environments import make_vector
 from agents.control.evaluation import evaluate
 from agents.control.ppo import ControlPPO
 from agents.control.presets import DEFAULT, TRPO_DEFAULT, Preset, preset_for
-from agents.control.trpo import TRPO
+from agents.control.trpo import ControlTRPO
 from agents.recipes.commands.control import Config
 from agents.reports.page import write_report
 from agents.runs import checkpoint
@@ -50,7 +50,7 @@ def main(config: Config) -> dict[str, Any]:
     changed = {name: getattr(config, name) or getattr(preset, name) for name in ("total_steps", "evaluate_every")}
     preset = replace(preset, config=_agent_config(config, preset), **changed)
     evaluation = make_vector(config.env, min(config.eval_episodes, 100))
-    agent: ControlAgent = {"ppo": ControlPPO, "trpo": TRPO}[config.algorithm](config.env, preset.config)
+    agent: ControlAgent = {"ppo": ControlPPO, "trpo": ControlTRPO}[config.algorithm](config.env, preset.config)
     task = {field.name for field in fields(Config)}
     settings = {name: value for name, value in config.identity().items() if name in task} | changed
     settings["settings"] = preset.config.to_dict() | {"device": None}

@@ -332,3 +332,11 @@ def test_a_run_resumed_in_a_new_process_ends_where_an_undisturbed_one_ends(tmp_p
     command = [sys.executable, "-c", "import torch; torch.set_num_threads(1)" + CODE, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split() == straight
+
+
+def test_a_token_environment_is_refused_unless_small_networks_are_asked_for(tmp_path):
+    task = "textenvs/ExactSpelling-v0"
+    with pytest.raises(ValueError, match=r"TRPO tunes no language model; received textenvs/ExactSpelling-v0: take PPO"):
+        TRPO(task)
+    agent = TRPO(task, policy="MlpPolicy", num_envs=2, num_steps=8)
+    assert TRPO.load(agent.save(tmp_path / "ids")).env_id == task
