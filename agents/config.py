@@ -179,7 +179,8 @@ TRL_NAMES = {
     "num_generations": "it is group_size", "num_iterations": "it is epochs", "epsilon": "it is clip",
     "epsilon_high": "it is clip_high", "scale_rewards": "it is normalize_std", "kl_coef": "it is beta",
     "loss_type": "average, policy_loss and preset say it", "max_completion_length": "it is the env's max_new_tokens",
-    "reward_weights": "it is the env's weights", "temperature": "pass sampling=agents.lm.sampling.TokenSampling(...)",
+    "use_bias_correction_kl": "it is kl_in='loss', kl_estimator='k2'", "reward_weights": "it is the env's weights",
+    "temperature": "pass sampling=agents.lm.sampling.TokenSampling(...)",
 }  # fmt: skip
 """Settings of TRL's trainers, likewise."""
 
