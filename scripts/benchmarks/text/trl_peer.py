@@ -145,7 +145,8 @@ def count_positions_from_the_text() -> None:
     """
     from transformers import GPT2Model
 
-    plain = GPT2Model.forward
+    trunk: Any = GPT2Model
+    plain = trunk.forward
 
     @functools.wraps(plain)
     def forward(self: Any, *args: Any, **given: Any) -> Any:
@@ -154,7 +155,7 @@ def count_positions_from_the_text() -> None:
             given["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
         return plain(self, *args, **given)
 
-    GPT2Model.forward = forward
+    trunk.forward = forward
 
 
 def _common(job: dict[str, Any]) -> dict[str, Any]:
