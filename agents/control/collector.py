@@ -82,7 +82,20 @@ class StepCollector:
         self._resetting = np.zeros(envs.num_envs, np.bool_)
 
     def collect(self, policy: ActorCritic) -> tuple[Rollout, dict[str, float]]:
-        """``[B, num_steps]`` steps with ``policy``, and the statistics of the episodes that ended so far."""
+        """``[B, num_steps]`` steps with ``policy``, and the statistics of the episodes that ended so far.
+
+        After a rollout that was cut short, by an error or by Ctrl-C, the next one begins with fresh resets.
+        """
+        try:
+            return self._collect(policy)
+        except BaseException:
+            if self._observation is not None:  # the environments have gone on from it, and other episodes follow
+                self._observation, self._seed = None, None
+                self._resetting[:] = False
+                self._abandon()
+            raise
+
+    def _collect(self, policy: ActorCritic) -> tuple[Rollout, dict[str, float]]:
         num_steps, num_envs = self.num_steps, self.envs.num_envs
         if self._observation is None:
             self._observation = self.encode(reset(self.envs, self._seed)).copy()
@@ -224,15 +237,19 @@ class StepCollector:
         lost = [] if state["envs"] is None else env_state.unsaved(state["envs"])
         if lost:
             warnings.warn(f"the checkpoint lacks {'; '.join(lost)}. {FRESH}", stacklevel=2)
-            self.episodes.abandon()
-            if self.reward_scaler is not None:
-                self.reward_scaler.running[:] = 0.0
+            self._abandon()
             return
         self._resetting = np.array(state["resetting"], np.bool_)
         if state["observation"] is not None:
             self.envs.reset(seed=self._seed)
             env_state.restore(self.envs, state["envs"])
             self._observation = np.array(state["observation"], np.float32)
+
+    def _abandon(self) -> None:
+        """Forget the episodes under way."""
+        self.episodes.abandon()
+        if self.reward_scaler is not None:
+            self.reward_scaler.running[:] = 0.0
 
 
 class _Actor:

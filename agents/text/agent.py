@@ -139,7 +139,7 @@ class TextAgent(Agent):
         """One token for one observation or a batch of them, as in Stable-Baselines3: ``[L]`` or ``[B, L]`` token ids
         right-padded with -1, as the token environments give them; ``deterministic``: the most likely one instead of a
         sample."""
-        rows = torch.from_numpy(as_token_ids(observation)).to(self.policy.device)
+        rows = torch.from_numpy(as_token_ids(observation, self.policy.vocab_size)).to(self.policy.device)
         batch = rows[None] if rows.dim() == 1 else rows
         tokens, _ = self.policy.act(batch, deterministic=deterministic, generator=self.predict_generator)
         actions = tokens.cpu().numpy()

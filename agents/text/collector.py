@@ -40,6 +40,7 @@ from textenvs.tokens.end_tokens import end_tokens
 from textenvs.tokens.rows import TokenRows, join_rows, last_action_index
 from textenvs.wrappers.kl_shaping import KLShaping
 from textenvs.wrappers.preference import PreferenceReward
+from textenvs.wrappers.reference import CausalLMReference
 
 
 class TextCollector:
@@ -268,7 +269,16 @@ class TextCollector:
         return {"rollout/beta": beta}
 
     def check_fits(self, policy: Any) -> None:  # a `CausalLMPolicy`, or with its members
-        """Raise ValueError unless ``policy`` has the environment's end of text and vocabulary."""
+        """Raise ValueError unless ``policy`` has the environment's end of text and vocabulary, and trains another model
+        than its reference."""
+        reference = None if self._kl_shaping is None else self._kl_shaping.reference
+        if isinstance(reference, CausalLMReference):
+            trained = {id(each) for each in policy.parameters() if each.requires_grad}
+            if any(id(each) in trained for each in reference.model.parameters()):
+                raise ValueError(
+                    "policy: expected another model than the environment's reference, received the same object, which "
+                    "would keep the KL at 0: pass a copy.deepcopy of it"
+                )
         if end_tokens(policy.eos_token_id) != end_tokens(self.base.eos_token_id):
             raise ValueError(
                 f"policy: expected the environment's end of text {self.base.eos_token_id}, received "

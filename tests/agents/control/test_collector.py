@@ -312,3 +312,26 @@ def test_a_vector_environment_that_hides_its_autoreset_mode_is_refused():
     envs.metadata = {}
     with pytest.raises(ValueError, match="autoreset_mode"):
         StepCollector(envs, 4, generator=torch.Generator())
+
+
+@pytest.mark.parametrize("error", [RuntimeError("lost"), KeyboardInterrupt()])
+@pytest.mark.parametrize("mode", MODES)
+def test_after_a_rollout_that_was_cut_short_the_next_one_begins_with_fresh_resets(mode, error):
+    """Its first action was chosen for the observation before, and the sums of the lost steps were counted."""
+
+    class Flaky(Counter):
+        def step(self, action):
+            if self.episode == 2 and self.clock == 1:
+                raise error
+            return super().step(action)
+
+    envs = SyncVectorEnv([lambda: Flaky(3)], autoreset_mode=mode)
+    scaler = RewardScaler(1, 0.9)
+    collector = StepCollector(envs, 5, generator=torch.Generator(), seed=0, reward_scaler=scaler)
+    collector.collect(Scripted())
+    with pytest.raises(type(error)):
+        collector.collect(Scripted())
+    rollout, metrics = collector.collect(Scripted())
+    assert rollout.observations[0, :3].tolist() == [[3, 0], [3, 1], [3, 2]]
+    assert rollout.mask[0, :3].all()
+    assert metrics["rollout/length_mean"] == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -98,3 +99,18 @@ def test_ratios_beyond_all_numbers_have_the_gradient_of_the_definition():
     assert fast.flat.grad is not None
     expected = torch.cat([p.grad.flatten() for p in plain.parameters()])
     torch.testing.assert_close(fast.flat.grad.sort()[0], expected.sort()[0], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda agent: pickle.loads(pickle.dumps(agent))], ids=["copy", "pickle"]
+)
+def test_a_copy_of_an_agent_trains_on_as_the_agent_does_and_apart_from_it(copied):
+    """Its parameters were views of no vector of its own, and the update failed."""
+    agent = PPO("CartPole-v1", num_envs=2, num_steps=16, minibatch_size=16, epochs=1, hidden=(8,), seed=0).learn(32)
+    other = copied(agent)
+    before = [parameter.clone() for parameter in other.policy.parameters()]
+    agent.learn(32)
+    assert all(map(torch.equal, other.policy.parameters(), before))
+    other.learn(32)
+    assert all(map(torch.equal, other.policy.parameters(), agent.policy.parameters()))
+    assert not torch.equal(before[0], next(other.policy.parameters()))
