@@ -79,7 +79,7 @@ def test_a_json_file_of_json_lines_and_lines_of_text(tmp_path):
         ("my.csv", 'a,b\n1,"[{\'role\': 2}]"\n', r"my\.csv:2: expected JSON"),
         ("my.csv", b'a,b\n1,\xe9\n', r"my\.csv:\d: .*utf-8"),
         ("my.csv", 'a,b,a\n1,2,3\n', r"my\.csv:1: expected each name once, received 'a' more than once"),
-        ("my.jsonl", '{"a": 1}\n{"a": {"b": 1, "b": 2}}', r"my\.jsonl:2: .*each name once, received 'b' more than once"),
+        ("my.jsonl", '{"a": 1}\n{"a": {"b": 1, "b": 2}}', r"my\.jsonl:2: .*each name once, received 'b'"),
         ("my.docx", "a", r"my\.docx: expected a file of rows"),
     ],
 )  # fmt: skip
