@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedTokenizerBase
 
 from reward_models.classifier import as_classifier, as_reward_model
-from reward_models.files import first_line, read_model, write_model
+from reward_models.files import DESCRIPTION, WEIGHTS, first_line, read_model, write_model
 from reward_models.lora import ADAPTER, Adapter, AdapterBackbone, lasting_name
 from reward_models.padding import num_positions, right_padded
 from textenvs.lm.fast_paths import accelerate
@@ -239,6 +239,8 @@ class RewardModel(nn.Module):
             weights |= {name: part for name, part in own.items() if name.startswith("backbone.")}
             config, tokenizer, weights = as_classifier(self.backbone, tokenizer, weights)
         folder.mkdir(parents=True, exist_ok=True)
+        for name in (DESCRIPTION, WEIGHTS):  # written last: a kill leaves no new weights with an old calibration
+            (folder / name).unlink(missing_ok=True)
         config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         if "base" in about:

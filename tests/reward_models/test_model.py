@@ -147,6 +147,21 @@ def test_a_folder_that_holds_no_whole_reward_model_is_refused(gpt2, tmp_path):
         RewardModel.load(tmp_path)
 
 
+@pytest.mark.parametrize("cut", ["reward_models.files.write_aside", "reward_models.files.write_json"])
+def test_a_save_over_a_model_that_was_cut_short_leaves_no_mixture_of_the_two(gpt2, tmp_path, monkeypatch, cut):
+    """The new weights were read with the old calibration."""
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    gpt2.save(tmp_path)
+    monkeypatch.setattr(cut, killed)
+    with pytest.raises(KeyboardInterrupt):
+        gpt2.save(tmp_path)
+    with pytest.raises(ValueError, match="holds no reward model"):
+        RewardModel.load(tmp_path)
+
+
 def test_a_model_directory_without_tokenizer_is_named(gpt2, tmp_path):
     gpt2.backbone.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"{tmp_path}: no tokenizer"):

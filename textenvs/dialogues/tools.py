@@ -61,8 +61,8 @@ class ToolEnv(gym.Env[Any, str]):
     Args:
         tools: functions with type hints and a docstring that describes each argument (Google's style).
         rows: as in ``textenvs/TextGeneration-v0``; one is drawn for each episode, by its seed.
-        reward: ``f(prompts, completions, **columns)``, lists of one entry, of the answer and the row's columns; may be a
-            coroutine function. None of its numbers is 0.
+        reward: ``f(prompts, completions, **columns)``, lists of one entry, of the answer and the row's columns. None of
+            its numbers is 0. It may be a coroutine function.
         task: makes an object in TRL's shape (its ``environment_factory``): ``reset(**row)`` may return text, which is
             put behind the prompt; public methods are tools; ``get_reward()``, if there is one, is asked after each
             turn, and the change is paid, so that an episode is paid its last value however it ends. Then rows need no
