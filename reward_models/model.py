@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedTokenizerBase
 
-from reward_models.classifier import as_classifier, as_reward_model
+from reward_models.classifier import as_classifier, as_reward_model, check_lists
 from reward_models.files import DESCRIPTION, WEIGHTS, first_line, read_model, write_model
 from reward_models.lora import ADAPTER, Adapter, AdapterBackbone, lasting_name
 from reward_models.padding import num_positions, right_padded
@@ -139,8 +139,9 @@ class RewardModel(nn.Module):
         """Calibrated scores ``[N]`` float32 of N texts ``prompt + completion``, which end with an ``eos`` if finished.
 
         Raises:
-            ValueError: the numbers of prompts, completions and flags differ.
+            ValueError: a text in place of a list of texts; the numbers of prompts, completions and flags differ.
         """
+        check_lists(prompts, completions)
         if len(prompts) != len(completions):
             raise ValueError(f"completions: expected {len(prompts)}, one for each prompt, received {len(completions)}")
         texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]

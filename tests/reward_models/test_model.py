@@ -145,6 +145,10 @@ def test_a_folder_that_holds_no_whole_reward_model_is_refused(gpt2, tmp_path):
     (tmp_path / "reward_model.json").write_text(json.dumps(description | {"version": 99}))
     with pytest.raises(ValueError, match="version"):
         RewardModel.load(tmp_path)
+    for wrong in ({"std": 0.0}, {"mean": float("nan")}, {"std": None}, {"max_length": "128"}):
+        (tmp_path / "reward_model.json").write_text(json.dumps(description | wrong))
+        with pytest.raises(ValueError, match=f"damaged reward model: reward_model.json has .*{next(iter(wrong))}"):
+            RewardModel.load(tmp_path)
 
 
 @pytest.mark.parametrize("cut", ["reward_models.files.write_aside", "reward_models.files.write_json"])
