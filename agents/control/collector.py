@@ -80,6 +80,8 @@ class StepCollector:
         self._seed = seed
         self._observation: NDArray[np.float32] | None = None
         self._resetting = np.zeros(envs.num_envs, np.bool_)
+        self.left: dict[str, Any] | None = None
+        """State of the environments at the end of the last ``learn``, if nothing was loaded since then."""
 
     def collect(self, policy: ActorCritic) -> tuple[Rollout, dict[str, float]]:
         """``[B, num_steps]`` steps with ``policy``, and the statistics of the episodes that ended so far.
@@ -89,10 +91,8 @@ class StepCollector:
         try:
             return self._collect(policy)
         except BaseException:
-            if self._observation is not None:  # the environments have gone on from it, and other episodes follow
-                self._observation, self._seed = None, None
-                self._resetting[:] = False
-                self._abandon()
+            if self._observation is not None:  # the environments have gone on from it
+                self.restart()
             raise
 
     def _collect(self, policy: ActorCritic) -> tuple[Rollout, dict[str, float]]:
@@ -229,6 +229,7 @@ class StepCollector:
                 f"expected the state of {self.envs.num_envs} environments, received {len(state['resetting'])}: to go "
                 "on in others, load without env= and call set_env"
             )
+        self.left = None
         self.episodes.load_state_dict(state["episodes"])
         if self.normalizer is not None:
             self.normalizer.load_state_dict(state["normalizer"])
@@ -244,6 +245,12 @@ class StepCollector:
             self.envs.reset(seed=self._seed)
             env_state.restore(self.envs, state["envs"])
             self._observation = np.array(state["observation"], np.float32)
+
+    def restart(self) -> None:
+        """Let the next rollout begin with resets, without a seed, as other episodes are to follow."""
+        self._observation, self._seed = None, None
+        self._resetting[:] = False
+        self._abandon()
 
     def _abandon(self) -> None:
         """Forget the episodes under way."""

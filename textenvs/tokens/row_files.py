@@ -235,7 +235,7 @@ def _bare_lines(path: Path, column: str) -> Iterator[tuple[str, Any]]:
 def _csv(path: Path) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(2**31 - 1)  # long texts
     with path.open(encoding="utf-8-sig", newline="") as file:
-        rows: Iterator[dict[Any, Any]] = csv.DictReader(file, strict=True, restval="")
+        rows: Any = csv.DictReader(file, strict=True, restval="")
         while True:
             with at(f"{path}:{rows.line_num + 1}"):
                 _check_once([name for name in rows.fieldnames or [] if name])
