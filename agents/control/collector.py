@@ -174,6 +174,8 @@ class StepCollector:
             return list(observations[index].copy())
         if len(index) == 0:
             return []
+        if "final_obs" not in info:
+            raise ValueError(f"info: expected final_obs, as {self.mode} has it at an end, received {list(info)}")
         final = info["final_obs"]
         if isinstance(final, np.ndarray) and final.dtype == object:
             return [self.encode.single(final[i])[0] for i in index]

@@ -308,6 +308,17 @@ def test_an_empty_action_mask_after_the_last_step_does_not_stop_the_phantom_step
         assert torch.isfinite(rollout.logprobs[rollout.mask]).all()
 
 
+def test_a_vector_environment_without_final_observations_is_told_what_is_missing():
+    class Old(VectorWrapper):
+        def step(self, actions):
+            *step, info = self.env.step(actions)
+            return *step, {name.replace("final_obs", "final_observation"): value for name, value in info.items()}
+
+    envs = Old(SyncVectorEnv([lambda: Counter(3)], autoreset_mode=AutoresetMode.SAME_STEP))
+    with pytest.raises(ValueError, match=r"info: expected final_obs, as .*SAME_STEP.*received.*'final_observation'"):
+        StepCollector(envs, 5, generator=torch.Generator()).collect(Scripted())
+
+
 def test_a_vector_environment_that_hides_its_autoreset_mode_is_refused():
     envs = SyncVectorEnv([lambda: Counter(3)])
     envs.metadata = {}
