@@ -262,12 +262,13 @@ class RewardModel(nn.Module):
         folder = Path(path)
         description, config, weights = read_model(folder)
         base = description.get("base")
-        if base is None:
-            new: Any = AutoModel.from_config
-            backbone = new(config, dtype=torch.float32)
-        elif backbone is None:
-            backbone = AdapterBackbone.load(base, folder / ADAPTER)
-        model = cls(backbone, load_tokenizer(folder), max_length=description["max_length"])
+        with torch.random.fork_rng(devices=[]):  # what is drawn is overwritten
+            if base is None:
+                new: Any = AutoModel.from_config
+                backbone = new(config, dtype=torch.float32)
+            elif backbone is None:
+                backbone = AdapterBackbone.load(base, folder / ADAPTER)
+            model = cls(backbone, load_tokenizer(folder), max_length=description["max_length"])
         weights |= {name: torch.tensor(float(description[name])) for name in CALIBRATION}
         try:
             whole = base is None or weights.keys() != {"head.weight", *CALIBRATION}

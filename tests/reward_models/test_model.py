@@ -99,6 +99,14 @@ def test_save_and_load_is_bit_equal_head_and_calibration_included(model, tmp_pat
     assert not loaded.training
 
 
+def test_loading_draws_nothing_from_torchs_global_generator(gpt2, tmp_path):
+    gpt2.save(tmp_path)
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    RewardModel.load(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_calibrated_scores_have_mean_0_and_standard_deviation_1_and_keep_the_order(gpt2):
     before = gpt2.score_rows(ROWS)
     gpt2.calibrate(ROWS)

@@ -131,6 +131,16 @@ def test_a_token_environment_gets_its_language_model_and_the_batch_path(model_di
     assert same_weights(envs.reference.model, reference)
 
 
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_torchs_global_generator_stays_as_it_was(model_dir, tmp_path, critic):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    agent = PPO(text_envs(model_dir), critic=critic, seed=0).learn(8)
+    agent.predict([1, 2])
+    PPO.load(agent.save(tmp_path / "agent.safetensors"), env=text_envs(model_dir))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_learning_raises_the_score(model_dir):
     scores = []
     agent = PPO(text_envs(model_dir, num_envs=32, beta=0.0), seed=0, learning_rate=1e-2)
