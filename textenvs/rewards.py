@@ -14,7 +14,7 @@ import asyncio
 import inspect
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal, TypeAlias
 
@@ -257,6 +257,9 @@ def _by_column(name: str, column: str, right: Callable[[str, Any], bool]) -> Cal
         scores: Scores = []
         for text, answer in zip(completions, columns[column], strict=True):
             answers = answer if isinstance(answer, list | tuple) else [answer]
+            for each in [] if answer is None else answers:
+                if isinstance(each, bool | Mapping | list | tuple) or each is None:  # as text: True, {'a': 1}
+                    raise ValueError(f"{column}: expected text or a number, or a list of them, received {each!r:.80}")
             scores.append(None if answer is None else float(any(right(text, each) for each in answers)))
         return scores
 

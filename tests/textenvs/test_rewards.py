@@ -19,6 +19,13 @@ def test_the_exact_answer_is_the_completion_but_for_space_around_it():
     assert list(inspect.signature(rewards.exact("word")).parameters) == ["completions", "word"]
 
 
+@pytest.mark.parametrize("answer", [True, {"a": 1}, [["a"]], ["a", None]])
+def test_an_answer_that_is_no_text_and_no_number_is_refused_since_nobody_writes_it_as_python_does(answer):
+    for reward in (rewards.exact(), rewards.regex(".*", column="answer"), rewards.boxed()):
+        with pytest.raises(ValueError, match="answer: expected text or a number, or a list of them, received"):
+            score(reward, [r"\boxed{true}"], [answer])
+
+
 @pytest.mark.parametrize(
     ("text", "number"),
     [
