@@ -69,9 +69,18 @@ class FastMLP:
         storage = self.flat.detach()
         for parameter, part in zip(order, storage.split([p.numel() for p in order]), strict=True):
             parameter.data = part.view_as(parameter)
+        self._places = [parameter.data_ptr() for parameter in policy.parameters()]
         self.weights, self.biases = _layers(storage, order)
         self.weight_gradients, self.bias_gradients = _layers(self.flat.grad, order)
         self.log_std_gradient = self.flat.grad[-self.num_outputs :]
+
+    def check(self) -> None:
+        """Raise ValueError unless the policy's parameters are still views of ``flat``, which alone is trained."""
+        if [parameter.data_ptr() for parameter in self.policy.parameters()] != self._places:
+            raise ValueError(
+                "policy: expected the parameters that the agent was built with, received others: change weights by "
+                "load_state_dict or copy_, and move an agent by save and load(device=...)"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {"policy": self.policy, "flat": self.flat}  # a copy, or pickle, has no views: they are made anew

@@ -114,3 +114,23 @@ def test_a_copy_of_an_agent_trains_on_as_the_agent_does_and_apart_from_it(copied
     other.learn(32)
     assert all(map(torch.equal, other.policy.parameters(), agent.policy.parameters()))
     assert not torch.equal(before[0], next(other.policy.parameters()))
+
+
+def replace_data(policy):
+    for parameter in policy.parameters():
+        parameter.data = parameter.data + 1.0
+
+
+def replace_a_parameter(policy):
+    policy.actor[0].weight = torch.nn.Parameter(policy.actor[0].weight.detach() + 1.0)
+
+
+@pytest.mark.parametrize("change", [replace_data, replace_a_parameter])
+def test_parameters_that_were_replaced_are_refused_since_training_would_go_by_them(change):
+    agent = PPO("CartPole-v1", num_envs=2, num_steps=16, minibatch_size=16, epochs=1, hidden=(8,), seed=0).learn(32)
+    weights = {name: value + 1.0 for name, value in agent.policy.state_dict().items()}
+    agent.policy.load_state_dict(weights)
+    agent.learn(32)
+    change(agent.policy)
+    with pytest.raises(ValueError, match="change weights by load_state_dict or copy_"):
+        agent.learn(32)
