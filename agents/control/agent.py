@@ -75,6 +75,12 @@ class ControlAgent(Agent):
         if isinstance(policy, str) and policy != MLP_POLICY:
             raise ValueError(f"policy: expected a module or {MLP_POLICY!r} for a control task, received {policy!r}")
         module: Any = self._default_policy(chosen) if policy is None or isinstance(policy, str) else policy
+        lacks = [name for name in ("act", "values", "evaluate", "keeps_rows") if not hasattr(module, name)]
+        if lacks:
+            raise ValueError(
+                f"policy: expected a module as in docs/howto/policy.md, received {type(module).__name__}, which lacks "
+                f"{', '.join(lacks)}"
+            )
         self.normalizer, self.reward_moments = None, RunningMoments()
         if self.spaces is not None and chosen.normalize_observations:
             encoder = ObservationEncoder(self.spaces[0])

@@ -196,7 +196,7 @@ class StepCollector:
         seen, beyond = (raw, beyond) if self.normalizer is None else (self.normalizer(raw), self.normalizer(beyond))
         observations = _rows(seen[:-1]).to(self.device)
         actions, logprobs, values = actor.evaluated(observations)
-        after = policy.values(torch.from_numpy(beyond).to(self.device))
+        after = policy.values(torch.from_numpy(beyond).to(self.device)).view(len(beyond))
         num_envs = raw.shape[1]
         next_values = torch.cat([values[:, 1:], after[:num_envs, None]], dim=1)
         if finals:
@@ -289,7 +289,8 @@ class _Actor:
         actions = torch.stack(self._actions, 1)
         if not self.quick:
             # A copy: the values may be a view of parameters that the update changes.
-            return actions, torch.stack(self._logprobs, 1), self.policy.values(observations).clone()
+            values = self.policy.values(observations.flatten(0, 1)).clone().view(observations.shape[:2])
+            return actions, torch.stack(self._logprobs, 1), values
         evaluation = self.policy.evaluate(observations, actions, None)
         return actions, evaluation.logprobs, evaluation.values
 
