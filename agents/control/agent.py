@@ -76,7 +76,7 @@ class ControlAgent(Agent):
             raise ValueError(f"policy: expected a module or {MLP_POLICY!r} for a control task, received {policy!r}")
         module: Any = self._default_policy(chosen) if policy is None or isinstance(policy, str) else policy
         lacks = [name for name in ("act", "values", "evaluate", "keeps_rows") if not hasattr(module, name)]
-        if lacks:
+        if lacks and envs is not None:
             raise ValueError(
                 f"policy: expected a module as in docs/howto/policy.md, received {type(module).__name__}, which lacks "
                 f"{', '.join(lacks)}"
