@@ -73,7 +73,7 @@ class Agent:
         self.generator = torch.Generator().manual_seed(config.seed) if generator is None else generator
         self.predict_generator = torch.Generator().manual_seed(config.seed + 1)
         module: Any = policy
-        self.policy = module if is_sharded(module) else module.to(config.device)
+        self.policy = (module if is_sharded(module) else module.to(config.device)).eval()  # without dropout
         self.collector = collector
         self.env = env
         self.objective = own_objective(objective)

@@ -49,7 +49,8 @@ class RewardClassifier:
     def __call__(
         self, prompts: Sequence[str], completions: Sequence[str], *, finished: Sequence[bool] | bool = True
     ) -> np.ndarray:
-        """Scores ``[N]`` float32; see the class."""
+        """Scores ``[N]`` float32; see the class. ValueError for a text in place of a list of texts."""
+        check_lists(prompts, completions)
         flags = [finished] * len(prompts) if isinstance(finished, bool) else finished
         rows = [self.encode(*text) for text in zip(prompts, completions, flags, strict=True)]
         pad = self.model.config.get_text_config().pad_token_id
@@ -70,6 +71,13 @@ class RewardClassifier:
         cut = {"truncation": True, "max_length": self.max_length - 1}  # with room for eos
         row, eos = list(self.reader(prompt + completion, **cut)["input_ids"]), self.reader.eos_token_id
         return [*row, eos] if finished and eos is not None and row[-1:] != [eos] else row
+
+
+def check_lists(*given: Sequence[str]) -> None:
+    """Raise ValueError for a text in place of a list of texts: its letters would be scored."""
+    for texts in given:
+        if isinstance(texts, str):
+            raise ValueError(f"expected a list of texts, received the text {texts!r:.80}")
 
 
 def as_classifier(backbone: Any, tokenizer: Any, weights: dict[str, Tensor]) -> tuple[Any, Any, dict[str, Tensor]]:

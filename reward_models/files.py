@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -55,6 +56,12 @@ def read_model(folder: Path) -> tuple[dict[str, Any], PretrainedConfig, dict[str
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder} holds a damaged reward model ({first_line(error)})") from error
     check_numbers(str(folder), weights)
+    mean, std, longest = (description.get(name) for name in ("mean", "std", "max_length"))
+    if not (_is_finite(mean) and _is_finite(std) and std > 0 and isinstance(longest, int) and longest > 0):
+        raise ValueError(
+            f"{folder} holds a damaged reward model: {DESCRIPTION} has mean {mean!r}, std {std!r}, max_length "
+            f"{longest!r}"
+        )
     return description, config, weights
 
 
@@ -69,6 +76,10 @@ def is_foreign(path: str | Path) -> bool:
     if folder.is_dir():
         return (folder / "config.json").exists() and not (folder / DESCRIPTION).exists()
     return not folder.exists() and re.fullmatch(HUB_NAME, str(path)) is not None
+
+
+def _is_finite(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def first_line(error: Exception) -> str:

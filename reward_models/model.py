@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedTokenizerBase
 
-from reward_models.classifier import as_classifier, as_reward_model
-from reward_models.files import first_line, read_model, write_model
+from reward_models.classifier import as_classifier, as_reward_model, check_lists
+from reward_models.files import DESCRIPTION, WEIGHTS, first_line, read_model, write_model
 from reward_models.lora import ADAPTER, Adapter, AdapterBackbone, lasting_name
 from reward_models.padding import num_positions, right_padded
 from textenvs.lm.fast_paths import accelerate
@@ -139,8 +139,9 @@ class RewardModel(nn.Module):
         """Calibrated scores ``[N]`` float32 of N texts ``prompt + completion``, which end with an ``eos`` if finished.
 
         Raises:
-            ValueError: the numbers of prompts, completions and flags differ.
+            ValueError: a text in place of a list of texts; the numbers of prompts, completions and flags differ.
         """
+        check_lists(prompts, completions)
         if len(prompts) != len(completions):
             raise ValueError(f"completions: expected {len(prompts)}, one for each prompt, received {len(completions)}")
         texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
@@ -239,6 +240,8 @@ class RewardModel(nn.Module):
             weights |= {name: part for name, part in own.items() if name.startswith("backbone.")}
             config, tokenizer, weights = as_classifier(self.backbone, tokenizer, weights)
         folder.mkdir(parents=True, exist_ok=True)
+        for name in (DESCRIPTION, WEIGHTS):  # written last: a kill leaves no new weights with an old calibration
+            (folder / name).unlink(missing_ok=True)
         config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         if "base" in about:
@@ -259,12 +262,13 @@ class RewardModel(nn.Module):
         folder = Path(path)
         description, config, weights = read_model(folder)
         base = description.get("base")
-        if base is None:
-            new: Any = AutoModel.from_config
-            backbone = new(config, dtype=torch.float32)
-        elif backbone is None:
-            backbone = AdapterBackbone.load(base, folder / ADAPTER)
-        model = cls(backbone, load_tokenizer(folder), max_length=description["max_length"])
+        with torch.random.fork_rng(devices=[]):  # what is drawn is overwritten
+            if base is None:
+                new: Any = AutoModel.from_config
+                backbone = new(config, dtype=torch.float32)
+            elif backbone is None:
+                backbone = AdapterBackbone.load(base, folder / ADAPTER)
+            model = cls(backbone, load_tokenizer(folder), max_length=description["max_length"])
         weights |= {name: torch.tensor(float(description[name])) for name in CALIBRATION}
         try:
             whole = base is None or weights.keys() != {"head.weight", *CALIBRATION}

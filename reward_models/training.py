@@ -137,14 +137,13 @@ def fit(
 
     Its calibration is reset, as its rewards change. ``heldout``, at least one batch, is for early stopping. Ctrl-C ends
     training early and keeps the best weights so far. ``on_step(step, num_steps, training loss, best held-out loss)`` is
-    called after every step.
+    called after every step. Torch's global generator is left as it was.
 
     Raises:
         ValueError: ``heldout`` is empty.
         TrainingDiverged: a loss is NaN or infinite; the model then has the best weights so far.
     """
-    fitting = RewardLearner(model, train, heldout, options).new_fit()
-    progress, interrupted = fitting.progress, False
+    learner, interrupted = RewardLearner(model, train, heldout, options), False
 
     def best() -> float:
         return math.inf if progress.best_loss is None else progress.best_loss
@@ -153,15 +152,18 @@ def fit(
         if on_step is not None:
             on_step(progress.step, fitting.options.num_steps, fitting.loss, best())
 
-    old_dropout = set_dropout(model, options.dropout, options.attention_dropout)
-    try:
-        fitting.run(stopped=lambda: False, checkpoint=lambda: None, show=show)
-    except KeyboardInterrupt:
-        interrupted = True
-    finally:
-        fitting.put_best()
-        restore_dropout(old_dropout)
-        model.eval()
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        fitting = learner.new_fit()
+        progress = fitting.progress
+        old_dropout = set_dropout(model, options.dropout, options.attention_dropout)
+        try:
+            fitting.run(stopped=lambda: False, checkpoint=lambda: None, show=show)
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            fitting.put_best()
+            restore_dropout(old_dropout)
+            model.eval()
     return FitResult(
         steps=progress.step,
         num_pairs=progress.count,

@@ -130,7 +130,10 @@ def taken(options: dict[str, Any], taker: Callable[..., Any]) -> dict[str, Any]:
 
 
 def scalar(build: Callable[..., TokenVectorBase | TokenVectorWrapper], **options: Any) -> TokenEnv:
-    """Build one sub-environment with ``build`` and view it as a scalar environment."""
+    """Build one sub-environment with ``build`` and view it as a scalar environment; ValueError for an option that only
+    several have."""
+    for name in options.keys() & {"num_envs", "autoreset_mode"}:
+        raise ValueError(f"{name}: gym.make makes a single environment, which has none: call gym.make_vec")
     return TokenEnv(build(1, autoreset_mode=AutoresetMode.DISABLED, **options))
 
 

@@ -3,7 +3,8 @@
     scorer=[rewards.number(), rewards.length()], weights=[1.0, -0.001]          --reward number --reward length
     scorer=rewards.regex(r"<answer>(.*?)</answer>", column="answer")            --reward "regex('...', column='answer')"
 
-A scorer here is 1.0 for right and 0.0 for wrong unless it says otherwise, and None where the row has no such column.
+A scorer here is 1.0 for right and 0.0 for wrong unless it says otherwise, and None where the row has no such column. A
+row whose answer is a list has several, each of them right.
 """
 
 from __future__ import annotations
@@ -13,33 +14,33 @@ import asyncio
 import inspect
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal, TypeAlias
 
 Scores: TypeAlias = "list[float | None]"
 NUMBER = re.compile(
-    r"(?<![A-Za-z0-9])(?<!\d\.)[+-]?\$?"  # no part of a word or of a longer number; a sign is no operator after a term
+    r"(?<![A-Za-z0-9])(?<!\d\.)[+-]?[$€£¥]?"  # no part of a word or longer number; a sign is no operator after a term
+    r"(?:(\d+) (?=\d+\s?/\s?\d))?"  # of a mixed number, which goes on with a fraction
     r"((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|(?<!\.)\.\d+)"
     r"([eE][+-]?\d+)?(\s?/\s?\d+(?!\.?\d))?"
 )
-"""1,234.5 or -3 or .5 or 2e-3 or 3/4, with or without a dollar sign."""
+"""1,234.5 or -3 or .5 or 2e-3 or 3/4 or 1 3/4, with or without a sign of a currency."""
+MOST_DIGITS = 300
+"""Of whole numbers that are compared exactly; longer ones are floats."""
 LATEX = (
     (re.compile(r"\\(?:text|mathrm|mbox)\{([^{}]*)\}"), r"\1"),
     (re.compile(r"\\[dt]frac"), r"\\frac"),
-    (re.compile(r"\\frac\{([^{}]+)\}\{([^{}]+)\}"), r"\1/\2"),
-    (re.compile(r"\\left|\\right|\\[!,;: ]|\\\$|\$|\\%|%|\s"), ""),
+    (re.compile(r"(\d)\s*\\frac\{(\d+)\}\{(\d+)\}"), r"\1 \2/\3"),
+    # Only what means the same without braces: no sum above, no product below, no factor before.
+    (re.compile(r"(?<![\w)}])(?<![\w)}]\s)\\frac\{(-?[\w.\\]+)\}\{([\d.]+|\\?[A-Za-z]|\\[A-Za-z]+)\}"), r"\1/\2"),
+    (re.compile(r"\\left|\\right|\\[!,;: ]|\\\$|\$|\\%|%|(?<!\d)\s+|\s+(?!\s|\d+\s*/\s*\d)"), ""),
 )
 
 
 def exact(column: str = "answer", *, ignore_case: bool = False) -> Callable[..., Scores]:
-    """The completion is the row's answer, or one of its answers if that is a list, but for space around it."""
-
-    def right(text: str, answer: Any) -> bool:
-        every = answer if isinstance(answer, list | tuple) else [answer]
-        return _plain(text, ignore_case) in {_plain(each, ignore_case) for each in every}
-
-    return _by_column("exact", column, right)
+    """The completion is the row's answer but for space around it."""
+    return _by_column("exact", column, lambda text, answer: _plain(text, ignore_case) == _plain(answer, ignore_case))
 
 
 def number(column: str = "answer", *, tolerance: float = 1e-6, relative: float = 0.0) -> Callable[..., Scores]:
@@ -61,7 +62,8 @@ def number(column: str = "answer", *, tolerance: float = 1e-6, relative: float =
         wanted, found = last_number(str(answer)), last_number(text)
         if wanted is None or not math.isfinite(wanted):
             raise ValueError(f"{column}: expected a number, or a text with one, received {answer!r:.80}")
-        most = max(tolerance, relative * abs(wanted)) + 4 * math.ulp(wanted)  # 3.1 is within 0.1 of 3
+        whole = isinstance(wanted, int) and isinstance(found, int)
+        most = max(tolerance, relative * abs(wanted)) + (0 if whole else 4 * math.ulp(wanted))  # 3.1 is within 0.1 of 3
         return found is not None and abs(found - wanted) <= most
 
     return _by_column("number", column, right)
@@ -206,13 +208,15 @@ def by_name(given: str) -> Callable[..., Scores]:
 
 
 def last_number(text: str) -> float | None:
-    """The last number in a text; None if it has none."""
-    found = None
-    for match in NUMBER.finditer(text.replace("−", "-")):
-        digits, exponent, divisor = match[1].replace(",", ""), match[2] or "", match[3]
+    """The last number in a text, an int if it is written as one; None if it has none."""
+    found: float | None = None
+    for match in NUMBER.finditer(_as_typed(text)):
+        digits, exponent, divisor = match[2].replace(",", ""), match[3] or "", match[4]
         below = float(divisor.strip(" /")) if divisor else 1.0
         if below:
-            value = float(digits + exponent) / below
+            value = float(match[1] or 0) + float(digits + exponent) / below
+            if not divisor and digits.isdigit() and not exponent and len(digits) <= MOST_DIGITS:
+                value = int(digits)
             found = -value if match[0].startswith("-") else value
     return found
 
@@ -229,7 +233,13 @@ def last_boxed(text: str) -> str | None:
     return None
 
 
+def _as_typed(text: str) -> str:
+    """With the keyboard's minus, and without LaTeX's space around the comma of thousands."""
+    return text.replace("−", "-").replace("{,}", ",").replace(",\\!", ",")
+
+
 def _without_layout(text: str) -> str:
+    text = _as_typed(text)
     for pattern, replacement in LATEX:
         text = pattern.sub(replacement, text)
     return text.rstrip(".")
@@ -244,8 +254,14 @@ def _by_column(name: str, column: str, right: Callable[[str, Any], bool]) -> Cal
     """A scorer that asks for completions and a column, and skips rows without it."""
 
     def score(completions: list[str], **columns: list[Any]) -> Scores:
-        rows = zip(completions, columns[column], strict=True)
-        return [None if answer is None else float(right(text, answer)) for text, answer in rows]
+        scores: Scores = []
+        for text, answer in zip(completions, columns[column], strict=True):
+            answers = answer if isinstance(answer, list | tuple) else [answer]
+            for each in [] if answer is None else answers:
+                if isinstance(each, bool | Mapping | list | tuple) or each is None:  # as text: True, {'a': 1}
+                    raise ValueError(f"{column}: expected text or a number, or a list of them, received {each!r:.80}")
+            scores.append(None if answer is None else float(any(right(text, each) for each in answers)))
+        return scores
 
     kind = inspect.Parameter.KEYWORD_ONLY
     return _named(name, score, inspect.Signature([inspect.Parameter(each, kind) for each in ("completions", column)]))

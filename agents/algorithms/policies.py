@@ -73,7 +73,9 @@ def build_policy(
             rows[:, 0] = 0
             check_memoryless(model, rows)
         return model
-    model = model.to(config.device).float().requires_grad_(True)
+    model = model.to(config.device).float()
+    if not any(parameter.requires_grad for parameter in model.parameters()):  # a part may be frozen on purpose
+        model.requires_grad_(True)
     critic = options.critic or ("separate" if as_reward else "shared" if config.uses_critic else "none")
     adapters = None if options.lora is None else AdaptedTrunk(model, options.lora, value=critic == "adapter")
     policy = CausalLMPolicy(

@@ -18,6 +18,7 @@ from torch import nn
 from agents.agent import Agent
 from agents.config import AgentConfig, with_settings
 from agents.control.collector import StepCollector
+from agents.control.env_state import snapshot as env_state
 from agents.control.environments import EnvLike, make_vector
 from agents.control.mlp import MLPPolicy
 from agents.control.normalize import ObservationNormalizer, RewardScaler
@@ -74,6 +75,12 @@ class ControlAgent(Agent):
         if isinstance(policy, str) and policy != MLP_POLICY:
             raise ValueError(f"policy: expected a module or {MLP_POLICY!r} for a control task, received {policy!r}")
         module: Any = self._default_policy(chosen) if policy is None or isinstance(policy, str) else policy
+        lacks = [name for name in ("act", "values", "evaluate", "keeps_rows") if not hasattr(module, name)]
+        if lacks and envs is not None:
+            raise ValueError(
+                f"policy: expected a module as in docs/howto/policy.md, received {type(module).__name__}, which lacks "
+                f"{', '.join(lacks)}"
+            )
         self.normalizer, self.reward_moments = None, RunningMoments()
         if self.spaces is not None and chosen.normalize_observations:
             encoder = ObservationEncoder(self.spaces[0])
@@ -100,6 +107,24 @@ class ControlAgent(Agent):
             envs, config.num_steps, generator=generator, seed=config.seed, device=config.device,
             normalizer=self.normalizer, reward_scaler=scaler,
         )  # fmt: skip
+
+    def learn(
+        self: Self,
+        total_timesteps: int | None = None,
+        callback: Any = None,
+        log_interval: int = 1,
+        *,
+        progress_bar: bool | None = None,
+    ) -> Self:
+        """As in ``Agent``. Episodes go on where the last call left them, or if somebody else has stepped the
+        environments since then, begin with fresh resets."""
+        collector: Any = self.collector if isinstance(self.collector, StepCollector) else None
+        if collector and collector.left and not env_state.same(collector.left, env_state.capture(collector.envs)):
+            collector.restart()
+        super().learn(total_timesteps, callback, log_interval, progress_bar=progress_bar)
+        if collector:
+            collector.left = env_state.capture(collector.envs)
+        return self
 
     def set_env(self, env: EnvLike) -> None:
         """Continue in another environment of the same spaces, from its first reset, with the statistics so far;

@@ -81,9 +81,22 @@ class StepCollector:
         self._seed = seed
         self._observation: NDArray[np.float32] | None = None
         self._resetting = np.zeros(envs.num_envs, np.bool_)
+        self.left: dict[str, Any] | None = None
+        """State of the environments at the end of the last ``learn``, if nothing was loaded since then."""
 
     def collect(self, policy: ActorCritic) -> tuple[Rollout, dict[str, float]]:
-        """``[B, num_steps]`` steps with ``policy``, and the statistics of the episodes that ended so far."""
+        """``[B, num_steps]`` steps with ``policy``, and the statistics of the episodes that ended so far.
+
+        After a rollout that was cut short, by an error or by Ctrl-C, the next one begins with fresh resets.
+        """
+        try:
+            return self._collect(policy)
+        except BaseException:
+            if self._observation is not None:  # the environments have gone on from it
+                self.restart()
+            raise
+
+    def _collect(self, policy: ActorCritic) -> tuple[Rollout, dict[str, float]]:
         num_steps, num_envs = self.num_steps, self.envs.num_envs
         if self._observation is None:
             self._observation = self.encode(reset(self.envs, self._seed)).copy()
@@ -162,6 +175,8 @@ class StepCollector:
             return list(observations[index].copy())
         if len(index) == 0:
             return []
+        if "final_obs" not in info:
+            raise ValueError(f"info: expected final_obs, as {self.mode} has it at an end, received {list(info)}")
         final = info["final_obs"]
         if isinstance(final, np.ndarray) and final.dtype == object:
             return [self.encode.single(final[i])[0] for i in index]
@@ -182,7 +197,7 @@ class StepCollector:
         seen, beyond = (raw, beyond) if self.normalizer is None else (self.normalizer(raw), self.normalizer(beyond))
         observations = _rows(seen[:-1]).to(self.device)
         actions, logprobs, values = actor.evaluated(observations)
-        after = policy.values(torch.from_numpy(beyond).to(self.device))
+        after = policy.values(torch.from_numpy(beyond).to(self.device)).view(len(beyond))
         num_envs = raw.shape[1]
         next_values = torch.cat([values[:, 1:], after[:num_envs, None]], dim=1)
         if finals:
@@ -217,6 +232,7 @@ class StepCollector:
                 f"expected the state of {self.envs.num_envs} environments, received {len(state['resetting'])}: to go "
                 "on in others, load without env= and call set_env"
             )
+        self.left = None
         self.episodes.load_state_dict(state["episodes"])
         if self.normalizer is not None:
             self.normalizer.load_state_dict(state["normalizer"])
@@ -225,15 +241,25 @@ class StepCollector:
         lost = [] if state["envs"] is None else env_state.unsaved(state["envs"])
         if lost:
             warnings.warn(f"the checkpoint lacks {'; '.join(lost)}. {FRESH}", stacklevel=2)
-            self.episodes.abandon()
-            if self.reward_scaler is not None:
-                self.reward_scaler.running[:] = 0.0
+            self._abandon()
             return
         self._resetting = np.array(state["resetting"], np.bool_)
         if state["observation"] is not None:
             self.envs.reset(seed=self._seed)
             env_state.restore(self.envs, state["envs"])
             self._observation = np.array(state["observation"], np.float32)
+
+    def restart(self) -> None:
+        """Let the next rollout begin with resets, without a seed, as other episodes are to follow."""
+        self._observation, self._seed = None, None
+        self._resetting[:] = False
+        self._abandon()
+
+    def _abandon(self) -> None:
+        """Forget the episodes under way."""
+        self.episodes.abandon()
+        if self.reward_scaler is not None:
+            self.reward_scaler.running[:] = 0.0
 
 
 class _Actor:
@@ -264,7 +290,8 @@ class _Actor:
         actions = torch.stack(self._actions, 1)
         if not self.quick:
             # A copy: the values may be a view of parameters that the update changes.
-            return actions, torch.stack(self._logprobs, 1), self.policy.values(observations).clone()
+            values = self.policy.values(observations.flatten(0, 1)).clone().view(observations.shape[:2])
+            return actions, torch.stack(self._logprobs, 1), values
         evaluation = self.policy.evaluate(observations, actions, None)
         return actions, evaluation.logprobs, evaluation.values
 

@@ -38,13 +38,15 @@ class FastMLP:
 
     After this, move neither it nor its parameters to another device or dtype.
 
+    ``flat`` holds the parameters already, where a copy of an agent is made: its optimizer's own.
+
     Raises:
         ValueError: unless the policy ``is_fast``.
     """
 
     keeps_rows = False
 
-    def __init__(self, policy: MLPPolicy) -> None:
+    def __init__(self, policy: MLPPolicy, flat: nn.Parameter | None = None) -> None:
         if not is_fast(policy):
             raise ValueError("FastMLP takes an MLPPolicy with Discrete or Box actions, float32 on the CPU")
         self.policy = policy
@@ -62,14 +64,29 @@ class FastMLP:
             order += [one.weight, other.weight, one.bias, other.bias]
         if not self.categorical:
             order.append(self.head.log_std)
-        self.flat = nn.Parameter(torch.cat([p.detach().flatten() for p in order]))
+        self.flat = nn.Parameter(torch.cat([p.detach().flatten() for p in order])) if flat is None else flat
         self.flat.grad = torch.zeros_like(self.flat)
         storage = self.flat.detach()
         for parameter, part in zip(order, storage.split([p.numel() for p in order]), strict=True):
             parameter.data = part.view_as(parameter)
+        self._places = [parameter.data_ptr() for parameter in policy.parameters()]
         self.weights, self.biases = _layers(storage, order)
         self.weight_gradients, self.bias_gradients = _layers(self.flat.grad, order)
         self.log_std_gradient = self.flat.grad[-self.num_outputs :]
+
+    def check(self) -> None:
+        """Raise ValueError unless the policy's parameters are still views of ``flat``, which alone is trained."""
+        if [parameter.data_ptr() for parameter in self.policy.parameters()] != self._places:
+            raise ValueError(
+                "policy: expected the parameters that the agent was built with, received others: change weights by "
+                "load_state_dict or copy_, and move an agent by save and load(device=...)"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"policy": self.policy, "flat": self.flat}  # a copy, or pickle, has no views: they are made anew
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
 
     @torch.no_grad()
     def choose(self, observations: Tensor, noise: Tensor | None) -> Tensor:

@@ -31,6 +31,8 @@ class ControlPPO(ControlAgent):
 
     def update(self, batch: Batch) -> dict[str, float]:
         """A few epochs of clipped updates; metrics as in ``agents.update.update``."""
+        if isinstance(self.learner, FastMLP):
+            self.learner.check()
         rate, clip = value_at(self.config.learning_rate, self.progress), value_at(self.config.clip, self.progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate

@@ -94,7 +94,8 @@ class CausalLMPolicy(nn.Module):
             compile_trunk(self.trunk)
         self.critic_trunk = copy.deepcopy(self.trunk) if critic == "separate" else None
         if self.has_critic:
-            self.value_head = nn.Linear(hidden_size, 1).to(device=self.device)
+            # Without a draw from torch's global generator.
+            self.value_head = nn.utils.skip_init(nn.Linear, hidden_size, 1, device=self.device)
             nn.init.zeros_(self.value_head.weight)
             nn.init.zeros_(self.value_head.bias)
         self.eval()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from agents.lm.causal_lm import CausalLMPolicy
 from textenvs.envs.base import TokenVectorBase
@@ -52,3 +53,14 @@ class PolicyReference:
         """Log-probs ``[N]``, nats, of one more token in each row; see `CausalLMReference.step`."""
         with self.policy.forward_context():
             return self._stepwise.step(tokens, lengths, actions, running)
+
+
+def check_apart(policy: nn.Module, reference: object) -> None:
+    """Raise ValueError if training ``policy`` changes the model of ``reference``."""
+    if isinstance(reference, CausalLMReference):
+        trained = {id(each) for each in policy.parameters() if each.requires_grad}
+        if any(id(each) in trained for each in reference.model.parameters()):
+            raise ValueError(
+                "policy: expected another model than the environment's reference, received the same object, which "
+                "would keep the KL at 0: pass a copy.deepcopy of it"
+            )

@@ -76,7 +76,7 @@ def write_comparison(out: Path, folders: Sequence[Path], named: Sequence[str] = 
 
 
 def grouped(folders: Sequence[Path], named: Sequence[str]) -> list[Group]:
-    """Groups by settings without the seed, and those that have a name."""
+    """Groups by settings without the seed, and those that have a name; where names are the same, by their folders."""
     runs = [read_run(folder) for folder in folders]
     groups: list[Group] = []
     by_settings: dict[str, list[Run]] = {}
@@ -95,11 +95,17 @@ def grouped(folders: Sequence[Path], named: Sequence[str]) -> list[Group]:
     scripts = sorted({run.script for run in every})
     if len(scripts) > 1 or not every[0].kind.curves:
         raise ValueError(f"runs: expected runs of one training command, received runs of {', '.join(scripts)}")
+    tasks = list(dict.fromkeys(str(run.settings.get("env")) for run in every))
+    if len(tasks) > 1:
+        raise ValueError(f"runs: expected runs of one environment, received runs of {', '.join(tasks)}")
     places = [run.folder.resolve() for run in every]
     twice = [str(run.folder) for run in every if places.count(run.folder.resolve()) > 1]
     if twice:
         raise ValueError(f"runs: expected every run once, received {twice[0]} twice")
-    return groups
+    names = [group.name for group in groups]
+    return [
+        replace(group, name=str(group.runs[0].folder)) if names.count(group.name) > 1 else group for group in groups
+    ]
 
 
 def _by_what_differs(groups: list[Group]) -> list[Group]:

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from agents.agent import Agent
-from agents.engines.protocol import EngineError
 from agents.functional.group_advantages import flat_groups, group_advantages, leave_one_out_advantages
 from agents.functional.masked import fill_masked, masked_mean, whiten
 from agents.functional.schedules import value_at
@@ -36,10 +35,8 @@ from agents.text.config import GROUP_ALGORITHMS, TextAgentConfig
 from agents.text.objective import REDUCTIONS, WithExactKL, text_objective
 from agents.text.stepwise import TextPolicy
 from agents.update import Objective, frozen, update
-from textenvs.dialogues.sub_environments import DialogueError
 from textenvs.dialogues.vector import DialogueVectorEnv
 from textenvs.tokens.rows import PAD, as_token_ids
-from textenvs.wrappers.scorers import RewardError
 
 METRICS: dict[str, str] = {
     "train/kl_loss": "mean KL to the reference by kl_estimator, nats per token; times rollout/beta in the loss",
@@ -113,13 +110,13 @@ class TextAgent(Agent):
 
         Raises:
             RewardError, DialogueError, EngineError: a scorer, an environment or an engine failed; the agent is as
-                before the call, so that training can be saved and go on.
+                before the call, so that training can be saved and go on. So it is after Ctrl-C in a rollout.
         """
         assert self.collector is not None
         before = self.collector.state_dict()
         try:
             super().iterate()
-        except (RewardError, DialogueError, EngineError):
+        except BaseException:
             self.collector.load_state_dict(before)
             raise
         moved = self.metrics.get("rollout/kl_per_sequence", 0.0)
@@ -139,7 +136,7 @@ class TextAgent(Agent):
         """One token for one observation or a batch of them, as in Stable-Baselines3: ``[L]`` or ``[B, L]`` token ids
         right-padded with -1, as the token environments give them; ``deterministic``: the most likely one instead of a
         sample."""
-        rows = torch.from_numpy(as_token_ids(observation)).to(self.policy.device)
+        rows = torch.from_numpy(as_token_ids(observation, self.policy.vocab_size)).to(self.policy.device)
         batch = rows[None] if rows.dim() == 1 else rows
         tokens, _ = self.policy.act(batch, deterministic=deterministic, generator=self.predict_generator)
         actions = tokens.cpu().numpy()

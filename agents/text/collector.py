@@ -22,6 +22,7 @@ from agents.functional.masked import fill_masked
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.decoder import Generation
 from agents.lm.generation import generate as generate_completions
+from agents.lm.policy_reference import check_apart
 from agents.lm.sampling import uniform
 from agents.lm.saving import named_weights
 from agents.rollout import Rollout
@@ -126,6 +127,8 @@ class TextCollector:
                 raise ValueError("kl_controller: expected an environment with KLShaping, received one without")
             if kl_controller.start is not None:
                 self._kl_shaping.beta = kl_controller.start
+        self._charges_kl = self.charges_kl
+        self._suggested_beta = None if self._kl_shaping is None else self._kl_shaping.suggested_beta
         self.beta = 0.0 if self._kl_shaping is None else self._kl_shaping.beta
         """KL coefficient of the newest rollout, reward units per nat."""
         self.last: TokenRows | None = None
@@ -153,6 +156,9 @@ class TextCollector:
                 group do not share their prompt (the environment was stepped before).
         """
         self.check_fits(policy)
+        if self._kl_shaping is not None:  # another agent in the same environment may have set it for itself
+            self._kl_shaping.charge = bool(self._charges_kl)
+            self._kl_shaping.suggest_beta(self._suggested_beta)
         draw = partial(self._draw, policy)
         rollout, self.last, metrics = fill_rollout(draw, self.group_size, self.dynamic_sampling)
         metrics |= self._update_kl_coef(metrics, rollout.num_rows)
@@ -268,7 +274,10 @@ class TextCollector:
         return {"rollout/beta": beta}
 
     def check_fits(self, policy: Any) -> None:  # a `TextPolicy` with a vocab_size
-        """Raise ValueError unless ``policy`` has the environment's end of text and vocabulary."""
+        """Raise ValueError unless ``policy`` has the environment's end of text and vocabulary, and trains another model
+        than its reference."""
+        if self._kl_shaping is not None:
+            check_apart(policy, self._kl_shaping.reference)
         if end_tokens(policy.eos_token_id) != end_tokens(self.base.eos_token_id):
             raise ValueError(
                 f"policy: expected the environment's end of text {self.base.eos_token_id}, received "

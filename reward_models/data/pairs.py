@@ -10,6 +10,7 @@ import json
 import math
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,9 @@ def _plain(content: dict[str, Any]) -> dict[str, Any]:
         plain["prompt"] = plain_prompt(question_of(check_turns(plain["prompt"], f"{name!r}")))
     if all(name in content for name in ANSWERS):
         plain |= _of_conversations([plain[name] for name in ANSWERS], has_prompt="prompt" in plain)
+    if isinstance(plain.get("margin"), str):  # as all cells of a CSV file are
+        with suppress(ValueError):
+            plain["margin"] = float(plain["margin"])
     missing = [name for name in FIELDS[:3] if name not in plain]
     if missing:
         raise ValueError(f"missing {', '.join(map(repr, missing))}; a pair has prompt, chosen, rejected, maybe margin")

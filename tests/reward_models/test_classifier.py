@@ -39,6 +39,14 @@ def test_a_saved_reward_model_is_a_sequence_classifier_with_the_same_scores(fami
         model(input_ids=torch.tensor(rows[:1] * 2))
 
 
+def test_a_text_in_place_of_a_list_is_refused_and_not_scored_by_letters():
+    from_transformers = RewardClassifier.load(assets.reward_model_dir())
+    for scorer in (RewardModel.load(assets.reward_model_dir()), from_transformers):
+        for texts in (("ab", ["c"]), (["a"], "c"), ("ab", "cd")):
+            with pytest.raises(ValueError, match="expected a list of texts, received the text"):
+                scorer(*texts)
+
+
 @torch.no_grad()
 def test_a_padding_token_that_ends_no_text_is_kept_and_batches_score_the_same(make_backbone, tokenizer, tmp_path):
     tokenizer = copy.deepcopy(tokenizer)

@@ -99,6 +99,14 @@ def test_save_and_load_is_bit_equal_head_and_calibration_included(model, tmp_pat
     assert not loaded.training
 
 
+def test_loading_draws_nothing_from_torchs_global_generator(gpt2, tmp_path):
+    gpt2.save(tmp_path)
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    RewardModel.load(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_calibrated_scores_have_mean_0_and_standard_deviation_1_and_keep_the_order(gpt2):
     before = gpt2.score_rows(ROWS)
     gpt2.calibrate(ROWS)
@@ -144,6 +152,25 @@ def test_a_folder_that_holds_no_whole_reward_model_is_refused(gpt2, tmp_path):
     description = json.loads((tmp_path / "reward_model.json").read_text())
     (tmp_path / "reward_model.json").write_text(json.dumps(description | {"version": 99}))
     with pytest.raises(ValueError, match="version"):
+        RewardModel.load(tmp_path)
+    for wrong in ({"std": 0.0}, {"mean": float("nan")}, {"std": None}, {"max_length": "128"}):
+        (tmp_path / "reward_model.json").write_text(json.dumps(description | wrong))
+        with pytest.raises(ValueError, match=f"damaged reward model: reward_model.json has .*{next(iter(wrong))}"):
+            RewardModel.load(tmp_path)
+
+
+@pytest.mark.parametrize("cut", ["reward_models.files.write_aside", "reward_models.files.write_json"])
+def test_a_save_over_a_model_that_was_cut_short_leaves_no_mixture_of_the_two(gpt2, tmp_path, monkeypatch, cut):
+    """The new weights were read with the old calibration."""
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    gpt2.save(tmp_path)
+    monkeypatch.setattr(cut, killed)
+    with pytest.raises(KeyboardInterrupt):
+        gpt2.save(tmp_path)
+    with pytest.raises(ValueError, match="holds no reward model"):
         RewardModel.load(tmp_path)
 
 

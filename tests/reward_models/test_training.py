@@ -93,6 +93,19 @@ def test_the_same_seed_gives_the_same_weights(gpt2):
     assert not torch.equal(ends[0], state["head.weight"])
 
 
+def test_torchs_global_generator_stays_as_it_was(gpt2):
+    """It was seeded alike by every fit, so the heads of models that were made one after the other were the same."""
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    fit(
+        gpt2,
+        PairBatches(pairs=PAIRS, batch_size=6),
+        [pair_comparisons(PAIRS[:2])],
+        dataclasses.replace(QUICK, epochs=1),
+    )
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_ctrl_c_keeps_what_was_learned(gpt2):
     def interrupt(step, *_):
         if step == 25:

@@ -19,13 +19,21 @@ def test_the_exact_answer_is_the_completion_but_for_space_around_it():
     assert list(inspect.signature(rewards.exact("word")).parameters) == ["completions", "word"]
 
 
+@pytest.mark.parametrize("answer", [True, {"a": 1}, [["a"]], ["a", None]])
+def test_an_answer_that_is_no_text_and_no_number_is_refused_since_nobody_writes_it_as_python_does(answer):
+    for reward in (rewards.exact(), rewards.regex(".*", column="answer"), rewards.boxed()):
+        with pytest.raises(ValueError, match="answer: expected text or a number, or a list of them, received"):
+            score(reward, [r"\boxed{true}"], [answer])
+
+
 @pytest.mark.parametrize(
     ("text", "number"),
     [
         ("the answer is 72.", 72), ("x = -3", -3), ("10-3=7", 7), ("20 - 5", 5), ("3-5", 5), ("it is .5", 0.5),
         ("1,234,567.5 dollars", 1234567.5), ("-$1,000", -1000), ("1,2,3", 3), ("2e-3", 0.002), ("3/4", 0.75),
         ("is...42", 42), ("− 7 and −8", -8), ("5/0 but 4", 4), ("**12**", 12), ("答案是5", 5), ("v2 and x5", None),
-        ("1.2.3", 1.2), ("no number", None), ("9" * 400, float("inf")), ("1/" + "9" * 400, 0.0),
+        ("1 3/4", 1.75), ("-2 1 / 2", -2.5), ("4\n1/2", 0.5), ("-£5", -5), ("€1,000", 1000), (r"10,\!000", 10000),
+        ("10{,}000", 10000), ("1.2.3", 1.2), ("no number", None), ("9" * 400, float("inf")), ("1/" + "9" * 400, 0.0),
     ],
 )  # fmt: skip
 def test_the_last_number_of_a_text(text, number):
@@ -39,6 +47,9 @@ def test_a_number_is_right_within_its_tolerance():
     assert score(rewards.number(tolerance=0.1), ["3.1", "3.11", "2.9"], [3, 3, 3.0]) == [1, 0, 1]
     assert score(rewards.number(relative=0.01), ["101", "-101", "102", "5"], [100, -100, 100, None]) == [1, 1, 0, None]
     assert score(rewards.number(), ["9" * 400], [3]) == [0]
+    assert score(rewards.number(), ["it is 4", "5"], [[3, 4], [3, "4"]]) == [1, 0]
+    product = 123456789 * 987654321  # beyond what a float tells apart
+    assert score(rewards.number(), [f"{product:,}", str(product + 1)], [product, str(product)]) == [1, 0]
     with pytest.raises(ValueError, match="answer: expected a number, or a text with one, received 'ten'"):
         score(rewards.number(), ["10"], ["ten"])
     with pytest.raises(ValueError, match="tolerance: expected a finite number of 0 or more, received -1"):
@@ -65,7 +76,11 @@ def test_the_last_whole_box_with_braces_in_it(text, content):
         (r"\frac{\sqrt{3}}{2}", r"\dfrac{\sqrt{3}}{2}", 1), ("x + 1", "x+1", 1), ("1+x", "x+1", 0),
         ("1,000", "1000", 1),
         (r"\text{Evelyn}", "Evelyn", 1), (r"\left( 3, \frac{\pi}{2} \right)", r"(3,\frac{\pi}{2})", 1),
-        (r"50\%", "50", 1), ("-3", "3", 0), ("5", None, None),
+        (r"50\%", "50", 1), ("-3", "3", 0), ("5", None, None), ("4", [3, 4], 1), ("−3", "-3", 1), ("€5", "5", 1),
+        (r"1\frac{3}{4}", "1.75", 1), (r"1\frac{3}{4}", "3.25", 0), (r"1 \frac{1}{2}", "5.5", 0), ("1  1/2", "5.5", 0),
+        ("1 1 / 2", r"1\frac{1}{2}", 1), (r"\frac{x+1}{2}", "x+1/2", 0), (r"\frac{1}{2}x", r"\frac{1}{2x}", 0),
+        (r"2 \frac{1}{x}", r"\frac{21}{x}", 0), (r"\frac{2\pi}{3}", r"2\pi/3", 1), (r"\frac{-1}{2}", "-0.5", 1),
+        (r"10,\!000", "10000", 1), ("10{,}000", "10000", 1), ("10 000", "10000", 1),
     ],
 )  # fmt: skip
 def test_a_boxed_answer_is_compared_without_layout(box, answer, right):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from difflib import get_close_matches
@@ -22,7 +23,7 @@ from textenvs.tokens.chats import check_turns, is_chat, plain_text, question_of
 from textenvs.tokens.prompts import RowSource, rows_of
 from textenvs.tokens.row_files import Row, at, kind_of
 from textenvs.tokens.rows import as_numbers
-from textenvs.wrappers.scorers import arguments_of
+from textenvs.wrappers.scorers import arguments_of, event_loop
 
 TYPES: dict[str, tuple[type, ...]] = {
     "integer": (int,), "number": (int, float), "string": (str,), "boolean": (bool,), "array": (list,), "object": (dict,)
@@ -61,7 +62,7 @@ class ToolEnv(gym.Env[Any, str]):
         tools: functions with type hints and a docstring that describes each argument (Google's style).
         rows: as in ``textenvs/TextGeneration-v0``; one is drawn for each episode, by its seed.
         reward: ``f(prompts, completions, **columns)``, lists of one entry, of the answer and the row's columns. None of
-            its numbers is 0.
+            its numbers is 0. It may be a coroutine function.
         task: makes an object in TRL's shape (its ``environment_factory``): ``reset(**row)`` may return text, which is
             put behind the prompt; public methods are tools; ``get_reward()``, if there is one, is asked after each
             turn, and the change is paid, so that an episode is paid its last value however it ends. Then rows need no
@@ -188,6 +189,8 @@ class ToolEnv(gym.Env[Any, str]):
         given |= {"prompts": [self._prompt], "completions": [action], "environments": [self.task]}
         arguments, named = arguments_of(self.reward, given, f"{self._row.place}: reward")
         values = self.reward(*arguments, **named)
+        if inspect.iscoroutine(values):
+            values = asyncio.run_coroutine_threadsafe(values, event_loop(os.getpid())).result()
         values = [0.0] if isinstance(values, list) and values == [None] else values
         return float(as_numbers(values, (1,), f"{self._row.place}: reward")[0])
 

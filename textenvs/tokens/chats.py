@@ -19,7 +19,7 @@ def as_turns(value: object, name: str) -> list[Turn]:
     """The turns in `value`, reduced to role and content.
 
     Raises:
-        ValueError: not a list of turns, an empty list, or an empty turn of the assistant.
+        ValueError: not a list of turns, an empty list, an empty turn of the assistant, or calls outside of the content.
     """
     if not isinstance(value, list) or not value:
         raise ValueError(f"{name}: expected a list of turns, received {value!r}")
@@ -29,6 +29,8 @@ def as_turns(value: object, name: str) -> list[Turn]:
             raise ValueError(f"turn {number}: expected an object with the strings role and content, received {turn!r}")
         if turn["role"] == "assistant" and not turn["content"].strip():
             raise ValueError(f"turn {number}: expected text of the assistant, received {turn['content']!r}")
+        if turn.get("tool_calls"):
+            raise ValueError(f"turn {number}: expected calls of tools as text in content, received tool_calls")
         turns.append({"role": turn["role"], "content": turn["content"]})
     return turns
 

@@ -195,9 +195,20 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
 
 def _json(text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except ValueError as fault:
         raise ValueError(f"expected JSON, received {text[:80]!r} ({fault})") from fault
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    _check_once([name for name, _ in pairs])
+    return dict(pairs)
+
+
+def _check_once(names: Sequence[str]) -> None:
+    """Raise ValueError for a name that occurs more than once: readers silently take the last."""
+    if len(set(names)) < len(names):
+        raise ValueError(f"expected each name once, received {max(names, key=names.count)!r} more than once")
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
@@ -224,13 +235,15 @@ def _bare_lines(path: Path, column: str) -> Iterator[tuple[str, Any]]:
 def _csv(path: Path) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(2**31 - 1)  # long texts
     with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file, strict=True, restkey="", restval="")
+        rows: Any = csv.DictReader(file, strict=True, restval="")
         while True:
             with at(f"{path}:{rows.line_num + 1}"):
+                _check_once([name for name in rows.fieldnames or [] if name])
                 row = next(rows, None)
             if row is None:
                 return
-            more = row.pop("", None)
+            more = row.pop(None, None)
+            row.pop("", None)  # the column of row numbers that pandas writes
             place = f"{path}:{rows.line_num - sum(cell.count(os.linesep[-1]) for cell in row.values())}"
             with at(place):
                 if more:

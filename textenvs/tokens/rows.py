@@ -184,11 +184,13 @@ def check_logprobs(logprobs: Floats, name: str) -> None:
         raise ValueError(f"{name}: expected finite log-probabilities in nats, at most 0; received {logprobs[wrong][0]}")
 
 
-def as_token_ids(observation: object) -> Ids:
-    """``[L]`` or ``[B, L]``, int64; ValueError for what holds no whole numbers, or has another shape."""
+def as_token_ids(observation: object, vocab_size: int) -> Ids:
+    """``[L]`` or ``[B, L]``, int64; ValueError for what holds no ids of the vocabulary, or has another shape."""
     ids = np.asarray(observation)
     if ids.dtype.kind not in "iu" or ids.ndim not in (1, 2) or not ids.size:
         raise ValueError(f"observation: expected token ids [L] or [B, L], received {observation!r:.200}")
+    for wrong in ids[(ids < PAD) | (ids >= vocab_size)].flat:
+        raise ValueError(f"observation: token id {wrong} is outside the vocabulary [0, {vocab_size})")
     return ids.astype(np.int64)
 
 

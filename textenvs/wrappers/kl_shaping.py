@@ -99,6 +99,11 @@ class KLShaping(TokenVectorWrapper):
             raise ValueError(f"beta: expected a finite number of 0 or more, received {value!r}")
         self._beta, self._beta_chosen = float(value), True
 
+    @property
+    def suggested_beta(self) -> float | None:
+        """Beta, if nobody chose it."""
+        return None if self._beta_chosen else self._beta
+
     def suggest_beta(self, value: float | None) -> None:
         """Set beta to ``value``, or to 0.15 for None, unless it was chosen: by an argument, or by setting it."""
         if not self._beta_chosen:

@@ -168,12 +168,12 @@ def _begin(member: _Member, texts: _Texts) -> Future[Any]:
         scorer = member.scorer
         arguments, named = arguments_of(scorer, texts.given, member.place)
     if getattr(member.scorer, "threaded", False):
-        return asyncio.run_coroutine_threadsafe(asyncio.to_thread(scorer, *arguments, **named), _loop(os.getpid()))
+        return asyncio.run_coroutine_threadsafe(asyncio.to_thread(scorer, *arguments, **named), event_loop(os.getpid()))
     call: Future[Any] = Future()
     try:
         values = scorer(*arguments, **named)
         if inspect.iscoroutine(values):
-            return asyncio.run_coroutine_threadsafe(values, _loop(os.getpid()))
+            return asyncio.run_coroutine_threadsafe(values, event_loop(os.getpid()))
         call.set_result(values)
     except Exception as fault:
         call.set_exception(fault)
@@ -181,7 +181,7 @@ def _begin(member: _Member, texts: _Texts) -> Future[Any]:
 
 
 @cache
-def _loop(process: int) -> asyncio.AbstractEventLoop:
+def event_loop(process: int) -> asyncio.AbstractEventLoop:
     """The event loop of a process, in a thread of its own, so that clients keep their loop from call to call and a
     notebook's own is left alone."""
     loop = asyncio.new_event_loop()

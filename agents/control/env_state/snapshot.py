@@ -137,7 +137,7 @@ class Recorder(gym.Wrapper):
         self.recording = True
         for action in () if replay["actions"] is None else replay["actions"]:
             self.step(action[()])
-        if not _same(plain_state.plain(self._last), replay["last"]) or self._total != replay["total"]:
+        if not same(plain_state.plain(self._last), replay["last"]) or self._total != replay["total"]:
             raise ValueError(
                 f"{type(self.unwrapped).__name__} cannot be resumed in mid-episode: its state cannot be read, and "
                 f"replaying the {len(self._actions)} actions since its last reset gave another result. It draws "
@@ -153,11 +153,12 @@ def record(envs: VectorEnv) -> None:
         inner.envs = [env if isinstance(env, Recorder) else Recorder(env) for env in inner.envs]
 
 
-def _same(one: Any, other: Any) -> bool:
+def same(one: Any, other: Any) -> bool:
+    """Whether two captured states, or parts of them, are equal; NaN is equal to itself."""
     if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return len(one) == len(other) and all(map(_same, one, other))
+        return len(one) == len(other) and all(map(same, one, other))
     if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
         return np.array_equal(one, other, equal_nan=np.asarray(one).dtype.kind == "f")
-    return bool(one == other)
+    return bool(one == other or (one != one and other != other))

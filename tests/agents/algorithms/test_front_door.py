@@ -131,6 +131,16 @@ def test_a_token_environment_gets_its_language_model_and_the_batch_path(model_di
     assert same_weights(envs.reference.model, reference)
 
 
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_torchs_global_generator_stays_as_it_was(model_dir, tmp_path, critic):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    agent = PPO(text_envs(model_dir), critic=critic, seed=0).learn(8)
+    agent.predict([1, 2])
+    PPO.load(agent.save(tmp_path / "agent.safetensors"), env=text_envs(model_dir))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_learning_raises_the_score(model_dir):
     scores = []
     agent = PPO(text_envs(model_dir, num_envs=32, beta=0.0), seed=0, learning_rate=1e-2)
@@ -169,6 +179,30 @@ def test_a_policy_is_a_directory_a_model_or_a_module(model_dir, policy):
     agent = PPO(text_envs(model_dir), policy=given)
     expected = AutoModelForCausalLM.from_pretrained(model_dir) if policy in ("directory", "path") else model
     assert same_weights(agent.policy.model, expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"lora": LoraOptions(rank=2)}], ids=["all weights", "adapters"])
+def test_a_model_that_is_also_the_reference_is_refused_since_its_kl_would_stay_0(model_dir, options):
+    model = AutoModelForCausalLM.from_pretrained(model_dir)
+    envs = text_envs(model_dir, reference=model, tokenizer=str(model_dir))
+    said = "expected another model than the environment's reference, received the same object"
+    agent = REINFORCE(text_envs(model_dir), policy=model, **options)
+    with pytest.raises(ValueError, match=said):
+        agent.set_env(envs)
+    with pytest.raises(ValueError, match=said):
+        REINFORCE(envs, policy=agent.policy)
+    assert REINFORCE(envs, policy=copy.deepcopy(model)).learn(8).steps == 8
+
+
+def test_a_part_of_a_model_that_is_frozen_stays_frozen(model_dir):
+    model = AutoModelForCausalLM.from_pretrained(model_dir)
+    frozen = model.get_input_embeddings().weight.requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    agent = REINFORCE(text_envs(model_dir), policy=model, seed=0).learn(8)
+    changed = {name for name, value in agent.policy.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {name for name, value in model.named_parameters() if value is not frozen}
+    whole = REINFORCE(text_envs(model_dir), policy=copy.deepcopy(model).requires_grad_(False))
+    assert all(parameter.requires_grad for parameter in whole.policy.parameters())
 
 
 def test_any_module_that_implements_the_protocol_learns(model_dir):
@@ -229,6 +263,8 @@ def test_an_environment_without_a_language_model_says_what_to_pass(model_dir):
         (lambda d: GRPO(text_envs(d, budget="truncate")), 'budget: expected "terminate" for grpo.*"truncate"'),
         (lambda d: PPO(text_envs(d)).generate("good film"), "prompts: expected a list of texts.*'good film'"),
         (lambda d: PPO(text_envs(d)).generate(["good film"], max_new_tokens=0), "max_new_tokens: .*received 0"),
+        (lambda d: PPO(text_envs(d)).predict([1, 9999]), "observation: token id 9999 is outside the vocabulary"),
+        (lambda d: PPO(text_envs(d)).predict([1, -2]), "observation: token id -2 is outside the vocabulary"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_refused_with_what_would(model_dir, build, said):

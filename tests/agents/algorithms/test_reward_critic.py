@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2Model
 
-from agents import GRPO, PPO
+from agents import GRPO, PPO, REINFORCE
 from agents.functional.schedules import Linear
 from agents.lm.causal_lm import CausalLMPolicy
 from agents.lm.lora import LoraOptions
@@ -160,6 +160,18 @@ def test_the_price_is_the_presets_where_nobody_chose_one_and_each_algorithm_keep
     assert PPO(make(beta=BETA)).env.beta == BETA
     assert PPO(make(), kl_controller=AdaptiveKL(target=1.0, horizon=64)).env.beta == PRICE
     assert PPO(gym.make("textenvs/MovieReview-v0", beta=0.1), batch_size=2).env.beta == 0.1
+
+
+def test_agents_in_one_environment_each_go_on_at_their_own_price_and_charge(make):
+    """The one that was made last set both for all of them."""
+    envs = make()
+    ppo, reinforce, in_the_loss = PPO(envs, seed=0), REINFORCE(envs, seed=0), REINFORCE(envs, seed=0, kl_in="loss")
+    for agent, price, charged in ((ppo, PRICE, True), (reinforce, BETA, True), (in_the_loss, BETA, False)):
+        agent.learn(8)
+        assert agent.metrics["rollout/beta"] == price
+        assert envs.charge is charged
+    envs.beta = 0.3  # chosen, for all
+    assert [agent.learn(8).metrics["rollout/beta"] for agent in (ppo, reinforce)] == [0.3, 0.3]
 
 
 def test_another_environment_goes_on_at_its_own_price_or_else_at_the_one_so_far(make):

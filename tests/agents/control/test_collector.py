@@ -9,6 +9,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorWrapper
 
+from agents import PPO
 from agents.control.collector import StepCollector
 from agents.control.environments import make_vector
 from agents.control.mlp import MLPPolicy
@@ -307,8 +308,73 @@ def test_an_empty_action_mask_after_the_last_step_does_not_stop_the_phantom_step
         assert torch.isfinite(rollout.logprobs[rollout.mask]).all()
 
 
+def test_a_vector_environment_without_final_observations_is_told_what_is_missing():
+    class Old(VectorWrapper):
+        def step(self, actions):
+            *step, info = self.env.step(actions)
+            return *step, {name.replace("final_obs", "final_observation"): value for name, value in info.items()}
+
+    envs = Old(SyncVectorEnv([lambda: Counter(3)], autoreset_mode=AutoresetMode.SAME_STEP))
+    with pytest.raises(ValueError, match=r"info: expected final_obs, as .*SAME_STEP.*received.*'final_observation'"):
+        StepCollector(envs, 5, generator=torch.Generator()).collect(Scripted())
+
+
 def test_a_vector_environment_that_hides_its_autoreset_mode_is_refused():
     envs = SyncVectorEnv([lambda: Counter(3)])
     envs.metadata = {}
     with pytest.raises(ValueError, match="autoreset_mode"):
         StepCollector(envs, 4, generator=torch.Generator())
+
+
+@pytest.mark.parametrize("error", [RuntimeError("lost"), KeyboardInterrupt()])
+@pytest.mark.parametrize("mode", MODES)
+def test_after_a_rollout_that_was_cut_short_the_next_one_begins_with_fresh_resets(mode, error):
+    """Its first action was chosen for the observation before, and the sums of the lost steps were counted."""
+
+    class Flaky(Counter):
+        def step(self, action):
+            if self.episode == 2 and self.clock == 1:
+                raise error
+            return super().step(action)
+
+    envs = SyncVectorEnv([lambda: Flaky(3)], autoreset_mode=mode)
+    scaler = RewardScaler(1, 0.9)
+    collector = StepCollector(envs, 5, generator=torch.Generator(), seed=0, reward_scaler=scaler)
+    collector.collect(Scripted())
+    with pytest.raises(type(error)):
+        collector.collect(Scripted())
+    rollout, metrics = collector.collect(Scripted())
+    assert rollout.observations[0, :3].tolist() == [[3, 0], [3, 1], [3, 2]]
+    assert rollout.mask[0, :3].all()
+    assert metrics["rollout/length_mean"] == 3
+
+
+@pytest.mark.parametrize("made", ["one", "vector", "native"])
+def test_learning_goes_on_in_mid_episode_or_if_somebody_stepped_the_environments_from_fresh_resets(made):
+    """The first action was chosen for the observation that the last rollout ended with."""
+    vector = SyncVectorEnv([lambda: Counter(7)], autoreset_mode=AutoresetMode.SAME_STEP)
+    env = {"one": Counter(7), "vector": vector, "native": "CartPole-v1"}[made]
+    agent = PPO(env, num_envs=1, num_steps=16, minibatch_size=16, epochs=1, hidden=(4,), seed=0)
+    seen, compute_advantages = [], agent.compute_advantages
+
+    def spy(rollout):
+        seen.append(rollout.observations[0])
+        return compute_advantages(rollout)
+
+    agent.compute_advantages = spy
+    state = agent.learn(16).learn(16).state_dict()
+    by_hand = agent.get_env() if made != "one" else env
+    by_hand.reset()
+    by_hand.step(np.array([0]) if made != "one" else 0)
+    agent.learn(16)
+    by_hand.reset()
+    agent.load_state_dict(state)
+    agent.learn(16)
+    if made == "native":
+        assert float(seen[2][0].abs().max()) <= 0.05  # where episodes begin
+    else:
+        on = torch.tensor([0.0, 1.0])
+        assert torch.equal(seen[1][0], seen[0][-1] + on)
+        assert float(seen[2][0, 1]) == 0
+        assert torch.equal(seen[3][0], seen[1][-1] + on)
+        assert agent.metrics["rollout/length_mean"] == 7

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -98,3 +99,38 @@ def test_ratios_beyond_all_numbers_have_the_gradient_of_the_definition():
     assert fast.flat.grad is not None
     expected = torch.cat([p.grad.flatten() for p in plain.parameters()])
     torch.testing.assert_close(fast.flat.grad.sort()[0], expected.sort()[0], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda agent: pickle.loads(pickle.dumps(agent))], ids=["copy", "pickle"]
+)
+def test_a_copy_of_an_agent_trains_on_as_the_agent_does_and_apart_from_it(copied):
+    """Its parameters were views of no vector of its own, and the update failed."""
+    agent = PPO("CartPole-v1", num_envs=2, num_steps=16, minibatch_size=16, epochs=1, hidden=(8,), seed=0).learn(32)
+    other = copied(agent)
+    before = [parameter.clone() for parameter in other.policy.parameters()]
+    agent.learn(32)
+    assert all(map(torch.equal, other.policy.parameters(), before))
+    other.learn(32)
+    assert all(map(torch.equal, other.policy.parameters(), agent.policy.parameters()))
+    assert not torch.equal(before[0], next(other.policy.parameters()))
+
+
+def replace_data(policy):
+    for parameter in policy.parameters():
+        parameter.data = parameter.data + 1.0
+
+
+def replace_a_parameter(policy):
+    policy.actor[0].weight = torch.nn.Parameter(policy.actor[0].weight.detach() + 1.0)
+
+
+@pytest.mark.parametrize("change", [replace_data, replace_a_parameter])
+def test_parameters_that_were_replaced_are_refused_since_training_would_go_by_them(change):
+    agent = PPO("CartPole-v1", num_envs=2, num_steps=16, minibatch_size=16, epochs=1, hidden=(8,), seed=0).learn(32)
+    weights = {name: value + 1.0 for name, value in agent.policy.state_dict().items()}
+    agent.policy.load_state_dict(weights)
+    agent.learn(32)
+    change(agent.policy)
+    with pytest.raises(ValueError, match="change weights by load_state_dict or copy_"):
+        agent.learn(32)

@@ -16,6 +16,7 @@ from agents.control.environments import make_vector
 from agents.control.evaluation import evaluate
 from agents.control.presets import preset_for
 from agents.functional.schedules import Linear
+from agents.interfaces import Evaluation
 
 TINY = PPOConfig(num_envs=2, num_steps=16, epochs=1, hidden=(8,))
 
@@ -103,8 +104,6 @@ def test_a_policy_of_ones_own_learns_through_act_values_and_evaluate_alone():
             return self.value.expand(observations.shape[:-1])
 
         def evaluate(self, observations, actions, mask):
-            from agents.interfaces import Evaluation
-
             logp = self.logits.log_softmax(-1)
             entropy = -(logp.exp() * logp).sum().expand(actions.shape)
             return Evaluation(logp[actions], entropy, self.values(observations))
@@ -113,6 +112,40 @@ def test_a_policy_of_ones_own_learns_through_act_values_and_evaluate_alone():
     agent = PPO("CartPole-v1", TINY, policy).learn(64)
     assert policy.value.item() != 0.0
     assert agent.metrics["rollout/episodes"] > 0
+
+
+class Batched(torch.nn.Module):
+    """Its values are ``[B]`` of observations ``[B, 4]``, as in docs; with dropout and statistics of a batch."""
+
+    keeps_rows = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.5))
+        self.actor, self.critic = torch.nn.Linear(8, 2), torch.nn.Linear(8, 1)
+
+    @torch.no_grad()
+    def act(self, observations, *, deterministic=False, generator=None):
+        logprobs = self.actor(self.body(observations)).log_softmax(-1)
+        actions = torch.multinomial(logprobs.exp(), 1, generator=generator)
+        return actions[:, 0], logprobs.gather(1, actions)[:, 0]
+
+    def values(self, observations):
+        return self.critic(self.body(observations))[:, 0]
+
+    def evaluate(self, observations, actions, mask):
+        hidden = self.body(observations[:, 0])
+        logprobs = self.actor(hidden).log_softmax(-1)
+        entropy = -(logprobs.exp() * logprobs).sum(-1, keepdim=True)
+        return Evaluation(logprobs.gather(1, actions), entropy, self.critic(hidden))
+
+
+def test_a_policy_of_rows_acts_as_it_is_evaluated_dropout_and_batch_statistics_are_off():
+    agent = PPO("CartPole-v1", TINY, Batched()).learn(64)
+    assert agent.metrics["train/logprob_drift"] < 1e-5
+    with pytest.raises(ValueError, match=r"docs/howto/policy.md, received Linear, which lacks act, values, evaluate"):
+        PPO("CartPole-v1", TINY, torch.nn.Linear(4, 2))
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))

@@ -34,6 +34,15 @@ def test_groups_by_name_may_mix_settings(runs):
     assert differing(groups) == [("rate", ["0.1 or 0.2", "0.1"])]
 
 
+def test_groups_of_one_name_are_told_apart_by_their_folders(make_run):
+    """Three settings differ, so each is called as its folder is, and both folders are called alike."""
+    folders = [
+        make_run(f"{place}/ppo", "train_control", {"seed": 0, "a": value, "b": value, "c": value})
+        for place, value in (("x", 1), ("y", 2))
+    ]
+    assert [group.name for group in grouped(folders, [])] == list(map(str, folders))
+
+
 def test_figures_are_means_and_the_probability_of_improvement_by_hand(runs):
     returns, *others = compared(grouped(runs, []))
     assert [mean for mean, _ in returns.means] == pytest.approx([8 / 3, 13 / 3])
@@ -79,6 +88,10 @@ def test_the_command_says_where_the_page_is_and_refuses_what_it_cannot_compare(r
         ([str(tmp_path)], "expected the folder of a training run, received no run"),
         ([str(runs[0]), str(make_run("text"))], "runs of train_control, train_text"),
         ([str(make_run("demo", "demo"))], "runs of demo"),
+        (
+            [str(runs[0]), str(make_run("pendulum", "train_control", {"env": "Pendulum-v1"}))],
+            "expected runs of one environment, received runs of CartPole-v1, Pendulum-v1",
+        ),
         ([str(runs[0]), str(runs[0])], "expected every run once"),
         (["--group", "a"], "expected name=folder,folder, received 'a'"),
         ([str(runs[0]), "--out", str(notes)], "received another file: choose another --out"),

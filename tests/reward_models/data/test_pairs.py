@@ -27,7 +27,7 @@ def test_what_is_written_is_read_again(tmp_path):
         ('{"prompt": "a", "chosen": "b", "rejected": 3}', "'rejected': expected a string, received 3"),
         ('{"prompt": "a", "chosen": "b", "rejected": "c", "margin": -1}', "'margin': expected a finite number"),
         ('{"prompt": "a", "chosen": "b", "rejected": "c", "margin": NaN}', "'margin': expected a finite number"),
-        ('{"prompt": "a", "chosen": "b", "rejected": "c", "margin": "1"}', "'margin': expected a finite number"),
+        ('{"prompt": "a", "chosen": "b", "rejected": "c", "margin": "much"}', "'margin': expected a finite number"),
     ],
 )
 def test_a_line_that_is_not_a_pair_is_named(tmp_path, line, reason):
@@ -142,6 +142,12 @@ def test_rows_that_prefer_nothing_are_left_out_and_counted(tmp_path):
     path.write_text(json.dumps(ties))
     with pytest.raises(ValueError, match=r"3 of 3 rows are ties .* expected rows that prefer one text"):
         read_pairs(path)
+
+
+def test_the_margins_of_a_csv_file_are_numbers(tmp_path):
+    path = tmp_path / "pairs.csv"
+    path.write_text("prompt,chosen,rejected,margin\na,b,c,0.5\na,b,d,\n")
+    assert read_pairs(path) == [pair("a", "b", "c", margin=0.5), pair("a", "b", "d")]
 
 
 def test_a_missing_and_an_empty_file_are_named(tmp_path):

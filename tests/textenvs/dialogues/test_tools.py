@@ -200,6 +200,16 @@ def test_the_answer_is_rewarded_with_the_columns_of_its_row():
     assert none.step("x")[1] == 0.0
 
 
+def test_a_reward_may_be_a_coroutine_function_such_as_a_judge():
+    async def ask(prompt, completion, answer):
+        return float(completion == answer) if completion else None
+
+    env = ToolEnv([add], rows=[{"prompt": "1 + 1?", "answer": "2"}], reward=rewards.judge(ask))
+    for text, paid in (("2", 1.0), ("3", 0.0), ("", 0.0)):
+        env.reset(seed=0)
+        assert env.step(text)[1] == paid
+
+
 def test_a_seed_draws_the_row():
     first, second = tool_env(), tool_env()
     drawn = [first.reset(seed=seed)[0] for seed in range(20)]

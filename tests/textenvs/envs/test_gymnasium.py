@@ -163,6 +163,12 @@ def test_a_scalar_view_needs_one_environment_without_autoreset(make_envs):
         TokenEnv(make_envs(1))
 
 
+@pytest.mark.parametrize("option", [{"num_envs": 2}, {"autoreset_mode": "NextStep"}])
+def test_what_only_several_environments_have_is_refused_for_one(option):
+    with pytest.raises(ValueError, match=f"{next(iter(option))}: gym.make makes a single .*call gym.make_vec"):
+        gym.make("textenvs/TextGeneration-v0", rows=[[1]], vocab_size=4, **option)
+
+
 def test_the_openings_are_many_short_lower_case_and_different():
     from textenvs.assets import OPENINGS
 

@@ -39,6 +39,7 @@ def test_files_and_lists_of_chats_end_where_the_assistant_is_about_to_speak(chat
     [
         ([{"role": "user"}], "turn 1: expected an object with the strings role and content"),
         ([ANSWER], "'messages': expected another role than assistant in the first turn"),
+        ([*ASKED, ANSWER | {"tool_calls": [{}]}], "turn \\d: expected calls of tools as text in content"),
         ([{"role": "teacher", "content": "w1"}], "the chat template rejects these turns: who is that"),
     ],
 )

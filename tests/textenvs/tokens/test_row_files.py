@@ -45,6 +45,14 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path, name):
     assert read_rows(path) == [Row(kept, f"{path}{place}") for kept, place in zip(KEPT, places, strict=True)]
 
 
+def test_the_row_numbers_that_pandas_writes_are_no_column(tmp_path):
+    path = tmp_path / "my.csv"
+    path.write_text(",prompt,answer\n0,film,1\n1,plot,2\n")
+    assert [(row.columns, row.place) for row in read_rows(path)] == [
+        ({"prompt": "film", "answer": "1"}, f"{path}:2"), ({"prompt": "plot", "answer": "2"}, f"{path}:3"),
+    ]  # fmt: skip
+
+
 def test_a_json_file_of_json_lines_and_lines_of_text(tmp_path):
     (tmp_path / "lines.json").write_text("\n".join(map(json.dumps, ROWS)))
     assert [row.columns for row in read_rows(tmp_path / "lines.json")] == KEPT
@@ -70,6 +78,8 @@ def test_a_json_file_of_json_lines_and_lines_of_text(tmp_path):
         ("my.csv", 'a,b\n1,"2\n', r"my\.csv:\d: Error: unexpected end of data"),
         ("my.csv", 'a,b\n1,"[{\'role\': 2}]"\n', r"my\.csv:2: expected JSON"),
         ("my.csv", b'a,b\n1,\xe9\n', r"my\.csv:\d: .*utf-8"),
+        ("my.csv", 'a,b,a\n1,2,3\n', r"my\.csv:1: expected each name once, received 'a' more than once"),
+        ("my.jsonl", '{"a": 1}\n{"a": {"b": 1, "b": 2}}', r"my\.jsonl:2: .*each name once, received 'b'"),
         ("my.docx", "a", r"my\.docx: expected a file of rows"),
     ],
 )  # fmt: skip

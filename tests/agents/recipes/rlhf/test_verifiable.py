@@ -180,14 +180,22 @@ def test_a_reward_that_raises_names_itself_and_the_row_and_the_run_goes_on_where
     assert steps[0] == steps[1]
 
 
-def test_an_agent_whose_reward_failed_is_as_before_and_learns_on_bit_for_bit(model_dir):
+@pytest.mark.parametrize(
+    ("raised", "seen", "said"),
+    [
+        (KeyError("gone"), RewardError, r"scorer\[0\] \(has\) failed on rows\[\d\], .* KeyError: 'gone'"),
+        (KeyboardInterrupt(), KeyboardInterrupt, ""),
+    ],
+    ids=["error", "Ctrl-C"],
+)
+def test_an_agent_whose_reward_failed_is_as_before_and_learns_on_bit_for_bit(model_dir, raised, seen, said):
     def build(calls_until_it_fails=100):
         left = [calls_until_it_fails]
 
         def has(completions, answer):
             left[0] -= 1
             if left[0] < 0:
-                raise KeyError("gone")
+                raise raised
             return [float(word in text.split()) for text, word in zip(completions, answer, strict=True)]
 
         def tokens(completion_ids):
@@ -198,7 +206,7 @@ def test_an_agent_whose_reward_failed_is_as_before_and_learns_on_bit_for_bit(mod
         return GRPO(gym.make_vec("textenvs/TextGeneration-v0", num_envs=8, **options), group_size=4, seed=0), left
 
     undisturbed, (agent, left) = build()[0].learn(32), build(2)
-    with pytest.raises(RewardError, match=r"scorer\[0\] \(has\) failed on rows\[\d\], .* KeyError: 'gone'"):
+    with pytest.raises(seen, match=said):
         agent.learn(32)
     assert agent.steps == 16
     left[0] = 100
