@@ -6,13 +6,13 @@ The three autoreset modes give the same training data:
     NEXT_STEP   the last observation comes back as usual, and one step later a reset pretends to be a step: masked
     DISABLED    the last observation comes back as usual; the collector resets those environments itself
 
-While acting, only the actor runs; the critic and the log-probabilities follow in one pass over the whole rollout.
+How a policy acts meanwhile is in ``agents.control.acting``.
 """
 
 from __future__ import annotations
 
 import warnings
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
+from agents.control.acting import Actor, ActorCritic
 from agents.control.env_state import snapshot as env_state
 from agents.control.environments import add_place, autoreset_mode, reset
 from agents.control.episodes import EpisodeStatistics
@@ -31,18 +32,6 @@ FRESH = (
     "Training goes on from there with fresh resets. To resume in mid-episode, implement state_dict() and "
     "load_state_dict() in the environment, or run scalar environments in a SyncVectorEnv, where they are replayed"
 )
-
-
-class ActorCritic(Protocol):
-    """The part of ``agents.interfaces.Policy`` that collecting steps needs."""
-
-    def act(
-        self, observations: Tensor, *, deterministic: bool = False, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Actions and their log-probabilities, nats."""
-
-    def values(self, observations: Tensor) -> Tensor:
-        """V of each observation, reward units."""
 
 
 class StepCollector:
@@ -104,7 +93,7 @@ class StepCollector:
         rewards = np.empty((num_steps, num_envs), np.float32)
         terminated, truncated, mask = (np.empty((num_steps, num_envs), np.bool_) for _ in range(3))
         finals: list[tuple[int, int, NDArray[np.float32]]] = []
-        actor = _Actor(policy, num_steps, num_envs, self.generator, self.device)
+        actor = Actor(policy, num_steps, num_envs, self.generator, self.device)
         raw[0] = self._observation
         for t in range(num_steps):
             mask[t] = ~self._resetting
@@ -186,7 +175,7 @@ class StepCollector:
     def _judge(
         self,
         policy: Any,
-        actor: _Actor,
+        actor: Actor,
         raw: NDArray[np.float32],
         finals: list[tuple[int, int, NDArray[np.float32]]],
         **per_step: NDArray[Any],
@@ -260,40 +249,6 @@ class StepCollector:
         self.episodes.abandon()
         if self.reward_scaler is not None:
             self.reward_scaler.running[:] = 0.0
-
-
-class _Actor:
-    """Samples actions: with ``choose``, the actor alone, where the policy has it, otherwise with ``act``."""
-
-    def __init__(
-        self, policy: Any, num_steps: int, num_envs: int, generator: torch.Generator, device: torch.device
-    ) -> None:
-        self.policy, self.generator, self.device = policy, generator, device
-        self.quick = hasattr(policy, "choose")
-        self.noise = policy.draw_noise(num_steps, num_envs, generator).to(device) if self.quick else None
-        self._actions: list[Tensor] = []
-        self._logprobs: list[Tensor] = []
-
-    @torch.no_grad()
-    def step(self, t: int, observations: NDArray[np.float32]) -> NDArray[Any]:
-        seen = torch.from_numpy(observations).to(self.device)
-        if self.noise is not None:
-            actions = self.policy.choose(seen, self.noise[t])
-        else:
-            actions, logprobs = self.policy.act(seen, generator=self.generator)
-            self._logprobs.append(logprobs)
-        self._actions.append(actions)
-        return actions.cpu().numpy()
-
-    def evaluated(self, observations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Actions, log-probabilities and values of the whole rollout."""
-        actions = torch.stack(self._actions, 1)
-        if not self.quick:
-            # A copy: the values may be a view of parameters that the update changes.
-            values = self.policy.values(observations.flatten(0, 1)).clone().view(observations.shape[:2])
-            return actions, torch.stack(self._logprobs, 1), values
-        evaluation = self.policy.evaluate(observations, actions, None)
-        return actions, evaluation.logprobs, evaluation.values
 
 
 def _rows(array: NDArray[Any]) -> Tensor:

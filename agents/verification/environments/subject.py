@@ -20,7 +20,8 @@ from agents.algorithms.loading import load_agent
 from agents.algorithms.ppo import PPO
 from agents.config import PPOConfig
 from agents.control import environments
-from agents.control.collector import ActorCritic, StepCollector
+from agents.control.acting import ActorCritic
+from agents.control.collector import StepCollector
 from agents.control.spaces import ActionDecoder, ObservationEncoder
 from agents.rollout import Rollout
 from agents.verification.checks import larger
