@@ -5,7 +5,7 @@ How a batch updates the policy is not here: see ``agents.control`` and ``agents.
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -143,6 +143,7 @@ class Agent:
         elif self.span == (0, 0):
             raise ValueError("expected total_timesteps: there is no interrupted training to continue")
         with ExitStack() as stack:
+            stack.enter_context(self._learning())
             calls = [stack.enter_context(called(callback, self))]
             if self.verbose if progress_bar is None else progress_bar:
                 unit = "texts" if self.collector.counts == "rows" else "steps"
@@ -156,6 +157,10 @@ class Agent:
                 if False in [call(self) for call in calls]:
                     break
         return self
+
+    def _learning(self) -> AbstractContextManager[object]:
+        """Around each ``learn``."""
+        return nullcontext()
 
     def extend(self, total: int) -> list[str]:
         """Let a ``learn`` that was interrupted or has ended go on, by ``learn()``, to ``total`` steps in all.
@@ -195,18 +200,11 @@ class Agent:
 
     def compute_advantages(self, rollout: Rollout) -> Batch:
         """Advantages and returns for a rollout, by GAE."""
-        return rollout.to_batch(
-            generalized_advantages(
-                rollout.rewards,
-                rollout.values,
-                rollout.next_values,
-                rollout.terminated,
-                rollout.ended,
-                gamma=self.config.gamma,
-                lam=self.config.lam,
-                mask=rollout.mask,
-            )
-        )
+        advantages = generalized_advantages(
+            rollout.rewards, rollout.values, rollout.next_values, rollout.terminated, rollout.ended,
+            gamma=self.config.gamma, lam=self.config.lam, mask=rollout.mask,
+        )  # fmt: skip
+        return rollout.to_batch(advantages)
 
     def predict(
         self, observation: object, state: object = None, episode_start: object = None, deterministic: bool = False

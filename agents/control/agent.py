@@ -5,6 +5,8 @@ How a batch updates the policy is not here: see ``agents.control.ppo`` and ``age
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import cached_property
 from typing import Any, TypeVar
@@ -108,23 +110,18 @@ class ControlAgent(Agent):
             normalizer=self.normalizer, reward_scaler=scaler,
         )  # fmt: skip
 
-    def learn(
-        self: Self,
-        total_timesteps: int | None = None,
-        callback: Any = None,
-        log_interval: int = 1,
-        *,
-        progress_bar: bool | None = None,
-    ) -> Self:
-        """As in ``Agent``. Episodes go on where the last call left them, or if somebody else has stepped the
-        environments since then, begin with fresh resets."""
-        collector: Any = self.collector if isinstance(self.collector, StepCollector) else None
-        if collector and collector.left and not env_state.same(collector.left, env_state.capture(collector.envs)):
+    @contextmanager
+    def _learning(self) -> Iterator[None]:
+        """Episodes go on where the last ``learn`` left them, or if somebody else has stepped the environments since
+        then, begin with fresh resets."""
+        collector = self.collector
+        if not isinstance(collector, StepCollector):
+            yield
+            return
+        if collector.left and not env_state.same(collector.left, env_state.capture(collector.envs)):
             collector.restart()
-        super().learn(total_timesteps, callback, log_interval, progress_bar=progress_bar)
-        if collector:
-            collector.left = env_state.capture(collector.envs)
-        return self
+        yield
+        collector.left = env_state.capture(collector.envs)
 
     def set_env(self, env: EnvLike) -> None:
         """Continue in another environment of the same spaces, from its first reset, with the statistics so far;
